@@ -148,7 +148,7 @@ def _run_missing(
     done_text = f"{count - missing} are done, " if missing < count else ""
     console.print(f"{count} trials: {done_text}{allocation}")
     sized = replace(plan, base=plan.base.model_copy(update={"scale": allocation.scale}))
-    run_sweep(sized, todo, count, allocation.at_once, options, folders)
+    run_sweep(sized, todo, count, allocation, options, folders)
 
 
 def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:

@@ -43,10 +43,10 @@ class _Report(TuneReportCallback):  # type: ignore[misc]
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         if "images_seen" in metrics[0]:  # else it is a checkpoint between two validations
-            super().after_report(run_context, [_tune_report(metrics[0], self.metric)], None)
+            super().after_report(run_context, [tune_report(metrics[0], self.metric)], None)
 
 
-def _tune_report(record: Mapping[str, Any], metric: Metric) -> dict[str, float]:
+def tune_report(record: Mapping[str, Any], metric: Metric) -> dict[str, float]:
     """What Tune sees of a record of training."""
     return {SCORE: metric.sign * record[metric.key], IMAGES: record["images_seen"]}
 
@@ -93,7 +93,7 @@ def _train(
     vae.run(experiment, store, callbacks("vae"))
     for split in ("valid", "test") if plan.space.curve else ("valid",):
         sample.run(with_changes(experiment, {"eval": {"split": split}}), store)
-    return _tune_report(selected_record(store, metric.stage), metric), trial_numbers(store, experiment)
+    return tune_report(selected_record(store, metric.stage), metric), trial_numbers(store, experiment)
 
 
 def _build(

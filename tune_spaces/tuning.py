@@ -3,12 +3,14 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
@@ -16,6 +18,7 @@ from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.training.cluster import living_nodes, plan_workers
 from npdraw_dist.training.failures import reason_of
+from npdraw_dist.training.metrics_log import read_metrics
 from npdraw_dist.training.workers import (
     Node,
     describe_gpus,
@@ -25,8 +28,9 @@ from npdraw_dist.training.workers import (
     room,
 )
 from tune_spaces.options import Options
+from tune_spaces.shared_stages import trial_store
 from tune_spaces.space import IMAGES, SCORE, Choice, Space
-from tune_spaces.trial import point_of, run_trial
+from tune_spaces.trial import point_of, run_trial, tune_report
 from tune_spaces.trials import Plan, Trial, TrialResult, find_result, read_results, write_result
 
 # Set before Tune starts.
@@ -39,6 +43,7 @@ ENVIRONMENT = {
 # A trial's driver function only waits for workers. A part of a CPU would keep one of them from starting when
 # trials fill the machine, and Tune demands some resource: one byte of memory.
 DRIVER: dict[str, float] = {"memory": 1}
+LOOK_EVERY_S = 10.0  # at the nodes of the cluster, whose number the trials at once follow
 REDUCTION = 2  # ASHA keeps the better half at each rung
 
 
@@ -48,6 +53,11 @@ class Allocation:
 
     at_once: int
     scale: ScaleConfig
+
+    def fits_now(self) -> int:
+        """How many trials of these workers the cluster has room for as it is now; at least one."""
+        gpus = self.scale.gpus_per_worker if self.scale.use_gpu else 0.0
+        return max(room(living_nodes(), self.scale.cpus_per_worker or 1, gpus) // self.scale.most_workers, 1)
 
     def __str__(self) -> str:
         gpu = f" and {describe_gpus(self.scale.gpus_per_worker)}" if self.scale.use_gpu else ""
@@ -100,9 +110,17 @@ def optuna_search(space: Space, seed: int, done: Sequence[TrialResult]) -> Any:
 
 
 class RecordingASHA(ASHAScheduler):  # type: ignore[misc]
-    """ASHA that tells `on_stop` what it stops; it never stops a trial at the end of its `images`."""
+    """ASHA that tells `on_stop` what it stops; it never stops a trial at the end of its `images`.
 
-    def __init__(self, images: int, on_stop: Callable[[Any, dict[str, Any]], None]) -> None:
+    history: the validations, as results of Tune, of trials that ended before this start of the sweep.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        on_stop: Callable[[Any, dict[str, Any]], None],
+        history: Mapping[str, Sequence[dict[str, float]]] | None = None,
+    ) -> None:
         before_end = max(images - 1, 1)  # no rung at the end: the numbers of a finished trial come after it
         super().__init__(
             time_attr=IMAGES,
@@ -113,6 +131,12 @@ class RecordingASHA(ASHAScheduler):  # type: ignore[misc]
             reduction_factor=REDUCTION,
             stop_last_trials=False,
         )
+        controller: Any = None  # nothing is asked of it
+        for name, results in (history or {}).items():
+            trial: Any = SimpleNamespace(trial_id=name)
+            super().on_trial_add(controller, trial)
+            for result in results:
+                super().on_trial_result(controller, trial, result)
         self._on_stop = on_stop
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
@@ -126,13 +150,21 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
     """Records trials that were stopped or died, and prints a line for each trial.
 
     done: the names of the trials that have a result. They are counted here, since to read all results at the
-    end of each trial takes a time that grows with their square.
+    end of each trial takes a time that grows with their square. follow: sets how many trials run at once.
     """
 
-    def __init__(self, plan: Plan, total: int, done: Iterable[str] = ()) -> None:
-        self.plan, self.total = plan, total
+    def __init__(
+        self, plan: Plan, total: int, done: Iterable[str] = (), follow: Callable[[], None] = lambda: None
+    ) -> None:
+        self.plan, self.total, self.follow = plan, total, follow
+        self._next_look = time.monotonic() + LOOK_EVERY_S
         self.done = set(done)
         self.started = time.monotonic()
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        if time.monotonic() >= self._next_look:
+            self._next_look = time.monotonic() + LOOK_EVERY_S
+            self.follow()
 
     def stopped(self, trial: Any, result: dict[str, Any]) -> None:
         """ASHA calls this before the trial's processes are ended."""
@@ -170,24 +202,34 @@ def run_sweep(
     plan: Plan,
     todo: list[Trial] | None,
     total: int,
-    at_once: int,
+    allocation: Allocation,
     options: Options,
     folders: Sequence[Landmarks],
 ) -> None:
     """Runs the trials `todo` (None: Optuna proposes what is missing of the total); each leaves a result.
 
-    folders: what a node has to see to run a trial.
+    The trials at once follow the number of nodes, unless --max-concurrent-trials is given. folders: what a
+    node has to see to run a trial.
     Returns early when the time is up or on an interrupt.
     """
     done = read_results(plan.run)
     images = getattr(plan.base, plan.decides.stage).images
-    points, search = dict[str, Any](), dict[str, Any]()
+    points, samples = dict[str, Any](), 1
     if todo is None:
-        search["search_alg"] = optuna_search(plan.space, plan.base.seed, done)
-        search["num_samples"] = total - len(done)
+        proposer = optuna_search(plan.space, plan.base.seed, done)
+        search: Any = ConcurrencyLimiter(proposer, max_concurrent=allocation.at_once)
+        samples = total - len(done)
     else:
+        search = BasicVariantGenerator(max_concurrent=allocation.at_once)
         points = {"point": tune.grid_search([trial.point for trial in todo])}
-    callback = SweepCallback(plan, total, (result.trial for result in done))
+
+    def follow() -> None:
+        search.max_concurrent = options.max_concurrent_trials or allocation.fits_now()
+
+    callback = SweepCallback(plan, total, (result.trial for result in done), follow)
+    asha = None
+    if options.scheduler == "asha":
+        asha = RecordingASHA(images, callback.stopped, _history(plan, done))
     function: Any = tune.with_parameters(run_trial, plan=plan, folders=tuple(folders))
     os.environ.update(ENVIRONMENT)
     with tempfile.TemporaryDirectory() as folder:  # for Tune's own state
@@ -196,10 +238,10 @@ def run_sweep(
             param_space=points,
             tune_config=tune.TuneConfig(
                 trial_dirname_creator=lambda trial: str(trial.trial_id),
-                scheduler=RecordingASHA(images, callback.stopped) if options.scheduler == "asha" else None,
-                max_concurrent_trials=at_once,
+                scheduler=asha,
+                search_alg=search,
+                num_samples=samples,
                 time_budget_s=options.time_budget_s,
-                **search,
             ),
             run_config=tune.RunConfig(
                 name="tune",
@@ -211,3 +253,13 @@ def run_sweep(
                 failure_config=tune.FailureConfig(max_failures=plan.base.scale.max_failures),
             ),
         ).fit()
+
+
+def _history(plan: Plan, done: Sequence[TrialResult]) -> dict[str, list[dict[str, float]]]:
+    """The validations that the trials which ended have written, as Tune sees them, by trial."""
+    metric, found = plan.decides, dict[str, list[dict[str, float]]]()
+    for result in done:
+        store = trial_store(plan.run, plan.trial(result.point).experiment, result.trial)
+        rows = read_metrics(store.filesystem, store.path(metric.stage))
+        found[result.trial] = [tune_report(row, metric) for row in rows]
+    return found

@@ -90,25 +90,23 @@ class PatchShard:
 
     def step(self, centroids: NDArray[np.float32]) -> Sums:
         """The sums of the patches nearest to each of the `quantized` `centroids` (K, D)."""
-        from scipy.sparse import csc_matrix  # it takes a moment
-
         k, assign = len(centroids), Assigner(centroids, self._searcher.index(centroids))
 
         def step_chunk(start: int) -> tuple[NDArray[np.float32], NDArray[np.int64], int, float]:
             chunk = self._chunk(start)
             nearest, worst, distance = assign(chunk)
-            ones = np.ones(len(chunk), np.float32)
-            one_hot = csc_matrix((ones, nearest, np.arange(len(chunk) + 1)), (k, len(chunk)))
-            return one_hot @ chunk, np.bincount(nearest, minlength=k), start + worst, distance
+            on_gpu = self._searcher.gpu and torch.cuda.is_available()
+            summed = sums_on(torch.device("cuda"), chunk, nearest, k) if on_gpu else sums(chunk, nearest, k)
+            return summed, np.bincount(nearest, minlength=k), start + worst, distance
 
-        sums, counts = np.zeros(centroids.shape), np.zeros(k, np.int64)
+        total, counts = np.zeros(centroids.shape), np.zeros(k, np.int64)
         farthest, distance = 0, -1.0
         for chunk_sums, chunk_counts, worst, squared in self._map(step_chunk):
-            sums += chunk_sums
+            total += chunk_sums
             counts += chunk_counts
             if squared > distance:
                 farthest, distance = worst, squared
-        return Sums(sums, counts, self.patches[farthest : farthest + 1], distance)
+        return Sums(total, counts, self.patches[farthest : farthest + 1], distance)
 
     def nearest(self, centroids: NDArray[np.float32], count: int) -> Candidates:
         """`count` for each of `centroids` (K, D), or every different patch."""
@@ -149,6 +147,25 @@ class PatchShard:
         order = np.lexsort((rows, self._distances(centroids, rows)), axis=1)
         ordered = np.take_along_axis(rows, order, 1)
         return np.stack([row[unique_rows(self.patches[row])][:count] for row in ordered])
+
+
+def sums(chunk: NDArray[np.float32], nearest: NDArray[np.int64], k: int) -> NDArray[np.float32]:
+    """The sums (K, D) of the rows of `chunk` (n, D) by their centroid `nearest` (n,), on the CPU."""
+    from scipy.sparse import csc_matrix  # it takes a moment
+
+    ones, ends = np.ones(len(chunk), np.float32), np.arange(len(chunk) + 1)
+    found: NDArray[np.float32] = csc_matrix((ones, nearest, ends), (k, len(chunk))) @ chunk
+    return found
+
+
+def sums_on(
+    device: torch.device, chunk: NDArray[np.float32], nearest: NDArray[np.int64], k: int
+) -> NDArray[np.float32]:
+    """`sums` on a device; exact there too, in whatever order it adds."""
+    zeros = torch.zeros(k, chunk.shape[1], device=device)
+    rows, index = torch.from_numpy(chunk).to(device), torch.from_numpy(nearest).to(device)
+    found: NDArray[np.float32] = zeros.index_add_(0, index, rows).cpu().numpy()
+    return found
 
 
 def _with_starts(parts: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[NDArray[np.uint8], int]]:

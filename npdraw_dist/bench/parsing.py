@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,18 @@ from pyarrow.fs import LocalFileSystem
 
 from npdraw_dist.bench.workload import Figures, Workload, median_seconds
 from npdraw_dist.config.load import with_changes
-from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.parses import Parses, ShardFile, to_parquet
 from npdraw_dist.data.repeats import RANGES, RepeatFinder
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import DONE, ShardFolder, ShardWriter
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.pipeline.parse import AT_ONCE, ParseEncoder
+from npdraw_dist.pipeline.stage_job import make_feed
 
 QUICK_IMAGES, FULL_IMAGES = 4_000, 20_000
 REPEATS, SHARD_REPEATS = 7, 5
 ROWS = 1_024  # of a shard
+FEED_BATCH = 128  # of the stream that is measured
 
 
 def run(work: Workload) -> Figures:
@@ -68,6 +71,11 @@ def run_shards(work: Workload) -> Figures:
         figures["parse_shard_us_per_image"] = _image_us(lambda: writer(shard))
         finder = RepeatFinder(LocalFileSystem(), f"{written_to.root}/{DONE}", (shard.name,))
         figures["ids_us_per_image"] = _image_us(lambda: finder((0, RANGES)))
+        (parses,) = (folder / "parses" / "train").iterdir()
+        stream = Parses(LocalFileSystem(), (ShardFile(str(parses), ROWS),))
+        batch = {"batch_size": FEED_BATCH, "micro_batch": FEED_BATCH}
+        steps = make_feed(stream, with_changes(experiment, {"train": batch})).steps(0)
+        figures["stream_us_per_image"] = _image_us(lambda: list(islice(steps, ROWS // FEED_BATCH)))
         for what, where in (("prepare", "data"), ("parse", "parses")):
             size = sum(file.stat().st_size for file in (folder / where / "train").iterdir())
             figures[f"{what}_bytes_per_image"] = size / ROWS

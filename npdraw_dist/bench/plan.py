@@ -14,7 +14,9 @@ from rich.table import Table
 from npdraw_dist.bench.workload import Facts
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.parses import READ_BYTES
 from npdraw_dist.pipeline.progress import results
+from npdraw_dist.pipeline.stage_job import is_streamed, row_bytes
 from npdraw_dist.training.loop import report_interval
 
 
@@ -38,7 +40,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Stage:
-    """What an image takes; fixed_s: the stage as a whole."""
+    """What an image takes; fixed_s: the stage as a whole. requests: to the storage, of the whole stream."""
 
     name: str
     core_us: float = 0.0
@@ -46,6 +48,7 @@ class Stage:
     network_bytes: float = 0.0  # in and out of all nodes
     stored_bytes: float = 0.0
     fixed_s: float = 0.0
+    requests: float = 0.0
 
     def seconds(self, images: float, cluster: Cluster) -> dict[str, float]:
         """Seconds of each resource; the sum is the time that the stage takes."""
@@ -89,16 +92,25 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
             gpu_us = relaxed * gpu_us + (1 - relaxed) * 1e6 / of("vae_hard_step_images_per_s")
     else:
         gpu_us = of(f"{kind}_step_gflops_per_image") / cluster.gpu_gflops * 1e6
+    if cluster.here and experiment.scale.least_workers > 1:
+        gpu_us /= of("two_worker_ratio")
     gradients = 2 * (cluster.nodes - 1) * 4 * of(f"{kind}_parameters")  # twice around a ring of nodes
     network = of("parse_bytes_per_image") + gradients / global_batch(experiment, kind, cluster)
     reports = math.ceil(images / report_interval(int(images), experiment.train.eval_every_images))
-    return Stage(kind, gpu_us=gpu_us, network_bytes=network, fixed_s=reports * cluster.report_s)
+    fixed_s = reports * cluster.report_s
+    if not is_streamed(experiment, int(images)):
+        return Stage(kind, 0.0, gpu_us, network, fixed_s=fixed_s)
+    # Each read, and once the footer of each file; a worker that reads in another order reads them anew.
+    files = math.ceil(images / experiment.data.rows_a_shard)
+    reads = max(math.ceil(images * row_bytes(experiment) / READ_BYTES), files)
+    workers = experiment.scale.least_workers if cluster.here else cluster.gpus
+    requests = reads + min(workers, files) * files
+    return Stage(kind, of("stream_us_per_image"), gpu_us, network, fixed_s=fixed_s, requests=requests)
 
 
 def global_batch(experiment: Experiment, kind: str, cluster: Cluster) -> int:
     """Images of a step of a stage that trains: its batch, or more if a GPU had no micro-batch of it."""
-    size, micro = experiment.batch_of(kind, workers=1)
-    return max(size, micro * cluster.gpus)
+    return max(experiment.batch_of(kind), experiment.train.micro_batch * cluster.gpus)
 
 
 def show(experiment: Experiment, figures: Facts, images: float, gpus: int) -> None:
@@ -106,7 +118,7 @@ def show(experiment: Experiment, figures: Facts, images: float, gpus: int) -> No
     cores = 0 if gpus else int(_number(figures, "cores"))
     cluster = Cluster(gpus) if gpus else Cluster(1, 1, cores, start_s=5.0, here=True)
     where = f"{gpus} GPUs" if gpus else f"the measured machine, {cores} cores"
-    columns = ("stage", "hours", "most of it", "stored, GB", "network, GB")
+    columns = ("stage", "hours", "most of it", "stored, GB", "network, GB", "requests of the stream")
     table = Table(*columns, title=f"{images:,.0f} images on {where}")
     total_s = 0.0
     for stage in stages(experiment, figures, cluster, images):
@@ -114,7 +126,9 @@ def show(experiment: Experiment, figures: Facts, images: float, gpus: int) -> No
         stage_s, most = sum(seconds.values()), max(seconds, key=lambda key: seconds[key])
         total_s += stage_s
         moved = (f"{images * each / 1e9:,.1f}" for each in (stage.stored_bytes, stage.network_bytes))
-        table.add_row(stage.name, f"{stage_s / 3600:.2f}", f"{most} {seconds[most] / stage_s:.0%}", *moved)
+        share = f"{most} {seconds[most] / stage_s:.0%}"
+        asked = f"{stage.requests:,.0f}" if stage.requests else ""
+        table.add_row(stage.name, f"{stage_s / 3600:.2f}", share, *moved, asked)
     results.print(table)
     batch, every = global_batch(experiment, "vae", cluster), experiment.train.eval_every_images
     rate = "as measured" if figures.get("gpu") else f"of {cluster.gpu_gflops:,.0f} GFLOP/s"

@@ -181,12 +181,12 @@ class Trainer:
         hard: a step of the VAE after those with relaxed draws.
         """
         step = size if self.dense else self.micro_batch
-        chunks = [self.batch[start : min(start + step, size)] for start in range(0, size, step)]
+        chunks = [(start, self.batch[start : min(start + step, size)]) for start in range(0, size, step)]
         # The second step of two is past the relaxed draws.
         first, budget = (1, 1 + self.run.config.batch_size) if hard else (0, MANY)
         with flushed_denormals():
-            _, seconds = timed(lambda: self.run.update(first, list(enumerate(chunks)), budget))
-        assert self.run.first_broken_step() is None, "a first step is finite"
+            _, seconds = timed(lambda: self.run.update(first, chunks, budget))
+        assert not self.run.skipped.any(), "a first step is finite"
         return seconds
 
     def facts(self, size: int) -> dict[str, float]:

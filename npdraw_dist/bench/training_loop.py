@@ -57,7 +57,7 @@ def _experiment(work: Workload) -> Experiment:
     """The experiment with at least two micro-batches a batch, a prior of one step, one validation."""
     settings, images = work.experiment.train, QUICK_IMAGES if work.quick else FULL_IMAGES
     batch = max(settings.batch_size, 2 * settings.micro_batch)
-    train = {"batch_size": batch, "eval_every_images": images, "eval_batches": 1}
+    train = {"batch_size": batch, "eval_every_images": images, "eval_images": settings.micro_batch}
     budgets = {"prior": {"images": batch}, "vae": {"images": images}}
     return with_changes(work.experiment, {**budgets, "train": train, "scale": {"use_gpu": False}})
 

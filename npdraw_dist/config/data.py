@@ -3,6 +3,7 @@
 Symbols of the paper: T steps, K parts, P patch side.
 """
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from npdraw_dist.core.grid import Grid
 
 Binarize = Literal["none", "dynamic", "threshold"]
+SHARD_BYTES, SHARD_ROWS = 8 << 20, 8192  # of a shard: a stream reads one of parses in a request
 LEAST_GLYPH = 8  # side in pixels of an image of source fonts
 
 
@@ -54,7 +56,9 @@ class DataConfig(Section):
     binarize: Binarize = Field(
         "dynamic", description="grey to binary: a new Bernoulli draw each time, x > 0.5, or not at all"
     )
-    shard_rows: PositiveInt = Field(2048, description="images per shard")
+    shard_rows: PositiveInt | None = Field(
+        None, description="images per shard; default: as many as hold 8 MB, and 8192 at most"
+    )
     cache_mb: Annotated[NonNegative, NO_EFFECT_ON_RESULT] = Field(
         1024, description="training data up to this size is read into memory once; more is streamed"
     )
@@ -72,6 +76,10 @@ class DataConfig(Section):
         assert self.image_size is not None
         assert channels is not None
         return channels, self.image_size, self.image_size
+
+    @property
+    def rows_a_shard(self) -> int:
+        return self.shard_rows or max(min(SHARD_BYTES // math.prod(self.shape), SHARD_ROWS), 1)
 
     @model_validator(mode="after")
     def _sizes(self) -> Self:

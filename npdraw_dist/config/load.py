@@ -170,44 +170,35 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 # What a resumed run may change. Fingerprints contain these settings too; a resumed run keeps its own values
 # there, and does what is asked now.
 DATA_PATH = "data.path"  # data may be moved; whether they are the same, their identity tells
+RATES = ("prior.learning_rate", "vae.learning_rate", "vae.prior_learning_rate")
 
 
-def may_change(run: Experiment) -> tuple[str, ...]:
+def may_change(run: Experiment, broken: bool = False) -> tuple[str, ...]:
     """The dotted settings that change no result of `run` but by chance, apart from the path of its data.
 
-    train.precision is one of them on a CPU only; the stage knows where it runs.
+    train.precision is one of them on a CPU only; the stage knows where it runs. broken: a stage of the run
+    stopped since its loss was not finite, and may go on with other learning rates.
     """
-    # Other micro-batches have noise of other seeds from the same distribution.
+    # Other micro-batches sum in another order.
     always = ("train.compile", "train.precision", "train.micro_batch")
     # If train.select is best, the checkpoint that a stage passes on depends on when checkpoints are made.
-    return (*always, "train.eval_every_images") if run.train.select == "last" else always
+    return (*always, *(RATES * broken), *(["train.eval_every_images"] * (run.train.select == "last")))
 
 
-def other_settings(run: Experiment, asked: Experiment) -> list[str]:
+def other_settings(run: Experiment, asked: Experiment, broken: bool = False) -> list[str]:
     """The settings by which `asked` is another run than `run`, as "key: old -> new", the path among them."""
-    changed, free = differences(run.deciding(), asked.deciding()), may_change(run)
+    changed, free = differences(run.deciding(), asked.deciding()), may_change(run, broken)
     return [change for change in changed if change.partition(":")[0] not in free]
 
 
-def batch_of_resume(run: Experiment, asked: Experiment, stage: str) -> tuple[int, int]:
-    """The global batch and the micro-batch of a stage of `run` that is carried out as `asked`, in images.
-
-    The micro-batch is the one that `run` began with, lowered for the workers of its first start. Only more
-    workers, or another train.micro_batch, change it.
-    """
-    same = run.train.micro_batch == asked.train.micro_batch
-    workers = asked.scale.most_workers
-    return asked.batch_of(stage, max(workers, run.scale.most_workers) if same else workers)
-
-
-def settle(run: Experiment, asked: Experiment) -> tuple[Experiment, dict[str, Any]]:
+def settle(run: Experiment, asked: Experiment, broken: bool = False) -> tuple[Experiment, dict[str, Any]]:
     """`asked` with the values of `run` where a resume may change them, and those that are asked instead.
 
     The first has the fingerprints of `run`; the second is nested, and empty if nothing differs.
     """
     own: dict[str, Any] = {}
     instead: dict[str, Any] = {}
-    for key in (*may_change(run), DATA_PATH):
+    for key in (*may_change(run, broken), DATA_PATH):
         section, _, name = key.partition(".")
         old, new = (getattr(getattr(experiment, section), name) for experiment in (run, asked))
         own.setdefault(section, {})[name] = old

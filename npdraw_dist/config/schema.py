@@ -18,7 +18,7 @@ from npdraw_dist.config.networks import (
 )
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, ORDERS, KindName
 from npdraw_dist.config.section import FOUND, NO_EFFECT_ON_RESULT, Positive, Section, Seed
-from npdraw_dist.config.training import ScaleConfig, TrainConfig, largest_micro_batch
+from npdraw_dist.config.training import ScaleConfig, TrainConfig
 
 if TYPE_CHECKING:
     from npdraw_dist.core.grid import Grid
@@ -80,21 +80,10 @@ class Experiment(Section):
         """The settings of a stage that trains. Baselines train in stage `vae`."""
         return self.prior if stage == "prior" else self.vae
 
-    def batch_of(self, stage: str, workers: int | None = None) -> tuple[int, int]:
-        """The global batch and the micro-batch of a stage that trains, in images.
-
-        workers: each has a micro-batch; if not given, as many as scale.num_workers allows.
-        """
-        size, most = self._global_batch(stage), workers or self.scale.most_workers
-        return size, largest_micro_batch(size, min(self.train.micro_batch, size // most))
-
-    def _global_batch(self, stage: str) -> int:
+    def batch_of(self, stage: str) -> int:
+        """The global batch of a stage that trains, in images."""
         size = self.train.batch_size
         return min(size, AUTHORS_PRIOR_BATCH) if self.authors.model and stage == "prior" else size
-
-    def validated_in(self, stage: str) -> int:
-        """The most images of a validation, which do not depend on the number of workers."""
-        return self.train.eval_batches * self.batch_of(stage, workers=1)[1]
 
     @property
     def canvas_grid(self) -> "Grid":
@@ -127,7 +116,7 @@ class Experiment(Section):
             raise ValueError("model.kind flow couples halves of z; it takes baseline.latents 2 or more")
         if self.scale.least_workers > self.scale.most_workers:
             raise ValueError(f"scale.num_workers is {self.scale.num_workers}; write the smaller number first")
-        smallest = min(map(self._global_batch, self.stage_names))
+        smallest = min(map(self.batch_of, self.stage_names))
         if self.scale.most_workers > smallest:
             raise ValueError(
                 f"scale.num_workers is {self.scale.num_workers}, but a batch has {smallest} images; lower it"

@@ -4,16 +4,11 @@ import math
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
 from npdraw_dist.config.section import Count, NonNegative, Section, Share
 
 Precision = Literal["auto", "float32", "bfloat16"]
-
-
-def largest_micro_batch(batch_size: int, most: int) -> int:
-    """The largest micro-batch up to `most` that divides a batch."""
-    return max(size for size in range(1, min(batch_size, most) + 1) if batch_size % size == 0)
 
 
 class TrainConfig(Section):
@@ -21,8 +16,7 @@ class TrainConfig(Section):
     batch_size: PositiveInt = Field(128, description="global batch in images, over all workers")
     micro_batch: PositiveInt = Field(
         64,
-        description="most images of one forward pass; noise is seeded by its index. It is lowered where a "
-        "worker would have none, and a resumed run may change it",
+        description="most images of one forward pass of a worker; a resumed run may change it",
     )
     rate_batch: PositiveInt | None = Field(
         None,
@@ -54,7 +48,7 @@ class TrainConfig(Section):
     eval_every_images: PositiveInt = Field(
         20_000, description="validation and checkpoint interval; at least a thousandth of the budget"
     )
-    eval_batches: PositiveInt = Field(8, description="largest number of validation batches")
+    eval_images: PositiveInt = Field(512, description="largest number of validation images")
     select: Literal["last", "best"] = Field(
         "best", description="the weights that a stage passes on: those that validated best, or the last ones"
     )
@@ -83,14 +77,6 @@ class TrainConfig(Section):
     def whole_pixels(self) -> bool:
         """Whether moves take the nearest pixel, so that a mirrored, shifted image keeps its sharpness."""
         return not (self.rotate or self.stretch or self.shear)
-
-    @model_validator(mode="after")
-    def _whole_micro_batches(self) -> Self:
-        if self.batch_size > self.micro_batch and self.batch_size % self.micro_batch:
-            raise ValueError(
-                f"train.micro_batch ({self.micro_batch}) must divide train.batch_size ({self.batch_size})"
-            )
-        return self
 
 
 def _worker_count(value: object) -> int | str:

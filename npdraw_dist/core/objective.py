@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypedDict
 
-import torch
 from torch import Tensor, nn
 
+from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import Batch
 
 Gather = Callable[[Tensor], Tensor]  # a tensor (...) of each rank -> all of them on every rank, (ranks, ...)
@@ -48,10 +48,12 @@ class Objective(nn.Module, ABC):
     def networks(self) -> list[nn.Module]:
         """The modules that are worth compiling: most of the work, and input shapes that do not change."""
 
+    def functions(self) -> list[tuple[object, str]]:
+        """What else is worth compiling: (owner, name of its method), of many small operations."""
+        return []
+
     @abstractmethod
-    def forward(
-        self, batch: Batch, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Batch, progress: float, generator: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss (B,) and metrics by name, each (B,).
 
         progress: the share of the budget that is seen, in [0, 1]. generator: source of the noise of z and x.
@@ -65,7 +67,7 @@ class Objective(nn.Module, ABC):
         return True
 
     @abstractmethod
-    def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
         """Validation metrics by name, each (B,). No training weight enters them."""
 
 

@@ -8,13 +8,13 @@ Shapes: N images, C channels, H x W pixels, T steps, G groups.
 
 import io
 import json
-import pickle
+import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,18 +28,19 @@ from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.storage import read_bytes, write_text
 from npdraw_dist.data.rows import Rows
 
-ROW_GROUP = 256  # rows that are read and shuffled as one; more mix sorted data worse
+ROW_GROUP_BYTES = 1 << 20  # of images in a row group of a file
+# Of rows that a stream reads, and puts in a random order, as one: a request each. A shard is one by default.
+READ_BYTES = 12 << 20
 COLUMNS = ["image", "whether", "where", "what"]  # fields of a Batch
-READ_ROWS = 16 * ROW_GROUP  # rows of one read, so that a large shard is not one large block
 LIST = "files.json"
 MOST_IDS = 1 << 20  # `sample` chooses from so many
 READERS = 16  # threads of one process
-TASKS = 2  # read tasks at once for each rank
-STORE_BYTES = 128 << 20  # each rank's share of Ray's object store
+AHEAD = 3  # reads of a stream at once
+IMAGES_AT_ONCE = 256  # rows of a group that `images` draws
+FOOTERS = 4096  # of files, which a stream keeps
 
 
 class ShardFile(NamedTuple):
@@ -61,8 +62,7 @@ class RowRange(NamedTuple):
 class RowGroups:
     """The rows of some files in groups, each of one file, in the order of the files.
 
-    Prepared files are often sorted, such as by font: groups of many files in random order mix them, whole
-    files do so less. file, start, rows: (G,), the number of its file, its first row there, and its rows.
+    file, start, rows: (G,), the number of its file, its first row there, and its rows.
     """
 
     paths: Sequence[str]
@@ -84,49 +84,38 @@ class RowGroups:
         start = int(self.start[group])
         return RowRange(self.paths[self.file[group]], start + first, start + last)
 
-    def reads(
-        self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]], most: int
-    ) -> list[list[RowRange]]:
-        """The pieces of rows [start, stop) of each range in turn, counted over the groups in `order`.
-
-        Pieces that follow each other are read together, up to `most` rows.
-        """
+    def reads(self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[RowRange]:
+        """The pieces of rows [start, stop) of each range, counted over the groups in `order`."""
         ends = self.rows[order].cumsum()
-        reads: list[list[RowRange]] = []
-        left = 0  # rows that the last read may still have
         for start, stop in ranges:
             position = int(ends.searchsorted(start, "right"))
             while start < stop:
                 group, end = int(order[position]), int(ends[position])
                 before = end - int(self.rows[group])
-                piece = self.piece(group, start - before, min(stop, end) - before)
-                if left < piece.stop - piece.start:
-                    reads.append([])
-                    left = most
-                reads[-1].append(piece)
-                left -= piece.stop - piece.start
+                yield self.piece(group, start - before, min(stop, end) - before)
                 start, position = end, position + 1
-        return reads
 
 
 @contextmanager
-def _opened(path: str, filesystem: fs.FileSystem) -> Iterator[pq.ParquetFile]:
-    """Raises UserError if the file, or what is read of it, is damaged."""
+def _opened(
+    path: str, filesystem: fs.FileSystem, footer: pq.FileMetaData | None = None
+) -> Iterator[pq.ParquetFile]:
+    """footer: of the file, if known. Raises UserError if the file, or what is read of it, is damaged."""
     try:
         # All columns are asked for at once: a store answers each request after a while.
-        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
+        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, metadata=footer) as file:
             yield file
     except (OSError, pa.ArrowInvalid) as error:
         why = f"{path} is no readable shard of parses ({error}); run the stage `parse` again"
         raise UserError(why) from None
 
 
-def read_range(piece: RowRange, filesystem: fs.FileSystem, columns: list[str]) -> pa.Table:
-    """Decodes only the row groups that hold the rows."""
-    with _opened(piece.path, filesystem) as file:
+def read_range(piece: RowRange, filesystem: fs.FileSystem, footer: pq.FileMetaData | None = None) -> pa.Table:
+    """Reads the row groups that hold the rows; all columns, since what lies together is one request."""
+    with _opened(piece.path, filesystem, footer) as file:
         first = _first_rows(file)
         start, stop = first.searchsorted(piece.start, "right") - 1, first[:-1].searchsorted(piece.stop)
-        table = file.read_row_groups(list(range(start, stop)), columns=columns)
+        table = file.read_row_groups(list(range(start, stop)))
     return table.slice(int(piece.start - first[start]), piece.stop - piece.start)
 
 
@@ -134,26 +123,6 @@ def _first_rows(file: pq.ParquetFile) -> NDArray[np.int64]:
     """The first row of each row group, then the rows of all."""
     metadata = file.metadata
     return np.cumsum([0, *(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))])
-
-
-def read_ranges(pieces: Sequence[RowRange], filesystem: fs.FileSystem, columns: list[str]) -> pa.Table:
-    """The rows of all pieces, one after another. A store that is far answers them at once."""
-    with ThreadPoolExecutor(READERS) as pool:
-        return pa.concat_tables(pool.map(lambda piece: read_range(piece, filesystem, columns), pieces))
-
-
-def read_in_task(row: dict[str, NDArray[Any]], filesystem: fs.FileSystem, columns: list[str]) -> pa.Table:
-    """The rows of the pieces that a batch of one row of Ray Data has, pickled."""
-    pieces: list[RowRange] = pickle.loads(row["pieces"][0])  # the stream made it
-    for piece in pieces:
-        if isinstance(filesystem, fs.LocalFileSystem) and not Path(piece.path).exists():
-            import ray
-
-            node = ray.util.get_node_ip_address()
-            raise FileNotFoundError(
-                f"{piece.path} cannot be read from {node}, whose disk is not the shared one"
-            )
-    return read_ranges(pieces, filesystem, columns)
 
 
 @dataclass(frozen=True)
@@ -233,66 +202,55 @@ class Parses:
 
     def images(self, limit: int, seed: int) -> Iterator[torch.Tensor]:
         """At most `limit` images, uint8 (M, C, H, W) of a row group each time, drawn by the seed."""
-        groups = self.groups
+        groups = RowGroups.of(self.files, IMAGES_AT_ONCE)
         for index in np.random.default_rng(seed).permutation(len(groups.rows)):
             if limit <= 0:
                 return
             piece = groups.piece(index, 0, int(groups.rows[index]))
-            table = read_range(piece, self.filesystem, ["image"])
+            table = read_range(piece, self.filesystem)
             images = torch.tensor(_array(table["image"]))[:limit]
             limit -= len(images)
             yield images
 
-    @cached_property
-    def groups(self) -> RowGroups:
-        """What `stream_groups` puts in another order."""
-        return RowGroups.of(self.files, ROW_GROUP)
+    def groups(self, row_bytes: int) -> RowGroups:
+        """What `stream` puts in another order, READ_BYTES each."""
+        return RowGroups.of(self.files, max(READ_BYTES // row_bytes, 1))
 
-    def stream_groups(self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        """Rows [start, stop) of each range, counted over the row groups in `order`, read ahead.
+    def stream(
+        self, groups: RowGroups, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]
+    ) -> Iterator[Batch]:
+        """Rows [start, stop) of each range, counted over the groups in `order`, read ahead by threads.
 
-        In batches of READ_ROWS or less, by threads of this process where Ray does not run, else by Ray Data.
-        `ray.data.read_parquet` keeps no order of files, and fails if a node dies under its footer readers: so
-        the ranges to read are the items of the data set and a map reads them; Ray runs its tasks again.
+        Reading and decoding leave the interpreter to the training step, which a task of Ray Data in the same
+        process did not; `docs/results` has the rates.
         """
-        reads = self.groups.reads(order, ranges, READ_ROWS)
-        if not reads:
-            return
-        if not ray_runs():
-            yield from map(to_batch, self._read_ahead(reads))
-            return
-        import ray  # takes seconds; the other methods do without it
-
-        from npdraw_dist.data.stream_pause import StreamPause
-
-        items = [{"pieces": pickle.dumps(pieces)} for pieces in reads]
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-            read_in_task,  # type: ignore[arg-type]  # Ray's hint knows no tables
-            batch_size=1,
-            batch_format="numpy",
-            fn_kwargs={"filesystem": self.filesystem, "columns": COLUMNS},
-            compute=ray.data.TaskPoolStrategy(size=min(TASKS, len(items))),
-            num_cpus=0,  # the workers of an elastic run take every CPU; they would wait for ever
-        )
-        context = dataset.context
-        context.enable_progress_bars = context.print_on_execution_start = False
-        context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, StreamPause]
-        options = context.execution_options
-        options.preserve_order = True
-        options.resource_limits = options.resource_limits.copy(object_store_memory=STORE_BYTES)
-        tables = dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
-        yield from map(to_batch, tables)
-
-    def _read_ahead(self, reads: Sequence[Sequence[RowRange]]) -> Iterator[pa.Table]:
-        """The rows of each read, while threads make the next ones."""
-        with ThreadPoolExecutor(TASKS) as pool:
-            ahead: deque[Future[pa.Table]] = deque()
-            for pieces in reads:
-                ahead.append(pool.submit(read_ranges, pieces, self.filesystem, COLUMNS))
-                if len(ahead) > TASKS:
+        with ThreadPoolExecutor(AHEAD, "stream") as pool:
+            ahead: deque[Future[Batch]] = deque()
+            try:
+                for piece in groups.reads(order, ranges):
+                    ahead.append(pool.submit(self._read, piece))
+                    if len(ahead) > AHEAD:
+                        yield ahead.popleft().result()
+                while ahead:
                     yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _read(self, piece: RowRange) -> Batch:
+        if isinstance(self.filesystem, fs.LocalFileSystem) and not Path(piece.path).exists():
+            raise FileNotFoundError(f"{piece.path} is not on this machine")
+        return to_batch(read_range(piece, self.filesystem, self._footer(piece.path)))
+
+    @cached_property
+    def _footer(self) -> Callable[[str], pq.FileMetaData]:
+        """The footer of the file at a path, read once."""
+
+        @lru_cache(FOOTERS)
+        def footer(path: str) -> pq.FileMetaData:
+            with _opened(path, self.filesystem) as file:
+                return file.metadata
+
+        return footer
 
     def _tables(self, columns: list[str]) -> list[pa.Table]:
         """All rows of each file, read by threads: Ray Data would take seconds to start."""
@@ -371,7 +329,7 @@ def to_parquet(
 ) -> bytes:
     """The file of a shard: its rows with their parses z (N, T) and squared_error (N,), or without.
 
-    where and what are stored as 0 where whether is 0. row_group: rows of each, ROW_GROUP if None.
+    where and what are stored as 0 where whether is 0. row_group: rows of each, by ROW_GROUP_BYTES if None.
     """
     columns: dict[str, Any] = {
         "id": pa.array(rows.ids, pa.string()),
@@ -387,5 +345,6 @@ def to_parquet(
             "squared_error": np.asarray(squared_error, np.float32),
         }
     buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer, row_group_size=row_group or ROW_GROUP, compression="zstd")
+    size = row_group or max(ROW_GROUP_BYTES // math.prod(rows.images.shape[1:]), 1)
+    pq.write_table(pa.table(columns), buffer, row_group_size=size, compression="zstd")
     return buffer.getvalue()

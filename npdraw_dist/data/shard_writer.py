@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
+import numpy as np
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
@@ -148,7 +149,7 @@ class ShardWriter:
 
     encode: makes files of this suffix. repeated: shard name -> hashes of ids that an earlier shard has too;
     these are rejected. spent: shard name -> CPU seconds of writing it before. across_splits: an id may come
-    in one split only.
+    in one split only. mixed: by this seed the rows of a training shard are in random order.
     """
 
     folder: ShardFolder
@@ -157,6 +158,7 @@ class ShardWriter:
     repeated: dict[str, set[Hash]] = field(default_factory=dict)
     spent: dict[str, float] = field(default_factory=dict)
     across_splits: bool = False
+    mixed: int | None = None
 
     def __call__(self, shard: Shard) -> ShardFacts:
         """Raises UserError if the shard is unreadable as a whole."""
@@ -165,6 +167,8 @@ class ShardWriter:
         rows, repeated = shard.read(), self.repeated.get(shard.name, set())
         if repeated:
             rows = rows.without({name for name in rows.ids if hash_of(name) in repeated})
+        if self.mixed is not None and shard.split == "train":
+            rows = rows.take(np.random.default_rng(self.mixed).permutation(len(rows)))
         encoded, file = Encoded(b""), f"{shard.split}/{shard.name}.{self.suffix}"
         if len(rows):
             encoded = self.encode(rows)

@@ -29,6 +29,7 @@ from npdraw_dist.data.splits import SPLITS, Split, stated_split, subset
 READERS = 8  # threads that read the parts of a shard
 FEW = 1024  # shards of a split that stay as they are: enough for the cores of a cluster, and little work
 MOST_BYTES = 64 << 20  # images of a merged shard
+PARTS, LEAST_ROWS = 8, 2048  # shards of a small set of single files, and the least rows of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,8 @@ class Source:
     def shards(self, split: Split) -> list[Shard]:
         """All shards of a split, in a fixed order. A name means the same rows always."""
         reads = self._reads[split]
-        # A shard of unknown length counts as `data.shard_rows` images.
-        most = MOST_BYTES // (self._data.shard_rows * math.prod(self._data.shape))
+        # A shard of unknown length counts as `data.rows_a_shard` images.
+        most = MOST_BYTES // (self._data.rows_a_shard * math.prod(self._data.shape))
         each = max(min(len(reads) // FEW, most), 1)
         ending = f"x{each}" if each > 1 else ""
         return [
@@ -86,7 +87,8 @@ class Source:
         """What a manifest records, as plain JSON."""
         names = ("background", "fit", "split_by", "source", "path", "fraction", "valid_fraction")
         return {
-            **{name: getattr(self._data, name) for name in (*names, "test_fraction", "shard_rows")},
+            **{name: getattr(self._data, name) for name in (*names, "test_fraction")},
+            "shard_rows": self._data.rows_a_shard,
             "seed": self._seed,
             "shape": list(self._data.shape),
             "splits": {split: self.count(split) for split in SPLITS},
@@ -101,18 +103,19 @@ def listed(
     items: Mapping[Split, Sequence[Any]],
     inputs: Inputs,
 ) -> Source:
-    """A source whose images are all known: exact splits, shards of `data.shard_rows` rows.
+    """A source whose images are all known: exact splits, shards of `data.rows_a_shard` rows or less.
 
+    A small set is cut for the cores of a machine, unless `data.shard_rows` says how.
     items: what `read`, which is picklable, needs for each image of a split. `data.fraction` takes the first
     of the shuffled training items, so subsets are nested and a shard mixes the classes.
     """
     if not items["train"]:
         raise UserError(f"data.source {data.source} has no training image; see --data.path and fractions")
     chosen: dict[Split, Sequence[Any]] = {**items, "train": subset(items["train"], data.fraction, seed)}
-    reads = {
-        split: [partial(read, own[i : i + data.shard_rows]) for i in range(0, len(own), data.shard_rows)]
-        for split, own in chosen.items()
-    }
+    reads: dict[Split, list[Callable[[], Rows]]] = {}
+    for split, own in chosen.items():
+        each = data.shard_rows or min(data.rows_a_shard, max(len(own) // PARTS, LEAST_ROWS))
+        reads[split] = [partial(read, own[start : start + each]) for start in range(0, len(own), each)]
     return Source(data, seed, reads, {split: len(own) for split, own in chosen.items()}, inputs)
 
 

@@ -23,13 +23,14 @@ Result = TypeVar("Result")
 
 AT_ONCE = 4  # items of a thread or a process with one core, where data are at a URI
 TASKS_AT_ONCE = 2  # tasks on a core there; each is a process
+MOST_ACTORS = 4096  # of a pool that grows with the cluster
 FIRST_ITEMS = 8  # for each process that a growing pool starts with: it takes seconds to start one
 
 
 @dataclass(frozen=True)
 class Pool:
     """Processes of Ray with one copy of the work each, and a CPU, or `gpus` GPUs. size: at most, from the
-    start; None: a pool that grows up to one for each CPU."""
+    start; None: a pool that grows to one for each CPU."""
 
     size: int | None = None
     gpus: float = 0.0
@@ -102,7 +103,7 @@ def map_items(
         dataset = dataset.map(checked.__call__, num_cpus=1 / TASKS_AT_ONCE if far else 1)
     else:
         slots = pool.size or sum(int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"])
-        most = max(min(slots, len(rows)), 1)
+        most = max(min(pool.size or MOST_ACTORS, len(rows)), 1)
         first = most if pool.size else max(min(slots, len(rows) // FIRST_ITEMS), 1)
         dataset = dataset.map(
             _Work,  # type: ignore[arg-type]  # Ray's hint knows functions only

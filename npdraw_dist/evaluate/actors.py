@@ -82,11 +82,10 @@ def run(title: str, items: Sequence[Any], total: int, work: Any, pool: Pool | No
     now. Raises the UserError that an item raises.
     """
     if pool is not None and pool.gpus and ray_runs():
-        from npdraw_dist.training.cluster import free_nodes, living_nodes
+        from npdraw_dist.training.cluster import free_now, living_nodes
 
-        free = free_nodes()
-        if not room(free.values(), 0, pool.gpus):
-            console.print(f"{title}: waits for a free GPU: {listed(living_nodes(), free)}")
+        if not room([free_now()], 0, pool.gpus):
+            console.print(f"{title}: waits for a free GPU; nodes: {listed(living_nodes())}")
     results: list[Any] = []
     with stage_progress(title, total) as show:
         done, started = 0, time.perf_counter()

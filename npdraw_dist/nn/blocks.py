@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import PriorSpec
+from npdraw_dist.core.noise import Dropout
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -79,24 +80,6 @@ class ResidualBlock(nn.Module):
         h = self.conv1(F.silu(self.norm1(x)))
         added: Tensor = self.conv2(self.dropout(F.silu(self.norm2(h))))
         return x + added
-
-
-class Dropout(nn.Module):
-    """`nn.Dropout`, whose CPU takes 16 random bits a value from torch's generator, in a third of the time."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p, self.kept = p, max(round((1 - p) * 2**16), 1)  # `kept` values in 2^16 stay
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.kept == 2**16:
-            return x
-        if x.device.type != "cpu":
-            return F.dropout(x, self.p)
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        bits = words.view(torch.int16)[: x.numel()].view(x.shape)
-        mask = (bits < self.kept - 2**15).to(x.dtype)
-        return x * mask.mul_(2**16 / self.kept)
 
 
 class Cache(NamedTuple):

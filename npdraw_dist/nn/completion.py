@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.core import editing
+from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.particles import AlignedRules, FreeRules, Kept, Rules, first_parts, weighted_particles
 from npdraw_dist.nn.prior import StepPrior
-from npdraw_dist.nn.relaxations import Noise, categorical_sample
+from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import log_prob
 
 STEPS = 2**15  # most steps computed at once, of all sequences: each has keys and values in each layer
@@ -109,7 +110,7 @@ class Completer:
     def _walk(self, kept: Kept, drawn: Tensor, what: Tensor, generator: Noise) -> None:
         """Visits free places in random order, again and again. Changes drawn and what, both (B, L)."""
         free = ~kept.places
-        noise = torch.rand(free.shape, generator=generator, device=free.device)
+        noise = uniform(free.shape, generator, self.energy)
         sites, count = noise.masked_fill(~free, 2.0).argsort(1), free.sum(1)  # the free ones first
         rows = count.nonzero()[:, 0]
         for turn in range(self.effort.visits if len(rows) else 0):

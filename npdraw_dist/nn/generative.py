@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import require_images, to_batch
+from npdraw_dist.core.noise import Noise
 from npdraw_dist.nn.likelihoods import binarized, make_likelihood
-from npdraw_dist.nn.relaxations import Noise, total_kl
+from npdraw_dist.nn.relaxations import total_kl
 
 # Most images computed at once. On a CPU, the activations of more do not fit the cache. A GPU waits for
 # launches with fewer. docs/speed.md has the memory of both for each preset.

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from npdraw_dist.config.registry import LIKELIHOODS, load
 from npdraw_dist.core.images import to_float
-from npdraw_dist.nn.relaxations import Noise, categorical_sample
+from npdraw_dist.core.noise import Noise, uniform
+from npdraw_dist.nn.relaxations import categorical_sample
 
 HALF_BIN = 1 / 255
 # Scales below a quarter of HALF_BIN, or of hundreds of times the range, give no better fit than the bounds.
@@ -77,7 +78,7 @@ class Bernoulli(Likelihood):
 
     def sample(self, output: Tensor, generator: Noise) -> Tensor:
         chance = self.mean(output)
-        return (torch.rand(chance.shape, generator=generator, device=chance.device) < chance).float()
+        return (uniform(chance.shape, generator, chance) < chance).float()
 
 
 class DiscretizedLogistic(Likelihood):
@@ -195,7 +196,7 @@ def binarized(images: Tensor, how: str, generator: Noise) -> Tensor:
     """uint8 (B, C, H, W) -> x: `dynamic` draws 0 or 1 by the grey, `threshold` x > 0.5, `none` [0, 1]."""
     x = to_float(images)
     if how == "dynamic":
-        return (torch.rand(x.shape, generator=generator, device=x.device) < x).float()
+        return (uniform(x.shape, generator, x) < x).float()
     return (x > 0.5).float() if how == "threshold" else x
 
 
@@ -233,7 +234,6 @@ def _clipped_mean(location: Tensor, log_scale: Tensor) -> Tensor:
 
 def _draw(location: Tensor, log_scale: Tensor, generator: Noise) -> Tensor:
     """A draw of the discretised logistic in [-1, 1], on the grid of the 256 values."""
-    uniform = torch.rand(location.shape, generator=generator, device=location.device)
-    noise = torch.logit(uniform, eps=1e-7)
+    noise = torch.logit(uniform(location.shape, generator, location), eps=1e-7)
     y = (location + torch.exp(log_scale) * noise).clamp(-1, 1)
     return torch.round((y + 1) * 127.5) / 127.5 - 1

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.images import require_images
+from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
@@ -24,7 +25,6 @@ from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import CanvasStart
 from npdraw_dist.nn.posterior import Posterior
 from npdraw_dist.nn.prior import Prior, StepPrior
-from npdraw_dist.nn.relaxations import Noise
 from npdraw_dist.nn.steps import AlignedLayout, FreeLayout, StepLogits, log_prob
 
 CHOICES = ("whether", "where", "what")  # each has a temperature of its logits; *where* seldom has logits

@@ -19,11 +19,11 @@ from npdraw_dist.core import editing
 from npdraw_dist.core.editing import mask_of, place_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, png, tiled, to_pil
+from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.completion import Completer, Effort
 from npdraw_dist.nn.generative import ANIMATED, SampleTrace, seeded
 from npdraw_dist.nn.networks import Networks
-from npdraw_dist.nn.relaxations import Noise
 
 SHOWN = 16  # drawings of a batch on a page
 COLUMNS, ENLARGED = 8, 2  # drawings in a row of a picture; factor of their size

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.schema import VAEConfig
+from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.objective import Objective, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.likelihoods import binarized
@@ -47,11 +48,11 @@ class PriorObjective(Objective):
     def networks(self) -> list[nn.Module]:
         return list(self.prior.blocks)
 
-    def forward(self, batch: Batch, progress: float, generator: torch.Generator) -> Loss:
+    def forward(self, batch: Batch, progress: float, generator: Noise) -> Loss:
         nll = -self.prior.log_prob(batch.z)
         return nll, {"nll": nll}
 
-    def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
         """The negative log-probability of the parses, in nats."""
         return {"nll": -self.prior.log_prob(batch.z)}
 
@@ -79,7 +80,11 @@ class VAEObjective(Objective):
     def networks(self) -> list[nn.Module]:
         return [*self.model.prior.blocks, self.model.decoder, self.model.posterior.trunk]
 
-    def forward(self, batch: Batch, progress: float, generator: torch.Generator) -> Loss:
+    def functions(self) -> list[tuple[object, str]]:
+        layout = self.model.layout
+        return [(self.model.likelihood, "log_prob"), (layout, "terms"), (layout, "surrogate_kl")]
+
+    def forward(self, batch: Batch, progress: float, generator: Noise) -> Loss:
         config, model, parse = self.config, self.model, batch.z
         x = binarized(batch.images, model.spec.binarize, generator)
         latent = ramp(progress, 0.0, 1.0, config.latent_ramp)
@@ -106,7 +111,7 @@ class VAEObjective(Objective):
         """Whether draws of z are hard after this share of the budget."""
         return progress >= self.relaxed_share
 
-    def _hard(self, x: Tensor, q: StepLogits, generator: torch.Generator, latent: float = 1.0) -> Loss:
+    def _hard(self, x: Tensor, q: StepLogits, generator: Noise, latent: float = 1.0) -> Loss:
         """-ELBO of `draws` hard draws, whose gradient is unbiased.
 
         The score function gives the gradient of what a choice changes. Each draw is measured against the mean
@@ -133,9 +138,7 @@ class VAEObjective(Objective):
         metrics = {"reconstruction": found.log_p, **parts, "elbo": found.log_p - kl}
         return loss.view(k, -1).mean(0), {name: value.view(k, -1).mean(0) for name, value in metrics.items()}
 
-    def _relaxed(
-        self, x: Tensor, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator
-    ) -> Loss:
+    def _relaxed(self, x: Tensor, q: StepLogits, parse: PartSequence, done: float, generator: Noise) -> Loss:
         """The paper's surrogate, which is not a bound: it draws mixtures of parts, and parts in part."""
         model = self.model
         canvas, z = self._draw(q, done, generator)
@@ -145,7 +148,7 @@ class VAEObjective(Objective):
         metrics = {"surrogate": found.log_p - kl, "reconstruction": found.log_p, **parts}
         return self.config.beta * kl - found.log_p, metrics
 
-    def _draw(self, q: StepLogits, done: float, generator: torch.Generator) -> tuple[Tensor, PartSequence]:
+    def _draw(self, q: StepLogits, done: float, generator: Noise) -> tuple[Tensor, PartSequence]:
         """A relaxed draw of q: the canvas with gradients, and the hard z that conditions the prior."""
         tau = ramp(done, TAU_START, self.config.tau_end, 1.0)
         what, gate = gumbel_softmax(q.what, tau, generator), binary_concrete(q.whether, tau, generator)
@@ -159,7 +162,7 @@ class VAEObjective(Objective):
         """The canvas (B, C, h, w) of a relaxed draw; the bench puts the dense reference in its place."""
         return soft_canvas(self.model.bank_parts, what, gate, self.model.grid)
 
-    def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
         """The ELBO of one hard draw of q and its parts."""
         model = self.model
         x = binarized(batch.images, model.spec.binarize, generator)

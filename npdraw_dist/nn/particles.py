@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.orders import Free
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.prior import StepPrior
-from npdraw_dist.nn.relaxations import Noise, categorical_sample
+from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits
 
 NONE, KEPT, OTHER = range(3)  # what a step draws
@@ -86,7 +87,7 @@ class AlignedRules(Rules):
         if logits.where is not None:
             yes = yes + logits.where.log_softmax(-1)[:, step]
         either = torch.logaddexp(yes, no)
-        noise = torch.rand(yes.shape, generator=generator, device=yes.device, dtype=yes.dtype)
+        noise = uniform(yes.shape, generator, yes)
         whether, what = noise < (yes - either).exp(), categorical_sample(logits.what, generator)
         kept, drawn, part = self.kept.places[:, step], self.drawn[:, step], self.what[:, step]
         log_part = logits.what.log_softmax(-1).gather(1, part[:, None])[:, 0]
@@ -219,7 +220,7 @@ def _resampled(log_weight: Tensor, generator: Noise) -> tuple[Tensor | None, Ten
     few = share.square().sum(1) * particles > 2
     if not few.any():
         return None, log_weight.flatten()
-    noise = torch.rand(len(share), 1, generator=generator, device=share.device, dtype=share.dtype)
+    noise = uniform((len(share), 1), generator, share)
     points = (torch.arange(particles, device=share.device) + noise) / particles
     own = torch.arange(particles, device=share.device).expand_as(share)
     index = torch.searchsorted(share.cumsum(1), points).clamp(max=particles - 1)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.networks import TableKind
 from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import Cache, ExactLinear, TransformerBlock
-from npdraw_dist.nn.relaxations import Noise, categorical_sample
+from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits, log_prob
 
 RANK_PER_CHANNEL = 4  # R / W
@@ -214,7 +215,7 @@ class StepPrior(nn.Module, ABC):
         used: (B, L) bool, places to leave out unless all are used.
         """
         chance = torch.sigmoid(self.whether_head(h)[:, 0] / temperature)
-        whether = torch.rand(chance.shape, generator=generator, device=h.device, dtype=h.dtype) < chance
+        whether = uniform(chance.shape, generator, h) < chance
         if self.where_head is None:
             where = torch.full_like(whether, step, dtype=torch.int64)
         else:

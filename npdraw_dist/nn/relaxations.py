@@ -14,22 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.noise import Noise, gumbel, normal, uniform
 from npdraw_dist.core.paste import paste_aligned
 from npdraw_dist.nn.blocks import at_least_float32, exactly
-
-Noise = torch.Generator | None  # where random numbers come from; None: torch's own generator
-
-
-def gumbel_noise(like: Tensor, generator: Noise) -> Tensor:
-    """Independent standard Gumbel draws of the shape and type of `like`, always finite."""
-    exponential = torch.empty(like.shape, device=like.device, dtype=like.dtype)
-    exponential.exponential_(generator=generator)
-    return -exponential.clamp_(min=torch.finfo(like.dtype).tiny).log_()
 
 
 def _perturbed(logits: Tensor, generator: Noise) -> Tensor:
     logits = at_least_float32(logits)
-    return logits + gumbel_noise(logits, generator)
+    return logits + gumbel(generator, logits)
 
 
 def gumbel_softmax(logits: Tensor, tau: float, generator: Noise) -> Tensor:
@@ -55,14 +47,13 @@ def categorical_sample(logits: Tensor, generator: Noise) -> Tensor:
 def bernoulli_sample(logits: Tensor, generator: Noise) -> Tensor:
     """logits (...) -> draws 0.0 or 1.0 (...), without a gradient."""
     chance = torch.sigmoid(at_least_float32(logits.detach()))
-    noise = torch.rand(chance.shape, generator=generator, device=chance.device, dtype=chance.dtype)
-    return (noise < chance).to(chance.dtype)
+    return (uniform(chance.shape, generator, chance) < chance).to(chance.dtype)
 
 
 def binary_concrete(logits: Tensor, tau: float, generator: Noise) -> Tensor:
     """logits (...) -> relaxed draws in (0, 1) at temperature `tau` (Maddison et al. 2017, appendix B)."""
     logits = at_least_float32(logits)
-    first, second = gumbel_noise(logits, generator), gumbel_noise(logits, generator)
+    first, second = gumbel(generator, logits), gumbel(generator, logits)
     return torch.sigmoid((logits + first - second) / tau)
 
 
@@ -122,9 +113,7 @@ class Gaussian:
 
     def sample(self, generator: Noise, temperature: float = 1.0) -> Tensor:
         """(..., Z), with gradients in mean and log_std. temperature: multiplies the standard deviations."""
-        shape, like = self.mean.shape, self.mean
-        noise = torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-        return self.mean + temperature * self.log_std.exp() * noise
+        return self.mean + temperature * self.log_std.exp() * normal(generator, self.mean)
 
     def standardised(self, z: Tensor) -> Tensor:
         """How many standard deviations z (..., Z) is from the mean."""

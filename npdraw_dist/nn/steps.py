@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.orders import Free
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import at_least_float32
-from npdraw_dist.nn.relaxations import Noise, categorical_sample, kl_bernoulli, kl_categorical, total_kl
+from npdraw_dist.nn.relaxations import categorical_sample, kl_bernoulli, kl_categorical, total_kl
 
 NEVER = -1e9  # stands for the log-probability -inf, but has a finite gradient
 
@@ -204,7 +205,7 @@ def log_normalizer(logits: Tensor, most: int) -> Tensor:
 @torch.no_grad()
 def sample_subset(logits: Tensor, most: int, generator: Noise) -> Tensor:
     """logits (B, L) -> bool (B, L), one subset for each row."""
-    noise = torch.rand(logits.shape, generator=generator, device=logits.device)
+    noise = uniform(logits.shape, generator, logits)
     if most >= logits.shape[1]:
         return noise < torch.sigmoid(logits)
     tables = _by_count(logits, most)

@@ -54,7 +54,7 @@ def on_gpu(
         return work(device, *arguments), 0.0
     import ray
 
-    from npdraw_dist.training.cluster import free_nodes, living_nodes
+    from npdraw_dist.training.cluster import free_now, living_nodes
 
     share = _share(scale)
     own = COMPUTE if workers.can_grow() else {}
@@ -70,8 +70,8 @@ def on_gpu(
         ready = process.ready.remote()
         while not ray.wait([ready], timeout=WAIT_S)[0]:
             what = f"a process with a CPU and {workers.describe_gpus(share)} has not started yet"
-            free = workers.listed(living_nodes(), free_nodes())
-            console.print(f"{title}: {what}; free: {free}", markup=False)
+            nodes = f"nodes: {workers.listed(living_nodes())}; free: {free_now()}"
+            console.print(f"{title}: {what}; {nodes}", markup=False)
         ray.get(ready)
         result, core_seconds = ray.get(process.run.remote(work, arguments))
         return result, core_seconds

@@ -58,11 +58,13 @@ def claim(asked: Experiment, store: Store, needed: bool | None = None) -> tuple[
         _write(store, asked, identify(source.inputs))
         return asked, fresh
     run = store.config()
-    others = [change for change in other_settings(run, asked) if not change.startswith(f"{DATA_PATH}:")]
+    broken = store.is_broken()
+    changes = other_settings(run, asked, broken)
+    others = [change for change in changes if not change.startswith(f"{DATA_PATH}:")]
     recorded = read_inputs(store)
     same_data = not others and recorded is not None and _holds_data(run, asked, store, recorded, needed)
     store.claim(asked, same_data)
-    own, store.asked = settle(run, asked)
+    own, store.asked = settle(run, asked, broken)
     return own, False
 
 

@@ -150,6 +150,7 @@ def _write(
     if folder.owner() != folder.made_from:
         store.remove(FOLDER)
     folder.claim()
-    splits, writer = needed_splits(experiment), ShardWriter(folder, encoder)
+    # Data are often sorted, such as by font, and a stream mixes only what it reads together.
+    splits, writer = needed_splits(experiment), ShardWriter(folder, encoder, mixed=experiment.seed)
     with stage_progress(STAGE, source.count(*splits) or 0) as show:
         return write_shards(writer, source, experiment.data, show, Pool(), splits)

@@ -28,7 +28,6 @@ from npdraw_dist.pipeline import bank, inputs, parse, prior, sample, vae
 from npdraw_dist.pipeline.models import source_parts
 from npdraw_dist.pipeline.progress import console, logged
 from npdraw_dist.pipeline.progress import results as printed
-from npdraw_dist.pipeline.stage_job import is_streamed
 from npdraw_dist.pipeline.store import CONFIG, FOLDERS, Store, finished
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import plan
@@ -85,7 +84,7 @@ def prepare_run(
         return experiment, missing, None
     if track is not None:
         require_extra(f"--track {track}", track, track)
-    counts = check(experiment, store, missing)
+    check(experiment, store, missing)
     held = stack.enter_context(store.lease())
     if new:
         experiment, is_new = inputs.claim(experiment, store)
@@ -99,7 +98,7 @@ def prepare_run(
 
         start_ray(experiment.scale)
         require_shared(inputs.folders(store, missing))
-    require_workers(experiment, counts, missing)
+    require_workers(experiment, missing)
     stack.enter_context(tracked(store.as_asked(experiment), store, track))
     return experiment, missing, held
 
@@ -199,7 +198,7 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts
     if set(stages) & set(TRAINING):
         require_compiler(experiment.train.compile)
     if is_local():
-        require_workers(experiment, counts, stages)
+        require_workers(experiment, stages)
     size, there = expected_size(experiment, counts, stages), 0
     if store.is_local:  # what an earlier start of the run wrote needs no space again
         paths = [store.path(FOLDERS[stage]) for stage in stages if stage in FOLDERS]
@@ -264,17 +263,15 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
         )
 
 
-def require_workers(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> Workers:
+def require_workers(experiment: Experiment, stages: Sequence[str]) -> Workers:
     """The workers of the stages, in the running Ray, in the one that will start here, or without Ray.
 
     Raises UserError if they do not fit. Bank and parse need a GPU only if scale.use_gpu says so.
     """
-    scale, reading = experiment.scale, False
-    if set(stages) & set(TRAINING):
-        reading = is_streamed(experiment, counts.get("train") or 0)
-    elif not scale.here:
+    scale = experiment.scale
+    if not scale.here and not set(stages) & set(TRAINING):
         scale = scale.model_copy(update={"num_workers": 1, "cpus_per_worker": None})
-    return plan_local(scale, reading) if is_local() and not scale.here else plan(scale, reading)
+    return plan_local(scale) if is_local() and not scale.here else plan(scale)
 
 
 def expected_size(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> Size:

@@ -7,6 +7,7 @@ Shapes: N images, K parts, C channels, P patch side, H x W pixels.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment, TrainConfig
 from npdraw_dist.core.images import canvas_bytes, ink, tiled
+from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.core.paste import render
@@ -26,7 +28,7 @@ from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import Context
-from npdraw_dist.training.feed import Feed, MemoryFeed, StreamFeed
+from npdraw_dist.training.feed import Feed, MemoryFeed, Share, StreamFeed
 from npdraw_dist.training.loop import Budget, Data, Paint, train
 
 Start = dict[str, Tensor]  # what the weights of a stage begin with: tensors of the model, by name; not all
@@ -38,9 +40,9 @@ CRITERIA = {
     "vae": checkpoint.Criterion("valid/elbo", "max"),
 }
 PICTURED = 16  # samples and reconstructions of a validation
-SHUFFLE_MB = 64  # a stream's shuffle window; the workers hold three of them in all
-SHUFFLE_ROWS = 4096  # least rows of a stream's shuffle window
-PIECE_ROWS = 1024  # least rows of it for each micro-batch
+# A stream's shuffle window has at least two batches, so many bytes, and so many for each image of a batch.
+# The workers hold three of them in all.
+SHUFFLE_BYTES, SHUFFLE_BYTES_EACH = 64 << 20, 256 << 10
 LARGEST_BANK = 400  # parts that are shown
 
 
@@ -93,16 +95,15 @@ def work(job: StageJob, context: Context) -> dict[str, Any]:
 
 
 def make_feed(data: Batch | Parses, experiment: Experiment, rank: int = 0, world_size: int = 1) -> Feed:
-    """The images of one rank: of a batch in memory, or of parses, which Ray Data reads as they are needed."""
-    sizes = (experiment.train.batch_size, experiment.train.micro_batch)
-    ranks = (experiment.seed, rank, world_size)
+    """The images of one rank: of a batch in memory, or of parses, which are read as they are needed."""
+    batch, micro = experiment.train.batch_size, experiment.train.micro_batch
+    share = Share(batch, micro, experiment.seed, rank, world_size)
     if isinstance(data, Batch):
-        return MemoryFeed(data, *sizes, *ranks)
-    batch, micro = sizes
-    # Rows of the shuffle window, all micro-batches together; an epoch has fewer if it is smaller.
-    window = max(SHUFFLE_ROWS, int(SHUFFLE_MB * 2**20 / row_bytes(experiment)))
-    piece = max(2 * micro, PIECE_ROWS, window // (batch // micro))
-    return StreamFeed(data.groups.rows, data.stream_groups, *sizes, piece, *ranks)
+        return MemoryFeed(data, share)
+    size = row_bytes(experiment)
+    window = max(2 * batch, max(SHUFFLE_BYTES, SHUFFLE_BYTES_EACH * batch) // size)
+    groups = data.groups(size)
+    return StreamFeed(groups.rows, partial(data.stream, groups), share, window)
 
 
 def row_bytes(experiment: Experiment) -> int:
@@ -129,13 +130,13 @@ class Moves:
     stage: str
     parser: Parser | None
 
-    def __call__(self, batch: Batch, progress: float, generator: torch.Generator) -> Batch:
+    def __call__(self, batch: Batch, progress: float, noise: Noise) -> Batch:
         """progress: the part of the stage's budget that is seen, in [0, 1]."""
         experiment, own = self.experiment, self.experiment.section_of(self.stage)
         if progress >= 1 - own.plain_images / own.images:
             return batch
         background = experiment.canvas_grid.background
-        images = moved(batch.images, experiment.train, generator, background)
+        images = moved(batch.images, experiment.train, noise, background)
         small = canvas_bytes(images, experiment.grid.downscale)
         return Batch.of(images, batch.z if self.parser is None else self.parser(small).z)
 
@@ -146,30 +147,21 @@ def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | 
     return Moves(experiment, stage, parser) if experiment.train.augmented else None
 
 
-def moved(
-    images: Tensor, settings: TrainConfig, generator: torch.Generator, background: float = 0.0
-) -> Tensor:
+def moved(images: Tensor, settings: TrainConfig, noise: Noise, background: float = 0.0) -> Tensor:
     """uint8 images (B, C, H, W) -> the same, each moved with the chance `augmented`.
 
     Pixels are interpolated bilinearly unless `whole_pixels`. What comes in over the edge is background: 0.0
     black, 1.0 white.
     """
     batch, _, height, width = images.shape
-
-    def uniform(limit: float) -> Tensor:
-        """(B,) in [-limit, limit]."""
-        noise = torch.rand(batch, generator=generator, device=images.device)
-        return (2 * noise - 1) * limit
-
-    chosen = torch.rand(batch, generator=generator, device=images.device) < settings.augmented
-    angle = uniform(settings.rotate * math.pi / 180)
-    across, down = uniform(settings.stretch).exp(), uniform(settings.stretch).exp()
-    slope = uniform(settings.shear)
-    right, lower = uniform(2 * settings.shift / width), uniform(2 * settings.shift / height)
-    side = torch.ones_like(angle)
-    if settings.mirror:  # noise is drawn only then, so that runs without it keep theirs
-        mirrored = torch.rand(batch, generator=generator, device=images.device) < settings.mirror
-        side -= 2 * mirrored.float()
+    drawn = uniform((batch, 8), noise, torch.empty((), device=images.device))
+    chosen, mirrored = drawn[:, 0] < settings.augmented, drawn[:, 1] < settings.mirror
+    turn, *stretches, lean, aside, below = (2 * drawn[:, 2:] - 1).unbind(1)  # in [-1, 1]
+    angle = turn * settings.rotate * math.pi / 180
+    across, down = ((settings.stretch * stretch).exp() for stretch in stretches)
+    slope = lean * settings.shear
+    right, lower = aside * 2 * settings.shift / width, below * 2 * settings.shift / height
+    side = 1 - 2 * mirrored.float()
     cos, sin, aspect = angle.cos(), angle.sin(), height / width
     # From a place of the moved image to that of the image, both in [-1, 1]; `aspect` keeps angles of pixels.
     rows = [
@@ -178,9 +170,9 @@ def moved(
     ]
     places = torch.stack([torch.stack(row, -1) for row in rows], 1)
     grid = F.affine_grid(places, [batch, 1, height, width], align_corners=False)
-    drawn = ink(images, background).float()  # grid_sample fills with 0
+    inked = ink(images, background).float()  # grid_sample fills with 0
     how = "nearest" if settings.whole_pixels else "bilinear"
-    new = F.grid_sample(drawn, grid, how, align_corners=False).round().clamp(0, 255).to(torch.uint8)
+    new = F.grid_sample(inked, grid, how, align_corners=False).round().clamp(0, 255).to(torch.uint8)
     return torch.where(chosen[:, None, None, None], ink(new, background), images)
 
 

@@ -34,6 +34,7 @@ from npdraw_dist.core.storage import (
 from npdraw_dist.data.parses import Parses
 
 CONFIG, INPUTS, METRICS, OPENINGS = "config.yaml", "inputs.parquet", "metrics.json", "test_split.json"
+BROKEN = "stopped.json"  # in the folder of a stage whose loss was not finite too often
 LONGEST_NAME = 200  # bytes; file systems take 255
 FOLDERS = {"bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}  # stage -> its folder
 
@@ -164,6 +165,12 @@ class Store:
             told = f"{shown} is not a config of this version: {error}; take another --name"
             raise UserError(told) from None
 
+    def is_broken(self) -> bool:
+        """Whether a stage stopped since its loss was not finite, and has not finished since."""
+        return any(
+            self.has(stage, BROKEN) and not self.has(stage, "manifest.json") for stage in ("prior", "vae")
+        )
+
     def as_asked(self, experiment: Experiment) -> Experiment:
         """`experiment`, whose settings name the stages of the run, as it is carried out this time."""
         return with_changes(experiment, self.asked) if self.asked else experiment
@@ -181,7 +188,7 @@ class Store:
         settings that differ.
         """
         if self.has(CONFIG):
-            changes = other_settings(self.config(), experiment)
+            changes = other_settings(self.config(), experiment, self.is_broken())
             changed = [one for one in changes if not (same_data and one.startswith(f"{DATA_PATH}:"))]
             if changed:
                 raise UserError(

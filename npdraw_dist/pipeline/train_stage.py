@@ -1,11 +1,12 @@
 """What the stages `prior` and `vae` share: data to the workers, the run, its summary."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from npdraw_dist.config.load import batch_of_resume, flat
+from npdraw_dist.config.load import flat
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
@@ -13,7 +14,7 @@ from npdraw_dist.core.process import device_here
 from npdraw_dist.pipeline import stage_job
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
-from npdraw_dist.pipeline.store import CONFIG, Store, fingerprint_of
+from npdraw_dist.pipeline.store import BROKEN, Store, fingerprint_of
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import RunContext, run_here
 from npdraw_dist.training.early_stopping import fall_text
@@ -57,19 +58,17 @@ def run_stage(
     sent to the workers once. `callbacks` see each report of Ray Train. Raises UserError if the loss turned
     non-finite.
     """
-    own, asked = experiment, store.as_asked(experiment)
-    begun = store.config() if store.has(CONFIG) else asked  # what trials share has no config.yaml
-    experiment = with_settings_of(stage, asked, begun)
+    own, experiment = experiment, with_settings_of(stage, store.as_asked(experiment))
     settings, scale = experiment.train, experiment.scale
     require_compiler(settings.compile)
-    job = _make_job(experiment, store, stage, make_objective, start, own.validated_in(stage))
-    workers = plan(scale, stage_job.is_streamed(experiment, len(job.parses)))
+    job = _make_job(experiment, store, stage, make_objective, start)
+    workers = plan(scale)
     if workers.gpu and settings.precision != own.train.precision:
         raise UserError(
             f"train.precision: {own.train.precision} -> {settings.precision} changes the result on a GPU; "
             "leave it as it was, or take another --name"
         )
-    console.print(f"{stage}: {_shares(experiment, asked.train.micro_batch, workers)}")
+    console.print(f"{stage}: {_shares(experiment, workers)}")
     started = time.perf_counter()
     with stage_progress(stage, job.images) as show:
         display, criterion = StageDisplay(store, stage, show), stage_job.CRITERIA[stage]
@@ -82,19 +81,19 @@ def run_stage(
 
             who, whose = (workers, scale, criterion), (store.filesystem, store.root, stage)
             folders = tuple(store.landmarks())
-            run = TrainRun(stage_job.work, job, job.images, *who, *whose, callbacks, folders)
+            run = TrainRun(stage_job.work, job, *who, *whose, callbacks, folders)
             summary = run_training(run, display)
     # Measured by the clock of this command: the workers' machines may have other times.
     return _trained(own, store, stage, settings.select, summary, time.perf_counter() - started)
 
 
-def plan(scale: ScaleConfig, reading: bool) -> Workers:
-    """The workers in the running Ray, or without Ray. reading: of a stream. Raises UserError if few fit."""
+def plan(scale: ScaleConfig) -> Workers:
+    """The workers in the running Ray, or without Ray. Raises UserError if few fit."""
     if scale.here:
         return worker_here(scale)
     from npdraw_dist.training.cluster import plan_workers
 
-    return plan_workers(scale, reading)
+    return plan_workers(scale, lambda line: console.print(line, markup=False))
 
 
 def _trained(
@@ -102,12 +101,20 @@ def _trained(
 ) -> Trained:
     """summary: of the loop, of rank 0. Prints a warning if validation fell."""
     if "stopped_at_step" in summary:
+        store.write_json({"step": summary["stopped_at_step"]}, stage, BROKEN)
         raise UserError(
-            f"the loss of stage {stage} turned non-finite at step {summary['stopped_at_step']}; the last "
-            f"good checkpoint, if there is one, is kept in {store.path(stage)} (lower the learning rate)"
+            f"the loss of stage {stage} turned non-finite too often, at last at step "
+            f"{summary['stopped_at_step']}; the last checkpoint, if there is one, is kept in "
+            f"{store.path(stage)}, and the same command with a lower --{stage}.learning_rate goes on"
         )
     found = selected_checkpoint(store, stage, select)
     tensors, progress = found.loaded
+    if not math.isfinite(progress["record"].get(stage_job.CRITERIA[stage].name, 0.0)):
+        store.write_json({"step": progress["record"]["step"]}, stage, BROKEN)
+        raise UserError(
+            f"the loss of stage {stage} turned non-finite, and its weights are of no use; delete "
+            f"{store.path(stage)}, and give the same command with a lower --{stage}.learning_rate"
+        )
     seen, earlier_s = progress["record"]["images_seen"], summary.pop("earlier_s")
     manifest = {
         "fingerprint": fingerprint_of(experiment, stage),
@@ -125,15 +132,9 @@ def _trained(
     return manifest, tensors, progress["record"]
 
 
-def with_settings_of(stage: str, experiment: Experiment, begun: Experiment | None = None) -> Experiment:
-    """`experiment` whose section `train` has the batch of this stage.
-
-    begun: how the run began, if it did (`config.load.batch_of_resume`).
-    """
-    begun = begun or experiment
-    size, micro = batch_of_resume(begun, experiment, stage)
-    batches = -(-begun.validated_in(stage) // micro)
-    changes = {"batch_size": size, "micro_batch": micro, "eval_batches": batches}
+def with_settings_of(stage: str, experiment: Experiment) -> Experiment:
+    """`experiment` whose section `train` has the batch of this stage."""
+    changes = {"batch_size": experiment.batch_of(stage)}
     return experiment.model_copy(update={"train": experiment.train.model_copy(update=changes)})
 
 
@@ -150,9 +151,7 @@ def _make_job(
     stage: str,
     make_objective: stage_job.MakeObjective,
     start: stage_job.Start,
-    validated: int,
 ) -> stage_job.StageJob:
-    """validated: the most images of a validation."""
     parses = store.parses("train")
     streamed = stage_job.is_streamed(experiment, len(parses))
     size = len(parses) * stage_job.row_bytes(experiment) / 2**20
@@ -166,7 +165,7 @@ def _make_job(
     pictures = {} if bank is None else {"bank": stage_job.bank_sheet(bank)}
     events = Events(store.filesystem, store.path(stage))
     events.begin(flat(experiment.deciding()), stage_job.CRITERIA[stage].name, pictures)
-    valid = validation_images(store, validated, experiment.seed)
+    valid = validation_images(store, experiment.train.eval_images, experiment.seed)
     train = None if streamed else parses.in_id_order()
     given: Any = stage_job.Given(start, valid, train, None if bank is None else bank.parts)
     if not experiment.scale.here:
@@ -205,16 +204,13 @@ def selected_record(store: Store, stage: str) -> Record:
     return next(record for record in reversed(records) if record["images_seen"] == seen)
 
 
-def _shares(experiment: Experiment, given: int, workers: Workers) -> str:
-    """Who trains, and how the global batch, which does not depend on their number, is divided among them.
-
-    given: train.micro_batch before the batch of the stage lowered it.
-    """
-    settings, batch, micro = experiment.train, experiment.train.batch_size, experiment.train.micro_batch
-    count = batch // micro
-    most = " to ".join(str(n) for n in sorted({-(-count // n) for n in (workers.least, workers.most)}))
-    lowered = "" if micro == min(given, batch) else f" (train.micro_batch {given} is lowered to it)"
-    scale = "" if settings.rate_scale == 1 else f"; learning rates x {settings.rate_scale:.3g}"
+def _shares(experiment: Experiment, workers: Workers) -> str:
+    """Who trains, and how the global batch, which does not depend on their number, is divided among them."""
+    settings, batch = experiment.train, experiment.train.batch_size
+    shares = sorted({-(-batch // count) for count in (workers.least, workers.most)})
     who = f"this process, {workers.cpus} thread{'s' * (workers.cpus > 1)}"
-    parts = f"{count} micro-batches of {micro}{lowered}, at most {most} a worker"
-    return f"{who if experiment.scale.here else workers}, a global batch of {batch} in {parts}{scale}"
+    scale = "" if settings.rate_scale == 1 else f"; learning rates x {settings.rate_scale:.3g}"
+    return (
+        f"{who if experiment.scale.here else workers}, a global batch of {batch}, at most "
+        f"{' to '.join(map(str, shares))} a worker, in micro-batches of {settings.micro_batch} or less{scale}"
+    )

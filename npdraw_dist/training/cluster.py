@@ -1,12 +1,11 @@
 """What a cluster has, the workers that fit it, and whether every node sees the folders of a run."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
 import torch
-from ray._private import state as ray_state
 from ray.autoscaler.sdk import request_resources
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -15,7 +14,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks, differences, require_seen
 from npdraw_dist.training.workers import Node, Workers, can_grow, fit, is_local, listed, plan_local
 
-POLL_S = 1.0
+POLL_S, SAY_EVERY_S = 1.0, 60.0
 NODE_TIMEOUT_S = 120  # for an idle task on a node, which may be busy or read Python from a shared disk
 
 
@@ -24,11 +23,9 @@ def living_nodes() -> list[Node]:
     return [Node.of(node["Resources"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]
 
 
-def free_nodes() -> dict[str, Node]:
-    """What nobody holds on the living nodes now, by address."""
-    free = ray_state.available_resources_per_node()
-    found = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    return {address: Node.of(free.get(name, {}), address) for name, address in found.items()}
+def free_now() -> Node:
+    """What nobody holds now, on all nodes together: Ray tells no more in public."""
+    return Node.of(ray.available_resources())
 
 
 def require_gpu(scale: ScaleConfig) -> None:
@@ -37,23 +34,28 @@ def require_gpu(scale: ScaleConfig) -> None:
         plan_local(scale.model_copy(update={"num_workers": 1, "cpus_per_worker": None}))
 
 
-def plan_workers(scale: ScaleConfig, reading: bool = False) -> Workers:
+def plan_workers(scale: ScaleConfig, say: Callable[[str], None] = print) -> Workers:
     """The workers that fit the cluster; asks for nodes, and waits for them up to scale.wait_s.
 
-    reading: leave one CPU to a stream, beyond the least workers. Raises UserError that names what is missing.
+    say: what it waits for, at once and each minute. Raises UserError that names what is missing.
     """
-    deadline = time.monotonic() + scale.wait_s * can_grow()
+    started = said_at = time.monotonic()
+    deadline = started + scale.wait_s * can_grow()
     asked = False
     while True:
         nodes = living_nodes()
         try:
-            workers = fit(scale, reading, nodes)
+            workers = fit(scale, nodes)
             if asked:
                 request_resources(bundles=[])  # Ray Train makes its own request
             return workers
         except UserError as error:
             if time.monotonic() >= deadline:
                 raise UserError(f"{error}; nodes: {listed(nodes)}") from None
+            if not asked or time.monotonic() - said_at >= SAY_EVERY_S:
+                said_at = time.monotonic()
+                waited = f"{said_at - started:.0f} of {scale.wait_s} s"
+                say(f"waits for nodes ({waited}): {error}; nodes: {listed(nodes)}")
         if not asked:  # only an autoscaler reacts to it
             gpus = scale.gpus_per_worker if scale.use_gpu else 0.0
             each = Workers(1, 1, scale.cpus_per_worker or 1, gpus).resources

@@ -26,7 +26,9 @@ from npdraw_dist.training.metrics_log import RECENT_ROWS, Events, Journal, Pictu
 
 PARTIAL = ".checkpoint-"  # begins the name of a checkpoint that is being written
 SHOW_EVERY_S = 0.5
-SAVE_EVERY_S = 20.0  # while a node of the run is about to be taken away
+MOST_STEPS = 1000  # between two looks
+LOOK_EVERY_S = 2.0  # for a notice that a node of the run is about to be taken away
+SAVE_EVERY_S = 20.0  # after a notice
 
 BUCKETS = 4  # groups of gradients, averaged while the backward pass goes on
 LEAST_BUCKET_MB, LARGEST_BUCKET_MB = 1.0, 25.0  # below, latency counts more; above is torch's default
@@ -51,6 +53,7 @@ class Context:
     """One rank of a run: here the only one, in a plain process, which keeps nothing."""
 
     rank, world_size = 0, 1
+    removes_saved = False  # whether it removes the folder of a checkpoint, once that is kept
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
@@ -127,7 +130,7 @@ class RunContext(Context):
     def save(self, saved: Path | None, name: str) -> None:
         self.check()
         # Where less is better, Ray Train takes a missing metric for the best one; NaN is always the worst.
-        self.publish({self.criterion.name: math.nan}, saved, name)
+        self.publish({self.criterion.name: math.nan}, saved, name, at_once=True)  # the node goes
 
     def log(self, row: Record) -> None:
         self.check()
@@ -160,8 +163,8 @@ class RunContext(Context):
             self.resumed(found)
         return found
 
-    def publish(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
-        """Keeps the checkpoint folder `saved`, of rank 0."""
+    def publish(self, metrics: dict[str, Any], saved: Path | None, name: str, at_once: bool = False) -> None:
+        """Keeps the checkpoint folder `saved`, of rank 0; `at_once`: before training goes on."""
         assert saved is not None
         if isinstance(self.filesystem, fs.LocalFileSystem):
             move_in(saved, Path(self.folder) / name)
@@ -214,6 +217,8 @@ def ddp_settings(module: nn.Module) -> dict[str, Any]:
 class RayContext(RunContext):
     """A worker of the Ray Train (V2) run in `folder`. began: Unix time at which its stage began."""
 
+    removes_saved = True  # training goes on while a checkpoint is uploaded
+
     def __init__(
         self, filesystem: fs.FileSystem, folder: str, criterion: Criterion, mailbox: Any, began: float
     ) -> None:
@@ -231,6 +236,8 @@ class RayContext(RunContext):
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self._watched = os.environ.get(PREEMPTION_WATCHER) != "0"
         self._saved_at = -SAVE_EVERY_S
+        self._steps, self._gap = 0, 1  # since the last look for a notice, and from it to the next
+        self._looked_at = time.monotonic()
 
     def wrap(self, module: nn.Module) -> nn.Module:
         # Parameters that a stage does not train have requires_grad off, so DDP waits for none in vain.
@@ -258,22 +265,34 @@ class RayContext(RunContext):
             return found._replace(progress=load(folder))
 
     def must_save(self) -> bool:
-        if not self._watched:
+        self._steps += 1
+        if not self._watched or self._steps < self._gap:
             return False
-        # Ray's watcher tells every worker of a drained node. Rank 0 decides, so that all save at one step.
+        told = self._train.get_preemption_info()  # asks all ranks
+        # Rank 0 decides, so that all save, and look again, at one step.
         now = time.monotonic()
-        due = self.rank == 0 and _told_of_preemption() and now - self._saved_at >= SAVE_EVERY_S
+        due = self.rank == 0 and told is not None and now - self._saved_at >= SAVE_EVERY_S
         if due:
             self._saved_at = now
-        return bool(self.sum(torch.tensor(float(due))))
+            ranks = ", ".join(map(str, told.preempted_ranks))
+            self.say(f"the node of rank {ranks} is about to be taken away; a checkpoint is saved")
+        gap = 1 + int(self._steps * LOOK_EVERY_S / max(now - self._looked_at, 1e-3))
+        found = torch.tensor([float(due), float(min(gap, MOST_STEPS))])
+        due, gap = self.sum(found if self.rank == 0 else torch.zeros(2)).tolist()
+        self._steps, self._gap, self._looked_at = 0, int(gap), now
+        return bool(due)
 
-    def publish(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
-        kept = None if saved is None else self._train.Checkpoint.from_directory(saved)
-        self._train.report(metrics, checkpoint=kept, checkpoint_dir_name=name)
-
-
-def _told_of_preemption() -> bool:
-    """Whether Ray told this worker of a draining node; `get_preemption_info` asks all ranks each time."""
-    from ray.train.v2._internal.execution.context import get_train_context
-
-    return get_train_context().preemption_context.preemption_info is not None
+    def publish(self, metrics: dict[str, Any], saved: Path | None, name: str, at_once: bool = False) -> None:
+        """Uploads the checkpoint folder `saved`, beside training unless `at_once`."""
+        if saved is None:
+            self._train.report(metrics, checkpoint_dir_name=name)
+            return
+        # `report` waits for the upload before it, and the end of the worker for all.
+        modes, kept = self._train.CheckpointUploadMode, self._train.Checkpoint.from_directory(saved)
+        self._train.report(
+            metrics,
+            checkpoint=kept,
+            checkpoint_dir_name=name,
+            checkpoint_upload_mode=modes.SYNC if at_once else modes.ASYNC,
+            delete_local_checkpoint_after_upload=True,
+        )

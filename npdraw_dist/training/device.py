@@ -17,7 +17,7 @@ from npdraw_dist.training.feed import prefetched
 BFLOAT16_SINCE = (8, 0)  # compute capability (Ampere)
 AHEAD = 2  # steps whose batches are pinned before they are needed
 
-MicroBatches = list[tuple[int, Batch]]  # (index in the global batch, images)
+MicroBatches = list[tuple[int, Batch]]  # (first row in the global batch, images)
 
 
 def usable(device: torch.device) -> torch.device:
@@ -72,11 +72,18 @@ def prepare_ahead(steps: Iterator[MicroBatches], device: torch.device) -> Iterat
     return prefetched(pinned, AHEAD)
 
 
-def compile_networks(networks: Iterable[nn.Module], device: torch.device) -> None:
-    """Compiles each network in place, on a GPU to a CUDA graph of static shapes; names of weights stay."""
+def compile_networks(
+    networks: Iterable[nn.Module], functions: Iterable[tuple[object, str]], device: torch.device
+) -> None:
+    """Compiles each network and each function, as (owner, name), in place; names of weights stay.
+
+    On a GPU they become CUDA graphs of static shapes.
+    """
     mode = "reduce-overhead" if device.type == "cuda" else "default"
     for network in networks:
         network.compile(mode=mode, dynamic=False)
+    for owner, name in functions:
+        setattr(owner, name, torch.compile(getattr(owner, name), mode=mode, dynamic=False))
 
 
 class Graphs:

@@ -11,14 +11,12 @@ from ray.exceptions import (
     OutOfDiskError,
     OutOfMemoryError,
     RayActorError,
-    RayTaskError,
-    UserCodeException,
 )
 from ray.train import WorkerGroupError
-from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
 
 from npdraw_dist.core.errors import StorageFailed, UserError
 
+SILENT = "WorkerHealthCheckTimeoutError"  # of a worker that does not answer
 LONGEST = 500  # characters of a reason
 CAUSES = ("controller_failure", "health_check_failure", "cause")
 # Ray's store spills to the disk.
@@ -40,9 +38,8 @@ def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
 
 
 def _told(error: BaseException) -> OSError | None:
-    """The storage's error in a task of Ray Data or a controller's start, which Ray keeps as text."""
-    of_task = isinstance(error, RayTaskError) and isinstance(error.cause, UserCodeException)
-    if not of_task and not isinstance(error, ActorDiedError):
+    """The storage's error at the start of Ray Train's controller, which Ray keeps as text."""
+    if not isinstance(error, ActorDiedError):
         return None
     found = re.search(r"^(?:OSError|PermissionError|FileNotFoundError): (.+)$", str(error), re.M)
     return None if found is None else OSError(found[1])
@@ -52,6 +49,12 @@ def first_cause(error: BaseException, *kinds: type[Cause]) -> Cause | None:
     """The first cause of one of these kinds; None if there is none."""
     causes = (cause for chain in cause_chains(error) for cause in chain)
     return next((cause for cause in causes if isinstance(cause, kinds)), None)
+
+
+def cause_named(error: BaseException, name: str) -> BaseException | None:
+    """The first cause whose class has this name: some of Ray Train's classes are not public."""
+    causes = (cause for chain in cause_chains(error) for cause in chain)
+    return next((cause for cause in causes if type(cause).__name__ == name), None)
 
 
 def storage_failed(stage: str, error: BaseException) -> StorageFailed | None:
@@ -86,7 +89,7 @@ class Fate(Enum):
 
 def fate_of(failure: BaseException) -> tuple[Fate, str] | None:
     """What became of a worker, and its node as ` on node A`, ` (A)` or ""; None if it raised an exception."""
-    if first_cause(failure, WorkerHealthCheckTimeoutError) is not None:
+    if cause_named(failure, SILENT) is not None:
         return Fate.SILENT, ""
     died = first_cause(failure, OutOfMemoryError, RayActorError)
     if died is None:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Generic
+from typing import Any, Generic, NamedTuple
 from uuid import uuid4
 
 import psutil
@@ -19,7 +19,6 @@ import ray.train
 import torch
 from pyarrow import fs
 from ray.train.torch import TorchConfig
-from ray.train.v2._internal.exceptions import InsufficientClusterResourcesError
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core import process
@@ -30,11 +29,11 @@ from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import KEPT, Criterion, by_age
 from npdraw_dist.training.cluster import require_here, unusable_gpu
 from npdraw_dist.training.context import Display, Job, RayContext, Result
-from npdraw_dist.training.controller import Restarts, TooManyFailures, Trainer, Waiting
 from npdraw_dist.training.environment import COMPUTE, LOCAL_RAY, ONE_MACHINE, RAY
-from npdraw_dist.training.failures import first_cause, lost_workers, storage_failed
 from npdraw_dist.training.mailbox import start_mailbox
-from npdraw_dist.training.workers import Workers, can_grow, local_cpus, per_gpu
+from npdraw_dist.training.ray_patches import Trainer
+from npdraw_dist.training.restarts import Restarts, Waiting
+from npdraw_dist.training.workers import Workers, local_cpus, per_gpu
 
 OBJECT_STORE_MB = 512  # Ray's object store on a machine of its own
 CONNECT_S = 10
@@ -126,14 +125,13 @@ class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class TrainRun(Generic[Job, Result]):
-    """The Ray Train run `storage`/`name`, of `images`, in which each rank calls `worker` on the job.
+    """The Ray Train run `storage`/`name`, in which each rank calls `worker` on the job.
 
     criterion: which checkpoints are best. callbacks see each report. folders: what each node has to see.
     """
 
     worker: Callable[[Job, RayContext], Result]
     job: Job
-    images: int
     workers: Workers
     scale: ScaleConfig
     criterion: Criterion
@@ -147,16 +145,10 @@ class TrainRun(Generic[Job, Result]):
     def folder(self) -> str:
         return f"{self.storage}/{self.name}"
 
-    def trainer(self, mailbox: Any) -> Trainer:
+    def trainer(self, began: "Began") -> Trainer:
         return Trainer(
             _start_worker,
-            images=self.images,
-            train_loop_config={
-                "run": replace(self, callbacks=()),
-                "mailbox": mailbox,
-                "began": time.time(),
-                "attempt": uuid4().hex,  # one for all workers that one controller starts, also anew
-            },
+            train_loop_config={"run": replace(self, callbacks=()), "began": began},
             scaling_config=ray.train.ScalingConfig(
                 num_workers=self.workers.asked,
                 use_gpu=self.workers.gpu,
@@ -167,39 +159,44 @@ class TrainRun(Generic[Job, Result]):
                 name=self.name,
                 storage_path=self.storage,
                 storage_filesystem=self.filesystem,
-                # `Restarts` counts, since Ray Train never sets its own count back.
-                failure_config=ray.train.FailureConfig(max_failures=-1),
+                failure_config=ray.train.FailureConfig(max_failures=0),  # see `Restarts`
                 # Ray Train keeps the last one besides.
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=KEPT,
                     checkpoint_score_attribute=self.criterion.name,
                     checkpoint_score_order=self.criterion.order,
                 ),
-                callbacks=[
-                    Restarts(self.filesystem, self.folder, self.scale.max_failures, mailbox),
-                    Waiting(self.workers, can_grow(), mailbox),
-                    *self.callbacks,
-                ],
+                callbacks=list(self.callbacks),
                 # Workers of a local Ray inherit COMPUTE from this process.
                 worker_runtime_env={"env_vars": COMPUTE} if os.environ.get("RAY_ADDRESS") else {},
             ),
         )
 
 
+class Began(NamedTuple):
+    """What all workers of a command have in common, also those that start again. at: Unix time."""
+
+    mailbox: Any
+    at: float
+    command: str
+
+
 def _start_worker(config: dict[str, Any]) -> Any:
     """Trains; rank 0 holds the lease on the run, since workers of a killed driver can outlive it."""
     run: TrainRun[Any, Any] = config["run"]
+    began: Began = config["began"]
     require_here(run.folders)
     torch.set_num_threads(run.workers.cpus)
     if (warning := unusable_gpu()) is not None:
-        config["mailbox"].say.remote(warning)
-    context = RayContext(run.filesystem, run.folder, run.criterion, config["mailbox"], config["began"])
+        began.mailbox.say.remote(warning)
+    context = RayContext(run.filesystem, run.folder, run.criterion, began.mailbox, began.at)
     try:
         if context.rank > 0:
             return run.worker(run.job, context)
+        began.mailbox.started.remote(context.world_size)
         what = f"stage {display_path(run.filesystem, run.folder)}"
         waits_s = float(run.scale.timeout_s)  # for workers of an earlier attempt to end
-        with Lease(run.filesystem, run.folder, what, wait_s=waits_s, group=config["attempt"]) as held:
+        with Lease(run.filesystem, run.folder, what, wait_s=waits_s, group=began.command) as held:
             context.check = held.check
             return run.worker(run.job, context)
     except (OSError, LeaseError) as error:
@@ -211,40 +208,29 @@ def _start_worker(config: dict[str, Any]) -> Any:
 
 
 def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
-    """Runs the workers to their end; returns what rank 0 returned. Raises StorageFailed or UserError."""
-    remove_broken_snapshot(run.filesystem, run.folder)
+    """Runs the workers to their end; returns what rank 0 returned. Raises StorageFailed or UserError.
+
+    Workers that fail start again as long as `Restarts` says, from the newest checkpoint.
+    """
     # Read by Ray Train's controller; the process group has its own limit.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.scale.timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(run.scale.timeout_s)
-    mailbox = start_mailbox()
-    stop = threading.Event()
-    watcher = threading.Thread(target=_watch, args=(mailbox, display, stop), daemon=True)
-    watcher.start()
+    began = Began(start_mailbox(), time.time(), uuid4().hex)
+    restarts = Restarts(run.filesystem, run.folder, run.name, run.scale)
+    watch = _Watch(began.mailbox, display, Waiting(run.workers))
     try:
         with own_interrupts():
-            result: Result = run.trainer(mailbox).fit().return_value
-        return result
-    except ray.train.TrainingFailedError as error:
-        if (failed := storage_failed(run.name, error)) is not None:
-            raise failed from None
-        if (refused := first_cause(error, UserError)) is not None:
-            raise UserError(str(refused)) from None
-        if (too_large := first_cause(error, InsufficientClusterResourcesError)) is not None:
-            raise UserError(f"stage {run.name} stopped: {' '.join(str(too_large).split())}") from None
-        ended = first_cause(error, TooManyFailures)
-        last = error if ended is None else ended.cause
-        if (lost := lost_workers(last)) is not None:
-            raise UserError(
-                f"stage {run.name} stopped: {lost}, and --scale.max_failures {run.scale.max_failures} are "
-                "used up; what was saved is intact, and the same command resumes"
-            ) from None
-        if last is not error:
-            raise last from None
-        raise
+            while True:
+                remove_broken_snapshot(run.filesystem, run.folder)
+                watch.waiting.begin()
+                try:
+                    result: Result = run.trainer(began).fit().return_value
+                    return result
+                except ray.train.TrainingFailedError as error:
+                    began.mailbox.say.remote(restarts.line_of(error))
     finally:
-        stop.set()
-        watcher.join()
-        ray.kill(mailbox)
+        watch.stop()
+        ray.kill(began.mailbox)
 
 
 @contextmanager
@@ -262,21 +248,37 @@ def own_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _watch(mailbox: Any, display: Display, stop: threading.Event) -> None:
-    last = False
-    while not last:
-        last = stop.wait(POLL_S)  # once more after the end, for the last lines
-        try:
-            progress, news = ray.get(mailbox.read.remote(), timeout=5)
-        except (ray.exceptions.RayError, TimeoutError):
-            continue  # training goes on without a display
-        for item in news:
-            if isinstance(item, str):
-                display.say(item)
-            else:
-                display.record(item)
-        if progress[0]:
-            display.show(*progress)
+class _Watch:
+    """Shows what rank 0 tells the mailbox, and what the workers wait for, from a thread."""
+
+    def __init__(self, mailbox: Any, display: Display, waiting: Waiting) -> None:
+        self.mailbox, self.display, self.waiting = mailbox, display, waiting
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            last = self._ended.wait(POLL_S)  # once more after the end, for the last lines
+            try:
+                progress, news, starts = ray.get(self.mailbox.read.remote(), timeout=5)
+                missing = None if last else self.waiting.line(starts)
+            except (ray.exceptions.RayError, TimeoutError):
+                continue  # training goes on without a display
+            for item in news:
+                if isinstance(item, str):
+                    self.display.say(item)
+                else:
+                    self.display.record(item)
+            if missing is not None:
+                self.display.say(missing)
+            if progress[0]:
+                self.display.show(*progress)
 
 
 def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:

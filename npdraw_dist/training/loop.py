@@ -1,6 +1,7 @@
 """The one training loop, of prior and VAE alike, on each rank or alone (`Context`); it counts images."""
 
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from torch.optim import AdamW
 
 from npdraw_dist.config.schema import TrainConfig
 from npdraw_dist.core.meters import Meters
+from npdraw_dist.core.noise import Noise, RowNoise, dropout_noise
 from npdraw_dist.core.objective import Objective, warmup_cosine, warmup_linear
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.training import checkpoint
@@ -25,6 +27,7 @@ from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import (
     EAGER,
     Graphs,
+    MicroBatches,
     autocast,
     autocast_dtype,
     compile_networks,
@@ -36,7 +39,8 @@ from npdraw_dist.training.early_stopping import EarlyStopping
 from npdraw_dist.training.feed import Feed, noise_seed
 from npdraw_dist.training.metrics_log import RECENT
 
-FINITE = 2**62  # stands for "no step had a gradient that was not finite"
+# Steps without a finite gradient are skipped. So many in a row end a stage, or more than one of so many.
+SKIPPED_IN_ROW, SKIPPED_ONE_OF = 10, 1000
 LOGGED = 50  # rows of `training.jsonl` in a stage
 RATE_FALL = 0.4  # share of the budget, at its end, over which train.rate_decay linear falls
 MOST_REPORTS = 1000  # validations of a stage
@@ -45,9 +49,8 @@ SMOOTHED = 0.05  # least weight of the newest micro-batch in the loss that progr
 BOUND = checkpoint.Criterion("valid/elbo", "max")
 CHECK_EVERY = 100  # steps; on a GPU, where the check waits for the device
 
-# A micro-batch on its device, the part of the budget that is seen, and the generator of the noise -> the
-# micro-batch to train on.
-Augment = Callable[[Batch, float, torch.Generator], Batch]
+# A micro-batch on its device, the part of the budget that is seen, and its noise -> what to train on.
+Augment = Callable[[Batch, float, Noise], Batch]
 # The module, validation images and a generator -> pictures for TensorBoard, (C, H, W) in [0, 1], by name.
 Paint = Callable[[Objective, Batch, torch.Generator], dict[str, Tensor]]
 
@@ -93,8 +96,8 @@ def train(
     Returns a summary of the whole stage, over all restarts: `images`, `images_per_s`, `seconds`,
     `core_seconds` of all ranks, `earlier_s` (of earlier commands), `first_wait_s` (for the first batch),
     `data_wait_share` (of the time after that), `first_step_at` (Unix time), `fell_from_best`
-    (`EarlyStopping`), and `stopped_at_step` if the loss turned non-finite. Each validation reports metrics
-    and a checkpoint.
+    (`EarlyStopping`), and `stopped_at_step` if too many steps had no finite gradient. Each validation reports
+    metrics and a checkpoint.
     """
     # setup
     run = Run(objective, config, seed, context, data.augment)
@@ -121,10 +124,11 @@ def train(
         done = step + 1
         images_seen = min(done * config.batch_size, budget.images)
         due = done % report_every == 0 or done == steps
-        if (due or run.checks(done)) and (broken := run.first_broken_step()) is not None:
-            return run.summary(broken) | {"stopped_at_step": broken}
         rates = clock.totals().rates(done * config.batch_size)
         context.show_progress(images_seen, rates["images_per_s"], run.note)
+        save = not due and context.must_save()
+        if (due or save or run.checks(done)) and run.is_broken(done):
+            return run.summary(done) | {"stopped_at_step": step}
         record = {"images_seen": images_seen, "step": done, **rates}
         if done % log_every == 0 or done == steps:
             with clock.paused():
@@ -136,7 +140,7 @@ def train(
                 if data.paint is not None and share > painted:
                     run.paint(record, data.valid, data.paint)
                 painted = share
-        elif run.checks(done) and context.must_save():
+        elif save:
             with clock.paused():
                 run.save({"images_seen": images_seen, "step": done})
     return run.summary(done)
@@ -156,7 +160,7 @@ class Run:
         self.objective, self.config, self.seed, self.context = objective, config, seed, context
         self.augment = augment
         if config.compile:
-            compile_networks(objective.networks(), context.device)
+            compile_networks(objective.networks(), objective.functions(), context.device)
         self.graphs = Graphs(used=config.compile and context.device.type == "cuda")
         self.precision = autocast_dtype(context.device, config.precision)
         refuse_tf32(context.device)
@@ -168,13 +172,12 @@ class Run:
         self.peak_rates = [group["lr"] * config.rate_scale for group in self.optimizer.param_groups]
         every = config.average_images
         self.average = Average(objective, every, config.batch_size) if every else None
-        self.generator = torch.Generator(context.device)
         self.meters = Meters()
         self.logged: dict[str, list[float]] = {}  # sum and count of each metric at the last log
         self.loss: Tensor | None = None  # a moving mean, on the device: reading it waits for the step
         self.averaged = 0  # micro-batches of this start
-        # The first step whose gradient was not finite. It stays on the device: reading it waits for the step.
-        self.broken_step = torch.full((), FINITE, device=context.device)
+        # Steps that were skipped: last in a row, and in all. On the device: reading them waits for the step.
+        self.skipped = torch.zeros(2, device=context.device)
 
     def resume(self, budget: Budget) -> int:
         """Loads the last checkpoint, if there is one; returns the steps that are done."""
@@ -190,19 +193,20 @@ class Run:
         if self.context.rank > 0:  # adds nothing to the sums that rank 0 goes on from, but has their names
             sums = {name: [0.0, 0.0] for name in sums}
         self.meters.restore(sums, self.context.device)
+        self.skipped.copy_(torch.tensor(saved.get("skipped", [0.0, 0.0])))
         return int(saved.get("step", 0))
 
     def checks(self, done: int) -> bool:
-        """Whether to check after `done` steps that gradients were finite; seldom if that waits for a GPU."""
+        """Whether to look after `done` steps at those that were skipped; seldom if that waits for a GPU."""
         return self.context.device.type == "cpu" or done % CHECK_EVERY == 0
 
-    def first_broken_step(self) -> int | None:
-        """The first step whose gradient was not finite; None if all were finite."""
-        first = int(self.broken_step)
-        return None if first == FINITE else first
+    def is_broken(self, done: int) -> bool:
+        """Whether too many of the `done` steps had no finite gradient."""
+        in_row, total = self.skipped.tolist()
+        return in_row >= SKIPPED_IN_ROW or (done >= SKIPPED_ONE_OF and total * SKIPPED_ONE_OF > done)
 
-    def update(self, step: int, micro_batches: list[tuple[int, Batch]], images: int) -> None:
-        """One step of the optimizer. Nothing here waits for a GPU; `first_broken_step` tells if it failed."""
+    def update(self, step: int, micro_batches: MicroBatches, images: int) -> None:
+        """One step of the optimizer, skipped without a finite gradient. Nothing here waits for a GPU."""
         # schedule
         images_seen = step * self.config.batch_size
         factor = self._rate_factor(images_seen, images)
@@ -212,33 +216,33 @@ class Run:
         # gradients
         self.graphs.clear_gradients(self.optimizer)
         scale = self.context.world_size / self.config.batch_size
-        for count, (index, batch) in enumerate(micro_batches, start=1):
-            noise = noise_seed(self.seed, step, index)
-            self.generator.manual_seed(noise)
-            torch.manual_seed(noise)  # dropout draws from torch's global generator
+        seed = noise_seed(self.seed, step)
+        for count, (first, batch) in enumerate(micro_batches, start=1):
             batch, progress = batch.to(self.context.device), images_seen / images
+            noise = noise_of_rows(seed, first, len(batch), self.context)
             if self.augment is not None:
-                batch = self.augment(batch, progress, self.generator)
+                batch = self.augment(batch, progress, noise)
             self.graphs.begin()
             # Ranks average gradients at the last micro-batch only.
             more, module = count < len(micro_batches), self.module
             with module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext():
-                with autocast(self.context.device, self.precision):
-                    loss, metrics = self.module(batch, progress, self.generator)
+                with dropout_noise(self.objective, noise), autocast(self.context.device, self.precision):
+                    loss, metrics = self.module(batch, progress, noise)
                 (loss.sum() * scale).backward()
-            self.meters.add({"loss": loss, **metrics})
-            mean = loss.detach().mean()
+            found = {name: value.detach() for name, value in {"loss": loss, **metrics}.items()}
+            self.meters.add({name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in found.items()})
+            mean = found["loss"].mean()
             self.averaged += 1
             weight = max(SMOOTHED, 1 / self.averaged)
             self.loss = mean if self.loss is None else self.loss.lerp(mean, weight)
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.objective.stepping.clip)
 
         # optimizer
-        # Averaged gradients are the same on all ranks, so all ranks stop at the same step.
-        finite = torch.isfinite(norm)
-        self.broken_step = torch.where(finite, self.broken_step, self.broken_step.clamp(max=step))
-        if self.checks(step + 1) and self.first_broken_step() is not None:
-            return  # the weights stay as they were
+        # Averaged gradients are the same on all ranks, so all ranks skip the same steps.
+        broken = (~torch.isfinite(norm)).float()
+        self.skipped = torch.stack([(self.skipped[0] + 1) * broken, self.skipped[1] + broken])
+        self.meters.add({"skipped_steps": broken})
+        vars(self.optimizer).update(found_inf=broken, grad_scale=None)  # as GradScaler: the fused step skips
         self.optimizer.step()
         self.objective.settle(self._gathered)
         if self.average is not None:
@@ -325,10 +329,15 @@ class Run:
             "clock": asdict(totals),
             "watch": self.stopping.as_json(),
             "meters": sums,
+            "skipped": self.skipped.tolist(),
         }
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint.save(Path(folder), self.objective, self.optimizer, progress, self.average)
-            yield Path(folder), name
+        folder = Path(tempfile.mkdtemp())
+        try:
+            checkpoint.save(folder, self.objective, self.optimizer, progress, self.average)
+            yield folder, name
+        finally:
+            if not self.context.removes_saved:
+                shutil.rmtree(folder)
 
     def _core_seconds(self) -> float:
         """CPU seconds of all ranks since they started."""
@@ -360,18 +369,22 @@ def validate(
 ) -> dict[str, float]:
     """Means of the objective's metrics over the validation images, with the same noise each time."""
     meters = Meters()
-    generator = torch.Generator(context.device)
     objective.eval()
     with torch.no_grad():
-        starts = range(0, len(valid), config.micro_batch)[: config.eval_batches]
+        starts = range(0, len(valid), config.micro_batch)
         for index, start in enumerate(starts):
             if index % context.world_size == context.rank or len(starts) < context.world_size:
-                generator.manual_seed(noise_seed(seed, 2**32 - 1, index))
                 batch = valid[start : start + config.micro_batch].to(context.device)
+                noise = noise_of_rows(noise_seed(seed, 2**32 - 1), start, len(batch), context)
                 graphs.begin()
-                meters.add(objective.evaluate(batch, generator))
+                meters.add(objective.evaluate(batch, noise))
     objective.train()
     return {name: total / count for name, (total, count) in summed(meters, context).items()}
+
+
+def noise_of_rows(seed: int, first: int, count: int, context: Context) -> RowNoise:
+    """The noise of rows [first, first + count) of a step's global batch, or of the validation images."""
+    return RowNoise(seed, torch.arange(first, first + count, device=context.device))
 
 
 def summed(meters: Meters, context: Context) -> dict[str, list[float]]:

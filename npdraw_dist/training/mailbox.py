@@ -11,6 +11,12 @@ class Mailbox:
     def __init__(self) -> None:
         self.progress: Progress = (0, 0.0, "")
         self.news: list[Any] = []
+        self.starts, self.workers = 0, 0  # how often workers have started, and how many the last time
+
+    def started(self, workers: int) -> None:
+        if self.starts and workers != self.workers:
+            self.news.append(f"workers restart: their number changes from {self.workers} to {workers}")
+        self.starts, self.workers = self.starts + 1, workers
 
     def show(self, images_seen: int, images_per_s: float, note: str) -> None:
         self.progress = (images_seen, images_per_s, note)
@@ -19,9 +25,10 @@ class Mailbox:
         """line: for a person, or a row of metrics.jsonl or training.jsonl."""
         self.news.append(line)
 
-    def read(self) -> tuple[Progress, list[Any]]:
+    def read(self) -> tuple[Progress, list[Any], int]:
+        """The latest progress, what is new since the last call, and how often workers have started."""
         news, self.news = self.news, []
-        return self.progress, news
+        return self.progress, news, self.starts
 
 
 def start_mailbox() -> Any:

@@ -30,6 +30,11 @@ class Node:
         """resources: as Ray states them."""
         return cls(int(resources.get("CPU", 0)), float(resources.get("GPU", 0)), address)
 
+    def __str__(self) -> str:
+        """`8 CPUs, 1 GPU`."""
+        gpus = f", {_counted(self.gpus, 'GPU')}" if self.gpus else ""
+        return _counted(self.cpus, "CPU") + gpus
+
 
 def per_gpu(share: float) -> int:
     """How many workers with this share, at most 1, are on a GPU at once."""
@@ -47,16 +52,12 @@ def asked_of_ray(gpus: float) -> float:
     return (UNITS // per_gpu(gpus)) * BINARY // UNITS / BINARY
 
 
-def room(nodes: Iterable[Node], cpus: int, gpus: float = 0.0, spare: int = 0) -> int:
-    """How many workers fit on all nodes together, beside `spare` CPUs, on any node, for others.
+def room(nodes: Iterable[Node], cpus: int, gpus: float = 0.0) -> int:
+    """How many workers fit on all nodes together.
 
     cpus, gpus: of each worker; a whole number of GPUs, or a share of one.
     """
-    nodes = list(nodes)
-    fit = sum(_slots(node, cpus, gpus) for node in nodes)
-    if spare:
-        fit = min(fit, (sum(node.cpus for node in nodes) - spare) // cpus)
-    return max(fit, 0)
+    return sum(_slots(node, cpus, gpus) for node in nodes)
 
 
 def _slots(node: Node, cpus: int, gpus: float) -> int:
@@ -74,29 +75,20 @@ def _slots(node: Node, cpus: int, gpus: float) -> int:
     return min(counts)
 
 
-def most_cpus(nodes: Sequence[Node], count: int, gpus: float = 0.0, spare: int = 0) -> int:
-    """The most CPUs, or 0, of each of `count` workers with `gpus` GPUs, beside `spare` CPUs for others."""
+def most_cpus(nodes: Sequence[Node], count: int, gpus: float = 0.0) -> int:
+    """The most CPUs, or 0, of each of `count` workers with `gpus` GPUs."""
     largest = max((node.cpus for node in nodes), default=0)
     sizes = range(largest, 0, -1)
-    return next((each for each in sizes if room(nodes, each, gpus, spare) >= count), 0)
+    return next((each for each in sizes if room(nodes, each, gpus) >= count), 0)
 
 
-def listed(nodes: Iterable[Node], free: Mapping[str, Node] | None = None, most: int = 8) -> str:
-    """`10.0.0.1: 8 CPUs, 1 GPU; ...`, or with `free`, by address, `10.0.0.1: 3 of 8 CPUs, 0 of 1 GPU`."""
+def listed(nodes: Iterable[Node], most: int = 8) -> str:
+    """`10.0.0.1: 8 CPUs, 1 GPU; ...`."""
     ordered = sorted(nodes, key=attrgetter("address"))
-    found = [f"{node.address}: {_have(node, (free or {}).get(node.address))}" for node in ordered[:most]]
+    found = [f"{node.address}: {node}" for node in ordered[:most]]
     if len(ordered) > most:
         found.append(f"and {len(ordered) - most} more")
     return "; ".join(found) or "no node"
-
-
-def _have(node: Node, free: Node | None) -> str:
-    counts = [(node.cpus, free and free.cpus, "CPU"), (node.gpus, free and free.gpus, "GPU")]
-    return ", ".join(
-        ("" if left is None else f"{left:g} of ") + _counted(n, what)
-        for n, left, what in counts
-        if n or what == "CPU"
-    )
 
 
 @dataclass(frozen=True)
@@ -152,8 +144,8 @@ def worker_here(scale: ScaleConfig) -> Workers:
 
 
 def local_cpus(scale: ScaleConfig) -> int:
-    """The CPUs that a Ray of this machine alone is given: a slot for each worker, and one for reading."""
-    return max(os.cpu_count() or 1, scale.least_workers + 1)
+    """The CPUs that a Ray of this machine alone is given: at least a slot for each worker."""
+    return max(os.cpu_count() or 1, scale.least_workers)
 
 
 def local_resources(scale: ScaleConfig) -> dict[str, float]:
@@ -166,11 +158,11 @@ def is_local() -> bool:
     return not os.environ.get("RAY_ADDRESS") and not ray_runs()
 
 
-def plan_local(scale: ScaleConfig, reading: bool = False) -> Workers:
+def plan_local(scale: ScaleConfig) -> Workers:
     """`plan_workers` of a Ray that this machine alone would start; starts nothing. Raises UserError."""
     here = [Node.of(local_resources(scale), "this machine")]
     try:
-        return fit(scale, reading, here)
+        return fit(scale, here)
     except UserError as error:
         raise UserError(f"{error}; nodes: {listed(here)}") from None
 
@@ -180,15 +172,12 @@ def can_grow() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def fit(scale: ScaleConfig, reading: bool, nodes: Sequence[Node]) -> Workers:
-    """The workers that fit on these nodes, as large as lets most of them run. Raises UserError if none fit.
-
-    reading: one CPU is left for the reading of a stream, where it is not needed for the least workers.
-    """
-    least, most, spare = scale.least_workers, scale.most_workers, int(reading)
+def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Workers:
+    """The workers that fit on the nodes, as large as lets most of them run. Raises UserError if none fit."""
+    least, most = scale.least_workers, scale.most_workers
     gpus = _gpus(scale, nodes)
-    count = max(least, min(most, room(nodes, 1, gpus, spare)))
-    each = scale.cpus_per_worker or most_cpus(nodes, count, gpus, spare) or 1
+    count = max(least, min(most, room(nodes, 1, gpus)))
+    each = scale.cpus_per_worker or most_cpus(nodes, count, gpus) or 1
     workers = Workers(least, most, each, gpus)
     if room(nodes, each, gpus) < least:
         raise UserError(

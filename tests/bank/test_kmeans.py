@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from sklearn.cluster import KMeans
 from sklearn.datasets import load_digits
 
 from npdraw_dist.bank import shards as shard_file
 from npdraw_dist.bank.kmeans import Clustering, kmeans, lloyd, plus_plus, snap
-from npdraw_dist.bank.shards import LocalShards, PatchShard
+from npdraw_dist.bank.shards import CHUNK, LocalShards, PatchShard, sums, sums_on
 from npdraw_dist.core.errors import UserError
 
 
@@ -153,3 +154,13 @@ def test_equal_centroids_get_different_patches() -> None:
     shards = LocalShards([np.tile(patches, (10, 1))], gpu=False)
     got = snap(np.full((20, 3), 0.5, np.float32), shards)
     np.testing.assert_array_equal(np.sort(got.patches[:, 0]), patches[:, 0])
+
+
+def test_sums_of_a_device_are_those_of_scipy() -> None:
+    """Exact integers, so that a GPU's order of adding changes nothing; here on the CPU."""
+    generator = np.random.default_rng(0)
+    chunk = generator.integers(0, 256, (CHUNK, 25)).astype(np.float32)
+    nearest = np.minimum(generator.integers(0, 7, CHUNK), 5)  # cluster 6 is empty
+    exact = np.stack([chunk[nearest == part].sum(0, dtype=np.float64) for part in range(7)])
+    for found in (sums(chunk, nearest, 7), sums_on(torch.device("cpu"), chunk, nearest, 7)):
+        np.testing.assert_array_equal(found, exact)

@@ -1,5 +1,6 @@
-"""A job over nodes with pretended GPUs, and without: each stage is placed right. A GPU node dies."""
+"""A job over nodes with pretended GPUs, which join late, and without: it is placed right. A GPU node dies."""
 
+import time
 from pathlib import Path
 
 from tests.helpers.cluster_job import MARKS, Job, job_of
@@ -7,27 +8,36 @@ from tests.helpers.testbed import Size, Testbed
 
 pytestmark = MARKS
 
-# The GPU nodes have 1 and 2 CPUs: two workers of 1 CPU.
-SIZES = (Size(1), Size(4), Size(1, 1), Size(2, 1))
-WITH_GPU = (2, 3)
+SIZES = (Size(1), Size(4))
+LATER = (Size(1, 1), Size(2, 1))  # two workers of 1 CPU
+LATE_S = 60.0
 
 
-def test_a_job_over_mixed_nodes_is_placed_right_and_survives_a_gpu_node(tmp_path: Path) -> None:
+def test_a_job_waits_for_gpus_is_placed_right_and_survives_the_loss_of_one(tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
-    words = job_of(prior__images=32768, scale__cpus_per_worker=None)
+    own = ["--scale.use_gpu", "true", "--storage", str(tmp_path), "--name", "mixed"]
+
+    def words(wait_s: int) -> list[str]:
+        return job_of(prior__images=32768, scale__cpus_per_worker=None, scale__wait_s=wait_s) + own
+
     with Testbed(sizes=SIZES) as testbed:
-        addresses = [node.address for node in testbed.nodes]
-        gpu_nodes = {addresses[number] for number in WITH_GPU}
-        job = Job(testbed, tmp_path / "log", *words, "--storage", str(tmp_path), "--name", "mixed")
+        refused = Job(testbed, tmp_path / "refused", *words(5))
+        assert refused.end()[0] != 0
+        assert "2 workers need 2 GPUs; the cluster has 0 (--scale.use_gpu false" in refused.said()
+
+        job = Job(testbed, tmp_path / "log", *words(600))
+        job.until(lambda: "waits for nodes (0 of 600 s): 2 workers need 2 GPUs" in job.said())
+        time.sleep(LATE_S)
+        assert not list(folder.glob("prior/checkpoint_*")), "it trains on CPUs"
+        with_gpu = [testbed.add_node(size=size) for size in LATER]
+        gpu_nodes = {testbed.nodes[number].address for number in with_gpu}
         job.until(lambda: list(folder.glob("prior/checkpoint_*/progress.json")))
         assert testbed.hosts("RayTrainWorker", state="ALIVE") == gpu_nodes
-        assert "prior: 2 workers of 1 CPU and a GPU" in job.log.read_text()
-        parsed = testbed.hosts("MapWorker")
-        assert parsed - gpu_nodes, "the parse ran on nodes with GPUs only"
+        assert "prior: 2 workers of 1 CPU and a GPU" in job.said()
 
-        testbed.kill_node(WITH_GPU[1])
-        job.until(lambda: "waits for 2 workers of 1 CPU and a GPU" in job.log.read_text())
-        assert "the cluster has room for 1; free: " in job.said()
+        testbed.kill_node(with_gpu[1])
+        job.until(lambda: "waits for 2 workers of 1 CPU and a GPU" in job.said())
+        assert "the cluster has room for 1; nodes: " in job.said()
         added = testbed.add_node(size=Size(3, 1))
         status, out = job.end()
         assert status == 0, out

@@ -9,7 +9,6 @@ import torch
 import yaml
 
 from npdraw_dist.config.load import (
-    batch_of_resume,
     build,
     differences,
     dump,
@@ -46,10 +45,7 @@ def test_a_preset_gives_a_model_and_its_dump_is_the_same_experiment(name: str, t
     for workers in ("2:8", 3):  # as README has them
         scaled = resolve(name, None, {"scale": {"num_workers": workers}})
         for stage in ("prior", "vae"):
-            size, micro = scaled.batch_of(stage)
-            assert size % micro == 0
-            assert size // micro >= scaled.scale.most_workers
-            assert size == experiment.batch_of(stage)[0]
+            assert scaled.batch_of(stage) == experiment.batch_of(stage) >= scaled.scale.most_workers
 
 
 def test_flags_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
@@ -99,27 +95,6 @@ def test_a_registered_name_has_its_code() -> None:
     assert {name: order.aligned for name, order in orders.ORDERS.items()} == ORDERS
 
 
-# How a global batch is cut for its workers, and the learning rate that it takes.
-@pytest.mark.parametrize(
-    ("size", "micro", "workers", "cut"),
-    [
-        (128, 64, 1, 64),
-        (128, 64, 3, 32),  # 42 do not divide the batch
-        (128, 64, "2:8", 16),
-        (16, 8, 16, 1),
-        (17, 17, 2, 1),
-        (8, 16, 1, 8),
-    ],
-)
-def test_a_micro_batch_is_lowered_until_each_worker_has_one(
-    size: int, micro: int, workers: int | str, cut: int
-) -> None:
-    experiment = batches(workers, batch_size=size, micro_batch=micro)
-    assert experiment.batch_of("vae") == experiment.batch_of("prior") == (size, cut)
-    assert with_settings_of("vae", experiment).train.micro_batch == cut
-    assert experiment.train.micro_batch == micro  # as it was asked for
-
-
 def test_a_range_from_0_is_this_process_unless_there_is_a_cluster() -> None:
     scale = batches("0:3", batch_size=16, micro_batch=16).scale
     assert (scale.least_workers, scale.most_workers, scale.here) == (1, 3, False)
@@ -134,32 +109,6 @@ def test_a_range_from_0_is_this_process_unless_there_is_a_cluster() -> None:
         assert fixed.placed(cluster=True) == fixed.placed(cluster=False) == fixed
 
 
-@pytest.mark.parametrize(("workers", "authors"), [(1, False), ("2:8", True), (32, False)])
-def test_the_workers_do_not_change_how_many_images_validate(workers: int | str, authors: bool) -> None:
-    experiment = build(
-        {
-            "train": {"batch_size": 128, "micro_batch": 64, "eval_batches": 5},
-            "prior": {"heads": "independent"},
-            "authors": {"model": authors},
-            "scale": {"num_workers": workers},
-        }
-    )
-    for stage, images in (("vae", 320), ("prior", 320)):
-        assert experiment.validated_in(stage) == images
-        settings = with_settings_of(stage, experiment).train
-        assert settings.eval_batches * settings.micro_batch == images
-
-
-def test_a_resume_keeps_the_micro_batch_of_the_first_start() -> None:
-    run, one, many = batches("2:8"), batches(1), batches(32)
-    assert batch_of_resume(run, run, "vae") == (128, 16)
-    assert batch_of_resume(run, one, "vae") == (128, 16)  # as in config.yaml, though 64 would do
-    assert batch_of_resume(one, run, "vae") == (128, 16)  # more workers
-    assert batch_of_resume(run, many, "vae") == (128, 4)
-    assert batch_of_resume(run, batches(1, micro_batch=32), "vae") == (128, 32)  # asked for by its name
-    assert with_settings_of("vae", one, run).train.micro_batch == 16
-
-
 def test_the_rates_of_another_batch() -> None:
     assert build({}).train.rate_scale == 1
     for size, scale in ((512, 2), (128, 1), (64, math.sqrt(0.5))):
@@ -169,8 +118,8 @@ def test_the_rates_of_another_batch() -> None:
 def test_a_stage_with_a_batch_of_its_own_has_the_rates_of_that_batch() -> None:
     own = resolve("authors", None, {"train": {"batch_size": 500, "micro_batch": 50, "rate_batch": 125}})
     prior, vae = (with_settings_of(stage, own).train for stage in ("prior", "vae"))
-    assert (prior.batch_size, prior.micro_batch, prior.rate_scale) == (64, 32, math.sqrt(64 / 125))
-    assert (vae.batch_size, vae.micro_batch, vae.rate_scale) == (500, 50, 2)
+    assert (prior.batch_size, prior.rate_scale) == (64, math.sqrt(64 / 125))
+    assert (vae.batch_size, vae.rate_scale) == (500, 2)
 
 
 @pytest.mark.parametrize(
@@ -184,8 +133,7 @@ def test_a_large_budget_has_a_thousand_reports_at_most(images: int, every: int, 
 def test_a_cluster_preset_is_the_model_of_its_base(name: str) -> None:
     base, large = resolve(CLUSTER[name], None, {}), resolve(name, None, {})
     assert large.train.rate_batch == base.train.batch_size
-    assert large.batch_of("vae")[1] == large.train.micro_batch  # none is lowered
-    budget = {"images", "relaxed_images", "plain_images"}
+    budget = {"images", "relaxed_images", "plain_images", "cache_mb"}
     for section in ("data", "grid", "bank", "parse", "prior", "vae"):
         old, new = (getattr(one, section).model_dump(exclude=budget) for one in (base, large))
         assert new == old, section

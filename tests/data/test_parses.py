@@ -10,13 +10,13 @@ import pytest
 import torch
 from pyarrow import fs
 
+from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data import parses as module
 from npdraw_dist.data.parses import (
-    READ_ROWS,
-    ROW_GROUP,
+    READ_BYTES,
     Parses,
     RowGroups,
     RowRange,
@@ -26,6 +26,7 @@ from npdraw_dist.data.parses import (
     write_list,
 )
 from npdraw_dist.data.rows import Rows
+from tests.helpers.counting import Counting
 from tests.helpers.rows import numbered, numbers_of, open_parses
 from tests.helpers.tiny_models import same
 
@@ -128,7 +129,7 @@ def test_only_the_row_groups_of_the_range_are_decoded(
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_groups", noted)
     for start, stop, groups in [(512, 1024, [2, 3]), (1000, 1025, [3, 4]), (2048, 2100, [8]), (5, 9, [0])]:
-        table = read_range(RowRange(parses.files[4].path, start, stop), LOCAL, module.COLUMNS)
+        table = read_range(RowRange(parses.files[4].path, start, stop), LOCAL)
         assert numbers_of([to_batch(table)]) == list(range(STARTS[4] + start, STARTS[4] + stop))
         assert asked.pop() == groups
 
@@ -151,33 +152,60 @@ def in_order(groups: RowGroups, order: np.ndarray) -> np.ndarray:
     return np.concatenate([np.arange(first[i], first[i] + groups.rows[i]) for i in order])
 
 
-def test_groups_of_one_file_are_streamed_in_any_order_some_at_a_time(
-    parses: Parses, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "ray_runs", lambda: False)
-    groups = parses.groups
-    assert groups.rows.max() == ROW_GROUP
+def test_groups_of_one_file_are_streamed_in_any_order_some_at_a_time(parses: Parses) -> None:
+    groups = parses.groups(READ_BYTES // 256)
+    assert groups.rows.max() == 256
     assert in_order(groups, np.arange(len(groups.rows))).tolist() == list(range(len(parses)))
-    assert len(Parses(LOCAL, ()).groups.rows) == 0
+    assert len(Parses(LOCAL, ()).groups(1).rows) == 0
     order = np.random.default_rng(1).permutation(len(groups.rows))
     twice = np.tile(order, 2)  # a ring that is read past its end
     ranges = [(0, 4000), (8000, 8900), (5, 5), (8826, 8827)]
-    found = list(parses.stream_groups(twice, ranges))
+    found = list(parses.stream(groups, twice, ranges))
     want = np.concatenate([in_order(groups, twice)[start:stop] for start, stop in ranges])
     assert numbers_of(found) == want.tolist()
-    assert len(found) == -(-len(want) // READ_ROWS)
-    assert list(parses.stream_groups(order, [])) == []
+    assert max(map(len, found)) <= 256
+    assert list(parses.stream(groups, order, [])) == []
 
 
-def in_files(folder: Path, order: np.ndarray, rows: int) -> Parses:
-    return numbered(folder, [order[start : start + rows].tolist() for start in range(0, len(order), rows)])
+def test_a_shard_that_is_not_on_this_machine_is_named(tmp_path: Path) -> None:
+    parses = numbered(tmp_path, [range(2)])
+    path = parses.files[0].path
+    Path(path).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{path} is not on this machine"):
+        list(parses.stream(parses.groups(1), np.arange(1), [(0, 2)]))
 
 
-def test_a_sample_is_of_the_ids_not_of_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROW_GROUP", 16)  # several groups a shard
+@pytest.mark.parametrize("side", [28, 64, 256])
+def test_a_stream_makes_a_request_for_4_mb_of_rows_at_most(side: int, tmp_path: Path) -> None:
+    """Footers are read once; what is asked of the store is counted. The files are of the size of a shard."""
+    count = DataConfig(source="imagefolder", path="x", image_size=side, channels=1).rows_a_shard
+    for number in range(3):
+        images = np.random.default_rng(number).integers(0, 256, (count, 1, side, side), np.uint8)
+        steps = torch.zeros(count, 25, dtype=torch.int64)
+        z = PartSequence(steps > 0, steps, steps)
+        rows = Rows([f"{number} {row}" for row in range(count)], images)
+        content = to_parquet(rows, z, np.zeros(count, np.float32))
+        write_bytes(LOCAL, str(tmp_path / f"{number}.parquet"), content)
+    counting = Counting()
+    parses = open_parses(fs.PyFileSystem(counting), str(tmp_path))
+    groups, total = parses.groups(side**2), len(parses)
+    for epoch in range(3):
+        before = counting.counts["reads"]
+        order = np.random.default_rng(epoch).permutation(len(groups.rows))
+        assert sum(map(len, parses.stream(groups, order, [(0, total)]))) == total
+        footers = 2 * len(parses.files) if epoch == 0 else 0
+        assert counting.counts["reads"] - before - footers <= total * side**2 / (4 << 20)
+
+
+def in_files(folder: Path, order: np.ndarray, rows: int, row_group: int = 256) -> Parses:
+    files = [order[start : start + rows].tolist() for start in range(0, len(order), rows)]
+    return numbered(folder, files, row_group)
+
+
+def test_a_sample_is_of_the_ids_not_of_the_shards(tmp_path: Path) -> None:
     shards = [
-        in_files(tmp_path / "a", np.arange(COUNT), 100),
-        in_files(tmp_path / "b", np.random.default_rng(0).permutation(COUNT), 37),
+        in_files(tmp_path / "a", np.arange(COUNT), 100, row_group=16),
+        in_files(tmp_path / "b", np.random.default_rng(0).permutation(COUNT), 37, row_group=16),
     ]
     # The ids in order, one permutation by PyTorch of the seed: as all versions chose.
     expected = torch.randperm(COUNT, generator=torch.Generator().manual_seed(3))
@@ -188,8 +216,7 @@ def test_a_sample_is_of_the_ids_not_of_the_shards(tmp_path: Path, monkeypatch: p
 
 
 def test_only_the_row_groups_of_a_sample_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "ROW_GROUP", 10)
-    parses = in_files(tmp_path, np.arange(COUNT), 100)
+    parses = in_files(tmp_path, np.arange(COUNT), 100, row_group=10)
     read: list[int] = []
     original = pq.ParquetFile.read_row_group
 

@@ -4,6 +4,7 @@ And many are read as fewer, with the same rows: the driver does no more for more
 """
 
 import resource
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -88,6 +89,19 @@ def test_a_written_shard_is_done_with_its_facts(folder: ShardFolder, tmp_path: P
     assert Written([facts, other], 0, ("train",)).left_out == {"twin": 4}
     assert facts.rejects == [{"id": "bad", "reason": "unreadable", "shard": "train-00000"}]
     assert ShardFolder(LOCAL, str(tmp_path), "other").owner() == "abc"
+
+
+def test_only_training_rows_are_mixed_and_always_alike(folder: ShardFolder, tmp_path: Path) -> None:
+    """Images of the other splits have a number by their place in the data."""
+    ids = "abcdefghijklmnopqrstuvwxyz"
+    orders: dict[str, set[str]] = {}
+    for split in ("train", "test", "train"):
+        ShardWriter(folder, IdEncoder(), "txt", mixed=3)(shard_of(ids, split, split))
+        orders.setdefault(split, set()).add((tmp_path / split / f"{split}.txt").read_text())
+    assert orders["test"] == {" ".join(ids)}
+    assert len(orders["train"]) == 1
+    assert orders["train"] != orders["test"]
+    assert sorted(*orders["train"]) == sorted(*orders["test"])
 
 
 def test_a_shard_is_not_done_without_its_whole_file(folder: ShardFolder, tmp_path: Path) -> None:
@@ -243,7 +257,7 @@ def worked(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
             yield result
 
     def call(number: int, rows: int) -> dict[str, int]:
-        counting.counts = {"requests": 0, "bytes": 0}
+        counting.counts = Counter()
         folder = ShardFolder(fs.PyFileSystem(counting), str(tmp_path_factory.mktemp("run")), "made from")
         writer = ShardWriter(folder, lambda rows: Encoded(to_parquet(rows)))
         for new in (number * rows, 0):
@@ -320,7 +334,7 @@ def test_merged_shards_have_all_rows_in_their_order(
     count: int, most: int, each: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "FEW", FEW)
-    monkeypatch.setattr(shards, "MOST_BYTES", most * 4 * DATA.shard_rows)
+    monkeypatch.setattr(shards, "MOST_BYTES", most * 4 * DATA.rows_a_shard)
     found = many_shards(count, flawed=True).shards("train")
     assert len(found) == -(-count // each)
     assert len({shard.name for shard in found}) == len(found)

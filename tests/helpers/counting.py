@@ -1,5 +1,6 @@
 """A filesystem that counts its requests and the bytes that it moves."""
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,7 @@ class _File:
 
     def read(self, nbytes: int = -1) -> bytes:
         content = bytes(self.file.read(nbytes))
+        self.counting.count("reads", 1)
         self.counting.count("bytes", len(content))
         return content
 
@@ -31,11 +33,11 @@ class _File:
 
 
 class Counting(fs.FSSpecHandler):  # type: ignore[misc]
-    """The local files, as a store that is not this machine. requests, bytes: so far, but for `uncounted`."""
+    """The local files, as a store that is not this machine. counts: so far, but for `uncounted`."""
 
     def __init__(self) -> None:
         super().__init__(LocalFileSystem())
-        self.counts = {"requests": 0, "bytes": 0}
+        self.counts: Counter[str] = Counter()
         self.counted = True
 
     def count(self, what: str, number: int) -> None:

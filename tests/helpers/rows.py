@@ -1,6 +1,6 @@
 """Rows of several shards as one, and parses in folders without a list."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,7 @@ def list_parses(filesystem: fs.FileSystem, root: str) -> None:
     write_list(filesystem, root, rows)
 
 
-def numbered(folder: Path, files: Sequence[Sequence[int]]) -> Parses:
+def numbered(folder: Path, files: Sequence[Sequence[int]], row_group: int = 256) -> Parses:
     """Files of rows with these numbers, which their ids, images and parses carry."""
     local = fs.LocalFileSystem()
     for part, numbers in enumerate(files):
@@ -66,7 +66,8 @@ def numbered(folder: Path, files: Sequence[Sequence[int]]) -> Parses:
         images[:, 0, 0, 0], images[:, 0, 1, 1] = row // 256, row % 256
         where = torch.from_numpy(np.stack([row, row], 1))
         z = PartSequence(torch.ones_like(where, dtype=torch.bool), where % 7, where)
-        content = to_parquet(Rows([f"x{n:05d}" for n in row], images), z, np.zeros(len(row), np.float32))
+        errors = np.zeros(len(row), np.float32)
+        content = to_parquet(Rows([f"x{n:05d}" for n in row], images), z, errors, row_group)
         write_bytes(local, str(folder / f"{part:05d}.parquet"), content)
     return open_parses(local, str(folder))
 
@@ -79,8 +80,3 @@ def numbers_of(batches: Sequence[Batch]) -> list[int]:
     assert torch.equal(whole.where[:, 1].int(), what % 7)
     numbers: list[int] = what.tolist()
     return numbers
-
-
-def stream(parses: Parses, ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-    """Rows [start, stop) of each range, in the order of the files."""
-    return parses.stream_groups(np.arange(len(parses.groups.rows)), ranges)

@@ -26,6 +26,7 @@ from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.environment import PREEMPTION_WATCHER
 from npdraw_dist.training.metrics_log import read_metrics
+from tests.helpers.processes import until
 from tests.helpers.runs import TINY, random_parses, tiny
 
 pytestmark = pytest.mark.ray
@@ -112,10 +113,18 @@ def kill_in_mid_upload() -> None:
 
 
 def kill_after_the_last_checkpoint() -> None:
-    """The worker dies when all is saved and reported, and only the end is left."""
+    """The worker dies when all is saved and reported, and only the end is left.
+
+    The last upload goes on beside training: a kill before its end would lose the checkpoint.
+    """
     from npdraw_dist.training import loop
 
-    loop.Run.summary = lambda *_: kill()  # type: ignore[assignment,method-assign]
+    def end(run: loop.Run, *_: Any) -> None:
+        last = Path(run.context.folder) / "checkpoint_000000008" / "progress.json"  # type: ignore[attr-defined]
+        until(last.exists)
+        kill()
+
+    loop.Run.summary = end  # type: ignore[assignment,method-assign]
 
 
 def rows(store: Store) -> list[dict[str, float]]:
@@ -229,6 +238,18 @@ def notice(deadline_s: float) -> Fault:
     return fault
 
 
+def looks_at_each_step(make: MakeObjective) -> MakeObjective:
+    """A worker looks for a notice each two seconds, which is less often where steps are short."""
+
+    def make_objective(experiment: Experiment, bank: Any) -> Objective:
+        from npdraw_dist.training import context
+
+        context.LOOK_EVERY_S = 0.0
+        return make(experiment, bank)
+
+    return make_objective
+
+
 @pytest.mark.slow
 def test_a_notice_that_a_node_is_taken_away_saves_a_checkpoint(
     undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
@@ -238,6 +259,7 @@ def test_a_notice_that_a_node_is_taken_away_saves_a_checkpoint(
     monkeypatch.setenv(PREEMPTION_WATCHER, "1")
     monkeypatch.setattr(prior, "make_objective", breaks(tmp_path / "hung", 0.6, 0, lambda: time.sleep(600)))
     monkeypatch.setattr(prior, "make_objective", breaks(tmp_path / "noticed", 0.5, 0, notice(deadline_s=6)))
+    monkeypatch.setattr(prior, "make_objective", looks_at_each_step(prior.make_objective))
     broken = with_parses_of(whole, tmp_path / "broken")
     prior.run(experiment(max_failures=0), broken)
     assert (tmp_path / "hung").exists()

@@ -11,7 +11,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline import train_stage
 from npdraw_dist.pipeline.inputs import claim
-from npdraw_dist.pipeline.store import Store, fingerprint_of
+from npdraw_dist.pipeline.store import BROKEN, Store, fingerprint_of
 from npdraw_dist.training import cluster, launch
 from npdraw_dist.training.workers import Workers
 from tests.helpers.in_process import Stopped, stopped
@@ -105,17 +105,28 @@ def test_a_resume_may_change_some_and_no_others(store: Store, tmp_path: Path) ->
         claim(changed(select="best", eval_every_images=256), best)
 
 
+def test_only_a_stage_whose_loss_broke_goes_on_with_another_rate(store: Store) -> None:
+    slower = with_changes(RUN, {"vae": {"learning_rate": 1e-4}})
+    with pytest.raises(UserError, match=r"vae\.learning_rate"):
+        claim(slower, store)
+    store.write_json({"step": 7}, "vae", BROKEN)
+    own, _ = claim(slower, store)
+    assert fingerprint_of(own, "vae") == fingerprint_of(RUN, "vae")
+    assert store.as_asked(own) == slower
+    with pytest.raises(UserError, match=r"another config \(train\.patience: 3 -> 1\)"):
+        claim(with_changes(slower, {"train": {"patience": 1}}), store)
+
+
 def start_stage(store: Store, asked: Experiment, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """Runs a stage up to its training; returns the experiment of its workers."""
     jobs: list[Experiment] = []
 
     def make_job(experiment: Experiment, *rest: object) -> SimpleNamespace:
         jobs.append(experiment)
-        assert rest[-1] == RUN.train.eval_batches * RUN.train.micro_batch  # images of a validation
         return SimpleNamespace(parses=(), images=1, experiment=experiment, stage="prior")
 
     monkeypatch.setattr(train_stage, "_make_job", make_job)
-    monkeypatch.setattr(cluster, "plan_workers", lambda scale, reading: Workers(1, 1, 1, gpu))
+    monkeypatch.setattr(cluster, "plan_workers", lambda *_: Workers(1, 1, 1, gpu))
     monkeypatch.setattr(launch, "run_training", stopped)
     own, _ = claim(asked, store)
     with pytest.raises(Stopped):
@@ -128,19 +139,7 @@ def test_the_workers_do_what_is_asked_but_for_another_precision_on_a_gpu(
 ) -> None:
     asked = changed(precision="float32", eval_every_images=256)
     assert start_stage(store, asked, False, monkeypatch) == asked
-    train = start_stage(store, changed(micro_batch=32), False, monkeypatch).train
-    assert (train.micro_batch, train.eval_batches) == (32, 2 * RUN.train.eval_batches)
+    assert start_stage(store, changed(micro_batch=32), False, monkeypatch).train.micro_batch == 32
     assert start_stage(store, changed(eval_every_images=256), True, monkeypatch).train.precision == "auto"
     with pytest.raises(UserError, match=r"train\.precision: auto -> float32"):
         start_stage(store, changed(precision="float32"), True, monkeypatch)
-
-
-def test_a_micro_batch_is_lowered_for_more_workers_and_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    store = Store.open(str(tmp_path), "many")
-    many = with_changes(RUN, {"scale": {"num_workers": "2:8"}})
-    claim(many, store)
-    for asked in (many, RUN):  # the second asks for one worker
-        assert start_stage(store, asked, False, monkeypatch).train.micro_batch == 16
-        assert "(train.micro_batch 64 is lowered to it)" in capsys.readouterr().out

@@ -186,11 +186,17 @@ def test_another_process_that_trains_the_run_is_waited_for(tmp_path: Path) -> No
         prior.run(quick, store)
 
 
-def test_a_loss_that_breaks_is_told_with_its_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [(4, "non-finite, and its weights are of no use"), (40, "non-finite too often, at last at step 1")],
+)
+def test_a_loss_that_breaks_is_told(steps: int, said: str, tmp_path: Path) -> None:
     store = random_parses(tmp_path)
-    with pytest.raises(UserError, match="the loss of stage prior turned non-finite at step 1"):
-        prior.run(experiment(prior={"learning_rate": 1e30}), store)
-    assert not store.has("prior", "manifest.json")
+    images = steps * experiment().train.batch_size
+    broken = experiment(prior={"learning_rate": 1e30, "images": images, "plain_images": 0})
+    with pytest.raises(UserError, match=f"the loss of stage prior turned {said}"):
+        prior.run(broken, store)
+    assert store.is_broken()
 
 
 @pytest.mark.parametrize("at_once", [1, AT_ONCE])

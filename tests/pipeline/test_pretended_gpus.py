@@ -123,16 +123,16 @@ def test_a_gpu_that_is_not_free_is_waited_for_and_said(
     ray.get(holder.ready.remote())
     until(lambda: free_gpus() == 0)
     monkeypatch.setattr(gpu_task, "WAIT_S", 1.0)
-    own = cluster.free_nodes
+    own = cluster.free_now
 
     def release() -> Any:
         found = own()
         ray.kill(holder)
         return found
 
-    monkeypatch.setattr(cluster, "free_nodes", release)
+    monkeypatch.setattr(cluster, "free_now", release)
     assert on_gpu(SCALE, "sample", state, 1)[0]["number"] == 1
-    assert "0 of 4 GPUs" in " ".join(capsys.readouterr().out.split())
+    assert "4 GPUs; free: " in " ".join(capsys.readouterr().out.split())
 
 
 def test_shards_of_patches_share_gpus() -> None:

@@ -2,12 +2,10 @@
 
 import itertools
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +15,8 @@ from torch import Tensor
 from npdraw_dist.config.load import resolve, with_changes
 from npdraw_dist.config.schema import TrainConfig
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
-from npdraw_dist.data.parses import Parses, RowRange, ShardFile, image_column
+from npdraw_dist.data import parses
+from npdraw_dist.data.parses import Parses, RowRange, ShardFile
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import prior, stage_job
 from npdraw_dist.pipeline.stage_job import moved, moves
@@ -39,18 +38,15 @@ def test_what_memory_holds_is_not_streamed() -> None:
 def test_rows_of_a_stream_are_of_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first 5,000 rows of 40 files of 1,000."""
     every = tuple(ShardFile(str(number), 1000) for number in range(40))
-    monkeypatch.setattr(stage_job, "SHUFFLE_MB", 1)
+    monkeypatch.setattr(stage_job, "SHUFFLE_BYTES", 1 << 20)
+    monkeypatch.setattr(stage_job, "SHUFFLE_BYTES_EACH", 0)
+    monkeypatch.setattr(parses, "READ_BYTES", 256 << 10)
     feed = stage_job.make_feed(Parses(LOCAL, every), tiny())
     assert isinstance(feed, StreamFeed)
     read: list[RowRange] = []
 
-    def noted(pieces: Sequence[RowRange], *_: object) -> pa.Table:
-        read.extend(pieces)
-        return pa.table({"image": image_column(np.zeros((0, 1, 2, 2), np.uint8))})
-
-    monkeypatch.setattr("npdraw_dist.data.parses.ray_runs", lambda: False)
-    monkeypatch.setattr("npdraw_dist.data.parses.read_ranges", noted)
-    list(feed.read(np.random.default_rng(0).permutation(len(feed.rows)), [(0, 5000)]))
+    monkeypatch.setattr(Parses, "_read", lambda self, piece: read.append(piece))
+    list(feed.read(np.random.default_rng(0).permutation(len(feed.groups)), [(0, 5000)]))
     assert sum(piece.stop - piece.start for piece in read) == 5000
     assert 12 <= len({piece.path for piece in read}) <= 21
 

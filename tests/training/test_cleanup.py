@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import ray
 import ray.train
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from npdraw_dist.training.controller import Trainer
+from npdraw_dist.training.ray_patches import Trainer, replace_cleaner
 from tests.helpers.processes import until
 
 LIMIT_S = 90
@@ -41,7 +42,6 @@ def waits(config: dict[str, str]) -> None:
 def drive(folder: str) -> None:
     Trainer(
         waits,
-        images=1,
         train_loop_config={"started": f"{folder}/started"},
         scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
         run_config=ray.train.RunConfig(name="run", storage_path=folder),
@@ -59,3 +59,14 @@ def test_the_workers_of_a_killed_controller_end(tmp_path: Path) -> None:
     assert ray.available_resources()["CPU"] == free - 1
     ray.cancel(driver, force=True)
     until(lambda: ray.available_resources()["CPU"] == free, LIMIT_S)
+
+
+@pytest.mark.parametrize(
+    "moved", ["callbacks.placement_group_callback", "execution.controller.placement_group_cleaner"]
+)
+def test_a_ray_of_other_names_is_left_as_it_is(moved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    callbacks = [PlacementGroupCleanerCallback()]
+    assert type(replace_cleaner(callbacks)[0]) is not PlacementGroupCleanerCallback
+    monkeypatch.setitem(sys.modules, f"ray.train.v2._internal.{moved}", None)
+    monkeypatch.delattr(f"ray.train.v2._internal.{moved}")
+    assert replace_cleaner(callbacks) == callbacks

@@ -1,31 +1,35 @@
 """What a Ray Train worker does in which order, with Ray Train replaced by a list of calls."""
 
 import time
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
-from npdraw_dist.training import checkpoint, context
+from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import SAVE_EVERY_S, RayContext
 
 Calls = list[tuple[Any, ...]]
 
 
-def worker(calls: Calls, rank: int = 0, watched: bool = True, others: float = 0.0) -> RayContext:
+def worker(calls: Calls, rank: int = 0, watched: bool = True, others: Any = 0.0) -> RayContext:
     """One of two ranks. others: what the other rank adds to each sum."""
     made = object.__new__(RayContext)
     made.rank, made.world_size = rank, 2
     made.criterion = checkpoint.Criterion("valid/nll", "min")
-    made._watched, made._saved_at = watched, -SAVE_EVERY_S
+    made._watched, made._saved_at, made._looked_at = watched, -SAVE_EVERY_S, 0.0
+    made._steps, made._gap = 0, 1
     made.events = SimpleNamespace(add=lambda row: None)  # type: ignore[assignment]
     made.rows = SimpleNamespace(add=lambda row: calls.append(("row", row)))  # type: ignore[assignment]
     made._train = SimpleNamespace(
         Checkpoint=SimpleNamespace(from_directory=str),
-        report=lambda metrics, checkpoint, checkpoint_dir_name: calls.append(
-            ("report", metrics, checkpoint, checkpoint_dir_name)
+        CheckpointUploadMode=SimpleNamespace(ASYNC="beside", SYNC="at once"),
+        report=lambda metrics, checkpoint=None, checkpoint_dir_name="", **how: calls.append(
+            ("report", metrics, checkpoint, checkpoint_dir_name, how.get("checkpoint_upload_mode"))
         ),
     )
     made.display = SimpleNamespace(  # type: ignore[assignment]
@@ -49,13 +53,13 @@ def test_a_row_is_written_before_its_checkpoint_by_rank_0_alone() -> None:
     calls: Calls = []
     worker(calls).report({"step": 2}, Path("/saved"), "checkpoint_2")
     assert calls[0] == ("row", {"step": 2})
-    assert calls[-1] == ("report", {"step": 2}, "/saved", "checkpoint_2")
+    assert calls[-1] == ("report", {"step": 2}, "/saved", "checkpoint_2", "beside")
     calls.clear()
     worker(calls, rank=1).report({"step": 2}, None, "checkpoint_2")
-    assert calls == [("report", {"step": 2}, None, "checkpoint_2")]
+    assert calls == [("report", {"step": 2}, None, "checkpoint_2", None)]
     calls.clear()
-    worker(calls).save(Path("/saved"), "checkpoint_3")
-    assert str(calls) == "[('report', {'valid/nll': nan}, '/saved', 'checkpoint_3')]"
+    worker(calls).save(Path("/saved"), "checkpoint_3")  # after a notice, so its node goes
+    assert str(calls) == "[('report', {'valid/nll': nan}, '/saved', 'checkpoint_3', 'at once')]"
 
 
 def test_the_ranks_begin_anew_together_if_the_first_checkpoint_is_damaged(
@@ -87,31 +91,60 @@ def test_the_ranks_begin_anew_together_if_the_first_checkpoint_is_damaged(
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The time, and whether Ray has told the worker of a drained node."""
-    world = SimpleNamespace(s=100.0, told=True)
+    """The time."""
+    world = SimpleNamespace(s=100.0)
     monkeypatch.setattr(time, "monotonic", lambda: world.s)
-    monkeypatch.setattr(context, "_told_of_preemption", lambda: world.told)
     return world
 
 
-def test_a_notice_makes_a_checkpoint_at_once_and_then_in_intervals(now: SimpleNamespace) -> None:
-    rank = worker([])
-    now.told = False
-    assert not rank.must_save()
-    now.told = True
-    due = []
-    for second in range(60):
-        now.s = 100.0 + second
-        if rank.must_save():
-            due.append(second)
-    assert due == [0, SAVE_EVERY_S, 2 * SAVE_EVERY_S]
+def told(rank: RayContext, ranks: list[int] | None) -> list[float]:
+    """Ray tells of the node of `ranks`. Returns the times at which it is asked."""
+    asked: list[float] = []
+
+    def info() -> Any:
+        asked.append(time.monotonic())
+        return None if ranks is None else SimpleNamespace(preempted_ranks=ranks)
+
+    rank._train.get_preemption_info = info
+    return asked
 
 
-def test_rank_0_decides_for_all(now: SimpleNamespace) -> None:
-    """Ray tells the ranks at different moments; all have to save in the same step."""
-    assert not worker([], rank=1, others=0.0).must_save()
-    now.told = False
-    assert worker([], rank=1, others=1.0).must_save()
+@pytest.mark.parametrize("step_s", [0.01, 1.0, 30.0])
+def test_a_notice_is_seen_in_seconds_and_saves_at_once_and_then_in_intervals(
+    now: SimpleNamespace, step_s: float
+) -> None:
     calls: Calls = []
-    assert not worker(calls, watched=False).must_save()  # where nobody drains nodes, no rank is asked
-    assert calls == []
+    rank = worker(calls)
+    told(rank, None)
+    while now.s < 200:
+        assert not rank.must_save()
+        now.s += step_s
+    asked, saved = told(rank, [1]), []
+    start = now.s
+    while now.s < start + 100:
+        if rank.must_save():
+            saved.append(now.s)
+        now.s += step_s
+    assert saved[0] - start <= max(5.0, step_s)
+    assert all(SAVE_EVERY_S <= b - a <= SAVE_EVERY_S + max(5.0, step_s) for a, b in pairwise(saved))
+    assert len(asked) <= 1 + 100 / min(2.0, max(step_s, 1.0))  # each asks all ranks
+    assert calls.count(("say", "the node of rank 1 is about to be taken away; a checkpoint is saved")) == len(
+        saved
+    )
+
+
+def test_rank_0_decides_for_all() -> None:
+    """Ray tells the ranks at different moments; all have to save, and to ask again, in the same step."""
+    for due in (False, True):
+        rank = worker([], rank=1, others=torch.tensor([float(due), 7.0]))
+        asked = told(rank, None if due else [1])
+        assert rank.must_save() == due
+        assert not any(rank.must_save() for _ in range(6))
+        assert len(asked) == 1
+        rank.must_save()
+        assert len(asked) == 2
+    calls: Calls = []
+    rank = worker(calls, watched=False)
+    asked = told(rank, [0])
+    assert not rank.must_save()  # where nobody drains nodes, no rank is asked
+    assert calls == asked == []

@@ -1,19 +1,18 @@
 """The causes of errors that Ray wrapped in others."""
 
-import pickle
 from typing import Any
 
 import pytest
 import ray
 from ray.core.generated.common_pb2 import ActorDiedErrorContext  # type: ignore[attr-defined]
-from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError, RayTaskError
-from ray.train import ControllerError, WorkerGroupError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryError, RayError
+from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.tasks import Pool, map_items
-from npdraw_dist.training.controller import TooManyFailures, is_preemption, what_happened
-from npdraw_dist.training.failures import cause_chains, first_cause, reason_of, storage_failed
+from npdraw_dist.training.failures import cause_chains, reason_of, storage_failed
+from npdraw_dist.training.restarts import is_preemption, what_happened
 from tests.helpers.processes import until
 
 # As Ray 2.60 writes it.
@@ -72,8 +71,6 @@ def test_the_reason_is_the_innermost_cause_and_each_worker_has_a_chain() -> None
     error = WorkerGroupError("training failed", {0: wrapped, 1: PEER})
     assert reason_of(error) == "RuntimeError: CUDA out of memory"
     assert list(cause_chains(error)) == [(error, wrapped, inner), (error, PEER)]
-    ended = pickle.loads(pickle.dumps(ControllerError(TooManyFailures("one too many", error))))
-    assert str(first_cause(ended, TooManyFailures)) == "one too many"  # from the controller to the driver
     outside = ValueError("outside")
     outside.__cause__ = UserError("the loss turned non-finite")
     assert reason_of(outside) == "the loss turned non-finite"
@@ -98,18 +95,6 @@ def test_a_storage_that_fails_in_a_task_of_ray_data_is_told_in_a_line(pool: Pool
         "stage parse stopped because its storage failed ([Errno 28] No space left on device)"
     )
     until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
-
-
-@pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
-def test_a_storage_that_fails_under_a_stream_is_told_in_a_line() -> None:
-    """Ray Data keeps what its task raised as text."""
-    with pytest.raises(RayTaskError) as caught:
-        ray.data.from_items([1]).map(full).take_all()
-    line = str(storage_failed("prior", caught.value))
-    assert line.startswith(
-        "stage prior stopped because its storage failed ([Errno 28] No space left on device)"
-    )
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]

@@ -1,5 +1,6 @@
 """The feed deals out each training image once an epoch, whatever the number of ranks."""
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.training.feed import Feed, MemoryFeed, StreamFeed, noise_seed, prefetched
+from npdraw_dist.training.feed import Feed, MemoryFeed, Share, StreamFeed, noise_seed, prefetched
 
 Step = list[tuple[int, list[int]]]
 
@@ -25,7 +26,7 @@ def numbered(n: int) -> Batch:
 
 
 def feed(n: int, batch: int, micro: int, rank: int = 0, world: int = 1, seed: int = 3) -> MemoryFeed:
-    return MemoryFeed(numbered(n), batch, micro, seed, rank, world)
+    return MemoryFeed(numbered(n), Share(batch, micro, seed, rank, world))
 
 
 def taken(source: Feed, first: int, steps: int) -> list[Step]:
@@ -61,16 +62,27 @@ class Shelf:
 
 
 def streamed(
-    batch: int = 8, micro: int = 2, rank: int = 0, world: int = 1, seed: int = 3, files: Sequence[int] = FILES
+    batch: int = 8,
+    lane: int = 2,
+    rank: int = 0,
+    world: int = 1,
+    seed: int = 3,
+    files: Sequence[int] = FILES,
+    micro: int = 3,
 ) -> StreamFeed:
-    return StreamFeed(np.array(files), Shelf(files), batch, micro, 2 * micro, seed, rank, world)
+    return StreamFeed(np.array(files), Shelf(files), Share(batch, micro, seed, rank, world), 2 * batch, lane)
 
 
 def of_kind(kind: str, rank: int = 0, world: int = 1, seed: int = 3) -> Feed:
-    """97 rows, in batches of 10 with 5 micro-batches."""
+    """97 rows, in batches of 10."""
     if kind == "memory":
-        return feed(97, 10, 2, rank, world, seed)
+        return feed(97, 10, 3, rank, world, seed)
     return streamed(10, 2, rank, world, seed)
+
+
+def flat(steps: list[Step]) -> list[list[int]]:
+    """The rows of each step."""
+    return [[row for _, rows in step for row in rows] for step in steps]
 
 
 @pytest.mark.parametrize(("n", "batch", "micro"), [(24, 8, 4), (20, 8, 2), (7, 12, 3)])
@@ -94,10 +106,11 @@ def test_no_row_is_missing_or_double_if_the_ranks_change(worlds: list[tuple[int,
     step, found = 0, []
     for world, steps in worlds:
         ranks = [taken(of_kind(kind, rank, world), step, steps) for rank in range(world)]
-        assert all(mine for rank in ranks for mine in rank), "a rank has no micro-batch"
-        found += [sorted(chain.from_iterable(of_ranks)) for of_ranks in zip(*ranks, strict=True)]
+        assert all(mine for rank in ranks for mine in rank), "a rank has no row"
+        assert all(len(rows) <= 3 for rank in ranks for mine in rank for _, rows in mine)
+        found += [list(chain.from_iterable(of_ranks)) for of_ranks in zip(*map(flat, ranks), strict=True)]
         step += steps
-    assert found == taken(of_kind(kind), 0, step)
+    assert found == flat(taken(of_kind(kind), 0, step))
 
 
 @pytest.mark.parametrize("kind", ["memory", "stream"])
@@ -117,20 +130,21 @@ def test_the_order_is_of_the_seed_and_images_keep_their_parses(kind: str) -> Non
 
 
 def test_noise_seeds_differ_and_fit_a_generator() -> None:
-    seeds = {noise_seed(seed, step, chunk) for seed in range(3) for step in range(20) for chunk in range(8)}
+    seeds = {noise_seed(seed, step, part) for seed in range(3) for step in range(20) for part in range(8)}
     assert len(seeds) == 3 * 20 * 8
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 @pytest.mark.parametrize("files", [FILES, (97,), (9, 2)])
-@pytest.mark.parametrize(("batch", "micro"), [(8, 2), (6, 2), (4, 4)])
-def test_a_stream_has_each_row_once_an_epoch(files: Sequence[int], batch: int, micro: int) -> None:
-    total, chunks, epochs = sum(files), batch // micro, 3
-    whole = taken(streamed(batch, micro, files=files), 0, -(-epochs * total // batch) + 3)
+@pytest.mark.parametrize(("batch", "lane"), [(8, 2), (6, 2), (4, 4), (9, 8)])
+def test_a_stream_has_each_row_once_an_epoch(files: Sequence[int], batch: int, lane: int) -> None:
+    lane = math.gcd(batch, lane)
+    total, lanes, epochs = sum(files), batch // lane, 3
+    whole = flat(taken(streamed(batch, lane, files=files), 0, -(-epochs * total // batch) + 3))
     seen: list[list[int]] = [[] for _ in range(epochs)]
-    for chunk in range(chunks):
-        share = total * (chunk + 1) // chunks - total * chunk // chunks
-        rows = [row for step in whole for number, rows in step if number == chunk for row in rows]
+    for number in range(lanes):
+        share = total * (number + 1) // lanes - total * number // lanes
+        rows = [row for step in whole for row in step[number * lane : (number + 1) * lane]]
         for epoch in range(epochs):
             seen[epoch] += rows[epoch * share : (epoch + 1) * share]
     assert [sorted(rows) for rows in seen] == [list(range(total))] * epochs
@@ -139,7 +153,7 @@ def test_a_stream_has_each_row_once_an_epoch(files: Sequence[int], batch: int, m
 def test_a_streamed_start_reads_from_its_window_on() -> None:
     source, shelf = streamed(), Shelf()
     source.read = shelf
-    taken(source, 10, 1)  # 20 of the 24 rows of each micro-batch, whose last window of 6 starts at row 20
+    taken(source, 10, 1)  # 20 of the 24 rows of each lane, whose last window of 6 starts at row 20
     order, ((start, stop),) = shelf.asked[0]
     assert stop - start == 97 - 4 * 20
     assert sorted(order) == sorted([*range(6), *range(6)])
@@ -147,8 +161,8 @@ def test_a_streamed_start_reads_from_its_window_on() -> None:
 
 def test_ranks_read_each_row_of_an_epoch_once() -> None:
     read = []
-    for rank in range(3):
-        source, shelf = streamed(rank=rank, world=3), Shelf()
+    for rank in range(4):
+        source, shelf = streamed(rank=rank, world=4), Shelf()
         source.read = shelf
         taken(source, 0, 1)
         order, ranges = shelf.asked[0]
@@ -158,7 +172,7 @@ def test_ranks_read_each_row_of_an_epoch_once() -> None:
 
 
 def test_windows_mix_two_batches_or_more_and_change_with_the_epoch() -> None:
-    source, shelf = streamed(batch=8, micro=8, files=(96,)), Shelf((96,))
+    source, shelf = streamed(batch=8, lane=8, files=(96,)), Shelf((96,))
     source.read = shelf
     rows = stream(taken(source, 0, 96))  # 8 epochs
     mixed, orders = [], set()

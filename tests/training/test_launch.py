@@ -10,12 +10,11 @@ from unittest import mock
 import pytest
 import ray
 import torch
-from ray.train.torch import TorchConfig
-from ray.train.v2.api.config import ScalingConfig
+from ray.train import ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.controller import Trainer
 from npdraw_dist.training.environment import ALLOCATOR, COMPUTE, SPIN, restart_with_environment
 from npdraw_dist.training.launch import (
     ClusterTorchConfig,
@@ -132,7 +131,7 @@ def test_workers_meet_by_a_backend_that_they_can_use(
     config = ClusterTorchConfig(backend_for(gpus), timeout_s=7)
     workers = Workers(2, 2, 1, gpus)
     scaling = ScalingConfig(num_workers=2, use_gpu=workers.gpu, resources_per_worker=workers.resources)
-    Trainer(lambda: None, images=1, torch_config=config, scaling_config=scaling)
+    TorchTrainer(lambda: None, torch_config=config, scaling_config=scaling)
     config.backend_cls().on_start(Group(cuda), config)
     assert found == [(backend, 7)]
 

@@ -16,7 +16,7 @@ from pyarrow import fs
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.early_stopping import EarlyStopping, far_below
-from npdraw_dist.training.feed import MemoryFeed
+from npdraw_dist.training.feed import MemoryFeed, Share
 from npdraw_dist.training.loop import Budget, Data, train
 from npdraw_dist.training.metrics_log import read_metrics
 from tests.helpers.local_context import LocalContext
@@ -49,7 +49,7 @@ class Feed:
 
     def __init__(self, clock: Time) -> None:
         self.clock = clock
-        self.feed = MemoryFeed(data(24), BATCH, 4, 5, 0, 1)
+        self.feed = MemoryFeed(data(24), Share(BATCH, 4, 5, 0, 1))
 
     def steps(self, first: int) -> Iterator[list[tuple[int, Batch]]]:
         wait = 5

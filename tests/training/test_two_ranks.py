@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.schema import Experiment, TrainConfig
 from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.noise import RowNoise
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.nn.npdraw import NPDraw
@@ -20,7 +21,7 @@ from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.training import loop
 from npdraw_dist.training.context import Context, ddp_settings
 from npdraw_dist.training.device import Graphs
-from npdraw_dist.training.feed import MemoryFeed, noise_seed
+from npdraw_dist.training.feed import MemoryFeed, Share, noise_seed
 from npdraw_dist.training.loop import Budget, Data, train
 from tests.training.test_loop import PARTS, data, prior
 
@@ -52,12 +53,13 @@ class GlooContext(Context):
 
 
 class Breaking(PriorObjective):
-    """Not a number in micro-batch 1 of one step: with two ranks, on rank 1 alone."""
+    """Not a number in the last row of each step from one on: with two ranks, on rank 1 alone."""
 
-    def forward(self, batch: Batch, progress: float, generator: torch.Generator) -> Any:
+    def forward(self, batch: Batch, progress: float, generator: Any) -> Any:
+        rows = [RowNoise(noise_seed(SEED, step), torch.tensor([11])).keys for step in range(BROKEN_STEP, 6)]
+        broken = torch.isin(generator.keys, torch.cat(rows))
         loss, metrics = super().forward(batch, progress, generator)
-        broken = generator.initial_seed() == noise_seed(SEED, BROKEN_STEP, 1)
-        return (loss * torch.nan if broken else loss), metrics
+        return loss * torch.where(broken, torch.nan, 1.0), metrics
 
 
 def trained(kind: type[PriorObjective], context: GlooContext) -> dict[str, Any]:
@@ -77,9 +79,9 @@ def trained_vae(context: GlooContext) -> dict[str, Any]:
 
 
 def run(objective: Objective, context: GlooContext) -> dict[str, Any]:
-    """Weights, summary and reports of 6 steps of 3 micro-batches (so two ranks get 2 and 1)."""
-    config = TrainConfig(batch_size=12, micro_batch=4)
-    feed = MemoryFeed(data(20, 0), 12, 4, SEED, context.rank, context.world_size)
+    """Weights, summary and reports of 6 steps of 12 images, in the same micro-batches for two ranks."""
+    config = TrainConfig(batch_size=12, micro_batch=2)
+    feed = MemoryFeed(data(20, 0), Share(12, 2, SEED, context.rank, context.world_size))
     summary = train(objective, Data(feed, data(10, 1)), config, Budget(72, 24), SEED, context)
     return {"weights": objective.state_dict(), "summary": summary, "reports": context.reports}
 
@@ -103,6 +105,7 @@ def both(rank: int, world_size: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", f"file://{folder}/meet", timedelta(seconds=60), world_size=world_size, rank=rank
     )
+    vars(loop)["SKIPPED_IN_ROW"] = 2
     vars(loop)["time"] = SimpleNamespace(process_time=lambda: 10.0 * (rank + 1))
     results = {k.__name__: trained(k, GlooContext(rank, world_size)) for k in (PriorObjective, Breaking)}
     results["vae"] = trained_vae(GlooContext(rank, world_size))
@@ -151,10 +154,14 @@ def test_the_core_seconds_are_those_of_both_ranks(ranks: list[dict[str, Any]]) -
         assert [rank[kind]["summary"]["core_seconds"] for kind in ("PriorObjective", "Breaking")] == [30, 30]
 
 
-def test_a_broken_loss_on_one_rank_stops_both(ranks: list[dict[str, Any]]) -> None:
+def test_a_broken_loss_on_one_rank_stops_both(
+    ranks: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first broken step is skipped, the second is one too many."""
+    monkeypatch.setattr(loop, "SKIPPED_IN_ROW", 2)
     stopped = [rank["Breaking"]["summary"]["stopped_at_step"] for rank in ranks]
-    assert stopped == [BROKEN_STEP, BROKEN_STEP]
-    assert trained(Breaking, GlooContext(0, 1))["summary"]["stopped_at_step"] == BROKEN_STEP
+    assert stopped == [BROKEN_STEP + 1, BROKEN_STEP + 1]
+    assert trained(Breaking, GlooContext(0, 1))["summary"]["stopped_at_step"] == BROKEN_STEP + 1
     for name, value in ranks[0]["Breaking"]["weights"].items():
         assert torch.isfinite(value).all(), name
         assert torch.equal(value, ranks[1]["Breaking"]["weights"][name]), name

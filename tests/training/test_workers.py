@@ -25,32 +25,29 @@ def holds(node: Node, cpus: int, gpus: float, count: int) -> bool:
     )
 
 
-def placed(nodes: list[Node], cpus: int, gpus: float, count: int, spare: int) -> bool:
-    """Whether some division of the workers among the nodes leaves `spare` CPUs on a node."""
+def placed(nodes: list[Node], cpus: int, gpus: float, count: int) -> bool:
+    """Whether some division of the workers among the nodes works."""
     for each in product(range(count + 1), repeat=len(nodes)):
         fits = [holds(node, cpus, gpus, n) for node, n in zip(nodes, each, strict=True)]
-        if sum(each) != count or not all(fits):
-            continue
-        left = [node.cpus - cpus * n for node, n in zip(nodes, each, strict=True)]
-        if spare == 0 or max(left, default=0) >= spare:
+        if sum(each) == count and all(fits):
             return True
     return False
 
 
 @settings(max_examples=200, derandomize=True)
-@given(NODES, st.integers(1, 4), SHARES, st.integers(1, 4), st.integers(0, 1))
+@given(NODES, st.integers(1, 4), SHARES, st.integers(1, 4))
 def test_workers_fit_if_one_placement_of_all_works(
-    nodes: list[Node], cpus: int, gpus: float, count: int, spare: int
+    nodes: list[Node], cpus: int, gpus: float, count: int
 ) -> None:
-    assert (room(nodes, cpus, gpus, spare) >= count) == placed(nodes, cpus, gpus, count, spare)
+    assert (room(nodes, cpus, gpus) >= count) == placed(nodes, cpus, gpus, count)
 
 
 @settings(max_examples=100, derandomize=True)
-@given(NODES, st.integers(1, 4), SHARES, st.integers(0, 1))
-def test_the_most_cpus_of_a_worker(nodes: list[Node], count: int, gpus: float, spare: int) -> None:
+@given(NODES, st.integers(1, 4), SHARES)
+def test_the_most_cpus_of_a_worker(nodes: list[Node], count: int, gpus: float) -> None:
     each = range(1, 7)
-    most = max((n for n in each if placed(nodes, n, gpus, count, spare)), default=0)
-    assert most_cpus(nodes, count, gpus, spare) == most
+    most = max((n for n in each if placed(nodes, n, gpus, count)), default=0)
+    assert most_cpus(nodes, count, gpus) == most
 
 
 @pytest.mark.parametrize("share", [0.01, 0.15, 0.2, 0.25, 1 / 3, 0.34, 0.5, 0.7, 1.0])
@@ -73,7 +70,6 @@ def test_what_ray_is_asked_for_fits_as_often_as_is_counted(share: float) -> None
 
 def test_nodes_and_workers_are_said() -> None:
     nodes = [Node(1, address="10.0.0.2"), Node(8, 1, "10.0.0.1")]
-    free = {"10.0.0.1": Node(3, 0.25)}
-    assert listed(nodes, free) == "10.0.0.1: 3 of 8 CPUs, 0.25 of 1 GPU; 10.0.0.2: 1 CPU"
+    assert listed(nodes) == "10.0.0.1: 8 CPUs, 1 GPU; 10.0.0.2: 1 CPU"
     assert listed([Node(1, address=str(n)) for n in range(10)]).endswith("; 7: 1 CPU; and 2 more")
     assert str(Workers(2, 8, 4, 0.25)) == "2 to 8 workers of 4 CPUs and 1/4 of a GPU"

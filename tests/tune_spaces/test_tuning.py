@@ -114,6 +114,17 @@ def test_asha_stops_the_worse_half_but_never_at_the_end() -> None:
     assert stopped == [("1", 2_000)]
 
 
+def test_asha_knows_the_trials_of_an_earlier_start() -> None:
+    """The second trial of a new start is compared with those that ended before."""
+    seen = [{"images": images, "score": 50.0} for images in (2_000, 4_000, 6_000)]
+    controller: Any = None
+    for history, action in (({}, "CONTINUE"), ({"old": seen, "older": seen}, "STOP")):
+        asha = RecordingASHA(8_000, lambda trial, result: None, history)
+        trial: Any = SimpleNamespace(trial_id="new")
+        asha.on_trial_add(controller, trial)
+        assert asha.on_trial_result(controller, trial, {"images": 2_000, "score": 60.0}) == action
+
+
 def test_a_stopped_trial_is_recorded_with_its_settings(plan: Plan) -> None:
     SweepCallback(plan, 2).stopped(
         SimpleNamespace(config={"point": {"prior.depth": 1}}), {"score": 91.5, "images": 256}

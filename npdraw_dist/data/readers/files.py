@@ -11,8 +11,8 @@ from pyarrow import fs
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import SUFFIXES, BadPicture, Frame, read_picture
-from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
-from npdraw_dist.data.identity import Inputs
+from npdraw_dist.core.storage import open_filesystem, read_bytes
+from npdraw_dist.data.identity import Inputs, list_tree
 from npdraw_dist.data.readers.known import find_data
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import Source, listed
@@ -58,7 +58,7 @@ def open_imagefolder(data: DataConfig, seed: int) -> Source:
     if data.path is None:
         raise UserError("data.source imagefolder needs --data.path, a folder of images")
     filesystem, root = open_filesystem(data.path)
-    names = [path[len(root) + 1 :] for path, _ in list_files(filesystem, root)]
+    names = [file.path for file in list_tree(filesystem, root)]
     names = [n for n in names if n.lower().endswith(SUFFIXES) and not n.rpartition("/")[2].startswith(".")]
     if not names:
         raise UserError(f"data.path {data.path} is missing or has no image ({', '.join(SUFFIXES)})")

@@ -56,7 +56,7 @@ class Face:
 
 
 def open_fonts(data: DataConfig, seed: int) -> Source:
-    """All faces of the font files below data.path, dealt in ranges of data.shard_rows characters.
+    """All faces of the font files below data.path, dealt in ranges of data.rows_a_shard characters.
 
     `data.split_by face` holds out families: the faces of a family, and of a file, are in one split.
     `character` holds out characters, the same in all faces. A broken file is one rejected row.
@@ -84,8 +84,8 @@ def open_fonts(data: DataConfig, seed: int) -> Source:
     parts = []
     for face, split in zip(faces, held, strict=True):
         splits = rule.possible(None) if split is None else (split,)
-        for start in range(0, face.characters, data.shard_rows):
-            stop = min(start + data.shard_rows, face.characters)
+        for start in range(0, face.characters, data.rows_a_shard):
+            stop = min(start + data.rows_a_shard, face.characters)
             read = FaceRange(face, data.image_size or 0, start, stop, rule, split is not None)
             parts.append(FilePart(splits, read, stop - start))
     parts += [

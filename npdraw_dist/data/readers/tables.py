@@ -185,10 +185,10 @@ def open_parquet(data: DataConfig, seed: int) -> Source:
         splits = SPLITS if own_column else rule.possible(stated)
         name = path.rpartition("/")[2] if path == root else path[len(root) + 1 :]
         rows_before = [0, *accumulate(of_groups)]
-        for start, stop in packed(of_groups, data.shard_rows):
+        for start, stop in packed(of_groups, data.rows_a_shard):
             groups, first = tuple(range(start, stop)), rows_before[start]
             reader = TableReader(filesystem, path, name, groups, first, frame, rule, stated)
             parts.append(FilePart(splits, reader.read, rows_before[stop] - first))
     if prepared is not None:  # its ids are known to differ
-        parts = join_small(parts, data.shard_rows)
+        parts = join_small(parts, data.rows_a_shard)
     return of_files(data, seed, parts, layout.counts, layout.inputs)

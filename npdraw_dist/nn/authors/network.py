@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec, PriorSpec
 from npdraw_dist.core.images import ink
+from npdraw_dist.core.noise import Dropout, Noise
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.nn.blocks import (
-    Dropout,
     ExactConv2d,
     ExactLinear,
     TransformerBlock,
@@ -27,7 +27,7 @@ from npdraw_dist.nn.blocks import (
     group_norm,
 )
 from npdraw_dist.nn.prior import StepPrior
-from npdraw_dist.nn.relaxations import Noise, categorical_sample
+from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import AlignedLayout, StepLogits
 
 CHANNELS = 16  # in the prior's two convolutions

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.grid import Grid, pixels_on
+from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.objective import ParameterGroup, Stepping, ramp
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.authors.network import CanvasPrior
@@ -78,9 +79,7 @@ class AuthorsObjective(VAEObjective):
             *decay_groups(model.decoder.named_parameters(), DECODER_RATE, decay),
         ]
 
-    def _relaxed(
-        self, x: Tensor, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator
-    ) -> Loss:
+    def _relaxed(self, x: Tensor, q: StepLogits, parse: PartSequence, done: float, generator: Noise) -> Loss:
         model = self.model
         assert isinstance(model.prior, CanvasPrior)
         what, gate, where = self._choices(q, parse, done, generator)
@@ -95,14 +94,14 @@ class AuthorsObjective(VAEObjective):
         return self.config.beta * kl - found.log_p, metrics
 
     def _choices(
-        self, q: StepLogits, parse: PartSequence, done: float, generator: torch.Generator
+        self, q: StepLogits, parse: PartSequence, done: float, generator: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
         """A draw of q: *what* as weights (B, T, K), *whether* (B, T) and *where* (B, T)."""
         assert q.where is not None
         what = gumbel_softmax(q.what, gumbel_temperature(self.config, done), generator)
         gate = bernoulli_sample(q.whether, generator)
         where = categorical_sample(q.where, generator)
-        forced = torch.rand(len(gate), generator=generator, device=gate.device) < teacher_chance(done)
+        forced = uniform((len(gate),), generator, gate) < teacher_chance(done)
         given = one_hot_like(what, parse.what) * parse.whether[..., None]
         what = torch.where(forced[:, None, None], given, what)
         return what, gate, torch.where(forced[:, None], parse.where, where)

@@ -25,10 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec
+from npdraw_dist.core.noise import Dropout, Noise
 from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standard_normal
-from npdraw_dist.nn.blocks import Dropout, ExactLinear, ExactLSTMCell, exactly
+from npdraw_dist.nn.blocks import ExactLinear, ExactLSTMCell, exactly
 from npdraw_dist.nn.generative import Importance
-from npdraw_dist.nn.relaxations import Gaussian, Noise, categorical_sample, kl_bernoulli
+from npdraw_dist.nn.relaxations import Gaussian, categorical_sample, kl_bernoulli
 
 LEAST_SCALE = 0.1  # least side of a window, as a share of the image's: smaller ones have no gradient to grow
 

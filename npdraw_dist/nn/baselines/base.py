@@ -15,13 +15,14 @@ from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import require_images
+from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.objective import Gather, Objective, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.nn.generative import ANIMATED, CHUNK, Importance, SampleTrace, in_chunks, seeded
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.objective import PRIOR_DECAY, Loss, decay_groups
-from npdraw_dist.nn.relaxations import Gaussian, Noise, total_kl
+from npdraw_dist.nn.relaxations import Gaussian, total_kl
 
 MAX_LOG_STD = 4.0  # keeps a Gaussian's scale finite if training diverges
 
@@ -155,18 +156,21 @@ class BaselineObjective(Objective):
     def networks(self) -> list[nn.Module]:
         return self.model.networks()
 
+    def functions(self) -> list[tuple[object, str]]:
+        return [(self.model.likelihood, "log_prob")]
+
     def settle(self, gather: Gather) -> None:
         self.model.settle(gather)
 
-    def forward(self, batch: Batch, progress: float, generator: torch.Generator) -> Loss:
+    def forward(self, batch: Batch, progress: float, generator: Noise) -> Loss:
         kl, metrics = self._bound(batch, generator)
         weight = self.config.beta * ramp(progress, 0.0, 1.0, self.config.latent_ramp)
         return -metrics["reconstruction"] + weight * kl, metrics
 
-    def evaluate(self, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
+    def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
         return self._bound(batch, generator)[1]
 
-    def _bound(self, batch: Batch, generator: torch.Generator) -> Loss:
+    def _bound(self, batch: Batch, generator: Noise) -> Loss:
         """The KL (B,) of one draw; its ELBO and the ELBO's parts, each (B,)."""
         x = binarized(batch.images, self.model.spec.binarize, generator)
         reconstruction, parts = self.model.loss_parts(x, generator)

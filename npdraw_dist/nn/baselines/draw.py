@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec
+from npdraw_dist.core.noise import Dropout, Noise
 from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standard_normal
-from npdraw_dist.nn.blocks import Dropout, ExactLinear, ExactLSTMCell, at_least_float32, exactly
+from npdraw_dist.nn.blocks import ExactLinear, ExactLSTMCell, at_least_float32, exactly
 from npdraw_dist.nn.generative import Importance
-from npdraw_dist.nn.relaxations import Gaussian, Noise
+from npdraw_dist.nn.relaxations import Gaussian
 
 State = tuple[Tensor, Tensor]  # h and c of an LSTM, (B, width) each
 EPSILON = 1e-8

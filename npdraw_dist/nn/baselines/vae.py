@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec
+from npdraw_dist.core.noise import Dropout, Noise, dropout_noise
 from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standard_normal
 from npdraw_dist.nn.blocks import ExactConvTranspose2d, ExactLinear, ResidualBlock, group_norm, zeroed
 from npdraw_dist.nn.generative import Importance
-from npdraw_dist.nn.relaxations import Gaussian, Noise, categorical_sample
+from npdraw_dist.nn.relaxations import Gaussian, categorical_sample
 
 CELL = 4  # the residual blocks work on cells of 4 x 4 pixels
 MAX_LOG_FACTOR = 2.0  # bounds a coupling layer's factor: the flow stays invertible in float32
@@ -137,7 +138,10 @@ class VampVAE(LearnedPriorVAE):
 
     def components(self) -> Gaussian:
         """The U components of the mixture, (U, Z)."""
-        return gaussian(self.embed(torch.sigmoid(self.pseudo_inputs)))
+        layers = [layer.noise for layer in self.encoder.modules() if isinstance(layer, Dropout)]
+        own = next(filter(None, layers), None)
+        with dropout_noise(self.encoder, own and own.shared(len(self.pseudo_inputs))):
+            return gaussian(self.embed(torch.sigmoid(self.pseudo_inputs)))
 
     def log_prior(self, z: Tensor) -> Tensor:
         each = self.components().log_prob(z[:, None])  # (B, U)

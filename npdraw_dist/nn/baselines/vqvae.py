@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import BaselineSpec, PriorSpec
+from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.objective import Gather
 from npdraw_dist.nn.baselines.base import Baseline, PriorDraws
 from npdraw_dist.nn.baselines.vae import CELL, decoder_layers, encoder_layers, last_layer, whole_cells
@@ -22,7 +23,6 @@ from npdraw_dist.nn.blocks import ExactConv2d, ExactLinear, TransformerBlock, at
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.prior import START
 from npdraw_dist.nn.relaxations import (
-    Noise,
     categorical_sample,
     gumbel_softmax,
     kl_categorical,
@@ -89,7 +89,7 @@ class VQVAE(Baseline):
     usage: Tensor
     seen: Tensor
     candidates: Tensor
-    ticket: Tensor
+    tickets: Tensor
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)
@@ -110,7 +110,7 @@ class VQVAE(Baseline):
         # What this rank saw since the last step: the uses of each code, and a vector to restart it with.
         self.register_buffer("seen", torch.zeros(codes), persistent=False)
         self.register_buffer("candidates", torch.zeros(codes, numbers), persistent=False)
-        self.register_buffer("ticket", torch.full((), -1.0), persistent=False)
+        self.register_buffer("tickets", torch.full((codes,), -1.0), persistent=False)
 
     def networks(self) -> list[nn.Module]:
         return [*super().networks(), *self.prior.blocks]
@@ -160,22 +160,23 @@ class VQVAE(Baseline):
 
     @torch.no_grad()
     def _count(self, vectors: Tensor, z: Tensor, generator: Noise) -> None:
-        """Adds the uses of a micro-batch, and keeps its vectors if its ticket is the largest of the step."""
+        """Adds the uses of codes; keeps for each a vector of the image that drew the largest ticket."""
         self.seen.index_add_(0, z.flatten(), torch.ones_like(z, dtype=self.seen.dtype).flatten())
-        flat = vectors.flatten(0, 1)
-        ticket = torch.rand((), generator=generator, device=flat.device)
-        taken = torch.randint(len(flat), (self.spec.codes,), generator=generator, device=flat.device)
-        better = ticket > self.ticket
-        self.candidates.copy_(torch.where(better, flat[taken], self.candidates))
-        self.ticket.copy_(torch.maximum(ticket, self.ticket))
+        shape = (len(z), self.spec.codes)
+        ticket, row = uniform(shape, generator, vectors).max(0)
+        cells = (uniform(shape, generator, vectors) * z.shape[1]).long().clamp_(max=z.shape[1] - 1)
+        taken = vectors[row, cells.gather(0, row[None])[0]]
+        better = (ticket > self.tickets) & taken.isfinite().all(1)
+        self.candidates.copy_(torch.where(better[:, None], taken, self.candidates))
+        self.tickets.copy_(torch.maximum(ticket, self.tickets))
 
     @torch.no_grad()
     def settle(self, gather: Gather) -> None:
         """Averages the use of codes of all ranks; a code below DEAD becomes a vector of the step."""
-        found = gather(torch.cat([self.seen, self.ticket[None], self.candidates.flatten()]))
+        found = gather(torch.cat([self.seen[:, None], self.tickets[:, None], self.candidates], 1))
         codes = self.spec.codes
-        seen, winner = found[:, :codes].sum(0), found[:, codes].argmax(0, keepdim=True)
-        candidates = found.index_select(0, winner)[0, codes + 1 :].view_as(self.candidates)
+        seen, winner = found[:, :, 0].sum(0), found[:, :, 1].argmax(0)
+        candidates = found[winner, torch.arange(codes, device=winner.device), 2:]
         images = seen.sum() / (self.rows * self.columns)
         kept = torch.exp(-images / MEMORY)
         usage = kept * self.usage + (1 - kept) * seen * codes / seen.sum().clamp(min=1)
@@ -183,7 +184,7 @@ class VQVAE(Baseline):
         self.codebook.copy_(torch.where(dead[:, None], candidates, self.codebook))
         self.usage.copy_(torch.where(dead, torch.ones_like(usage), usage))
         self.seen.zero_()
-        self.ticket.fill_(-1.0)
+        self.tickets.fill_(-1.0)
 
     def generate(self, n: int, generator: Noise, temperature: float) -> PriorDraws:
         z = self.prior.sample(n, generator, temperature)

@@ -1,0 +1,122 @@
+"""Where random numbers come from: a generator, or in training a hash of seed, step and row.
+
+The noise of a row then does not depend on how a batch is cut into micro-batches and shared among workers.
+Shapes: B rows, n = k B rows in k copies.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+# splitmix64 (Steele et al. 2014): its stride and multipliers, as signed integers.
+STRIDE, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -7723592293110685705
+NEXT = (STRIDE * 2**40 + 2**63) % 2**64 - 2**63  # 2^40 strides: further than any draw goes
+
+
+class RowNoise:
+    """Draws for B rows; each draw takes new numbers of every row.
+
+    seed: of the step. rows: int64 (B,), their numbers in its global batch, on the device of the draws. A draw
+    of n = k B rows is for k copies of the rows, one copy after another.
+    """
+
+    def __init__(self, seed: int, rows: Tensor) -> None:
+        self.seed = seed
+        self.keys = _mixed(rows.add(1).mul_(STRIDE).add_(seed))
+
+    def shared(self, count: int) -> "RowNoise":
+        """Draws for `count` things beside the rows that all micro-batches of a step have in common."""
+        return RowNoise(self.seed, -2 - torch.arange(count, device=self.keys.device))
+
+    def integers(self, shape: Sequence[int], kind: torch.dtype) -> Tensor:
+        """Uniform over all values of an integer type; shape: (n, ...)."""
+        rows = len(self.keys)
+        copies, rest = divmod(shape[0], rows)
+        assert rest == 0, f"{shape[0]} is no multiple of {rows} rows"
+        each = math.prod(shape[1:])
+        words = -(-copies * each * kind.itemsize // 8)
+        places = torch.arange(words, device=self.keys.device).mul_(STRIDE)
+        found = _mixed(self.keys[:, None] + places).view(kind)[:, : copies * each]
+        self.keys = self.keys + NEXT  # no count: `torch.compile` would compile anew for each value
+        return found.reshape(rows, copies, each).transpose(0, 1).reshape(tuple(shape))
+
+    def uniform(self, shape: Sequence[int]) -> Tensor:
+        """float32 above 0 and below 1, in steps of 2^-23; shape: (n, ...)."""
+        bits = (self.integers(shape, torch.int32) >> 9).bitwise_and_(2**23 - 1)
+        return bits.float().add_(0.5).mul_(2.0**-23)
+
+
+def _mixed(z: Tensor) -> Tensor:
+    """int64 (...) -> int64 (...), in place; each bit depends on all bits."""
+    z ^= (z >> 30).bitwise_and_(2**34 - 1)
+    z *= FIRST
+    z ^= (z >> 27).bitwise_and_(2**37 - 1)
+    z *= SECOND
+    z ^= (z >> 31).bitwise_and_(2**33 - 1)
+    return z
+
+
+Noise = torch.Generator | RowNoise | None  # None: torch's own generator
+
+
+def uniform(shape: Sequence[int], noise: Noise, like: Tensor) -> Tensor:
+    """Draws in [0, 1), of the type and on the device of `like`."""
+    if isinstance(noise, RowNoise):
+        return noise.uniform(shape).to(like.dtype)
+    return torch.rand(shape, generator=noise, device=like.device, dtype=like.dtype)
+
+
+def normal(noise: Noise, like: Tensor) -> Tensor:
+    """Standard normal draws of the shape of `like`."""
+    if isinstance(noise, RowNoise):
+        return noise.uniform(like.shape).mul_(2).sub_(1).erfinv_().mul_(math.sqrt(2)).to(like.dtype)
+    return torch.randn(like.shape, generator=noise, device=like.device, dtype=like.dtype)
+
+
+def gumbel(noise: Noise, like: Tensor) -> Tensor:
+    """Standard Gumbel draws of the shape of `like`, always finite."""
+    if isinstance(noise, RowNoise):
+        return noise.uniform(like.shape).log_().neg_().log_().neg_().to(like.dtype)
+    exponential = torch.empty(like.shape, device=like.device, dtype=like.dtype)
+    exponential.exponential_(generator=noise)
+    return -exponential.clamp_(min=torch.finfo(like.dtype).tiny).log_()
+
+
+class Dropout(nn.Module):
+    """`nn.Dropout` by 8 random bits a value: `p` is rounded to 1/256.
+
+    noise: of the rows of a training step; without it, torch's own.
+    """
+
+    noise: RowNoise | None = None
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.kept = max(round((1 - p) * 256), 1)  # `kept` values in 256 stay
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (n, ...)."""
+        if not self.training or self.kept == 256:
+            return x
+        if self.noise is None:
+            bits = torch.randint(-128, 128, x.shape, dtype=torch.int8, device=x.device)
+        else:
+            bits = self.noise.integers(x.shape, torch.int8)
+        return x * (bits < self.kept - 128).to(x.dtype).mul_(256 / self.kept)
+
+
+@contextmanager
+def dropout_noise(module: nn.Module, noise: RowNoise | None) -> Iterator[None]:
+    """Dropout in `module` draws from `noise` in this block."""
+    layers = [layer for layer in module.modules() if isinstance(layer, Dropout)]
+    before = [layer.noise for layer in layers]
+    for layer in layers:
+        layer.noise = noise
+    try:
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer.noise = own

@@ -1,0 +1,182 @@
+"""When a run whose workers failed starts again, and what is said of workers that are not placed."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from pyarrow import fs
+from ray.exceptions import ActorDiedError
+from ray.train import ControllerError, WorkerGroupError
+
+from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.errors import StorageFailed, UserError
+from npdraw_dist.training import launch, restarts
+from npdraw_dist.training.checkpoint import Criterion
+from npdraw_dist.training.launch import TrainRun, run_training
+from npdraw_dist.training.restarts import AGAIN_S, FIRST_S, Waiting
+from npdraw_dist.training.workers import Workers
+
+LOCAL = fs.LocalFileSystem()
+DIED = "rank 0 died (its process was killed or crashed)"
+Fit = Callable[[Path], Any]
+
+
+def dies(folder: Path) -> Any:
+    raise WorkerGroupError("failed", {0: ActorDiedError()})
+
+
+def saves_and_dies(step: int) -> Fit:
+    def fit(folder: Path) -> Any:
+        (folder / f"checkpoint_{step:09d}").mkdir()
+        dies(folder)
+
+    return fit
+
+
+def is_taken(folder: Path) -> Any:
+    """Its node was taken away without notice."""
+    lost = ActorDiedError()
+    lost._preempted = True
+    raise WorkerGroupError("failed", {0: lost})
+
+
+def fails(error: Exception) -> Fit:
+    def fit(folder: Path) -> Any:
+        raise WorkerGroupError("failed", {0: error})
+
+    return fit
+
+
+class InsufficientClusterResourcesError(Exception):
+    """In place of Ray Train's."""
+
+
+def too_large(folder: Path) -> Any:
+    raise ControllerError(InsufficientClusterResourcesError("Insufficient\nresources"))
+
+
+def ends(folder: Path) -> Any:
+    return SimpleNamespace(return_value={"images": 1024})
+
+
+Play = Callable[[list[Fit], int], tuple[Any, list[str]]]
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
+    """play(what each call of `fit` does, scale.max_failures): the result or the error, and the lines."""
+    lines: list[str] = []
+    mailbox = SimpleNamespace(say=SimpleNamespace(remote=lines.append))
+    monkeypatch.setattr(launch, "start_mailbox", lambda: mailbox)
+    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    monkeypatch.setattr(launch._Watch, "_run", lambda self: None)
+    folder = tmp_path / "prior"
+    folder.mkdir()
+
+    def played(fits: list[Fit], most: int) -> tuple[Any, list[str]]:
+        left = iter(fits)
+        fit = SimpleNamespace(fit=lambda: next(left)(folder))
+        monkeypatch.setattr(TrainRun, "trainer", lambda self, began: fit)
+        best, workers = Criterion("valid/nll", "min"), Workers(1, 1, 1, 0.0)
+        scale = ScaleConfig(max_failures=most)
+        run: Any = TrainRun(dies, None, workers, scale, best, LOCAL, str(tmp_path), "prior")  # type: ignore
+        try:
+            return run_training(run, None), lines  # type: ignore[arg-type]  # nothing is displayed
+        except (WorkerGroupError, UserError, StorageFailed) as error:
+            return error, lines
+        finally:
+            assert next(left, None) is None, "a start is left over"
+
+    return played
+
+
+def test_failures_with_a_checkpoint_in_between_are_survived(play: Play) -> None:
+    """Though only one in a row is allowed."""
+    result, lines = play([*(saves_and_dies(step) for step in (2, 4, 6, 8)), ends], 1)
+    assert result == {"images": 1024}
+    assert lines == [f"workers restart: {DIED} (failure 1 of at most 1 without a new checkpoint)"] * 4
+
+
+def test_failures_in_a_row_end_the_run_with_what_became_of_the_worker(play: Play) -> None:
+    result, lines = play([saves_and_dies(2), dies, dies], 2)
+    assert isinstance(result, UserError)
+    assert DIED in str(result)
+    assert "--scale.max_failures 2" in str(result)
+    assert len(lines) == 2
+
+
+def test_a_storage_that_does_not_answer_is_no_progress(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> None:
+        raise OSError("timed out")
+
+    monkeypatch.setattr(restarts, "by_age", broken)
+    monkeypatch.setattr(launch, "remove_broken_snapshot", lambda *_: None)
+    result, _ = play([saves_and_dies(2), saves_and_dies(4)], 1)
+    assert isinstance(result, UserError)
+
+
+def test_without_a_limit_every_failure_is_survived_and_taken_nodes_do_not_count(play: Play) -> None:
+    result, lines = play([*[dies] * 5, ends], -1)
+    assert result == {"images": 1024}
+    assert lines == [f"workers restart: {DIED}"] * 5
+    result, lines = play([*[is_taken] * 3, ends], 0)
+    assert result == {"images": 1024}
+    assert all("taken away" in line for line in lines[-3:])
+
+
+@pytest.mark.parametrize(
+    ("fit", "most", "reason"),
+    [
+        (fails(OSError("no space left on device")), 0, "its storage failed (no space left on device)"),
+        (too_large, 3, "Insufficient resources"),  # no autoscaler could place them
+        (fails(UserError("every checkpoint is damaged")), 3, "every checkpoint is damaged"),
+    ],
+)
+def test_what_no_restart_mends_ends_the_run_in_a_line(play: Play, fit: Fit, most: int, reason: str) -> None:
+    result, lines = play([fit], most)
+    assert isinstance(result, UserError)
+    assert reason in str(result)
+    assert lines == []
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """A cluster of two nodes of 4 CPUs and a GPU, and the time."""
+    resources = {"CPU": 4.0, "GPU": 1.0}
+    nodes = [
+        {"Alive": True, "NodeManagerAddress": address, "NodeID": address, "Resources": resources}
+        for address in ("10.0.0.1", "10.0.0.2")
+    ]
+    found = SimpleNamespace(now=0.0, nodes=nodes, free={"CPU": 8.0, "GPU": 2.0})
+    monkeypatch.setattr(time, "monotonic", lambda: found.now)
+    monkeypatch.setattr(ray, "nodes", lambda: found.nodes)
+    monkeypatch.setattr(ray, "available_resources", lambda: found.free)
+    return found
+
+
+def lines_of(waiting: Waiting, world: SimpleNamespace, seconds: int, starts: int = 0) -> list[str]:
+    lines: list[str | None] = []
+    for _ in range(seconds):
+        world.now += 1
+        lines.append(waiting.line(starts))
+    return [line for line in lines if line is not None]
+
+
+def test_what_workers_wait_for_is_said_once_a_minute_until_they_start(world: SimpleNamespace) -> None:
+    waiting = Waiting(Workers(2, 2, 4, 1.0))
+    waiting.begin()
+    assert lines_of(waiting, world, int(FIRST_S) - 1) == []
+    world.free = {"CPU": 4.0}
+    first, second = lines_of(waiting, world, int(AGAIN_S) + 5)
+    assert first == second
+    assert first.startswith("waits for 2 workers of 4 CPUs and a GPU: others hold what they need; nodes: ")
+    assert first.endswith("free: 4 CPUs")
+    assert lines_of(waiting, world, 300, starts=1) == []
+    waiting.begin()  # they failed
+    world.nodes[1]["Alive"] = False
+    (line,) = lines_of(waiting, world, int(FIRST_S) + 2, starts=1)
+    assert "the cluster has room for 1" in line
