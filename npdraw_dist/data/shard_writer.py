@@ -149,7 +149,7 @@ class ShardWriter:
 
     encode: makes files of this suffix. repeated: shard name -> hashes of ids that an earlier shard has too;
     these are rejected. spent: shard name -> CPU seconds of writing it before. across_splits: an id may come
-    in one split only. mixed: by this seed the rows of a training shard are in random order.
+    in one split only. mixed: seed of a random order of the rows of training shards; None keeps their order.
     """
 
     folder: ShardFolder

@@ -1,6 +1,6 @@
 """A convolution whose products a GPU takes in TF32, of 10 bits, where all others stay in float32.
 
-Of its own as an operation: `torch.compile` cannot trace the switch that cuDNN has for all convolutions.
+It is a custom operation: `torch.compile` cannot trace the switch that cuDNN has for all convolutions.
 Shapes: B batch, C channels in, D channels out, H x W pixels, kernels of S x S.
 """
 

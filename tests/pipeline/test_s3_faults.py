@@ -122,7 +122,7 @@ def fault_of(method: str, path: str, number: int) -> Fault:
 def test_a_training_ends_well_on_a_storage_that_fails(
     bucket: str, faults: Faults, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    faults.seen.clear()  # the start of a run, which takes three attempts and no more, meets none
+    faults.seen.clear()  # no fault meets the start of a run, which tries each request three times only
     with monkeypatch.context() as patch:
         patch.setattr(faults, "decide", fault_of)
         train.main(["--storage", f"{bucket}/runs", "--name", "faulty", *TINY])
