@@ -22,7 +22,10 @@ from npdraw_dist.training.loop import report_interval
 
 @dataclass(frozen=True)
 class Cluster:
-    """Assumptions about a cluster of `gpus`. here: it is the machine of the figures, whose cores train."""
+    """Assumptions about a cluster of `gpus`.
+
+    here: it is the machine of the figures, whose cores train; all workers together have them.
+    """
 
     gpus: int
     gpus_per_node: int = 8
@@ -92,8 +95,6 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
             gpu_us = relaxed * gpu_us + (1 - relaxed) * 1e6 / of("vae_hard_step_images_per_s")
     else:
         gpu_us = of(f"{kind}_step_gflops_per_image") / cluster.gpu_gflops * 1e6
-    if cluster.here and experiment.scale.least_workers > 1:
-        gpu_us /= of("two_worker_ratio")
     gradients = 2 * (cluster.nodes - 1) * 4 * of(f"{kind}_parameters")  # twice around a ring of nodes
     network = of("parse_bytes_per_image") + gradients / global_batch(experiment, kind, cluster)
     reports = math.ceil(images / report_interval(int(images), experiment.train.eval_every_images))
@@ -103,8 +104,7 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
     # Each read, and once the footer of each file; a worker that reads in another order reads them anew.
     files = math.ceil(images / experiment.data.rows_a_shard)
     reads = max(math.ceil(images * row_bytes(experiment) / READ_BYTES), files)
-    workers = experiment.scale.least_workers if cluster.here else cluster.gpus
-    requests = reads + min(workers, files) * files
+    requests = reads + min(cluster.gpus, files) * files
     return Stage(kind, of("stream_us_per_image"), gpu_us, network, fixed_s=fixed_s, requests=requests)
 
 

@@ -28,6 +28,7 @@ from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
+from npdraw_dist.core.process import background_threads
 from npdraw_dist.core.storage import read_bytes, write_text
 from npdraw_dist.data.rows import Rows
 
@@ -224,7 +225,7 @@ class Parses:
         Reading and decoding leave the interpreter to the training step, which a task of Ray Data in the same
         process did not; `docs/results` has the rates.
         """
-        with ThreadPoolExecutor(AHEAD, "stream") as pool:
+        with background_threads(AHEAD, "stream") as pool:
             ahead: deque[Future[Batch]] = deque()
             try:
                 for piece in groups.reads(order, ranges):

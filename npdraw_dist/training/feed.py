@@ -9,7 +9,6 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, Protocol, TypeVar
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from npdraw_dist.core.parts import Batch
+from npdraw_dist.core.process import background_threads
 
 Item = TypeVar("Item")
 
@@ -217,7 +217,7 @@ class _Rows:
 def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
     """`items`, made by a thread up to `depth` ahead, which ends with the generator. Its error is raised."""
     end: Any = object()
-    with ThreadPoolExecutor(1, "prefetch") as thread:
+    with background_threads(1, "prefetch") as thread:
         ahead = deque(thread.submit(next, items, end) for _ in range(depth + 1))
         try:
             while (item := ahead.popleft().result()) is not end:

@@ -110,7 +110,6 @@ FIGURES: dict[str, Any] = {
     **{"prepare_us_per_image": 20.0, "prepare_bytes_per_image": 400.0},
     **{"parse_shard_us_per_image": 40.0, "parse_bytes_per_image": 500.0},
     **{"parse_images_per_s": 2000.0, "parse_images_per_s_of_a_core": 1000.0, "stream_us_per_image": 3.0},
-    "two_worker_ratio": 0.8,
     **{"bank_patches_per_image": 18.0, "patches_per_s": 3e6, "kmeans_s": 0.5, "kmeans_patches": 1_000_000},
     **{f"{kind}_parameters": 1e6 for kind in ("prior", "vae")},
     **{f"{kind}_step_gflops_per_image": 0.4 for kind in ("prior", "vae")},
@@ -159,15 +158,6 @@ def test_a_stage_that_streams_takes_cores_and_requests() -> None:
     assert stages(images=8e5, data={"source": "mnist", "path": "x"})["vae"].requests == 0  # fits the memory
     larger = stages(images=8e6, data={"source": "mnist", "path": "x", "shard_rows": 10**6})
     assert larger["vae"].requests == math.ceil(8e6 * (784 + 36 * 5) / (12 << 20)) + 8 * 8
-
-
-def test_two_workers_of_the_measured_machine_take_longer_by_what_was_measured() -> None:
-    here = Cluster(1, 1, 2, start_s=5.0, here=True)
-    one, two = (
-        plan.stages(with_changes(Experiment(), {"scale": {"num_workers": count}}), FIGURES, here, 1e6)
-        for count in (1, 2)
-    )
-    assert [stage.gpu_us for stage in two[3:]] == pytest.approx([stage.gpu_us / 0.8 for stage in one[3:]])
 
 
 def test_a_measured_gpu_takes_what_it_took_with_relaxed_and_with_hard_draws() -> None:

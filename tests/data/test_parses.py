@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -12,7 +13,7 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data import parses as module
 from npdraw_dist.data.parses import (
@@ -173,6 +174,23 @@ def test_a_shard_that_is_not_on_this_machine_is_named(tmp_path: Path) -> None:
     Path(path).unlink()
     with pytest.raises(FileNotFoundError, match=f"{path} is not on this machine"):
         list(parses.stream(parses.groups(1), np.arange(1), [(0, 2)]))
+
+
+def test_a_stream_leaves_the_threads_of_torch_to_the_step(
+    parses: Parses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[int] = []
+
+    def noted(table: pa.Table) -> Batch:
+        found.append(torch.get_num_threads())
+        return to_batch(table)
+
+    monkeypatch.setattr(module, "to_batch", noted)
+    torch.set_num_threads(2)
+    groups = parses.groups(1)
+    list(parses.stream(groups, np.arange(len(groups.rows)), [(0, int(groups.rows.sum()))]))
+    assert set(found) == {1}
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("side", [28, 64, 256])

@@ -213,6 +213,18 @@ def test_a_prefetch_is_bounded_ordered_and_ends_with_its_reader() -> None:
     assert list(prefetched(iter(range(4)), 2)) == [0, 1, 2, 3]
 
 
+def test_a_prefetch_leaves_the_threads_of_torch_to_the_step() -> None:
+    def count() -> Iterator[int]:
+        while True:
+            yield torch.get_num_threads()
+
+    torch.set_num_threads(2)
+    items = prefetched(count(), 1)
+    assert list(islice(items, 3)) == [1, 1, 1]
+    items.close()
+    assert torch.get_num_threads() == 2
+
+
 def test_an_error_of_the_reader_is_raised_in_the_step() -> None:
     def fails(order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
         yield from islice(Shelf()(order, ranges), 4)
