@@ -177,14 +177,11 @@ def run_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """A studio that an earlier test started has set the number for this process."""
+    """Torch's number of threads as each test begins: an earlier test may have set it for this process."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture
-def threads_of_a_worker(one_thread: None) -> Iterator[None]:
+def threads_of_a_worker(one_thread: None) -> None:
     """A worker of the tests' Ray has all CPUs. The number decides in which order a product is summed."""
-    before = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
-    yield
-    torch.set_num_threads(before)

@@ -24,7 +24,7 @@ from npdraw_dist.training.loop import report_interval
 class Cluster:
     """Assumptions about a cluster of `gpus`.
 
-    here: it is the machine of the figures, whose cores train; all workers together have them.
+    here: it is the machine of the figures. Its cores train, and all workers share them.
     """
 
     gpus: int

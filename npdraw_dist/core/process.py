@@ -51,10 +51,10 @@ def device_here(use_gpu: bool | None, flag: str = "scale.use_gpu") -> "torch.dev
 
 
 def background_threads(count: int, name: str) -> ThreadPoolExecutor:
-    """Threads that work beside a training step; torch computes in each of them without further threads.
+    """Threads that work beside a training step. In each of them torch computes on one thread.
 
-    Its OpenMP would give each a team of threads. With more threads than cores libgomp lets none spin, and a
-    training step of small operations takes up to a third longer.
+    Otherwise OpenMP starts a team of threads for each. With more threads than cores libgomp lets none of them
+    spin, and a step of many small operations takes a fifth longer (`docs/results`).
     """
     return ThreadPoolExecutor(count, name, initializer=_compute_alone)
 
@@ -64,7 +64,7 @@ def _compute_alone() -> None:
     from threadpoolctl import threadpool_limits
 
     torch.get_num_threads()  # torch sets a new thread's number at its first use
-    threadpool_limits(1, "openmp")  # of this thread alone, which torch.set_num_threads does not promise
+    threadpool_limits(1, "openmp")  # for this thread alone; torch.set_num_threads also changes later threads
 
 
 def is_there(module: str) -> bool:
