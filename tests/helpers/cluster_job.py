@@ -23,7 +23,7 @@ Found = TypeVar("Found")
 
 SHARDS = 60  # to parse; and the prior is long enough for a node to die under it
 SETTINGS = TINY | {"data.fraction": 1, "scale.num_workers": 2, "scale.cpus_per_worker": 1}
-SETTINGS |= {"data.shard_rows": 30, "prior.images": 49152, "train.eval_every_images": 1024}
+SETTINGS |= {"data.shard_rows": 30, "prior.images": 24576, "train.eval_every_images": 1024}
 
 MARKS = [
     pytest.mark.cluster,
