@@ -21,6 +21,7 @@ from npdraw_dist.nn.relaxations import total_kl
 # Most images computed at once. On a CPU, the activations of more do not fit the cache. A GPU waits for
 # launches with fewer. docs/speed.md has the memory of both for each preset.
 CHUNK, GPU_CHUNK = 256, 512
+CHUNK_NUMBERS = 2**26  # likelihood parameters of a chunk, at most: large images have fewer rows in one
 ANIMATED = 8  # samples of a trace that show their steps
 
 
@@ -76,9 +77,24 @@ class GenerativeModel(nn.Module, ABC):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    @abstractmethod
+    @property
+    def rows_at_once(self) -> int:
+        """Rows, an image with one draw each, that are computed at once. The noise depends on it."""
+        _, height, width = self.spec.image_shape
+        numbers = self.likelihood.parameters_per_pixel * height * width
+        return max(min(CHUNK if self.device.type == "cpu" else GPU_CHUNK, CHUNK_NUMBERS // numbers), 1)
+
+    @torch.no_grad()
     def importance(self, x: Tensor, k: int, generator: Noise = None) -> Importance:
         """k draws z ~ q(z|x) for x (B, C, H, W), 0 or 1 if binary. Raises ValueError on other shapes."""
+        require_images(x, self.spec.image_shape)
+        most = self.rows_at_once
+        parts = [in_chunks(k, len(some), most, self.drawer(some, generator)) for some in x.split(most)]
+        return joined(parts, lambda values: torch.cat(values, 1))
+
+    @abstractmethod
+    def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
+        """x (B, C, H, W) -> a function of `copies`: as many draws for each image, fields (copies * B,)."""
 
     def log_weights(self, x: Any, k: int = 50, generator: Noise = None) -> Tensor:
         """(k, B) nats: log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x) (Burda et al. 2016)."""
@@ -130,17 +146,14 @@ def seeded(device: torch.device, generator: Noise, seed: int | None) -> Noise:
     return torch.Generator(device).manual_seed(seed)
 
 
-def in_chunks(k: int, x: Tensor, draw: Callable[[int], Importance]) -> Importance:
-    """k draws for each of the images x (B, C, H, W). `draw(copies)` returns flat fields, (copies * B,).
-
-    At most CHUNK rows (on a GPU GPU_CHUNK) are drawn at once. The noise depends on these constants.
-    """
-    batch = len(x)
-    at_once = max((CHUNK if x.device.type == "cpu" else GPU_CHUNK) // batch, 1)
+def in_chunks(k: int, batch: int, most: int, draw: Callable[[int], Importance]) -> Importance:
+    """k draws for each of `batch` images, by `draw` of `GenerativeModel.drawer`, `most` rows at once."""
+    at_once = max(most // batch, 1)
     parts = [draw(min(at_once, k - done)) for done in range(0, k, at_once)]
+    return joined(parts, lambda values: torch.cat(values).view(k, batch))
 
-    def joined(values: Sequence[Tensor]) -> Tensor:
-        return torch.cat(list(values)).view(k, batch)
 
-    kl = {name: joined([part.kl[name] for part in parts]) for name in parts[0].kl}
-    return Importance(joined([p.log_w for p in parts]), joined([p.reconstruction for p in parts]), kl)
+def joined(parts: Sequence[Importance], join: Callable[[list[Tensor]], Tensor]) -> Importance:
+    """Each field of the parts by `join`."""
+    kl = {name: join([part.kl[name] for part in parts]) for name in parts[0].kl}
+    return Importance(join([p.log_w for p in parts]), join([p.reconstruction for p in parts]), kl)

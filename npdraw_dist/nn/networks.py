@@ -3,7 +3,7 @@
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, h x w canvas, H x W image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.nn.appearance import Inferred, make_appearance
 from npdraw_dist.nn.authors.network import CanvasPrior, FlatPosterior, PlacedLayout, StridedDecoder
 from npdraw_dist.nn.decoder import Decoder
-from npdraw_dist.nn.generative import CHUNK, Importance, in_chunks, seeded
+from npdraw_dist.nn.generative import Importance, seeded
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import CanvasStart
 from npdraw_dist.nn.posterior import Posterior
@@ -121,8 +121,9 @@ class Networks(HubModel):
         return torch.cat(drawn)
 
     def _in_chunks(self, canvas: Tensor, u: Tensor | None) -> Iterator[Tensor]:
-        parts = [None] * -(-len(canvas) // CHUNK) if u is None else torch.split(u, CHUNK)
-        for part, latents in zip(torch.split(canvas, CHUNK), parts, strict=True):
+        most = self.rows_at_once
+        parts = [None] * -(-len(canvas) // most) if u is None else torch.split(u, most)
+        for part, latents in zip(torch.split(canvas, most), parts, strict=True):
             yield self.likelihood_of(part, latents)
 
     def infer_appearance(self, x: Tensor, canvas: Tensor) -> Inferred | None:
@@ -166,9 +167,7 @@ class Networks(HubModel):
         """One draw of z ~ q for each image."""
         return self.layout.sample(q, self.bank_parts, generator)
 
-    @torch.no_grad()
-    def importance(self, x: Tensor, k: int, generator: Noise = None) -> Importance:
-        require_images(x, self.spec.image_shape)
+    def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
         q = self.infer(x)
 
         def draw(copies: int) -> Importance:
@@ -180,7 +179,7 @@ class Networks(HubModel):
             log_w = found.log_p - found.log_ratio + log_prob(p, z) - terms.log_q.sum(1)
             return Importance(log_w, found.log_p, {**terms.kl, **found.kl})
 
-        return in_chunks(k, x, draw)
+        return draw
 
 
 def make_prior(spec: ModelSpec) -> StepPrior:

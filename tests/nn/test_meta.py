@@ -5,7 +5,7 @@ for does not exist. Nothing is computed: what counts is which operations meet, n
 have one block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -191,9 +191,9 @@ class PeakMemory(TorchDispatchMode):
         return found
 
 
-def peak_gb(preset: str, kind: str, k: int) -> float:
+def peak_gb(preset: str, kind: str, k: int, flags: Mapping[str, Any] | None = None) -> float:
     """Of importance samples of a batch."""
-    settings = resolve(preset, None, {"model": {"kind": kind}})
+    settings = resolve(preset, None, {**(flags or {}), "model": {"kind": kind}})
     with META:
         model = make_model(spec_of(settings)).eval()
     with PeakMemory() as memory:
@@ -209,6 +209,11 @@ def peak_gb(preset: str, kind: str, k: int) -> float:
 def test_scoring_fits_a_quarter_of_a_small_gpu(preset: str, kind: str) -> None:
     """Of a T4, less the context and the weights."""
     assert 0.001 < peak_gb(preset, kind, K_CHUNK) < 3.0
+
+
+def test_memory_does_not_grow_with_the_side_of_an_image() -> None:
+    sides = {"data": {"image_size": 256}, "grid": {"patch": 16, "stride": 16, "downscale": 2}}
+    assert peak_gb("emoji", "npdraw", 1, sides) < 1.02 * peak_gb("emoji64", "npdraw", GPU_CHUNK // BATCH)
 
 
 def test_memory_does_not_grow_with_k() -> None:

@@ -14,7 +14,7 @@ from torch.distributions import Bernoulli, Categorical
 import npdraw_dist
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
-from npdraw_dist.nn import generative, networks
+from npdraw_dist.nn import generative
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.steps import StepLogits
 from tests.helpers.tiny_models import (
@@ -212,8 +212,21 @@ def test_decoding_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
     model = model_of("aligned", COLOUR)
     canvas = torch.rand(7, 3, 4, 4)
     whole = model.decode(canvas)
-    monkeypatch.setattr(networks, "CHUNK", 3)
+    monkeypatch.setattr(generative, "CHUNK", 3)
     torch.testing.assert_close(model.decode(canvas), whole)
+
+
+def test_a_chunk_has_fewer_rows_where_images_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("aligned", COLOUR)
+    x, numbers = images(model, 3), model.likelihood_of(torch.rand(1, 3, 4, 4)).numel()
+    monkeypatch.setattr(generative, "CHUNK_NUMBERS", 2 * numbers + 1)
+    assert model.rows_at_once == 2
+    found, generator = model.importance(x, 4, seeded()), seeded()
+    parts = [model.importance(some, 4, generator) for some in (x[:2], x[2:])]  # an image is drawn 4 times
+    assert torch.equal(found.log_w, torch.cat([part.log_w for part in parts], 1))
+    assert torch.equal(found.analytic, torch.cat([part.analytic for part in parts], 1))
+    monkeypatch.setattr(generative, "CHUNK_NUMBERS", 1)
+    assert model.importance(x, 2, seeded()).log_w.shape == (2, 3)
 
 
 @each_kind

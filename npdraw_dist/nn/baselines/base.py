@@ -4,7 +4,7 @@ Shapes: B images, N samples, T steps, Z Gaussians, C channels, Q likelihood para
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.images import require_images
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.objective import Gather, Objective, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.nn.generative import ANIMATED, CHUNK, Importance, SampleTrace, in_chunks, seeded
+from npdraw_dist.nn.generative import ANIMATED, Importance, SampleTrace, seeded
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.objective import PRIOR_DECAY, Loss, decay_groups
@@ -79,16 +78,14 @@ class Baseline(HubModel):
         """x (B, C, H, W) -> what the encoder finds in it, by name, each (B,). Nothing by default."""
         return {}
 
-    @torch.no_grad()
-    def importance(self, x: Tensor, k: int, generator: Noise = None) -> Importance:
-        require_images(x, self.spec.image_shape)
+    def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
         embedded = self.embed(x)
 
         def draw(copies: int) -> Importance:
             tiled = embedded.repeat(copies, *(1 for _ in embedded.shape[1:]))
             return self.draws(x.repeat(copies, 1, 1, 1), tiled, generator)
 
-        return in_chunks(k, x, draw)
+        return draw
 
     @torch.no_grad()
     def features(self, images: Any) -> Tensor:
@@ -110,7 +107,8 @@ class Baseline(HubModel):
     @torch.no_grad()
     def _outputs(self, n: int, generator: Noise, temperature: float) -> list[Tensor]:
         """Likelihood parameters after the last step, in chunks."""
-        sizes = [min(CHUNK, n - start) for start in range(0, n, CHUNK)]
+        most = self.rows_at_once
+        sizes = [min(most, n - start) for start in range(0, n, most)]
         return [self.generate(size, generator, temperature).outputs[-1] for size in sizes]
 
     @torch.no_grad()
