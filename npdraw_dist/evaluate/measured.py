@@ -38,6 +38,9 @@ from npdraw_dist.training.feed import noise_seed
 FOLDER, ARRAYS = "comparison", "arrays.npz"
 DONE = "numbers.json"  # written last
 KS = (1, 5, 10, 50, 100, 500, 1000, 5000)  # of the curve
+# Of the ELBO, in nats; a kind has some of them.
+KL_TERMS = ("whether", "what", "where", "presence", "appearance")
+TERMS = ("reconstruction", *(f"kl_{name}" for name in KL_TERMS), "kl")
 CURVE_IMAGES = 16
 SHOWN_SAMPLES = 12
 AT_ONCE = 64  # samples or images whose features are computed at once
@@ -95,6 +98,7 @@ def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops": flops(model, images[:1]),
         **{name: float(entry.facts[name]) for name in ("core_seconds", "images", "valid_nll")},
+        **{name: float(torch.cat([s[name] for s in scores]).mean()) for name in TERMS if name in scores[0]},
     }
     if model.spec.likelihood != "bernoulli":  # bits per dimension of binary data are no custom
         numbers["dimensions"] = images[0].numel()

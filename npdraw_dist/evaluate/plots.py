@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from npdraw_dist.config.registry import KINDS
 
+VERDICTS = {"better": "tab:green", "worse": "tab:red", "open": "0.5"}  # colour of a difference
 APART = 1.06  # factor between two kinds on the axis of fractions, so that no point covers another
 
 
@@ -55,17 +56,17 @@ def by_fraction(runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) ->
     return figure
 
 
-def intervals(found: Mapping[tuple[float, str], tuple[float, float]]) -> Figure:
-    """Paired differences in NLL. found: (fraction, kind) -> mean and half of the interval."""
+def intervals(found: Mapping[tuple[float, str], tuple[float, float, str]]) -> Figure:
+    """Paired differences in NLL. found: (fraction, kind) -> mean, half of the interval and verdict."""
     figure = Figure(figsize=(7.0, 1.2 + 0.3 * len(found)), layout="constrained")
     axis, labels = figure.subplots(), []
-    for row, ((fraction, kind), (mean, half)) in enumerate(reversed(list(found.items()))):
-        axis.errorbar(mean, row, xerr=half, fmt="o", capsize=3, color=colour(kind))
+    for row, ((fraction, kind), (mean, half, verdict)) in enumerate(reversed(list(found.items()))):
+        axis.errorbar(mean, row, xerr=half, fmt="o", capsize=3, color=VERDICTS[verdict])
         labels.append(f"{KINDS[kind].title}, {percent(fraction)}")
     axis.set_yticks(range(len(found)), labels)
     axis.set_ylim(-0.6, len(found) - 0.4)
     axis.axvline(0, color="0.5", linewidth=1)
-    axis.set_xlabel("NLL of NP-DRAW minus that of the other kind\n(nats; bars: two standard errors)")
+    axis.set_xlabel("NLL of NP-DRAW minus that of the other kind\n(nats; bars: 95% intervals)")
     axis.spines[["top", "right"]].set_visible(False)
     return figure
 

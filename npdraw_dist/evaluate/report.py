@@ -5,7 +5,6 @@ Shapes: S seeds, N images. A number belongs to an image, or to a whole run.
 """
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,10 +19,10 @@ import yaml
 from numpy.typing import NDArray
 
 from npdraw_dist.config.registry import KINDS
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import write_files
 from npdraw_dist.data.splits import unit_hash
-from npdraw_dist.evaluate.measured import Measured
+from npdraw_dist.evaluate.measured import TERMS, Measured
+from npdraw_dist.evaluate.paired import LEVEL, Difference, holm, paired, standard_error
 from npdraw_dist.evaluate.plots import by_fraction, intervals, percent, picture
 from npdraw_dist.measure.bounds import bits_per_dim
 from npdraw_dist.measure.metrics import METRICS
@@ -33,52 +32,10 @@ OURS = "npdraw"
 OF_IMAGES = ("nll_iwae", "elbo")
 DISTANCES = ("frechet_distance", "kernel_distance", "precision", "recall")
 COSTS = ("parameters", "flops", "core_seconds", "images")
-INTERVAL = 2.0  # standard errors to either side of a difference
-NOTE = (
-    "NP-DRAW minus each other kind, on the same seeds and test images: mean ± two standard errors, over "
-    "images and seeds together, for distances over seeds alone. Less is better in NLL and both distances, "
-    "more in ELBO, precision and recall. Nothing corrects for the number of differences."
-)
+MORE_IS_BETTER = ("elbo", "precision", "recall")
+PARTS = {"kl_whether", "kl_what", "kl_where"}  # terms of the choices of parts
+MARKS = {"better": "🟩", "worse": "🟥", "open": "⬜"}
 Row = Mapping[str, Any]
-Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """The mean of a - b. se_images: its standard error over images, 0 of numbers that no image has.
-
-    se_seeds: over seeds, each a training of both; NaN with one seed.
-    """
-
-    mean: float
-    se_images: float
-    se_seeds: float
-    images: int
-    seeds: int
-
-    @property
-    def error(self) -> float:
-        """Both together: sqrt(se_images^2 + se_seeds^2); with one seed that of images alone."""
-        return math.hypot(self.se_images, 0.0 if math.isnan(self.se_seeds) else self.se_seeds)
-
-
-def paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Difference:
-    """a and b of S seeds, each by image. Raises UserError if a seed's images are not the same.
-
-    The image's part is the deviation of its difference, averaged over seeds if they have the same images; the
-    seed's that of its mean.
-    """
-    if any(list(a) != list(b) for a, b in pairs):
-        raise UserError("--compare: runs of the same seed were scored on other images")
-    found = [np.array([a[image] - b[image] for image in a]) for a, b in pairs]
-    same = all(list(a) == list(pairs[0][0]) for a, _ in pairs)
-    images, seeds = np.mean(found, 0) if same else np.concatenate(found), np.array([x.mean() for x in found])
-    se_images = _standard_error(images) if len(images) > 1 else 0.0
-    return Difference(float(seeds.mean()), se_images, _standard_error(seeds), len(images), len(seeds))
-
-
-def _standard_error(values: Values) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def served(ids: Sequence[str], count: int) -> NDArray[np.bool_]:
@@ -123,12 +80,15 @@ class Comparison:
     def row(self, run: Measured) -> Row:
         """A run's row of report.parquet: the NLL of all images, of those that served and of the others.
 
-        bits_per_dim: of the others; None for binary data.
+        bits_per_dim: of the others; None for binary data. parts_share: the part of the negative ELBO that
+        the choices of parts cost; None if the kind has none.
         """
         before, own, nll = served(run.ids, self.served), vars(run.entry), run.nll_iwae
-        parts = {"nll": nll, "nll_served": nll[before], "nll_others": nll[~before]}
-        means = {name: float(part.mean()) if len(part) else None for name, part in parts.items()}
+        groups = {"nll": nll, "nll_served": nll[before], "nll_others": nll[~before]}
+        means = {name: float(group.mean()) if len(group) else None for name, group in groups.items()}
         others, dimensions = means["nll_others"], run.numbers.get("dimensions")
+        elbo, numbers = float(run.elbo.mean()), run.numbers
+        parts = sum(numbers[name] for name in PARTS) if numbers.keys() >= PARTS else None
         bits = None if others is None or dimensions is None else bits_per_dim(others, int(dimensions))
         return {
             "run": run.entry.folder,
@@ -137,7 +97,9 @@ class Comparison:
             "n": len(run.ids),
             **means,
             "bits_per_dim": bits,
-            "elbo": float(run.elbo.mean()),
+            "elbo": elbo,
+            **{name: run.numbers.get(name) for name in TERMS},
+            "parts_share": None if parts is None else -parts / elbo,
             **{name: run.numbers.get(name) for name in (*DISTANCES, "valid_nll", *COSTS)},
         }
 
@@ -166,6 +128,17 @@ class Comparison:
                 found[fraction, name, kind] = paired(pairs)
         return found
 
+    @cached_property
+    def corrected(self) -> dict[tuple[float, str, str], float]:
+        """The p-value of each difference, corrected for all of them; NaN with one seed."""
+        return holm({key: difference.p_value for key, difference in self.differences.items()})
+
+    def verdict(self, key: tuple[float, str, str]) -> str:
+        """Whether NP-DRAW is shown to be `better` or `worse` in a difference; else it is `open`."""
+        if not self.corrected[key] <= LEVEL:
+            return "open"
+        return "better" if (self.differences[key].mean > 0) == (key[1] in MORE_IS_BETTER) else "worse"
+
 
 def write_report(comparison: Comparison, out: str) -> list[str]:
     """Writes report.md, Parquet tables, plots and samples to the folder or URI `out`; returns their paths.
@@ -176,8 +149,17 @@ def write_report(comparison: Comparison, out: str) -> list[str]:
     rows = [comparison.row(run) for run in comparison.measured]
     seeds = [row for row in rows if row["role"] == "seed"]
     labels = {"test NLL (nats an image)": "nll_others", "Frechet distance": "frechet_distance"}
-    bars = {key[::2]: (d.mean, INTERVAL * d.error) for key, d in found.items() if key[1] == "nll_iwae"}
-    paired_rows = [{"fraction": f, "measure": m, "kind": k, **vars(d)} for (f, m, k), d in found.items()]
+    bars = {k[::2]: (d.mean, d.half, comparison.verdict(k)) for k, d in found.items() if k[1] == "nll_iwae"}
+    paired_rows = [
+        {
+            **dict(zip(("fraction", "measure", "kind"), key, strict=True)),
+            **vars(difference),
+            **{name: getattr(difference, name) for name in ("degrees", "half", "p_value")},
+            "p_corrected": comparison.corrected[key],
+            "verdict": comparison.verdict(key),
+        }
+        for key, difference in found.items()
+    ]
     files = {
         "report.md": markdown(comparison).encode(),
         "report.parquet": parquet(rows),
@@ -198,23 +180,35 @@ def parquet(rows: Sequence[Row]) -> bytes:
 
 
 def markdown(comparison: Comparison) -> str:
-    """The tables of kinds, differences, NLL by k and trials at each fraction; then the protocol."""
+    """The tables of kinds, terms, differences, NLL by k and trials at each fraction; then the protocol."""
     lines = [
         "# NP-DRAW compared with other kinds of models",
         "",
         "![NLL by fraction](fractions.png) ![paired differences](differences.png)",
         "",
-        NOTE,
+        note(comparison),
         "",
     ]
     for fraction in comparison.fractions:
         lines += [f"## {percent(fraction)} of the images", ""]
-        for part in (_kinds, _differences, _curves, _search):
+        for part in (_kinds, _terms, _differences, _curves, _search):
             lines += [*part(comparison, fraction), ""]
         if comparison.leading(fraction):
             lines += [f"![samples above their nearest training images](samples-{100 * fraction:g}.png)", ""]
     text = yaml.safe_dump(dict(comparison.protocol), sort_keys=False)
     return "\n".join([*lines, "## Protocol", "", "```yaml", f"{text}```", ""])
+
+
+def note(comparison: Comparison) -> str:
+    """How the differences are to be read."""
+    tested = sum(p == p for p in comparison.corrected.values())  # NaN is not itself
+    return (
+        "Differences are NP-DRAW minus the other kind, on the same seeds and test images: mean ± half of the "
+        f"{1 - LEVEL:.0%} interval by Student's t, over images and seeds together, for distances over seeds "
+        f"alone. {MARKS['better']} NP-DRAW is better, {MARKS['worse']} worse, at {LEVEL:.0%} by Holm's "
+        f"correction over all {tested} differences of this report; {MARKS['open']} neither is shown. Less is "
+        "better in NLL and both distances, more in ELBO, precision and recall."
+    )
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -248,12 +242,24 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
             cells = [spread(runs, *column) for column in columns.values()]
             parameters, flops, seconds, images = (np.mean([row[name] for row in runs]) for name in COSTS)
             costs = f"{parameters:,.0f}", f"{flops / 1e6:,.1f}", f"{seconds:,.0f}", f"{images:,.0f}"
-            rows.append([title, str(len(runs)), *cells, *costs])
+            trials = str(len(comparison.search.get(fraction, {}).get(kind, ())) or "")
+            rows.append([title, trials, str(len(runs)), *cells, *costs])
     for name, what in (("floor", "train"), ("ceiling", "noise")):
         if known := comparison.references.get(name):
             cells = [spread([known], *column) for column in columns.values()]
-            rows.append([f"{name}: {what} against test", "", *cells, "", "", "", ""])
-    return table(["model", "seeds", *columns, "parameters", "MFLOP", "core-seconds", "images seen"], rows)
+            rows.append([f"{name}: {what} against test", "", "", *cells, "", "", "", ""])
+    costs_head = ("parameters", "MFLOP", "core-seconds", "images seen")
+    return table(["model", "trials", "seeds", *columns, *costs_head], rows)
+
+
+def _terms(comparison: Comparison, fraction: float) -> list[str]:
+    """The terms of the ELBO, a row for each kind, and the share of its nats that parts carry."""
+    columns = {METRICS[name].title: (name, METRICS[name].decimals) for name in (*TERMS, "parts_share")}
+    rows = []
+    for kind in comparison.kinds:
+        if runs := [comparison.row(run) for run in comparison.runs(fraction, kind)]:
+            rows.append([KINDS[kind].title, *(spread(runs, *column) for column in columns.values())])
+    return table(["terms of the ELBO", *columns], rows) if any(any(row[1:]) for row in rows) else []
 
 
 def spread(rows: Sequence[Row], name: str, decimals: int) -> str:
@@ -262,29 +268,26 @@ def spread(rows: Sequence[Row], name: str, decimals: int) -> str:
     if not len(values):
         return ""
     text = f"{np.mean(values):.{decimals}f}"
-    return text if len(values) == 1 else f"{text} ± {_standard_error(values):.{decimals}f}"
+    return text if len(values) == 1 else f"{text} ± {standard_error(values):.{decimals}f}"
 
 
 def _differences(comparison: Comparison, fraction: float) -> list[str]:
-    """A row for each other kind: the interval of each difference."""
-    found = {key[1:]: difference for key, difference in comparison.differences.items() if key[0] == fraction}
+    """A row for each other kind: the verdict and the interval of each difference."""
+    found = {key[1:]: key for key in comparison.differences if key[0] == fraction}
     names = list(dict.fromkeys(name for name, _ in found))
     rows = []
     for kind in comparison.kinds:
         own = [found.get((name, kind)) for name in names]
-        if seeds := [str(d.seeds) for d in own if d]:
-            rows.append([KINDS[kind].title, seeds[0], *map(_interval, own, names)])
+        if seeds := [str(comparison.differences[key].seeds) for key in own if key]:
+            cells = ["" if key is None else _interval(comparison, key) for key in own]
+            rows.append([KINDS[kind].title, seeds[0], *cells])
     return table(["NP-DRAW minus", "seeds", *(METRICS[name].title for name in names)], rows)
 
 
-def _interval(difference: Difference | None, name: str) -> str:
-    if difference is None:
-        return ""
-    decimals = METRICS[name].decimals
-    text = f"{difference.mean:+.{decimals}f}"
-    if not difference.error:  # a number of one run
-        return text
-    return f"{text} ± {INTERVAL * difference.error:.{decimals}f}"
+def _interval(comparison: Comparison, key: tuple[float, str, str]) -> str:
+    difference, decimals = comparison.differences[key], METRICS[key[1]].decimals
+    text = f"{MARKS[comparison.verdict(key)]} {difference.mean:+.{decimals}f}"
+    return text if difference.seeds < 2 else f"{text} ± {difference.half:.{decimals}f}"
 
 
 def _curves(comparison: Comparison, fraction: float) -> list[str]:

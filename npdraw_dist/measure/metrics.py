@@ -38,6 +38,14 @@ METRICS = {
     "authors_estimator": Metric("authors' estimator", 2, "nats", standard_error=True),
     "reconstruction": Metric("log p(x|z)", 2, "nats"),
     "effective_samples": Metric("effective samples", 1),
+    # Terms of the KL, or the whole of it.
+    "kl_whether": Metric("KL of whether", 2, "nats"),
+    "kl_what": Metric("KL of what", 2, "nats"),
+    "kl_where": Metric("KL of where", 2, "nats"),
+    "kl_presence": Metric("KL of presence", 2, "nats"),
+    "kl_appearance": Metric("KL of appearance", 2, "nats"),
+    "kl": Metric("KL", 2, "nats"),
+    "parts_share": Metric("share of parts", 3),
     # Distances between samples and images.
     "frechet_distance": Metric("Frechet distance", 3, compared=True),
     "kernel_distance": Metric("kernel distance", 4, compared=True),

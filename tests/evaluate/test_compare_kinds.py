@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from pyarrow.fs import LocalFileSystem
+from scipy import stats
 from scipy.special import logsumexp
 
 from npdraw_dist.config.load import build
@@ -23,7 +24,8 @@ from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.comparison import open_test_split, read_sweep, require_one_of_each
 from npdraw_dist.evaluate.measured import CURVE, Entry, Measured, curve_of, flops
-from npdraw_dist.evaluate.report import Comparison, paired, served, write_report
+from npdraw_dist.evaluate.paired import holm, paired
+from npdraw_dist.evaluate.report import Comparison, served, write_report
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.pipeline.store import OPENINGS, Store
 from npdraw_dist.training.feed import noise_seed
@@ -40,7 +42,8 @@ def fake(kind: str, seed: int, nll: NDArray[np.float64], role: str = "seed") -> 
     leading = role == "seed" and seed == 1
     facts = FACTS | {"still_improving": True} if role == "longest" else FACTS
     entry = Entry(f"runs/c/seeds/{kind}-{seed}", kind, 0.1, seed, role, facts, leading)
-    known = {"parameters": 1e5, "flops": 2e6, **FACTS, "frechet_distance": 2.0}
+    known = {"parameters": 1e5, "flops": 2e6, **FACTS, "frechet_distance": 2.0, "reconstruction": -80.0}
+    known |= {"kl_whether": 3.0, "kl_what": 6.0, "kl_where": 0.0} if kind == "npdraw" else {"kl": 9.0}
     shown = np.random.default_rng(seed).random((3, 1, 28, 28), np.float32) if leading else None
     curve = {1: 95.0, 100: 90.0} if leading else {}
     return Measured(entry, IDS, nll, -nll - 5, known, curve, shown, shown)
@@ -79,16 +82,50 @@ def test_errors_are_those_of_paired_images_and_seeds() -> None:
     assert found.se_images == pytest.approx(math.sqrt(variance / 4))
     assert found.se_seeds == pytest.approx(abs(2.25 - 1.5) / 2)  # of two values: half their distance
     assert found.error == pytest.approx(math.hypot(found.se_images, found.se_seeds))
-    # A seed with images of its own: differences 2 2 3.
+    # A seed with images of its own, whose noise is that of the seed's mean: differences 2 2 3.
     own = paired([(a[0], b[0]), (by_image(2, 2, 5, name="other"), by_image(0, 0, 2, name="other"))])
-    assert own.se_images == pytest.approx(np.std([1, 1, 2, 2, 2, 2, 3], ddof=1) / math.sqrt(7))
+    assert (own.se_images, own.se_seeds) == (0, pytest.approx((7 / 3 - 1.5) / 2))
     assert (own.mean, own.images) == (pytest.approx((1.5 + 7 / 3) / 2), 7)
     partly = (by_image(2, 2) | {"other-0": 4.0}, by_image(0, 0) | {"other-0": 1.0})
     assert paired([(a[0], b[0]), partly]).images == 7
     single = paired([(a[0], b[0])])
-    assert math.isnan(single.se_seeds)
-    assert single.error == single.se_images
+    assert single.se_images > 0
+    assert all(
+        map(math.isnan, (single.error, single.half, single.p_value))
+    )
     assert paired([({"": 1.0}, {"": 4.0}), ({"": 2.0}, {"": 5.0})]).se_images == 0
+
+
+def test_intervals_and_p_values_are_those_of_a_t_test_over_seeds() -> None:
+    values = [2.0, 2.6, 1.1, 3.0]
+    found = paired([({"": value}, {"": 0.0}) for value in values])
+    reference = stats.ttest_1samp(values, 0.0)
+    low, high = reference.confidence_interval(0.95)
+    assert found.p_value == pytest.approx(reference.pvalue)
+    assert (found.mean - found.half, found.mean + found.half) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_an_interval_over_seeds_and_images_covers_the_truth() -> None:
+    generator, covered, runs = np.random.default_rng(0), 0, 1000
+    for _ in range(runs):
+        of_seeds, of_images = generator.normal(0, 0.5, (3, 1)), generator.normal(0, 0.3, 40)
+        found = of_seeds + of_images + generator.normal(0, 0.3, (3, 40))
+        difference = paired([(by_image(*row), by_image(*np.zeros(40))) for row in found])
+        assert 2 <= difference.degrees <= 2 + 39
+        covered += abs(difference.mean) <= difference.half
+    assert 0.9 < covered / runs < 0.98  # with two standard errors 0.84
+
+
+def test_claims_are_corrected_for_their_number() -> None:
+    found = holm({"a": 0.01, "b": 0.04, "c": math.nan, "d": 0.03, "e": 0.005})
+    assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": math.nan, "d": 0.06, "e": 0.02}, nan_ok=True)
+    comparison = compared()
+    verdicts = {key[1:]: comparison.verdict(key) for key in comparison.differences}
+    likelihoods = {kind: verdicts["nll_iwae", kind] for kind in ("vae", "flow", "draw")}
+    assert likelihoods == {"vae": "better", "flow": "worse", "draw": "open"}
+    assert (verdicts["elbo", "vae"], verdicts["elbo", "flow"]) == ("better", "worse")
+    alone = compared([run for run in fabricated() if run.entry.seed == 1])
+    assert {alone.verdict(key) for key in alone.differences} == {"open"}
 
 
 def test_differences_are_ours_minus_the_other_kind() -> None:
@@ -130,10 +167,10 @@ def test_the_report_has_tables_of_kinds_differences_and_trials(tmp_path: Path) -
     assert [name for name, used in zip(IDS, mask, strict=True) if used] == sorted(least)
     known = {(run.entry.kind, run.entry.seed): run.nll_iwae[~mask] for run in fabricated()}
     worse = [known["npdraw", seed] - known["flow", seed] for seed in (1, 2, 3)]
-    error = 2 * math.hypot(
-        np.mean(worse, 0).std(ddof=1) / math.sqrt(30), np.mean(worse, 1).std(ddof=1) / math.sqrt(3)
-    )
-    assert f"| VAE with flow prior | 3 | {np.mean(worse):+.2f} ± {error:.2f} |" in text
+    half = paired([(by_image(*x), by_image(*np.zeros(30))) for x in worse]).half
+    assert f"| VAE with flow prior | 3 | 🟥 {np.mean(worse):+.2f} ± {half:.2f} |" in text
+    assert "| NP-DRAW | -80.00 ± 0.00 | 3.00 ± 0.00 | 6.00 ± 0.00 | 0.00 ± 0.00 |" in text
+    assert "| VAE | 3 | 3 |" in text  # trials, seeds
     assert "NLL, served" in text
     assert "| floor: train against test |" in text
     assert "VAE, longest: still improving" in text
@@ -141,13 +178,16 @@ def test_the_report_has_tables_of_kinds_differences_and_trials(tmp_path: Path) -
     assert "| VAE with flow prior | 92.00 | 93.00 | failed | 88.00 ± 0.00 |" in text
     row = pq.read_table(out / "differences.parquet").to_pylist()[0]
     assert (row["measure"], row["kind"], row["seeds"], row["images"]) == ("nll_iwae", "vae", 3, 30)
+    assert (row["verdict"], row["p_corrected"] >= 3 * row["p_value"]) == ("better", True)
     rows = pq.read_table(out / "report.parquet").to_pylist()
     assert len(rows) == 13
     run = fabricated()[1]
     row = next(row for row in rows if row["kind"] == "vae" and row["seed"] == 1)
     assert row["nll_served"] == pytest.approx(run.nll_iwae[mask].mean())
     assert row["nll_others"] == pytest.approx(run.nll_iwae[~mask].mean())
-    assert row["core_seconds"] == 240.0
+    assert (row["core_seconds"], row["parts_share"]) == (240.0, None)
+    ours = next(row for row in rows if row["kind"] == "npdraw")
+    assert ours["parts_share"] == pytest.approx(-9.0 / ours["elbo"])
 
 
 def test_bits_per_dimension_are_told_of_data_that_are_not_binary(tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""The statistics of a comparison: differences paired by seed and image, Student's t and Holm's correction.
+
+Shapes: S seeds, N images. A number belongs to an image, or to a whole run.
+"""
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import t as student
+
+from npdraw_dist.core.errors import UserError
+
+LEVEL = 0.05  # chance of at least one false claim in a whole report; 1 - LEVEL is the cover of an interval
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of a - b over S seeds, each a training of both, and N images.
+
+    se_images: its standard error over images; 0 if the number belongs to a run, or if seeds have images of
+    their own, which then are a part of se_seeds. se_seeds: over seeds; NaN with one seed.
+    """
+
+    mean: float
+    se_images: float
+    se_seeds: float
+    images: int
+    seeds: int
+
+    @property
+    def error(self) -> float:
+        """sqrt(se_images^2 + se_seeds^2); NaN with one seed. The noise of a single score is in both terms."""
+        return math.hypot(self.se_images, self.se_seeds)
+
+    @property
+    def degrees(self) -> float:
+        """Degrees of freedom of `error` (Satterthwaite 1946), from S - 1 on; NaN with one seed."""
+        if self.seeds < 2:
+            return math.nan
+        if not self.error:
+            return float(self.seeds - 1)
+        shares = (self.se_seeds / self.error) ** 4 / (self.seeds - 1)
+        if self.se_images:
+            shares += (self.se_images / self.error) ** 4 / (self.images - 1)
+        return 1 / shares
+
+    @property
+    def half(self) -> float:
+        """Half of the interval that covers 1 - LEVEL; NaN with one seed."""
+        return float(student.ppf(1 - LEVEL / 2, self.degrees)) * self.error
+
+    @property
+    def p_value(self) -> float:
+        """Chance of a mean this far from 0 if there is no difference, two-sided; NaN with one seed."""
+        if self.error == 0:
+            return float(self.mean == 0)
+        return float(2 * student.sf(abs(self.mean) / self.error, self.degrees))
+
+
+def paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Difference:
+    """a and b of S seeds, each by image. Raises UserError if a seed's images are not the same."""
+    if any(list(a) != list(b) for a, b in pairs):
+        raise UserError("--compare: runs of the same seed were scored on other images")
+    found = [np.array([a[image] - b[image] for image in a]) for a, b in pairs]
+    seeds, crossed = np.array([x.mean() for x in found]), all(list(a) == list(pairs[0][0]) for a, _ in pairs)
+    images = np.mean(found, 0) if crossed else np.concatenate(found)
+    se_images = standard_error(images) if crossed and len(images) > 1 else 0.0
+    return Difference(float(seeds.mean()), se_images, standard_error(seeds), len(images), len(seeds))
+
+
+def standard_error(values: NDArray[np.float64]) -> float:
+    """Of the mean of values (S,); NaN of one."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
+
+
+def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
+    """p-values of a family of claims -> corrected ones (Holm 1979), at most LEVEL where a claim stands.
+
+    NaN, a claim that cannot be tested, stays and does not count.
+    """
+    tested = sorted((key for key, p in p_values.items() if not math.isnan(p)), key=lambda key: p_values[key])
+    found, largest = dict(p_values), 0.0
+    for place, key in enumerate(tested):
+        largest = max(largest, min((len(tested) - place) * p_values[key], 1.0))
+        found[key] = largest
+    return found
