@@ -56,6 +56,7 @@ train --data.source emnist | data.source: & 'fashion_mnist' & not 'emnist'
 train --vae.latents local:4 | vae.latents is 'local:4'; give a number such as 16
 train --authors.model true --parse.order path | it needs parse.order aligned
 train --authors.model true | authors.model needs prior.heads independent
+train --authors.model true --prior.heads independent --prior.network lstm | authors.model needs prior.network
 train --authors.model true --prior.heads independent --vae.latents 4 | vae.latents adds to the features
 train --vae.likelihood logistic | vae.likelihood logistic needs data.binarize none
 train --data.binarize none | vae.likelihood bernoulli needs data.binarize dynamic or threshold

@@ -110,6 +110,8 @@ class Experiment(Section):
                 raise ValueError("authors.model gives each step its part; it needs parse.order aligned")
             if self.prior.heads != "independent":
                 raise ValueError("authors.model needs prior.heads independent")
+            if self.prior.network != "transformer":
+                raise ValueError("authors.model needs prior.network transformer")
             if self.vae.latents:
                 raise ValueError("vae.latents adds to the features of our decoder; authors.model has another")
         if self.model.kind == "flow" and self.baseline.latents == 1:

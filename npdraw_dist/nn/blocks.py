@@ -6,13 +6,15 @@ Shapes: B batch, H heads, T steps, D channels of a head, W channels of a token.
 """
 
 import math
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from npdraw_dist.config.networks import BlockKind
 from npdraw_dist.config.spec import PriorSpec
 from npdraw_dist.core.noise import Dropout
 
@@ -49,8 +51,12 @@ class ExactConvTranspose2d(_Exact, nn.ConvTranspose2d):
     """`nn.ConvTranspose2d` in float32."""
 
 
+class ExactLSTM(_Exact, nn.LSTM):  # type: ignore[misc]  # nn.LSTM.forward has overloads
+    """`nn.LSTM` in float32, its state too, since errors of a state add up over steps."""
+
+
 class ExactLSTMCell(_Exact, nn.LSTMCell):
-    """`nn.LSTMCell` in float32, its state too, since errors of a state add up over steps."""
+    """`nn.LSTMCell` in float32, its state too."""
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -82,15 +88,53 @@ class ResidualBlock(nn.Module):
         return x + added
 
 
-class Cache(NamedTuple):
-    """Keys and values of the steps so far, in buffers of all T steps: (B, H, T, D) each."""
-
-    keys: Tensor
-    values: Tensor
+Cache = tuple[Tensor, Tensor]  # what a block keeps of the steps so far, batch first
 
 
-class TransformerBlock(nn.Module):
-    """Pre-norm causal self-attention and MLP. Their output layers start 1 / sqrt(2 depth) times as large."""
+class CausalBlock(nn.Module, ABC):
+    """Mixes the steps so far, then an MLP of each step; both add to x, after a norm."""
+
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+    mlp: nn.Sequential
+    dropout: Dropout
+
+    @abstractmethod
+    def mixed(self, x: Tensor) -> Tensor:
+        """(B, T, W) -> (B, T, W); step t sees the steps up to t."""
+
+    @abstractmethod
+    def mixed_step(self, x: Tensor, step: int, cache: Cache) -> Tensor:
+        """`mixed` of one step alone, (B, 1, W) -> (B, 1, W). `cache` holds the steps before; it is added."""
+
+    @abstractmethod
+    def cache(self, batch: int, steps: int, like: Tensor) -> Cache:
+        """An empty cache with the type and device of `like`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, W) -> (B, T, W); step t sees the steps up to t."""
+        x = x + self.dropout(self.mixed(x))
+        added: Tensor = self.dropout(self.mlp(self.norm2(x)))
+        return x + added
+
+    def step(self, x: Tensor, step: int, cache: Cache) -> Tensor:
+        """`forward` of one step alone, as `mixed_step`."""
+        x = x + self.mixed_step(x, step, cache)
+        added: Tensor = self.mlp(self.norm2(x))
+        return x + added
+
+
+def _mlp(settings: PriorSpec, out: nn.Linear) -> nn.Sequential:
+    """A block's MLP. Its last layer and `out` start 1 / sqrt(2 depth) times as large."""
+    first, last = nn.Linear(settings.width, settings.mlp), nn.Linear(settings.mlp, settings.width)
+    with torch.no_grad():
+        for layer in (out, last):
+            layer.weight.mul_((2 * settings.depth) ** -0.5)
+    return nn.Sequential(first, nn.GELU(), last)
+
+
+class TransformerBlock(CausalBlock):
+    """Causal self-attention. The cache has keys and values in buffers of all T steps, (B, H, T, D) each."""
 
     def __init__(self, settings: PriorSpec) -> None:
         super().__init__()
@@ -98,34 +142,23 @@ class TransformerBlock(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * self.heads * self.head_width)
         self.out = nn.Linear(self.heads * self.head_width, width)
-        first, last = nn.Linear(width, settings.mlp), nn.Linear(settings.mlp, width)
-        self.mlp = nn.Sequential(first, nn.GELU(), last)
+        self.mlp = _mlp(settings, self.out)
         self.dropout = Dropout(settings.dropout)
-        with torch.no_grad():
-            for layer in (self.out, last):
-                layer.weight.mul_((2 * settings.depth) ** -0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, W) -> (B, T, W); step t sees the steps up to t."""
+    def mixed(self, x: Tensor) -> Tensor:
         q, k, v = self._qkv(x)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.dropout(self._merged(attended))
-        added: Tensor = self.dropout(self.mlp(self.norm2(x)))
-        return x + added
+        return self._merged(F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
-    def step(self, x: Tensor, step: int, cache: Cache) -> Tensor:
-        """`forward` of one step alone, (B, 1, W) -> (B, 1, W). `cache` holds the steps before it."""
+    def mixed_step(self, x: Tensor, step: int, cache: Cache) -> Tensor:
         q, k, v = self._qkv(x)
-        cache.keys[:, :, step], cache.values[:, :, step] = k[:, :, 0], v[:, :, 0]
-        keys, values = cache.keys[:, :, : step + 1], cache.values[:, :, : step + 1]
-        x = x + self._merged(F.scaled_dot_product_attention(q, keys, values))
-        added: Tensor = self.mlp(self.norm2(x))
-        return x + added
+        keys, values = cache
+        keys[:, :, step], values[:, :, step] = k[:, :, 0], v[:, :, 0]
+        seen = slice(step + 1)
+        return self._merged(F.scaled_dot_product_attention(q, keys[:, :, seen], values[:, :, seen]))
 
     def cache(self, batch: int, steps: int, like: Tensor) -> Cache:
-        """An empty cache with the type and device of `like`."""
         shape = (batch, self.heads, steps, self.head_width)
-        return Cache(like.new_empty(shape), like.new_empty(shape))
+        return like.new_empty(shape), like.new_empty(shape)
 
     def _qkv(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, W) -> queries, keys and values, (B, H, T, D) each."""
@@ -138,3 +171,38 @@ class TransformerBlock(nn.Module):
         """(B, H, T, D) -> (B, T, W)."""
         merged: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return merged
+
+
+class LSTMBlock(CausalBlock):
+    """An LSTM over the steps (Hochreiter and Schmidhuber 1997). The cache is its state, (B, W) each."""
+
+    def __init__(self, settings: PriorSpec) -> None:
+        super().__init__()
+        width = settings.width
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.lstm = ExactLSTM(width, width, batch_first=True)
+        self.out = nn.Linear(width, width)
+        self.mlp = _mlp(settings, self.out)
+        self.dropout = Dropout(settings.dropout)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.out(self.lstm(self.norm1(x))[0])
+        return mixed
+
+    def mixed_step(self, x: Tensor, step: int, cache: Cache) -> Tensor:
+        hidden, state = self.lstm(self.norm1(x), tuple(kept[None] for kept in cache))
+        for kept, new in zip(cache, state, strict=True):
+            kept.copy_(new[0])
+        mixed: Tensor = self.out(hidden)
+        return mixed
+
+    def cache(self, batch: int, steps: int, like: Tensor) -> Cache:
+        shape = (batch, self.lstm.hidden_size)
+        return like.new_zeros(shape), like.new_zeros(shape)
+
+
+BLOCKS: dict[BlockKind, type[CausalBlock]] = {"transformer": TransformerBlock, "lstm": LSTMBlock}
+
+
+def causal_blocks(settings: PriorSpec) -> nn.ModuleList:
+    return nn.ModuleList(BLOCKS[settings.network](settings) for _ in range(settings.depth))

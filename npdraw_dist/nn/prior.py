@@ -20,7 +20,7 @@ from npdraw_dist.config.networks import TableKind
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.blocks import Cache, ExactLinear, TransformerBlock
+from npdraw_dist.nn.blocks import CausalBlock, ExactLinear, causal_blocks
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits, log_prob
 
@@ -188,7 +188,7 @@ class StepPrior(nn.Module, ABC):
 
     def states(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
         """The state h (B, W) before each step, with a KV cache. The caller fills z, as for `tokens`."""
-        blocks = [block for block in self.blocks if isinstance(block, TransformerBlock)]
+        blocks = [block for block in self.blocks if isinstance(block, CausalBlock)]
         caches = [block.cache(len(z), self.ahead + self.steps, self.position) for block in blocks]
         tokens, index = self.tokens(z), None
         for number in range(self.ahead + self.steps):
@@ -199,7 +199,7 @@ class StepPrior(nn.Module, ABC):
                 continue
             index = yield self.norm(x[:, 0])
             if index is not None:
-                caches = [Cache(cache.keys[index], cache.values[index]) for cache in caches]
+                caches = [(first[index], second[index]) for first, second in caches]
 
     def draw_step(
         self,
@@ -246,7 +246,7 @@ class Prior(StepPrior):
         self.drawn.start()
         for table in (self.part, self.place):
             nn.init.normal_(table.weight, std=START)
-        self.blocks = nn.ModuleList(TransformerBlock(prior) for _ in range(prior.depth))
+        self.blocks = causal_blocks(prior)
         self.norm = nn.LayerNorm(width)
         self.whether_head = ExactLinear(width, 1)
         self.where_head = None if spec.where_given else ExactLinear(width, places)

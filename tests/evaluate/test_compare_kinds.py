@@ -90,9 +90,7 @@ def test_errors_are_those_of_paired_images_and_seeds() -> None:
     assert paired([(a[0], b[0]), partly]).images == 7
     single = paired([(a[0], b[0])])
     assert single.se_images > 0
-    assert all(
-        map(math.isnan, (single.error, single.half, single.p_value))
-    )
+    assert all(map(math.isnan, (single.error, single.half, single.p_value)))
     assert paired([({"": 1.0}, {"": 4.0}), ({"": 2.0}, {"": 5.0})]).se_images == 0
 
 

@@ -45,11 +45,11 @@ def tiny_spec(
 ) -> ModelSpec:
     """2 x 4 canvas, two places, two parts, two steps, unless changed.
 
-    network: `ours` or `authors`.
+    network: `ours`, `lstm` (ours, with an LSTM in the prior) or `authors`.
     """
     prior: dict[str, Any] = {
         **{"depth": 2, "width": 16, "attention_heads": 2, "head_width": 8, "mlp": 32, "dropout": 0.0},
-        **{"heads": heads, "table": table},
+        **{"heads": heads, "table": table, "network": "lstm" if network == "lstm" else "transformer"},
     }
     values: dict[str, Any] = {
         **{"image_shape": (1, 2, 4), "downscale": 1, "patch": 2, "stride": 2, "parts": 2, "steps": 2},

@@ -22,6 +22,7 @@ KINDS: list[Kind] = [
     ("aligned", "chained", "ours", "joint"),
     ("raster", "chained", "ours", "factorised"),
     ("raster", "independent", "ours", "joint"),
+    ("raster", "chained", "lstm", "joint"),
     ("aligned", "independent", "authors", "joint"),
 ]
 each_kind = pytest.mark.parametrize("kind", KINDS, ids="-".join)

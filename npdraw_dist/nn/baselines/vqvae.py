@@ -19,7 +19,14 @@ from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.objective import Gather
 from npdraw_dist.nn.baselines.base import Baseline, PriorDraws
 from npdraw_dist.nn.baselines.vae import CELL, decoder_layers, encoder_layers, last_layer, whole_cells
-from npdraw_dist.nn.blocks import ExactConv2d, ExactLinear, TransformerBlock, at_least_float32, exactly
+from npdraw_dist.nn.blocks import (
+    CausalBlock,
+    ExactConv2d,
+    ExactLinear,
+    at_least_float32,
+    causal_blocks,
+    exactly,
+)
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.prior import START
 from npdraw_dist.nn.relaxations import (
@@ -47,7 +54,7 @@ class CodePrior(nn.Module):
         self.position = nn.Parameter(START * torch.randn(places, width))
         self.drawn = nn.Parameter(START * torch.randn(places * codes, width))
         self.last = nn.Linear(width, width)  # the previous code, in addition to the sum
-        self.blocks = nn.ModuleList(TransformerBlock(settings) for _ in range(settings.depth))
+        self.blocks = causal_blocks(settings)
         self.norm = nn.LayerNorm(width)
         self.state = nn.Linear(width, width)
         self.head = ExactLinear(width, codes)
@@ -64,7 +71,7 @@ class CodePrior(nn.Module):
     @torch.no_grad()
     def sample(self, n: int, generator: Noise, temperature: float = 1.0) -> Tensor:
         """n grids of codes (n, L), place by place with a KV cache. temperature divides the logits."""
-        blocks = [block for block in self.blocks if isinstance(block, TransformerBlock)]
+        blocks = [block for block in self.blocks if isinstance(block, CausalBlock)]
         caches = [block.cache(n, self.places, self.position) for block in blocks]
         canvas = self.position.new_zeros(n, self.position.shape[1])
         before, found = canvas, []
