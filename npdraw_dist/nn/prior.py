@@ -31,15 +31,16 @@ START = 0.02  # standard deviation of a table's first numbers
 PLACE, CODE = 0.2, 0.3
 
 Lookup = Callable[[Tensor, Tensor], Tensor]  # where, what (...) -> (..., W)
+PartShape = tuple[int, int, int] | None  # (C, P, P) of a part; None if it has no pixels
 
 
 class JointTable(nn.Module):
     """Free vectors: L * K * W parameters. Pairs that the training never saw keep their first values."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, places: int, parts: int, width: int, shape: PartShape = None) -> None:
         super().__init__()
-        self.parts = spec.parts
-        self.weight = nn.Parameter(torch.randn(spec.grid.places * spec.parts, spec.prior.width))
+        self.parts = parts
+        self.weight = nn.Parameter(torch.randn(places * parts, width))
 
     def start(self) -> None:
         """Draws the first vectors, small."""
@@ -64,22 +65,22 @@ class JointTable(nn.Module):
 class FactorisedTable(nn.Module):
     """`out` (place_l * code_k), elementwise, with R * (L + K) parameters; methods as of `JointTable`.
 
-    A code is a small network of the part's pixels, plus a free vector. So a pair that the training never saw
-    is known from its place and its part, and a part from those that look like it.
+    A code is a free vector, plus a small network of the part's pixels if it has any. So a pair that the
+    training never saw is known from its place and its part, and a part from those that look like it.
     """
 
     bank_parts: Tensor
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, places: int, parts: int, width: int, shape: PartShape = None) -> None:
         super().__init__()
-        width, channels = spec.prior.width, spec.image_shape[0]
         rank = RANK_PER_CHANNEL * width
-        self.register_buffer("bank_parts", torch.zeros(spec.parts, channels, spec.patch, spec.patch))
-        self.place = nn.Parameter(PLACE * torch.randn(spec.grid.places, rank))
-        self.code = nn.Parameter(CODE * torch.randn(spec.parts, rank))
-        self.pixels = nn.Sequential(
-            nn.Linear(channels * spec.patch**2, rank), nn.GELU(), nn.Linear(rank, rank)
-        )
+        self.place = nn.Parameter(PLACE * torch.randn(places, rank))
+        self.code = nn.Parameter(CODE * torch.randn(parts, rank))
+        self.pixels: nn.Sequential | None = None
+        if shape is not None:
+            self.register_buffer("bank_parts", torch.zeros(parts, *shape))
+            first, last = nn.Linear(math.prod(shape), rank), nn.Linear(rank, rank)
+            self.pixels = nn.Sequential(first, nn.GELU(), last)
         self.out = nn.Linear(rank, width, bias=False)
 
     def start(self) -> None:
@@ -90,6 +91,8 @@ class FactorisedTable(nn.Module):
 
     def codes(self) -> Tensor:
         """(K, R)."""
+        if self.pixels is None:
+            return self.code
         x = self.bank_parts.flatten(1)
         x = (x - x.mean()) / x.std(correction=0).clamp(min=1e-6)
         codes: Tensor = self.pixels(x) + self.code
@@ -238,7 +241,8 @@ class Prior(StepPrior):
         prior, width = spec.prior, spec.prior.width
         places, parts = self.places, self.parts
         self.position = nn.Parameter(torch.randn(spec.steps, width) * 0.02)
-        self.drawn = TABLES[prior.table](spec)  # the part on the canvas, at its place
+        shape = (spec.image_shape[0], spec.patch, spec.patch)
+        self.drawn = TABLES[prior.table](places, parts, width, shape)  # the part on the canvas, at its place
         self.part = nn.Embedding(parts, width)
         self.place = nn.Embedding(places, width)  # coverage of the place
         self.blank = nn.Parameter(torch.randn(width) * 0.02)  # the previous step drew nothing

@@ -198,5 +198,7 @@ def test_the_gradient_of_a_baseline_is_nearly_that_of_float32(kind: str, likelih
     )
     trained = BaselineObjective(model, VAEConfig())
     batch = Batch.of(strokes(IMAGES, channels), PartSequence.empty(IMAGES))
-    exact, rounded = (gradients(trained, batch, 0.0, on) for on in (False, True))
-    assert cosine(exact, rounded) > 0.999
+    # Relaxed draws of codes, then hard ones: rounding changes one or another code.
+    for progress, least in ((0.0, 0.998), (0.9, 0.999)):
+        exact, rounded = (gradients(trained, batch, progress, on) for on in (False, True))
+        assert cosine(exact, rounded) > least

@@ -67,6 +67,16 @@ class Baseline(HubModel):
         drawn = self.draws(x, self.embed(x), generator)
         return drawn.reconstruction, drawn.kl
 
+    def training_loss(self, x: Tensor, config: VAEConfig, progress: float, generator: Noise) -> Loss:
+        """The loss (B,) of images x (B, C, H, W), and metrics (B,) by name (`Objective.forward`)."""
+        reconstruction, parts = self.loss_parts(x, generator)
+        weight = kl_weight(config, progress)
+        return weight * total_kl(parts) - reconstruction, bound_of(reconstruction, parts)
+
+    def may_end(self, config: VAEConfig, progress: float) -> bool:
+        """As `Objective.may_end`."""
+        return True
+
     def networks(self) -> list[nn.Module]:
         """The modules that are worth compiling (`Objective.networks`)."""
         return [module for module in self.children() if isinstance(module, nn.Sequential)]
@@ -160,20 +170,27 @@ class BaselineObjective(Objective):
     def settle(self, gather: Gather) -> None:
         self.model.settle(gather)
 
+    def may_end(self, progress: float) -> bool:
+        return self.model.may_end(self.config, progress)
+
     def forward(self, batch: Batch, progress: float, generator: Noise) -> Loss:
-        kl, metrics = self._bound(batch, generator)
-        weight = self.config.beta * ramp(progress, 0.0, 1.0, self.config.latent_ramp)
-        return -metrics["reconstruction"] + weight * kl, metrics
+        x = binarized(batch.images, self.model.spec.binarize, generator)
+        return self.model.training_loss(x, self.config, progress, generator)
 
     def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
-        return self._bound(batch, generator)[1]
-
-    def _bound(self, batch: Batch, generator: Noise) -> Loss:
-        """The KL (B,) of one draw; its ELBO and the ELBO's parts, each (B,)."""
+        """The ELBO of one draw and its parts."""
         x = binarized(batch.images, self.model.spec.binarize, generator)
-        reconstruction, parts = self.model.loss_parts(x, generator)
-        kl = total_kl(parts)
-        return kl, {"elbo": reconstruction - kl, "reconstruction": reconstruction, **parts}
+        return bound_of(*self.model.loss_parts(x, generator))
+
+
+def bound_of(reconstruction: Tensor, kl: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """log p(x|z) and the parts of the KL, each (B,) -> `elbo` and its terms by name."""
+    return {"elbo": reconstruction - total_kl(kl), "reconstruction": reconstruction, **kl}
+
+
+def kl_weight(config: VAEConfig, progress: float) -> float:
+    """The weight of the KL in the loss: it rises to beta over `latent_ramp`."""
+    return config.beta * ramp(progress, 0.0, 1.0, config.latent_ramp)
 
 
 def gaussian(raw: Tensor) -> Gaussian:

@@ -1,11 +1,11 @@
 """VQ-VAE (van den Oord et al., NeurIPS 2017) with NP-DRAW's Transformer as prior: a learned bank.
 
 q(z|x) is categorical at each cell, with logits -s |z_e(x) - e_k|^2 and a learned s > 0, as in SQ-VAE (Takida
-et al. 2022), where the paper takes the nearest code. So ELBO and IWAE are those of the other kinds. Training
-draws a code, with the straight-through gradient of the Gumbel-softmax. One stage trains all, the prior on the
-codes as plain numbers at `vae.prior_learning_rate`. Codes that are hardly used restart (`VQVAE.settle`).
-Shapes: B images, L cells, K codes, D numbers of a code, N samples, C channels, H x W image, W channels of a
-token.
+et al. 2022), where the paper takes the nearest code. So ELBO and IWAE are those of the other kinds. Relaxed
+draws have the straight-through gradient of the Gumbel-softmax, hard ones that of the bound (`discrete`). One
+stage trains all, the prior on the codes as plain numbers at `vae.prior_learning_rate`. Codes that are hardly
+used restart (`VQVAE.settle`).
+Shapes: k draws, B images, L cells, K codes, D numbers of a code, N samples, C channels, H x W image.
 """
 
 import math
@@ -17,18 +17,12 @@ from torch import Tensor, nn
 from npdraw_dist.config.spec import BaselineSpec, PriorSpec
 from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.objective import Gather
-from npdraw_dist.nn.baselines.base import Baseline, PriorDraws
+from npdraw_dist.nn.baselines.base import PriorDraws
+from npdraw_dist.nn.baselines.discrete import DiscreteBaseline, HardDraws, SequencePrior
 from npdraw_dist.nn.baselines.vae import CELL, decoder_layers, encoder_layers, last_layer, whole_cells
-from npdraw_dist.nn.blocks import (
-    CausalBlock,
-    ExactConv2d,
-    ExactLinear,
-    at_least_float32,
-    causal_blocks,
-    exactly,
-)
+from npdraw_dist.nn.blocks import ExactConv2d, ExactLinear, at_least_float32, exactly
 from npdraw_dist.nn.generative import Importance
-from npdraw_dist.nn.prior import START
+from npdraw_dist.nn.prior import TABLES
 from npdraw_dist.nn.relaxations import (
     categorical_sample,
     gumbel_softmax,
@@ -37,60 +31,42 @@ from npdraw_dist.nn.relaxations import (
 )
 from npdraw_dist.nn.steps import chosen
 
-TAU = 1.0  # temperature of the Gumbel-softmax; s sets how sure q is
 DEAD = 0.05  # a code that is used less than this part of 1 / K restarts
 MEMORY = 2000.0  # images over which the use of a code is averaged
 
 
-class CodePrior(nn.Module):
-    """p(z) = prod_l p(z_l | z_1 ... z_(l-1)) of codes z (B, L), int64 below K, the grid read row by row.
-
-    As in `nn.prior`, a running sum has one table entry for each pair of place and code.
-    """
+class CodePrior(SequencePrior):
+    """p(z) = prod_l p(z_l | z_1 ... z_(l-1)) of codes z (B, L), int64 below K."""
 
     def __init__(self, settings: PriorSpec, places: int, codes: int) -> None:
-        super().__init__()
-        self.places, self.codes, width = places, codes, settings.width
-        self.position = nn.Parameter(START * torch.randn(places, width))
-        self.drawn = nn.Parameter(START * torch.randn(places * codes, width))
-        self.last = nn.Linear(width, width)  # the previous code, in addition to the sum
-        self.blocks = causal_blocks(settings)
-        self.norm = nn.LayerNorm(width)
-        self.state = nn.Linear(width, width)
-        self.head = ExactLinear(width, codes)
+        super().__init__(settings, places)
+        self.drawn = TABLES[settings.table](places, codes, settings.width)
+        self.drawn.start()
+        self.state = nn.Linear(settings.width, settings.width)
+        self.head = ExactLinear(settings.width, codes)
 
     def forward(self, z: Tensor) -> Tensor:
         """Codes (B, L) -> logits (B, L, K) of each place, given the codes before it."""
-        first = self.codes * torch.arange(self.places, device=z.device)
-        before = F.pad(F.embedding(z + first, self.drawn), (0, 0, 1, 0))[:, :-1]
-        x = before.cumsum(1) + self.last(before) + self.position
-        for block in self.blocks:
-            x = block(x)
-        return self._logits(x)
+        places = torch.arange(self.places, device=z.device).expand_as(z)
+        return self._logits(self.states(self.drawn(places, z)))
 
     @torch.no_grad()
     def sample(self, n: int, generator: Noise, temperature: float = 1.0) -> Tensor:
-        """n grids of codes (n, L), place by place with a KV cache. temperature divides the logits."""
-        blocks = [block for block in self.blocks if isinstance(block, CausalBlock)]
-        caches = [block.cache(n, self.places, self.position) for block in blocks]
-        canvas = self.position.new_zeros(n, self.position.shape[1])
-        before, found = canvas, []
+        """n grids of codes (n, L), place by place with a cache. temperature divides the logits."""
+        drawn, walk, found = self.drawn.fixed(), self.walk(n), list[Tensor]()
+        h = next(walk)
         for place in range(self.places):
-            x = (canvas + self.last(before) + self.position[place])[:, None]
-            for block, cache in zip(blocks, caches, strict=True):
-                x = block.step(x, place, cache)
-            z = categorical_sample(self._logits(x)[:, 0] / temperature, generator)
-            found.append(z)
-            before = F.embedding(z + self.codes * place, self.drawn)
-            canvas = canvas + before
+            found.append(categorical_sample(self._logits(h) / temperature, generator))
+            if place + 1 < self.places:
+                h = walk.send(drawn(torch.full_like(found[-1], place), found[-1]))
         return torch.stack(found, 1)
 
-    def _logits(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.head(F.gelu(self.state(self.norm(x))))
+    def _logits(self, h: Tensor) -> Tensor:
+        logits: Tensor = self.head(F.gelu(self.state(h)))
         return logits
 
 
-class VQVAE(Baseline):
+class VQVAE(DiscreteBaseline):
     """Codes on cells of CELL pixels, row by row."""
 
     usage: Tensor
@@ -153,21 +129,31 @@ class VQVAE(Baseline):
         log_w = reconstruction + chosen(prior, z).sum(1) - chosen(embedded, z).sum(1)
         return Importance(log_w, reconstruction, {"kl": kl_categorical(embedded, prior).sum(1)})
 
-    def loss_parts(self, x: Tensor, generator: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+    def relaxed_parts(self, x: Tensor, tau: float, generator: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         vectors = at_least_float32(self.encode(x))
         logits = self.logits(vectors)
-        hard = straight_through(gumbel_softmax(logits, TAU, generator))
+        hard = straight_through(gumbel_softmax(logits, tau, generator))
         z = hard.detach().argmax(-1)
         with exactly(hard):
             codes = hard @ at_least_float32(self.codebook)
-        if self.training:
-            self._count(vectors.detach(), z, generator)
+        self._count(vectors.detach(), z, generator)
         reconstruction = self.likelihood.log_prob(self.decode_codes(codes), x)
         return reconstruction, {"kl": kl_categorical(logits, self.prior(z)).sum(1)}
+
+    def hard_draws(self, x: Tensor, k: int, generator: Noise) -> HardDraws:
+        vectors = at_least_float32(self.encode(x))
+        logits = self.logits(vectors).repeat(k, 1, 1)
+        z = categorical_sample(logits, generator)
+        self._count(vectors.detach().repeat(k, 1, 1), z, generator)
+        output = self.decode_codes(F.embedding(z, self.codebook))
+        fit = self.likelihood.log_prob(output, x.repeat(k, 1, 1, 1))
+        return HardDraws(fit, {"kl": kl_categorical(logits, self.prior(z))}, chosen(logits, z))
 
     @torch.no_grad()
     def _count(self, vectors: Tensor, z: Tensor, generator: Noise) -> None:
         """Adds the uses of codes; keeps for each a vector of the image that drew the largest ticket."""
+        if not self.training:
+            return
         self.seen.index_add_(0, z.flatten(), torch.ones_like(z, dtype=self.seen.dtype).flatten())
         shape = (len(z), self.spec.codes)
         ticket, row = uniform(shape, generator, vectors).max(0)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.schema import Experiment, VAEConfig
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.baselines.base import BaselineObjective
 from npdraw_dist.nn.baselines.vqvae import DEAD, VQVAE
@@ -22,7 +22,7 @@ from npdraw_dist.nn.steps import chosen
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.loop import Run
 from tests.helpers.local_context import LocalContext
-from tests.helpers.tiny_baselines import strokes, tiny_baseline
+from tests.helpers.tiny_baselines import TINY_PRIOR, strokes, tiny_baseline
 from tests.helpers.tiny_models import seeded
 
 
@@ -48,9 +48,10 @@ def log_prior(model: VQVAE, z: Tensor) -> Tensor:
     return chosen(model.prior(z), z).sum(1)
 
 
-def test_samples_follow_the_prior() -> None:
-    """With the KV cache: the shares of all grids in 20,000 draws, within 5 standard errors."""
-    model = tiny(amount=0.5)
+@pytest.mark.parametrize("changes", [{}, {"table": "factorised"}, {"network": "lstm"}])
+def test_samples_follow_the_prior(changes: dict[str, str]) -> None:
+    """With the cache: the shares of all grids in 20,000 draws, within 5 standard errors."""
+    model = tiny(amount=0.5, prior={**TINY_PRIOR, **changes})
     z, n = every_grid(model), 20_000
     weights = model.spec.codes ** torch.arange(z.shape[1] - 1, -1, -1)
     found = model.prior.sample(n, seeded()) @ weights
@@ -89,7 +90,7 @@ def test_bounds_are_those_of_all_grids(log_scale: float) -> None:
 
 def test_drawn_codes_are_decoded_hard_with_gradients_for_all() -> None:
     model, x = tiny(), x_of(4)
-    found, _ = model.loss_parts(x, seeded())
+    found, _ = model.relaxed_parts(x, 1.0, seeded())
     with torch.no_grad():
         terms = []
         for codes in every_grid(model):
@@ -102,6 +103,47 @@ def test_drawn_codes_are_decoded_hard_with_gradients_for_all() -> None:
         assert parameter.grad is not None
         assert parameter.grad.any()
     assert model.seen.sum() == 0, "outside of training no code is counted"
+
+
+def test_the_gradient_of_hard_draws_is_that_of_the_bound() -> None:
+    """Against the sum over all grids, for encoder, codebook, scale, decoder and prior."""
+    model, x, n = tiny(), x_of(1), 400
+    named = {name: p for name, p in model.named_parameters() if name.endswith("bias") or p.ndim < 3}
+    z = every_grid(model)
+    log_q = model.embed(x).log_softmax(-1)[0][torch.arange(z.shape[1]), z].sum(1)
+    output = model.decode_codes(F.embedding(z, model.codebook))
+    weight = model.likelihood.log_prob(output, x.expand(len(z), -1, -1, -1)) + log_prior(model, z)
+    elbo = (log_q.exp() * (weight - log_q)).sum()
+    exact = torch.autograd.grad(-elbo, list(named.values()))
+
+    config, found = VAEConfig(draws=2, relaxed_images=0), []
+    for seed in range(30):
+        loss, metrics = model.training_loss(x.repeat(n, 1, 1, 1), config, 0.5, seeded(seed))
+        found.append(torch.autograd.grad(loss.mean(), list(named.values())))
+        assert float(metrics["elbo"].detach().mean()) == pytest.approx(float(elbo.detach()), abs=0.5)
+    for name, expected, drawn in zip(named, exact, zip(*found, strict=True), strict=True):
+        each = torch.stack(drawn)
+        error = each.std(0) / math.sqrt(len(each))
+        assert ((each.mean(0) - expected).abs() < 5 * error + 1e-4).all(), name
+    assert all(exact[list(named).index(name)].abs().max() > 1e-3 for name in ("codebook", "log_scale"))
+
+
+def test_relaxed_draws_come_first_and_cool() -> None:
+    model, x, taus = tiny(), x_of(2), []
+    relaxed = model.relaxed_parts
+
+    def noted(x: Tensor, tau: float, generator: Any) -> Any:
+        taus.append(tau)
+        return relaxed(x, tau, generator)
+
+    model.relaxed_parts = noted  # type: ignore[method-assign]
+    config = VAEConfig(images=100, relaxed_images=50, tau_end=0.4)
+    names = [set(model.training_loss(x, config, share, seeded())[1]) for share in (0.0, 0.25, 0.5, 0.9)]
+    assert taus == [1.0, pytest.approx(0.7)]
+    assert [("surrogate" in n, "elbo" in n) for n in names] == [(True, False)] * 2 + [(False, True)] * 2
+    single = config.model_copy(update={"draws": 1})
+    assert "surrogate" in model.training_loss(x, single, 1.0, seeded())[1]
+    assert taus[-1] == pytest.approx(0.4)
 
 
 def one_rank(values: Tensor) -> Tensor:
@@ -122,11 +164,11 @@ def test_a_dead_code_becomes_a_vector_of_the_encoder() -> None:
     with torch.no_grad():
         model.usage.fill_(1.0)
         vectors = model.encode(x_of(8)).flatten(0, 1)
-        model.loss_parts(x_of(8), seeded())
+        model.relaxed_parts(x_of(8), 1.0, seeded())
         model.settle(one_rank)
         assert (model.codebook[[0, 2]] == 1e3).all()  # one step does not tell that a code is dead
         model.usage[[0, 2]] = DEAD
-        model.loss_parts(x_of(8), seeded(1))
+        model.hard_draws(x_of(8), 2, seeded(1))
         model.settle(one_rank)
     assert torch.equal(model.codebook[1], alive)
     for code in (0, 2):
@@ -146,7 +188,7 @@ def test_two_ranks_revive_codes_as_one_does() -> None:
         model = copy.deepcopy(start)
         with torch.no_grad():
             for x, seed in images:
-                model.loss_parts(x, seeded(seed))
+                model.relaxed_parts(x, 1.0, seeded(seed))
         return model
 
     one, ranks = after(batches), [after([batch]) for batch in batches]
