@@ -161,15 +161,20 @@ class BaselineConfig(Section):
 
     latents: PositiveInt | None = Field(
         None,
-        description="Gaussians of the image (vae, vamp, flow), a step (draw) or an object (air); "
-        f"numbers of a code (vqvae); if not given, {_by_kind('latents')}",
+        description="Gaussians of the image (vae, vamp, flow, map), a step (draw), an object (air) or a part "
+        f"(gaussian); numbers of a code (vqvae); if not given, {_by_kind('latents')}",
     )
     steps: PositiveInt | None = Field(
         None, description=f"draw: glimpses; air: objects; if not given, {_by_kind('steps')}"
     )
-    hidden: PositiveInt = Field(256, description="draw, air: width of the LSTMs; flow: of its layers")
-    width: PositiveInt = Field(64, description="vae, vamp, flow, vqvae: channels of encoder and decoder")
-    depth: Count = Field(2, description="vae, vamp, flow, vqvae: residual blocks of encoder and decoder each")
+    local: PositiveInt = Field(8, description="map: Gaussians of each cell of 4x4 pixels")
+    hidden: PositiveInt = Field(
+        256, description="draw, air: width of the LSTMs; flow: of its layers; gaussian: of what makes a part"
+    )
+    width: PositiveInt = Field(64, description="all but draw and air: channels of encoder and decoder")
+    depth: Count = Field(
+        2, description="all but draw and air: residual blocks of encoder and decoder each (gaussian: decoder)"
+    )
     pseudo_inputs: PositiveInt = Field(
         100,
         description="vamp: learned images whose posteriors are mixed as prior; each step encodes all",

@@ -35,14 +35,16 @@ class Likelihood:
 class Kind:
     """A kind of model. latents, steps: of a baseline, if the config gives none.
 
-    codes: its latents are codes with NP-DRAW's Transformer as prior, whose sizes are in section `prior`.
+    sequence: it has NP-DRAW's prior over steps, whose sizes are in section `prior`. places: it draws at the
+    places of section `grid`.
     """
 
     code: str  # class with one argument, its spec
     title: str
     latents: int = 0
     steps: int = 0
-    codes: bool = False
+    sequence: bool = False
+    places: bool = False
 
 
 SOURCES = {
@@ -64,11 +66,20 @@ LIKELIHOODS = {
     "logistic_mixture": Likelihood("nn.likelihoods:DiscretizedLogisticMixture", binary=False),
 }
 KINDS = {
-    "npdraw": Kind("nn.npdraw:NPDraw", "NP-DRAW"),
+    "npdraw": Kind("nn.npdraw:NPDraw", "NP-DRAW", sequence=True, places=True),
     "vae": Kind("nn.baselines.vae:ConvVAE", "VAE", latents=40, steps=1),
     "vamp": Kind("nn.baselines.vae:VampVAE", "VAE with VampPrior", latents=40, steps=1),
     "flow": Kind("nn.baselines.vae:FlowVAE", "VAE with flow prior", latents=40, steps=1),
-    "vqvae": Kind("nn.baselines.vqvae:VQVAE", "VQ-VAE", latents=16, steps=1, codes=True),
+    "map": Kind("nn.baselines.map_vae:MapVAE", "VAE with a map", latents=40, steps=1),
+    "vqvae": Kind("nn.baselines.vqvae:VQVAE", "VQ-VAE", latents=16, steps=1, sequence=True),
+    "gaussian": Kind(
+        "nn.baselines.gaussian_parts:GaussianParts",
+        "Gaussian parts",
+        latents=8,
+        steps=1,
+        sequence=True,
+        places=True,
+    ),
     "draw": Kind("nn.baselines.draw:DRAW", "DRAW", latents=10, steps=10),
     "air": Kind("nn.baselines.air:AIR", "AIR", latents=20, steps=3),
 }

@@ -122,11 +122,12 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
 
 
 class BaselineSpec(Spec, BaselineConfig):
-    """A baseline with every size given. prior: the Transformer over codes, of kinds that have codes."""
+    """A baseline with every size given. prior, grid: of kinds that have them (`registry.Kind`)."""
 
     latents: PositiveInt
     steps: PositiveInt
     prior: PriorSpec | None = None
+    grid: GridConfig | None = None
 
     @classmethod
     def of(cls, experiment: Experiment) -> "BaselineSpec":
@@ -137,7 +138,8 @@ class BaselineSpec(Spec, BaselineConfig):
             **cls.shared(experiment),
             kind=kind,
             **experiment.vae.model_dump(include=set(ImageNetwork.model_fields)),
-            prior=PriorSpec.of(experiment.prior) if own.codes else None,
+            prior=PriorSpec.of(experiment.prior) if own.sequence else None,
+            grid=experiment.grid if own.places else None,
             **{"latents": own.latents, "steps": own.steps, **given},
         )
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.grid import Grid
 from npdraw_dist.nn.blocks import ExactConv2d, ExactLinear, ResidualBlock, group_norm
 from npdraw_dist.nn.steps import StepLogits
 
@@ -22,13 +23,13 @@ FIT_NOISE = 0.05  # added to a part's squared error (sum over pixels), it divide
 class Trunk(nn.Module):
     """The ink of an image (B, C, H, W) -> features on the grid (B, W, rows, columns)."""
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, grid: Grid, channels: int, scale: int, width: int, dropout: float) -> None:
+        """channels: C. scale: image side / canvas side. width: W."""
         super().__init__()
-        grid, scale, width = spec.grid, spec.downscale, spec.encoder_width
         self.margin = tuple(scale * margin for margin in grid.margins)
-        self.cut = nn.Conv2d(spec.image_shape[0], width, grid.patch * scale, grid.stride * scale)
+        self.cut = nn.Conv2d(channels, width, grid.patch * scale, grid.stride * scale)
         self.place = nn.Parameter(torch.randn(width, grid.rows, grid.columns) * 0.02)
-        self.blocks = nn.Sequential(*(ResidualBlock(width, spec.dropout) for _ in range(DEPTH)))
+        self.blocks = nn.Sequential(*(ResidualBlock(width, dropout) for _ in range(DEPTH)))
         self.norm = group_norm(width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class Posterior(nn.Module):
         super().__init__()
         grid, self.scale = spec.grid, spec.downscale
         self.grid = grid
-        self.trunk = Trunk(spec)
+        self.trunk = Trunk(grid, spec.image_shape[0], self.scale, spec.encoder_width, spec.dropout)
         self.head = ExactLinear(spec.encoder_width, 1 + spec.parts)
         self.fit = ExactConv2d(
             spec.image_shape[0], spec.parts, grid.patch * self.scale, grid.stride * self.scale

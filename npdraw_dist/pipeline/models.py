@@ -150,6 +150,8 @@ def _network(spec: ModelSpec | BaselineSpec) -> dict[str, dict[str, Any]]:
         found["parse"] = {"order": spec.order, "steps": spec.steps}
     else:
         sections = {"baseline": BaselineConfig, "vae": ImageNetwork}
+        if spec.grid is not None:
+            found["grid"] = spec.grid.model_dump(mode="json")
     return found | {key: {name: values[name] for name in of.model_fields} for key, of in sections.items()}
 
 

@@ -221,7 +221,10 @@ def _deciding(experiment: Experiment) -> dict[str, dict[str, Any]]:
     if experiment.model.kind != "npdraw":
         # A baseline sees only one fact of the grid: what comes in over the edge of moved images.
         edge = {"background": e["grid"]["background"]}
-        if KINDS[experiment.model.kind].codes:
+        kind = KINDS[experiment.model.kind]
+        if kind.places:
+            edge["grid"] = e["grid"]
+        if kind.sequence:
             network = set(PriorNetwork.model_fields)
             edge["prior"] = {name: value for name, value in e["prior"].items() if name in network}
         return {

@@ -19,7 +19,9 @@ def tiny_spec(kind: str, **changes: Any) -> BaselineSpec:
         **{"kind": kind, "image_shape": (1, 6, 6), "likelihood": "bernoulli", "binarize": "threshold"},
         **{"latents": 2, "steps": 1 if of.steps == 1 else 3, "hidden": 16, "width": 8, "depth": 1},
         **{"read": 3, "write": 3, "glimpse": 4, "pseudo_inputs": 5, "flow_layers": 3, "codes": 3},
-        "prior": TINY_PRIOR if of.codes else None,
+        "local": 1,
+        "prior": TINY_PRIOR if of.sequence else None,
+        "grid": {"patch": 3, "stride": 3} if of.places else None,
     }
     return BaselineSpec.model_validate(values | changes)
 

@@ -34,7 +34,7 @@ def encoder_layers(spec: BaselineSpec) -> list[nn.Module]:
     halve = [nn.Conv2d(spec.image_shape[0], spec.width, 4, 2, 1), nn.SiLU()]
     # The blocks begin with a norm and a SiLU of their own.
     halve.append(nn.Conv2d(spec.width, spec.width, 4, 2, 1))
-    return [*halve, *_blocks(spec), group_norm(spec.width), nn.SiLU()]
+    return [*halve, *blocks(spec), group_norm(spec.width), nn.SiLU()]
 
 
 def last_layer(spec: BaselineSpec, blank: Tensor) -> nn.Module:
@@ -48,9 +48,8 @@ def last_layer(spec: BaselineSpec, blank: Tensor) -> nn.Module:
 
 def decoder_layers(spec: BaselineSpec, last: nn.Module) -> list[nn.Module]:
     """Features (B, W, rows, columns) -> likelihood parameters, CELL times as wide."""
-    blocks = _blocks(spec)
     double = nn.ConvTranspose2d(spec.width, _fine(spec), 4, 2, 1)
-    return [*blocks, group_norm(spec.width), nn.SiLU(), double, nn.SiLU(), last]
+    return [*blocks(spec), group_norm(spec.width), nn.SiLU(), double, nn.SiLU(), last]
 
 
 def _fine(spec: BaselineSpec) -> int:
@@ -58,7 +57,8 @@ def _fine(spec: BaselineSpec) -> int:
     return max(spec.width // 2, 8)
 
 
-def _blocks(spec: BaselineSpec) -> list[ResidualBlock]:
+def blocks(spec: BaselineSpec) -> list[ResidualBlock]:
+    """Of encoder or decoder: `baseline.depth` of them."""
     return [ResidualBlock(spec.width, spec.dropout) for _ in range(spec.depth)]
 
 
