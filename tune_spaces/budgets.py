@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from npdraw_dist.config.load import build, merge, read_preset, with_changes
+from npdraw_dist.config.registry import kind_of
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from tune_spaces.space import Kinds, Point, Value, nested, refuse_settings, setting_of
@@ -16,9 +17,8 @@ VALIDATIONS = 20  # in a training, however long: their share of the cost does no
 LEAST_BATCHES = 20  # in any training, whatever an image costs
 PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
 VALID_SHARE = 0.2  # of the images of the fraction, held out for the choice
-PRIOR_SHARE = 2  # a prior of parts trains on 1/PRIOR_SHARE as many images before the VAE
 # Settings that a comparison decides itself.
-DECIDED = ("model.kind", "vae.images", "prior.images", "data.valid_fraction", "init.model")
+DECIDED = ("model.kind", "vae.images", "data.valid_fraction", "init.model")
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,17 @@ class Rate:
 
 
 def with_budget(experiment: Experiment, images: int) -> Experiment:
-    """The config with `images` as its budget. All that counts images follows it, so schedules are shares."""
-    prior = images // PRIOR_SHARE
+    """The config with `images` as its budget. All that counts images keeps its share of it."""
+    batch, relaxed = experiment.train.batch_size, experiment.vae.relaxed_images
+    scale = images / experiment.vae.images
+    prior = max(round(experiment.prior.images * scale), batch)
+    relaxed = None if relaxed is None else round(relaxed * scale)
     return with_changes(
         experiment,
         {
-            "vae": {"images": images, "plain_images": images // PLAIN, "relaxed_images": None},
+            "vae": {"images": images, "plain_images": images // PLAIN, "relaxed_images": relaxed},
             "prior": {"images": prior, "plain_images": prior // PLAIN},
-            "train": {"eval_every_images": max(images // VALIDATIONS, experiment.train.batch_size)},
+            "train": {"eval_every_images": max(images // VALIDATIONS, batch)},
         },
     )
 
@@ -123,8 +126,11 @@ def draw_trials(space: Kinds, base: Experiment, kinds: Sequence[str], count: int
     for kind in kinds:
         ranges = space.spaces[kind]
         for number, point in enumerate(ranges.latin(base.seed, count)):
-            changes = {"model": {"kind": kind}, "data": data, "scale": {"num_workers": 0}}
+            changes = {"model": {"kind": kind_of(kind)}, "data": data, "scale": {"num_workers": 0}}
             experiment = with_changes(base, nested(ranges.settings(point)), changes)
-            settings = {"model.kind": kind, **{key: setting_of(experiment, key) for key in ranges.keys}}
+            settings = {
+                "model.kind": kind_of(kind),
+                **{key: setting_of(experiment, key) for key in ranges.keys},
+            }
             found.append(Job("trials", f"{kind}-{number}", kind, point, settings, experiment))
     return found

@@ -170,8 +170,8 @@ class Comparison:
         for kind in self.kinds:
             mine = [job for job in done if job.kind == kind]
             if not mine:
-                failures = [r for r in read_results(self.run) if r.trial.startswith(f"{kind}-") and r.reason]
-                reason = failures[0].reason if failures else "stopped"
+                failed = [r for r in read_results(self.run) if r.trial.rpartition("-")[0] == kind]
+                reason = next((result.reason for result in failed if result.reason), "stopped")
                 raise UserError(f"no trial of {kind} finished; the first: {reason} (--retry-failed)")
             found[kind] = min(mine, key=lambda job: (valid_nll(self.run, job), job.name))
         return found

@@ -174,16 +174,16 @@ class Space:
 class Kinds:
     """The space of a comparison: as many trials, and the same counted time, for each kind of model.
 
-    spaces: kind of model -> the ranges of its trials. settings: over the preset, for all kinds. core_seconds:
-    fraction of the training images -> counted seconds of a core of each training. seeds: data source ->
-    trainings of each winner; `other_seeds` of sources that are not named. longer: factors of the time for the
-    row "until it stops improving".
+    spaces: kind of model, or a variant such as `npdraw-lstm` -> the ranges of its trials. settings: over the
+    preset, for all kinds. core_seconds: fraction of the training images -> counted seconds of a core of each
+    training. seeds: data source -> trainings of each winner; `other_seeds` of sources that are not named.
+    longer: factors of the time for the row "until it stops improving".
     """
 
     spaces: Mapping[str, Space]
     settings: Settings
     core_seconds: Mapping[float, float]
-    trials: int = 6
+    trials: int = 10
     preset: str = "mnist_cpu"
     seeds: Mapping[str, int] = field(default_factory=dict)
     other_seeds: int = 3

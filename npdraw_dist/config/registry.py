@@ -4,6 +4,7 @@ An entry says where its code is, as "module:attribute" below `npdraw_dist`, and 
 before that code is imported. To add a source, likelihood or model, write its code and add one line here.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
@@ -83,6 +84,23 @@ KINDS = {
     "draw": Kind("nn.baselines.draw:DRAW", "DRAW", latents=10, steps=10),
     "air": Kind("nn.baselines.air:AIR", "AIR", latents=20, steps=3),
 }
+
+
+def kind_of(variant: str) -> str:
+    """The kind of a variant in a comparison, such as `npdraw` of `npdraw-lstm`."""
+    return variant.split("-")[0]
+
+
+def title_of(variant: str) -> str:
+    """`NP-DRAW, lstm` of `npdraw-lstm`."""
+    kind, _, how = variant.partition("-")
+    return ", ".join(filter(None, (KINDS[kind].title, how.replace("-", " "))))
+
+
+def in_order(variants: Iterable[str]) -> list[str]:
+    """Distinct variants in the order of KINDS."""
+    return sorted(set(variants), key=lambda variant: (list(KINDS).index(kind_of(variant)), variant))
+
 
 SOURCE_MODEL = "pipeline.models:SourceModel"  # the model of init.model
 # Order of the steps -> whether step t is place t. Their code is in `core/orders.py`, which imports torch.

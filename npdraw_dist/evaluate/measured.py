@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from npdraw_dist.config.registry import KINDS
+from npdraw_dist.config.registry import title_of
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.images import to_float
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
@@ -49,10 +49,11 @@ REAL, DRAWN, CURVE, NOISE = 2**32 - 5, 2**32 - 6, 2**32 - 7, 2**32 - 8  # keep t
 
 @dataclass(frozen=True)
 class Entry:
-    """A run that is measured. role: `seed`, of several, or `longest`, trained until it stopped improving.
+    """A run that is measured.
 
-    facts: what the sweep recorded of it: images, core_seconds, valid_nll, still_improving. leading: the first
-    seed of its kind and fraction, of which curves and samples are shown.
+    kind: of its model, or a variant (`registry.kind_of`). role: `seed`, of several, or `longest`, trained
+    until it stopped improving. facts: what the sweep recorded of it: images, core_seconds, valid_nll,
+    still_improving. leading: the first seed of its kind and fraction, of which curves and samples are shown.
     """
 
     folder: str
@@ -65,7 +66,7 @@ class Entry:
 
     @property
     def title(self) -> str:
-        return KINDS[self.kind].title
+        return title_of(self.kind)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,10 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from npdraw_dist.config.registry import KINDS
+from npdraw_dist.config.registry import in_order, title_of
 
 VERDICTS = {"better": "tab:green", "worse": "tab:red", "open": "0.5"}  # colour of a difference
 APART = 1.06  # factor between two kinds on the axis of fractions, so that no point covers another
-
-
-def colour(kind: str) -> str:
-    return f"C{list(KINDS).index(kind)}"
 
 
 def percent(fraction: float) -> str:
@@ -29,7 +25,7 @@ def by_fraction(runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) ->
     labels = {label: name for label, name in labels.items() if all(run[name] is not None for run in runs)}
     figure = Figure(figsize=(5.4 * max(len(labels), 1), 4.2), layout="constrained")
     fractions = sorted({run["fraction"] for run in runs})
-    kinds = [kind for kind in KINDS if any(kind == run["kind"] for run in runs)]
+    kinds = in_order(run["kind"] for run in runs)
     for column, (label, name) in enumerate(labels.items(), start=1):
         axis = figure.add_subplot(1, len(labels), column)
         for number, kind in enumerate(kinds):
@@ -40,8 +36,7 @@ def by_fraction(runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) ->
             xs = [x * APART ** (number - (len(kinds) - 1) / 2) for x in groups]
             means = [float(np.mean(values)) for values in groups.values()]
             bars = [float(np.std(values, ddof=1)) if len(values) > 1 else 0.0 for values in groups.values()]
-            title = KINDS[kind].title
-            axis.errorbar(xs, means, bars, marker="o", capsize=3, color=colour(kind), label=title)
+            axis.errorbar(xs, means, bars, marker="o", capsize=3, label=title_of(kind))
         axis.set_xscale("log")
         axis.set_xticks(fractions, [percent(x) for x in fractions], minor=False)
         axis.minorticks_off()
@@ -62,7 +57,7 @@ def intervals(found: Mapping[tuple[float, str], tuple[float, float, str]]) -> Fi
     axis, labels = figure.subplots(), []
     for row, ((fraction, kind), (mean, half, verdict)) in enumerate(reversed(list(found.items()))):
         axis.errorbar(mean, row, xerr=half, fmt="o", capsize=3, color=VERDICTS[verdict])
-        labels.append(f"{KINDS[kind].title}, {percent(fraction)}")
+        labels.append(f"{title_of(kind)}, {percent(fraction)}")
     axis.set_yticks(range(len(found)), labels)
     axis.set_ylim(-0.6, len(found) - 0.4)
     axis.axvline(0, color="0.5", linewidth=1)

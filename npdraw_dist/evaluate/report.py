@@ -18,7 +18,7 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from npdraw_dist.config.registry import KINDS
+from npdraw_dist.config.registry import in_order, title_of
 from npdraw_dist.core.storage import write_files
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate.measured import TERMS, Measured
@@ -67,7 +67,7 @@ class Comparison:
 
     @property
     def kinds(self) -> list[str]:
-        return [kind for kind in KINDS if any(run.entry.kind == kind for run in self.measured)]
+        return in_order(run.entry.kind for run in self.measured)
 
     def leading(self, fraction: float) -> list[Measured]:
         """The run of each kind at a fraction of which curve and samples are shown."""
@@ -235,7 +235,7 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
     rows = []
     for kind, role in product(comparison.kinds, ("seed", "longest")):
         if runs := [comparison.row(run) for run in comparison.runs(fraction, kind, role)]:
-            title = KINDS[kind].title
+            title = title_of(kind)
             if role == "longest":
                 still = runs[0]["still_improving"]
                 title += ", longest: still improving" if still else ", until it stops improving"
@@ -258,7 +258,7 @@ def _terms(comparison: Comparison, fraction: float) -> list[str]:
     rows = []
     for kind in comparison.kinds:
         if runs := [comparison.row(run) for run in comparison.runs(fraction, kind)]:
-            rows.append([KINDS[kind].title, *(spread(runs, *column) for column in columns.values())])
+            rows.append([title_of(kind), *(spread(runs, *column) for column in columns.values())])
     return table(["terms of the ELBO", *columns], rows) if any(any(row[1:]) for row in rows) else []
 
 
@@ -280,7 +280,7 @@ def _differences(comparison: Comparison, fraction: float) -> list[str]:
         own = [found.get((name, kind)) for name in names]
         if seeds := [str(comparison.differences[key].seeds) for key in own if key]:
             cells = ["" if key is None else _interval(comparison, key) for key in own]
-            rows.append([KINDS[kind].title, seeds[0], *cells])
+            rows.append([title_of(kind), seeds[0], *cells])
     return table(["NP-DRAW minus", "seeds", *(METRICS[name].title for name in names)], rows)
 
 
@@ -305,10 +305,10 @@ def _search(comparison: Comparison, fraction: float) -> list[str]:
         return []
     most = max(map(len, trials.values()))
     rows = []
-    for kind in (kind for kind in KINDS if kind in trials):
+    for kind in in_order(trials):
         cells = [f"{value:.2f}" for value in trials[kind]] + ["failed"] * (most - len(trials[kind]))
         seeds = spread([run.numbers for run in comparison.runs(fraction, kind)], "valid_nll", 2)
-        rows.append([KINDS[kind].title, *cells, seeds])
+        rows.append([title_of(kind), *cells, seeds])
     head = ["NLL on validation", "best trial", *map(str, range(2, most + 1)), "seeds of it"]
     told = "All trials have the validation images of seed 0. Other seeds may hold out other images."
     return [*table(head, rows), "", told]

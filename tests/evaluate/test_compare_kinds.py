@@ -25,7 +25,7 @@ from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.comparison import open_test_split, read_sweep, require_one_of_each
 from npdraw_dist.evaluate.measured import CURVE, Entry, Measured, curve_of, flops
 from npdraw_dist.evaluate.paired import holm, paired
-from npdraw_dist.evaluate.report import Comparison, served, write_report
+from npdraw_dist.evaluate.report import Comparison, markdown, served, write_report
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.pipeline.store import OPENINGS, Store
 from npdraw_dist.training.feed import noise_seed
@@ -136,6 +136,15 @@ def test_differences_are_ours_minus_the_other_kind() -> None:
     other[1] = replace(other[1], ids=[*IDS[:-1], "another"])
     with pytest.raises(UserError, match="other images"):
         compared(other).differences  # noqa: B018
+
+
+def test_a_variant_of_ours_is_another_model() -> None:
+    ours = fabricated()[0]
+    other = replace(ours, entry=replace(ours.entry, kind="npdraw-lstm"), nll_iwae=ours.nll_iwae + 1)
+    found = compared([ours, other])
+    assert found.kinds == ["npdraw", "npdraw-lstm"]
+    assert found.differences[0.1, "nll_iwae", "npdraw-lstm"].mean == pytest.approx(-1)
+    assert "| NP-DRAW, lstm | 1 |" in markdown(found)
 
 
 def test_distances_have_errors_of_seeds_alone_whatever_images_a_seed_has() -> None:

@@ -11,13 +11,22 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from npdraw_dist.config.load import build
+from npdraw_dist.config.load import build, with_changes
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.fake_trainings import MS, SECONDS, FakeTrainings, compare, plan_of, third_is_best
 from tests.helpers.spaces import load_kinds
 from tune_spaces import comparison, sweep
-from tune_spaces.budgets import RATE_IMAGES, ROUGH, Job, Rate, base_config, draw_trials, split_shares
+from tune_spaces.budgets import (
+    RATE_IMAGES,
+    ROUGH,
+    Job,
+    Rate,
+    base_config,
+    draw_trials,
+    split_shares,
+    with_budget,
+)
 
 KINDS = ("npdraw", "vae", "vqvae")
 
@@ -29,7 +38,7 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return lines
 
 
-@pytest.mark.parametrize("name", ["comparison", "comparison_32"])
+@pytest.mark.parametrize("name", ["comparison", "comparison_32", "ablations"])
 def test_each_kind_has_the_same_number_of_trials_on_the_same_images(name: str) -> None:
     space = load_kinds(name)
     base = base_config(space, None, {}, {"data": {"fraction": 0.1}})
@@ -43,9 +52,30 @@ def test_each_kind_has_the_same_number_of_trials_on_the_same_images(name: str) -
     assert all(len({str(ranges.fields[key]) for ranges in space.spaces.values()}) == 1 for key in shared)
     for number in range(6):  # the same luck for each kind: what all may have is the same in a trial of each
         drawn = [job for job in trials if job.name.endswith(f"-{number}")]
-        assert len({tuple(job.settings[key] for key in sorted(shared)) for job in drawn}) == 1
+        assert len({tuple(job.point[key] for key in sorted(shared)) for job in drawn}) == 1
     again = draw_trials(space, base, list(space.spaces), 6)
     assert [job.experiment for job in again] == [job.experiment for job in trials]
+
+
+def test_a_variant_differs_in_what_it_leaves_out() -> None:
+    space = load_kinds("ablations")
+    base = base_config(space, None, {}, {})
+    drawn = {job.name: job.experiment for job in draw_trials(space, base, list(space.spaces), 3)}
+    assert {job.model.kind for name, job in drawn.items() if name.startswith("npdraw")} == {"npdraw"}
+    lstm, whole = drawn["npdraw-lstm-1"], drawn["npdraw-1"]
+    assert (lstm.prior.network, whole.prior.network) == ("lstm", "transformer")
+    assert with_changes(lstm, {"prior": {"network": "transformer"}}) == whole
+    unparsed = with_budget(drawn["npdraw-without-parser-1"], 6400)
+    assert (unparsed.vae.parse_weight, unparsed.prior.images) == (0.0, unparsed.train.batch_size)
+
+
+def test_all_that_counts_images_keeps_its_share_of_the_budget() -> None:
+    shares = {"images": 1000, "relaxed_images": 400}
+    base = build({"vae": shares, "prior": {"images": 250}, "train": {"batch_size": 10}})
+    large = with_budget(base, 8000)
+    assert (large.prior.images, large.vae.relaxed_images, large.vae.plain_images) == (2000, 3200, 2000)
+    assert large.vae.relaxed_share == base.vae.relaxed_share
+    assert with_budget(large, 1000).prior.images == 250
 
 
 def test_validation_images_are_a_part_of_the_fraction() -> None:
@@ -71,7 +101,7 @@ def test_the_budget_follows_from_two_short_trainings() -> None:
 def test_a_dry_run_lists_a_line_a_trial(capsys: pytest.CaptureFixture[str]) -> None:
     sweep.main(["--space", "comparison", "--dry-run", "--data.fraction", "0.01"])
     lines = capsys.readouterr().out.splitlines()
-    assert Counter(line.split()[0] for line in lines) == dict.fromkeys(load_kinds("comparison").spaces, 6)
+    assert Counter(line.split()[0] for line in lines) == dict.fromkeys(load_kinds("comparison").spaces, 10)
     assert all("60 core-seconds" in line for line in lines)
 
 

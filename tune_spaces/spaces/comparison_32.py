@@ -1,36 +1,35 @@
-"""Four kinds of models with the same chance on emoji and glyphs of 32x32: six random trials, then more seeds.
+"""Six models with the same chance on emoji and glyphs of 32x32: ten random trials each, then more seeds.
 
 Answers: does what the space `comparison` says of binary digits hold for colour and for grey, smooth shapes?
-The kinds are NP-DRAW, the plain VAE, the VQ-VAE that has NP-DRAW's prior, and the VAE with a flow as prior,
-the best of the rest at 1% of MNIST. Ranges and budgets are written down here before anything is trained.
+And what do parts bring there, and what a map of Gaussians: NP-DRAW and a VAE, each with a map and without.
+The others are the VQ-VAE that has NP-DRAW's prior, and the VAE with a flow as prior, the best of the rest at
+1% of MNIST. Ranges and budgets are written down here before anything is trained.
 
-Cost: a kind has 15 times `core_seconds` (6 trials, 3 seeds, up to 2 + 4 times the time for the row "until it
-stops improving"): for 4 kinds 2 hours of a core at 10%, 4 at 100%, and a fifth more for rates and scores.
+Cost: a kind has 19 times `core_seconds` (10 trials, 3 seeds, up to 2 + 4 times the time for the row "until it
+stops improving"): for 6 models 4 hours of a core at 10%, 8 at 100%, and a fifth more for rates and scores.
 Best known result, with 10% of the images: NP-DRAW 3.369 ± 0.016 bits/dim on emoji, VQ-VAE 3.448 ± 0.016;
 NP-DRAW 0.696 ± 0.003 on glyphs, VAE 0.771 ± 0.003
 (docs/results/2026-11-28-comparison-emoji.md, ...-glyphs.md).
 """
 
 from tune_spaces.space import Choice, Kinds, Range, Space
-from tune_spaces.spaces.comparison import SETTINGS
+from tune_spaces.spaces.comparison import SETTINGS, Fields
 from tune_spaces.spaces.comparison import SPACE as DIGITS
+
+PARTS: Fields = {
+    **DIGITS.spaces["npdraw"].fields,
+    "bank.size": Choice((125, 250, 500)),  # K
+    "vae.parse_weight": Range(50.0, 500.0, log=True),  # lambda, at the start
+    "places": Choice(({"grid.patch": 4, "grid.stride": 4}, {"grid.patch": 8, "grid.stride": 8})),  # T
+}
 
 SPACE = Kinds(
     preset="emoji",
     spaces={
-        "npdraw": Space(
-            {
-                **DIGITS.spaces["npdraw"].fields,
-                "bank.size": Choice((125, 250, 500)),  # K
-                "vae.parse_weight": Range(50.0, 500.0, log=True),  # lambda, at the start
-                "places": Choice(
-                    ({"grid.patch": 4, "grid.stride": 4}, {"grid.patch": 8, "grid.stride": 8})
-                ),  # T
-                "vae.latents": Choice(("map:4", "map:8")),
-            },
-            preset="emoji",
-        ),
+        "npdraw": Space({**PARTS, "vae.latents": Choice(("map:4", "map:8"))}, preset="emoji"),
+        "npdraw-without-map": Space({**PARTS, "vae.latents": Choice((0, 16, 32))}, preset="emoji"),
         "vae": DIGITS.spaces["vae"],
+        "map": Space({**DIGITS.spaces["vae"].fields, "baseline.local": Choice((4, 8))}),
         "vqvae": Space(
             {**DIGITS.spaces["vqvae"].fields, "baseline.codes": Choice((128, 256, 512))},
         ),

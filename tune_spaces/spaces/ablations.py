@@ -1,0 +1,40 @@
+"""NP-DRAW without one of its ideas each, on digits: ten random trials each, the same time, then five seeds.
+
+Answers, as the paper's ablations: what does attention bring against an LSTM, what the parser (its prior
+before the VAE, and its cross-entropy in it), what a bank of real patches against Gaussian parts? Ranges and
+budgets are written down here before anything is trained.
+
+Cost: a model has 10 trials, 5 seeds and up to 2 + 4 times the time for the row "until it stops improving", so
+21 times `core_seconds`: for 4 models 3 hours of a core at 100%, and a fifth more for rates and scores.
+"""
+
+from tune_spaces.space import Choice, Kinds, Settings, Space
+from tune_spaces.spaces.comparison import COMMON, SEQUENCE, SETTINGS, Fields
+from tune_spaces.spaces.comparison import SPACE as DIGITS
+
+# The prior has no stage of its own but for a batch, and q nothing to imitate.
+NO_PARSER: Settings = {"vae.parse_weight": 0.0, "prior.images": 1}
+
+OURS = dict(DIGITS.spaces["npdraw"].fields)
+UNPARSED: Fields = {key: domain for key, domain in OURS.items() if key not in NO_PARSER}
+
+SPACE = Kinds(
+    spaces={
+        "npdraw": Space(OURS),
+        "npdraw-lstm": Space({**OURS, "without": Choice(({"prior.network": "lstm"},))}),
+        "npdraw-without-parser": Space({**UNPARSED, "without": Choice((NO_PARSER,))}),
+        "gaussian": Space(
+            {
+                **COMMON,
+                "prior.depth": SEQUENCE["prior.depth"],
+                "prior.dropout": SEQUENCE["prior.dropout"],
+                "places": OURS["places"],
+                "baseline.latents": Choice((4, 8, 16)),
+                "baseline.width": Choice((32, 64)),
+            }
+        ),
+    },
+    settings=SETTINGS,
+    core_seconds={1.0: 120.0},
+    other_seeds=5,
+)
