@@ -27,6 +27,7 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.data.tasks import Loaded, Pool, map_items
+from npdraw_dist.evaluate.edits import measure_edits
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import all_distances
 from npdraw_dist.measure.features import ExtractorFile
@@ -273,3 +274,11 @@ class Evaluation:
         name = "FID" if extractor.is_inception else f"Frechet distance of {extractor.name}"
         sizes = {"n_real": len(real), "n_generated": len(generated), "features": real.shape[1]}
         return {"distance": name, **found, **sizes}
+
+    def edits(self, count: int, extractor: ExtractorFile | None) -> dict[str, float]:
+        """`measure_edits` of the images, in this process."""
+        batches = (item.batches(item.shard.read()) for item in self.work.slices)
+        images = {key: some for key, _, some in chain.from_iterable(batches)}
+        extract = None if extractor is None else extractor.open(self.model.device)
+        given = torch.cat([images[key] for key in sorted(images)])
+        return measure_edits(self.model, given, count, self.settings.seed, extract)

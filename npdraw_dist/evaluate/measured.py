@@ -4,6 +4,7 @@ A run's numbers are in its folder `comparison/`, so a second start measures only
 seeded by the batch: all runs see the same binarised pixels. Shapes: N images, M samples, D features, k draws.
 """
 
+import contextlib
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,11 +19,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from npdraw_dist.config.registry import title_of
 from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_float
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import Split
+from npdraw_dist.evaluate.edits import EDITS, measure_edits
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.bounds import LogMeanExp
 from npdraw_dist.measure.distances import all_distances, neighbours
@@ -107,6 +110,8 @@ def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
         extract, samples = extractor.open(torch.device("cpu")), _samples(model, settings.samples or 0, seed)
         real = _features(_as_seen(images, model.spec.binarize, seed, REAL), extract)
         numbers |= all_distances(real, _features(samples, extract), seed)
+        with contextlib.suppress(UserError):  # the kind has nothing of a region
+            numbers |= measure_edits(model, images, EDITS, seed, extract)
     curve: dict[int, float] = {}
     if entry.leading:
         curve = curve_of(model, images[:CURVE_IMAGES], seed)

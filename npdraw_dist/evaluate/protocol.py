@@ -20,10 +20,11 @@ from npdraw_dist.data.identity import identify
 from npdraw_dist.data.rows import check_rejects
 from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.evaluate.actors import SAMPLES, Evaluation, plan_work, pool_of
+from npdraw_dist.evaluate.edits import NUMBERS
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS, require_enough
 from npdraw_dist.measure.features import ExtractorFile, find_extractor
-from npdraw_dist.measure.metrics import format_metrics
+from npdraw_dist.measure.metrics import METRICS, format_metrics
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import find_run, record_opening_of, require_split
@@ -97,6 +98,9 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if file is not None:
         result |= evaluation.distances(settings.samples or result["n"], file)
         protocol["distance"] = _distance_protocol(settings, file, result)
+    if settings.edits:
+        result |= evaluation.edits(settings.edits, file)
+        protocol["edits"] = f"{settings.edits} regions of one image of the split on another"
     result |= {"split": split, "protocol": protocol, "made_by": made_by()}
     result["made_by"] |= {
         "seconds": round(time.perf_counter() - started, 2),
@@ -179,8 +183,10 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{result['n']:,} images of {protocol['data']['source']} {result['split']}, IWAE {result['k']}, "
         f"binarize {protocol['binarize']}, seed {protocol['seed']}",
-        format_metrics(result),
+        format_metrics(result, *(name for name in METRICS if name not in NUMBERS)),
     ]
+    if edits := format_metrics(result, *NUMBERS):
+        lines.append(f"squared errors of {edits}")
     if "distance" in result:
         how = protocol["distance"]
         lines.append(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from npdraw_dist.config.registry import in_order, title_of
 from npdraw_dist.core.storage import write_files
 from npdraw_dist.data.splits import unit_hash
+from npdraw_dist.evaluate import edits
 from npdraw_dist.evaluate.measured import TERMS, Measured
 from npdraw_dist.evaluate.paired import LEVEL, Difference, holm, paired, standard_error
 from npdraw_dist.evaluate.plots import by_fraction, intervals, percent, picture
@@ -31,6 +32,7 @@ from npdraw_dist.measure.pictures import rows_png
 OURS = "npdraw"
 OF_IMAGES = ("nll_iwae", "elbo")
 DISTANCES = ("frechet_distance", "kernel_distance", "precision", "recall")
+EDITS = ("edit_inside", "edit_outside", "edit_features")  # less is better
 COSTS = ("parameters", "flops", "core_seconds", "images")
 MORE_IS_BETTER = ("elbo", "precision", "recall")
 PARTS = {"kl_whether", "kl_what", "kl_where"}  # terms of the choices of parts
@@ -100,7 +102,7 @@ class Comparison:
             "elbo": elbo,
             **{name: run.numbers.get(name) for name in TERMS},
             "parts_share": None if parts is None else -parts / elbo,
-            **{name: run.numbers.get(name) for name in (*DISTANCES, "valid_nll", *COSTS)},
+            **{name: run.numbers.get(name) for name in (*DISTANCES, *edits.NUMBERS, "valid_nll", *COSTS)},
         }
 
     def values(self, run: Measured, name: str) -> dict[str, float]:
@@ -118,7 +120,7 @@ class Comparison:
         """
         others = [kind for kind in self.kinds if kind != OURS]
         found: dict[tuple[float, str, str], Difference] = {}
-        for fraction, name, kind in product(self.fractions, (*OF_IMAGES, *DISTANCES), others):
+        for fraction, name, kind in product(self.fractions, (*OF_IMAGES, *DISTANCES, *EDITS), others):
             ours, theirs = (
                 {run.entry.seed: self.values(run, name) for run in self.runs(fraction, each)}
                 for each in (OURS, kind)
@@ -191,7 +193,7 @@ def markdown(comparison: Comparison) -> str:
     ]
     for fraction in comparison.fractions:
         lines += [f"## {percent(fraction)} of the images", ""]
-        for part in (_kinds, _terms, _differences, _curves, _search):
+        for part in (_kinds, _terms, _edits, _differences, _curves, _search):
             lines += [*part(comparison, fraction), ""]
         if comparison.leading(fraction):
             lines += [f"![samples above their nearest training images](samples-{100 * fraction:g}.png)", ""]
@@ -207,7 +209,7 @@ def note(comparison: Comparison) -> str:
         f"{1 - LEVEL:.0%} interval by Student's t, over images and seeds together, for distances over seeds "
         f"alone. {MARKS['better']} NP-DRAW is better, {MARKS['worse']} worse, at {LEVEL:.0%} by Holm's "
         f"correction over all {tested} differences of this report; {MARKS['open']} neither is shown. Less is "
-        "better in NLL and both distances, more in ELBO, precision and recall."
+        "better in NLL, both distances and edits, more in ELBO, precision and recall."
     )
 
 
@@ -253,13 +255,24 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
 
 
 def _terms(comparison: Comparison, fraction: float) -> list[str]:
-    """The terms of the ELBO, a row for each kind, and the share of its nats that parts carry."""
-    columns = {METRICS[name].title: (name, METRICS[name].decimals) for name in (*TERMS, "parts_share")}
+    """The terms of the ELBO, and the share of its nats that parts carry."""
+    return _numbers(comparison, fraction, "terms of the ELBO", (*TERMS, "parts_share"))
+
+
+def _edits(comparison: Comparison, fraction: float) -> list[str]:
+    """Errors of edits, beside those of reconstructions and of pasted pixels."""
+    return _numbers(comparison, fraction, "edits (squared errors)", edits.NUMBERS)
+
+
+def _numbers(comparison: Comparison, fraction: float, title: str, names: Sequence[str]) -> list[str]:
+    """A row for each kind that has one of the numbers: means ± standard errors over its seeds."""
     rows = []
     for kind in comparison.kinds:
-        if runs := [comparison.row(run) for run in comparison.runs(fraction, kind)]:
-            rows.append([title_of(kind), *(spread(runs, *column) for column in columns.values())])
-    return table(["terms of the ELBO", *columns], rows) if any(any(row[1:]) for row in rows) else []
+        runs = [comparison.row(run) for run in comparison.runs(fraction, kind)]
+        cells = [spread(runs, name, METRICS[name].decimals) for name in names]
+        if any(cells):
+            rows.append([title_of(kind), *cells])
+    return table([title, *(METRICS[name].title for name in names)], rows)
 
 
 def spread(rows: Sequence[Row], name: str, decimals: int) -> str:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from npdraw_dist.config.cli import Command, dashed
 from npdraw_dist.config.help import marked
 from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
-from npdraw_dist.config.section import AsNumber
+from npdraw_dist.config.section import AsNumber, Count
 
 PLAN = "comparison.json"  # in the folder of a sweep of the space comparison
 RESULT = "evaluation.json"  # in the run folder of a model
@@ -37,6 +37,9 @@ class EvaluationSettings(BaseModel):
         "auto", description="pixels of samples: drawn from p(x|z) or its mean; auto draws if data is binary"
     )
     temperature: PositiveFloat = Field(1.0, description="temperature of the prior, for the distance")
+    edits: Count = Field(
+        0, description="random edits that are measured: a region of one image of the split on another"
+    )
     seed: Seed = Field(0, description="seed of noise and samples; if not given, the run's")
     split_seed: Seed | None = dashed(
         None, "split-seed", "seed of the splits, for a model that does not state its own"
@@ -59,7 +62,7 @@ class Evaluate(Command, EvaluationSettings):  # type: ignore[misc]  # pydantic-s
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
-        *("model", "split", "k", "images", "samples", "extractor", "fid-weights", "seed"),
+        *("model", "split", "k", "images", "samples", "extractor", "fid-weights", "seed", "edits"),
         *("compare", "served", "out", "data.source", "data.path", "scale.num_workers", "scale.use_gpu"),
     )
     examples: ClassVar[tuple[str, ...]] = (

@@ -123,6 +123,15 @@ class GenerativeModel(nn.Module, ABC):
         """Images of any kind -> (B, D), what the encoder sees in them. Raises UserError as `as_input`."""
 
     @abstractmethod
+    def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
+        """Mean images (B, C, H, W) of what `a` is, but for the region `inside`, where it is what `b` is.
+
+        a, b: images (B, C, H, W) as the encoder takes them. inside: (B, H, W) bool; a place or cell is in the
+        region if its centre is. A model without places swaps a part of its latents as large as the region.
+        With a = b it is the reconstruction. Raises UserError if the kind has nothing of a region.
+        """
+
+    @abstractmethod
     def sample(
         self, n: int, generator: Noise = None, temperature: float = 1.0, *, seed: int | None = None
     ) -> Tensor:
@@ -135,6 +144,12 @@ class GenerativeModel(nn.Module, ABC):
     @abstractmethod
     def sample_trace(self, n: int, generator: Noise = None, temperature: float = 1.0) -> SampleTrace:
         """n samples, the first ANIMATED of them step by step."""
+
+
+def at_centres(inside: Tensor, centres: Tensor) -> Tensor:
+    """inside (B, H, W) bool at the pixels `centres` (L, 2), moved to the edge where they are off, (B, L)."""
+    rows, columns = (centres[:, axis].clamp(0, inside.shape[1 + axis] - 1) for axis in (0, 1))
+    return inside[:, rows, columns]
 
 
 def seeded(device: torch.device, generator: Noise, seed: int | None) -> Noise:

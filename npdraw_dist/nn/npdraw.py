@@ -22,7 +22,7 @@ from npdraw_dist.core.images import inline, png, tiled, to_pil
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.completion import Completer, Effort
-from npdraw_dist.nn.generative import ANIMATED, SampleTrace, seeded
+from npdraw_dist.nn.generative import ANIMATED, SampleTrace, at_centres, seeded
 from npdraw_dist.nn.networks import Networks
 
 SHOWN = 16  # drawings of a batch on a page
@@ -245,6 +245,12 @@ class NPDraw(Networks):
         mask = mask_of(places, self.spec.grid, len(first)).to(self.device)
         z = editing.compose(first.z, second.z, mask, self.spec.order)
         return self.redrawn(z, first, second)
+
+    @torch.no_grad()
+    def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
+        scale = self.spec.downscale
+        centres = scale * self.grid.corners + scale * self.grid.patch // 2
+        return self.compose(a, b, at_centres(inside, centres.to(inside.device))).images
 
     @torch.no_grad()
     def edit(

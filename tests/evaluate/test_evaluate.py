@@ -20,6 +20,7 @@ from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.actors import GENERATED
+from npdraw_dist.evaluate.edits import measure_edits
 from npdraw_dist.evaluate.protocol import with_defaults
 from npdraw_dist.measure.distances import all_distances
 from npdraw_dist.measure.features import facts_of
@@ -31,7 +32,7 @@ from npdraw_dist.training.feed import noise_seed
 from tests.helpers.runs import HERE, TINY, Refused
 from tests.helpers.tiny_models import tiny_spec
 
-K, IMAGES, SAMPLES = 6, 80, 50
+K, IMAGES, SAMPLES, EDITS = 6, 80, 50, 20
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +68,15 @@ def evaluated(
         str(IMAGES),
         "--samples",
         str(SAMPLES),
+        "--edits",
+        str(EDITS),
     ]
     evaluate.main(["--model", str(run), *flags, *HERE])
     return run
 
 
 def flags_of(classifier: Path) -> list[str]:
-    sizes = {"k": K, "images": IMAGES, "samples": SAMPLES, "extractor": classifier}
+    sizes = {"k": K, "images": IMAGES, "samples": SAMPLES, "extractor": classifier, "edits": EDITS}
     return [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
 
 
@@ -102,6 +105,8 @@ def test_the_numbers_are_those_of_every_image_in_order(evaluated: Path, classifi
         assert found[name] == pytest.approx(expected, rel=1e-6), name
     assert 0 < found["nll_iwae"] <= -found["elbo"]
     assert 1 <= found["effective_samples"] <= K
+    edits = measure_edits(model, images, EDITS, 0, torch.jit.load(str(classifier)).eval())
+    assert {name: found[name] for name in edits} == pytest.approx(edits, rel=1e-5)
     assert 0 < found["bank_used"] <= 1 <= found["bank_perplexity"] <= 20
 
     extract = torch.jit.load(str(classifier)).eval()

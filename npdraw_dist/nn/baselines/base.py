@@ -97,6 +97,9 @@ class Baseline(HubModel):
 
         return draw
 
+    def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
+        raise UserError(f"kind {self.spec.kind} has nothing of a region that could be swapped")
+
     @torch.no_grad()
     def features(self, images: Any) -> Tensor:
         embedded = self.embed(self.as_input(images)).flatten(1)

@@ -17,7 +17,7 @@ from npdraw_dist.nn.baselines.base import PriorDraws, gaussian
 from npdraw_dist.nn.baselines.discrete import DiscreteBaseline, HardDraws, SequencePrior
 from npdraw_dist.nn.blocks import ExactLinear
 from npdraw_dist.nn.decoder import Decoder
-from npdraw_dist.nn.generative import Importance
+from npdraw_dist.nn.generative import Importance, at_centres
 from npdraw_dist.nn.posterior import Trunk
 from npdraw_dist.nn.prior import PLACE
 from npdraw_dist.nn.relaxations import Gaussian, bernoulli_sample, binary_concrete, kl_bernoulli
@@ -113,6 +113,16 @@ class GaussianParts(DiscreteBaseline):
             "kl_whether": kl_bernoulli(logits, prior),
             "kl_what": torch.sigmoid(logits) * q.kl(p),
         }
+
+    @torch.no_grad()
+    def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
+        """Swaps the most likely parts of the places."""
+        assert self.spec.grid is not None
+        scale = self.spec.grid.downscale
+        centres = scale * self.grid.corners + scale * self.grid.patch // 2
+        taken = at_centres(inside, centres.to(inside.device))
+        logits, q = split(torch.where(taken[..., None], self.embed(b), self.embed(a)))
+        return self.likelihood.mean(self.decode_parts((logits > 0).float(), q.mean))
 
     def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
         logits, q = split(embedded)

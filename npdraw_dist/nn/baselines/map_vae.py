@@ -10,9 +10,17 @@ from torch import Tensor, nn
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standard_normal
-from npdraw_dist.nn.baselines.vae import CELL, blocks, decoder_layers, encoder_layers, last_layer, whole_cells
+from npdraw_dist.nn.baselines.vae import (
+    CELL,
+    blocks,
+    cell_centres,
+    decoder_layers,
+    encoder_layers,
+    last_layer,
+    whole_cells,
+)
 from npdraw_dist.nn.blocks import ExactConv2d, ExactLinear
-from npdraw_dist.nn.generative import Importance
+from npdraw_dist.nn.generative import Importance, at_centres
 from npdraw_dist.nn.relaxations import Gaussian
 
 
@@ -51,17 +59,32 @@ class MapVAE(Baseline):
         output: Tensor = self.decoder(cells)[..., :height, :width]
         return output
 
+    def _posterior_of_cells(self, embedded: Tensor, spread: Tensor) -> Gaussian:
+        """Features of x and of z (B, W, rows, columns) -> q(u|x, z), (B, L, D)."""
+        return _of_cells(self.posterior_of_cells(torch.cat([embedded, spread], 1)))
+
     def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
         q = gaussian(self.of_image(embedded))
         z = q.sample(generator)
         p, spread = standard_normal(z), self.spread(z)
         p_cells = _of_cells(self.prior_of_cells(spread))
-        q_cells = _of_cells(self.posterior_of_cells(torch.cat([embedded, spread], 1)))
+        q_cells = self._posterior_of_cells(embedded, spread)
         u = q_cells.sample(generator)
         reconstruction = self.likelihood.log_prob(self.decode_latents(spread, u), x)
         of_cells = (p_cells.log_prob(u) - q_cells.log_prob(u)).sum(1)
         log_w = reconstruction + p.log_prob(z) - q.log_prob(z) + of_cells
         return Importance(log_w, reconstruction, {"kl": q.kl(p), "kl_appearance": q_cells.kl(p_cells).sum(1)})
+
+    @torch.no_grad()
+    def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
+        """Swaps the Gaussians of the cells; those of the image stay."""
+        taken = at_centres(inside, cell_centres(*self.size, inside.device))
+        of_a, of_b = self.embed(a), self.embed(b)
+        spread = self.spread(gaussian(self.of_image(of_a)).mean)
+        spread_b = self.spread(gaussian(self.of_image(of_b)).mean)
+        u_a = self._posterior_of_cells(of_a, spread).mean
+        u_b = self._posterior_of_cells(of_b, spread_b).mean
+        return self.likelihood.mean(self.decode_latents(spread, torch.where(taken[..., None], u_b, u_a)))
 
     def generate(self, n: int, generator: Noise, temperature: float) -> PriorDraws:
         zeros = torch.zeros(n, self.spec.latents, device=self.device)

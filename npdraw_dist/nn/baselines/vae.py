@@ -62,6 +62,12 @@ def blocks(spec: BaselineSpec) -> list[ResidualBlock]:
     return [ResidualBlock(spec.width, spec.dropout) for _ in range(spec.depth)]
 
 
+def cell_centres(rows: int, columns: int, device: torch.device) -> Tensor:
+    """The pixel at the centre of each cell, (L, 2), row by row."""
+    row, column = torch.arange(rows, device=device), torch.arange(columns, device=device)
+    return CELL * torch.cartesian_prod(row, column) + CELL // 2
+
+
 class ConvVAE(Baseline):
     """q(z|x) and p(x|z) of residual blocks on cells of 4 x 4 pixels, p(z) standard normal."""
 
@@ -100,6 +106,13 @@ class ConvVAE(Baseline):
         reconstruction = self.likelihood.log_prob(self.decode_latents(z), x)
         return Importance(reconstruction + log_p - q.log_prob(z), reconstruction, {"kl": kl})
 
+    @torch.no_grad()
+    def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
+        """Swaps the first of the Gaussians, which have no order, of the mean of q."""
+        of_a, of_b = (gaussian(self.embed(x)).mean for x in (a, b))
+        taken = torch.arange(self.spec.latents, device=a.device) < self.spec.latents * _share(inside)
+        return self.likelihood.mean(self.decode_latents(torch.where(taken, of_b, of_a)))
+
     def prior_terms(self, q: Gaussian, z: Tensor) -> tuple[Tensor, Tensor]:
         """log p(z) of the draw z (B, Z) of q, and KL(q || p), (B,) nats each."""
         p = standard_normal(z)
@@ -113,6 +126,11 @@ class ConvVAE(Baseline):
     def generate(self, n: int, generator: Noise, temperature: float) -> PriorDraws:
         z = self.draw_prior(n, generator, temperature)
         return self.one_step(self.decode_latents(z), {"z": z})
+
+
+def _share(inside: Tensor) -> Tensor:
+    """inside (B, H, W) bool -> the part of the image that it is, (B, 1)."""
+    return inside.float().mean((1, 2))[:, None]
 
 
 class LearnedPriorVAE(ConvVAE):

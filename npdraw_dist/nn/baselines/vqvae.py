@@ -19,9 +19,16 @@ from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.objective import Gather
 from npdraw_dist.nn.baselines.base import PriorDraws
 from npdraw_dist.nn.baselines.discrete import DiscreteBaseline, HardDraws, SequencePrior
-from npdraw_dist.nn.baselines.vae import CELL, decoder_layers, encoder_layers, last_layer, whole_cells
+from npdraw_dist.nn.baselines.vae import (
+    CELL,
+    cell_centres,
+    decoder_layers,
+    encoder_layers,
+    last_layer,
+    whole_cells,
+)
 from npdraw_dist.nn.blocks import ExactConv2d, ExactLinear, at_least_float32, exactly
-from npdraw_dist.nn.generative import Importance
+from npdraw_dist.nn.generative import Importance, at_centres
 from npdraw_dist.nn.prior import TABLES
 from npdraw_dist.nn.relaxations import (
     categorical_sample,
@@ -121,6 +128,13 @@ class VQVAE(DiscreteBaseline):
         grid = codes.transpose(1, 2).unflatten(2, (self.rows, self.columns))
         output: Tensor = self.decoder(grid)[..., :height, :width]
         return output
+
+    @torch.no_grad()
+    def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
+        """Swaps the most likely codes of the cells."""
+        taken = at_centres(inside, cell_centres(self.rows, self.columns, inside.device))
+        z = torch.where(taken, self.embed(b).argmax(-1), self.embed(a).argmax(-1))
+        return self.likelihood.mean(self.decode_codes(F.embedding(z, self.codebook)))
 
     def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
         z = categorical_sample(embedded, generator)

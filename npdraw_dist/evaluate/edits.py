@@ -1,0 +1,85 @@
+"""How well an edit comes out: a region of B on A, decoded, against B inside the region and A outside.
+
+Each model swaps what it has of a region (`GenerativeModel.swapped`). Beside it stand the two images as the
+model reconstructs them, which no edit can be nearer to, and the pasted pixels as it reconstructs them.
+Shapes: N edits, C channels, H x W image, D features.
+"""
+
+import torch
+from torch import Tensor
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.measure.features import Extract
+from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.training.feed import noise_seed
+
+EDITS = 500  # of a comparison
+NUMBERS = (
+    *(f"{made}_{where}" for made in ("edit", "reconstructed", "pasted") for where in ("inside", "outside")),
+    *("edit_features", "pasted_features"),
+)
+EDITING = 2**32 - 9  # keeps the seed apart
+AT_ONCE = 64
+LEAST, MOST = 0.25, 0.75  # sides of a region, as shares of the image's
+
+
+@torch.no_grad()
+def measure_edits(
+    model: GenerativeModel, images: Tensor, count: int, seed: int, extract: Extract | None = None
+) -> dict[str, float]:
+    """`count` random edits of pairs of uint8 images (N, C, H, W); numbers by name, less is better.
+
+    edit_inside, edit_outside: mean squared error to B in the region, to A elsewhere. With reconstructed_ and
+    pasted_ in front: of the reconstructions of B and A, and of the pasted pixels. With an extractor
+    edit_features and pasted_features: squared distance to the features of the pasted pixels, as a share of
+    that between A and B. Raises UserError if the model has nothing of a region, or if there are no two
+    images.
+    """
+    if len(images) < 2:
+        raise UserError(f"an edit takes two images; there are {len(images)}")
+    generator = torch.Generator().manual_seed(noise_seed(seed, EDITING))
+    x, sums = model.as_input(images), dict[str, Tensor]()
+    first = torch.randint(len(x), (count,), generator=generator)
+    second = (first + torch.randint(1, len(x), (count,), generator=generator)) % len(x)
+    regions = random_regions(count, x.shape[2], x.shape[3], generator)
+    for a, b, inside in zip(
+        x[first].split(AT_ONCE), x[second].split(AT_ONCE), regions.to(x.device).split(AT_ONCE), strict=True
+    ):
+        pasted = torch.where(inside[:, None], b, a)
+        edited, kept = model.swapped(a, b, inside), model.swapped(pasted, pasted, inside)
+        whole = [model.swapped(image, image, inside) for image in (a, b)]
+        terms = {
+            **_errors("edit", edited, pasted, inside),
+            **_errors("pasted", kept, pasted, inside),
+            **_errors("reconstructed", torch.where(inside[:, None], whole[1], whole[0]), pasted, inside),
+        }
+        if extract is not None:
+            of = [extract(image.float()) for image in (edited, kept, pasted, a, b)]
+            between = (of[3] - of[4]).square().sum(1).mean()
+            for name, found in (("edit_features", of[0]), ("pasted_features", of[1])):
+                terms[name] = (found - of[2]).square().sum(1) / between
+        for name, values in terms.items():
+            sums[name] = sums.get(name, torch.zeros(())) + values.double().sum().cpu()
+    return {name: float(total) / count for name, total in sums.items()}
+
+
+def random_regions(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
+    """(count, H, W) bool: rectangles with sides of LEAST to MOST of the image's, anywhere in it."""
+    inside = torch.ones(count, height, width, dtype=torch.bool)
+    for axis, size in ((1, height), (2, width)):
+        share = LEAST + (MOST - LEAST) * torch.rand(count, generator=generator)
+        sides = (size * share).round().clamp(min=1)
+        starts = (torch.rand(count, generator=generator) * (size - sides + 1)).floor()
+        pixels = torch.arange(size)
+        within = (pixels >= starts[:, None]) & (pixels < (starts + sides)[:, None])
+        inside &= within.unsqueeze(3 - axis)
+    return inside
+
+
+def _errors(name: str, made: Tensor, wanted: Tensor, inside: Tensor) -> dict[str, Tensor]:
+    """Mean squared errors of each image, (N,), in the region and elsewhere."""
+    error = (made - wanted).square().mean(1)
+    return {
+        f"{name}_{where}": (error * mask).sum((1, 2)) / mask.sum((1, 2))
+        for where, mask in (("inside", inside), ("outside", ~inside))
+    }
