@@ -20,13 +20,13 @@ HARD_SHARE = 0.33  # least share of the VAE's budget, at its end, with hard draw
 class PriorNetwork(Section):
     """The network of the prior (paper section 3.1)."""
 
-    network: BlockKind = Field(
-        "transformer", description="how the prior sees the steps before: attention, or the state of an LSTM"
-    )
     depth: PositiveInt = Field(4, description="blocks")
     width: PositiveInt = Field(128, description="channels of a token")
     attention_heads: PositiveInt = Field(4, description="attention heads of a block")
     dropout: float = Field(0.0, ge=0, lt=1, description="after attention or LSTM, and after the MLP")
+    network: BlockKind = Field(
+        "transformer", description="how the prior sees the steps before: attention, or the state of an LSTM"
+    )
     heads: Literal["chained", "independent"] = Field(
         "chained", description="what given where, or both given the state alone"
     )

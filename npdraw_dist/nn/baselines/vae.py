@@ -48,8 +48,9 @@ def last_layer(spec: BaselineSpec, blank: Tensor) -> nn.Module:
 
 def decoder_layers(spec: BaselineSpec, last: nn.Module) -> list[nn.Module]:
     """Features (B, W, rows, columns) -> likelihood parameters, CELL times as wide."""
+    residual = blocks(spec)
     double = nn.ConvTranspose2d(spec.width, _fine(spec), 4, 2, 1)
-    return [*blocks(spec), group_norm(spec.width), nn.SiLU(), double, nn.SiLU(), last]
+    return [*residual, group_norm(spec.width), nn.SiLU(), double, nn.SiLU(), last]
 
 
 def _fine(spec: BaselineSpec) -> int:
