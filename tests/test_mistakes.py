@@ -133,7 +133,7 @@ sample --out new --model models/other-shapes | models/other-shapes is damaged & 
 sample --out new --model models/lacks-weights | models/lacks-weights is damaged & Missing key(s)
 sample --out new --model models/bert | holds another kind of model: its config.json has no spec
 sample --out new --model models/newer | models/newer was made by npdraw_dist 9.0.0 in format 99
-sample --out new --model models/gan | a model of kind 'gan' (known: npdraw, vae, vamp, flow, map, vqvae, gaussian, draw, air)
+sample --out new --model models/gan | a model of kind 'gan' (known: npdraw, vae, & draw, air)
 sample --out new --model models/cut | models/cut is damaged
 evaluate --out new.json --model models/as-draw | of another version: config.json, latents: & greater than 0
 evaluate --out new.json --model spoilt/model | spoilt/config.yaml is not YAML

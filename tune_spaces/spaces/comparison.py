@@ -4,11 +4,11 @@ Answers: which kind has the best likelihood, and the best samples, at 100%, 10% 
 and budgets are written down here before anything is trained. Validation images decide, a fifth of the images
 of the fraction; the test split stays closed until `evaluate --compare` opens it once.
 
-Cost: a kind has 10 trials, 5 seeds of the winner (MNIST; 3 elsewhere) and up to 2 + 4 times the time for the
-row "until it stops improving", so 21 times `core_seconds`: for 7 kinds 10 hours of a core at 100%, 5 at 10%,
-2.5 at 1%, and a fifth more for cost measurements and scores.
-Best known result: at 100% of MNIST, docs/results/2026-11-28-comparison-100.md; at 10% and 1%,
-docs/results/2026-11-28-comparison.md.
+Cost: a kind has 10 trials, 5 seeds of the winner (source mnist; 3 elsewhere) and up to 2 + 4 times the time
+for the row "until it stops improving", so 21 times `core_seconds`: for 7 kinds 10 hours of a core at 100%, 5
+at 10%, 2.5 at 1%, and a fifth more for cost measurements and scores.
+Best known result, six trials a kind: at 100% of MNIST-8k, docs/results/2026-11-28-comparison-100.md; at 10%
+and 1%, docs/results/2026-11-28-comparison.md.
 """
 
 from tune_spaces.space import Choice, Kinds, Range, Settings, Space

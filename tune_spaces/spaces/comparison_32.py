@@ -3,12 +3,12 @@
 Answers: does what the space `comparison` says of binary digits hold for colour and for grey, smooth shapes?
 And what do parts bring there, and what a map of Gaussians: NP-DRAW and a VAE, each with a map and without.
 The others are the VQ-VAE that has NP-DRAW's prior, and the VAE with a flow as prior, the best of the rest at
-1% of MNIST. Ranges and budgets are written down here before anything is trained.
+1% of MNIST-8k. Ranges and budgets are written down here before anything is trained.
 
 Cost: a kind has 19 times `core_seconds` (10 trials, 3 seeds, up to 2 + 4 times the time for the row "until it
 stops improving"): for 6 models 4 hours of a core at 10%, 8 at 100%, and a fifth more for rates and scores.
-Best known result, with 10% of the images: NP-DRAW 3.369 ± 0.016 bits/dim on emoji, VQ-VAE 3.448 ± 0.016;
-NP-DRAW 0.696 ± 0.003 on glyphs, VAE 0.771 ± 0.003
+Best known result, six trials a kind, with 10% of the images: NP-DRAW 3.369 ± 0.016 bits/dim on emoji, VQ-VAE
+3.448 ± 0.016; NP-DRAW 0.696 ± 0.003 on glyphs, VAE 0.771 ± 0.003
 (docs/results/2026-11-28-comparison-emoji.md, ...-glyphs.md).
 """
 
