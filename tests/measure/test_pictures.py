@@ -287,7 +287,7 @@ def test_limits_are_of_all_lines() -> None:
 
 
 def test_numbers_have_their_decimals_and_their_standard_error() -> None:
-    bounds = {"elbo": -2.0, "nll_iwae": 1234.567, "nll_iwae_se": 0.4, "kl_what": 3.0}
+    bounds = {"elbo": -2.0, "nll_iwae": 1234.567, "nll_iwae_se": 0.4, "unlisted": 3.0}
     assert format_metrics(bounds) == "NLL 1,234.57 ± 0.40 nats, ELBO -2.00 nats"  # in the table's order
     with_prefix = {f"test/{name}": value for name, value in bounds.items()}
     assert format_metrics(with_prefix, "elbo", prefix="test/") == "ELBO -2.00 nats"
