@@ -23,6 +23,10 @@ class Grid(GridSizes):
         """(L, 2) int64: row and column of each place's top-left pixel; negative off the canvas."""
         return self.padded_corners - torch.tensor([self.top, self.left])
 
+    def centres(self, scale: int) -> Tensor:
+        """(L, 2) int64: the pixel at the centre of each place, in an image `scale` times as wide."""
+        return scale * self.corners + scale * self.patch // 2
+
     @cached_property
     def padded_corners(self) -> Tensor:
         """(L, 2) int64: `corners` in the padded canvas, never negative."""

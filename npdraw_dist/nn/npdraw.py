@@ -248,9 +248,8 @@ class NPDraw(Networks):
 
     @torch.no_grad()
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
-        scale = self.spec.downscale
-        centres = scale * self.grid.corners + scale * self.grid.patch // 2
-        return self.compose(a, b, at_centres(inside, centres.to(inside.device))).images
+        centres = self.grid.centres(self.spec.downscale).to(inside.device)
+        return self.compose(a, b, at_centres(inside, centres)).images
 
     @torch.no_grad()
     def edit(

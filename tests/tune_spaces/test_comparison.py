@@ -67,6 +67,7 @@ def test_a_variant_differs_in_what_it_leaves_out() -> None:
     assert with_changes(lstm, {"prior": {"network": "transformer"}}) == whole
     unparsed = with_budget(drawn["npdraw-without-parser-1"], 6400)
     assert (unparsed.vae.parse_weight, unparsed.prior.images) == (0.0, unparsed.train.batch_size)
+    assert unparsed.vae.parse_weight_end == 0.0
 
 
 def test_all_that_counts_images_keeps_its_share_of_the_budget() -> None:

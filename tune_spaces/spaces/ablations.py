@@ -13,7 +13,7 @@ from tune_spaces.spaces.comparison import COMMON, SEQUENCE, SETTINGS, Fields
 from tune_spaces.spaces.comparison import SPACE as DIGITS
 
 # The prior has no stage of its own but for a batch, and q nothing to imitate.
-NO_PARSER: Settings = {"vae.parse_weight": 0.0, "prior.images": 1}
+NO_PARSER: Settings = {"vae.parse_weight": 0.0, "vae.parse_weight_end": 0.0, "prior.images": 1}
 
 OURS = dict(DIGITS.spaces["npdraw"].fields)
 UNPARSED: Fields = {key: domain for key, domain in OURS.items() if key not in NO_PARSER}

@@ -118,9 +118,7 @@ class GaussianParts(DiscreteBaseline):
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
         """Swaps the most likely parts of the places."""
         assert self.spec.grid is not None
-        scale = self.spec.grid.downscale
-        centres = scale * self.grid.corners + scale * self.grid.patch // 2
-        taken = at_centres(inside, centres.to(inside.device))
+        taken = at_centres(inside, self.grid.centres(self.spec.grid.downscale).to(inside.device))
         logits, q = split(torch.where(taken[..., None], self.embed(b), self.embed(a)))
         return self.likelihood.mean(self.decode_parts((logits > 0).float(), q.mean))
 
