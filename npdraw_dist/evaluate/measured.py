@@ -4,7 +4,6 @@ A run's numbers are in its folder `comparison/`, so a second start measures only
 seeded by the batch: all runs see the same binarised pixels. Shapes: N images, M samples, D features, k draws.
 """
 
-import contextlib
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from npdraw_dist.config.registry import title_of
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_float
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data.rows import Rows
@@ -110,7 +108,7 @@ def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
         extract, samples = extractor.open(torch.device("cpu")), _samples(model, settings.samples or 0, seed)
         real = _features(_as_seen(images, model.spec.binarize, seed, REAL), extract)
         numbers |= all_distances(real, _features(samples, extract), seed)
-        with contextlib.suppress(UserError):  # the kind has nothing of a region
+        if model.has_regions:
             numbers |= measure_edits(model, images, EDITS, seed, extract)
     curve: dict[int, float] = {}
     if entry.leading:

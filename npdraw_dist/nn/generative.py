@@ -6,7 +6,7 @@ Shapes: k draws, B images, N samples, A of them animated, T steps, C channels, H
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,7 @@ class GenerativeModel(nn.Module, ABC):
     """p(x|z) p(z) with an encoder q(z|x). A subclass that lacks a method raises TypeError at construction."""
 
     spec: Spec
+    has_regions: ClassVar[bool] = True  # whether `swapped` has something of a region
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()

@@ -19,6 +19,7 @@ a pixel, H x W image, N x N window.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,8 @@ class Objects:
 
 class AIR(Baseline):
     """An LSTM sees the image and gives whether and where of each object; what is read in its window."""
+
+    has_regions: ClassVar[bool] = False
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)

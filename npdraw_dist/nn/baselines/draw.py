@@ -8,7 +8,7 @@ filters an axis.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -87,6 +87,8 @@ def write(patch: Tensor, window: Window, height: int, width: int) -> Tensor:
 
 class DRAW(Baseline):
     """Encoder and decoder are LSTMs, which read and write the image through windows."""
+
+    has_regions: ClassVar[bool] = False
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)
