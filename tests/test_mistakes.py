@@ -49,7 +49,7 @@ train --grid.downscale 3 | grid.downscale 3 does not divide a 28x28 image
 train --scale.num_workers two | scale.num_workers is 'two'; give a number such as 2
 train --scale.num_workers 2:0 | scale.num_workers is '2:0'; & a range such as 1:2
 train --scale.num_workers 4:2 | scale.num_workers is 4:2; write the smaller number first
-train --scale.num_workers 64 | scale.num_workers is 64, but a batch has 16 images; lower it
+train --scale.num_workers 64 | scale.num_workers is 64, but a batch has 32 images; lower it
 train --scale.gpus_per_worker 1.5 | scale.gpus_per_worker is 1.5; give & or a whole number
 train --model.kind flow --baseline.latents 1 | baseline.latents 2 or more
 train --data.source emnist | data.source: & 'fashion_mnist' & not 'emnist'
@@ -202,7 +202,7 @@ train --scale.use_gpu true --scale.num_workers 1 | 1 worker needs 1 GPU; the clu
 train --scale.use_gpu true --stages bank | but this machine has no GPU (--scale.use_gpu false
 train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has 2 & this machine
 train --train.compile true | train.compile needs a C++ compiler: install g++
-train --vae.decoder_width 20000 | needs at least 118.43 GB, and 0.10 GB are free there & --storage
+train --vae.decoder_width 20000 | needs at least 118.50 GB, and 0.10 GB are free there & --storage
 train --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | and 0.10 GB are free
 RAY_ADDRESS=127.0.0.1:1 train | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
 train --stages vae | stage vae needs bank and parse and prior, not finished & --stages bank,parse,prior,vae

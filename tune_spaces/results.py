@@ -1,6 +1,7 @@
 """The results of a sweep: results.parquet, best.yaml, the printed table, the plots."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,11 +62,18 @@ def results_table(results: Sequence[TrialResult]) -> pa.Table:
         {
             "trial": pa.array([result.trial for result in results], pa.string()),
             "status": pa.array([result.status for result in results], pa.string()),
-            **{key: pa.array([result.settings.get(key) for result in results]) for key in keys},
+            **{key: _column([result.settings.get(key) for result in results]) for key in keys},
             **{name: pa.array([r.numbers.get(name) for r in results], pa.float64()) for name in names},
             "reason": pa.array([result.reason for result in results], pa.string()),
         }
     )
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    """The values of a setting; as text if some are text, as those of vae.latents: 16, map:8."""
+    if any(isinstance(value, str) for value in values):
+        return pa.array([None if value is None else str(value) for value in values], pa.string())
+    return pa.array(values)
 
 
 def write_table(run: Store, results: Sequence[TrialResult], metric: str) -> list[TrialResult]:

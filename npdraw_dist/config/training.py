@@ -23,6 +23,11 @@ class TrainConfig(Section):
         description="global batch for which the learning rates are given; another batch multiplies them by "
         "sqrt(batch / rate_batch). If not given, the rates hold for every batch",
     )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw",
+        description="adamw; or muon, which trains matrices of at least 16 x 16 by Muon, the rest by AdamW, "
+        "at the same rates",
+    )
     rate_decay: Literal["cosine", "linear"] = Field(
         "cosine",
         description="after the warm-up the learning rate falls to 0 as a cosine; or stays, then falls to 0 "

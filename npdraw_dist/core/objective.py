@@ -15,11 +15,15 @@ Gather = Callable[[Tensor], Tensor]  # a tensor (...) of each rank -> all of the
 
 
 class ParameterGroup(TypedDict):
-    """Parameters that the optimizer treats alike. lr: peak learning rate. `params` may be empty."""
+    """Parameters that the optimizer treats alike. lr: peak learning rate. `params` may be empty.
+
+    matrices: they map features to features, so that Muon may train them.
+    """
 
     params: list[nn.Parameter]
     lr: float
     weight_decay: float
+    matrices: bool
 
 
 @dataclass(frozen=True)

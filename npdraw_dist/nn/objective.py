@@ -73,7 +73,7 @@ class VAEObjective(Objective):
         return [
             *decay_groups(rest.items(), self.config.learning_rate, self.config.weight_decay),
             # One of these three numbers moves far when draws turn hard.
-            {"params": [temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0},
+            {"params": [temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0, "matrices": False},
             *decay_groups(prior, self.config.prior_learning_rate, PRIOR_DECAY),
         ]
 
@@ -195,8 +195,8 @@ def decay_groups(
         table = any(part in name for part in TABLES)
         (plain if parameter.ndim < 2 or table else decayed).append(parameter)
     return [
-        {"params": decayed, "lr": learning_rate, "weight_decay": weight_decay},
-        {"params": plain, "lr": learning_rate, "weight_decay": 0.0},
+        {"params": decayed, "lr": learning_rate, "weight_decay": weight_decay, "matrices": True},
+        {"params": plain, "lr": learning_rate, "weight_decay": 0.0, "matrices": False},
     ]
 
 

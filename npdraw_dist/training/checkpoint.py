@@ -1,4 +1,4 @@
-"""A checkpoint is `state.safetensors` (weights and Adam's moments) and `progress.json`. No pickle.
+"""A checkpoint is `state.safetensors` (weights and the optimizer's moments) and `progress.json`. No pickle.
 
 `model/NAME` are the weights that a stage passes on. Where they are an `Average`, `trained/NAME` are those
 that training goes on from. `progress.json` is written last, with the SHA-256 of the state, so damage is

@@ -38,6 +38,7 @@ from npdraw_dist.training.device import (
 from npdraw_dist.training.early_stopping import EarlyStopping
 from npdraw_dist.training.feed import Feed, noise_seed
 from npdraw_dist.training.metrics_log import RECENT
+from npdraw_dist.training.muon import Muon
 
 # Steps without a finite gradient are skipped. So many in a row end a stage, or more than one of so many.
 SKIPPED_IN_ROW, SKIPPED_ONE_OF = 10, 1000
@@ -168,7 +169,8 @@ class Run:
         groups: list[dict[str, Any]] = [
             {**group} for group in objective.parameter_groups() if group["params"]
         ]
-        self.optimizer = AdamW(groups, betas=(0.9, objective.stepping.beta2), fused=True)
+        optimizer = Muon if config.optimizer == "muon" else AdamW
+        self.optimizer = optimizer(groups, betas=(0.9, objective.stepping.beta2), fused=True)
         self.peak_rates = [group["lr"] * config.rate_scale for group in self.optimizer.param_groups]
         every = config.average_images
         self.average = Average(objective, every, config.batch_size) if every else None

@@ -69,7 +69,7 @@ def test_values_of_the_help_are_those_that_the_run_would_have(
     assert lines_of([word], capsys)["--bank.size"].endswith("(100)")
     of_mnist = lines_of([word, "--preset", "mnist_cpu"], capsys)
     assert of_mnist["--bank.size"].endswith("(50)")
-    assert of_mnist["--prior.images"].endswith("(83200)")
+    assert of_mnist["--prior.images"].endswith("(40000)")
     file = tmp_path / "own.yaml"
     file.write_text(yaml.safe_dump({"bank": {"size": 7}}))
     assert lines_of(["--config", str(file), word], capsys)["--bank.size"].endswith("(7)")

@@ -46,7 +46,8 @@ class Regression(Objective):
         self.noise, self.breaks_at = noise, breaks_at
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        return [{"params": list(self.linear.parameters()), "lr": 0.01, "weight_decay": 0.01}]
+        parameters = list(self.linear.parameters())
+        return [{"params": parameters, "lr": 0.01, "weight_decay": 0.01, "matrices": True}]
 
     def networks(self) -> list[nn.Module]:
         return [self.linear]

@@ -92,6 +92,14 @@ def test_the_files_are_written(run: Store, tmp_path: Path) -> None:
         assert (tmp_path / name).read_bytes()[:4] == PNG
 
 
+def test_a_setting_may_be_a_number_or_a_word(run: Store, tmp_path: Path) -> None:
+    some = [finished("a", 60.0, vae__latents=16), finished("b", 70.0, vae__latents="map:2"), FAILED]
+    write_results(run, some, METRIC, build(read_preset("digits")))
+    table = pq.read_table(tmp_path / "results.parquet")
+    assert table.column("vae.latents").to_pylist() == ["16", "map:2", None]
+    assert table.column("bank.size").to_pylist() == [None, None, 20]
+
+
 def test_each_field_has_its_panel_with_medians() -> None:
     extra = finished("d", 90.0, bank__size=50, prior__heads="chained")
     figure = field_plots([*DONE, extra], METRIC)

@@ -18,10 +18,10 @@ Fields = dict[str, Choice | Range]
 # Open to all kinds alike.
 COMMON: Fields = {
     "train.batch_size": Choice((16, 32, 64)),
-    "vae.learning_rate": Range(5e-4, 4e-3, log=True),
+    "vae.learning_rate": Range(1e-3, 8e-3, log=True),
     "vae.dropout": Choice((0.0, 0.1, 0.2)),
     "vae.weight_decay": Choice((0.0, 0.01, 0.1)),
-    "vae.latent_ramp": Choice((0.0, 0.2, 0.4)),  # warm-up of the KL
+    "vae.latent_ramp": Choice((0.0, 0.4)),  # warm-up of the KL
     "train.augmented": Choice((0.5, 0.0)),
     "train.average_images": Choice((0.0, 4000.0)),
 }
@@ -42,7 +42,10 @@ DRAWS: tuple[Settings, ...] = tuple(
 
 # Over the preset, for all trainings.
 SETTINGS: Settings = {
+    "train.optimizer": "muon",
     "train.micro_batch": 64,
+    "vae.prior_learning_rate": 4e-3,
+    "prior.learning_rate": 4e-3,
     "vae.images": 60_000,  # of this and the next only the ratio counts: the counted seconds give the budget
     "prior.images": 30_000,
     "vae.relaxed_images": None,
@@ -64,8 +67,9 @@ SPACE = Kinds(
                 "places": Choice(
                     ({"grid.patch": 5, "grid.stride": 5}, {"grid.patch": 7, "grid.stride": 7})
                 ),  # T
-                "vae.latents": Choice((0, 16, 32)),
+                "vae.latents": Choice((16, "map:2", "map:4")),
                 "vae.decoder_width": Choice((32, 64)),
+                "vae.encoder_width": Choice((32, 64)),
                 "prior.images": Choice((15_000, 30_000)),  # a quarter or a half of those of the VAE
             },
         ),

@@ -75,7 +75,7 @@ class AuthorsObjective(VAEObjective):
         model, decay = self.model, self.config.weight_decay
         return [
             *decay_groups(model.posterior.named_parameters(), self.config.learning_rate, decay),
-            {"params": [model.temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0},
+            {"params": [model.temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0, "matrices": False},
             *decay_groups(model.decoder.named_parameters(), DECODER_RATE, decay),
         ]
 
