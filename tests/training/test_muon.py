@@ -101,10 +101,8 @@ def test_a_broken_gradient_changes_nothing(first: bool) -> None:
     vars(optimizer).update(found_inf=torch.tensor(0.0), grad_scale=None)
     if not first:
         optimizer.step()
-    before, moments = (
-        values(module),
-        [s["momentum"].clone() for s in optimizer.state.values() if "momentum" in s],
-    )
+    before = values(module)
+    moments = [s["momentum"].clone() for s in optimizer.state.values() if "momentum" in s]
     give_gradients(module, 2)
     for parameter in module.parameters():
         assert parameter.grad is not None
