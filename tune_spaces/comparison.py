@@ -75,6 +75,16 @@ class Comparison:
         }
         return dict(json.loads(json.dumps(found)))
 
+    def add_kinds(self) -> None:
+        """Writes the trials of kinds that are new to this run into its plan; those of the plan stay."""
+        if not self.run.has(PLAN) or self.run.has("opened.json"):
+            return
+        record, trials = self.run.read_json(PLAN), self.facts()["trials"]
+        planned = record.get("trials", {})
+        kinds = {trial["kind"] for trial in planned.values()}
+        if planned == {name: trial for name, trial in trials.items() if trial["kind"] in kinds}:
+            self.run.write_json({**record, "trials": trials}, PLAN)
+
     def note(self) -> str:
         """What the whole comparison takes, in a line."""
         trainings = self.count + self.seeds + sum(self.space.longer)  # at most, of a kind
@@ -247,6 +257,7 @@ def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | 
         check(first, store, first.stage_names)
     if not store.has(PLAN):
         store.make_folder()
+    comparison.add_kinds()
     record = claim_facts(store, PLAN, comparison.facts())
     if store.has("opened.json"):
         raise UserError(

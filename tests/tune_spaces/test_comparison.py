@@ -130,6 +130,17 @@ def test_each_training_takes_the_same_time_and_validation_chooses(tmp_path: Path
         compare(tmp_path)
 
 
+def test_a_second_start_adds_kinds_and_trains_only_these(tmp_path: Path) -> None:
+    two = compare(tmp_path, kinds="npdraw,vae")
+    again = FakeTrainings()
+    plan = compare(tmp_path, again)
+    assert {job.kind for job in again.trained} == {"vqvae"}
+    assert plan == compare(tmp_path / "at-once")
+    assert {name: plan["rates"][name] for name in two["rates"]} == two["rates"]
+    with pytest.raises(UserError, match="another sweep"):  # no kind is taken away
+        compare(tmp_path, kinds="npdraw,vae")
+
+
 def test_the_longest_training_is_bounded_and_a_second_start_may_go_further(tmp_path: Path) -> None:
     def falls(job: Job) -> float:
         return {"x2": 70.0, "x4": 60.0}.get(job.name.split("-")[1], third_is_best(job))
