@@ -8,6 +8,7 @@ Shapes: M patches, K parts, C channels, P patch side, D = C * P * P.
 import math
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,10 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from npdraw_dist.bank.kmeans import kmeans, snap
-from npdraw_dist.bank.patches import unique_rows
+from npdraw_dist.bank.patches import Reservoir, draw, extract, unique_rows
 from npdraw_dist.bank.shards import LocalShards, RayShards, Shards
+from npdraw_dist.config.data import GridConfig
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import shape_of, to_batch
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.process import ray_runs
 
@@ -74,6 +77,27 @@ def build_bank(
         actor_core_seconds=round(elsewhere, 2),
     )
     return PartBank(parts), facts
+
+
+def bank_of(images: Any, size: int, patch: int, background: Literal["black", "white"], seed: int) -> PartBank:
+    """A bank of `size` parts of `patch` x `patch` pixels, by the stage's clustering of the images' patches.
+
+    images: N of one shape, of any kind that `core.images.to_batch` takes. background: of the images, and of
+    what is transparent. Raises UserError on images that cannot be used, or too few different patches.
+    """
+    batch = to_batch(images, shape_of(images), float(background == "white"))
+    pixels = batch if batch.dtype == torch.uint8 else (batch * 255).round().byte()
+    settings = BankConfig(size=size)
+    grid = GridConfig(patch=patch, stride=patch, background=background)
+    channels, height, width = pixels.shape[1:]
+    places = grid.of_canvas((channels, height, width))
+    found = extract(pixels.cpu().numpy(), places, settings.min_energy)
+    sample = Reservoir(settings.max_patches)
+    sample.add(draw(found, 0, seed))
+    return build_bank(sample.result(), channels, settings, seed)[0]
+
+
+PartBank.cluster = bank_of
 
 
 def _require(patches: NDArray[np.uint8]) -> None:

@@ -155,6 +155,7 @@ class DensePrior(nn.Module):
 
     def _embedded(self, code: Tensor, part: Tensor, place: Tensor) -> Tensor:
         prior = self.prior
+        assert prior.part is not None
         drawn = code.flatten(2) @ prior.drawn.weights()
         return drawn + part @ prior.part.weight + place @ prior.place.weight
 

@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 from npdraw_dist.config.registry import KINDS, LikelihoodName
 from npdraw_dist.config.section import Count, NonNegative, Positive, Section
 
-TableKind = Literal["joint", "factorised"]
+TableKind = Literal["joint", "factorised", "pixels"]
 BlockKind = Literal["transformer", "lstm"]
 HARD_SHARE = 0.33  # least share of the VAE's budget, at its end, with hard draws
 
@@ -33,7 +33,8 @@ class PriorNetwork(Section):
     table: TableKind = Field(
         "joint",
         description="what a part at a place adds to the sum: L x K x width free numbers, or a product of "
-        "(L + K) x 4 x width; take factorised where L x K x width is above 16 million",
+        "(L + K) x 4 x width (take factorised where L x K x width is above 16 million). pixels: all that "
+        "prior and posterior know of a part follows from its pixels, so another bank can be put in",
     )
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.pictures import BadPicture, Frame, pixel_fault, to_image
+from npdraw_dist.core.pictures import BadPicture, Frame, is_grey, pixel_fault, to_image
 
 Pixels = TypeVar("Pixels", Tensor, NDArray[np.uint8])
 KINDS = "arrays, tensors or PIL images, or a list of them"
@@ -75,6 +75,25 @@ def to_batch(images: Any, shape: tuple[int, int, int], background: float = 0.0) 
     if len({(image.dtype, image.device) for image in found}) > 1:
         raise UserError("images of one list are all pictures (uint8) or all floats, of one type and device")
     return torch.cat(found)
+
+
+def shape_of(images: Any) -> tuple[int, int, int]:
+    """(C, H, W) of images for which no model states it, as `to_batch` takes them. Raises UserError."""
+    if isinstance(images, Image.Image):
+        return (1 if is_grey(images) else 3, images.height, images.width)
+    if not hasattr(images, "shape"):
+        if not isinstance(images, Sequence) or isinstance(images, str | bytes) or not images:
+            raise UserError(f"images are {KINDS}, not {type(images).__name__}")
+        shapes = sorted({shape_of(image) for image in images})
+        if len(shapes) > 1:
+            raise UserError(f"the images have {len(shapes)} shapes, such as {shapes[0]} and {shapes[-1]}")
+        return shapes[0]
+    sides = tuple(images.shape)[-3:] if len(images.shape) == 4 else tuple(images.shape)
+    if len(sides) == 2 or (len(sides) == 3 and not {sides[0], sides[-1]} & {1, 3}):
+        sides = (1, *sides[-2:])
+    if len(sides) != 3:
+        raise UserError(f"images are (B, C, H, W), (B, H, W, C) or (B, H, W), not {tuple(images.shape)}")
+    return sides if sides[0] in (1, 3) else (sides[2], *sides[:2])
 
 
 def require_images(x: Tensor, shape: tuple[int, int, int]) -> None:

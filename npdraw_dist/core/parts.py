@@ -53,7 +53,15 @@ class PartBank(_Saved):
 
     title: ClassVar[str] = "part bank"
     fix: ClassVar[str] = "; delete it and run the stage `bank` again"
+    cluster: ClassVar[Callable[..., "PartBank"]]  # set by `bank.build`, which this room may not import
     parts: Tensor
+
+    @classmethod
+    def of(
+        cls, images: Any, size: int, patch: int, *, background: str = "black", seed: int = 0
+    ) -> "PartBank":
+        """`size` parts of `patch` x `patch` pixels, from images of any kind; see `bank.build.bank_of`."""
+        return cls.cluster(images, size, patch, background, seed)
 
     def __post_init__(self) -> None:
         if self.parts.ndim != 4 or self.parts.shape[2] != self.parts.shape[3] or len(self.parts) == 0:

@@ -386,7 +386,7 @@ const NPDraw = (() => {
       this.whether = weights.linear("prior.whether_head");
       this.where = spec.where_given ? null : weights.linear("prior.where_head");
       this.state = weights.linear("prior.what_state"); this.what = weights.linear("prior.what_head");
-      this.chosen = weights.maybe("prior.chosen_place.weight");
+      this.chosen = weights.maybe("prior.chosen_place.weight"); this.scale = weights.maybe("prior.head_place");
     }
     added(where, what) { // what a part at a place adds to the running sum
       const {width} = this, parts = this.spec.parts;
@@ -408,7 +408,11 @@ const NPDraw = (() => {
     }
     logits(x) {
       const h = this.norm(x), state = this.state(h);
-      const what = (where) => this.what((this.chosen ? plus(state, row(this.chosen, where, this.width)) : state).map(gelu));
+      const what = (where) => {
+        const known = (this.chosen ? plus(state, row(this.chosen, where, this.width)) : state).map(gelu);
+        const scale = this.scale && row(this.scale, where, this.width);
+        return this.what(scale ? known.map((value, i) => value * scale[i]) : known);
+      };
       return {whether: this.whether(h)[0], where: this.where && this.where(h), what};
     }
   }

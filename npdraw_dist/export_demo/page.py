@@ -36,7 +36,8 @@ from npdraw_dist.nn.likelihoods import (
     DiscretizedLogisticMixture,
 )
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.prior import FactorisedTable, JointTable, Prior
+from npdraw_dist.nn.prior import Prior
+from npdraw_dist.nn.tables import FactorisedTable, JointTable, PixelTable
 
 LIKELIHOODS = {
     Bernoulli: ("bernoulli", 0.0),
@@ -62,7 +63,9 @@ KNOWN: dict[type[nn.Module], str] = {
     LocalAppearance: rf"(of_canvas\.([024]|1\.{_RESIDUAL})|spread|out)\.(weight|bias)",
 }
 # Layers of the posterior, and those that are folded into other tensors.
-LEFT_OUT = re.compile(r"(encoder|of_image|drawn\.(weight|place|code|pixels\..*|bank_parts)|bank_parts)\b.*")
+LEFT_OUT = re.compile(
+    r"(encoder|of_image|drawn\.(weight|place|code|(look|common|head|head_place).*)|bank_parts)\b.*"
+)
 
 
 @dataclass(frozen=True)
@@ -237,15 +240,23 @@ def _layers(network: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _folded(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What the prior's running sum adds: `table` (L * K, W); or `places` (L, R) and `codes` (K, R)."""
+    """What the prior's running sum adds: `table` (L * K, W); or `places` (L, R) and `codes` (K, R).
+
+    Of a table of pixels also what belongs to each part, in the names of the free weights.
+    """
     if not isinstance(network, Prior):
         return
     drawn = network.drawn
     if type(drawn) is JointTable:
+        assert network.part is not None
         pairs = network.place.weight[:, None] + network.part.weight[None]
         yield "table", drawn.weight + pairs.flatten(0, 1)
-    elif type(drawn) is FactorisedTable:
+    elif isinstance(drawn, FactorisedTable | PixelTable):
         yield "places", drawn.place
         yield "codes", drawn.codes()
+        if isinstance(drawn, PixelTable):
+            yield "part.weight", drawn.common(drawn.codes())
+            yield "head_place", drawn.head_place
+            yield from zip(("what_head.weight", "what_head.bias"), drawn.head_weights(), strict=True)
     else:
         raise unknown(f"the table of this prior ({type(drawn).__name__})")

@@ -31,7 +31,6 @@ def grown(spec: ModelSpec, state: Mapping[str, Tensor], parts: Tensor) -> dict[s
     twins = torch.cdist(parts[len(old) :].flatten(1), old.flatten(1)).argmin(1)  # (N,)
     rarer = (SHARE / torch.bincount(twins, minlength=len(old))[twins]).log()  # added to logits of new parts
     fits = {} if spec.authors else _fits(spec, parts)
-    scale, shift = _moments(old, parts)
 
     def grow(groups: int, value: Tensor, logits: bool = False) -> Tensor:
         """Appends to each of `groups` groups of K rows the rows of the new parts, copied from their twins."""
@@ -43,16 +42,12 @@ def grown(spec: ModelSpec, state: Mapping[str, Tensor], parts: Tensor) -> dict[s
         value, last = state[name], name.removeprefix("prior.").removeprefix("posterior.")
         if last.endswith("bank_parts"):
             return parts.clone()
-        if last == "drawn.pixels.0.weight":
-            return value * scale
-        if last == "drawn.pixels.0.bias":
-            return value + shift * state[name.replace("bias", "weight")].sum(1)
         if value.shape == shape:
             return value
-        if last.startswith("fit."):  # as initialised, plus what training changed in the fit of the twins
+        if last.startswith("head.fit."):  # as initialised, plus what training changed in the fit of the twins
             start = fits[last]
             return torch.cat([value, start[len(old) :] + value[twins] - start[twins]])
-        if last.startswith("head."):
+        if last.startswith("head.out."):
             return torch.cat([value, value[1 + twins]])
         if name.startswith("posterior.what."):
             return grow(spec.steps, value, name.endswith("bias"))
@@ -68,20 +63,10 @@ def grown(spec: ModelSpec, state: Mapping[str, Tensor], parts: Tensor) -> dict[s
     return {name: value_of(name, value.shape) for name, value in empty.items()}
 
 
-def _moments(old: Tensor, new: Tensor) -> tuple[float, float]:
-    """Scale and shift that keep the codes: a table scales pixels by mean m and deviation s of all parts.
-
-    x = (x' s' + m' - m) / s, where x' is scaled by the moments of the new parts too.
-    """
-    deviation = max(float(old.std(correction=0)), 1e-6)
-    scale = max(float(new.std(correction=0)), 1e-6) / deviation
-    return scale, float(new.mean() - old.mean()) / deviation
-
-
 def _fits(spec: ModelSpec, parts: Tensor) -> dict[str, Tensor]:
-    """`fit.weight` and `fit.bias` of an untrained posterior of these parts."""
+    """`head.fit.weight` and `head.fit.bias` of an untrained posterior of these parts."""
     with torch.random.fork_rng(devices=[]):
         posterior = make_posterior(spec)
     assert isinstance(posterior, Posterior)
     posterior.set_bank(parts)
-    return {name: value for name, value in posterior.state_dict().items() if name.startswith("fit.")}
+    return {name: value for name, value in posterior.state_dict().items() if name.startswith("head.fit.")}

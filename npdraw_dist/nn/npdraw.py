@@ -20,11 +20,13 @@ from npdraw_dist.core.editing import mask_of, place_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, png, tiled, to_pil
 from npdraw_dist.core.noise import Noise
-from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.nn.completion import Completer, Effort
 from npdraw_dist.nn.generative import ANIMATED, SampleTrace, at_centres, seeded
 from npdraw_dist.nn.networks import Networks
+from npdraw_dist.nn.steps import log_prob_steps
 
+BANK = "bank_parts"  # the name of the parts in all networks that look at them
 SHOWN = 16  # drawings of a batch on a page
 COLUMNS, ENLARGED = 8, 2  # drawings in a row of a picture; factor of their size
 
@@ -171,6 +173,42 @@ class NPDraw(Networks):
         if u is not None:
             codes["appearance"] = u
         return SampleTrace(self.decode(canvas, u), canvas, steps, decoded, few.whether, corners, sides, codes)
+
+    def with_bank(self, bank: PartBank) -> "NPDraw":
+        """This model with another bank, also of another K, untrained: a model of its own, in eval mode.
+
+        Its log-probabilities are exact, and those of *what* sum to 1 over the new parts. Raises UserError if
+        the prior's table is not `pixels`, or the parts have another shape.
+        """
+        if self.spec.prior.table != "pixels":
+            raise UserError(
+                f"the model has free weights for its parts (prior.table {self.spec.prior.table}); train one "
+                "with --prior.table pixels"
+            )
+        shape, own = tuple(bank.parts.shape[1:]), tuple(self.bank_parts.shape[1:])
+        if shape != own:
+            raise UserError(f"the bank has parts of {shape}, and the model draws parts of {own}")
+        parts = bank.parts.to(self.device)
+        state = {n: parts if n.endswith(BANK) else value for n, value in self.state_dict().items()}
+        with torch.random.fork_rng(devices=[]):
+            model = NPDraw(self.spec.model_copy(update={"parts": len(bank)})).to(self.device)
+        model.load_state_dict(state)
+        return model.eval()
+
+    @torch.no_grad()
+    def surprise(self, images: Any) -> Tensor:
+        """Where the prior did not expect what is there: nats of each place, (B, rows, columns).
+
+        -log p of the step that draws at the place in the images' most likely z, given the steps before it; 0
+        where none does. images: as `drawings` takes them.
+        """
+        z = self.drawings(images).z
+        nats = -log_prob_steps(self.prior(z).float32(), z)
+        if not self.spec.where_given:
+            nats = nats * z.whether
+        grid = self.spec.grid
+        found = nats.new_zeros(len(z), grid.places).scatter_add_(1, z.where, nats)
+        return found.view(-1, grid.rows, grid.columns)
 
     def reconstruct(self, images: Any) -> Tensor:
         """Images of any kind (`as_input`) -> the mean images (B, C, H, W) of their most likely z and u."""

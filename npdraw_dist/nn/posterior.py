@@ -13,8 +13,16 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.nn.blocks import ExactConv2d, ExactLinear, ResidualBlock, group_norm
+from npdraw_dist.nn.blocks import (
+    ExactConv2d,
+    ExactLinear,
+    ResidualBlock,
+    at_least_float32,
+    exactly,
+    group_norm,
+)
 from npdraw_dist.nn.steps import StepLogits
+from npdraw_dist.nn.tables import PartCodes
 
 DEPTH = 2  # residual blocks on the grid of places
 # Added to a part's squared error (sum over pixels), it divides the part's chance by e. Pixels that are drawn
@@ -40,39 +48,97 @@ class Trunk(nn.Module):
         return F.silu(self.norm(self.blocks(h)))
 
 
-class Posterior(nn.Module):
-    """1x1 heads over the grid, plus the fit |x_l|^2 - |x_l - b_k|^2 of each part to the place, in float32.
+class FreeHead(nn.Module):
+    """Logits of *whether* and *what* with free weights for each part, whose fit is a free convolution."""
 
-    The fit, of ink (`Grid.ink`), is a convolution with the bank (paper section 3.1). `set_bank` initialises
-    it, so that q starts as a soft parse. If places overlap by half or more, a part that fits need not be
-    drawn: *whether* then starts at a chance of T / (2 L).
+    def __init__(self, spec: ModelSpec, fit_noise: float) -> None:
+        super().__init__()
+        grid, self.scale, self.fit_noise = spec.grid, spec.downscale, fit_noise
+        self.out = ExactLinear(spec.encoder_width, 1 + spec.parts)
+        self.fit = ExactConv2d(
+            spec.image_shape[0], spec.parts, grid.patch * self.scale, grid.stride * self.scale
+        )
+
+    @torch.no_grad()
+    def set_bank(self, parts: Tensor, ink: Tensor) -> None:
+        """parts (K, C, P, P), and their ink. Initialises the fit."""
+        weight, bias = fit_of(ink, self.scale, self.fit_noise)
+        assert self.fit.bias is not None
+        self.fit.weight.copy_(weight)
+        self.fit.bias.copy_(bias)
+
+    def forward(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (B, L, W), padded ink x -> whether (B, L); what without the fit, and fit: (B, L, K)."""
+        logits = self.out(features)
+        fit: Tensor = self.fit(x)
+        return logits[..., 0], logits[..., 1:], fit.flatten(2).transpose(1, 2)
+
+
+class PixelHead(nn.Module):
+    """The same, where all that it knows of a part follows from its pixels (`PixelTable` has the prior's).
+
+    *What* is a product of features and the part's code. The fit weighs the pixels of all parts alike.
+    """
+
+    def __init__(self, spec: ModelSpec, fit_noise: float) -> None:
+        super().__init__()
+        grid, self.scale, self.fit_noise = spec.grid, spec.downscale, fit_noise
+        shape, self.stride = (spec.image_shape[0], grid.patch, grid.patch), grid.stride * self.scale
+        self.grid = grid
+        self.look = PartCodes(spec.parts, shape, spec.encoder_width)
+        self.out = ExactLinear(spec.encoder_width, 1 + spec.encoder_width)
+        self.gain = nn.Parameter(torch.ones(2, *shape))  # of pixels, and of their squares
+
+    def set_bank(self, parts: Tensor, ink: Tensor) -> None:
+        """parts (K, C, P, P), and their ink, of the training."""
+        self.look.set_bank(parts)
+
+    def forward(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `FreeHead.forward`."""
+        logits = self.out(features)
+        with exactly(x):
+            x, ink = at_least_float32(x), self.grid.ink(self.look.bank_parts)
+            what = logits[..., 1:] @ at_least_float32(self.look()).T
+            weight, bias = fit_of(ink, self.scale, self.fit_noise, self.gain)
+            fit = F.conv2d(x, weight, bias, self.stride)
+        return logits[..., 0], what, fit.flatten(2).transpose(1, 2)
+
+
+def fit_of(ink: Tensor, scale: int, noise: float, gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the convolution that gives (|x_l|^2 - |x_l - b_k|^2) / noise (paper section 3.1).
+
+    ink: (K, C, P, P), of the parts b_k. scale: image side / canvas side. gain: (2, C, P, P), the weights of
+    the pixels of a part, and of their squares; None: 1.
+    """
+    ones = torch.ones_like(ink[0])
+    linear, square = (ones, ones) if gain is None else gain
+    weight = (linear * ink).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    return 2 / noise * weight / scale**2, -(square * ink.square()).sum((1, 2, 3)) / noise
+
+
+class Posterior(nn.Module):
+    """1x1 heads over the grid, plus the fit of each part to the place, in float32 (`fit_of`).
+
+    The fit begins as that of the bank, so q starts as a soft parse. If places overlap by half or more, a part
+    that fits need not be drawn: *whether* then starts at a chance of T / (2 L).
     """
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        grid, self.scale = spec.grid, spec.downscale
-        self.grid = grid
-        self.trunk = Trunk(grid, spec.image_shape[0], self.scale, spec.encoder_width, spec.dropout)
-        self.head = ExactLinear(spec.encoder_width, 1 + spec.parts)
-        self.fit = ExactConv2d(
-            spec.image_shape[0], spec.parts, grid.patch * self.scale, grid.stride * self.scale
-        )
-        self.fit_noise = BERNOULLI_NOISE if spec.likelihood == "bernoulli" else FIT_NOISE
+        grid = self.grid = spec.grid
+        self.trunk = Trunk(grid, spec.image_shape[0], spec.downscale, spec.encoder_width, spec.dropout)
+        noise = BERNOULLI_NOISE if spec.likelihood == "bernoulli" else FIT_NOISE
+        self.head = (PixelHead if spec.prior.table == "pixels" else FreeHead)(spec, noise)
         self.fit_draws = 2 * grid.stride > grid.patch
         with torch.no_grad():
-            self.head.weight.mul_(0.1)
+            self.head.out.weight.mul_(0.1)
             if not self.fit_draws:
                 chance = min(spec.steps / grid.places, 1.0) / 2
-                self.head.bias[0] = math.log(chance / (1 - chance))
+                self.head.out.bias[0] = math.log(chance / (1 - chance))
 
-    @torch.no_grad()
     def set_bank(self, parts: Tensor) -> None:
-        """parts (K, C, P, P): initialises the fit at the squared error that each part removes at a place."""
-        parts = self.grid.ink(parts)
-        weight = parts.repeat_interleave(self.scale, 2).repeat_interleave(self.scale, 3)
-        assert self.fit.bias is not None
-        self.fit.weight.copy_(2 / self.fit_noise * weight / self.scale**2)
-        self.fit.bias.copy_(-parts.square().sum((1, 2, 3)) / self.fit_noise)
+        """parts (K, C, P, P), of the training."""
+        self.head.set_bank(parts, self.grid.ink(parts))
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> features on the grid (B, W, rows, columns)."""
@@ -82,9 +148,8 @@ class Posterior(nn.Module):
     def forward(self, x: Tensor) -> StepLogits:
         """(B, C, H, W) in [0, 1] -> whether (B, L), no where, what (B, L, K)."""
         x = self.grid.ink(x)  # padding with 0 is then background
-        logits = self.head(self.trunk(x).flatten(2).transpose(1, 2))
-        fit = self.fit(F.pad(x, self.trunk.margin)).flatten(2).transpose(1, 2)
-        whether = logits[..., 0]
+        features = self.trunk(x).flatten(2).transpose(1, 2)
+        whether, what, fit = self.head(features, F.pad(x, self.trunk.margin))
         if self.fit_draws:
             whether = whether + fit.amax(-1).clamp(-6, 6)
-        return StepLogits(whether, None, logits[..., 1:] + fit)
+        return StepLogits(whether, None, what + fit)

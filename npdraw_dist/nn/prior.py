@@ -3,118 +3,25 @@
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
 The authors render the canvas before each step and embed it by convolutions (`nn.authors`). Here its embedding
 is a running sum of table entries, a vector for each pair of place and part.
-Shapes: B batch, T steps, L places, K parts, D = C * P * P pixels of a part, R rank, W channels of a token;
-`...` any axes.
+Shapes: B batch, T steps, L places, K parts, W channels of a token; `...` any axes.
 """
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator
+from collections.abc import Generator
+from contextlib import AbstractContextManager, nullcontext
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npdraw_dist.config.networks import TableKind
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.blocks import CausalBlock, ExactLinear, causal_blocks
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits, log_prob
-
-RANK_PER_CHANNEL = 4  # R / W
-START = 0.02  # standard deviation of a table's first numbers
-# Standard deviations of the factors' first numbers. Adam moves all numbers by about the same, so small
-# factors turn faster.
-PLACE, CODE = 0.2, 0.3
-
-Lookup = Callable[[Tensor, Tensor], Tensor]  # where, what (...) -> (..., W)
-PartShape = tuple[int, int, int] | None  # (C, P, P) of a part; None if it has no pixels
-
-
-class JointTable(nn.Module):
-    """Free vectors: L * K * W parameters. Pairs that the training never saw keep their first values."""
-
-    def __init__(self, places: int, parts: int, width: int, shape: PartShape = None) -> None:
-        super().__init__()
-        self.parts = parts
-        self.weight = nn.Parameter(torch.randn(places * parts, width))
-
-    def start(self) -> None:
-        """Draws the first vectors, small."""
-        nn.init.normal_(self.weight, std=START)
-
-    def set_bank(self, parts: Tensor) -> None:
-        """Copies the parts (K, C, P, P) if the vectors depend on their pixels."""
-
-    def forward(self, where: Tensor, what: Tensor) -> Tensor:
-        """where, what (...) -> (..., W)."""
-        return F.embedding(where * self.parts + what, self.weight)
-
-    def weights(self) -> Tensor:
-        """All vectors, (L * K, W), in order of places, then parts."""
-        return self.weight
-
-    def fixed(self) -> Lookup:
-        """`forward` while the weights do not change: what all calls share is computed once."""
-        return self
-
-
-class FactorisedTable(nn.Module):
-    """`out` (place_l * code_k), elementwise, with R * (L + K) parameters; methods as of `JointTable`.
-
-    A code is a free vector, plus a small network of the part's pixels if it has any. So a pair that the
-    training never saw is known from its place and its part, and a part from those that look like it.
-    """
-
-    bank_parts: Tensor
-
-    def __init__(self, places: int, parts: int, width: int, shape: PartShape = None) -> None:
-        super().__init__()
-        rank = RANK_PER_CHANNEL * width
-        self.place = nn.Parameter(PLACE * torch.randn(places, rank))
-        self.code = nn.Parameter(CODE * torch.randn(parts, rank))
-        self.pixels: nn.Sequential | None = None
-        if shape is not None:
-            self.register_buffer("bank_parts", torch.zeros(parts, *shape))
-            first, last = nn.Linear(math.prod(shape), rank), nn.Linear(rank, rank)
-            self.pixels = nn.Sequential(first, nn.GELU(), last)
-        self.out = nn.Linear(rank, width, bias=False)
-
-    def start(self) -> None:
-        nn.init.normal_(self.out.weight, std=START / PLACE / math.sqrt(self.out.in_features))
-
-    def set_bank(self, parts: Tensor) -> None:
-        self.bank_parts.copy_(parts)
-
-    def codes(self) -> Tensor:
-        """(K, R)."""
-        if self.pixels is None:
-            return self.code
-        x = self.bank_parts.flatten(1)
-        x = (x - x.mean()) / x.std(correction=0).clamp(min=1e-6)
-        codes: Tensor = self.pixels(x) + self.code
-        return codes
-
-    def forward(self, where: Tensor, what: Tensor) -> Tensor:
-        return self.fixed()(where, what)
-
-    def weights(self) -> Tensor:
-        places, parts = (torch.arange(len(x), device=x.device) for x in (self.place, self.code))
-        found: Tensor = self(places.repeat_interleave(len(parts)), parts.repeat(len(places)))
-        return found
-
-    def fixed(self) -> Lookup:
-        codes = self.codes()
-        return lambda where, what: self.out(F.embedding(where, self.place) * F.embedding(what, codes))
-
-
-TABLES: dict[TableKind, type[JointTable | FactorisedTable]] = {
-    "joint": JointTable,
-    "factorised": FactorisedTable,
-}
+from npdraw_dist.nn.tables import START, TABLES, PixelTable
 
 
 class StepPrior(nn.Module, ABC):
@@ -191,6 +98,14 @@ class StepPrior(nn.Module, ABC):
 
     def states(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
         """The state h (B, W) before each step, with a KV cache. The caller fills z, as for `tokens`."""
+        with self.held():
+            yield from self._states(z)
+
+    def held(self) -> AbstractContextManager[None]:
+        """Computes what the calls inside share once, where the weights do not change."""
+        return nullcontext()
+
+    def _states(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
         blocks = [block for block in self.blocks if isinstance(block, CausalBlock)]
         caches = [block.cache(len(z), self.ahead + self.steps, self.position) for block in blocks]
         tokens, index = self.tokens(z), None
@@ -243,19 +158,21 @@ class Prior(StepPrior):
         self.position = nn.Parameter(torch.randn(spec.steps, width) * 0.02)
         shape = (spec.image_shape[0], spec.patch, spec.patch)
         self.drawn = TABLES[prior.table](places, parts, width, shape)  # the part on the canvas, at its place
-        self.part = nn.Embedding(parts, width)
+        by_pixels = isinstance(self.drawn, PixelTable)
+        self.part = None if by_pixels else nn.Embedding(parts, width)
         self.place = nn.Embedding(places, width)  # coverage of the place
         self.blank = nn.Parameter(torch.randn(width) * 0.02)  # the previous step drew nothing
         self.last = nn.Linear(width, width)  # the previous step, in addition to the sum
         self.drawn.start()
         for table in (self.part, self.place):
-            nn.init.normal_(table.weight, std=START)
+            if table is not None:
+                nn.init.normal_(table.weight, std=START)
         self.blocks = causal_blocks(prior)
         self.norm = nn.LayerNorm(width)
         self.whether_head = ExactLinear(width, 1)
         self.where_head = None if spec.where_given else ExactLinear(width, places)
         self.what_state = nn.Linear(width, width)
-        self.what_head = ExactLinear(width, parts)
+        self.what_head = None if by_pixels else ExactLinear(width, parts)
         self.chosen_place = (
             nn.Embedding(places, width) if prior.heads == "chained" and not spec.where_given else None
         )
@@ -263,18 +180,24 @@ class Prior(StepPrior):
     def set_bank(self, parts: Tensor) -> None:
         self.drawn.set_bank(parts)
 
-    def forward(self, z: PartSequence) -> StepLogits:
-        step = self._embed(self.drawn, z.whether, z.where, z.what)  # (B, T, W)
-        before = F.pad(step, (0, 0, 1, 0))[:, :-1]
-        nothing = F.pad(~z.whether, (1, 0))[:, :-1]  # no step precedes the first
-        x = self._token(before.cumsum(1), before, nothing, self.position)
-        for block in self.blocks:
-            x = block(x)
-        return self.logits(self.norm(x), z.where)
+    def held(self) -> AbstractContextManager[None]:
+        return self.drawn.held()
 
-    def _embed(self, drawn: Lookup, whether: Tensor, where: Tensor, what: Tensor) -> Tensor:
+    def forward(self, z: PartSequence) -> StepLogits:
+        with self.held():
+            step = self._embed(z.whether, z.where, z.what)  # (B, T, W)
+            before = F.pad(step, (0, 0, 1, 0))[:, :-1]
+            nothing = F.pad(~z.whether, (1, 0))[:, :-1]  # no step precedes the first
+            x = self._token(before.cumsum(1), before, nothing, self.position)
+            for block in self.blocks:
+                x = block(x)
+            return self.logits(self.norm(x), z.where)
+
+    def _embed(self, whether: Tensor, where: Tensor, what: Tensor) -> Tensor:
         """What a step adds to the canvas, (..., W); 0 where it draws nothing."""
-        added: Tensor = drawn(where, what) + self.part(what) + self.place(where)
+        added: Tensor = self.drawn(where, what) + self.place(where)
+        if self.part is not None:
+            added = added + self.part(what)
         return added * whether[..., None]
 
     def _token(self, canvas: Tensor, before: Tensor, nothing: Tensor, position: Tensor) -> Tensor:
@@ -285,17 +208,21 @@ class Prior(StepPrior):
         state = self.what_state(h)
         if self.chosen_place is not None:
             state = state + self.chosen_place(where)
-        logits: Tensor = self.what_head(F.gelu(state))
-        return logits
+        state = F.gelu(state)
+        if self.what_head is not None:
+            logits: Tensor = self.what_head(state)
+            return logits
+        assert isinstance(self.drawn, PixelTable)
+        return self.drawn.logits(state, where)
 
     def tokens(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
-        before, drawn = self.position.new_zeros(len(z), self.position.shape[1]), self.drawn.fixed()
+        before = self.position.new_zeros(len(z), self.position.shape[1])
         nothing = torch.zeros_like(z.whether[:, 0])
         canvas = before
         for t in range(self.steps):
             index = yield self._token(canvas, before, nothing, self.position[t])
             if index is not None:
                 canvas = canvas[index]
-            before = self._embed(drawn, z.whether[:, t], z.where[:, t], z.what[:, t])
+            before = self._embed(z.whether[:, t], z.where[:, t], z.what[:, t])
             nothing = ~z.whether[:, t]
             canvas = canvas + before

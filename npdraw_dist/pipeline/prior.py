@@ -31,7 +31,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> 
     start: Start = {}
     if experiment.init.model is not None:
         start = start_weights(experiment, load_bank(experiment, store))
-    elif experiment.authors.model or experiment.prior.table == "factorised":  # it looks at the parts' pixels
+    elif experiment.authors.model or experiment.prior.table != "joint":  # it looks at the parts' pixels
         start = {"bank_parts": load_bank(experiment, store).parts}
     manifest, _, record = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
     parameters = sum(p.numel() for p in make_prior(ModelSpec.of(experiment)).parameters())

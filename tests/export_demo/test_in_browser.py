@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **{"background": "white", "decoder_depth": 2},
     },
     "path": {
-        **{**GREY, **ALONE, "order": "path", "image_shape": (1, 11, 10), "latents": "map:2"},
+        **{**GREY, "table": "pixels", "order": "path", "image_shape": (1, 11, 10), "latents": "map:2"},
         **{"decoder_depth": 0, "likelihood": "logistic", "binarize": "none", "steps": 8},
     },
     "authors": {**GREY, **ALONE, "network": "authors", "image_shape": (1, 9, 9), "steps": 16},

@@ -50,6 +50,7 @@ def save_model(folder: Path, settings: dict[str, Any]) -> Path:
     model.set_bank(PartBank(torch.rand(model.bank_parts.shape)))
     assert isinstance(model.prior, Prior)
     with torch.no_grad():
+        assert model.prior.what_head is not None
         model.prior.what_head.weight.mul_(5)  # so that seeds differ
         if model.appearance is not None:
             for layer in (model.appearance.out, model.appearance.spread):

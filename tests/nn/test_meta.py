@@ -128,7 +128,7 @@ COLOUR: dict[str, Any] = {"data": {"source": "cifar10", "binarize": "none"}}
 WHITE: dict[str, Any] = {"background": "white"}
 NETWORKS: list[dict[str, Any]] = [
     {"parse": {"order": "aligned"}, "prior": {"heads": "independent"}, "grid": WHITE},
-    {"parse": {"order": "path", "steps": 9}, "prior": {"table": "factorised"}, "vae": {"latents": 3}},
+    {"parse": {"order": "path", "steps": 9}, "prior": {"table": "pixels"}, "vae": {"latents": 3}},
     {
         "parse": {"order": "raster", "steps": 9},
         "grid": WHITE,

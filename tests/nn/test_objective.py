@@ -148,7 +148,7 @@ def test_a_relaxed_drawing_has_at_most_t_parts() -> None:
     spec = tiny_spec("path", **(GREY | {"steps": 2, "stride": 2, "image_shape": (1, 7, 7)}))
     objective = VAEObjective(tiny_model(spec), VAEConfig())
     with torch.no_grad():
-        objective.model.posterior.head.bias[0] = 9.0  # type: ignore[union-attr, operator]
+        objective.model.posterior.head.out.bias[0] = 9.0  # type: ignore[union-attr, operator]
     images = torch.randint(256, (6, *spec.image_shape), generator=seeded()).to(torch.uint8)
     q = objective.model.posterior(images.float() / 255)
     canvas, z = objective._draw(q, 0.5, seeded())

@@ -79,7 +79,7 @@ def wake(model: nn.Module) -> None:
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and not weight.any():
             weight.copy_(torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5)
-        elif name.endswith("posterior.head.weight"):
+        elif name.endswith("posterior.head.out.weight"):
             weight.mul_(10)
 
 

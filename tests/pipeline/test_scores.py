@@ -10,7 +10,7 @@ from torch import Tensor
 
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.posterior import Posterior
+from npdraw_dist.nn.posterior import FreeHead, Posterior
 from npdraw_dist.pipeline.scores import SCORING, bank_usage, part_counts, score, score_images
 from npdraw_dist.training.feed import noise_seed
 from tests.helpers.tiny_models import log_likelihood, tiny_spec
@@ -22,8 +22,9 @@ def model() -> NPDraw:
     model = NPDraw(tiny_spec()).eval()
     model.set_bank(PartBank(torch.rand(2, 1, 2, 2)))
     assert isinstance(model.posterior, Posterior)
+    assert isinstance(model.posterior.head, FreeHead)
     with torch.no_grad():
-        for parameter in model.posterior.fit.parameters():
+        for parameter in model.posterior.head.fit.parameters():
             parameter.zero_()  # a q that is sure of its parts would leave few draws that count
         for name, parameter in model.named_parameters():
             if name != "temperature":

@@ -20,8 +20,8 @@ from npdraw_dist.core.objective import ramp
 from npdraw_dist.nn.baselines.base import Baseline, bound_of, kl_weight
 from npdraw_dist.nn.blocks import CausalBlock, causal_blocks
 from npdraw_dist.nn.objective import TAU_START, Loss, leave_one_out
-from npdraw_dist.nn.prior import START
 from npdraw_dist.nn.relaxations import total_kl
+from npdraw_dist.nn.tables import START
 
 
 class SequencePrior(nn.Module):

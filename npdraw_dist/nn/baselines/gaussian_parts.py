@@ -19,8 +19,8 @@ from npdraw_dist.nn.blocks import ExactLinear
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.generative import Importance, at_centres
 from npdraw_dist.nn.posterior import Trunk
-from npdraw_dist.nn.prior import PLACE
 from npdraw_dist.nn.relaxations import Gaussian, bernoulli_sample, binary_concrete, kl_bernoulli
+from npdraw_dist.nn.tables import PLACE
 
 
 class PartPrior(SequencePrior):

@@ -29,7 +29,6 @@ from npdraw_dist.nn.baselines.vae import (
 )
 from npdraw_dist.nn.blocks import ExactConv2d, ExactLinear, at_least_float32, exactly
 from npdraw_dist.nn.generative import Importance, at_centres
-from npdraw_dist.nn.prior import TABLES
 from npdraw_dist.nn.relaxations import (
     categorical_sample,
     gumbel_softmax,
@@ -37,6 +36,7 @@ from npdraw_dist.nn.relaxations import (
     straight_through,
 )
 from npdraw_dist.nn.steps import chosen
+from npdraw_dist.nn.tables import TABLES
 
 DEAD = 0.05  # a code that is used less than this part of 1 / K restarts
 MEMORY = 2000.0  # images over which the use of a code is averaged
@@ -60,12 +60,13 @@ class CodePrior(SequencePrior):
     @torch.no_grad()
     def sample(self, n: int, generator: Noise, temperature: float = 1.0) -> Tensor:
         """n grids of codes (n, L), place by place with a cache. temperature divides the logits."""
-        drawn, walk, found = self.drawn.fixed(), self.walk(n), list[Tensor]()
+        walk, found = self.walk(n), list[Tensor]()
         h = next(walk)
-        for place in range(self.places):
-            found.append(categorical_sample(self._logits(h) / temperature, generator))
-            if place + 1 < self.places:
-                h = walk.send(drawn(torch.full_like(found[-1], place), found[-1]))
+        with self.drawn.held():
+            for place in range(self.places):
+                found.append(categorical_sample(self._logits(h) / temperature, generator))
+                if place + 1 < self.places:
+                    h = walk.send(self.drawn(torch.full_like(found[-1], place), found[-1]))
         return torch.stack(found, 1)
 
     def _logits(self, h: Tensor) -> Tensor:

@@ -1,0 +1,126 @@
+"""Banks that are swapped: a model whose table knows parts by their pixels draws with any others.
+
+Shapes: K parts, N drawings.
+"""
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from npdraw_dist import PartBank
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import to_pil
+from npdraw_dist.nn.npdraw import NPDraw
+from tests.helpers.tiny_models import (
+    all_drawings,
+    all_sequences,
+    random_drawings,
+    seeded,
+    tiny_model,
+    tiny_spec,
+)
+
+SPEC = tiny_spec("raster", table="pixels")
+
+
+def bank(k: int, seed: int = 1) -> PartBank:
+    return PartBank(torch.rand(k, 1, 2, 2, generator=seeded(seed)))
+
+
+def swapped(k: int) -> tuple[NPDraw, NPDraw]:
+    model = tiny_model(SPEC)
+    return model, model.with_bank(bank(k))
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_probabilities_sum_to_one_with_a_bank_of_another_size(k: int) -> None:
+    _, other = swapped(k)
+    assert other.spec.parts == len(other.bank) == k
+    total = other.prior_log_prob(all_sequences(other.spec)).double().exp().sum()
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
+    x = torch.rand(1, 1, 2, 4, generator=seeded(2)).round()
+    q = other.infer(x)
+    z = all_drawings(other.spec, other.bank_parts)
+    total = other.layout.log_prob(q.tile(len(z)), z).double().exp().sum()
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
+
+
+def test_a_part_is_known_by_its_pixels_alone() -> None:
+    """The same parts in another order give the same numbers for the same drawings."""
+    model, _ = swapped(2)
+    turned = model.with_bank(PartBank(model.bank_parts.flip(0)))
+    z = random_drawings(SPEC, 16)
+    same = type(z)(z.whether, z.where, SPEC.parts - 1 - z.what)
+    torch.testing.assert_close(turned.prior_log_prob(same), model.prior_log_prob(z))
+    torch.testing.assert_close(turned.render(same), model.render(z))
+    x = torch.rand(3, 1, 2, 4, generator=seeded(2)).round()
+    torch.testing.assert_close(turned.infer(x).what, model.infer(x).what.flip(-1))
+
+
+def test_the_model_keeps_its_own_bank() -> None:
+    model = tiny_model(SPEC)
+    z, before = random_drawings(SPEC, 8), model.bank_parts.clone()
+    nats = model.prior_log_prob(z)
+    other = model.with_bank(bank(2))
+    assert torch.equal(model.bank_parts, before)
+    assert torch.equal(model.prior_log_prob(z), nats)
+    assert not torch.allclose(other.prior_log_prob(z), nats)
+    assert torch.equal(model.with_bank(model.bank).prior_log_prob(z), nats)
+
+
+def test_a_swapped_bank_draws_and_saves(tmp_path_factory: pytest.TempPathFactory) -> None:
+    _, other = swapped(4)
+    folder = tmp_path_factory.mktemp("model")
+    other.save_pretrained(folder)
+    again = NPDraw.from_pretrained(folder)
+    assert torch.equal(again.sample(4, seed=0), other.sample(4, seed=0))
+    assert int(other.sample_prior(64, seed=0).what.max()) > 1
+
+
+def test_banks_that_do_not_fit_are_refused() -> None:
+    model = tiny_model(SPEC)
+    with pytest.raises(UserError, match=r"parts of \(1, 3, 3\), and the model draws parts of \(1, 2, 2\)"):
+        model.with_bank(PartBank(torch.rand(2, 1, 3, 3)))
+    with pytest.raises(UserError, match=r"prior\.table joint"):
+        tiny_model(tiny_spec("raster")).with_bank(bank(2))
+
+
+def pictures() -> Tensor:
+    """Twelve images of 6 x 6 pixels, each of one of three textures."""
+    textures = torch.tensor(
+        [[[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[1, 1, 1], [0, 0, 0], [1, 1, 1]], [[1, 0, 1]] * 3]
+    )
+    return textures.repeat(4, 2, 2)[:, None].float()
+
+
+def test_a_bank_of_images_has_their_patches() -> None:
+    images = pictures()
+    expected = {tuple(patch.flatten().tolist()) for patch in images[:, :, :3, :3]}
+    as_bytes = (images * 255).byte()
+    for given in (images, as_bytes, as_bytes[:, 0].numpy(), to_pil(images)):
+        found = PartBank.of(given, size=3, patch=3)
+        assert {tuple(part.flatten().tolist()) for part in found.parts} == expected
+
+
+def test_images_of_which_no_bank_can_be_made() -> None:
+    with pytest.raises(UserError, match="different"):
+        PartBank.of(pictures(), size=4, patch=3)
+    with pytest.raises(UserError, match="2 shapes"):
+        PartBank.of([Image.new("L", (6, 6)), Image.new("L", (9, 6))], size=2, patch=3)
+    with pytest.raises(UserError, match="images are"):
+        PartBank.of(3, size=2, patch=3)
+
+
+@pytest.mark.parametrize("order", ["aligned", "raster"])
+def test_surprise_is_the_drawing_s_nats_by_place(order: str) -> None:
+    model = tiny_model(tiny_spec(order, image_shape=(1, 4, 6), steps=6, parts=3))
+    x = torch.rand(5, 1, 4, 6, generator=seeded(0)).round()
+    found = model.surprise(x)
+    assert found.shape == (5, 2, 3)
+    z = model.encode(x)
+    if order == "aligned":
+        torch.testing.assert_close(found.sum((1, 2)), -model.prior_log_prob(z))
+    else:
+        drawn = torch.zeros(5, 6, dtype=torch.int64).scatter_add(1, z.where, z.whether.long())
+        assert torch.equal(found.flatten(1) > 0, drawn > 0)
