@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import Command, Model, parse_flags, run_command, validate
 from npdraw_dist.config.schema import Seed
@@ -16,6 +16,7 @@ class Sample(Command):
     examples: ClassVar[tuple[str, ...]] = (
         "--out samples",
         "--model runs/digits --n 100 --temperature 0.8 --out samples",
+        "--model runs/digits-by-class --condition 7 --out sevens",
     )
 
     model: Model = None
@@ -23,6 +24,12 @@ class Sample(Command):
     out: str = Field(description="the folder to write to")
     seed: Seed = Field(0, description="seed of the samples")
     temperature: PositiveFloat = Field(1.0, description="temperature of the prior; below 1 is less varied")
+    condition: str | None = Field(
+        None, description="what to draw, of a model that takes a condition: a class, or words"
+    )
+    guidance: NonNegativeFloat = Field(
+        1.0, description="how far the condition decides: 0 not at all, 1 as it was trained, above 1 more"
+    )
     use_gpu: bool | None = Field(
         None, description="draw on a GPU, whose random numbers are others; if not given, if there is one"
     )
@@ -38,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
 
     device = device_here(command.use_gpu, "use_gpu")
     model = load_model(chosen_model(command.model)).to(device)
+    if command.condition is not None:
+        model = model.given(command.condition, command.guidance)
     with local_folder(command.out) as out:
         write_samples(model, out, command.n, command.seed, command.temperature)
     print(f"{command.n} samples: {out}/samples.png, {out}/generation.gif, {out}/samples.npz")

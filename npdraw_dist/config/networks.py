@@ -10,10 +10,12 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from npdraw_dist.config.registry import KINDS, LikelihoodName
-from npdraw_dist.config.section import Count, NonNegative, Positive, Section
+from npdraw_dist.config.section import FOUND, NO_EFFECT_ON_RESULT, Count, NonNegative, Positive, Section
 
 TableKind = Literal["joint", "factorised", "pixels"]
 BlockKind = Literal["transformer", "lstm"]
+ConditionKind = Literal["none", "class", "words"]
+MOST_WORDS = 8  # tokens of a condition of words
 HARD_SHARE = 0.33  # least share of the VAE's budget, at its end, with hard draws
 
 
@@ -36,6 +38,18 @@ class PriorNetwork(Section):
         "(L + K) x 4 x width (take factorised where L x K x width is above 16 million). pixels: all that "
         "prior and posterior know of a part follows from its pixels, so another bank can be put in",
     )
+
+    condition: ConditionKind = Field(
+        "none", description="what the prior is told of an image: nothing, its class, or words about it"
+    )
+    vocabulary: Annotated[tuple[str, ...], FOUND, NO_EFFECT_ON_RESULT] = Field(
+        (), description="names of the classes, or words and pieces of words, of the training images"
+    )
+
+    @property
+    def condition_tokens(self) -> int:
+        """Tokens before the first step, A."""
+        return {"none": 0, "class": 1, "words": MOST_WORDS}[self.condition]
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

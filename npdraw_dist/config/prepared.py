@@ -24,7 +24,7 @@ class Prepared:
     """shape: (C, H, W) of the images. splits: the number of images of each, also of empty ones.
 
     checksums: file below the folder -> (bytes, SHA-256). rows: file -> its rows. row_group: rows of a row
-    group of the Parquet files; None for tars.
+    group of the Parquet files; None for tars. classes: names of the labels, in order, if known.
     """
 
     shape: tuple[int, int, int]
@@ -32,6 +32,7 @@ class Prepared:
     checksums: dict[str, tuple[int, str]]
     rows: dict[str, int]
     row_group: int | None = None
+    classes: tuple[str, ...] = ()
 
     def row_groups(self, file: str, size: int) -> list[int] | None:
         """The rows of each row group of a file of `size` bytes; None if the manifest does not tell."""
@@ -59,6 +60,7 @@ def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:
             {str(item["file"]): (int(item["bytes"]), str(item["sha256"])) for item in values["files"]},
             {str(item["file"]): int(item["rows"]) for item in values["files"]},
             int(values["row_group"]) if "row_group" in values else None,
+            tuple(map(str, values["data"].get("classes", ()))),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         shown = display_path(filesystem, path)

@@ -76,6 +76,11 @@ class Experiment(Section):
         """The stages of the model's kind, in order. Baselines have neither a bank nor a prior of parts."""
         return STAGES if self.model.kind == "npdraw" else ("parse", "vae", "sample")
 
+    @property
+    def takes_condition(self) -> bool:
+        """Whether the prior is told something of each image."""
+        return self.model.kind == "npdraw" and self.prior.condition != "none"
+
     def section_of(self, stage: str) -> PriorConfig | VAEConfig:
         """The settings of a stage that trains. Baselines train in stage `vae`."""
         return self.prior if stage == "prior" else self.vae
@@ -114,6 +119,8 @@ class Experiment(Section):
                 raise ValueError("authors.model needs prior.network transformer")
             if self.vae.latents:
                 raise ValueError("vae.latents adds to the features of our decoder; authors.model has another")
+        if self.prior.condition != "none" and (self.model.kind != "npdraw" or self.authors.model):
+            raise ValueError("prior.condition is for our prior over parts; take none")
         if self.prior.table == "pixels" and (self.model.kind == "vqvae" or self.authors.model):
             raise ValueError("prior.table pixels is for our prior over parts; take joint or factorised")
         if self.model.kind == "flow" and self.baseline.latents == 1:

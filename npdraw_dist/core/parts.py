@@ -5,7 +5,7 @@ Shapes: B batch, T steps, L places, K parts, C channels, P patch side, H x W ima
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -164,30 +164,39 @@ class PartSequence(_Rows, _Saved):
 
 @dataclass(frozen=True)
 class Batch(_Rows):
-    """Images with their parses: what both training stages read.
+    """Images with their parses, and what else the prior is told of them: what both training stages read.
 
     images: (B, C, H, W) uint8. whether: (B, T) bool. where, what: (B, T) of any integer type; they keep the
-    narrow type that they have on disk, and `z` widens them. Raises ValueError on other shapes or types.
+    narrow type that they have on disk, and `z` widens them. condition: (B, A) int64 tokens; (B, 0) if not
+    given. Raises ValueError on other shapes or types.
     """
 
     images: Tensor
     whether: Tensor
     where: Tensor
     what: Tensor
+    condition: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
+        if self.condition.shape[1:] == (0,):  # not given
+            none = torch.zeros(len(self.images), 0, dtype=torch.int64, device=self.images.device)
+            object.__setattr__(self, "condition", none)
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
             raise ValueError(
                 f"a batch has uint8 images (B, C, H, W), not {self.images.dtype} {tuple(self.images.shape)}"
             )
         _require_steps(self.whether, self.where, self.what, " of a batch")
-        if len(self.images) != len(self.whether):
-            raise ValueError(f"a batch has uint8 images (B, C, H, W) and B parses, not {len(self.whether)}")
+        if not len(self.images) == len(self.whether) == len(self.condition):
+            counts = f"{len(self.whether)} and {len(self.condition)}"
+            raise ValueError(
+                f"a batch has uint8 images (B, C, H, W), B parses and B conditions, not {counts}"
+            )
 
     @classmethod
-    def of(cls, images: Tensor, z: PartSequence) -> "Batch":
+    def of(cls, images: Tensor, z: PartSequence, condition: Tensor | None = None) -> "Batch":
         """The batch of images and their parses."""
-        return cls(images, z.whether, z.where, z.what)
+        given = () if condition is None else (condition,)
+        return cls(images, z.whether, z.where, z.what, *given)
 
     @property
     def z(self) -> PartSequence:

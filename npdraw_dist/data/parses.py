@@ -1,8 +1,8 @@
 """Parses on disk: Parquet with one row per image, readable by pyarrow, Ray Data and any other reader.
 
-Columns: id string, image fixed-shape tensor of uint8, label int64 (-1 unknown), whether, where and what as
-lists of T entries, squared_error float32 (mean over channels and pixels of the canvas). The shards of a
-baseline have the first three columns only.
+Columns: id string, image fixed-shape tensor of uint8, label int64 (-1 unknown), words string (if there are
+any), whether, where and what as lists of T entries, squared_error float32 (mean over channels and pixels of
+the canvas). The shards of a baseline have the columns before `whether` only.
 Shapes: N images, C channels, H x W pixels, T steps, G groups.
 """
 
@@ -25,11 +25,13 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from pyarrow import fs
+from torch import Tensor
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.process import background_threads
 from npdraw_dist.core.storage import read_bytes, write_text
+from npdraw_dist.core.vocabulary import Vocabulary
 from npdraw_dist.data.rows import Rows
 
 ROW_GROUP_BYTES = 1 << 20  # of images in a row group of a file
@@ -127,6 +129,27 @@ def _first_rows(file: pq.ParquetFile) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a batch says to the prior of each image. classes: names of the labels of the data."""
+
+    vocabulary: Vocabulary
+    classes: Sequence[str]
+
+    @property
+    def column(self) -> str:
+        return "label" if self.vocabulary.kind == "class" else "words"
+
+    def read(self, table: pa.Table) -> Tensor:
+        """(N, A) tokens."""
+        if self.column not in table.column_names:
+            return torch.zeros(len(table), self.vocabulary.tokens, dtype=torch.int64)
+        values = table[self.column]
+        if self.vocabulary.kind == "class":
+            return self.vocabulary.of_labels(torch.tensor(values.to_numpy()), self.classes)
+        return self.vocabulary.read(values.to_pylist())
+
+
+@dataclass(frozen=True)
 class Parses:
     """The parses of one split: the rows of some Parquet files, one file after another.
 
@@ -135,16 +158,20 @@ class Parses:
 
     filesystem: fs.FileSystem
     files: tuple[ShardFile, ...]
+    told: "Told | None" = None
 
     @classmethod
-    def of_split(cls, filesystem: fs.FileSystem, root: str, split: str) -> "Parses":
+    def of_split(
+        cls, filesystem: fs.FileSystem, root: str, split: str, told: "Told | None" = None
+    ) -> "Parses":
         """The files of a split in the folder `root` of the stage, by name, from the list that it wrote."""
         path = f"{root}/{LIST}"
         try:
             names = json.loads(read_bytes(filesystem, path)).get(split, {})
         except (FileNotFoundError, ValueError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}); run the stage `parse` again") from None
-        return cls(filesystem, tuple(sorted(ShardFile(f"{root}/{name}", names[name]) for name in names)))
+        files = sorted(ShardFile(f"{root}/{name}", names[name]) for name in names)
+        return cls(filesystem, tuple(files), told)
 
     def __len__(self) -> int:
         return sum(file.rows for file in self.files)
@@ -158,8 +185,8 @@ class Parses:
 
     def in_id_order(self) -> Batch:
         """All rows, sorted by id, so that their order does not depend on the shards."""
-        tables = self._tables(["id", *COLUMNS])
-        whole = self._join([to_batch(table) for table in tables])
+        tables = self._tables(["id", *self.columns])
+        whole = self._join([self.to_batch(table) for table in tables])
         return whole[torch.from_numpy(_id_order(tables))]
 
     def sample(self, limit: int, seed: int) -> Batch:
@@ -193,7 +220,7 @@ class Parses:
                 first = _first_rows(table)
                 groups = np.searchsorted(first, own, side="right") - 1
                 for group in np.unique(groups):  # one at a time in memory
-                    batch = to_batch(table.read_row_group(int(group), columns=COLUMNS))
+                    batch = self.to_batch(table.read_row_group(int(group), columns=self.columns))
                     parts.append(batch[torch.from_numpy(own[groups == group] - first[group])])
             return Batch.cat(parts)
 
@@ -240,7 +267,29 @@ class Parses:
     def _read(self, piece: RowRange) -> Batch:
         if isinstance(self.filesystem, fs.LocalFileSystem) and not Path(piece.path).exists():
             raise FileNotFoundError(f"{piece.path} is not on this machine")
-        return to_batch(read_range(piece, self.filesystem, self._footer(piece.path)))
+        return self.to_batch(read_range(piece, self.filesystem, self._footer(piece.path)))
+
+    @property
+    def columns(self) -> list[str]:
+        """What a batch is made of."""
+        return COLUMNS if self.told is None else [*COLUMNS, self.told.column]
+
+    def to_batch(self, table: pa.Table) -> Batch:
+        """image, whether, where and what in their types on disk. T is 0 if the table has no steps."""
+        images = torch.tensor(_array(table["image"]))
+        condition = None if self.told is None else self.told.read(table)
+        if "whether" not in table.column_names:
+            return Batch.of(images, PartSequence.empty(len(images)), condition)
+        whether, where, what = (torch.tensor(_array(table[name])) for name in COLUMNS[1:])
+        return Batch(images, whether, where, what, *(() if condition is None else (condition,)))
+
+    def texts(self, most: int) -> Iterator[list[str]]:
+        """The words of the first files, of about `most` images; nothing if there are none."""
+        for file in self.files:
+            with _opened(file.path, self.filesystem) as table:
+                if "words" in table.schema_arrow.names and most > 0:
+                    yield table.read(columns=["words"])["words"].to_pylist()
+            most -= file.rows
 
     @cached_property
     def _footer(self) -> Callable[[str], pq.FileMetaData]:
@@ -283,14 +332,6 @@ def _ids(tables: list[pa.Table]) -> pa.ChunkedArray:
 
 def _id_order(tables: list[pa.Table]) -> NDArray[np.int64]:
     return pc.sort_indices(_ids(tables)).to_numpy().astype(np.int64)
-
-
-def to_batch(table: pa.Table) -> Batch:
-    """image, whether, where and what in their types on disk. T is 0 if the table has no steps."""
-    images = torch.tensor(_array(table["image"]))
-    if "whether" not in table.column_names:
-        return Batch.of(images, PartSequence.empty(len(images)))
-    return Batch(images, *(torch.tensor(_array(table[name])) for name in COLUMNS[1:]))
 
 
 def _array(column: pa.ChunkedArray) -> NDArray[Any]:
@@ -337,6 +378,8 @@ def to_parquet(
         "image": image_column(rows.images),
         "label": rows.known_labels(),
     }
+    if rows.words is not None:
+        columns["words"] = pa.array(rows.words, pa.string())
     if z is not None:
         z = z.to("cpu").canonical()
         columns |= {

@@ -39,26 +39,28 @@ from npdraw_dist.data.shards import DataChanged, Source, open_source, unchanged
 
 Format = Literal["parquet", "webdataset"]
 ROW_GROUP = 1024  # rows, stated by the manifest for all files
-OF_THE_FILES = ("path", "splits", "pieces", "size")  # facts of a source that its files decide
+OF_THE_FILES = ("path", "splits", "pieces", "size", "classes")  # facts of a source that its files decide
 
 
 def encode_parquet(rows: Rows) -> Encoded:
-    """Columns id, image (fixed-shape tensor) and label (-1 unknown), zstd."""
+    """Columns id, image (fixed-shape tensor), label (-1 unknown) and, if there are any, words; zstd."""
     return Encoded(to_parquet(rows, row_group=ROW_GROUP))
 
 
 def encode_tar(rows: Rows) -> Encoded:
-    """WebDataset samples png and cls. A key ends at its first dot, so other ids are a member `id`."""
-    buffer, labels = io.BytesIO(), rows.known_labels()
+    """WebDataset samples png, cls, txt (words). A key ends at its first dot: other ids are a member `id`."""
+    buffer, labels, words = io.BytesIO(), rows.known_labels(), rows.words or [""] * len(rows)
     # Fixed names and times, and the tar format that takes long names: same rows, same bytes.
     with TarWriter(buffer, user="", group="", mtime=0, encoder=False, format="PAX_FORMAT") as writer:
-        for name, image, label in zip(rows.ids, rows.images, labels, strict=True):
+        for name, image, label, text in zip(rows.ids, rows.images, labels, words, strict=True):
             key = name.replace("%", "%25").replace(".", "%2E").replace("__", "%5F%5F")
             picture, png = image[0] if len(image) == 1 else image.transpose(1, 2, 0), io.BytesIO()
             Image.fromarray(np.ascontiguousarray(picture)).save(png, "PNG")
             sample: dict[str, Any] = {"__key__": key, "png": png.getvalue()}
             if label >= 0:
                 sample["cls"] = str(label).encode()
+            if text:
+                sample["txt"] = text.encode()
             if key != name:
                 sample["id"] = name.encode()
             writer.write(sample)

@@ -38,7 +38,8 @@ class Rows:
 
     ids: N strings, stable and unique. images: (N, C, H, W) uint8. labels: (N,) int64 with -1 for unknown, or
     None. rejects: the rows that were skipped. left_out: how many others the source leaves out, by reason,
-    such as blank glyphs; they are not rejects. Raises ValueError on anything else.
+    such as blank glyphs; they are not rejects. words: N texts about the images, "" for none; or None. Raises
+    ValueError on anything else.
     """
 
     ids: list[str]
@@ -46,6 +47,7 @@ class Rows:
     labels: NDArray[np.int64] | None = None
     rejects: list[Reject] = field(default_factory=list)
     left_out: Mapping[str, int] = field(default_factory=dict)
+    words: list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
@@ -55,6 +57,8 @@ class Rows:
         labels = self.labels
         if labels is not None and (labels.shape != (len(self.ids),) or labels.dtype != np.int64):
             raise ValueError(f"labels are (N,) int64, not {labels.shape} {labels.dtype}")
+        if self.words is not None and len(self.words) != len(self.ids):
+            raise ValueError(f"{len(self.ids)} images need as many texts, not {len(self.words)}")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,8 +74,11 @@ class Rows:
             left_out.update(part.left_out)
         labelled = any(part.labels is not None for part in kept)
         labels = np.concatenate([part.known_labels() for part in kept]) if labelled else None
+        told = any(part.words is not None for part in kept)
+        words = [text for part in kept for text in part.words or [""] * len(part)] if told else None
         rejects = [reject for part in kept for reject in part.rejects]
-        return cls(list(ids), np.concatenate([part.images for part in kept]), labels, rejects, dict(left_out))
+        images = np.concatenate([part.images for part in kept])
+        return cls(list(ids), images, labels, rejects, dict(left_out), words)
 
     def known_labels(self) -> NDArray[np.int64]:
         """(N,), -1 for unknown."""
@@ -87,7 +94,9 @@ class Rows:
         """The rows at integer positions `index`, in that order; rejects and `left_out` stay."""
         rows = np.asarray(index, dtype=np.int64)
         labels = None if self.labels is None else self.labels[rows]
-        return Rows([self.ids[i] for i in rows], self.images[rows], labels, self.rejects, self.left_out)
+        words = None if self.words is None else [self.words[i] for i in rows]
+        ids = [self.ids[i] for i in rows]
+        return Rows(ids, self.images[rows], labels, self.rejects, self.left_out, words)
 
 
 class RowBuilder:
@@ -97,15 +106,17 @@ class RowBuilder:
         self._shape, self.left_out = shape, Counter[str]()
         self._images: dict[str, NDArray[np.uint8]] = {}
         self._labels: list[int] = []
+        self._words: list[str] = []
         self._rejects: list[Reject] = []
 
-    def add(self, name: str, label: int, read: Callable[[], NDArray[np.uint8]]) -> None:
+    def add(self, name: str, label: int, read: Callable[[], NDArray[np.uint8]], words: str = "") -> None:
         """Adds the image that `read` gives, or rejects the row if it raises BadPicture."""
         try:
             if name in self._images:
                 raise BadPicture("duplicate id")
             self._images[name] = read()
             self._labels.append(label)
+            self._words.append(words)
         except BadPicture as error:
             self.reject(name, str(error))
 
@@ -115,7 +126,8 @@ class RowBuilder:
     def rows(self) -> Rows:
         ids, labels = list(self._images), np.array(self._labels, np.int64)
         images = np.stack(list(self._images.values())) if ids else np.zeros((0, *self._shape), np.uint8)
-        return Rows(ids, images, labels, self._rejects, dict(self.left_out))
+        words = self._words if any(self._words) else None
+        return Rows(ids, images, labels, self._rejects, dict(self.left_out), words)
 
 
 def frame_of(data: DataConfig) -> Frame:

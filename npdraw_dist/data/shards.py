@@ -102,12 +102,14 @@ def listed(
     read: Callable[[Sequence[Any]], Rows],
     items: Mapping[Split, Sequence[Any]],
     inputs: Inputs,
+    classes: Sequence[str] = (),
 ) -> Source:
     """A source whose images are all known: exact splits, shards of `data.rows_a_shard` rows or less.
 
     A small set is cut for the cores of a machine, unless `data.shard_rows` says how.
     items: what `read`, which is picklable, needs for each image of a split. `data.fraction` takes the first
-    of the shuffled training items, so subsets are nested and a shard mixes the classes.
+    of the shuffled training items, so subsets are nested and a shard mixes the classes. classes: names of the
+    labels, in order, if they have any.
     """
     if not items["train"]:
         raise UserError(f"data.source {data.source} has no training image; see --data.path and fractions")
@@ -116,7 +118,8 @@ def listed(
     for split, own in chosen.items():
         each = data.shard_rows or min(data.rows_a_shard, max(len(own) // PARTS, LEAST_ROWS))
         reads[split] = [partial(read, own[start : start + each]) for start in range(0, len(own), each)]
-    return Source(data, seed, reads, {split: len(own) for split, own in chosen.items()}, inputs)
+    counts = {split: len(own) for split, own in chosen.items()}
+    return Source(data, seed, reads, counts, inputs, classes=list(classes))
 
 
 class FilePart(NamedTuple):
@@ -133,6 +136,7 @@ def of_files(
     parts: Sequence[FilePart],
     counts: Mapping[Split, int | None],
     inputs: Inputs,
+    classes: Sequence[str] = (),
 ) -> Source:
     """A source of files that only the workers read: one shard for each part of a file and split."""
     if not any("train" in part.splits for part in parts):
@@ -140,7 +144,7 @@ def of_files(
     reads = {split: [partial(part.read, split) for part in parts if split in part.splits] for split in SPLITS}
     known: Mapping[Split, int | None] = counts if data.fraction == 1 else {**counts, "train": None}
     size = sum(part.size for part in parts)
-    return Source(data, seed, reads, known, inputs, pieces=len(parts), size=size)
+    return Source(data, seed, reads, known, inputs, pieces=len(parts), size=size, classes=list(classes))
 
 
 def join_small(parts: Sequence[FilePart], rows: int) -> list[FilePart]:

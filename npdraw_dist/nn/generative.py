@@ -6,7 +6,7 @@ Shapes: k draws, B images, N samples, A of them animated, T steps, C channels, H
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -86,19 +86,36 @@ class GenerativeModel(nn.Module, ABC):
         return max(min(CHUNK if self.device.type == "cpu" else GPU_CHUNK, CHUNK_NUMBERS // numbers), 1)
 
     @torch.no_grad()
-    def importance(self, x: Tensor, k: int, generator: Noise = None) -> Importance:
-        """k draws z ~ q(z|x) for x (B, C, H, W), 0 or 1 if binary. Raises ValueError on other shapes."""
+    def importance(
+        self, x: Tensor, k: int, generator: Noise = None, condition: Tensor | None = None
+    ) -> Importance:
+        """k draws z ~ q(z|x) for x (B, C, H, W), 0 or 1 if binary. Raises ValueError on other shapes.
+
+        condition: tokens (B, A), for p(x|condition) in place of p(x).
+        """
         require_images(x, self.spec.image_shape)
         most = self.rows_at_once
-        parts = [in_chunks(k, len(some), most, self.drawer(some, generator)) for some in x.split(most)]
+        pieces, told = x.split(most), [] if condition is None else condition.split(most)
+        models = [self.given(some) for some in told] or [self] * len(pieces)
+        parts = [
+            in_chunks(k, len(some), most, model.drawer(some, generator))
+            for some, model in zip(pieces, models, strict=True)
+        ]
         return joined(parts, lambda values: torch.cat(values, 1))
+
+    def given(self, condition: Any, guidance: float = 1.0) -> Self:
+        """The same model for images of a condition. Raises UserError if the kind takes none."""
+        raise UserError(f"a model of kind {self.spec.kind} takes no condition")
 
     @abstractmethod
     def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
         """x (B, C, H, W) -> a function of `copies`: as many draws for each image, fields (copies * B,)."""
 
     def log_weights(self, x: Any, k: int = 50, generator: Noise = None) -> Tensor:
-        """(k, B) nats: log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x) (Burda et al. 2016)."""
+        """(k, B) nats: log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x) (Burda et al. 2016).
+
+        Of `model.given(condition)` those of p(x|condition), one condition for all images.
+        """
         if isinstance(x, Tensor):
             require_images(x, self.spec.image_shape)
         return self.importance(self.as_input(x), k, generator).log_w

@@ -3,9 +3,11 @@
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, h x w canvas, H x W image.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
+from npdraw_dist.core.vocabulary import Condition, Vocabulary
 from npdraw_dist.nn.appearance import Inferred, make_appearance
 from npdraw_dist.nn.authors.network import CanvasPrior, FlatPosterior, PlacedLayout, StridedDecoder
 from npdraw_dist.nn.decoder import Decoder
@@ -24,7 +27,7 @@ from npdraw_dist.nn.generative import Importance, seeded
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import CanvasStart
 from npdraw_dist.nn.posterior import Posterior
-from npdraw_dist.nn.prior import Prior, StepPrior
+from npdraw_dist.nn.prior import GivenPrior, Prior, StepPrior
 from npdraw_dist.nn.steps import AlignedLayout, FreeLayout, StepLogits, log_prob
 
 CHOICES = ("whether", "where", "what")  # each has a temperature of its logits; *where* seldom has logits
@@ -57,6 +60,30 @@ class Networks(HubModel):
         self.layout = make_layout(spec)
         self.decoder = make_decoder(spec, self.likelihood.canvas_start())
         self.appearance = make_appearance(spec)
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The conditions that the prior knows."""
+        prior = self.spec.prior
+        return Vocabulary(prior.condition, prior.vocabulary, prior.condition_tokens)
+
+    def given(self, condition: Condition | Sequence[Condition] | Tensor, guidance: float = 1.0) -> Self:
+        """This model under a condition: the same weights, and p(z|condition) in place of p(z).
+
+        condition: a class by number or name, or words, for all drawings; or one for each; or tokens (B, A).
+        guidance: `nn.prior.GivenPrior`. Raises UserError on a condition that the model does not know.
+        """
+        if not isinstance(condition, Tensor):
+            asked = [condition] if isinstance(condition, int | str) else list(condition)
+            condition = self.vocabulary.rows(asked)
+        elif self.spec.prior.condition == "none":
+            self.vocabulary.rows([0])
+        view = copy(self)
+        view._modules = {
+            **self._modules,
+            "prior": GivenPrior(self.prior, condition.to(self.device), guidance),
+        }
+        return view
 
     @property
     def grid(self) -> Grid:

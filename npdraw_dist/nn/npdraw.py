@@ -4,7 +4,7 @@ Images are of any kind that `core.images.to_batch` takes; places are named as in
 Shapes: B drawings, N of them on a way, T steps, L places, K parts, C channels, h x w canvas, H x W image.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, overload
@@ -21,6 +21,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, png, tiled, to_pil
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartBank, PartSequence
+from npdraw_dist.core.vocabulary import Condition
 from npdraw_dist.nn.completion import Completer, Effort
 from npdraw_dist.nn.generative import ANIMATED, SampleTrace, at_centres, seeded
 from npdraw_dist.nn.networks import Networks
@@ -133,8 +134,17 @@ class NPDraw(Networks):
         top_k: int | None = None,
         *,
         seed: int | None = None,
+        condition: Condition | Sequence[Condition] | None = None,
+        guidance: float = 1.0,
     ) -> Drawings:
-        """n drawings, z ~ p(z) (`StepPrior.sample`) and u ~ p(u|canvas). seed: replaces a generator."""
+        """n drawings, z ~ p(z) (`StepPrior.sample`) and u ~ p(u|canvas). seed: replaces a generator.
+
+        condition, guidance: z ~ p(z|condition), as `given` takes them; a sequence has n. Raises UserError.
+        """
+        if condition is not None:
+            if not isinstance(condition, int | str) and len(condition) != n:
+                raise UserError(f"there are {len(condition)} conditions for {n} drawings")
+            return self.given(condition, guidance).draw(n, generator, temperature, top_k, seed=seed)
         generator = seeded(self.device, generator, seed)
         z = self.sample_prior(n, generator, temperature, top_k)
         canvas = self.render(z)
@@ -149,8 +159,12 @@ class NPDraw(Networks):
         top_k: int | None = None,
         *,
         seed: int | None = None,
+        condition: Condition | Sequence[Condition] | None = None,
+        guidance: float = 1.0,
     ) -> Tensor:
-        return self.draw(n, generator, temperature, top_k, seed=seed).images
+        """The mean images of `draw`, (n, C, H, W)."""
+        drawn = self.draw(n, generator, temperature, top_k, seed=seed, condition=condition, guidance=guidance)
+        return drawn.images
 
     def sample_pixels(self, n: int, generator: Noise = None, temperature: float = 1.0) -> Tensor:
         drawn = self.draw(n, generator, temperature)
@@ -251,22 +265,61 @@ class NPDraw(Networks):
         effort: Effort | None = None,
         *,
         seed: int | None = None,
+        condition: Condition | Sequence[Condition] | None = None,
+        guidance: float = 1.0,
     ) -> PartSequence | Drawings:
         """Draws all places anew but the kept ones, given these: a draw of about p(z' | kept places).
 
         x: a drawing z (B, T), for which z' (B, T) is returned; or images or `Drawings`, for which `Drawings`
         are, with the u of x. keep: (L,) or (B, L) bool, or as `core.editing.mask_of` takes it; there z' holds
         exactly what z holds, also nothing. effort: how near to the exact distribution (`nn.completion`).
-        temperature divides all logits of the prior. seed: in place of a generator. Raises ValueError on
-        shapes, numbers or places that do not fit this model, such as more steps than T.
+        temperature divides all logits of the prior. seed: in place of a generator. condition, guidance: as
+        `given` takes them; a sequence has B. Raises ValueError on shapes, numbers or places that do not fit
+        this model, such as more steps than T.
         """
         generator = seeded(self.device, generator, seed)
         given = x if isinstance(x, PartSequence) else self.drawings(x)
         z = given if isinstance(given, PartSequence) else given.z
-        completer = Completer(self.prior, self.bank_parts, temperature, effort or Effort())
         mask = mask_of(keep, self.spec.grid, len(z), "keep").to(z.where.device)
-        done = completer(z, mask.expand(len(z), -1) if mask.ndim == 1 else mask, generator)
+        mask = mask.expand(len(z), -1) if mask.ndim == 1 else mask
+        if condition is None or isinstance(condition, int | str):
+            each = [condition] * len(z)
+        elif len(condition) == len(z):
+            each = list(condition)
+        else:
+            raise UserError(f"there are {len(condition)} conditions for {len(z)} drawings")
+        parts, order = [], list[int]()
+        for told in dict.fromkeys(each):  # particles of one image have one condition
+            rows = [row for row, one in enumerate(each) if one == told]
+            prior = self.prior if told is None else self.given(told, guidance).prior
+            completer = Completer(prior, self.bank_parts, temperature, effort or Effort())
+            index = torch.tensor(rows, device=z.where.device)
+            parts.append(completer(z[index], mask[index], generator))
+            order += rows
+        done = PartSequence.cat(parts)[torch.tensor(order, device=z.where.device).argsort()]
         return done if isinstance(given, PartSequence) else self.redrawn(done, given)
+
+    @torch.no_grad()
+    def classify(self, images: Any, k: int = 10, *, seed: int = 0) -> Tensor:
+        """The class of the highest log p(x|class), of k draws of the posterior, for each image: int64 (B,).
+
+        All classes are as likely before. Raises UserError if the model takes no class.
+        """
+        if self.spec.prior.condition != "class":
+            raise UserError("the model knows no classes; train one with --prior.condition class")
+        x, generator = self.as_input(images), seeded(self.device, None, seed)
+        found = [self._class_of(some, k, generator) for some in x.split(max(self.rows_at_once // k, 1))]
+        return torch.cat(found)
+
+    def _class_of(self, x: Tensor, k: int, generator: Noise) -> Tensor:
+        """The draws are the same for all classes: only log p(z|class) differs."""
+        q = self.infer(x).tile(k)
+        z = self.sample_posterior(q, generator)
+        scored = self.reconstruct_from(self.render(z), x.repeat(k, 1, 1, 1), generator)
+        shared = scored.log_p - scored.log_ratio - self.layout.log_prob(q, z)
+        classes = torch.arange(1, 1 + len(self.vocabulary.entries), device=x.device)
+        bounds = [shared + self.prior.log_prob(z, number.view(1, 1)) for number in classes]
+        return torch.stack(bounds).view(len(classes), k, -1).logsumexp(1).argmax(0)
 
     @torch.no_grad()
     def compose(self, a: Any, b: Any, places: Any) -> Drawings:

@@ -16,13 +16,13 @@ from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.networks import CHOICES, Networks
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.prior import StepPrior
+from npdraw_dist.nn.prior import StepPrior, dropped
 from npdraw_dist.nn.relaxations import binary_concrete, gumbel_softmax, soft_canvas, total_kl
 from npdraw_dist.nn.steps import StepLogits
 
 # Parameters with these names are tables: they have no weight decay, whatever their shape.
 TABLES = (
-    *("drawn", "part", "place", "position", "blank"),
+    *("drawn", "part", "place", "position", "blank", "told"),
     *("codebook", "pseudo_inputs", "first_", "background"),
 )
 Loss = tuple[Tensor, dict[str, Tensor]]  # the loss of each image, (B,), and metrics (B,) by name
@@ -49,12 +49,12 @@ class PriorObjective(Objective):
         return list(self.prior.blocks)
 
     def forward(self, batch: Batch, progress: float, generator: Noise) -> Loss:
-        nll = -self.prior.log_prob(batch.z)
+        nll = -self.prior.log_prob(batch.z, shown(self.prior, batch, generator))
         return nll, {"nll": nll}
 
     def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
         """The negative log-probability of the parses, in nats."""
-        return {"nll": -self.prior.log_prob(batch.z)}
+        return {"nll": -self.prior.log_prob(batch.z, told(self.prior, batch))}
 
 
 class VAEObjective(Objective):
@@ -88,14 +88,15 @@ class VAEObjective(Objective):
         config, model, parse = self.config, self.model, batch.z
         x = binarized(batch.images, model.spec.binarize, generator)
         latent = ramp(progress, 0.0, 1.0, config.latent_ramp)
+        condition = shown(model.prior, batch, generator)
         if self.is_hard(progress):  # the loss is the bound alone
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.draws > 1):
                 q = model.infer(x)
-            return self._hard(x, q, generator, latent)
+            return self._hard(x, q, generator, latent, condition)
         done = progress / self.relaxed_share
         # Without the temperature: relaxed draws favour a q that is too certain and would make it fall.
         q = model.posterior(x).float32()
-        loss, metrics = self._relaxed(x, q, parse, done, generator)
+        loss, metrics = self._relaxed(x, q, parse, done, generator, condition)
         if latent < 1 and "kl_appearance" in metrics:
             loss = loss - config.beta * (1 - latent) * metrics["kl_appearance"]
         loss = loss + 0.0 * model.temperature.sum()  # DDP waits for a gradient of each parameter
@@ -111,7 +112,14 @@ class VAEObjective(Objective):
         """Whether draws of z are hard after this share of the budget."""
         return progress >= self.relaxed_share
 
-    def _hard(self, x: Tensor, q: StepLogits, generator: Noise, latent: float = 1.0) -> Loss:
+    def _hard(
+        self,
+        x: Tensor,
+        q: StepLogits,
+        generator: Noise,
+        latent: float = 1.0,
+        condition: Tensor | None = None,
+    ) -> Loss:
         """-ELBO of `draws` hard draws, whose gradient is unbiased.
 
         The score function gives the gradient of what a choice changes. Each draw is measured against the mean
@@ -122,7 +130,8 @@ class VAEObjective(Objective):
         q = q.tile(k) if k > 1 else q.map(Tensor.detach)
         z = model.sample_posterior(q.map(Tensor.detach), generator)
         found = model.reconstruct_from(model.render(z), x.repeat(k, 1, 1, 1), generator)
-        terms = model.layout.terms(q, model.prior(z).float32(), z)
+        each = None if condition is None else condition.repeat(k, 1)
+        terms = model.layout.terms(q, model.prior(z, each).float32(), z)
         parts = {**terms.kl, **found.kl}
         kl = total_kl(parts)
         eased = kl if latent == 1 or not found.kl else kl - (1 - latent) * total_kl(found.kl)
@@ -138,12 +147,20 @@ class VAEObjective(Objective):
         metrics = {"reconstruction": found.log_p, **parts, "elbo": found.log_p - kl}
         return loss.view(k, -1).mean(0), {name: value.view(k, -1).mean(0) for name, value in metrics.items()}
 
-    def _relaxed(self, x: Tensor, q: StepLogits, parse: PartSequence, done: float, generator: Noise) -> Loss:
+    def _relaxed(
+        self,
+        x: Tensor,
+        q: StepLogits,
+        parse: PartSequence,
+        done: float,
+        generator: Noise,
+        condition: Tensor | None = None,
+    ) -> Loss:
         """The paper's surrogate, which is not a bound: it draws mixtures of parts, and parts in part."""
         model = self.model
         canvas, z = self._draw(q, done, generator)
         found = model.reconstruct_from(canvas, x, generator)
-        parts = {**model.layout.surrogate_kl(q, model.prior(z).float32(), z), **found.kl}
+        parts = {**model.layout.surrogate_kl(q, model.prior(z, condition).float32(), z), **found.kl}
         kl = total_kl(parts)
         metrics = {"surrogate": found.log_p - kl, "reconstruction": found.log_p, **parts}
         return self.config.beta * kl - found.log_p, metrics
@@ -169,9 +186,21 @@ class VAEObjective(Objective):
         q = model.infer(x)
         z = model.sample_posterior(q, generator)
         found = model.reconstruct_from(model.render(z), x, generator)
-        parts = {**model.layout.terms(q, model.prior(z), z).kl, **found.kl}
+        p = model.prior(z, told(model.prior, batch))
+        parts = {**model.layout.terms(q, p, z).kl, **found.kl}
         kl = total_kl(parts)
         return {"elbo": found.log_p - kl, "reconstruction": found.log_p, **parts}
+
+
+def told(prior: StepPrior, batch: Batch) -> Tensor | None:
+    """The conditions of a batch; None if the prior takes none."""
+    return None if prior.spec.prior.condition == "none" else batch.condition
+
+
+def shown(prior: StepPrior, batch: Batch, generator: Noise) -> Tensor | None:
+    """The conditions of a batch as training shows them (`nn.prior.dropped`)."""
+    condition = told(prior, batch)
+    return None if condition is None else dropped(condition, generator)
 
 
 def most_open(gate: Tensor, most: int) -> Tensor:

@@ -3,31 +3,36 @@
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
 The authors render the canvas before each step and embed it by convolutions (`nn.authors`). Here its embedding
 is a running sum of table entries, a vector for each pair of place and part.
-Shapes: B batch, T steps, L places, K parts, W channels of a token; `...` any axes.
+A prior with a condition c, such as a class or words, has tokens of it before the first step: p(z|c). Token 0
+stands for no word, and a condition of zeros is none: training drops some, so one network knows p(z) too.
+Shapes: B batch, A tokens of a condition, T steps, L places, K parts, W channels of a token; `...` any axes.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator
 from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.config.spec import ModelSpec, PriorSpec
 from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.vocabulary import Vocabulary
 from npdraw_dist.nn.blocks import CausalBlock, ExactLinear, causal_blocks
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits, log_prob
 from npdraw_dist.nn.tables import START, TABLES, PixelTable
 
+# Chances that training drops a whole condition (Ho and Salimans 2022), and each of its words.
+DROPPED, WORD_DROPPED = 0.15, 0.1
+
 
 class StepPrior(nn.Module, ABC):
     """p(z) from a state before each step, and the sampler. ahead: tokens before that of the first step."""
 
-    ahead: ClassVar[int] = 0
+    ahead: int = 0
     position: nn.Parameter
     blocks: nn.ModuleList
     norm: nn.Module
@@ -40,33 +45,45 @@ class StepPrior(nn.Module, ABC):
         self.places, self.parts, self.steps = spec.grid.places, spec.parts, spec.steps
 
     @abstractmethod
-    def forward(self, z: PartSequence) -> StepLogits:
-        """Logits of every step given the true steps before it (teacher forcing)."""
+    def forward(self, z: PartSequence, condition: Tensor | None = None) -> StepLogits:
+        """Logits of every step given the true steps before it (teacher forcing).
+
+        condition: (B, A) or (1, A) int64 tokens; None: none.
+        """
 
     @abstractmethod
-    def tokens(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
+    def tokens(
+        self, z: PartSequence, condition: Tensor | None = None
+    ) -> Generator[Tensor, Tensor | None, None]:
         """Yields the `ahead` first tokens (B, W), then the token of each step.
 
         The caller fills z up to the step. If it replaced the rows of z by its rows `index` (B,), it sends
         that.
         """
 
+    def whether_logits(self, h: Tensor) -> Tensor:
+        """(...), given the state h (..., W)."""
+        logits: Tensor = self.whether_head(h)[..., 0]
+        return logits
+
+    def where_logits(self, h: Tensor) -> Tensor | None:
+        """(..., L), given the state h (..., W); None if step t is place t."""
+        return None if self.where_head is None else self.where_head(h)
+
     @abstractmethod
-    def _what(self, h: Tensor, where: Tensor) -> Tensor:
-        """Logits of *what*, (..., K), given the state h (..., W) and `where` (...)."""
+    def what_logits(self, h: Tensor, where: Tensor) -> Tensor:
+        """(..., K), given the state h (..., W) and `where` (...)."""
 
     def set_bank(self, parts: Tensor) -> None:
         """Copies the parts (K, C, P, P) to a prior that looks at them."""
 
-    def log_prob(self, z: PartSequence) -> Tensor:
-        """log p(z), (B,) nats, exact."""
-        return log_prob(self(z).float32(), z)
+    def log_prob(self, z: PartSequence, condition: Tensor | None = None) -> Tensor:
+        """log p(z|condition), (B,) nats, exact."""
+        return log_prob(self(z, condition).float32(), z)
 
     def logits(self, h: Tensor, where: Tensor) -> StepLogits:
         """Logits of every step, given the states h (B, T, W) before it; *what* is given `where` (B, T)."""
-        whether = self.whether_head(h)[..., 0]
-        places = None if self.where_head is None else self.where_head(h)
-        return StepLogits(whether, places, self._what(h, where))
+        return StepLogits(self.whether_logits(h), self.where_logits(h), self.what_logits(h, where))
 
     @torch.no_grad()
     def sample(
@@ -96,19 +113,21 @@ class StepPrior(nn.Module, ABC):
                 used |= (z.where[:, t, None] == places) & z.whether[:, t, None]
         return z if self.spec.where_given else z.canonical()
 
-    def states(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
+    def states(
+        self, z: PartSequence, condition: Tensor | None = None
+    ) -> Generator[Tensor, Tensor | None, None]:
         """The state h (B, W) before each step, with a KV cache. The caller fills z, as for `tokens`."""
         with self.held():
-            yield from self._states(z)
+            yield from self._states(z, condition)
 
     def held(self) -> AbstractContextManager[None]:
         """Computes what the calls inside share once, where the weights do not change."""
         return nullcontext()
 
-    def _states(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
+    def _states(self, z: PartSequence, condition: Tensor | None) -> Generator[Tensor, Tensor | None, None]:
         blocks = [block for block in self.blocks if isinstance(block, CausalBlock)]
         caches = [block.cache(len(z), self.ahead + self.steps, self.position) for block in blocks]
-        tokens, index = self.tokens(z), None
+        tokens, index = self.tokens(z, condition), None
         for number in range(self.ahead + self.steps):
             x = tokens.send(index)[:, None]
             for block, cache in zip(blocks, caches, strict=True):
@@ -132,16 +151,17 @@ class StepPrior(nn.Module, ABC):
 
         used: (B, L) bool, places to leave out unless all are used.
         """
-        chance = torch.sigmoid(self.whether_head(h)[:, 0] / temperature)
+        chance = torch.sigmoid(self.whether_logits(h) / temperature)
         whether = uniform(chance.shape, generator, h) < chance
-        if self.where_head is None:
+        places = self.where_logits(h)
+        if places is None:
             where = torch.full_like(whether, step, dtype=torch.int64)
         else:
-            places = self.where_head(h) / temperature
+            places = places / temperature
             if used is not None:
                 places = places.masked_fill(used & ~used.all(1, keepdim=True), -torch.inf)
             where = categorical_sample(places, generator)
-        logits = self._what(h, where) / temperature
+        logits = self.what_logits(h, where) / temperature
         if top_k is not None and top_k < self.parts:
             least = logits.topk(top_k, -1).values[:, -1:]
             logits = logits.masked_fill(logits < least, -torch.inf)
@@ -173,6 +193,8 @@ class Prior(StepPrior):
         self.where_head = None if spec.where_given else ExactLinear(width, places)
         self.what_state = nn.Linear(width, width)
         self.what_head = None if by_pixels else ExactLinear(width, parts)
+        self.ahead = prior.condition_tokens
+        self.told = Told(prior) if self.ahead else None
         self.chosen_place = (
             nn.Embedding(places, width) if prior.heads == "chained" and not spec.where_given else None
         )
@@ -183,15 +205,17 @@ class Prior(StepPrior):
     def held(self) -> AbstractContextManager[None]:
         return self.drawn.held()
 
-    def forward(self, z: PartSequence) -> StepLogits:
+    def forward(self, z: PartSequence, condition: Tensor | None = None) -> StepLogits:
         with self.held():
             step = self._embed(z.whether, z.where, z.what)  # (B, T, W)
             before = F.pad(step, (0, 0, 1, 0))[:, :-1]
             nothing = F.pad(~z.whether, (1, 0))[:, :-1]  # no step precedes the first
             x = self._token(before.cumsum(1), before, nothing, self.position)
+            if self.told is not None:
+                x = torch.cat([self.told(condition, len(x)), x], 1)
             for block in self.blocks:
                 x = block(x)
-            return self.logits(self.norm(x), z.where)
+            return self.logits(self.norm(x[:, self.ahead :]), z.where)
 
     def _embed(self, whether: Tensor, where: Tensor, what: Tensor) -> Tensor:
         """What a step adds to the canvas, (..., W); 0 where it draws nothing."""
@@ -204,7 +228,7 @@ class Prior(StepPrior):
         last: Tensor = self.last(before)
         return canvas + last + nothing[..., None] * self.blank + position
 
-    def _what(self, h: Tensor, where: Tensor) -> Tensor:
+    def what_logits(self, h: Tensor, where: Tensor) -> Tensor:
         state = self.what_state(h)
         if self.chosen_place is not None:
             state = state + self.chosen_place(where)
@@ -215,7 +239,11 @@ class Prior(StepPrior):
         assert isinstance(self.drawn, PixelTable)
         return self.drawn.logits(state, where)
 
-    def tokens(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
+    def tokens(
+        self, z: PartSequence, condition: Tensor | None = None
+    ) -> Generator[Tensor, Tensor | None, None]:
+        if self.told is not None:
+            yield from self.told(condition, len(z)).unbind(1)
         before = self.position.new_zeros(len(z), self.position.shape[1])
         nothing = torch.zeros_like(z.whether[:, 0])
         canvas = before
@@ -226,3 +254,95 @@ class Prior(StepPrior):
             before = self._embed(z.whether[:, t], z.where[:, t], z.what[:, t])
             nothing = ~z.whether[:, t]
             canvas = canvas + before
+
+
+class Told(nn.Module):
+    """The tokens of a condition, (B, A, W): a vector for each word, and of the pieces that it is made of."""
+
+    inner: Tensor
+
+    def __init__(self, prior: PriorSpec) -> None:
+        super().__init__()
+        vocabulary = Vocabulary(prior.condition, prior.vocabulary, prior.condition_tokens)
+        self.tokens = vocabulary.tokens
+        self.register_buffer("inner", vocabulary.inner(), persistent=False)
+        self.word = nn.Parameter(torch.randn(len(self.inner), prior.width) * START)
+        self.position = nn.Parameter(torch.randn(self.tokens, prior.width) * START)
+
+    def forward(self, condition: Tensor | None, batch: int) -> Tensor:
+        if condition is None:
+            condition = self.inner.new_zeros(1, self.tokens)
+        inner = self.inner[condition]  # (B, A, pieces)
+        of_pieces = (F.embedding(inner, self.word) * (inner > 0)[..., None]).sum(-2)
+        return (F.embedding(condition, self.word) + of_pieces + self.position).expand(batch, -1, -1)
+
+
+def dropped(condition: Tensor, noise: Noise) -> Tensor:
+    """condition (B, A) as training shows it: some are none, and others lack some of their words."""
+    drawn = uniform((len(condition), 1 + condition.shape[1]), noise, condition.float())
+    each = WORD_DROPPED if condition.shape[1] > 1 else 0.0
+    return condition * (drawn[:, :1] >= DROPPED) * (drawn[:, 1:] >= each)
+
+
+class GivenPrior(StepPrior):
+    """p(z|c) of a trained prior for conditions that are fixed: what samples, completes and scores under them.
+
+    Its logits are u + guidance (c - u), of the logits c given the condition and u given none (Ho and Salimans
+    2022): guidance 1 is p(z|c), 0 is p(z). A state is the pair of both.
+    """
+
+    def __init__(self, prior: StepPrior, condition: Tensor, guidance: float = 1.0) -> None:
+        """condition: (1, A) for all drawings, or (B, A) for B of them."""
+        super().__init__(prior.spec)
+        self.of, self.guidance = prior, guidance
+        self.position, self.condition = prior.position, condition
+
+    def _mixed(self, given: Tensor, free: Tensor) -> Tensor:
+        return free + self.guidance * (given - free)
+
+    def _conditions(self) -> list[Tensor | None]:
+        """Those whose states are computed: c and none, or the one that counts."""
+        alone: dict[float, list[Tensor | None]] = {0.0: [None], 1.0: [self.condition]}
+        return alone.get(self.guidance, [self.condition, None])
+
+    def forward(self, z: PartSequence, condition: Tensor | None = None) -> StepLogits:
+        found: list[StepLogits] = [self.of(z, self._rows(told, z)) for told in self._conditions()]
+        if len(found) == 1:
+            return found[0]
+        given, free = found
+        where = None if given.where is None or free.where is None else self._mixed(given.where, free.where)
+        return StepLogits(self._mixed(given.whether, free.whether), where, self._mixed(given.what, free.what))
+
+    def _rows(self, condition: Tensor | None, z: PartSequence) -> Tensor | None:
+        """z may be several draws of each of the B drawings, draw after draw."""
+        if condition is None or len(condition) in (1, len(z)):
+            return condition
+        return condition.repeat(len(z) // len(condition), 1)
+
+    def tokens(
+        self, z: PartSequence, condition: Tensor | None = None
+    ) -> Generator[Tensor, Tensor | None, None]:
+        raise NotImplementedError("the states are those of the prior")
+
+    def states(
+        self, z: PartSequence, condition: Tensor | None = None
+    ) -> Generator[Tensor, Tensor | None, None]:
+        walks, index = [self.of.states(z, condition) for condition in self._conditions()], None
+        for _ in range(self.steps):
+            index = yield torch.cat([walk.send(index) for walk in walks], -1)
+
+    def _halves(self, h: Tensor) -> tuple[Tensor, ...]:
+        return h.chunk(len(self._conditions()), -1)
+
+    def whether_logits(self, h: Tensor) -> Tensor:
+        found = [self.of.whether_logits(half) for half in self._halves(h)]
+        return found[0] if len(found) == 1 else self._mixed(*found)
+
+    def where_logits(self, h: Tensor) -> Tensor | None:
+        found = [self.of.where_logits(half) for half in self._halves(h)]
+        given, free = found[0], found[-1]
+        return given if given is None or free is None or len(found) == 1 else self._mixed(given, free)
+
+    def what_logits(self, h: Tensor, where: Tensor) -> Tensor:
+        found = [self.of.what_logits(half, where) for half in self._halves(h)]
+        return found[0] if len(found) == 1 else self._mixed(*found)

@@ -4,6 +4,7 @@ Baselines train on images alone: their shards have no steps and need no bank.
 """
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from npdraw_dist.core.images import canvas_bytes, to_float
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.core.process import ray_runs
+from npdraw_dist.core.vocabulary import learned, words_in
 from npdraw_dist.data.parses import to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
@@ -30,11 +32,12 @@ from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import stage_progress
-from npdraw_dist.pipeline.store import Store, fingerprint_of, finished
+from npdraw_dist.pipeline.store import VOCABULARY, Store, fingerprint_of, finished
 
 STAGE, FOLDER = "parse", "parses"
 PICTURES = ("parses/preview.png",)
 AT_ONCE = 512  # images that the parser is given together
+MOST_TEXTS = 1 << 20  # images whose words are counted
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -59,6 +62,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         if facts.file is not None:
             files[facts.split][facts.file] = facts.rows
     write_list(store.filesystem, store.path(FOLDER), files)
+    store.write_json(_vocabulary(source, written, store), FOLDER, VOCABULARY)
     if bank is not None:  # preview.png of the first 16 training images
         parses = store.parses("train")
         head = parses.at(np.arange(min(16, len(parses))))
@@ -93,6 +97,17 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     return manifest
 
 
+def _vocabulary(source: Source, written: Written, store: Store) -> dict[str, list[str]]:
+    """What conditions can name: `classes`, by the source or by number, and `words` of the training images."""
+    known = source.facts()["classes"]
+    count = int(max((facts.numbers.get("classes", 0) for facts in written.shards), default=0))
+    counts = Counter[str]()
+    for texts in store.parses("train").texts(MOST_TEXTS):
+        for text in texts:
+            counts.update(words_in(text))
+    return {"classes": known or [str(number) for number in range(count)], "words": list(learned(counts))}
+
+
 def needed_splits(experiment: Experiment) -> tuple[Split, ...]:
     """The splits that a run reads: the test split only if its final numbers are of that split."""
     return SPLITS if experiment.eval.split == "test" else ("train", "valid")
@@ -117,12 +132,14 @@ class ParseEncoder:
     parts: NDArray[np.float32] | None
 
     def __call__(self, rows: Rows) -> Encoded:
+        classes = int(rows.known_labels().max(initial=-1)) + 1
         if self.parts is None:
-            return Encoded(to_parquet(rows))
+            return Encoded(to_parquet(rows), {"classes": classes})
         z, squared_error = self.parse(rows.images)
         numbers = {
             "squared_error": float(squared_error.sum(dtype=np.float64)),
             "parts": int(z.whether.sum()),
+            "classes": classes,
         }
         return Encoded(to_parquet(rows, z, squared_error), numbers)
 

@@ -11,7 +11,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.nn.authors.training import AuthorsPriorObjective
 from npdraw_dist.nn.networks import make_prior
-from npdraw_dist.nn.objective import PriorObjective
+from npdraw_dist.nn.objective import PriorObjective, told
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.models import start_weights
@@ -28,6 +28,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> 
     """Trains the prior and writes prior/; returns its manifest (`valid_nll`: nats an image, or None)."""
     if (manifest := finished(store, experiment, STAGE)) is not None:
         return manifest
+    experiment = store.with_vocabulary(experiment)
     start: Start = {}
     if experiment.init.model is not None:
         start = start_weights(experiment, load_bank(experiment, store))
@@ -70,12 +71,12 @@ def scored(experiment: Experiment, store: Store) -> tuple[StepPrior, Batch]:
     prior = make_prior(ModelSpec.of(experiment)).eval()
     prior.load_state_dict(trained_weights(experiment, store))
     rows = max(experiment.eval.images, SCORED)
-    return prior, store.parses(experiment.eval.split).sample(rows, experiment.seed)
+    return prior, store.parses(experiment.eval.split, experiment).sample(rows, experiment.seed)
 
 
 @torch.no_grad()
 def mean_nll(prior: StepPrior, data: Batch, device: torch.device) -> float:
-    """Mean -log p(z) of the parses in nats per image."""
-    z, prior = data.z, prior.to(device)  # each access of z widens the whole batch
-    parts = [z[start : start + 256].to(device) for start in range(0, len(data), 256)]
-    return float(torch.cat([-prior.log_prob(part) for part in parts]).mean())
+    """Mean -log p(z) of the parses in nats per image, given their conditions if the prior takes any."""
+    prior = prior.to(device)
+    parts = [data[start : start + 256].to(device) for start in range(0, len(data), 256)]
+    return float(torch.cat([-prior.log_prob(part.z, told(prior, part)) for part in parts]).mean())

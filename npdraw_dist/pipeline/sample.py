@@ -52,7 +52,8 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         store.record_opening(STAGE)
     with store.reading("model") as folder:
         model = load_model(str(folder))
-    data = store.parses(split).sample(experiment.eval.images, experiment.seed)
+    experiment = store.with_vocabulary(experiment)
+    data = store.parses(split, experiment).sample(experiment.eval.images, experiment.seed)
     scored = prior.scored(experiment, store) if "prior" in manifests else None
     with stage_progress(STAGE, SAMPLES):
         made, elsewhere = on_gpu(experiment.scale, STAGE, _draw_and_score, model, data, experiment, scored)

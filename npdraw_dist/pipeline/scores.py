@@ -26,21 +26,33 @@ Numbers = dict[str, float]
 
 
 @torch.no_grad()
-def score_images(model: GenerativeModel, images: Tensor, k: int, seed: int, *batch: int) -> dict[str, Tensor]:
+def score_images(
+    model: GenerativeModel,
+    images: Tensor,
+    k: int,
+    seed: int,
+    *batch: int,
+    condition: Tensor | None = None,
+) -> dict[str, Tensor]:
     """uint8 images (B, C, H, W) -> numbers by name, each (B,) float64 on the CPU.
 
     nll_iwae: in positive nats, of k samples. elbo and its parts: reconstruction, and analytic KL terms given
     the steps before. authors_estimator: minus the log-mean-exp of reconstruction less analytic KL, as the
     authors' code computes it; it is no bound. effective_samples: (sum w)^2 / sum w^2, from 1 to k. The noise
     is seeded by (seed, batch), so equal images with equal batch numbers have equal scores on any worker.
+    condition: tokens (B, A); then nll_iwae_given is of p(x|condition), with the same noise.
     """
     generator = torch.Generator(model.device)
     generator.manual_seed(noise_seed(seed, SCORING, *batch))
     x = binarized(images.to(model.device), model.spec.binarize, generator)
-    bound, squares, authors = LogMeanExp(), LogMeanExp(), LogMeanExp()
+    bound, squares, authors, given = (LogMeanExp() for _ in range(4))
     sums: dict[str, Tensor] = {}
     for number, start in enumerate(range(0, k, K_CHUNK)):
         generator.manual_seed(noise_seed(seed, SCORING, *batch, number))
+        if condition is not None:
+            told = model.importance(x, min(K_CHUNK, k - start), generator, condition.to(model.device))
+            given.add(told.log_w)
+            generator.manual_seed(noise_seed(seed, SCORING, *batch, number))
         drawn = model.importance(x, min(K_CHUNK, k - start), generator)
         bound.add(drawn.log_w)
         squares.add(2 * drawn.log_w)
@@ -50,6 +62,7 @@ def score_images(model: GenerativeModel, images: Tensor, k: int, seed: int, *bat
             sums[name] = sums.get(name, 0.0) + values.double().sum(0)
     scores = {
         "nll_iwae": -bound.value,
+        **({} if condition is None else {"nll_iwae_given": -given.value}),
         **{name: total / k for name, total in sums.items()},
         "authors_estimator": -authors.value,
         "effective_samples": torch.exp(2 * bound.value - squares.value) * k,
@@ -95,9 +108,13 @@ def summary(values: Mapping[str, Tensor], k: int, dimensions: int) -> Numbers:
 
 def score(model: GenerativeModel, data: Batch, k: int, seed: int) -> Numbers:
     """`summary` of `data`, computed in this process."""
+
+    def told(some: Batch) -> Tensor | None:
+        return some.condition if some.condition.shape[1] else None
+
     scores = [
-        score_images(model, data.images[start : start + BATCH], k, seed, 0, number)
-        for number, start in enumerate(range(0, len(data), BATCH))
+        score_images(model, some.images, k, seed, 0, number, condition=told(some))
+        for number, some in enumerate(data[start : start + BATCH] for start in range(0, len(data), BATCH))
     ]
     values = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
     return summary(values, k, data.images[0].numel())

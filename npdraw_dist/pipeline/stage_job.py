@@ -138,7 +138,8 @@ class Moves:
         background = experiment.canvas_grid.background
         images = moved(batch.images, experiment.train, noise, background)
         small = canvas_bytes(images, experiment.grid.downscale)
-        return Batch.of(images, batch.z if self.parser is None else self.parser(small).z)
+        z = batch.z if self.parser is None else self.parser(small).z
+        return Batch.of(images, z, batch.condition)
 
 
 def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | None:

@@ -31,9 +31,11 @@ from npdraw_dist.core.storage import (
     read_bytes,
     write_text,
 )
-from npdraw_dist.data.parses import Parses
+from npdraw_dist.core.vocabulary import Vocabulary
+from npdraw_dist.data.parses import Parses, Told
 
 CONFIG, INPUTS, METRICS, OPENINGS = "config.yaml", "inputs.parquet", "metrics.json", "test_split.json"
+VOCABULARY = "vocabulary.json"  # in parses/: what conditions can name
 BROKEN = "stopped.json"  # in the folder of a stage whose loss was not finite too often
 LONGEST_NAME = 200  # bytes; file systems take 255
 FOLDERS = {"bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}  # stage -> its folder
@@ -96,9 +98,33 @@ class Store:
     def has(self, *parts: str) -> bool:
         return self.filesystem.get_file_info(self.path(*parts)).type != fs.FileType.NotFound
 
-    def parses(self, split: str) -> Parses:
-        """The parses of a split, as the stage `parse` wrote them."""
-        return Parses.of_split(self.filesystem, self.path("parses"), split)
+    def parses(self, split: str, experiment: Experiment | None = None) -> Parses:
+        """The parses of a split, as the stage `parse` wrote them.
+
+        experiment: `with_vocabulary`, where batches have to say what its prior is told.
+        """
+        told = None
+        if experiment is not None and experiment.takes_condition:
+            prior, classes = experiment.prior, self.read_json("parses", VOCABULARY)["classes"]
+            told = Told(Vocabulary(prior.condition, prior.vocabulary, prior.condition_tokens), classes)
+        return Parses.of_split(self.filesystem, self.path("parses"), split, told)
+
+    def with_vocabulary(self, experiment: Experiment) -> Experiment:
+        """`experiment` with the classes or words of its parses, unless it has those of init.model.
+
+        Raises UserError if its prior takes a condition that the data do not have.
+        """
+        prior = experiment.prior
+        if not experiment.takes_condition or prior.vocabulary:
+            return experiment
+        name = "classes" if prior.condition == "class" else "words"
+        found = self.read_json("parses", VOCABULARY)[name]
+        if not found:
+            raise UserError(
+                f"prior.condition is {prior.condition}, and the images of data.source "
+                f"{experiment.data.source} have no {name}"
+            )
+        return with_changes(experiment, {"prior": {"vocabulary": found}})
 
     def make_folder(self) -> None:
         """Creates the run folder. Raises UserError if the storage cannot be written."""

@@ -152,7 +152,7 @@ def _make_job(
     make_objective: stage_job.MakeObjective,
     start: stage_job.Start,
 ) -> stage_job.StageJob:
-    parses = store.parses("train")
+    parses = store.parses("train", experiment)
     streamed = stage_job.is_streamed(experiment, len(parses))
     size = len(parses) * stage_job.row_bytes(experiment) / 2**20
     console.print(
@@ -165,7 +165,7 @@ def _make_job(
     pictures = {} if bank is None else {"bank": stage_job.bank_sheet(bank)}
     events = Events(store.filesystem, store.path(stage))
     events.begin(flat(experiment.deciding()), stage_job.CRITERIA[stage].name, pictures)
-    valid = validation_images(store, experiment.train.eval_images, experiment.seed)
+    valid = validation_images(store, experiment.train.eval_images, experiment.seed, experiment)
     train = None if streamed else parses.in_id_order()
     given: Any = stage_job.Given(start, valid, train, None if bank is None else bank.parts)
     if not experiment.scale.here:
@@ -175,11 +175,14 @@ def _make_job(
     return stage_job.StageJob(stage, experiment, make_objective, parses, given)
 
 
-def validation_images(store: Store, count: int, seed: int) -> Batch:
-    """A sample of the whole validation split, whose first rows may be of one class; empty if it is."""
-    parses = store.parses("valid")
+def validation_images(store: Store, count: int, seed: int, experiment: Experiment | None = None) -> Batch:
+    """A sample of the whole validation split, whose first rows may be of one class; empty if it is.
+
+    experiment: as of `Store.parses`.
+    """
+    parses = store.parses("valid", experiment)
     if len(parses) == 0:
-        return store.parses("train").sample(1, seed)[:0]
+        return store.parses("train", experiment).sample(1, seed)[:0]
     return parses.sample(count, seed)
 
 

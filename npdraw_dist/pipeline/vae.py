@@ -38,6 +38,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> 
     """Trains the VAE from the pre-trained prior and writes vae/ and model/; returns its manifest."""
     if (manifest := finished(store, experiment, STAGE)) is not None and store.has("model", "config.json"):
         return manifest
+    experiment = store.with_vocabulary(experiment)
     start = load_start(experiment, store)
     manifest, tensors, _ = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
     spec = spec_of(experiment)

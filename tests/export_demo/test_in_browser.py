@@ -123,7 +123,7 @@ def test_the_page_computes_what_torch_computes(shown: tuple[NPDraw, Any]) -> Non
         key: float((torch.tensor([one[key] for one in found]) - values.flatten(1)).abs().max())
         for key, values in wanted.items()
     }
-    # The table of the prior's running sum is rounded to float16 after it is added up, and so are codes of parts.
+    # The table of the prior's running sum, or codes of parts, are rounded to float16 after they are made.
     prior = 5e-2 if model.spec.prior.table == "pixels" else 5e-3
     assert all(far[key] < (prior if key == "log_probs" else 1e-4) for key in far), far
 

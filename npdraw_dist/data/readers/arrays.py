@@ -26,7 +26,7 @@ from npdraw_dist.data.identity import InputFile, Inputs
 from npdraw_dist.data.readers.known import find_data, kept
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Source, listed
-from npdraw_dist.data.splits import holdout, stratified
+from npdraw_dist.data.splits import Split, holdout, stratified
 
 # (N, C, H, W) uint8, and the label of each, (N,).
 Arrays = tuple[NDArray[np.uint8], NDArray[Any]]
@@ -40,6 +40,18 @@ IDX_LAYOUT = (
     "the four files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
     "t10k-labels-idx1-ubyte, plain or .gz"
 )
+DIGITS = tuple("0123456789")
+CLASSES = {
+    "mnist": DIGITS,
+    "fashion_mnist": (
+        *("T-shirt", "trouser", "pullover", "dress", "coat"),
+        *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    ),
+    "cifar10": (
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ),
+}
 CIFAR_BATCHES = (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
 CIFAR_LAYOUT = "cifar-10-batches-py/data_batch_1 to data_batch_5 and test_batch"
 # All that a pickled NumPy array needs, pickled by Python 2 (the published files) or 3.
@@ -68,7 +80,8 @@ def _with_own_test(
     """A source whose last part is its test split; validation is a seeded share of the others."""
     *own, test = ([(part, i) for i in range(size)] for part, size in sizes.items())
     train, valid = holdout([row for rows in own for row in rows], data.valid_fraction, seed)
-    return listed(data, seed, read, {"train": train, "valid": valid, "test": test}, inputs)
+    splits: dict[Split, list[tuple[str, int]]] = {"train": train, "valid": valid, "test": test}
+    return listed(data, seed, read, splits, inputs, CLASSES[data.source])
 
 
 @cache
@@ -111,7 +124,7 @@ def open_digits(data: DataConfig, seed: int) -> Source:
     arrays = InputFile("load_digits", len(content), None, hashlib.sha256(content).hexdigest())
     inputs = Inputs(LOCAL, "", (), arrays=(arrays,))
     read = partial(read_rows, digits, "digits-{1:06d}")
-    return listed(data, seed, read, {"train": train, "valid": valid, "test": test}, inputs)
+    return listed(data, seed, read, {"train": train, "valid": valid, "test": test}, inputs, DIGITS)
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:

@@ -66,7 +66,8 @@ def open_emoji(data: DataConfig, seed: int) -> Source:
         raise UserError(f"data.path {place}: {error}; {ADVICE}") from None
     texts = [bitmap.code_points for bitmap in bitmaps]
     groups = [names.group(text) for text in texts]
-    number = {name: i for i, name in enumerate(sorted({name for name in groups if name is not None}))}
+    classes = sorted({name for name in groups if name is not None})
+    number = {name: i for i, name in enumerate(classes)}
     labels = [-1 if name is None else number[name] for name in groups]
     # A family has the variants of one emoji, and all pictures that equal one of it.
     keys = [[b.png, names.variant_key(b.code_points)] if b.code_points else [b.png] for b in bitmaps]
@@ -77,7 +78,7 @@ def open_emoji(data: DataConfig, seed: int) -> Source:
     ):
         splits[split].append((bitmap.glyph, label))
     read = partial(_read_pictures, filesystem, path, Frame(data.shape, data.background))
-    return listed(data, seed, read, splits, Inputs.of_paths(filesystem, [path]))
+    return listed(data, seed, read, splits, Inputs.of_paths(filesystem, [path]), classes)
 
 
 def _read_pictures(
@@ -97,7 +98,8 @@ def _read_pictures(
     for glyph, label in items:
         text = texts.get(glyph, "")
         name = "/".join(filter(None, (text, glyph if owners[text] != 1 else "")))
-        builder.add(name, label, partial(read_picture, bitmaps[glyph].png, frame))
+        words = names.words(bitmaps[glyph].code_points)
+        builder.add(name, label, partial(read_picture, bitmaps[glyph].png, frame), words)
     return builder.rows()
 
 

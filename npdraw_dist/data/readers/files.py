@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,10 +31,18 @@ TRAIN, TEST = 24_345, 8_070
 TEST_SEED = 0  # the test set does not depend on the experiment's seed
 
 
+class Item(NamedTuple):
+    """An image. path: below the root. words: path of the file with words about it; "" if there is none."""
+
+    path: str
+    label: int
+    words: str = ""
+
+
 def _read_files(
-    filesystem: fs.FileSystem, root: str, frame: Frame, invert: bool, items: Sequence[tuple[str, int]]
+    filesystem: fs.FileSystem, root: str, frame: Frame, invert: bool, items: Sequence[Item]
 ) -> Rows:
-    """The rows of `items`, (path below `root`, label); the path is the id. invert: dark ink is bright."""
+    """The rows of `items`; the path is the id. invert: dark ink is bright."""
 
     def read(name: str) -> NDArray[np.uint8]:
         try:
@@ -44,13 +53,14 @@ def _read_files(
         return 255 - image if invert else image
 
     builder = RowBuilder(frame.shape)
-    for name, label in items:
-        builder.add(name, label, partial(read, name))
+    for name, label, words in items:
+        text = read_bytes(filesystem, f"{root}/{words}").decode(errors="replace").strip() if words else ""
+        builder.add(name, label, partial(read, name), text)
     return builder.rows()
 
 
 def open_imagefolder(data: DataConfig, seed: int) -> Source:
-    """Images in folders at any depth. The first folder is the class.
+    """Images in folders at any depth. The first folder is the class; NAME.txt beside NAME.png has words.
 
     Top folders named train, valid (val, validation) and test are splits, and hold the classes. A split
     without a folder is taken from the training images by a hash of the path.
@@ -58,7 +68,8 @@ def open_imagefolder(data: DataConfig, seed: int) -> Source:
     if data.path is None:
         raise UserError("data.source imagefolder needs --data.path, a folder of images")
     filesystem, root = open_filesystem(data.path)
-    names = [file.path for file in list_tree(filesystem, root)]
+    files = {file.path for file in list_tree(filesystem, root)}
+    names = sorted(files)
     names = [n for n in names if n.lower().endswith(SUFFIXES) and not n.rpartition("/")[2].startswith(".")]
     if not names:
         raise UserError(f"data.path {data.path} is missing or has no image ({', '.join(SUFFIXES)})")
@@ -69,11 +80,15 @@ def open_imagefolder(data: DataConfig, seed: int) -> Source:
         classes[name] = next(iter(folders[1:] if stated[name] else folders), "")
     labels = {c: i for i, c in enumerate(sorted(set(classes.values()) - {""}))}
     rule = HashSplit.of(data, seed, own={s for s in stated.values() if s})
-    items: dict[Split, list[tuple[str, int]]] = {split: [] for split in SPLITS}
+    items: dict[Split, list[Item]] = {split: [] for split in SPLITS}
     for name in names:
-        items[rule.split_of(name, stated[name])].append((name, labels.get(classes[name], -1)))
-    inputs = Inputs(filesystem, root, tuple(names), is_folder=True)
-    return listed(data, seed, partial(_read_files, filesystem, root, frame_of(data), False), items, inputs)
+        words = f"{name.rpartition('.')[0]}.txt"
+        item = Item(name, labels.get(classes[name], -1), words if words in files else "")
+        items[rule.split_of(name, stated[name])].append(item)
+    texts = (item.words for own in items.values() for item in own if item.words)
+    inputs = Inputs(filesystem, root, tuple(sorted({*names, *texts})), is_folder=True)
+    read = partial(_read_files, filesystem, root, frame_of(data), False)
+    return listed(data, seed, read, items, inputs, list(labels))
 
 
 def open_celeba(data: DataConfig, seed: int) -> Source:
@@ -83,15 +98,15 @@ def open_celeba(data: DataConfig, seed: int) -> Source:
         return (root / "img_align_celeba").is_dir() and (root / PARTITION).is_file()
 
     root = find_data(data, ("celeba",), complete, CELEBA_LAYOUT, "CelebA", {"split": "all"})
-    items: dict[Split, list[tuple[str, int]]] = {split: [] for split in SPLITS}
+    items: dict[Split, list[Item]] = {split: [] for split in SPLITS}
     for number, line in enumerate((root / PARTITION).read_text().splitlines(), 1):
         fields = line.split()
         if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
             raise UserError(f"{root / PARTITION}, line {number}: expected a file name and 0, 1 or 2")
-        items[SPLITS[int(fields[1])]].append((fields[0], -1))
+        items[SPLITS[int(fields[1])]].append(Item(fields[0], -1))
     frame = Frame(data.shape, fit="crop", most=CELEBA_CROP)
     read = partial(_read_files, LOCAL, str(root / "img_align_celeba"), frame, False)
-    names = [f"img_align_celeba/{name}" for split in SPLITS for name, _ in items[split]]
+    names = [f"img_align_celeba/{name}" for split in SPLITS for name, *_ in items[split]]
     inputs = Inputs(LOCAL, str(root), (PARTITION, *names), is_folder=True)
     return listed(data, seed, read, items, inputs)
 
@@ -112,11 +127,11 @@ def open_omniglot(data: DataConfig, seed: int) -> Source:
     if not names:
         raise UserError(f"{root} has no image; it must hold {OMNIGLOT_LAYOUT}")
     labels = {c: i for i, c in enumerate(sorted({name.rpartition("/")[0] for name in names}))}
-    items = [(name, labels[name.rpartition("/")[0]]) for name in names]
+    items = [Item(name, labels[name.rpartition("/")[0]]) for name in names]
     used = shuffled(items, TEST_SEED, "omniglot")[: TRAIN + TEST]
     test = round(len(used) * TEST / (TRAIN + TEST))
     train, valid = holdout(sorted(used[test:]), data.valid_fraction, seed)
     read = partial(_read_files, LOCAL, str(root), Frame(data.shape), True)
     inputs = Inputs(LOCAL, str(root), tuple(names), is_folder=True)
-    splits: dict[Split, list[tuple[str, int]]] = {"train": train, "valid": valid, "test": sorted(used[:test])}
-    return listed(data, seed, read, splits, inputs)
+    splits: dict[Split, list[Item]] = {"train": train, "valid": valid, "test": sorted(used[:test])}
+    return listed(data, seed, read, splits, inputs, list(labels))

@@ -91,7 +91,7 @@ def open_fonts(data: DataConfig, seed: int) -> Source:
     parts += [
         FilePart(("train",), partial(_rejected, data.shape, path, why), 0) for path, why in broken.items()
     ]
-    return of_files(data, seed, parts, {}, inputs)
+    return of_files(data, seed, parts, {}, inputs, list(SCRIPTS))
 
 
 def _rejected(shape: tuple[int, int, int], path: str, why: str, split: Split) -> Rows:
@@ -260,7 +260,9 @@ class FaceRange:
                 builder.left_out["blank"] += 1
             else:
                 seen.add(key)
-                builder.add(name, SCRIPTS[unicodedata.script(chr(code))], partial(np.expand_dims, image, 0))
+                words = f"{unicodedata.name(chr(code), '')} {face.family}".lower().strip()
+                script = SCRIPTS[unicodedata.script(chr(code))]
+                builder.add(name, script, partial(np.expand_dims, image, 0), words)
         return builder.rows()
 
 

@@ -1,4 +1,4 @@
-"""Parquet: a column `image`, and optionally `id`, `label`, `split` and `shape`.
+"""Parquet: a column `image`, and optionally `id`, `label`, `split`, `shape` and `words` or `caption`.
 
 `image` is a fixed-shape tensor, a list (with the column `shape`, or of C * H * W values), or the
 bytes of a PNG or JPEG (alone, or in a struct with the field `bytes` as Hugging Face writes it).
@@ -27,7 +27,7 @@ from npdraw_dist.data.shards import FilePart, Source, file_splits, join_small, o
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
 
 READERS = 16  # threads that read footers
-COLUMNS = ("id", "image", "label", "split", "shape")
+COLUMNS = ("id", "image", "label", "split", "shape", "words", "caption")
 
 
 def _open(filesystem: fs.FileSystem, path: str) -> pq.ParquetFile:
@@ -92,7 +92,7 @@ class TableReader:
         if (rows := self._as_written(table, split)) is not None:
             return rows
         builder = RowBuilder(self.frame.shape)
-        for number, (own, image, label, word, shape) in enumerate(_cells(table), self.first):
+        for number, (own, image, label, word, shape, *texts) in enumerate(_cells(table), self.first):
             name = f"{self.name}-{number:06d}" if own is None else str(own)
             stated = stated_split(word)
             if not self.rule.keeps(name, split, stated or self.stated):
@@ -100,7 +100,9 @@ class TableReader:
             if word is not None and stated is None:
                 builder.reject(name, f"split {word!r} is none of train, valid and test")
             else:
-                builder.add(name, -1 if label is None else int(label), partial(self._image, image, shape))
+                text = next((str(text) for text in texts if text), "")
+                read = partial(self._image, image, shape)
+                builder.add(name, -1 if label is None else int(label), read, text)
         return builder.rows()
 
     def _as_written(self, table: pa.Table, split: Split) -> Rows | None:
@@ -117,7 +119,9 @@ class TableReader:
             return None
         pixels = np.concatenate([i.flatten().to_numpy() for i in images]).reshape(-1, *self.frame.shape)
         labels = table["label"].fill_null(-1).to_numpy().astype(np.int64) if "label" in names else None
-        return Rows(every, pixels, labels).take(kept)
+        texts = next((table[name] for name in ("words", "caption") if name in names), None)
+        words = None if texts is None else [text or "" for text in texts.to_pylist()]
+        return Rows(every, pixels, labels, words=words).take(kept)
 
     def _image(self, value: pa.Scalar, shape: list[int] | None) -> NDArray[np.uint8]:
         if not value.is_valid:
@@ -191,4 +195,5 @@ def open_parquet(data: DataConfig, seed: int) -> Source:
             parts.append(FilePart(splits, reader.read, rows_before[stop] - first))
     if prepared is not None:  # its ids are known to differ
         parts = join_small(parts, data.rows_a_shard)
-    return of_files(data, seed, parts, layout.counts, layout.inputs)
+    classes = () if prepared is None else prepared.classes
+    return of_files(data, seed, parts, layout.counts, layout.inputs, classes)

@@ -109,7 +109,8 @@ def _read_tar(
         elif not label.removeprefix(b"-").isdigit():
             builder.reject(name, f"cls {label[:20]!r} is no integer")
         else:
-            builder.add(name, int(label), partial(image, sample))
+            text = sample.get("txt", b"").decode(errors="replace").strip()
+            builder.add(name, int(label), partial(image, sample), text)
     others = dict.fromkeys(sorted(repeated), "duplicate id")
     others |= {key: truncated for key in cut if key != last}
     for name, reason in others.items():
@@ -133,4 +134,5 @@ def open_webdataset(data: DataConfig, seed: int) -> Source:
         stated = layout.stated[path]
         read = partial(_read_tar, filesystem, path, frame_of(data), rule, stated)
         parts.append(FilePart(rule.possible(stated), read, size))
-    return of_files(data, seed, parts, layout.counts, layout.inputs)
+    classes = () if layout.prepared is None else layout.prepared.classes
+    return of_files(data, seed, parts, layout.counts, layout.inputs, classes)

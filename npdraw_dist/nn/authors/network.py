@@ -7,7 +7,6 @@ likelihood parameters a pixel.
 """
 
 from collections.abc import Generator
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +54,7 @@ class PlainBlock(TransformerBlock):
 class CanvasPrior(StepPrior):
     """p(z), whose state is a function of the canvases and coverage maps drawn so far (`spec.authors`)."""
 
-    ahead: ClassVar[int] = 1
+    ahead = 1
     bank_parts: Tensor
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -83,7 +82,7 @@ class CanvasPrior(StepPrior):
     def set_bank(self, parts: Tensor) -> None:
         self.bank_parts.copy_(parts)
 
-    def forward(self, z: PartSequence) -> StepLogits:
+    def forward(self, z: PartSequence, condition: Tensor | None = None) -> StepLogits:
         canvases = paste_steps(gather_parts(self.bank_parts, z, self.grid), z.where, self.grid)
         return self.given(canvases, z)
 
@@ -100,14 +99,16 @@ class CanvasPrior(StepPrior):
             x = block(x)
         return self.logits(x[:, 1:], z.where)
 
-    def tokens(self, z: PartSequence) -> Generator[Tensor, Tensor | None, None]:
+    def tokens(
+        self, z: PartSequence, condition: Tensor | None = None
+    ) -> Generator[Tensor, Tensor | None, None]:
         yield (self.first + self.position[0]).expand(len(z), -1)
         for t in range(self.steps):
             canvas = self.grid.ink(render(self.bank_parts, z, self.grid))
             covered = render(torch.ones_like(self.bank_parts[:, :1]), z, self.grid.of_ink)
             yield self.stem(torch.cat([canvas, covered], 1)) + self.position[1 + t]
 
-    def _what(self, h: Tensor, where: Tensor) -> Tensor:
+    def what_logits(self, h: Tensor, where: Tensor) -> Tensor:
         logits: Tensor = self.what_head(h)
         return logits
 

@@ -79,7 +79,15 @@ class AuthorsObjective(VAEObjective):
             *decay_groups(model.decoder.named_parameters(), DECODER_RATE, decay),
         ]
 
-    def _relaxed(self, x: Tensor, q: StepLogits, parse: PartSequence, done: float, generator: Noise) -> Loss:
+    def _relaxed(
+        self,
+        x: Tensor,
+        q: StepLogits,
+        parse: PartSequence,
+        done: float,
+        generator: Noise,
+        condition: Tensor | None = None,
+    ) -> Loss:
         model = self.model
         assert isinstance(model.prior, CanvasPrior)
         what, gate, where = self._choices(q, parse, done, generator)

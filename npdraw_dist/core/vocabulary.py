@@ -1,0 +1,137 @@
+"""The tokens of conditions: classes by name or number, and words.
+
+A token is a number of the vocabulary plus 1; 0 is no word. So a condition of zeros is none. A word that
+training did not have is read as pieces, whose entries begin with `##`.
+Shapes: B conditions, A tokens of one, V entries of a vocabulary.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from functools import cached_property
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from npdraw_dist.core.errors import UserError
+
+Condition: TypeAlias = int | str  # a class by number or name, or words
+WORD = re.compile(r"\w+")
+PIECE = "##"
+NEAREST = 3  # known ones that an error names
+# Of a vocabulary of words: the most whole ones, the most frequent first, and pieces.
+MOST_WHOLE, PIECES = 8192, 512
+INNER = 4  # pieces of a whole word that count
+
+
+def words_in(text: str) -> list[str]:
+    """`Man: dark skin tone` -> man, dark, skin, tone."""
+    return WORD.findall(text.lower())
+
+
+class Vocabulary:
+    """kind: none, class or words. entries: names of classes, or words and pieces. tokens: A."""
+
+    def __init__(self, kind: str, entries: Sequence[str], tokens: int) -> None:
+        self.kind, self.entries, self.tokens = kind, entries, tokens
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Entry -> its token."""
+        return {entry: number for number, entry in enumerate(self.entries, 1)}
+
+    @property
+    def known(self) -> list[str]:
+        """Classes, or whole words."""
+        return [entry for entry in self.entries if not entry.startswith(PIECE)]
+
+    def rows(self, conditions: Sequence[Condition]) -> Tensor:
+        """(B, A). Raises UserError on a class or word that is not known, and names the nearest ones."""
+        return torch.tensor([self._asked(condition) for condition in conditions])
+
+    def of_labels(self, labels: Tensor, classes: Sequence[str]) -> Tensor:
+        """labels (B,), -1 for unknown, of data with these names -> (B, 1); 0 for what the entries lack."""
+        numbers = torch.tensor([*(self.numbers.get(name, 0) for name in classes), 0])  # -1 takes the last one
+        return numbers[labels][:, None]
+
+    def read(self, texts: Sequence[str]) -> Tensor:
+        """The words of texts, (B, A), also of words that are not known: their pieces."""
+        rows = [[token for word in words_in(text) for token in self.pieces(word)] for text in texts]
+        return torch.tensor([self._padded(row) for row in rows], dtype=torch.int64).view(-1, self.tokens)
+
+    def _asked(self, condition: Condition) -> list[int]:
+        if self.kind == "none":
+            raise UserError("the model takes no condition; train one with --prior.condition class or words")
+        if self.kind == "class":
+            return [self._class(condition)]
+        words = words_in(str(condition))
+        if not words:
+            raise UserError(f"the condition {condition!r} has no word")
+        for word in words:
+            if word not in self.numbers:
+                raise UserError(f"the model does not know the word {word!r}{self._nearest(word)}")
+        if len(words) > self.tokens:
+            raise UserError(f"the condition {condition!r} has more than {self.tokens} words")
+        return self._padded([self.numbers[word] for word in words])
+
+    def _class(self, condition: Condition) -> int:
+        name = str(condition)
+        if name in self.numbers:
+            return self.numbers[name]
+        if isinstance(condition, int) or name.isdigit():
+            if int(condition) < len(self.entries):
+                return 1 + int(condition)
+            raise UserError(f"class {condition}; the model knows 0 to {len(self.entries) - 1}")
+        raise UserError(f"the model does not know the class {name!r}{self._nearest(name)}")
+
+    def _nearest(self, name: str) -> str:
+        close = get_close_matches(name, self.known, NEAREST) or self.known[:NEAREST]
+        return f" (near: {', '.join(close)})"
+
+    def pieces(self, word: str, longest: int | None = None) -> list[int]:
+        """The longest entry that begins what is left of the word, again and again; a letter without one goes.
+
+        longest: letters of the first one at most; None: the word itself if it is known.
+        """
+        found, start = list[int](), 0
+        while start < len(word):
+            last = len(word) if start or longest is None else longest
+            for end in range(last, start, -1):
+                names = [PIECE + word[start:end]] if start else [word[:end], PIECE + word[:end]]
+                known = [self.numbers[name] for name in names if name in self.numbers]
+                if known:
+                    found.append(known[0])
+                    break
+            else:
+                end = start + 1
+            start = end
+        return found
+
+    def inner(self) -> Tensor:
+        """(1 + V, INNER): for each token the pieces that its word is made of, beside itself; else 0."""
+        found = torch.zeros(1 + len(self.entries), INNER, dtype=torch.int64)
+        if self.kind == "words":
+            for word in self.known:
+                pieces = self.pieces(word, len(word) - 1)[:INNER]
+                found[self.numbers[word], : len(pieces)] = torch.tensor(pieces, dtype=torch.int64)
+        return found
+
+    def _padded(self, tokens: Sequence[int]) -> list[int]:
+        return [*tokens, *[0] * self.tokens][: self.tokens]
+
+
+def learned(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """The entries of a vocabulary: the words by frequency, then pieces by byte-pair merges of them.
+
+    counts: how often each word comes. (Sennrich et al. 2016 for the merges.)
+    """
+    if not counts:
+        return ()
+    from tokenizers import Tokenizer, models, trainers
+
+    words = sorted(counts, key=lambda word: (-counts[word], word))[:MOST_WHOLE]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.train_from_iterator(words, trainers.BpeTrainer(vocab_size=PIECES, show_progress=False))
+    pieces = sorted(tokenizer.get_vocab(), key=lambda piece: (len(piece), piece))
+    return (*words, *(PIECE + piece for piece in pieces))

@@ -1,0 +1,181 @@
+"""A prior that is told a class or words: p(z|c) sums to 1, guidance, completion, and what training drops.
+
+Shapes: N drawings, A tokens of a condition.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.parts import Batch
+from npdraw_dist.core.vocabulary import Vocabulary, learned
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.objective import PriorObjective
+from npdraw_dist.nn.prior import DROPPED, WORD_DROPPED, dropped
+from tests.helpers.tiny_models import all_sequences, random_drawings, seeded, shaken, tiny_model, tiny_spec
+
+CLASSES = ("cat", "dog", "bird")
+WORDS = learned({"red": 3, "reddish": 2, "dark": 5, "darkest": 1, "skin": 2})
+ORDERS = ["aligned", "raster"]
+
+
+def spec_of(order: str, condition: str = "class", **changes: Any) -> Any:
+    spec = tiny_spec(order, **changes)
+    entries = CLASSES if condition == "class" else WORDS
+    prior = spec.prior.model_copy(update={"condition": condition, "vocabulary": entries})
+    return spec.model_copy(update={"prior": prior})
+
+
+def model_of(order: str, condition: str = "class", **changes: Any) -> NPDraw:
+    model = tiny_model(spec_of(order, condition, **changes))
+    shaken(model.prior.told, 0.7)  # type: ignore[arg-type]  # so that classes differ
+    return model
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 2.0])
+def test_probabilities_sum_to_one_at_each_guidance(order: str, guidance: float) -> None:
+    model = model_of(order)
+    total = model.given("dog", guidance).prior_log_prob(all_sequences(model.spec)).double().exp().sum()
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("condition", ["class", "words"])
+def test_guidance_0_and_1_are_the_plain_and_the_conditional_prior(condition: str) -> None:
+    model = model_of("raster", condition)
+    z, asked = random_drawings(model.spec, 16), "dog" if condition == "class" else "dark skin"
+    tokens = model.vocabulary.rows([asked])
+    plain, told = model.prior.log_prob(z), model.prior.log_prob(z, tokens)
+    assert not torch.allclose(plain, told, atol=1e-3)
+    torch.testing.assert_close(model.given(asked, 0.0).prior_log_prob(z), plain)
+    torch.testing.assert_close(model.given(asked, 1.0).prior_log_prob(z), told)
+    torch.testing.assert_close(model.prior.log_prob(z, torch.zeros_like(tokens)), plain)
+    between = model.given(asked, 0.5).prior(z)
+    u, c = model.prior(z), model.prior(z, tokens)
+    torch.testing.assert_close(between.what, (u.what + c.what) / 2)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("guidance", [0.0, 1.0, 1.5])
+def test_samples_have_the_frequencies_of_the_guided_prior(order: str, guidance: float) -> None:
+    given, n = model_of(order).given("bird", guidance), 4000
+    z, support = given.sample_prior(n, seeded()).canonical(), all_sequences(given.spec)
+    p = given.prior_log_prob(support).double().exp()
+
+    def code(of: Any) -> Tensor:
+        step = of.whether * 4 + of.whether * (of.where * 2 + of.what)
+        return (step * 16 ** torch.arange(of.steps)).sum(1)
+
+    counts = (code(z)[:, None] == code(support.canonical())).double().sum(0)
+    assert ((counts / n - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-6).all()
+
+
+def test_each_drawing_has_the_condition_that_was_asked_for_it() -> None:
+    model = model_of("raster")
+    asked = [CLASSES[i % 3] for i in range(60)]
+    z = model.draw(60, seed=0, condition=asked).z
+    rows = torch.cat([model.vocabulary.rows([name]) for name in asked])
+    states = torch.stack(list(model.prior.states(z, rows)), 1)
+    torch.testing.assert_close(model.prior.logits(states, z.where).what, model.prior(z, rows).what)
+    assert torch.equal(model.sample(3, seed=1, condition=1), model.sample(3, seed=1, condition="dog"))
+    assert not torch.equal(
+        model.draw(60, seed=0, condition="cat").z.what, model.draw(60, seed=0, condition="dog").z.what
+    )
+
+
+def test_a_completion_follows_its_condition() -> None:
+    """Of a drawing all of whose places are free, completions are samples of p(z|c)."""
+    model = model_of("aligned")
+    z = random_drawings(model.spec, 2)
+    keep = torch.zeros(model.spec.grid.places, dtype=torch.bool)
+    many = type(z)(*(value[:1].expand(3000, -1) for value in vars(z).values()))
+    asked = ["cat", "dog"] * 1500
+    done = model.complete(many, keep, seeded(), condition=asked)
+    for number, name in enumerate(("cat", "dog")):
+        share = done.whether[number::2].double().mean(0)
+        support = all_sequences(model.spec)
+        p = model.given(name).prior_log_prob(support).double().exp()
+        expected = (p[:, None] * support.whether).sum(0)
+        assert (share - expected).abs().max() < 0.05
+    with pytest.raises(UserError, match="2 conditions for 3000 drawings"):
+        model.complete(many, keep, condition=["cat", "dog"])
+
+
+def test_a_class_is_that_of_the_highest_likelihood() -> None:
+    """Images decoded from drawings of one class, of a model whose classes draw different parts."""
+    model = model_of("aligned", likelihood="bernoulli")
+    x = torch.rand(6, 1, 2, 4, generator=seeded(3)).round()
+    found = model.classify(x, k=400)
+    bounds = torch.stack([model.given(name).log_weights(x, 400, seeded()).logsumexp(0) for name in CLASSES])
+    best, second = bounds.sort(0, descending=True).values[:2]
+    clear = best - second > 0.2
+    assert clear.any()
+    assert torch.equal(found[clear], bounds.argmax(0)[clear])
+
+
+def test_unknown_conditions_are_refused_with_the_nearest_known_ones() -> None:
+    model, words, plain = model_of("aligned"), model_of("aligned", "words"), tiny_model(tiny_spec())
+    for asked, told in (("dot", "'dot' .near: dog"), (3, "0 to 2"), ("3", "0 to 2")):
+        with pytest.raises(UserError, match=told):
+            model.draw(1, condition=asked)
+    with pytest.raises(UserError, match=r"word 'darke' .near: dark"):
+        words.draw(1, condition="red darke")
+    with pytest.raises(UserError, match="more than 8 words"):
+        words.draw(1, condition="red " * 9)
+    with pytest.raises(UserError, match="no word"):
+        words.draw(1, condition=": -")
+    with pytest.raises(UserError, match="takes no condition"):
+        plain.draw(1, condition="cat")
+    with pytest.raises(UserError, match="2 conditions for 3 drawings"):
+        model.draw(3, condition=["cat", "dog"])
+    with pytest.raises(UserError, match="no classes"):
+        words.classify(torch.zeros(1, 1, 2, 4))
+
+
+def test_words_that_training_did_not_have_are_read_as_pieces() -> None:
+    vocabulary = Vocabulary("words", WORDS, 8)
+    known, other = vocabulary.read(["Dark skin", "darkskin"])
+    assert known.tolist() == [vocabulary.numbers["dark"], vocabulary.numbers["skin"], *[0] * 6]
+    spelled = [vocabulary.entries[token - 1].removeprefix("##") for token in other.tolist() if token]
+    assert "".join(spelled) == "darkskin"
+    assert vocabulary.read(["€", ""]).tolist() == [[0] * 8] * 2
+    inner = vocabulary.inner()[vocabulary.numbers["reddish"]].tolist()
+    assert vocabulary.numbers["reddish"] not in inner
+    spelled = [vocabulary.entries[token - 1].removeprefix("##") for token in inner if token]
+    assert "".join(spelled) == "reddish"
+    assert set(vocabulary.known) == {"red", "reddish", "dark", "darkest", "skin"}
+
+
+def test_training_drops_conditions_and_words_by_row() -> None:
+    rows = 20_000
+    full = torch.ones(rows, 8, dtype=torch.int64)
+    found = dropped(full, seeded())
+    none = (found.sum(1) == 0).double().mean()
+    assert abs(none - DROPPED) < 0.01
+    assert abs(found[found.sum(1) > 0].double().mean() - (1 - WORD_DROPPED)) < 0.01
+    classes = dropped(torch.full((rows, 1), 2), seeded())
+    assert abs((classes == 0).double().mean() - DROPPED) < 0.01
+
+
+def test_a_prior_learns_what_a_class_draws() -> None:
+    spec = spec_of("aligned")
+    torch.manual_seed(0)
+    model = NPDraw(spec)
+    z = random_drawings(spec, 120)
+    classes = z.what[:, 0] + 1  # the class is the first part
+    batch = Batch.of(torch.zeros(120, 1, 2, 4, dtype=torch.uint8), z, classes[:, None])
+    objective = PriorObjective(model.prior, 1e-2)
+    optimizer = torch.optim.Adam(model.prior.parameters(), 1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        objective(batch, 0.5, seeded())[0].mean().backward()
+        optimizer.step()
+    model.eval()
+    drawn = [model.draw(200, seed=0, condition=name).z for name in CLASSES[:2]]
+    first = [float(of.what[:, 0][of.whether[:, 0]].float().mean()) for of in drawn]
+    assert first[0] < 0.1
+    assert first[1] > 0.9
+    assert objective.evaluate(batch, seeded())["nll"].mean() < -model.prior.log_prob(z).mean()
