@@ -52,8 +52,8 @@ class Vocabulary:
 
     def of_labels(self, labels: Tensor, classes: Sequence[str]) -> Tensor:
         """labels (B,), -1 for unknown, of data with these names -> (B, 1); 0 for what the entries lack."""
-        numbers = torch.tensor([*(self.numbers.get(name, 0) for name in classes), 0])  # -1 takes the last one
-        return numbers[labels][:, None]
+        numbers = torch.tensor([*(self.numbers.get(name, 0) for name in classes), 0])
+        return numbers[torch.where(labels < len(classes), labels, -1)][:, None]
 
     def read(self, texts: Sequence[str]) -> Tensor:
         """The words of texts, (B, A), also of words that are not known: their pieces."""

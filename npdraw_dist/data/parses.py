@@ -140,13 +140,21 @@ class Told:
         return "label" if self.vocabulary.kind == "class" else "words"
 
     def read(self, table: pa.Table) -> Tensor:
-        """(N, A) tokens."""
-        if self.column not in table.column_names:
-            return torch.zeros(len(table), self.vocabulary.tokens, dtype=torch.int64)
-        values = table[self.column]
+        """(N, A) tokens of the rows of a table."""
         if self.vocabulary.kind == "class":
-            return self.vocabulary.of_labels(torch.tensor(values.to_numpy()), self.classes)
-        return self.vocabulary.read(values.to_pylist())
+            return self._of_labels(table["label"].to_numpy())
+        texts = table["words"].to_pylist() if "words" in table.column_names else [""] * len(table)
+        return self.vocabulary.read(texts)
+
+    def of_rows(self, rows: Rows) -> Tensor:
+        """(N, A) tokens of rows as a source gives them."""
+        if self.vocabulary.kind == "class":
+            return self._of_labels(rows.known_labels())
+        return self.vocabulary.read(rows.words or [""] * len(rows))
+
+    def _of_labels(self, labels: NDArray[np.int64]) -> Tensor:
+        classes = self.classes or [str(number) for number in range(len(self.vocabulary.entries))]
+        return self.vocabulary.of_labels(torch.tensor(labels), classes)
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,7 @@ class Parses:
     def in_id_order(self) -> Batch:
         """All rows, sorted by id, so that their order does not depend on the shards."""
         tables = self._tables(["id", *self.columns])
-        whole = self._join([self.to_batch(table) for table in tables])
+        whole = self._join([to_batch(table, self.told) for table in tables])
         return whole[torch.from_numpy(_id_order(tables))]
 
     def sample(self, limit: int, seed: int) -> Batch:
@@ -220,7 +228,7 @@ class Parses:
                 first = _first_rows(table)
                 groups = np.searchsorted(first, own, side="right") - 1
                 for group in np.unique(groups):  # one at a time in memory
-                    batch = self.to_batch(table.read_row_group(int(group), columns=self.columns))
+                    batch = to_batch(table.read_row_group(int(group), columns=self.columns), self.told)
                     parts.append(batch[torch.from_numpy(own[groups == group] - first[group])])
             return Batch.cat(parts)
 
@@ -267,21 +275,12 @@ class Parses:
     def _read(self, piece: RowRange) -> Batch:
         if isinstance(self.filesystem, fs.LocalFileSystem) and not Path(piece.path).exists():
             raise FileNotFoundError(f"{piece.path} is not on this machine")
-        return self.to_batch(read_range(piece, self.filesystem, self._footer(piece.path)))
+        return to_batch(read_range(piece, self.filesystem, self._footer(piece.path)), self.told)
 
     @property
     def columns(self) -> list[str]:
-        """What a batch is made of."""
-        return COLUMNS if self.told is None else [*COLUMNS, self.told.column]
-
-    def to_batch(self, table: pa.Table) -> Batch:
-        """image, whether, where and what in their types on disk. T is 0 if the table has no steps."""
-        images = torch.tensor(_array(table["image"]))
-        condition = None if self.told is None else self.told.read(table)
-        if "whether" not in table.column_names:
-            return Batch.of(images, PartSequence.empty(len(images)), condition)
-        whether, where, what = (torch.tensor(_array(table[name])) for name in COLUMNS[1:])
-        return Batch(images, whether, where, what, *(() if condition is None else (condition,)))
+        """What a batch is made of, as far as a file has it."""
+        return [*COLUMNS, *(() if self.told is None else (self.told.column,))]
 
     def texts(self, most: int) -> Iterator[list[str]]:
         """The words of the first files, of about `most` images; nothing if there are none."""
@@ -332,6 +331,16 @@ def _ids(tables: list[pa.Table]) -> pa.ChunkedArray:
 
 def _id_order(tables: list[pa.Table]) -> NDArray[np.int64]:
     return pc.sort_indices(_ids(tables)).to_numpy().astype(np.int64)
+
+
+def to_batch(table: pa.Table, told: Told | None = None) -> Batch:
+    """image, whether, where and what in their types on disk. T is 0 if the table has no steps."""
+    images = torch.tensor(_array(table["image"]))
+    condition = () if told is None else (told.read(table),)
+    if "whether" not in table.column_names:
+        return Batch.of(images, PartSequence.empty(len(images)), *condition)
+    whether, where, what = (torch.tensor(_array(table[name])) for name in COLUMNS[1:])
+    return Batch(images, whether, where, what, *condition)
 
 
 def _array(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -15,7 +15,6 @@ from heapq import nsmallest
 from itertools import chain, product
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,6 +22,7 @@ from torch import Tensor
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import device_here, ray_runs
+from npdraw_dist.data.parses import Told
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.splits import unit_hash
@@ -112,14 +112,12 @@ class ShardSlice:
     stride: int
     threshold: float
 
-    def batches(self, rows: Rows) -> Iterator[tuple[Key, list[str], Tensor]]:
-        """Key, ids and uint8 images (B, C, H, W) of each batch. rows: all of the shard."""
+    def batches(self, rows: Rows) -> Iterator[tuple[Key, Rows]]:
+        """Key and rows of each batch. rows: all of the shard."""
         if self.threshold < 1:
             rows = rows.take([i for i, name in enumerate(rows.ids) if _hash(name) <= self.threshold])
         for batch in range(self.first, -(-len(rows) // BATCH), self.stride):
-            some = slice(batch * BATCH, (batch + 1) * BATCH)
-            images = torch.from_numpy(np.ascontiguousarray(rows.images[some]))
-            yield (self.number, batch), rows.ids[some], images
+            yield (self.number, batch), rows.take(range(batch * BATCH, min((batch + 1) * BATCH, len(rows))))
 
 
 class SampleBatch(NamedTuple):
@@ -167,7 +165,8 @@ def plan_work(shards: Sequence[Shard], total: int | None, limit: int | None, act
 class Measure:
     """Scores of images; or with an extractor features of images, as the model takes them, and of samples.
 
-    settings.pixels: `drawn` binarizes real images and draws samples from p(x|z), `mean` does neither.
+    settings.pixels: `drawn` binarizes real images and draws samples from p(x|z), `mean` does neither. told:
+    what the model is told of each image, for numbers with and without it.
     """
 
     def __init__(
@@ -176,7 +175,9 @@ class Measure:
         settings: EvaluationSettings,
         gpu: bool,
         extractor: ExtractorFile | None = None,
+        told: Told | None = None,
     ) -> None:
+        self.told = told
         self.device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
         refuse_tf32(self.device)
         torch.set_num_threads(1)  # an actor has one CPU; more threads would also sum in another order
@@ -193,17 +194,20 @@ class Measure:
             self._read = (item.shard.name, item.shard.read())
         rows = self._read[1]
         found = Found(rejects=len(rows.rejects) if item.first == 0 else 0)
-        for key, ids, images in item.batches(rows):
+        for key, some in item.batches(rows):
+            images = torch.from_numpy(some.images)
             if self.extract is None:
-                found.values[key] = self._scores(key, images)
+                condition = None if self.told is None else self.told.of_rows(some)
+                found.values[key] = self._scores(key, images, condition)
             else:
                 found.values[key] = self._features("real", self._real(key, images.to(self.device)))
-            found.ids += ids
-            found.images += len(ids)
+            found.ids += some.ids
+            found.images += len(some)
         return found
 
-    def _scores(self, key: Key, images: Tensor) -> dict[str, NDArray[Any]]:
-        scores = score_images(self.model, images, self.settings.k, self.settings.seed, *key)
+    def _scores(self, key: Key, images: Tensor, condition: Tensor | None) -> dict[str, NDArray[Any]]:
+        k, seed = self.settings.k, self.settings.seed
+        scores = score_images(self.model, images, k, seed, *key, condition=condition)
         if isinstance(self.model, NPDraw):
             scores["counts"] = part_counts(self.model, images, self.settings.seed, *key)[None]
         return {name: values.numpy() for name, values in scores.items()}
@@ -238,11 +242,13 @@ class Evaluation:
     settings: EvaluationSettings
     work: Work
     pool: Pool
+    told: Told | None = None
 
     def _measured(
         self, title: str, samples: Sequence[SampleBatch], extractor: ExtractorFile | None
     ) -> tuple[list[Found], dict[str, Tensor]]:
-        actor: Loaded[Any, Found] = Loaded(Measure, self.model, self.settings, self.pool.gpus > 0, extractor)
+        given = (self.settings, self.pool.gpus > 0, extractor, self.told)
+        actor: Loaded[Any, Found] = Loaded(Measure, self.model, *given)
         total = self.work.images + sum(batch.samples for batch in samples)
         found = run(title, [*self.work.slices, *samples], total, actor, self.pool)
         return found, in_batch_order(found)
@@ -278,7 +284,7 @@ class Evaluation:
     def edits(self, count: int, extractor: ExtractorFile | None) -> dict[str, float]:
         """`measure_edits` of the images, in this process."""
         batches = (item.batches(item.shard.read()) for item in self.work.slices)
-        images = {key: some for key, _, some in chain.from_iterable(batches)}
+        images = {key: torch.from_numpy(some.images) for key, some in chain.from_iterable(batches)}
         extract = None if extractor is None else extractor.open(self.model.device)
         given = torch.cat([images[key] for key in sorted(images)])
         return measure_edits(self.model, given, count, self.settings.seed, extract)

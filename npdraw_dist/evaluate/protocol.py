@@ -17,6 +17,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.made_by import command_line
 from npdraw_dist.core.storage import open_filesystem, sha256, write_bytes, write_text, writing
 from npdraw_dist.data.identity import identify
+from npdraw_dist.data.parses import Told
 from npdraw_dist.data.rows import check_rejects
 from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.evaluate.actors import SAMPLES, Evaluation, plan_work, pool_of
@@ -85,7 +86,10 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
         record_opening_of(settings.model, "evaluate")
     work = plan_work(shards, total, settings.images, pool.size or 1)
     _require_samples(settings, file, work.images or sys.maxsize)  # known exactly once they are chosen
-    evaluation = Evaluation(model, settings, work, pool)
+    told = None
+    if isinstance(model, NPDraw) and model.vocabulary.kind != "none":
+        told = Told(model.vocabulary, source.facts()["classes"])
+    evaluation = Evaluation(model, settings, work, pool, told)
     result, ids = evaluation.likelihood()
     if settings.images is None:
         check_rejects(result["rejected"], result["n"] + result["rejected"], data, listed=False)

@@ -21,6 +21,7 @@ from npdraw_dist.data.parses import (
     Parses,
     RowGroups,
     RowRange,
+    Told,
     read_range,
     to_batch,
     to_parquet,
@@ -181,9 +182,9 @@ def test_a_stream_leaves_the_threads_of_torch_to_the_step(
 ) -> None:
     found: list[int] = []
 
-    def noted(table: pa.Table) -> Batch:
+    def noted(table: pa.Table, told: Told | None) -> Batch:
         found.append(torch.get_num_threads())
-        return to_batch(table)
+        return to_batch(table, told)
 
     monkeypatch.setattr(module, "to_batch", noted)
     torch.set_num_threads(2)

@@ -32,10 +32,10 @@ def batches_by_key(n: int, parts: int, threshold: float = 1.0) -> dict[tuple[int
     """key -> numbers of the images there, over all parts; no key comes twice."""
     found: dict[tuple[int, int], list[int]] = {}
     for part in range(parts):
-        for key, ids, batch in ShardSlice(4, numbers(n), part, parts, threshold).batches(rows(n)):
-            assert ids == [f"image-{i}" for i in batch.flatten().tolist()]
+        for key, some in ShardSlice(4, numbers(n), part, parts, threshold).batches(rows(n)):
+            assert some.ids == [f"image-{i}" for i in some.images.flatten().tolist()]
             assert key not in found
-            found[key] = batch.flatten().tolist()
+            found[key] = some.images.flatten().tolist()
     return found
 
 
@@ -54,7 +54,7 @@ def test_every_actor_has_work_and_every_batch_an_actor(actors: int, shards: int)
     slices, images = plan_work(found, None, None, actors)
     assert len(slices) >= 2 * actors
     assert images == 0
-    keys = [key for item in slices for key, _, _ in item.batches(item.shard.read())]
+    keys = [key for item in slices for key, _ in item.batches(item.shard.read())]
     assert sorted(keys) == [(shard, batch) for shard in range(shards) for batch in range(3)]
 
 
@@ -69,7 +69,7 @@ def test_a_limit_takes_the_images_with_the_smallest_hashes_of_all_shards() -> No
     assert images == 20
     for shard in range(2):
         items = [item for item in slices if item.number == shard]
-        taken = [name for item in items for _, ids, _ in item.batches(rows(100)) for name in ids]
+        taken = [name for item in items for _, some in item.batches(rows(100)) for name in some.ids]
         assert sorted(taken) == sorted(f"image-{i}" for _, i in hashes[:10])
 
 

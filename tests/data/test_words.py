@@ -1,0 +1,166 @@
+"""Classes and words of images: from each kind of source, through prepared sets, to batches of training."""
+
+from functools import partial
+from itertools import islice, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import fs
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.parts import Batch, PartSequence
+from npdraw_dist.core.storage import write_bytes
+from npdraw_dist.core.vocabulary import Vocabulary, learned, words_in
+from npdraw_dist.data.parses import Parses, Told, to_parquet
+from npdraw_dist.data.prepare import prepare
+from npdraw_dist.data.readers import emoji_names
+from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.shards import open_source
+from npdraw_dist.training.feed import MemoryFeed, Share, StreamFeed
+from tests.helpers.rows import open_parses
+
+LOCAL = fs.LocalFileSystem()
+NAMES = ("cat", "dog", "eel")
+COUNT = 48
+
+
+def told_of(number: int) -> tuple[str, str]:
+    """Class and words of a picture; every fifth has no words."""
+    return NAMES[number % 3], "" if number % 5 == 0 else f"A {NAMES[number % 3]} of number {number}"
+
+
+def grey(number: int) -> NDArray[np.uint8]:
+    return np.full((8, 8), number, np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures whose grey is their number, in folders of their class, with words beside them."""
+    root = tmp_path_factory.mktemp("pictures")
+    for number in range(COUNT):
+        name, words = told_of(number)
+        path = root / name / f"{number:03d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(grey(number)).save(path)
+        if words:
+            path.with_suffix(".txt").write_text(f"{words}\n")
+    return root
+
+
+def config(source: Any, path: object) -> DataConfig:
+    return DataConfig(source=source, path=str(path), image_size=8, channels=1, binarize="none")
+
+
+def told_in(data: DataConfig) -> dict[int, tuple[str, str]]:
+    """number of the picture -> class and words, over all splits."""
+    source = open_source(data, 0)
+    classes, found = source.facts()["classes"], dict[int, tuple[str, str]]()
+    for split in ("train", "valid", "test"):
+        for shard in source.shards(split):
+            rows = shard.read()
+            for image, label, words in zip(rows.images, rows.known_labels(), rows.words or [], strict=True):
+                found[int(image[0, 0, 0])] = (classes[label], words)
+    return found
+
+
+EXPECTED = {number: told_of(number) for number in range(COUNT)}
+
+
+def test_a_folder_says_class_and_words(folder: Path) -> None:
+    assert told_in(config("imagefolder", folder)) == EXPECTED
+
+
+@pytest.mark.parametrize("form", ["parquet", "webdataset"])
+def test_a_prepared_set_keeps_classes_and_words(folder: Path, tmp_path: Path, form: Any) -> None:
+    prepare(config("imagefolder", folder), 0, str(tmp_path / "out"), form)
+    assert told_in(config(form, tmp_path / "out")) == EXPECTED
+
+
+def test_words_that_change_are_noticed(folder: Path) -> None:
+    before = open_source(config("imagefolder", folder), 0).inputs
+    assert any(path.endswith(".txt") for path in before.paths)
+
+
+def test_a_parquet_file_may_have_captions(tmp_path: Path) -> None:
+    images = pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack([grey(n)[None] for n in range(3)]))
+    table = pa.table({"image": images, "caption": ["one", None, "three"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    source = open_source(config("parquet", tmp_path / "a.parquet"), 0)
+    rows = Rows.cat([shard.read() for split in ("train", "valid", "test") for shard in source.shards(split)])
+    words = dict(zip(rows.images[:, 0, 0, 0].tolist(), rows.words or [], strict=True))
+    assert words == {0: "one", 1: "", 2: "three"}
+
+
+def test_an_emoji_has_the_words_of_its_name() -> None:
+    assert emoji_names.words((0x1F602,)).startswith("face with tears of joy")
+    waving = emoji_names.words((0x1F44B, 0x1F3FF))
+    assert {"waving", "hand", "dark", "skin", "tone"} <= set(waving.split())
+    assert "medium" not in waving
+    assert emoji_names.words((0xE000,)) == ""
+
+
+def parses_with(told: Told, folder: Path, files: int = 3) -> Parses:
+    """Parses of pictures whose pixels, parts and words all say their number."""
+    for file in range(files):
+        numbers = np.arange(file, COUNT, files)
+        what = torch.from_numpy(np.stack([numbers, numbers], 1))
+        z = PartSequence(torch.ones_like(what, dtype=torch.bool), what % 4, what)
+        rows = Rows(
+            [f"x{n:03d}" for n in numbers],
+            np.stack([grey(n)[None] for n in numbers]),
+            numbers % 3,
+            words=[told_of(n)[1] for n in numbers.tolist()],
+        )
+        content = to_parquet(rows, z, np.zeros(len(numbers), np.float32), row_group=4)
+        write_bytes(LOCAL, str(folder / f"{file}.parquet"), content)
+    opened = open_parses(LOCAL, str(folder))
+    return Parses(opened.filesystem, opened.files, told)
+
+
+def classes(turned: bool) -> Told:
+    """The model's classes in another order than the data's, and one that the model lacks, if turned."""
+    entries = ("dog", "cat") if turned else NAMES
+    return Told(Vocabulary("class", entries, 1), NAMES)
+
+
+def words() -> Told:
+    found = {word for number in range(COUNT) for word in words_in(told_of(number)[1])}
+    return Told(Vocabulary("words", learned(dict.fromkeys(found, 1)), 8), NAMES)
+
+
+def check(batch: Batch, told: Told) -> None:
+    for number, row in zip(batch.images[:, 0, 0, 0].tolist(), batch.condition, strict=True):
+        name, text = told_of(number)
+        if told.vocabulary.kind == "class":
+            assert row.tolist() == [told.vocabulary.numbers.get(name, 0)]
+        else:
+            expected = [told.vocabulary.numbers[word] for word in words_in(text)]
+            assert [token for token in row.tolist() if token] == expected
+
+
+@pytest.mark.parametrize("told", [classes(False), classes(True), words()], ids=["class", "turned", "words"])
+def test_conditions_stay_with_their_images(told: Told, tmp_path: Path) -> None:
+    """Read whole, by row, as a sample, shuffled in memory, streamed by two ranks, and after a resume."""
+    parses = parses_with(told, tmp_path)
+    whole = parses.in_id_order()
+    check(whole, told)
+    check(parses.at(np.array([5, 40, 7])), told)
+    check(parses.sample(10, 1), told)
+    groups = parses.groups(4 << 20)
+    for rank in range(2):
+        share = Share(8, 4, 0, rank, 2)
+        memory, stream = (
+            MemoryFeed(whole, share),
+            StreamFeed(groups.rows, partial(parses.stream, groups), share, 16),
+        )
+        for feed, first in product((memory, stream), (0, 3)):  # from the beginning, and as a resumed run
+            for step in islice(feed.steps(first), 8):
+                for _, micro in step:
+                    check(micro, told)
