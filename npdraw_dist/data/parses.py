@@ -38,6 +38,7 @@ ROW_GROUP_BYTES = 1 << 20  # of images in a row group of a file
 # Of rows that a stream reads, and puts in a random order, as one: a request each. A shard is one by default.
 READ_BYTES = 12 << 20
 COLUMNS = ["image", "whether", "where", "what"]  # fields of a Batch
+HUGGING_FACE = b"huggingface"  # key of a schema's metadata, in which `datasets` names classes
 LIST = "files.json"
 MOST_IDS = 1 << 20  # `sample` chooses from so many
 READERS = 16  # threads of one process
@@ -372,15 +373,26 @@ def index_type(largest: int) -> type[np.int16] | type[np.int32]:
     return np.int16 if largest < 2**15 else np.int32
 
 
+def class_names(schema: pa.Schema) -> tuple[str, ...]:
+    """The names of the labels that the schema of a Parquet file states; () if none."""
+    try:
+        stated = json.loads((schema.metadata or {})[HUGGING_FACE])["info"]["features"]["label"]["names"]
+        return tuple(map(str, stated))
+    except (KeyError, TypeError, ValueError):
+        return ()
+
+
 def to_parquet(
     rows: Rows,
     z: PartSequence | None = None,
     squared_error: NDArray[np.float32] | None = None,
     row_group: int | None = None,
+    classes: Sequence[str] = (),
 ) -> bytes:
     """The file of a shard: its rows with their parses z (N, T) and squared_error (N,), or without.
 
     where and what are stored as 0 where whether is 0. row_group: rows of each, by ROW_GROUP_BYTES if None.
+    classes: names of the labels, which the schema then states as Hugging Face's `datasets` does.
     """
     columns: dict[str, Any] = {
         "id": pa.array(rows.ids, pa.string()),
@@ -399,5 +411,9 @@ def to_parquet(
         }
     buffer = io.BytesIO()
     size = row_group or max(ROW_GROUP_BYTES // math.prod(rows.images.shape[1:]), 1)
-    pq.write_table(pa.table(columns), buffer, row_group_size=size, compression="zstd")
+    table = pa.table(columns)
+    if classes:
+        features = {"label": {"names": list(classes), "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({HUGGING_FACE: json.dumps({"info": {"features": features}})})
+    pq.write_table(table, buffer, row_group_size=size, compression="zstd")
     return buffer.getvalue()

@@ -4,8 +4,9 @@ Shapes: N images, C channels, S side of the square.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +54,7 @@ Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
 def fit(
     images: Any,
     *,
+    labels: Sequence[int | str] | None = None,
     preset: str | None = None,
     image_size: int | None = None,
     name: str | None = None,
@@ -68,6 +70,10 @@ def fit(
     in [0, 1]; a Ray Dataset with a column `image`; or a sequence of arrays, tensors, PIL images, paths, or
     dicts or tuples with one of these, such as a torch Dataset. Those that cannot be read are skipped and
     listed. What they are decides the sizes, the likelihood and the preset, which are printed.
+
+    labels: of each image a class, by number or name, or words about it; the model then draws what it is asked
+    for (`NPDraw.draw(condition=)`). Names that seldom come twice are words; `prior.condition` decides it too.
+    Without labels the folders of pictures are classes, if `prior.condition` is `class`.
 
     preset: another preset. image_size: the side that pictures are padded (or with `data.fit` cropped) and
     resized to, at most 72. name, storage: of the run folder, as for the command, which `npdraw train` resumes
@@ -91,13 +97,17 @@ def fit(
             image_size = image_size or SourceModel.read(start_from).spec.image_shape[1]
         asked = nested.get("data", {})
         framed = {key: asked[key] for key in ("fit", "background") if key in asked}
-        pictures = pictures_of(images, image_size, **framed)
+        pictures, classes = pictures_of(images, image_size, **framed), folder_classes(images)
+        if labels is not None:
+            asked_kind = nested.get("prior", {}).get("condition")
+            pictures, classes = labelled(pictures, labels, asked_kind)
+            nested = merge({"prior": {"condition": "class" if classes else "words"}}, nested)
         suiting, chosen = suited(pictures)
         preset = preset or suiting
         if start_from is not None:  # else the model says what the network is
             sizes = {name: value for name, value in chosen["data"].items() if name != "binarize"}
             chosen = {"data": sizes, "eval": chosen["eval"], "scale": chosen["scale"]}
-        data = {"source": "parquet", "path": _write(pictures, root, called)}
+        data = {"source": "parquet", "path": _write(pictures, classes, root, called)}
         asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers or int(ray)}}, nested)
         experiment = resolve(preset, None, asked)
         _say(experiment, preset, pictures)
@@ -136,13 +146,41 @@ def _reasons(skipped: Sequence[Reject]) -> str:
     return "; ".join([*shown, "..."] if len(skipped) > SHOWN else shown)
 
 
-def _write(rows: Rows, storage: str, name: str) -> str:
+def labelled(
+    pictures: Rows, labels: Sequence[int | str], kind: str | None = None
+) -> tuple[Rows, tuple[str, ...]]:
+    """The pictures with what `fit` is told of each, and the names of the classes; none: the labels are words.
+
+    kind: class or words; None: names are words if most come once. Raises UserError if the numbers differ.
+    """
+    given = list(labels.tolist() if hasattr(labels, "tolist") else labels)
+    if len(given) != len(pictures) + len(pictures.rejects):
+        raise UserError(f"there are {len(given)} labels for {len(pictures) + len(pictures.rejects)} images")
+    try:
+        told = [given[int(name)] for name in pictures.ids]
+    except ValueError:
+        why = "labels are for a list of images; those of a folder are its folders"
+        raise UserError(why) from None
+    names = {str(label) for label in given}
+    if kind == "words" or (kind is None and isinstance(given[0], str) and 2 * len(names) > len(given)):
+        return replace(pictures, words=[str(label) for label in told]), ()
+    if all(isinstance(label, int) and label >= 0 for label in given):
+        classes = tuple(str(number) for number in range(1 + max(map(int, given))))
+    else:
+        classes = tuple(sorted(names))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return replace(pictures, labels=np.array([numbers[str(label)] for label in told], np.int64)), classes
+
+
+def _write(rows: Rows, classes: Sequence[str], storage: str, name: str) -> str:
     """Writes the images as shards beside the run; returns their folder. UserError: others lie there."""
     folder = f"{storage.rstrip('/')}/{name}-images"
     filesystem, root = open_filesystem(folder)
     order = range(len(rows))
     files = {
-        f"{root}/images-{first // SHARD_ROWS:05d}.parquet": to_parquet(rows.take(order[first:][:SHARD_ROWS]))
+        f"{root}/images-{first // SHARD_ROWS:05d}.parquet": to_parquet(
+            rows.take(order[first:][:SHARD_ROWS]), classes=classes
+        )
         for first in order[::SHARD_ROWS]
     }
     there = {path for path, _ in list_files(filesystem, root)}
@@ -207,15 +245,29 @@ def pictures_of(
     return Rows(list(names), pixels, np.array(labels, np.int64), rejects)
 
 
+def folder_classes(images: Any) -> tuple[str, ...]:
+    """The names of the classes of a folder of pictures; () of anything else."""
+    return _classes(_files(images)) if isinstance(images, str | Path) else ()
+
+
+def _classes(files: Iterable[Path]) -> tuple[str, ...]:
+    return tuple(sorted({name.parts[0] for name in files if len(name.parts) > 1}))
+
+
+def _files(folder: str | Path) -> dict[Path, Path]:
+    """Path below the folder -> path, of its pictures."""
+    root = Path(folder).expanduser()
+    every = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return {path.relative_to(root): path for path in every if not path.name.startswith(".")}
+
+
 def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
     """What gives (id, picture, label) of each item, one at a time and as often as asked."""
     if isinstance(images, str | Path):
-        folder = Path(images).expanduser()
-        every = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        files = {path.relative_to(folder): path for path in every if not path.name.startswith(".")}
+        files = _files(images)
         if not files:
-            raise UserError(f"{folder} has no image ({', '.join(SUFFIXES)})")
-        classes = sorted({name.parts[0] for name in files if len(name.parts) > 1})
+            raise UserError(f"{Path(images).expanduser()} has no image ({', '.join(SUFFIXES)})")
+        classes = _classes(files)
         labels = {name: classes.index(name.parts[0]) if len(name.parts) > 1 else -1 for name in files}
         return lambda: ((str(name), path, labels[name]) for name, path in files.items())
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim not in (3, 4):

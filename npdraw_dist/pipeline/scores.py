@@ -101,7 +101,7 @@ def bank_usage(counts: Tensor) -> Numbers:
 def summary(values: Mapping[str, Tensor], k: int, dimensions: int) -> Numbers:
     """Scores of N images, each (N,) -> their means, standard errors, k, n and bits_per_dim."""
     means = {name: float(value.mean()) for name, value in values.items()}
-    errors = {f"{name}_se": standard_error(values[name]) for name in WITH_ERROR}
+    errors = {f"{name}_se": standard_error(values[name]) for name in WITH_ERROR if name in values}
     bits = bits_per_dim(means["nll_iwae"], dimensions)
     return {**means, **errors, "k": k, "n": len(values["nll_iwae"]), "bits_per_dim": bits}
 

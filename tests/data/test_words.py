@@ -23,7 +23,7 @@ from npdraw_dist.data.prepare import prepare
 from npdraw_dist.data.readers import emoji_names
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
-from npdraw_dist.training.feed import MemoryFeed, Share, StreamFeed
+from npdraw_dist.training.feed import Feed, MemoryFeed, Share, StreamFeed
 from tests.helpers.rows import open_parses
 
 LOCAL = fs.LocalFileSystem()
@@ -114,7 +114,7 @@ def parses_with(told: Told, folder: Path, files: int = 3) -> Parses:
         z = PartSequence(torch.ones_like(what, dtype=torch.bool), what % 4, what)
         rows = Rows(
             [f"x{n:03d}" for n in numbers],
-            np.stack([grey(n)[None] for n in numbers]),
+            np.stack([grey(n)[None] for n in numbers.tolist()]),
             numbers % 3,
             words=[told_of(n)[1] for n in numbers.tolist()],
         )
@@ -160,7 +160,14 @@ def test_conditions_stay_with_their_images(told: Told, tmp_path: Path) -> None:
             MemoryFeed(whole, share),
             StreamFeed(groups.rows, partial(parses.stream, groups), share, 16),
         )
-        for feed, first in product((memory, stream), (0, 3)):  # from the beginning, and as a resumed run
+        feeds: tuple[Feed, ...] = (MemoryFeed(whole, share), stream)
+        for feed, first in product(feeds, (0, 3)):  # from the beginning, and as a resumed run
             for step in islice(feed.steps(first), 8):
                 for _, micro in step:
                     check(micro, told)
+
+
+def test_a_parquet_file_may_name_its_classes_as_hugging_face_does(tmp_path: Path) -> None:
+    rows = Rows(["a", "b"], np.stack([grey(0)[None], grey(1)[None]]), np.array([1, 0]))
+    write_bytes(LOCAL, str(tmp_path / "a.parquet"), to_parquet(rows, classes=["no", "yes"]))
+    assert open_source(config("parquet", tmp_path / "a.parquet"), 0).facts()["classes"] == ["no", "yes"]

@@ -16,7 +16,7 @@ from torch.utils.data import TensorDataset
 
 import npdraw_dist
 from npdraw_dist import NPDraw
-from npdraw_dist.config.load import resolve
+from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import rows
@@ -154,6 +154,52 @@ def test_settings_by_section_or_with_a_dot() -> None:
         npdraw_dist.fit(strokes(), images_seen=5)
     with pytest.raises(UserError, match=r"unknown key vae\.imges; did you mean"):
         npdraw_dist.fit(strokes(), vae={"imges": 5})
+
+
+def with_condition(kind: str) -> dict[str, Any]:
+    return merge(SMALL, {"prior": {"condition": kind}})
+
+
+def test_images_with_labels_make_a_model_that_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    images = strokes()
+    by_class = npdraw_dist.fit(images, labels=["high" if n % 7 < 3 else "low" for n in range(60)], **SMALL)
+    assert isinstance(by_class, NPDraw)
+    assert by_class.vocabulary.known == ["high", "low"]
+    assert by_class.draw(2, seed=0, condition=["low", "high"]).images.shape == (2, 1, 12, 12)
+    assert set(by_class.classify(images[:5]).tolist()) <= {0, 1}
+    words = [f"bar {n % 7} from the top" for n in range(60)]
+    told = npdraw_dist.fit(images, labels=words, **with_condition("words"))
+    assert isinstance(told, NPDraw)
+    assert {"bar", "top", "6"} <= set(told.vocabulary.known)
+    assert len(told.sample(2, seed=0, condition="bar 3 from the top")) == 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes"),
+    [
+        ([3, 0, 0, 1, 3], None, ("0", "1", "2", "3")),
+        (np.array([1, 1, 0, 1, 0]), None, ("0", "1")),
+        (["b", "a", "a", "b", "b"], None, ("a", "b")),
+        (["a b", "c", "d", "e", "f"], None, ()),
+        (["a b", "c", "d", "e", "f"], "class", ("a b", "c", "d", "e", "f")),
+    ],
+)
+def test_labels_are_classes_or_words(labels: Any, kind: str | None, classes: tuple[str, ...]) -> None:
+    found, names = fit.labelled(pictures_of(GREY), labels, kind)
+    assert names == classes
+    given = [str(label) for label in labels]
+    assert (found.words if not classes else [classes[number] for number in found.known_labels()]) == given
+
+
+def test_labels_that_do_not_match_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="4 labels for 5 images"):
+        npdraw_dist.fit(GREY, labels=[1, 2, 3, 4])
+    for number in range(3):
+        Image.fromarray(GREY[number]).save(tmp_path / f"{number}.png")
+    with pytest.raises(UserError, match="a folder are its folders"):
+        npdraw_dist.fit(tmp_path, labels=[1, 2, 3])
+    with pytest.raises(UserError, match="have no classes"):
+        npdraw_dist.fit(GREY.repeat(12, 0), **with_condition("class"))
 
 
 def test_a_kind_with_codes_trains_scores_and_samples() -> None:

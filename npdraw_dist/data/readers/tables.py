@@ -22,6 +22,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import BadPicture, Frame, from_array, read_picture
 from npdraw_dist.core.storage import list_files, open_filesystem
+from npdraw_dist.data.parses import class_names
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import FilePart, Source, file_splits, join_small, of_files, packed
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
@@ -37,8 +38,8 @@ def _open(filesystem: fs.FileSystem, path: str) -> pq.ParquetFile:
         raise UserError(f"{path} is no readable Parquet file ({error}); write it again") from None
 
 
-def _footer(filesystem: fs.FileSystem, path: str) -> tuple[list[int], bool]:
-    """The rows of each row group, and whether there is a column split.
+def _footer(filesystem: fs.FileSystem, path: str) -> tuple[list[int], bool, tuple[str, ...]]:
+    """The rows of each row group, whether there is a column split, and the names of the labels, if stated.
 
     Raises UserError if the file is damaged, or its columns cannot be images.
     """
@@ -54,7 +55,7 @@ def _footer(filesystem: fs.FileSystem, path: str) -> tuple[list[int], bool]:
     if "label" in schema.names and not pa.types.is_integer(schema.field("label").type):
         raise UserError(f"{path}: the column label is {schema.field('label').type}; it must be an integer")
     sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-    return sizes, "split" in schema.names
+    return sizes, "split" in schema.names, class_names(schema)
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
@@ -177,13 +178,13 @@ def open_parquet(data: DataConfig, seed: int) -> Source:
     layout = file_splits(data, filesystem, paths, None if paths == [root] else root)
     parts, frame, prepared = [], frame_of(data), layout.prepared
 
-    def footer(path: str) -> tuple[list[int], bool]:
+    def footer(path: str) -> tuple[list[int], bool, tuple[str, ...]]:
         groups = None if prepared is None else prepared.row_groups(path[len(root) + 1 :], sizes[path])
-        return (groups, False) if groups is not None else _footer(filesystem, path)
+        return (groups, False, ()) if groups is not None else _footer(filesystem, path)
 
     with ThreadPoolExecutor(READERS) as pool:  # a store at a URI takes a while for each
         footers = list(pool.map(footer, paths))
-    for path, (of_groups, own_column) in zip(paths, footers, strict=True):
+    for path, (of_groups, own_column, _) in zip(paths, footers, strict=True):
         stated = layout.stated[path]
         rule = HashSplit.of(data, seed, SPLITS if own_column else layout.own)
         splits = SPLITS if own_column else rule.possible(stated)
@@ -195,5 +196,5 @@ def open_parquet(data: DataConfig, seed: int) -> Source:
             parts.append(FilePart(splits, reader.read, rows_before[stop] - first))
     if prepared is not None:  # its ids are known to differ
         parts = join_small(parts, data.rows_a_shard)
-    classes = () if prepared is None else prepared.classes
+    classes = footers[0][2] if prepared is None else prepared.classes
     return of_files(data, seed, parts, layout.counts, layout.inputs, classes)
