@@ -156,10 +156,7 @@ def test_conditions_stay_with_their_images(told: Told, tmp_path: Path) -> None:
     groups = parses.groups(4 << 20)
     for rank in range(2):
         share = Share(8, 4, 0, rank, 2)
-        memory, stream = (
-            MemoryFeed(whole, share),
-            StreamFeed(groups.rows, partial(parses.stream, groups), share, 16),
-        )
+        stream = StreamFeed(groups.rows, partial(parses.stream, groups), share, 16)
         feeds: tuple[Feed, ...] = (MemoryFeed(whole, share), stream)
         for feed, first in product(feeds, (0, 3)):  # from the beginning, and as a resumed run
             for step in islice(feed.steps(first), 8):
