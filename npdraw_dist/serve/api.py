@@ -180,10 +180,9 @@ async def _all(replica: Replica, make: Callable[[], Drawings]) -> schemas.Drawin
     return schemas.DrawingsResponse(drawings=await replica.run(replica.engine.responses, [made]))
 
 
-@router.post("/sample", summary="A drawing sampled from the prior, by seed and temperature")
+@router.post("/sample", summary="A drawing sampled from the prior, by seed, temperature and condition")
 async def sample(request: schemas.SampleRequest, replica: Served) -> schemas.DrawingResponse:
-    draw = partial(replica.engine.model.draw, 1, seed=request.seed, temperature=request.temperature)
-    return await replica.respond(await replica.run(draw))
+    return await replica.respond(await replica.run(replica.engine.sample, request))
 
 
 @router.get("/gallery", summary="Drawings sampled from the prior")
@@ -192,8 +191,11 @@ async def gallery(
     n: Annotated[int, Query(ge=1, le=32)] = 12,
     seed: schemas.Seed = 0,
     temperature: schemas.Temperature = 1.0,
+    condition: schemas.Condition = None,
+    guidance: schemas.Guidance = 1.0,
 ) -> schemas.DrawingsResponse:
-    return await _all(replica, partial(replica.engine.model.draw, n, seed=seed, temperature=temperature))
+    asked = schemas.SampleRequest(seed=seed, temperature=temperature, condition=condition, guidance=guidance)
+    return await _all(replica, partial(replica.engine.sample, asked, n))
 
 
 @router.post("/decode", summary="Canvas and image of a drawing")
@@ -219,6 +221,11 @@ async def complete(request: schemas.CompleteRequest, replica: Served) -> schemas
 @router.post("/next", summary="Where the prior draws next, and the likeliest parts at a place")
 async def next_part(request: schemas.NextRequest, replica: Served) -> schemas.NextResponse:
     return await replica.run(replica.engine.next_part, request)
+
+
+@router.post("/surprise", summary="Where the prior did not expect what is drawn")
+async def surprise(request: schemas.DecodeRequest, replica: Served) -> schemas.SurpriseResponse:
+    return await replica.run(replica.engine.surprise, request.z)
 
 
 @router.post("/interpolate", summary="From A to B, one place after another")

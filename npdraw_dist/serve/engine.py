@@ -64,6 +64,8 @@ class Engine:
             margin_top=grid.top,
             margin_left=grid.left,
             background="white" if grid.background else "black",
+            condition=spec.prior.condition,
+            vocabulary=self.model.vocabulary.known,
             test_images=0 if self.test_images is None else len(self.test_images),
             **{name: getattr(grid, name) for name in ("rows", "columns", "patch", "stride")},
             **{name: getattr(spec, name) for name in ("likelihood", "steps", "parts", "order", "aligned")},
@@ -191,9 +193,23 @@ class Engine:
                 made = edit(before, put={place: part})
                 return made, 1 + editing.dropped(made.z, (before.z, ~mask_of([place], self.grid, 1)))
 
+    def sample(self, request: schemas.SampleRequest, n: int = 1) -> Drawings:
+        return self.asked(request).draw(n, seed=request.seed, temperature=request.temperature)
+
+    def asked(self, request: schemas.Asked) -> NPDraw:
+        """The model under the condition of a request. Raises UserError if it does not know it."""
+        if request.condition is None:
+            return self.model
+        return self.model.given(request.condition, request.guidance)
+
     def complete(self, request: schemas.CompleteRequest) -> Drawings:
         begun, how = self.drawing(request.z).repeated(request.n), request.temperature
-        return self.model.complete(begun, request.keep, None, how, proposals.QUICK, seed=request.seed)
+        model = self.asked(request)
+        return model.complete(begun, request.keep, None, how, proposals.QUICK, seed=request.seed)
+
+    def surprise(self, given: schemas.Latents) -> schemas.SurpriseResponse:
+        nats = self.model.surprise(self.drawing(given))
+        return schemas.SurpriseResponse(places=nats.flatten().tolist())
 
     def between(self, request: schemas.InterpolateRequest) -> Drawings:
         return self.model.between(self.drawing(request.a), self.drawing(request.b))

@@ -17,6 +17,13 @@ Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
 Temperature = Annotated[float, Field(gt=0, le=10, description="temperature of the prior; low is less varied")]
 Choice = Literal["auto", "yes", "no"]
 Crop = Literal["auto", "no"]
+Condition = Annotated[
+    str | None,
+    Field(max_length=200, description="what to draw, a class or words; null: anything. /v1/model says which"),
+]
+Guidance = Annotated[
+    float, Field(ge=0, le=10, description="how far the condition decides; 1: as the model was trained")
+]
 Png = Annotated[str, Field(description="a PNG in base64", json_schema_extra={"contentEncoding": "base64"})]
 
 
@@ -42,9 +49,17 @@ class Latents(Request):
     )
 
 
-class SampleRequest(Request):
+class Asked(Request):
+    """What may be drawn, and how freely."""
+
     seed: Seed = 0
     temperature: Temperature = 1.0
+    condition: Condition = None
+    guidance: Guidance = 1.0
+
+
+class SampleRequest(Asked):
+    pass
 
 
 class DecodeRequest(Request):
@@ -95,11 +110,9 @@ class EditRequest(DecodeRequest):
     edit: Put | Remove | Move | Swap = Field(discriminator="kind")
 
 
-class CompleteRequest(DecodeRequest):
+class CompleteRequest(Asked, DecodeRequest):
     keep: Places = Field(description="places that stay as they are, also empty")
     n: int = Field(4, ge=1, le=8, description="number of proposals")
-    seed: Seed = 0
-    temperature: Temperature = 1.0
 
 
 class NextRequest(DecodeRequest):
@@ -189,6 +202,12 @@ class NextResponse(BaseModel):
     place: int
 
 
+class SurpriseResponse(BaseModel):
+    """Where the prior did not expect what is drawn."""
+
+    places: list[float] = Field(description="L nats: -log p of the step that draws there, given those before")
+
+
 class Frame(BaseModel):
     """The drawing after one of its steps; frame 0 is the empty canvas."""
 
@@ -233,6 +252,8 @@ class ModelResponse(BaseModel):
     order: str
     aligned: bool = Field(description="every place is asked in turn, so a place holds at most one part")
     background: Literal["black", "white"] = Field(description="colour of the canvas where nothing is drawn")
+    condition: Literal["none", "class", "words"] = Field(description="what the model can be asked for")
+    vocabulary: list[str] = Field(description="the classes or words that it knows")
     test_images: int = Field(description="0 if the model is not in its run folder")
 
 

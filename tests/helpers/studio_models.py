@@ -16,6 +16,7 @@ from npdraw_dist.core.parts import PartBank
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior
 from tests.helpers.runs import random_parses
+from tests.helpers.tiny_models import shaken
 
 # Grey digits at their own places; colour, drawn in ranked order in fewer steps than there are places.
 GREY: dict[str, Any] = {"bank": {"size": 20}}
@@ -35,6 +36,10 @@ WITH_U: dict[str, dict[str, Any]] = {
 }
 
 
+# A model that is asked for a class by name.
+ASKED = {**GREY, "prior": {"condition": "class", "vocabulary": ("cat", "crow", "dog")}}
+
+
 def save_model(folder: Path, settings: dict[str, Any]) -> Path:
     """folder/model of `settings`, in folder/parses 50 black test images for GREY. Its latents u matter."""
     torch.manual_seed(0)
@@ -42,7 +47,7 @@ def save_model(folder: Path, settings: dict[str, Any]) -> Path:
     experiment = Experiment.model_validate(
         {
             **settings,
-            "prior": {"width": 8, "depth": 1, "attention_heads": 2},
+            "prior": {"width": 8, "depth": 1, "attention_heads": 2, **settings.get("prior", {})},
             "vae": {**small, **settings.get("vae", {})},
         }
     )
@@ -52,6 +57,8 @@ def save_model(folder: Path, settings: dict[str, Any]) -> Path:
     with torch.no_grad():
         assert model.prior.what_head is not None
         model.prior.what_head.weight.mul_(5)  # so that seeds differ
+        if model.prior.told is not None:
+            shaken(model.prior, 0.5)  # so that classes differ
         if model.appearance is not None:
             for layer in (model.appearance.out, model.appearance.spread):
                 assert isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.helpers.serving import Served, serving
 from tests.helpers.studio import Studio, open_chromium
-from tests.helpers.studio_models import GREY, WITH_U, save_model
+from tests.helpers.studio_models import ASKED, GREY, WITH_U, save_model
 
 
 @pytest.fixture(scope="package")
@@ -18,6 +18,18 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Served:
 @pytest.fixture(scope="package")
 def colour(tmp_path_factory: pytest.TempPathFactory) -> Served:
     return Served(save_model(tmp_path_factory.mktemp("colour"), WITH_U["map"]))
+
+
+@pytest.fixture(scope="package")
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """A model of three classes."""
+    return Served(save_model(tmp_path_factory.mktemp("asked"), ASKED))
+
+
+@pytest.fixture(scope="package")
+def asked_address(asked: Served) -> Iterator[str]:
+    with serving(asked.folder) as address:
+        yield address
 
 
 @pytest.fixture(params=["grey", "colour"])

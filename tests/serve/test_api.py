@@ -4,6 +4,7 @@ import base64
 import io
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,6 +86,38 @@ def test_samples_are_those_of_python(served: Served) -> None:
     assert served.post("sample", seed=6)["canvas"] != drawing["canvas"]
     gallery = served.get("gallery", n=3, seed=5, temperature=0.7)["drawings"]
     check_same(served, gallery, served.model.draw(3, seed=5, temperature=0.7))
+
+
+def test_what_is_asked_is_drawn_as_in_python(asked: Served) -> None:
+    facts = asked.get("model")
+    assert (facts["condition"], facts["vocabulary"]) == ("class", ["cat", "crow", "dog"])
+    for guidance in (1.0, 2.5):
+        told: dict[str, Any] = {"condition": "dog", "guidance": guidance}
+        drawing = asked.post("sample", seed=5, **told)
+        check_same(asked, [drawing], asked.model.draw(1, seed=5, **told))
+        gallery = asked.get("gallery", n=3, seed=5, **told)["drawings"]
+        check_same(asked, gallery, asked.model.draw(3, seed=5, **told))
+    drawn = [asked.post("sample", seed=5, condition=name)["z"] for name in ("cat", "crow", "dog")]
+    assert drawn[0] != drawn[1] or drawn[1] != drawn[2]
+    keep = [0, 1, 2, 3]
+    done = asked.post("complete", z=drawing["z"], keep=keep, n=2, seed=1, condition="cat")["drawings"]
+    begun = asked.replica.engine.drawing(Latents(**drawing["z"])).repeated(2)
+    expected = asked.model.complete(begun, keep, None, 1.0, proposals.QUICK, seed=1, condition="cat")
+    check_same(asked, done, expected)
+
+
+def test_what_the_model_does_not_know_is_told(asked: Served, grey: Served) -> None:
+    assert "near: dog" in asked.post("sample", 422, condition="dot")["detail"]
+    assert "takes no condition" in grey.post("sample", 422, condition="dog")["detail"]
+    assert grey.get("model")["condition"] == "none"
+
+
+def test_surprise_is_that_of_python(served: Served) -> None:
+    z = served.post("sample", seed=4)["z"]
+    found = served.post("surprise", z=z)["places"]
+    expected = served.model.surprise(served.replica.engine.drawing(Latents(**z))).flatten()
+    assert found == pytest.approx(expected.tolist(), abs=1e-4)
+    assert len(found) == served.model.grid.places
 
 
 def test_an_upload_has_the_same_pixels_three_ways(served: Served, tmp_path: Path) -> None:

@@ -35,6 +35,47 @@ def test_the_first_ten_seconds(browser: Any, grey_address: str, sight: str) -> N
     studio.close()
 
 
+@pytest.mark.parametrize("sight", ["desktop-light", "phone-dark"])
+def test_typed_words_are_drawn(browser: Any, asked_address: str, sight: str) -> None:
+    studio = Studio(browser, asked_address, sight)
+    field = studio.page.get_by_label("What to draw")
+    field.fill("c")
+    values = studio.page.locator("#known option").evaluate_all("all => all.map((one) => one.value)")
+    assert values == ["cat", "crow"]
+    field.fill("crow")
+    field.press("Enter")
+    studio.wait("image")
+    first = studio.parts()
+    studio.press("Draw it")
+    studio.wait("image")
+    assert studio.parts() != first
+    assert [body.get("condition") for body in studio.sent("sample")][-2:] == ["crow", "crow"]
+    studio.press("Finish")
+    studio.page.locator("#proposals button").first.wait_for()
+    assert studio.sent("complete")[-1]["condition"] == "crow"
+    field.fill("owl")
+    field.press("Enter")
+    studio.page.get_by_text("does not know the class 'owl'").wait_for()
+    studio.problems.clear()  # the browser notes the refused request
+    studio.close()
+
+
+def test_a_model_without_condition_is_asked_nothing(studio: Studio) -> None:
+    assert studio.page.locator("#ask").is_hidden()
+
+
+def test_surprise_is_shown_over_the_canvas(studio: Studio) -> None:
+    studio.press("Close the invitation")
+    before = studio.seen("a")
+    studio.press("Surprise")
+    studio.until("views.a.heat && views.a.heat.length === 36")
+    shown = studio.seen("a")
+    assert shown != before
+    studio.press("Surprise")
+    studio.until("!views.a.heat")
+    assert studio.seen("a") == before
+
+
 def test_the_first_picture_does_not_wait_for_the_examples(browser: Any, grey_address: str) -> None:
     held: list[Any] = []
 

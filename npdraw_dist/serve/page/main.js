@@ -24,7 +24,9 @@ press("undo", undo); press("redo", redo); press("share", share);
 press("play", () => { invite(false); return play(); });
 press("finish", () => finish()); press("again", () => finish());
 press("clear", () => { invite(false); return blank(); });
-press("swap", exchange);
+press("swap", exchange); press("surprise", toggleSurprise);
+find("ask").addEventListener("submit", (e) => { e.preventDefault(); guarded(drawAsked)(); });
+find("words").addEventListener("input", suggest);
 press("start-blank", () => { invite(false); document.querySelector("[name=tool][value=draw]").checked = true; toolChanged(); return blank(); });
 press("start-half", finishHalf);
 press("start-again", async () => { invite(false); await play(); });
@@ -61,9 +63,10 @@ function fit() {                          // sizes of the page that depend on th
   const style = document.documentElement.style, places = Math.max(model.rows, model.columns);
   style.setProperty("--well", model.background);
   style.setProperty("--wide", Math.min(Math.max(places * CELL + 4, 236), 264) + "px");
-  for (const [key, has] of [["colour", model.channels === 3], ["test", model.test_images > 0]]) {
+  for (const [key, has] of [["colour", model.channels === 3], ["test", model.test_images > 0], ["asked", model.condition !== "none"]]) {
     for (const one of document.querySelectorAll(`[data-only=${key}]`)) one.hidden = !has;
   }
+  find("words").placeholder = model.condition === "class" ? `${model.vocabulary.slice(0, 3).join(", ")} …` : "what to draw"; suggest();
   find("test-index").max = model.test_images - 1;
   const keys = `${model.rows} by ${model.columns} places. Arrow keys choose a place, with Shift several`;
   find("canvas-b").setAttribute("aria-label", `Canvas of B, ${keys}. Enter copies the parts to A`);

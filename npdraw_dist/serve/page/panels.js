@@ -26,6 +26,7 @@ tabs.forEach((tab, index) => {
 });
 function changedA() {
   if (!views.a.image || openPanel() !== "next" || playing) views.a.heat = null;
+  if (surprised() && openPanel() !== "next" && !playing) guarded(showSurprise)();
   if (openPanel() === "next") showNext(showNext.place ?? null);
   if (openPanel() === "morph") showMorph();
 }
@@ -52,7 +53,7 @@ const finish = (keep) => inTurn(async () => {
   await halt(); invite(false);
   const {z} = drawings.a; finish.keep = keep ?? (finish.base === z ? finish.keep : drawn(z)); finish.base = z;
   proposed += 1;
-  const request = {z, keep: finish.keep, n: small() || model.steps > 64 ? 4 : 6, seed: proposed, temperature: Number(find("temperature").value)};
+  const request = {z, keep: finish.keep, n: small() || model.steps > 64 ? 4 : 6, seed: proposed, temperature: Number(find("temperature").value), ...asked()};
   showPanel("finish");
   find("finish-hint").textContent = "The prior draws …";
   find("proposals").replaceChildren(...Array.from({length: request.n}, () => Object.assign(document.createElement("span"), {className: "ghost"})));
@@ -60,6 +61,36 @@ const finish = (keep) => inTurn(async () => {
   find("proposals").replaceChildren(...found.map((drawing, i) => card(drawing, `proposal ${i + 1}`, () => load(drawing, "a", false))));
   find("finish-hint").textContent = `${counted(drawn(z).length)} of A stay; the prior draws the rest. Choose one.`;
 });
+// ---------------------------------------------------------------- asking
+
+const GUIDANCE = 1.5;                     // a little more than training: what is asked is seen
+const asked = () => { const words = find("words").value.trim(); return model.condition === "none" || !words ? {} : {condition: words, guidance: GUIDANCE}; };
+let seeds = 0;                            // the same words again draw another one
+const drawAsked = async () => {
+  seeds += 1;
+  await load(await json("sample", {seed: seeds, temperature: Number(find("temperature").value), ...asked()}), "a");
+};
+// Suggestions complete the last word.
+function suggest() {
+  const text = find("words").value, start = model.condition === "words" ? text.slice(0, text.lastIndexOf(" ") + 1) : "", last = text.slice(start.length).toLowerCase();
+  const close = model.vocabulary.filter((word) => word.toLowerCase().startsWith(last) && word.toLowerCase() !== last).slice(0, 12);
+  find("known").replaceChildren(...close.map((word) => Object.assign(document.createElement("option"), {value: start + word})));
+}
+
+// ---------------------------------------------------------------- surprise
+
+const surprised = () => find("surprise").getAttribute("aria-pressed") === "true";
+async function showSurprise() {
+  const {z} = drawings.a, {places} = await json("surprise", {z});
+  if (!surprised() || drawings.a.z !== z) return;
+  views.a.heat = places; views.a.paint();
+}
+function toggleSurprise() {
+  const on = !surprised(); find("surprise").setAttribute("aria-pressed", on);
+  if (on) return showSurprise();
+  views.a.heat = null; views.a.paint();
+}
+
 // The upper half of A stays; the prior draws the lower one, and the page shows what it proposes.
 const finishHalf = () => {
   const {rows, columns} = model, half = Math.ceil(rows / 2) * columns;
@@ -90,7 +121,7 @@ const percent = (p) => p >= 0.1 ? `${Math.round(100 * p)}%` : p >= 0.001 ? `${(1
 // ---------------------------------------------------------------- gallery, examples
 
 const showGallery = guarded(async () => {
-  const request = {n: 12, seed: Number(find("seed").value), temperature: Number(find("gallery-temperature").value)};
+  const request = {n: 12, seed: Number(find("seed").value), temperature: Number(find("gallery-temperature").value), ...asked()};
   const found = (await json("gallery?" + new URLSearchParams(request))).drawings;
   found.forEach((drawing) => tally(drawing.z));
   find("gallery").replaceChildren(...found.map((drawing, i) => card(drawing, `sample ${i + 1}`, () => load(drawing))));
