@@ -35,6 +35,7 @@ COMMANDS = {
     "export-demo": Entry(
         "npdraw_dist.export_demo.__main__:ExportDemo", "write a page that draws in the browser alone"
     ),
+    "bank": Entry("npdraw_dist.make_bank:MakeBank", "cluster images into a bank of parts"),
     "prepare": Entry("npdraw_dist.prepare:Prepare", "write a data set once as Parquet or tar shards"),
     "sweep": Entry("tune_spaces.sweep:Sweep", "search settings with Ray Tune"),
     "bench": Entry("npdraw_dist.bench.__main__:Bench", "measure this machine, and plan a cluster"),

@@ -30,6 +30,9 @@ class Sample(Command):
     guidance: NonNegativeFloat = Field(
         1.0, description="how far the condition decides: 0 not at all, 1 as it was trained, above 1 more"
     )
+    bank: str | None = Field(
+        None, description="other parts to draw with, of `npdraw bank`; for a model with prior.table pixels"
+    )
     use_gpu: bool | None = Field(
         None, description="draw on a GPU, whose random numbers are others; if not given, if there is one"
     )
@@ -40,11 +43,15 @@ def main(argv: Sequence[str]) -> None:
 
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.core.process import device_here
-    from npdraw_dist.pipeline.models import chosen_model, load_model
+    from npdraw_dist.pipeline.models import chosen_model, load_model, load_npdraw, read_bank
     from npdraw_dist.pipeline.sample import local_folder, write_samples
 
     device = device_here(command.use_gpu, "use_gpu")
-    model = load_model(chosen_model(command.model)).to(device)
+    folder = chosen_model(command.model)
+    if command.bank is None:
+        model = load_model(folder).to(device)
+    else:
+        model = load_npdraw(folder).with_bank(read_bank(command.bank)).to(device)
     if command.condition is not None:
         model = model.given(command.condition, command.guidance)
     with local_folder(command.out) as out:

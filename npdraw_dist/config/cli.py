@@ -27,7 +27,10 @@ Model = Annotated[  # of commands that use a trained one
     Field(description="a run, a model folder, a URI or an id of the hub; if not given, the last run"),
 ]
 # Names of settings whose value is a file or a folder.
-FILES = {"path", "out", "config", "model", "storage", "from", "compare", "extractor", "posters", "a", "b"}
+FILES = {
+    *("path", "out", "bank", "config", "model", "storage", "from"),
+    *("compare", "extractor", "posters", "a", "b"),
+}
 
 
 class Command(BaseSettings):

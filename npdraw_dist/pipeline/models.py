@@ -23,7 +23,14 @@ from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of, spec_type
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.model_files import CONFIG, WEIGHTS, model_folder
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.core.storage import open_filesystem, read_bytes, sha256, write_text
+from npdraw_dist.core.storage import (
+    is_file,
+    local_copy,
+    open_filesystem,
+    read_bytes,
+    sha256,
+    write_text,
+)
 from npdraw_dist.nn import hub
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.growth import grown
@@ -31,7 +38,7 @@ from npdraw_dist.nn.hub import SAMPLES_FILE, card_text
 from npdraw_dist.nn.npdraw import NPDraw
 
 RUNS = "runs"  # the default --storage of `train`
-CARD = "README.md"
+CARD, BANK = "README.md", "bank.safetensors"
 # Numbers that a model folder states, of one split: how many images and importance samples, the bounds.
 MEASURED = ("n", "k", "nll_iwae", "nll_iwae_se", "elbo", "elbo_se", "bits_per_dim")
 DISTANCES = ("frechet_distance", "kernel_distance", "precision", "recall")
@@ -58,6 +65,16 @@ def load_model(folder: str) -> GenerativeModel:
     """The model of any kind at what --model takes, in eval mode. Raises UserError if none can be read."""
     said = f"--model {folder}"
     return hub.load_from(model_folder(folder, said), said)
+
+
+def read_bank(where: str) -> PartBank:
+    """The bank in a run, in its folder bank/, or in the file bank.safetensors. Raises UserError."""
+    filesystem, path = open_filesystem(where)
+    for file in (path, f"{path}/{BANK}", f"{path}/bank/{BANK}"):
+        if is_file(filesystem, file):
+            with local_copy(filesystem, file) as local:
+                return PartBank.load(local)
+    raise UserError(f"--bank {where} holds no {BANK}; make one with `npdraw bank --out {where}`")
 
 
 def load_npdraw(folder: str) -> NPDraw:
