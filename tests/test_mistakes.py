@@ -25,6 +25,7 @@ MODULES = {
     **{name: f"npdraw_dist.{name}" for name in ("train", "prepare", "sample", "extractor")},
     **{name: f"npdraw_dist.{name}.__main__" for name in ("evaluate", "edit", "serve", "bench")},
     "sweep": "tune_spaces.sweep",
+    "bank": "npdraw_dist.make_bank",
 }
 OWN = "--data.image_size 28 --data.channels 1"
 # Flags and config files.
@@ -54,6 +55,7 @@ train --scale.gpus_per_worker 1.5 | scale.gpus_per_worker is 1.5; give & or a wh
 train --model.kind flow --baseline.latents 1 | baseline.latents 2 or more
 train --data.source emnist | data.source: & 'fashion_mnist' & not 'emnist'
 train --vae.latents local:4 | vae.latents is 'local:4'; give a number such as 16
+train --model.kind vae --prior.condition class | prior.condition is for our prior over parts
 train --model.kind vqvae --prior.table pixels | prior.table pixels is for our prior over parts
 train --authors.model true --parse.order path | it needs parse.order aligned
 train --authors.model true | authors.model needs prior.heads independent
@@ -132,6 +134,10 @@ sample --out new --model models/truncated | models/truncated is damaged & incomp
 sample --out new --model models/garbage | models/garbage is damaged & header
 sample --out new --model models/other-shapes | models/other-shapes is damaged & size mismatch for
 sample --out new --model models/lacks-weights | models/lacks-weights is damaged & Missing key(s)
+sample --out new --model model --condition cat | takes no condition & --prior.condition class or words
+sample --out new --model model --bank nowhere | --bank nowhere holds no bank.safetensors & npdraw bank
+sample --out new --model model --guidance -1 | guidance: & greater than or equal to 0
+bank --bank.size 5 | --out is missing
 sample --out new --model models/bert | holds another kind of model: its config.json has no spec
 sample --out new --model models/newer | models/newer was made by npdraw_dist 9.0.0 in format 99
 sample --out new --model models/gan | a model of kind 'gan' (known: npdraw, vae, & draw, air)

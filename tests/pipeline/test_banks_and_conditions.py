@@ -1,0 +1,70 @@
+"""A run whose prior is told the class and knows parts by their pixels: stages, sampling, another bank."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from npdraw_dist import NPDraw, PartBank, make_bank, sample
+from npdraw_dist.config.load import merge, resolve
+from npdraw_dist.pipeline.models import read_bank
+from npdraw_dist.pipeline.run import start
+from npdraw_dist.pipeline.store import Store
+from tests.helpers.tiny_fit import SMALL
+
+TOLD: dict[str, Any] = {
+    "data": {"fraction": 0.2},
+    "prior": {"condition": "class", "table": "pixels"},
+    "scale": {"num_workers": 0},
+    "eval": {"split": "valid"},
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    experiment = resolve("digits", None, merge(SMALL, TOLD))
+    return start(experiment, str(tmp_path_factory.mktemp("runs")), "told", experiment.stage_names)
+
+
+@pytest.fixture(scope="module")
+def model(store: Store) -> NPDraw:
+    return NPDraw.from_pretrained(store.path("model"))
+
+
+def test_the_classes_of_the_data_reach_the_model(store: Store, model: NPDraw) -> None:
+    assert model.vocabulary.known == [str(digit) for digit in range(10)]
+    assert store.metrics()["valid/nll_iwae_given"] > 0
+    assert store.metrics()["valid/nll_iwae_given"] != store.metrics()["valid/nll_iwae"]
+    batch = store.parses("train", store.with_vocabulary(store.config())).in_id_order()
+    assert set(batch.condition.flatten().tolist()) == set(range(1, 11))
+    again = start(store.config(), str(Path(store.root).parent), "told", store.config().stage_names)
+    assert again.metrics() == store.metrics()  # nothing is done anew: the vocabulary is no setting
+
+
+def test_commands_make_a_bank_and_draw_with_it(store: Store, model: NPDraw, tmp_path: Path) -> None:
+    sizes = ["--bank.size", "12", "--grid.patch", "4", "--grid.stride", "4", "--data.fraction", "0.1"]
+    make_bank.main([*sizes, "--scale.num_workers", "0", "--out", str(tmp_path / "other")])
+    bank = read_bank(str(tmp_path / "other"))
+    assert bank.parts.shape == (12, 1, 4, 4)
+    drawn = ["--model", store.path("model"), "--n", "6", "--seed", "3", "--out", str(tmp_path / "drawn")]
+    sample.main([*drawn, "--bank", str(tmp_path / "other"), "--condition", "7", "--guidance", "2"])
+    found = np.load(tmp_path / "drawn" / "samples.npz")
+    expected = model.with_bank(bank).draw(6, seed=3, condition=7, guidance=2.0)
+    assert {name: found[name].tolist() for name in ("whether", "where", "what")} == {
+        name: value.tolist() for name, value in vars(expected.z).items()
+    }
+    assert isinstance(PartBank.load(tmp_path / "other" / "bank" / "bank.safetensors"), PartBank)
+
+
+def test_the_numbers_of_a_bank_of_the_same_parts_are_the_same(model: NPDraw) -> None:
+    z = model.sample_prior(8, seed=0)
+    same = model.with_bank(model.bank)
+    assert torch.equal(same.given(3).prior_log_prob(z), model.given(3).prior_log_prob(z))
+
+
+def test_what_was_written_says_what_can_be_asked(store: Store) -> None:
+    told = json.loads((Path(store.root) / "parses" / "vocabulary.json").read_text())
+    assert told == {"classes": [str(digit) for digit in range(10)], "words": []}
