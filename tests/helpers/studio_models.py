@@ -36,8 +36,14 @@ WITH_U: dict[str, dict[str, Any]] = {
 }
 
 
-# A model that is asked for a class by name.
+# A model that is asked for a class by name; one that takes any bank of parts too.
 ASKED = {**GREY, "prior": {"condition": "class", "vocabulary": ("cat", "crow", "dog")}}
+
+
+TOLD = {
+    **GREY,
+    "prior": {"condition": "class", "vocabulary": tuple("0123456789"), "table": "pixels"},
+}
 
 
 def save_model(folder: Path, settings: dict[str, Any]) -> Path:
@@ -55,8 +61,8 @@ def save_model(folder: Path, settings: dict[str, Any]) -> Path:
     model.set_bank(PartBank(torch.rand(model.bank_parts.shape)))
     assert isinstance(model.prior, Prior)
     with torch.no_grad():
-        assert model.prior.what_head is not None
-        model.prior.what_head.weight.mul_(5)  # so that seeds differ
+        if model.prior.what_head is not None:
+            model.prior.what_head.weight.mul_(5)  # so that seeds differ
         if model.prior.told is not None:
             shaken(model.prior, 0.5)  # so that classes differ
         if model.appearance is not None:

@@ -16,7 +16,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline import fit
 from tests.helpers.notebooks import outputs, png_of
 from tests.helpers.notebooks import run as run_cells
-from tests.helpers.studio_models import save_model
+from tests.helpers.studio_models import TOLD, save_model
 from tests.helpers.tiny_fit import FITTED, fit_few
 from tests.pipeline.test_fit import BUDGET, corners
 from tests.pipeline.test_readme import PAGES, ROOT, blocks
@@ -26,6 +26,7 @@ from tests.pipeline.test_readme import PAGES, ROOT, blocks
 def test_the_python_examples_run(run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a folder with the run `digits`, as after the first command of the README, and pictures."""
     shutil.copytree(run_here, tmp_path / "runs" / "digits")
+    save_model(tmp_path / "runs" / "told", TOLD)
     (tmp_path / "my_pictures").mkdir()
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)):
         Image.fromarray(pixels).save(tmp_path / "my_pictures" / f"{number}.png")
@@ -36,6 +37,7 @@ def test_the_python_examples_run(run_here: Path, tmp_path: Path, monkeypatch: py
         exec(example, names)
     assert len(list((tmp_path / "tiles" / "test").iterdir())) == 138
     assert names["nats"].shape == (8,)
+    assert names["other"].spec.parts == 20
     assert (tmp_path / "edited.png").is_file()
 
 

@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 # In the order in which a new user meets them. docs/cluster.md has tests of its own.
-NAMES = "install start commands data editing evaluate sweeps speed"
+NAMES = "install start commands conditions data editing evaluate sweeps speed"
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES.split())]
 
 
