@@ -53,9 +53,9 @@ def test_guidance_0_and_1_are_the_plain_and_the_conditional_prior(condition: str
     torch.testing.assert_close(model.given(asked, 0.0).prior_log_prob(z), plain)
     torch.testing.assert_close(model.given(asked, 1.0).prior_log_prob(z), told)
     torch.testing.assert_close(model.prior.log_prob(z, torch.zeros_like(tokens)), plain)
-    between = model.given(asked, 0.5).prior(z)
+    beyond = model.given(asked, 2.0).prior(z)
     u, c = model.prior(z), model.prior(z, tokens)
-    torch.testing.assert_close(between.what, (u.what + c.what) / 2)
+    torch.testing.assert_close(beyond.what, 2 * c.what - u.what)
 
 
 @pytest.mark.parametrize("order", ORDERS)
