@@ -106,7 +106,7 @@ def test_an_emoji_has_the_words_of_its_name() -> None:
     assert emoji_names.words((0xE000,)) == ""
 
 
-def parses_with(told: Told, folder: Path, files: int = 3) -> Parses:
+def parses_with(told: Told, folder: Path, files: int = 4) -> Parses:
     """Parses of pictures whose pixels, parts and words all say their number."""
     for file in range(files):
         numbers = np.arange(file, COUNT, files)
