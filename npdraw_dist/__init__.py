@@ -17,7 +17,7 @@ __all__ = ["Drawings", "NPDraw", "PartBank", "PartSequence", "fit", "load", "to_
 _MODULES = {
     "Drawings": "nn.npdraw",
     "NPDraw": "nn.npdraw",
-    "PartBank": "bank.build",  # which gives it `PartBank.of`
+    "PartBank": "core.parts",
     "PartSequence": "core.parts",
     "fit": "pipeline.fit",
     "load": "nn.hub",

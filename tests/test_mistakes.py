@@ -56,7 +56,6 @@ train --model.kind flow --baseline.latents 1 | baseline.latents 2 or more
 train --data.source emnist | data.source: & 'fashion_mnist' & not 'emnist'
 train --vae.latents local:4 | vae.latents is 'local:4'; give a number such as 16
 train --model.kind vae --prior.condition class | prior.condition is for our prior over parts
-train --model.kind vqvae --prior.table pixels | prior.table pixels is for our prior over parts
 train --authors.model true --parse.order path | it needs parse.order aligned
 train --authors.model true | authors.model needs prior.heads independent
 train --authors.model true --prior.heads independent --prior.network lstm | authors.model needs prior.network

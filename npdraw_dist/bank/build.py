@@ -97,9 +97,6 @@ def bank_of(images: Any, size: int, patch: int, background: Literal["black", "wh
     return build_bank(sample.result(), channels, settings, seed)[0]
 
 
-PartBank.cluster = bank_of
-
-
 def _require(patches: NDArray[np.uint8]) -> None:
     if len(patches) == 0:
         raise UserError("no patch of the training images reaches bank.min_energy; lower it")

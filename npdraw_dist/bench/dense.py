@@ -132,7 +132,7 @@ class DensePrior(nn.Module):
         assert isinstance(model.prior, Prior), "the bench has no preset of the authors' model"
         return cls(model.prior, ConvStem(model).to(model.device) if convolved else None)
 
-    def forward(self, z: PartSequence) -> StepLogits:
+    def forward(self, z: PartSequence, condition: None = None) -> StepLogits:
         return self.prior.logits(self.states(z), z.where)
 
     def states(self, z: PartSequence) -> Tensor:
@@ -155,9 +155,8 @@ class DensePrior(nn.Module):
 
     def _embedded(self, code: Tensor, part: Tensor, place: Tensor) -> Tensor:
         prior = self.prior
-        assert prior.part is not None
-        drawn = code.flatten(2) @ prior.drawn.weights()
-        return drawn + part @ prior.part.weight + place @ prior.place.weight
+        added = code.flatten(2) @ prior.drawn.weights() + place @ prior.place.weight
+        return added if prior.part is None else added + part @ prior.part.weight
 
 
 @torch.no_grad()

@@ -33,12 +33,11 @@ class PriorNetwork(Section):
         "chained", description="what given where, or both given the state alone"
     )
     table: TableKind = Field(
-        "joint",
-        description="what a part at a place adds to the sum: L x K x width free numbers, or a product of "
-        "(L + K) x 4 x width (take factorised where L x K x width is above 16 million). pixels: all that "
-        "prior and posterior know of a part follows from its pixels, so another bank can be put in",
+        "pixels",
+        description="what is known of a part at a place. pixels: all that prior and posterior know of a part "
+        "follows from its pixels, so another bank can be put in; joint: L x K x width free numbers; "
+        "factorised: a product of (L + K) x 4 x width. Codes of a vqvae have no pixels: joint",
     )
-
     condition: ConditionKind = Field(
         "none", description="what the prior is told of an image: nothing, its class, or words about it"
     )

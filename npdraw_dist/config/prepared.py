@@ -60,7 +60,7 @@ def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:
             {str(item["file"]): (int(item["bytes"]), str(item["sha256"])) for item in values["files"]},
             {str(item["file"]): int(item["rows"]) for item in values["files"]},
             int(values["row_group"]) if "row_group" in values else None,
-            tuple(map(str, values["data"].get("classes", ()))),
+            tuple(map(str, values.get("data", {}).get("classes", ()))),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         shown = display_path(filesystem, path)

@@ -121,8 +121,6 @@ class Experiment(Section):
                 raise ValueError("vae.latents adds to the features of our decoder; authors.model has another")
         if self.prior.condition != "none" and (self.model.kind != "npdraw" or self.authors.model):
             raise ValueError("prior.condition is for our prior over parts; take none")
-        if self.prior.table == "pixels" and (self.model.kind == "vqvae" or self.authors.model):
-            raise ValueError("prior.table pixels is for our prior over parts; take joint or factorised")
         if self.model.kind == "flow" and self.baseline.latents == 1:
             raise ValueError("model.kind flow couples halves of z; it takes baseline.latents 2 or more")
         if self.scale.least_workers > self.scale.most_workers:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, ClassVar, Self
 
 import torch
@@ -19,6 +20,8 @@ from torch import Tensor
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, png, tiled
 
+# Found by its name: clustering is of a room that stands on this one, and needs more libraries.
+CLUSTERING = "npdraw_dist.bank.build:bank_of"
 SHEET = 400  # least side of a bank on a page, px
 
 
@@ -53,7 +56,6 @@ class PartBank(_Saved):
 
     title: ClassVar[str] = "part bank"
     fix: ClassVar[str] = "; delete it and run the stage `bank` again"
-    cluster: ClassVar[Callable[..., "PartBank"]]  # set by `bank.build`, which this room may not import
     parts: Tensor
 
     @classmethod
@@ -61,7 +63,8 @@ class PartBank(_Saved):
         cls, images: Any, size: int, patch: int, *, background: str = "black", seed: int = 0
     ) -> "PartBank":
         """`size` parts of `patch` x `patch` pixels, from images of any kind; see `bank.build.bank_of`."""
-        return cls.cluster(images, size, patch, background, seed)
+        bank: PartBank = resolve_name(CLUSTERING)(images, size, patch, background, seed)
+        return bank
 
     def __post_init__(self) -> None:
         if self.parts.ndim != 4 or self.parts.shape[2] != self.parts.shape[3] or len(self.parts) == 0:

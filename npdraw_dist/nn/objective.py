@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.schema import VAEConfig
+from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.objective import Objective, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch, PartSequence
@@ -49,12 +50,12 @@ class PriorObjective(Objective):
         return list(self.prior.blocks)
 
     def forward(self, batch: Batch, progress: float, generator: Noise) -> Loss:
-        nll = -self.prior.log_prob(batch.z, shown(self.prior, batch, generator))
+        nll = -self.prior.log_prob(batch.z, shown(self.prior.spec, batch, generator))
         return nll, {"nll": nll}
 
     def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
         """The negative log-probability of the parses, in nats."""
-        return {"nll": -self.prior.log_prob(batch.z, told(self.prior, batch))}
+        return {"nll": -self.prior.log_prob(batch.z, told(self.prior.spec, batch))}
 
 
 class VAEObjective(Objective):
@@ -88,7 +89,7 @@ class VAEObjective(Objective):
         config, model, parse = self.config, self.model, batch.z
         x = binarized(batch.images, model.spec.binarize, generator)
         latent = ramp(progress, 0.0, 1.0, config.latent_ramp)
-        condition = shown(model.prior, batch, generator)
+        condition = shown(model.spec, batch, generator)
         if self.is_hard(progress):  # the loss is the bound alone
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.draws > 1):
                 q = model.infer(x)
@@ -186,20 +187,20 @@ class VAEObjective(Objective):
         q = model.infer(x)
         z = model.sample_posterior(q, generator)
         found = model.reconstruct_from(model.render(z), x, generator)
-        p = model.prior(z, told(model.prior, batch))
+        p = model.prior(z, told(model.spec, batch))
         parts = {**model.layout.terms(q, p, z).kl, **found.kl}
         kl = total_kl(parts)
         return {"elbo": found.log_p - kl, "reconstruction": found.log_p, **parts}
 
 
-def told(prior: StepPrior, batch: Batch) -> Tensor | None:
+def told(spec: ModelSpec, batch: Batch) -> Tensor | None:
     """The conditions of a batch; None if the prior takes none."""
-    return None if prior.spec.prior.condition == "none" else batch.condition
+    return None if spec.prior.condition == "none" else batch.condition
 
 
-def shown(prior: StepPrior, batch: Batch, generator: Noise) -> Tensor | None:
+def shown(spec: ModelSpec, batch: Batch, generator: Noise) -> Tensor | None:
     """The conditions of a batch as training shows them (`nn.prior.dropped`)."""
-    condition = told(prior, batch)
+    condition = told(spec, batch)
     return None if condition is None else dropped(condition, generator)
 
 

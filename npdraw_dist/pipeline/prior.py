@@ -79,4 +79,4 @@ def mean_nll(prior: StepPrior, data: Batch, device: torch.device) -> float:
     """Mean -log p(z) of the parses in nats per image, given their conditions if the prior takes any."""
     prior = prior.to(device)
     parts = [data[start : start + 256].to(device) for start in range(0, len(data), 256)]
-    return float(torch.cat([-prior.log_prob(part.z, told(prior, part)) for part in parts]).mean())
+    return float(torch.cat([-prior.log_prob(part.z, told(prior.spec, part)) for part in parts]).mean())

@@ -19,7 +19,7 @@ from npdraw_dist.nn.prior import Prior
 
 def test_operations_of_the_prior() -> None:
     batch, width, depth, heads, parts, mlp = 3, 16, 2, 2, 5, 64
-    settings = {"width": width, "depth": depth, "attention_heads": heads}
+    settings = {"width": width, "depth": depth, "attention_heads": heads, "table": "joint"}
     prior = Prior(ModelSpec.of(build({"bank": {"size": parts}, "prior": settings})))
     steps = prior.steps
     zeros = torch.zeros(batch, steps, dtype=torch.int64)

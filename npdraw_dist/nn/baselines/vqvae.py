@@ -47,7 +47,8 @@ class CodePrior(SequencePrior):
 
     def __init__(self, settings: PriorSpec, places: int, codes: int) -> None:
         super().__init__(settings, places)
-        self.drawn = TABLES[settings.table](places, codes, settings.width)
+        table = "joint" if settings.table == "pixels" else settings.table  # codes have none
+        self.drawn = TABLES[table](places, codes, settings.width)
         self.drawn.start()
         self.state = nn.Linear(settings.width, settings.width)
         self.head = ExactLinear(settings.width, codes)
