@@ -68,7 +68,7 @@ def test_the_bank_goes_to_a_prior_that_looks_at_it(
     with pytest.raises(Stopped):
         prior.run(experiment, store)
     *_, make_objective, start, _ = started
-    (found,) = make_objective(experiment, start).prior.buffers()
+    found = make_objective(experiment, start).prior.drawn.look.bank_parts
     assert torch.equal(found, PartBank.load(tmp_path / "run" / "bank" / "bank.safetensors").parts)
 
 
