@@ -85,7 +85,8 @@ class PixelHead(nn.Module):
         grid, self.scale, self.fit_noise = spec.grid, spec.downscale, fit_noise
         shape, self.stride = (spec.image_shape[0], grid.patch, grid.patch), grid.stride * self.scale
         self.grid = grid
-        self.look = PartCodes(spec.parts, shape, spec.encoder_width)
+        # A bias would add the same to the logits of all parts.
+        self.look = PartCodes(spec.parts, shape, spec.encoder_width, bias=False)
         self.out = ExactLinear(spec.encoder_width, 1 + spec.encoder_width)
         self.gain = nn.Parameter(torch.ones(2, *shape))  # of pixels, and of their squares
 

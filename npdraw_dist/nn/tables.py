@@ -72,11 +72,12 @@ class PartCodes(nn.Module):
     bank_parts: Tensor
     moments: Tensor
 
-    def __init__(self, parts: int, shape: tuple[int, int, int], rank: int) -> None:
+    def __init__(self, parts: int, shape: tuple[int, int, int], rank: int, bias: bool = True) -> None:
+        """bias: whether codes have one, the same for all parts."""
         super().__init__()
         self.register_buffer("bank_parts", torch.zeros(parts, *shape))
         self.register_buffer("moments", torch.tensor([0.0, 1.0]))
-        self.first, self.second = nn.Linear(math.prod(shape), rank), nn.Linear(rank, rank)
+        self.first, self.second = nn.Linear(math.prod(shape), rank), nn.Linear(rank, rank, bias=bias)
 
     def set_bank(self, parts: Tensor) -> None:
         """Copies the parts (K, C, P, P) of the training, and their mean and deviation."""
@@ -167,7 +168,7 @@ class PixelTable(CodeTable):
         self.place = nn.Parameter(PLACE * torch.randn(places, rank))
         self.out, self.common = (nn.Linear(rank, width, bias=False) for _ in range(2))
         self.head_place = nn.Parameter(torch.ones(places, width))
-        self.head = nn.Linear(rank, width + 1)
+        self.head = nn.Linear(rank, width + 1, bias=False)  # a bias would be the same for all parts
 
     def start(self) -> None:
         deviation = START / CODE / math.sqrt(self.out.in_features)

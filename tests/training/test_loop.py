@@ -71,7 +71,9 @@ def prior(dropout: float = 0.0, kind: type[PriorObjective] = PriorObjective) -> 
     torch.manual_seed(0)
     network = {"width": 8, "depth": 1, "attention_heads": 2, "dropout": dropout}
     experiment = Experiment.model_validate({"bank": {"size": PARTS}, "prior": network})
-    return kind(Prior(ModelSpec.of(experiment)), 0.01)
+    found = Prior(ModelSpec.of(experiment))
+    found.set_bank(torch.rand(PARTS, 1, 5, 5))
+    return kind(found, 0.01)
 
 
 def data(n: int, seed: int = 0) -> Batch:
