@@ -37,7 +37,8 @@ WITH_U: dict[str, dict[str, Any]] = {
 
 
 # A model that is asked for a class by name; one that takes any bank of parts too.
-ASKED = {**GREY, "prior": {"condition": "class", "vocabulary": ("cat", "crow", "dog")}}
+NAMES = ("cat", "crow", "dog")
+ASKED = {**GREY, "prior": {"condition": "class", "vocabulary": NAMES, "table": "joint"}}
 
 
 TOLD = {
