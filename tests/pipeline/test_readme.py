@@ -21,6 +21,7 @@ from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.__main__ import Evaluate, spread
 from tests.helpers.notebooks import run as run_cells
 from tests.helpers.runs import TINY
+from tests.helpers.studio_models import TOLD, save_model
 from tests.helpers.tiny_fit import fit_few
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -58,6 +59,7 @@ def test_the_commands_run(
 ) -> None:
     """In a folder with the run `digits`, as after the first command of the README, and pictures."""
     shutil.copytree(tiny_run, tmp_path / "runs" / "digits")
+    save_model(tmp_path / "runs" / "told", TOLD)
     (tmp_path / "my_pictures").mkdir()
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)):
         Image.fromarray(pixels).save(tmp_path / "my_pictures" / f"{number}.png")
