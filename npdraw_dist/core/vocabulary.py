@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -30,11 +30,33 @@ def words_in(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
+class Stated(Protocol):
+    """The settings of a prior (`config.networks.PriorNetwork`)."""
+
+    @property
+    def condition(self) -> str: ...
+
+    @property
+    def vocabulary(self) -> Sequence[str]: ...
+
+    @property
+    def condition_tokens(self) -> int: ...
+
+
 class Vocabulary:
     """kind: none, class or words. entries: names of classes, or words and pieces. tokens: A."""
 
     def __init__(self, kind: str, entries: Sequence[str], tokens: int) -> None:
         self.kind, self.entries, self.tokens = kind, entries, tokens
+
+    @classmethod
+    def of(cls, prior: Stated) -> "Vocabulary":
+        return cls(prior.condition, prior.vocabulary, prior.condition_tokens)
+
+    def require(self) -> None:
+        """Raises UserError if nothing can be asked for."""
+        if self.kind == "none":
+            raise UserError("the model takes no condition; train one with --prior.condition class or words")
 
     @cached_property
     def numbers(self) -> dict[str, int]:
@@ -61,8 +83,7 @@ class Vocabulary:
         return torch.tensor([self._padded(row) for row in rows], dtype=torch.int64).view(-1, self.tokens)
 
     def _asked(self, condition: Condition) -> list[int]:
-        if self.kind == "none":
-            raise UserError("the model takes no condition; train one with --prior.condition class or words")
+        self.require()
         if self.kind == "class":
             return [self._class(condition)]
         words = words_in(str(condition))

@@ -167,12 +167,10 @@ class Parses:
 
     filesystem: fs.FileSystem
     files: tuple[ShardFile, ...]
-    told: "Told | None" = None
+    told: Told | None = None
 
     @classmethod
-    def of_split(
-        cls, filesystem: fs.FileSystem, root: str, split: str, told: "Told | None" = None
-    ) -> "Parses":
+    def of_split(cls, filesystem: fs.FileSystem, root: str, split: str, told: Told | None = None) -> "Parses":
         """The files of a split in the folder `root` of the stage, by name, from the list that it wrote."""
         path = f"{root}/{LIST}"
         try:
@@ -286,8 +284,10 @@ class Parses:
     def texts(self, most: int) -> Iterator[list[str]]:
         """The words of the first files, of about `most` images; nothing if there are none."""
         for file in self.files:
+            if most <= 0:
+                return
             with _opened(file.path, self.filesystem) as table:
-                if "words" in table.schema_arrow.names and most > 0:
+                if "words" in table.schema_arrow.names:
                     yield table.read(columns=["words"])["words"].to_pylist()
             most -= file.rows
 

@@ -64,24 +64,28 @@ class Networks(HubModel):
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The conditions that the prior knows."""
-        prior = self.spec.prior
-        return Vocabulary(prior.condition, prior.vocabulary, prior.condition_tokens)
+        return Vocabulary.of(self.spec.prior)
+
+    @property
+    def plain_prior(self) -> StepPrior:
+        """p(z), also of a model that is given a condition."""
+        return self.prior.of if isinstance(self.prior, GivenPrior) else self.prior
 
     def given(self, condition: Condition | Sequence[Condition] | Tensor, guidance: float = 1.0) -> Self:
         """This model under a condition: the same weights, and p(z|condition) in place of p(z).
 
         condition: a class by number or name, or words, for all drawings; or one for each; or tokens (B, A).
-        guidance: `nn.prior.GivenPrior`. Raises UserError on a condition that the model does not know.
+        guidance: `nn.prior.GivenPrior`. Another condition takes the place of this one. To be used, not saved:
+        save the model itself. Raises UserError on a condition that the model does not know.
         """
+        self.vocabulary.require()
         if not isinstance(condition, Tensor):
             asked = [condition] if isinstance(condition, int | str) else list(condition)
             condition = self.vocabulary.rows(asked)
-        elif self.spec.prior.condition == "none":
-            self.vocabulary.rows([0])
         view = copy(self)
         view._modules = {
             **self._modules,
-            "prior": GivenPrior(self.prior, condition.to(self.device), guidance),
+            "prior": GivenPrior(self.plain_prior, condition.to(self.device), guidance),
         }
         return view
 

@@ -318,7 +318,7 @@ class NPDraw(Networks):
         scored = self.reconstruct_from(self.render(z), x.repeat(k, 1, 1, 1), generator)
         shared = scored.log_p - scored.log_ratio - self.layout.log_prob(q, z)
         classes = torch.arange(1, 1 + len(self.vocabulary.entries), device=x.device)
-        bounds = [shared + self.prior.log_prob(z, number.view(1, 1)) for number in classes]
+        bounds = [shared + self.plain_prior.log_prob(z, number.view(1, 1)) for number in classes]
         return torch.stack(bounds).view(len(classes), k, -1).logsumexp(1).argmax(0)
 
     @torch.no_grad()

@@ -9,7 +9,7 @@ Shapes: B batch, A tokens of a condition, T steps, L places, K parts, W channels
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -263,7 +263,7 @@ class Told(nn.Module):
 
     def __init__(self, prior: PriorSpec) -> None:
         super().__init__()
-        vocabulary = Vocabulary(prior.condition, prior.vocabulary, prior.condition_tokens)
+        vocabulary = Vocabulary.of(prior)
         self.tokens = vocabulary.tokens
         self.register_buffer("inner", vocabulary.inner(), persistent=False)
         self.word = nn.Parameter(torch.randn(len(self.inner), prior.width) * START)
@@ -297,7 +297,11 @@ class GivenPrior(StepPrior):
         self.of, self.guidance = prior, guidance
         self.position, self.condition = prior.position, condition
 
-    def _mixed(self, given: Tensor, free: Tensor) -> Tensor:
+    def _mixed(self, found: Sequence[Tensor]) -> Tensor:
+        """found: logits of each of `_conditions`."""
+        if len(found) == 1:
+            return found[0]
+        given, free = found
         return free + self.guidance * (given - free)
 
     def _conditions(self) -> list[Tensor | None]:
@@ -307,11 +311,12 @@ class GivenPrior(StepPrior):
 
     def forward(self, z: PartSequence, condition: Tensor | None = None) -> StepLogits:
         found: list[StepLogits] = [self.of(z, self._rows(told, z)) for told in self._conditions()]
-        if len(found) == 1:
-            return found[0]
-        given, free = found
-        where = None if given.where is None or free.where is None else self._mixed(given.where, free.where)
-        return StepLogits(self._mixed(given.whether, free.whether), where, self._mixed(given.what, free.what))
+        places = [each.where for each in found if each.where is not None]
+        return StepLogits(
+            self._mixed([each.whether for each in found]),
+            self._mixed(places) if places else None,
+            self._mixed([each.what for each in found]),
+        )
 
     def _rows(self, condition: Tensor | None, z: PartSequence) -> Tensor | None:
         """z may be several draws of each of the B drawings, draw after draw."""
@@ -335,14 +340,12 @@ class GivenPrior(StepPrior):
         return h.chunk(len(self._conditions()), -1)
 
     def whether_logits(self, h: Tensor) -> Tensor:
-        found = [self.of.whether_logits(half) for half in self._halves(h)]
-        return found[0] if len(found) == 1 else self._mixed(*found)
+        return self._mixed([self.of.whether_logits(half) for half in self._halves(h)])
 
     def where_logits(self, h: Tensor) -> Tensor | None:
         found = [self.of.where_logits(half) for half in self._halves(h)]
-        given, free = found[0], found[-1]
-        return given if given is None or free is None or len(found) == 1 else self._mixed(given, free)
+        places = [logits for logits in found if logits is not None]
+        return self._mixed(places) if places else None
 
     def what_logits(self, h: Tensor, where: Tensor) -> Tensor:
-        found = [self.of.what_logits(half, where) for half in self._halves(h)]
-        return found[0] if len(found) == 1 else self._mixed(*found)
+        return self._mixed([self.of.what_logits(half, where) for half in self._halves(h)])

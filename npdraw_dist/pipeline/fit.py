@@ -97,7 +97,8 @@ def fit(
             image_size = image_size or SourceModel.read(start_from).spec.image_shape[1]
         asked = nested.get("data", {})
         framed = {key: asked[key] for key in ("fit", "background") if key in asked}
-        pictures, classes = pictures_of(images, image_size, **framed), folder_classes(images)
+        pictures = pictures_of(images, image_size, **framed)
+        classes = _classes(Path(name) for name in (*pictures.ids, *(one.id for one in pictures.rejects)))
         if labels is not None:
             asked_kind = nested.get("prior", {}).get("condition")
             pictures, classes = labelled(pictures, labels, asked_kind)
@@ -245,12 +246,8 @@ def pictures_of(
     return Rows(list(names), pixels, np.array(labels, np.int64), rejects)
 
 
-def folder_classes(images: Any) -> tuple[str, ...]:
-    """The names of the classes of a folder of pictures; () of anything else."""
-    return _classes(_files(images)) if isinstance(images, str | Path) else ()
-
-
 def _classes(files: Iterable[Path]) -> tuple[str, ...]:
+    """The first folders of paths below a folder of pictures; () of anything that lies in none."""
     return tuple(sorted({name.parts[0] for name in files if len(name.parts) > 1}))
 
 

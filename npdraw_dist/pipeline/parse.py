@@ -102,7 +102,8 @@ def _vocabulary(source: Source, written: Written, store: Store) -> dict[str, lis
     known = source.facts()["classes"]
     count = int(max((facts.numbers.get("classes", 0) for facts in written.shards), default=0))
     counts = Counter[str]()
-    for texts in store.parses("train").texts(MOST_TEXTS):
+    with_words = any(facts.numbers.get("texts") for facts in written.shards)  # else no file is opened
+    for texts in store.parses("train").texts(MOST_TEXTS if with_words else 0):
         for text in texts:
             counts.update(words_in(text))
     return {"classes": known or [str(number) for number in range(count)], "words": list(learned(counts))}
@@ -132,14 +133,14 @@ class ParseEncoder:
     parts: NDArray[np.float32] | None
 
     def __call__(self, rows: Rows) -> Encoded:
-        classes = int(rows.known_labels().max(initial=-1)) + 1
+        told = {"classes": int(rows.known_labels().max(initial=-1)) + 1, "texts": len(rows.words or ())}
         if self.parts is None:
-            return Encoded(to_parquet(rows), {"classes": classes})
+            return Encoded(to_parquet(rows), told)
         z, squared_error = self.parse(rows.images)
         numbers = {
             "squared_error": float(squared_error.sum(dtype=np.float64)),
             "parts": int(z.whether.sum()),
-            "classes": classes,
+            **told,
         }
         return Encoded(to_parquet(rows, z, squared_error), numbers)
 

@@ -196,7 +196,7 @@ class Engine:
     def sample(self, request: schemas.SampleRequest, n: int = 1) -> Drawings:
         return self.asked(request).draw(n, seed=request.seed, temperature=request.temperature)
 
-    def asked(self, request: schemas.Asked) -> NPDraw:
+    def asked(self, request: schemas.SampleRequest) -> NPDraw:
         """The model under the condition of a request. Raises UserError if it does not know it."""
         if request.condition is None:
             return self.model

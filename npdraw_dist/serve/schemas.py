@@ -49,17 +49,13 @@ class Latents(Request):
     )
 
 
-class Asked(Request):
+class SampleRequest(Request):
     """What may be drawn, and how freely."""
 
     seed: Seed = 0
     temperature: Temperature = 1.0
     condition: Condition = None
     guidance: Guidance = 1.0
-
-
-class SampleRequest(Asked):
-    pass
 
 
 class DecodeRequest(Request):
@@ -110,7 +106,7 @@ class EditRequest(DecodeRequest):
     edit: Put | Remove | Move | Swap = Field(discriminator="kind")
 
 
-class CompleteRequest(Asked, DecodeRequest):
+class CompleteRequest(SampleRequest, DecodeRequest):
     keep: Places = Field(description="places that stay as they are, also empty")
     n: int = Field(4, ge=1, le=8, description="number of proposals")
 

