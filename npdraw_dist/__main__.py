@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": Entry(
         "npdraw_dist.evaluate.__main__:Evaluate", "measure a model on a split, or compare runs"
     ),
+    "asked": Entry("npdraw_dist.asked:Asked", "measure whether a model draws what it is asked for"),
     "extractor": Entry(
         "npdraw_dist.extractor:Extractor", "train a classifier whose features measure distances"
     ),

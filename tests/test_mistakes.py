@@ -22,7 +22,7 @@ from tests.helpers.mistake_world import contents, small_machine, taken_port, wri
 from tests.helpers.runs import Refused
 
 MODULES = {
-    **{name: f"npdraw_dist.{name}" for name in ("train", "prepare", "sample", "extractor")},
+    **{name: f"npdraw_dist.{name}" for name in ("train", "prepare", "sample", "extractor", "asked")},
     **{name: f"npdraw_dist.{name}.__main__" for name in ("evaluate", "edit", "serve", "bench")},
     "sweep": "tune_spaces.sweep",
     "bank": "npdraw_dist.make_bank",

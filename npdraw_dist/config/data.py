@@ -45,8 +45,10 @@ class DataConfig(Section):
     background: Annotated[str, BeforeValidator(_require_colour)] = Field(
         "white", description="colour behind transparent or padded pictures (user sources, emoji)"
     )
-    split_by: Literal["face", "character"] = Field(
-        "face", description="what source fonts holds out: families of faces, or characters of all faces"
+    split_by: Literal["face", "character", "variant"] = Field(
+        "face",
+        description="what is held out: of fonts families of faces, or characters of all faces; of emoji all "
+        "variants of an emoji, or single variants, such as one tone of skin",
     )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the training images, seeded and nested")
     valid_fraction: float = Field(0.1, ge=0, lt=1, description="share of the training images held out")

@@ -36,7 +36,7 @@ class SplitSpec(Section):
     test_fraction: float
     fit: Literal["pad", "crop"] = "pad"
     background: str = "white"
-    split_by: Literal["face", "character"] = "face"
+    split_by: Literal["face", "character", "variant"] = "face"
     inputs: str | None = None
 
     @classmethod

@@ -217,6 +217,18 @@ def test_variants(texts: tuple[str, str], same: bool) -> None:
     assert (keys[0] == keys[1]) == same
 
 
+@pytest.mark.parametrize(("split_by", "together"), [("face", True), ("variant", False)])
+def test_variants_are_held_out_together_or_one_by_one(split_by: Any, together: bool, tmp_path: Path) -> None:
+    tones = range(0x1F3FB, 0x1F400)
+    pictures = {f"thumb{tone:x}": picture((tone % 256, 0, 0, 255)) for tone in tones}
+    singles = {THUMB: "thumb", **{tone: f"tone{tone:x}" for tone in tones}}
+    ligatures = {f"thumb{tone:x}": ["thumb", f"tone{tone:x}"] for tone in tones}
+    path = write_font(tmp_path / "a.ttf", {"thumb": picture(BLUE), **pictures}, singles, ligatures)
+    found = read_all(emoji_of(path, split_by=split_by, valid_fraction=0.2))
+    assert (len(found) == 1) == together
+    assert sum(len(rows.ids) for rows in found.values()) == 6
+
+
 def test_a_font_that_reverses_a_text_changes_neither_its_id_nor_its_group() -> None:
     reversed_text = emoji_names.parse_text("2640-200D-26F9-1F3FB")
     listed = emoji_names.write_text(emoji_names.canonical(reversed_text))

@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from npdraw_dist import NPDraw, PartBank, make_bank, sample
+from npdraw_dist import NPDraw, PartBank, asked, make_bank, sample
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.pipeline.models import read_bank
 from npdraw_dist.pipeline.run import start
@@ -63,6 +64,28 @@ def test_the_numbers_of_a_bank_of_the_same_parts_are_the_same(model: NPDraw) -> 
     z = model.sample_prior(8, seed=0)
     same = model.with_bank(model.bank)
     assert torch.equal(same.given(3).prior_log_prob(z), model.given(3).prior_log_prob(z))
+
+
+@pytest.mark.parametrize(("shift", "least", "most"), [(0, 0.8, 1.0), (1, 0.0, 0.2)])
+def test_asked_counts_the_drawings_that_are_read_as_asked(
+    shift: int, least: float, most: float, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a model that draws real images of the class that is asked, or of the next one."""
+    batch = store.parses("valid", store.with_vocabulary(store.config())).in_id_order()
+
+    def given(_: NPDraw, condition: str, guidance: float) -> SimpleNamespace:
+        of_class = batch.images[batch.condition[:, 0] == 1 + (int(condition) + shift) % 10]
+        images = (of_class[:3] > 127).float()
+        drawn = SimpleNamespace(images=images, canvas=images, u=None)
+        return SimpleNamespace(draw=lambda *_: drawn, draw_pixels=lambda canvas, *_: canvas)
+
+    monkeypatch.setattr(NPDraw, "given", given)
+    asked.main(["--model", store.path("model"), "--n", "3", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "asked.json").read_text())
+    assert found["questions"] == {"seen": found["questions"]["seen"], "held_out": []}
+    assert sorted(found["questions"]["seen"]) == [str(digit) for digit in range(10)]
+    assert least <= found["attributes"]["class"]["seen_right"] <= most
+    assert (tmp_path / "asked.png").exists()
 
 
 def test_what_was_written_says_what_can_be_asked(store: Store) -> None:

@@ -53,7 +53,10 @@ class Bitmap(NamedTuple):
 
 
 def open_emoji(data: DataConfig, seed: int) -> Source:
-    """The source. Variants of one emoji, and equal pictures, are in one split; groups are spread evenly."""
+    """The source. Variants of one emoji, and equal pictures, are in one split; groups are spread evenly.
+
+    `data.split_by variant` splits variants one by one: it holds out combinations of what was seen apart.
+    """
     place = data.path
     if place is None:
         place = next((place for place in PLACES if Path(place).is_file()), None)
@@ -70,7 +73,8 @@ def open_emoji(data: DataConfig, seed: int) -> Source:
     number = {name: i for i, name in enumerate(classes)}
     labels = [-1 if name is None else number[name] for name in groups]
     # A family has the variants of one emoji, and all pictures that equal one of it.
-    keys = [[b.png, names.variant_key(b.code_points)] if b.code_points else [b.png] for b in bitmaps]
+    key = names.canonical if data.split_by == "variant" else names.variant_key
+    keys = [[b.png, key(b.code_points)] if b.code_points else [b.png] for b in bitmaps]
     shares = data.test_fraction, data.valid_fraction
     splits: dict[Split, list[tuple[str, int]]] = {split: [] for split in SPLITS}
     for bitmap, label, split in zip(
