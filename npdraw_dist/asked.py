@@ -34,7 +34,9 @@ class Asked(Command):
     )
     n: PositiveInt = Field(4, description="drawings of each question")
     guidance: NonNegativeFloat = Field(1.5, description="as for `npdraw sample`")
-    temperature: PositiveFloat = Field(1.0, description="temperature of the prior")
+    temperature: PositiveFloat | None = Field(
+        None, description="temperature of the prior; if not given, the model's own"
+    )
     seed: Seed = Field(0, description="seed of questions, drawings and classifiers")
     out: str = Field(description="the folder to write to")
 

@@ -23,7 +23,9 @@ class Sample(Command):
     n: PositiveInt = Field(64, description="number of samples")
     out: str = Field(description="the folder to write to")
     seed: Seed = Field(0, description="seed of the samples")
-    temperature: PositiveFloat = Field(1.0, description="temperature of the prior; below 1 is less varied")
+    temperature: PositiveFloat | None = Field(
+        None, description="temperature of the prior; below 1 is less varied; if not given, the model's own"
+    )
     condition: str | None = Field(
         None, description="what to draw, of a model that takes a condition: a class, or words"
     )

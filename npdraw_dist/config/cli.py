@@ -24,7 +24,10 @@ from npdraw_dist.core.errors import UserError
 SHELLS = ("bash", "zsh", "tcsh")  # that complete
 Model = Annotated[  # of commands that use a trained one
     str | None,
-    Field(description="a run, a model folder, a URI or an id of the hub; if not given, the last run"),
+    Field(
+        description="a run, a model folder, a URI, an id of the hub, or a model that comes with the package "
+        "(`npdraw models`); if not given, the last run, else emoji"
+    ),
 ]
 # Names of settings whose value is a file or a folder.
 FILES = {

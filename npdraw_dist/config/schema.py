@@ -38,7 +38,9 @@ class EvalConfig(Section):
     )
     k: PositiveInt = Field(50, description="importance samples of the final likelihood")
     images: PositiveInt = Field(256, description="largest number of images scored")
-    temperature: Positive = Field(1.0, description="of the prior when sampling")
+    temperature: Positive = Field(
+        1.0, description="of the prior in samples; the model states it, and takes it where none is asked for"
+    )
 
 
 class InitConfig(Section):

@@ -5,7 +5,7 @@ A spec is made of the config's own sections. The file config.json holds it flat.
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.data import Binarize, DataConfig, GridConfig
 from npdraw_dist.config.networks import (
@@ -54,8 +54,11 @@ class SplitSpec(Section):
 class Spec(ImageNetwork):
     """What every kind of model states. image_shape: (C, H, W). Sizes are in pixels.
 
-    data: the splits of its training; None if the model was not trained by a run.
+    temperature: of its samples where none is asked for. data: the splits of its training; None if the model
+    was not trained by a run.
     """
+
+    temperature: PositiveFloat = 1.0
 
     data: SplitSpec | None = None
     kind: KindName
@@ -65,7 +68,12 @@ class Spec(ImageNetwork):
     @staticmethod
     def shared(experiment: Experiment) -> dict[str, Any]:
         data = SplitSpec.of(experiment)
-        return {"image_shape": experiment.data.shape, "binarize": experiment.data.binarize, "data": data}
+        return {
+            "image_shape": experiment.data.shape,
+            "binarize": experiment.data.binarize,
+            "temperature": experiment.eval.temperature,
+            "data": data,
+        }
 
 
 class PriorSpec(PriorNetwork):

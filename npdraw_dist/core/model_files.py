@@ -11,14 +11,16 @@ from npdraw_dist.core.errors import UserError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODEL = "model"  # subfolder of a run
+ZOO = Path(__file__).parents[1] / "zoo"  # models that come with the package
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 
 
 def model_folder(where: str | Path, said: str | None = None, **options: Any) -> str:
     """The folder or URI that holds config.json of what `load` takes; a model of the hub is downloaded.
 
-    where: a model folder, the folder of a run, the URI of either, or an id of the hub. said: how messages
-    name it. options: passed to `huggingface_hub.snapshot_download`. Raises UserError if there is no model.
+    where: a model folder, the folder of a run, the URI of either, a name of `zoo_names`, or an id of the hub.
+    said: how messages name it. options: passed to `huggingface_hub.snapshot_download`. Raises UserError if
+    there is no model.
     """
     text = str(where)
     said = said or text
@@ -32,13 +34,20 @@ def model_folder(where: str | Path, said: str | None = None, **options: Any) -> 
             return folder
     if _has(f"{base}/config.yaml"):
         raise UserError(f"{said} is a run without a model yet; give its command again to finish it")
+    if text in zoo_names():
+        return str(ZOO / text)
     head = Path(text).parts[0]
     if HUB_ID.fullmatch(text) and head not in (".", "..") and not Path(head).exists():
         return _download(text, said, options)
     raise UserError(
-        f"{said} is no model folder (no {CONFIG}); train one: `npdraw train`, or give a run's "
-        "folder, a URI or an id of the hub, org/name"
+        f"{said} is no model folder (no {CONFIG}); give a run's folder, a URI, an id of the hub, org/name, "
+        f"or a model that comes with the package: {', '.join(zoo_names())}"
     )
+
+
+def zoo_names() -> list[str]:
+    """The models that come with the package."""
+    return sorted(path.parent.name for path in ZOO.glob(f"*/{CONFIG}"))
 
 
 def _has(file: str) -> bool:

@@ -56,7 +56,9 @@ class Edit(Command):
     )
     n: int = Field(1, gt=0, le=64, description="number of completions")
     seed: Seed = Field(0, description="seed of the completions")
-    temperature: PositiveFloat = Field(1.0, description="temperature of the prior; below 1 is less varied")
+    temperature: PositiveFloat | None = Field(
+        None, description="temperature of the prior; below 1 is less varied; if not given, the model's own"
+    )
     interpolate: bool = Field(
         False, description="also write interpolation.gif, from A to the result place by place"
     )

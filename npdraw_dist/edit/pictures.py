@@ -54,7 +54,7 @@ class Posters(Section):
     completions: Annotated[tuple[CompletionEntry, ...], Field(max_length=64)] = ()
     n: Annotated[int, Field(gt=0, le=16)] = 4
     seed: Seed = 0
-    temperature: PositiveFloat = 1.0
+    temperature: PositiveFloat | None = None
 
     @model_validator(mode="after")
     def _not_empty(self) -> "Posters":
@@ -130,7 +130,7 @@ class Edits:
         )
 
     def complete(
-        self, begun: Drawings, original: Tensor, keep: Tensor, n: int, seed: int, temperature: float
+        self, begun: Drawings, original: Tensor, keep: Tensor, n: int, seed: int, temperature: float | None
     ) -> tuple[Drawings, CompletionRow]:
         """n drawings that keep some places, and the row that shows them beside the image (C, H, W)."""
         completed = self.model.complete(begun.repeated(n), keep, seed=seed, temperature=temperature)

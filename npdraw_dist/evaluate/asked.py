@@ -44,7 +44,7 @@ class Asked(Protocol):
     questions: int
     n: int
     guidance: float
-    temperature: float
+    temperature: float | None
     seed: int
     out: str
 

@@ -16,7 +16,7 @@ class ExportDemo(Command):
 
     examples: ClassVar[tuple[str, ...]] = (
         "--out digits.html",
-        '--model runs/emoji --out emoji.html --temperature 0.85 --name "Emoji"',
+        '--model runs/emoji --out emoji.html --name "Emoji"',
     )
 
     model: Model = None
@@ -28,7 +28,9 @@ class ExportDemo(Command):
         None, min_length=1, description="licence that the page states; if not given, that of the model's card"
     )
     seed: int = Field(1, ge=0, lt=BROWSER_SEEDS, description="seed of the first drawing; not torch's")
-    temperature: PositiveFloat = Field(1.0, description="the prior's temperature at the start")
+    temperature: PositiveFloat | None = Field(
+        None, description="the prior's temperature at the start; if not given, the model's own"
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     folder = chosen_model(command.model)
     model = load_npdraw(folder)
     name, said = command.name or name_of(command.model or folder), command.license or license_of(folder)
-    page = demo_page(model, Facts(name, said, command.temperature, command.seed))
+    page = demo_page(model, Facts(name, said, model.temperature_of(command.temperature), command.seed))
     write_text(*open_filesystem(command.out), page)
     print(f"{name}: {command.out}, {len(page.encode()) / 1e6:.2f} MB; open it in a browser")
 

@@ -120,6 +120,10 @@ class GenerativeModel(nn.Module, ABC):
             require_images(x, self.spec.image_shape)
         return self.importance(self.as_input(x), k, generator).log_w
 
+    def temperature_of(self, asked: float | None) -> float:
+        """That of samples: as asked, or the model's own."""
+        return self.spec.temperature if asked is None else asked
+
     @property
     def blank_pixel(self) -> float:
         """What transparent pixels of a picture become: 0.0 black, 1.0 white."""
@@ -151,16 +155,19 @@ class GenerativeModel(nn.Module, ABC):
 
     @abstractmethod
     def sample(
-        self, n: int, generator: Noise = None, temperature: float = 1.0, *, seed: int | None = None
+        self, n: int, generator: Noise = None, temperature: float | None = None, *, seed: int | None = None
     ) -> Tensor:
-        """n mean images (n, C, H, W) of p(x|z), z from the prior. seed: in place of a generator."""
+        """n mean images (n, C, H, W) of p(x|z), z from the prior. seed: in place of a generator.
+
+        temperature: of the prior; None: `spec.temperature`, also below.
+        """
 
     @abstractmethod
-    def sample_pixels(self, n: int, generator: Noise = None, temperature: float = 1.0) -> Tensor:
+    def sample_pixels(self, n: int, generator: Noise = None, temperature: float | None = None) -> Tensor:
         """n images (n, C, H, W) drawn from p(x|z), z from the prior."""
 
     @abstractmethod
-    def sample_trace(self, n: int, generator: Noise = None, temperature: float = 1.0) -> SampleTrace:
+    def sample_trace(self, n: int, generator: Noise = None, temperature: float | None = None) -> SampleTrace:
         """n samples, the first ANIMATED of them step by step."""
 
 

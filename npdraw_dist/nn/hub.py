@@ -123,8 +123,9 @@ def make_model(spec: ModelSpec | BaselineSpec) -> HubModel:
 def load(where: str | Path) -> HubModel:
     """The trained model of any kind at `where`, in eval mode on the CPU.
 
-    where: a model folder, a run's, the URI of either (s3://, gs://, ...), or an id of the hub, `org/name` or
-    `org/name@revision`. Raises UserError if there is no model that this version can read.
+    where: a model folder, a run's, the URI of either (s3://, gs://, ...), the name of a model that comes with
+    the package, such as `emoji` (`npdraw models`), or an id of the hub, `org/name` or `org/name@revision`.
+    Raises UserError if there is no model that this version can read.
     """
     return load_from(model_folder(where), str(where))
 

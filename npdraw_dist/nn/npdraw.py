@@ -24,7 +24,9 @@ from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.vocabulary import Condition
 from npdraw_dist.nn.completion import Completer, Effort
 from npdraw_dist.nn.generative import ANIMATED, SampleTrace, at_centres, seeded
+from npdraw_dist.nn.hard_draws import hard_loss
 from npdraw_dist.nn.networks import Networks
+from npdraw_dist.nn.prior import dropped
 from npdraw_dist.nn.steps import log_prob_steps
 
 BANK = "bank_parts"  # the name of the parts in all networks that look at them
@@ -105,6 +107,29 @@ class NPDraw(Networks):
     save and load it without pickle.
     """
 
+    def forward(
+        self,
+        images: Any,
+        condition: Condition | Sequence[Condition] | None = None,
+        *,
+        draws: int = 2,
+        generator: Noise = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """-ELBO in nats for an own training loop, and what it is made of: scalars, means over the images.
+
+        The loss has an unbiased gradient of `draws` hard draws of q(z|x) (`nn.hard_draws`); one draw does not
+        train q(z|x). images: as `as_input` takes them. condition: of all images, or one for each; training
+        drops some. Raises UserError on images or conditions that the model does not take.
+        """
+        x, tokens = self.as_input(images), None
+        if condition is not None:
+            asked = [condition] * len(x) if isinstance(condition, int | str) else list(condition)
+            tokens = dropped(self.vocabulary.rows(asked).to(x.device), generator)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and draws > 1):
+            q = self.infer(x)
+        loss, terms = hard_loss(self, x, q, draws, generator, tokens)
+        return loss.mean(), {name: value.detach().mean() for name, value in terms.items()}
+
     @torch.no_grad()
     def drawings(self, x: Any, u: Tensor | None = None) -> Drawings:
         """Images, drawings z (B, T) or `Drawings` -> `Drawings`.
@@ -130,7 +155,7 @@ class NPDraw(Networks):
         self,
         n: int,
         generator: Noise = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         *,
         seed: int | None = None,
@@ -139,14 +164,15 @@ class NPDraw(Networks):
     ) -> Drawings:
         """n drawings, z ~ p(z) (`StepPrior.sample`) and u ~ p(u|canvas). seed: replaces a generator.
 
-        condition, guidance: z ~ p(z|condition), as `given` takes them; a sequence has n. Raises UserError.
+        temperature: of the prior; None: `spec.temperature`. condition, guidance: z ~ p(z|condition), as
+        `given` takes them; a sequence has n. Raises UserError.
         """
         if condition is not None:
             if not isinstance(condition, int | str) and len(condition) != n:
                 raise UserError(f"there are {len(condition)} conditions for {n} drawings")
             return self.given(condition, guidance).draw(n, generator, temperature, top_k, seed=seed)
         generator = seeded(self.device, generator, seed)
-        z = self.sample_prior(n, generator, temperature, top_k)
+        z = self.sample_prior(n, generator, self.temperature_of(temperature), top_k)
         canvas = self.render(z)
         u = None if self.appearance is None else self.appearance.prior(canvas).sample(generator)
         return Drawings(z, canvas, u, self.decode)
@@ -155,7 +181,7 @@ class NPDraw(Networks):
         self,
         n: int,
         generator: Noise = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         top_k: int | None = None,
         *,
         seed: int | None = None,
@@ -166,11 +192,11 @@ class NPDraw(Networks):
         drawn = self.draw(n, generator, temperature, top_k, seed=seed, condition=condition, guidance=guidance)
         return drawn.images
 
-    def sample_pixels(self, n: int, generator: Noise = None, temperature: float = 1.0) -> Tensor:
+    def sample_pixels(self, n: int, generator: Noise = None, temperature: float | None = None) -> Tensor:
         drawn = self.draw(n, generator, temperature)
         return self.draw_pixels(drawn.canvas, generator, drawn.u)
 
-    def sample_trace(self, n: int, generator: Noise = None, temperature: float = 1.0) -> SampleTrace:
+    def sample_trace(self, n: int, generator: Noise = None, temperature: float | None = None) -> SampleTrace:
         drawn = self.draw(n, generator, temperature)
         return self.trace(drawn.z, drawn.u)
 
@@ -261,7 +287,7 @@ class NPDraw(Networks):
         x: Any,
         keep: Any,
         generator: Noise = None,
-        temperature: float = 1.0,
+        temperature: float | None = None,
         effort: Effort | None = None,
         *,
         seed: int | None = None,
@@ -273,9 +299,9 @@ class NPDraw(Networks):
         x: a drawing z (B, T), for which z' (B, T) is returned; or images or `Drawings`, for which `Drawings`
         are, with the u of x. keep: (L,) or (B, L) bool, or as `core.editing.mask_of` takes it; there z' holds
         exactly what z holds, also nothing. effort: how near to the exact distribution (`nn.completion`).
-        temperature divides all logits of the prior. seed: in place of a generator. condition, guidance: as
-        `given` takes them; a sequence has B. Raises ValueError on shapes, numbers or places that do not fit
-        this model, such as more steps than T.
+        temperature divides all logits of the prior; None: `spec.temperature`. seed: in place of a generator.
+        condition, guidance: as `given` takes them; a sequence has B. Raises ValueError on shapes, numbers or
+        places that do not fit this model, such as more steps than T.
         """
         generator = seeded(self.device, generator, seed)
         given = x if isinstance(x, PartSequence) else self.drawings(x)
@@ -288,11 +314,11 @@ class NPDraw(Networks):
             each = list(condition)
         else:
             raise UserError(f"there are {len(condition)} conditions for {len(z)} drawings")
-        parts, order = [], list[int]()
+        heat, parts, order = self.temperature_of(temperature), [], list[int]()
         for told in dict.fromkeys(each):  # particles of one image have one condition
             rows = [row for row, one in enumerate(each) if one == told]
             prior = self.prior if told is None else self.given(told, guidance).prior
-            completer = Completer(prior, self.bank_parts, temperature, effort or Effort())
+            completer = Completer(prior, self.bank_parts, heat, effort or Effort())
             index = torch.tensor(rows, device=z.where.device)
             parts.append(completer(z[index], mask[index], generator))
             order += rows

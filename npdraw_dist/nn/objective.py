@@ -14,6 +14,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.objective import Objective, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch, PartSequence
+from npdraw_dist.nn.hard_draws import Loss, hard_loss
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.networks import CHOICES, Networks
 from npdraw_dist.nn.npdraw import NPDraw
@@ -26,7 +27,6 @@ TABLES = (
     *("drawn", "part", "place", "position", "blank", "told"),
     *("codebook", "pseudo_inputs", "first_", "background"),
 )
-Loss = tuple[Tensor, dict[str, Tensor]]  # the loss of each image, (B,), and metrics (B,) by name
 PRIOR_DECAY = 0.01  # AdamW's weight decay of matrices of a prior over parts or codes
 # Of the search for temperatures: from one to the next, the most (1.5^6 = 11), and images at once.
 RATIO, TRIES, BATCH = 1.5, 6, 64
@@ -93,7 +93,11 @@ class VAEObjective(Objective):
         if self.is_hard(progress):  # the loss is the bound alone
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.draws > 1):
                 q = model.infer(x)
-            return self._hard(x, q, generator, latent, condition)
+            loss, metrics = hard_loss(model, x, q, config.draws, generator, condition, config.beta, latent)
+            if config.draws == 1:  # DDP waits for a gradient of each parameter: that of q(z|x) is 0
+                untrained = [model.temperature, *model.posterior.parameters()]
+                loss = loss + 0.0 * torch.stack([p.sum() for p in untrained]).sum()
+            return loss, metrics
         done = progress / self.relaxed_share
         # Without the temperature: relaxed draws favour a q that is too certain and would make it fall.
         q = model.posterior(x).float32()
@@ -112,41 +116,6 @@ class VAEObjective(Objective):
     def is_hard(self, progress: float) -> bool:
         """Whether draws of z are hard after this share of the budget."""
         return progress >= self.relaxed_share
-
-    def _hard(
-        self,
-        x: Tensor,
-        q: StepLogits,
-        generator: Noise,
-        latent: float = 1.0,
-        condition: Tensor | None = None,
-    ) -> Loss:
-        """-ELBO of `draws` hard draws, whose gradient is unbiased.
-
-        The score function gives the gradient of what a choice changes. Each draw is measured against the mean
-        of the others (leave-one-out; Kool et al. 2019). A single draw trains prior, decoder and q(u|x, z),
-        not q(z|x). latent: weight of the KL of u in the loss, beside beta.
-        """
-        config, model, k = self.config, self.model, self.config.draws
-        q = q.tile(k) if k > 1 else q.map(Tensor.detach)
-        z = model.sample_posterior(q.map(Tensor.detach), generator)
-        found = model.reconstruct_from(model.render(z), x.repeat(k, 1, 1, 1), generator)
-        each = None if condition is None else condition.repeat(k, 1)
-        terms = model.layout.terms(q, model.prior(z, each).float32(), z)
-        parts = {**terms.kl, **found.kl}
-        kl = total_kl(parts)
-        eased = kl if latent == 1 or not found.kl else kl - (1 - latent) * total_kl(found.kl)
-        weighted = config.beta * eased
-        if k > 1:
-            fit = found.log_p - config.beta * latent * sum(found.kl.values())
-            reward = fit.detach()[:, None] - config.beta * terms.dependent.detach()
-            score = (leave_one_out(reward, k) * terms.log_q).sum(1)
-            loss = -(found.log_p - weighted + score)
-        else:  # DDP waits for a gradient of each parameter: that of q(z|x) is 0
-            untrained = [model.temperature, *model.posterior.parameters()]
-            loss = weighted - found.log_p + 0.0 * torch.stack([p.sum() for p in untrained]).sum()
-        metrics = {"reconstruction": found.log_p, **parts, "elbo": found.log_p - kl}
-        return loss.view(k, -1).mean(0), {name: value.view(k, -1).mean(0) for name, value in metrics.items()}
 
     def _relaxed(
         self,
@@ -207,12 +176,6 @@ def shown(spec: ModelSpec, batch: Batch, generator: Noise) -> Tensor | None:
 def most_open(gate: Tensor, most: int) -> Tensor:
     """gate (B, L) -> (B, L): 1 at the `most` places whose gate is largest, else 0."""
     return torch.zeros_like(gate).scatter_(1, gate.topk(most, dim=1).indices, 1.0)
-
-
-def leave_one_out(rewards: Tensor, k: int) -> Tensor:
-    """rewards (k * B, ...), draw after draw -> each minus the mean of its image's other k - 1 draws."""
-    each = rewards.view(k, -1, *rewards.shape[1:])
-    return ((each - each.mean(0)) * (k / (k - 1))).view_as(rewards)
 
 
 def decay_groups(

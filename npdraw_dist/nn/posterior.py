@@ -28,7 +28,7 @@ DEPTH = 2  # residual blocks on the grid of places
 # Added to a part's squared error (sum over pixels), it divides the part's chance by e. Pixels that are drawn
 # from Bernoullis say less of their part than grey or colour does. With 0.05 there too, training ends 2 nats
 # higher in 120 s (docs/results/2026-11-30-method.md).
-FIT_NOISE, BERNOULLI_NOISE = 0.05, 1.0
+FIT_NOISE, BERNOULLI_NOISE = 0.02, 1.0
 
 
 class Trunk(nn.Module):

@@ -38,6 +38,7 @@ from npdraw_dist.nn.hub import SAMPLES_FILE, card_text
 from npdraw_dist.nn.npdraw import NPDraw
 
 RUNS = "runs"  # the default --storage of `train`
+OF_PACKAGE = "emoji"  # the model that is taken where there is none
 CARD, BANK = "README.md", "bank.safetensors"
 # Numbers that a model folder states, of one split: how many images and importance samples, the bounds.
 MEASURED = ("n", "k", "nll_iwae", "nll_iwae_se", "elbo", "elbo_se", "bits_per_dim")
@@ -47,16 +48,15 @@ DISTANCES = ("frechet_distance", "kernel_distance", "precision", "recall")
 def chosen_model(model: str | None) -> str:
     """The model folder or URI of --model: a run, a model folder, a URI or an id of the hub.
 
-    None: that of the run under ./runs that finished last. Raises UserError if there is no model.
+    None: that of the run under ./runs that finished last, else OF_PACKAGE. Raises UserError if there is no
+    model.
     """
     if model is not None:
         return model_folder(model, f"--model {model}")
     models = sorted(Path(RUNS).glob("*/model/config.json"), key=lambda path: path.stat().st_mtime)
     if not models:
-        raise UserError(
-            f"no --model given, and no trained model under {RUNS}/: train the default one in about "
-            "2 minutes with `npdraw train`, then give this command again"
-        )
+        print(f"no --model given, and no run under {RUNS}/: taking {OF_PACKAGE}, a model of the package")
+        return model_folder(OF_PACKAGE)
     print(f"no --model given: taking the last run, {models[-1].parents[1]}")
     return str(models[-1].parent)
 

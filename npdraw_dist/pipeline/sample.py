@@ -114,7 +114,7 @@ def _draw_and_score(
     settings, seed, split, model = experiment.eval, experiment.seed, experiment.eval.split, model.to(device)
     with tempfile.TemporaryDirectory() as name:
         folder, started = Path(name), time.perf_counter()
-        samples = write_samples(model, folder, SAMPLES, seed, settings.temperature)[:PREVIEWS]
+        samples = write_samples(model, folder, SAMPLES, seed)[:PREVIEWS]
         drawing_s = time.perf_counter() - started
         if isinstance(model, NPDraw):
             (folder / "reconstructions.png").write_bytes(reconstructions(model, data.images))
@@ -179,7 +179,9 @@ def reconstructions(model: NPDraw, images: Tensor) -> bytes:
     return rows_png({"image": x.cpu(), "canvas": drawn.canvas.cpu(), "reconstruction": drawn.images.cpu()})
 
 
-def write_samples(model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float) -> Tensor:
+def write_samples(
+    model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float | None = None
+) -> Tensor:
     """Writes n samples: samples.png, generation.gif and samples.npz; returns their images (n, C, H, W)."""
     trace = model.sample_trace(n, torch.Generator(model.device).manual_seed(seed), temperature)
     arrays = {"images": trace.images.cpu(), **trace.codes}

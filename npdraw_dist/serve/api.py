@@ -190,7 +190,7 @@ async def gallery(
     replica: Served,
     n: Annotated[int, Query(ge=1, le=32)] = 12,
     seed: schemas.Seed = 0,
-    temperature: schemas.Temperature = 1.0,
+    temperature: schemas.Temperature | None = None,
     condition: schemas.Condition = None,
     guidance: schemas.Guidance = 1.0,
 ) -> schemas.DrawingsResponse:

@@ -66,6 +66,7 @@ class Engine:
             background="white" if grid.background else "black",
             condition=spec.prior.condition,
             vocabulary=self.model.vocabulary.known,
+            temperature=spec.temperature,
             test_images=0 if self.test_images is None else len(self.test_images),
             **{name: getattr(grid, name) for name in ("rows", "columns", "patch", "stride")},
             **{name: getattr(spec, name) for name in ("likelihood", "steps", "parts", "order", "aligned")},

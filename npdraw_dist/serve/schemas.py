@@ -53,7 +53,7 @@ class SampleRequest(Request):
     """What may be drawn, and how freely."""
 
     seed: Seed = 0
-    temperature: Temperature = 1.0
+    temperature: Temperature | None = None
     condition: Condition = None
     guidance: Guidance = 1.0
 
@@ -250,6 +250,7 @@ class ModelResponse(BaseModel):
     background: Literal["black", "white"] = Field(description="colour of the canvas where nothing is drawn")
     condition: Literal["none", "class", "words"] = Field(description="what the model can be asked for")
     vocabulary: list[str] = Field(description="the classes or words that it knows")
+    temperature: float = Field(description="of samples where none is asked for")
     test_images: int = Field(description="0 if the model is not in its run folder")
 
 

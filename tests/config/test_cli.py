@@ -139,7 +139,7 @@ def test_defaults_are_not_those_of_the_environment(monkeypatch: pytest.MonkeyPat
     for name, value in {"N": "3", "SEED": "7", "temperature": "-1", "DATA": "x"}.items():
         monkeypatch.setenv(name, value)
     command = validate(Sample, {"model": "m", "out": "o"})
-    assert (command.n, command.seed, command.temperature) == (64, 0, 1.0)
+    assert (command.n, command.seed, command.temperature) == (64, 0, None)
 
 
 def test_run_command_turns_errors_into_statuses(monkeypatch: pytest.MonkeyPatch, capsys: Printed) -> None:

@@ -173,6 +173,40 @@ def test_seeds_in_place_of_generators() -> None:
     assert torch.equal(model.sample_prior(3, seed=5).what, model.sample_prior(3, seeded(5)).what)
 
 
+def test_samples_are_drawn_at_the_temperature_of_the_model() -> None:
+    warm, cold = model_of(GREY), tiny_baseline("gaussian")
+    for model in (warm, cold):
+        model.spec = model.spec.model_copy(update={"temperature": 0.2})
+        assert torch.equal(model.sample(9, seeded()), model.sample(9, seeded(), 0.2))
+        assert not torch.equal(model.sample(9, seeded()), model.sample(9, seeded(), 1.0))
+        trace = model.sample_trace(9, seeded())
+        assert torch.equal(trace.images, model.sample_trace(9, seeded(), 0.2).images)
+    empty = random_drawings(warm.spec, 9)
+    done, same = (warm.complete(empty, "0:1,:", seeded(), heat) for heat in (None, 0.2))
+    assert torch.equal(done.what, same.what)
+    assert not torch.equal(done.what, warm.complete(empty, "0:1,:", seeded(), 1.0).what)
+
+
+@each_size
+def test_an_own_loop_of_ten_lines_trains(size: dict[str, Any]) -> None:
+    model = model_of(size)
+    images = pictures(model, 16)
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    bounds = []
+    for _ in range(30):
+        loss, terms = model(images, generator=seeded())
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+        optimizer.step()
+        bounds.append(float(terms["elbo"]))
+    assert np.mean(bounds[-5:]) > np.mean(bounds[:5])
+    kl = sum(value for name, value in terms.items() if name.startswith("kl_"))
+    torch.testing.assert_close(terms["elbo"], terms["reconstruction"] - kl)
+    with pytest.raises(UserError, match="condition"):
+        model(images, condition=3)
+
+
 def test_features_are_those_of_the_encoder() -> None:
     grey = model_of(GREY)
     x = pictures(grey, 2)

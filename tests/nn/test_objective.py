@@ -11,6 +11,7 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.parts import Batch, PartSequence
+from npdraw_dist.nn.hard_draws import hard_loss, leave_one_out
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import (
@@ -20,7 +21,6 @@ from npdraw_dist.nn.objective import (
     PriorObjective,
     VAEObjective,
     fit_temperature,
-    leave_one_out,
     most_open,
 )
 from npdraw_dist.nn.relaxations import kl_categorical
@@ -202,7 +202,6 @@ def test_the_gradient_of_hard_draws_is_that_of_the_bound(
     model = tiny_model(tiny_spec(*kind, **size)).double()
     with torch.no_grad():
         model.temperature.copy_(torch.tensor([1.3, 1.0, 0.8]))
-    objective = VAEObjective(model, VAEConfig(beta=beta, parse_weight=0, draws=2))
     x = torch.rand(1, *model.spec.image_shape, dtype=torch.float64).round()
     z, _, log_q, log_joint = of_all_drawings(model, x)
     n, log_z = len(z), model.prior.log_prob(z)
@@ -212,7 +211,8 @@ def test_the_gradient_of_hard_draws_is_that_of_the_bound(
     first, second = torch.arange(n).repeat_interleave(n), torch.arange(n).repeat(n)
     pairs = PartSequence.cat([z[first], z[second]])
     model.sample_posterior = lambda q, generator: pairs  # type: ignore[method-assign]
-    loss, metrics = objective._hard(x.expand(n * n, -1, -1, -1), model.infer(x).tile(n * n), seeded())
+    every, q = x.expand(n * n, -1, -1, -1), model.infer(x).tile(n * n)
+    loss, metrics = hard_loss(model, every, q, 2, seeded(), beta=beta)
     weight = (log_q[first] + log_q[second]).exp().detach()
     assert float(weight.sum()) == pytest.approx(1)
     estimated = torch.autograd.grad(-(weight @ loss), list(model.parameters()))

@@ -19,11 +19,11 @@ from npdraw_dist.core.objective import ParameterGroup, Stepping, ramp
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.authors.network import CanvasPrior
 from npdraw_dist.nn.blocks import exactly
+from npdraw_dist.nn.hard_draws import Loss
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import (
     TAU_START,
     TEMPERATURE_RATE,
-    Loss,
     PriorObjective,
     VAEObjective,
     decay_groups,

@@ -18,9 +18,10 @@ from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.objective import Gather, Objective, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.nn.generative import ANIMATED, Importance, SampleTrace, seeded
+from npdraw_dist.nn.hard_draws import Loss
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.nn.objective import PRIOR_DECAY, Loss, decay_groups
+from npdraw_dist.nn.objective import PRIOR_DECAY, decay_groups
 from npdraw_dist.nn.relaxations import Gaussian, total_kl
 
 MAX_LOG_STD = 4.0  # keeps a Gaussian's scale finite if training diverges
@@ -108,25 +109,26 @@ class Baseline(HubModel):
         return embedded
 
     def sample(
-        self, n: int, generator: Noise = None, temperature: float = 1.0, *, seed: int | None = None
+        self, n: int, generator: Noise = None, temperature: float | None = None, *, seed: int | None = None
     ) -> Tensor:
         generator = seeded(self.device, generator, seed)
         return torch.cat([self.likelihood.mean(last) for last in self._outputs(n, generator, temperature)])
 
-    def sample_pixels(self, n: int, generator: Noise = None, temperature: float = 1.0) -> Tensor:
+    def sample_pixels(self, n: int, generator: Noise = None, temperature: float | None = None) -> Tensor:
         outputs = self._outputs(n, generator, temperature)
         return torch.cat([self.likelihood.sample(last, generator) for last in outputs])
 
     @torch.no_grad()
-    def _outputs(self, n: int, generator: Noise, temperature: float) -> list[Tensor]:
+    def _outputs(self, n: int, generator: Noise, temperature: float | None) -> list[Tensor]:
         """Likelihood parameters after the last step, in chunks."""
         most = self.rows_at_once
         sizes = [min(most, n - start) for start in range(0, n, most)]
-        return [self.generate(size, generator, temperature).outputs[-1] for size in sizes]
+        heat = self.temperature_of(temperature)
+        return [self.generate(size, generator, heat).outputs[-1] for size in sizes]
 
     @torch.no_grad()
-    def sample_trace(self, n: int, generator: Noise = None, temperature: float = 1.0) -> SampleTrace:
-        draws = self.generate(n, generator, temperature)
+    def sample_trace(self, n: int, generator: Noise = None, temperature: float | None = None) -> SampleTrace:
+        draws = self.generate(n, generator, self.temperature_of(temperature))
         frames = torch.stack([self.likelihood.mean(output[:ANIMATED]) for output in draws.outputs], 1)
         boxes = draws.boxes[:ANIMATED].round().long()
         return SampleTrace(

@@ -19,7 +19,8 @@ from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.objective import ramp
 from npdraw_dist.nn.baselines.base import Baseline, bound_of, kl_weight
 from npdraw_dist.nn.blocks import CausalBlock, causal_blocks
-from npdraw_dist.nn.objective import TAU_START, Loss, leave_one_out
+from npdraw_dist.nn.hard_draws import Loss, leave_one_out
+from npdraw_dist.nn.objective import TAU_START
 from npdraw_dist.nn.relaxations import total_kl
 from npdraw_dist.nn.tables import START
 

@@ -35,9 +35,9 @@ press("more", () => { find("seed").value = Math.floor(Math.random() * 100000); r
 press("morph-keep", keepMorph);
 press("test", async () => load(await json("test/" + Number(find("test-index").value)), checked("target"), false));
 find("seed").addEventListener("change", showGallery);
-for (const id of ["temperature", "gallery-temperature"]) {
-  find(id).addEventListener("input", () => { document.querySelector(`output[for=${id}]`).textContent = Number(find(id).value).toFixed(1); });
-}
+const heats = ["temperature", "gallery-temperature"];
+const told = (id) => { document.querySelector(`output[for=${id}]`).textContent = Number(find(id).value).toFixed(2); };
+for (const id of heats) find(id).addEventListener("input", () => told(id));
 find("temperature").addEventListener("change", () => finish());
 find("gallery-temperature").addEventListener("change", showGallery);
 find("morph").addEventListener("input", slide);
@@ -91,6 +91,7 @@ async function firstDrawings(answer) {
     const [sizes, parts, examples] = ["model", "bank", "examples"].map((path) => json(path));
     for (const one of [parts, examples]) one.catch(() => {});      // told where it is awaited
     model = await sizes; fit(); hints();
+    for (const id of heats) { find(id).value = model.temperature; told(id); }
     const [{a, b, linked: named}] = await Promise.all([firstDrawings(examples), showBank(parts)]);
     await Promise.all([setA(a), setB(b)]);
     freshen(a.z);
