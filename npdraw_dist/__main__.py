@@ -20,6 +20,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "train": Entry("npdraw_dist.train:Train", "train a model, or go on with it"),
+    "fit": Entry("npdraw_dist.fit_folder:Fit", "train on a folder of your pictures, in ten minutes"),
     "sample": Entry("npdraw_dist.sample:Sample", "draw samples of a model, and their animation"),
     "edit": Entry(
         "npdraw_dist.edit.__main__:Edit",
@@ -56,6 +57,8 @@ HELP = "\n".join(
         f"  {COMPLETION:<13}the script that completes commands and flags: bash, zsh or tcsh",
         "",
         "examples:",
+        "  npdraw serve                                     draw emoji in the browser",
+        "  npdraw fit my_pictures                           a model of your pictures, in ten minutes",
         "  npdraw train                                     the digits, in two minutes",
         "  npdraw train --preset emoji                      colour emoji",
         "  npdraw sample --model runs/digits --out samples",

@@ -37,8 +37,10 @@ from npdraw_dist.data.rows import Reject, Rows
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.pipeline.models import SourceModel, load_model
+from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.progress import console, results
 from npdraw_dist.pipeline.run import start
+from npdraw_dist.pipeline.store import CONFIG, Store
 
 SHARD_ROWS = 2048
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
@@ -46,6 +48,7 @@ LARGEST_CANVAS = 36  # largest side of an image that is its own canvas
 BINARY, NEAR_BINARY = 0.02, 0.3  # shares of values between black and white
 PATCHES_OF_A_PART = 50
 KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
+BUDGETS = ("images", "relaxed_images", "plain_images")  # of the VAE
 SHOWN = 3  # names of skipped pictures in a warning
 
 Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
@@ -61,6 +64,7 @@ def fit(
     storage: str | None = None,
     num_workers: int | str = 0,
     ray: bool = False,
+    minutes: float | None = None,
     init: GenerativeModel | str | Path | None = None,
     **settings: Any,
 ) -> GenerativeModel:
@@ -79,6 +83,7 @@ def fit(
     resized to, at most 72. name, storage: of the run folder, as for the command, which `npdraw train` resumes
     and the same call finds done; without both it is temporary. num_workers: 0 trains in this process, without
     Ray; others on Ray, on the cluster that RAY_ADDRESS names if there is one. ray: also with one worker.
+    minutes: about how long to train, in this process; a few steps find the budgets; None: the preset's.
 
     init: a trained model of any kind, or what `npdraw_dist.load` takes, that is trained on with these images:
     the run takes its network and parts, as with `init.model` of the command; a larger `bank.size` adds parts.
@@ -91,6 +96,7 @@ def fit(
         if temporary:
             storage = stack.enter_context(tempfile.TemporaryDirectory(prefix="npdraw-"))
         root, called = storage or "runs", name or "fit"
+        _require_apart(images, root)
         start_from = _start_from(init, root, called)
         if start_from is not None:
             nested = merge({"init": {"model": start_from}}, nested)
@@ -111,9 +117,36 @@ def fit(
         data = {"source": "parquet", "path": _write(pictures, classes, root, called)}
         asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers or int(ray)}}, nested)
         experiment = resolve(preset, None, asked)
+        if minutes is not None:
+            experiment = resolve(
+                preset, None, merge(asked, _budgets(experiment, minutes, root, called), nested)
+            )
         _say(experiment, preset, pictures)
         store = start(experiment, root, called, experiment.stage_names, list_pictures=not temporary)
         return load_model(store.shown("model"))
+
+
+def _require_apart(images: Any, storage: str) -> None:
+    """Raises UserError if the run's own pictures would come among those of the folder."""
+    if isinstance(images, str | Path) and "://" not in storage:
+        folder, inside = (Path(path).expanduser().resolve() for path in (images, storage))
+        if inside.is_relative_to(folder):
+            raise UserError(f"the run would lie among the pictures, in {inside}; give a storage elsewhere")
+
+
+def _budgets(experiment: Experiment, minutes: float, storage: str, name: str) -> dict[str, Any]:
+    """Settings for so much time; those that a run of this name began with, if there is one."""
+    if experiment.scale.num_workers != 0 or experiment.model.kind != "npdraw":
+        raise UserError("minutes is for NP-DRAW in this process; leave out num_workers, ray and model.kind")
+    store = Store.open(storage, name)
+    if not store.has(CONFIG):
+        return budgets(experiment, minutes)
+    begun = store.config()
+    names = {"prior": ("images",), "vae": BUDGETS, "train": ("eval_every_images",)}
+    return {
+        section: {key: getattr(getattr(begun, section), key) for key in keys}
+        for section, keys in names.items()
+    }
 
 
 def _start_from(init: GenerativeModel | str | Path | None, storage: str, name: str) -> str | None:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 import npdraw_dist
-from npdraw_dist import NPDraw
+from npdraw_dist import NPDraw, fit_folder
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -26,11 +26,12 @@ from npdraw_dist.pipeline import bank, fit, parse, prior, run, vae
 from npdraw_dist.pipeline.fit import pictures_of, suited
 from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.models import source_model
+from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.pipeline.train_stage import validation_images
 from tests.helpers.in_process import Stopped
 from tests.helpers.tiny_baselines import TINY_PRIOR, tiny_baseline
-from tests.helpers.tiny_fit import SMALL, strokes
+from tests.helpers.tiny_fit import SMALL, fit_few, strokes
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 from tests.pipeline.conftest import LONGER
 from tune_spaces import sweep
@@ -403,3 +404,36 @@ def test_an_id_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     local = resolve("digits", None, on_parquet(tmp_path / "cached"))
     assert experiment.init.sha256 == local.init.sha256
     assert experiment.prior.width == local.prior.width
+
+
+def test_budgets_take_about_the_time_that_is_given() -> None:
+    """Twice the time, about twice the images; the shares of the budget stay."""
+    settings = merge(suited(pictures_of(strokes(60)))[1], {"data": {"source": "parquet", "path": "x"}})
+    experiment = resolve("digits", None, settings)
+    short, long = (budgets(experiment, minutes) for minutes in (2.0, 8.0))
+    ratio = long["vae"]["images"] / short["vae"]["images"]
+    assert 2 < ratio < 8
+    share = long["vae"]["relaxed_images"] / long["vae"]["images"]
+    assert share == pytest.approx(experiment.vae.relaxed_share, rel=0.01)
+    assert long["prior"]["images"] > short["prior"]["images"]
+
+
+def test_the_command_fits_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command again keeps its budgets, though a probe would find others."""
+    for number, image in enumerate(strokes(60)):
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "mine" / f"{number}.png")
+    fit_few(60, monkeypatch)
+    monkeypatch.setattr(fit, "budgets", lambda *_: {"vae": {"images": 80}})
+    command = [str(tmp_path / "mine"), "--minutes", "1", "--storage", str(tmp_path / "runs")]
+    fit_folder.main(command)
+    monkeypatch.setattr(fit, "budgets", lambda *_: {"vae": {"images": 96}})
+    fit_folder.main(command)
+    assert "all done" in capsys.readouterr().out
+    run = Store.open(str(tmp_path / "runs"), "mine")
+    assert run.config().vae.images == 80
+    assert npdraw_dist.load(tmp_path / "runs" / "mine").sample(2).shape == (2, 1, 12, 12)
+    with pytest.raises(UserError, match="among the pictures"):
+        fit_folder.main([str(tmp_path), "--storage", str(tmp_path / "runs")])

@@ -1,0 +1,61 @@
+"""npdraw fit: a model of a folder of pictures, in a given time."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.training.environment import restart_with_environment
+
+
+class Fit(Command):
+    """Trains on a folder of pictures: `npdraw fit FOLDER`. The settings follow from the pictures.
+
+    The same command again resumes. `npdraw train` has all settings.
+    """
+
+    main_flags: ClassVar[tuple[str, ...]] = ()
+    examples: ClassVar[tuple[str, ...]] = (
+        "my_pictures",
+        "my_pictures --minutes 60 --image_size 64 --name mine",
+    )
+
+    pictures: str = Field(description="the folder; the word after `npdraw fit` is it too")
+    minutes: PositiveFloat = Field(
+        10.0, description="time to train in this process; a probe finds the budgets"
+    )
+    image_size: PositiveInt | None = Field(
+        None, description="side of the images, at most 72; if not given, 32 or 64 by the pictures"
+    )
+    name: str | None = Field(None, description="name of the run; if not given, that of the folder")
+    storage: str = Field("runs", description="folder or URI of the run folder")
+    init: str | None = Field(None, description="a trained model to start from, such as emoji")
+
+
+def main(argv: Sequence[str]) -> None:
+    words = list(argv)
+    if words and not words[0].startswith("--"):
+        words.insert(0, "--pictures")
+    command: Fit = validate(Fit, parse_flags(Fit, "npdraw_dist.fit_folder", words))
+
+    # Torch takes seconds to import, so the flags are checked first.
+    from pathlib import Path
+
+    from npdraw_dist.pipeline.fit import fit
+
+    name = command.name or Path(command.pictures).expanduser().resolve().name
+    fit(
+        command.pictures,
+        image_size=command.image_size,
+        name=name,
+        storage=command.storage,
+        init=command.init,
+        minutes=command.minutes,
+    )
+    print(f"{command.storage}/{name}: npdraw sample --model {command.storage}/{name} --out samples")
+
+
+if __name__ == "__main__":
+    restart_with_environment()
+    run_command(main)

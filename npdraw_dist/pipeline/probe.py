@@ -1,0 +1,97 @@
+"""How many images the stages of a run can train on in a given time, by a few steps of each."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.objective import Objective
+from npdraw_dist.core.parts import Batch, PartBank
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.objective import PriorObjective, VAEObjective
+from npdraw_dist.training.context import Context
+from npdraw_dist.training.device import flushed_denormals
+from npdraw_dist.training.loop import Run
+
+PROBE_S = 2.0  # seconds of steps of each kind
+# Shares of the time: of the prior, and of what is no training (bank, parses, validations, samples).
+PRIOR_SHARE, OTHER_SHARE = 0.12, 0.15
+VALIDATIONS = 8
+LEAST_STEPS = 20
+MANY = 1 << 30  # images of a budget in which the first step makes no progress
+
+
+def budgets(experiment: Experiment, minutes: float) -> dict[str, dict[str, Any]]:
+    """Settings of the budgets of prior and VAE that take about `minutes` in this process.
+
+    The shares of relaxed and of plain images stay those of `experiment`.
+    """
+    torch.manual_seed(experiment.seed)
+    model = NPDraw(ModelSpec.of(experiment))
+    model.set_bank(PartBank(torch.rand_like(model.bank_parts)))
+    batch = _random_batch(model, experiment.train.batch_size)
+    vae, share = experiment.vae, experiment.vae.relaxed_share
+    prior_s = _seconds(PriorObjective(model.prior, experiment.prior.learning_rate), batch, experiment, 0)
+    after = 1 + experiment.train.batch_size  # the second step of two is past the relaxed draws
+    relaxed_s, hard_s = (
+        _seconds(VAEObjective(model, vae), batch, experiment, step) if of else 0.0
+        for step, of in ((0, share), (after, 1 - share))
+    )
+    left = minutes * 60 * (1 - OTHER_SHARE)
+    images = _steps(left * (1 - PRIOR_SHARE) / (share * relaxed_s + (1 - share) * hard_s), experiment)
+    scale = images / vae.images
+    shares = vae.relaxed_images, vae.plain_images
+    given = {
+        name: round(scale * count)
+        for name, count in zip(("relaxed_images", "plain_images"), shares, strict=True)
+        if count is not None
+    }
+    return {
+        "prior": {"images": _steps(left * PRIOR_SHARE / prior_s, experiment)},
+        "vae": {"images": images, **given},
+        "train": {"eval_every_images": math.ceil(images / VALIDATIONS)},
+    }
+
+
+def _steps(images: float, experiment: Experiment) -> int:
+    size = experiment.train.batch_size
+    return size * max(round(images / size), LEAST_STEPS)
+
+
+def _random_batch(model: NPDraw, size: int) -> Batch:
+    spec = model.spec
+    images = torch.randint(256, (size, *spec.image_shape), dtype=torch.uint8)
+    z = model.sample_prior(size)
+    tokens, known = spec.prior.condition_tokens, len(spec.prior.vocabulary)
+    return Batch.of(images, z, torch.randint(known + 1, (size, tokens)) if tokens else None)
+
+
+def _seconds(objective: Objective, batch: Batch, experiment: Experiment, first: int) -> float:
+    """Of an image in a step. first: 0, or above 0 the step of a budget of that many images."""
+    run = Run(objective, experiment.train, experiment.seed, Context(device=_device()))
+    step = experiment.train.micro_batch
+    chunks = [
+        (start, batch[start : start + step].to(run.context.device)) for start in range(0, len(batch), step)
+    ]
+    with flushed_denormals():
+        _timed(lambda: run.update(min(first, 1), chunks, first or MANY))
+        taken: list[float] = []
+        while sum(taken) < PROBE_S or len(taken) < 2:
+            taken.append(_timed(lambda: run.update(min(first, 1), chunks, first or MANY)))
+    return min(taken) / len(batch)
+
+
+def _timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
