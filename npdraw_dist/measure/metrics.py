@@ -33,6 +33,7 @@ METRICS = {
     # Bounds on log p(x); means over images.
     "nll_iwae": Metric("NLL", 2, "nats", standard_error=True, compared=True),
     "nll_iwae_given": Metric("NLL given the condition", 2, "nats", standard_error=True),
+    "condition_gain": Metric("gain of the condition", 2, "nats", standard_error=True),
     "nll_iwae_se": Metric("standard error of the NLL", 2, "nats", compared=True),
     "elbo": Metric("ELBO", 2, "nats", standard_error=True, compared=True),
     "bits_per_dim": Metric("bits/dim", 4, compared=True),

@@ -40,7 +40,8 @@ def score_images(
     the steps before. authors_estimator: minus the log-mean-exp of reconstruction less analytic KL, as the
     authors' code computes it; it is no bound. effective_samples: (sum w)^2 / sum w^2, from 1 to k. The noise
     is seeded by (seed, batch), so equal images with equal batch numbers have equal scores on any worker.
-    condition: tokens (B, A); then nll_iwae_given is of p(x|condition), with the same noise.
+    condition: tokens (B, A); then nll_iwae_given is of p(x|condition), with the same noise, and
+    condition_gain what it is less than nll_iwae.
     """
     generator = torch.Generator(model.device)
     generator.manual_seed(noise_seed(seed, SCORING, *batch))
@@ -60,9 +61,12 @@ def score_images(
         terms = {"elbo": drawn.log_w, "reconstruction": drawn.reconstruction, **drawn.kl}
         for name, values in terms.items():
             sums[name] = sums.get(name, 0.0) + values.double().sum(0)
+    of_condition = {}
+    if condition is not None:
+        of_condition = {"nll_iwae_given": -given.value, "condition_gain": given.value - bound.value}
     scores = {
         "nll_iwae": -bound.value,
-        **({} if condition is None else {"nll_iwae_given": -given.value}),
+        **of_condition,
         **{name: total / k for name, total in sums.items()},
         "authors_estimator": -authors.value,
         "effective_samples": torch.exp(2 * bound.value - squares.value) * k,

@@ -38,7 +38,11 @@ def model(store: Store) -> NPDraw:
 def test_the_classes_of_the_data_reach_the_model(store: Store, model: NPDraw) -> None:
     assert model.vocabulary.known == [str(digit) for digit in range(10)]
     assert store.metrics()["valid/nll_iwae_given"] > 0
-    assert store.metrics()["valid/nll_iwae_given"] != store.metrics()["valid/nll_iwae"]
+    found = store.metrics()
+    assert found["valid/nll_iwae_given"] != found["valid/nll_iwae"]
+    gain = found["valid/nll_iwae"] - found["valid/nll_iwae_given"]
+    assert found["valid/condition_gain"] == pytest.approx(gain)
+    assert found["valid/condition_gain_se"] < found["valid/nll_iwae_se"]  # paired
     batch = store.parses("train", store.with_vocabulary(store.config())).in_id_order()
     assert set(batch.condition.flatten().tolist()) == set(range(1, 11))
     again = start(store.config(), str(Path(store.root).parent), "told", store.config().stage_names)
