@@ -134,7 +134,9 @@ class Studio:
         button.tap() if self.phone else button.click()
 
     def panel(self, name: str) -> None:
-        self.page.get_by_role("tab", name=name, exact=True).click()
+        """Open and Save are in the header."""
+        role = "button" if name in ("Open", "Save") else "tab"
+        self.page.get_by_role(role, name=name, exact=True).click()
 
     def tool(self, name: str) -> None:
         self.page.locator("#canvas-a").scroll_into_view_if_needed()
@@ -154,7 +156,7 @@ class Studio:
         self.page.mouse.up()
 
     def blank(self) -> None:
-        self.press("Clear A")
+        self.press("Clear the canvas")
         self.wait("image")
 
     def keep(self, name: str) -> None:

@@ -151,15 +151,15 @@ def test_the_next_part(studio: Studio) -> None:
     parts.first.click()
     studio.wait("image")
     assert studio.parts()[PLACES - 1] == [int(name.split()[2].strip(","))]
-    studio.panel("Bank")
+    studio.panel("Parts")
     assert page.evaluate("views.a.heat") is None
 
 
 def test_from_a_to_b_part_by_part(studio: Studio) -> None:
     page, a, image = studio.page, studio.parts(), studio.seen("image")
-    studio.panel("A → B")
+    studio.panel("Morph")
     page.wait_for_selector("#morph:not([max='0'])")
-    slider = page.get_by_label("From A to B, part by part")
+    slider = page.get_by_label("From the canvas to the other, part by part")
     slider.press("ArrowRight")
     assert studio.parts() == a  # a preview
     slider.press("End")
@@ -190,7 +190,7 @@ def test_the_gallery_is_a_source(studio: Studio) -> None:
 
 def test_examples_are_chosen_for_a_and_b_and_a_link_shows_the_same(studio: Studio, browser: Any) -> None:
     page, chips = studio.page, studio.page.locator("#examples button")
-    for name, canvas in (("A", "image"), ("B", "b")):
+    for name, canvas in (("canvas", "image"), ("borrow", "b")):
         before = studio.seen(canvas)
         page.get_by_text(f"to {name}", exact=True).click()
         chips.nth(2).click()
@@ -215,7 +215,7 @@ def test_examples_are_chosen_for_a_and_b_and_a_link_shows_the_same(studio: Studi
 def test_the_token_goes_into_a_header_and_into_no_link(browser: Any, grey_address: str) -> None:
     studio = Studio(browser, grey_address, "desktop-light", "#token=secret")
     with studio.page.expect_request("**/v1/decode") as waiting:
-        studio.press("Clear A")
+        studio.press("Clear the canvas")
     assert waiting.value.headers["authorization"] == "Bearer secret"
     studio.wait("image")
     assert "secret" not in studio.page.url

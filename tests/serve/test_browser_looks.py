@@ -10,8 +10,8 @@ from tests.helpers.studio import SIGHTS, Studio, violations
 pytestmark = pytest.mark.slow
 
 # Panels, and what is filled when they open.
-PANELS = {"Bank": "", "Proposals": "proposals", "Next part": "next-parts", "Gallery": "gallery"}
-PANELS |= dict.fromkeys(("A → B", "Open", "Save"), "")
+PANELS = {"Parts": "", "Ideas": "proposals", "Next part": "next-parts", "Gallery": "gallery"}
+PANELS |= dict.fromkeys(("Morph", "Open", "Save"), "")
 
 
 @pytest.mark.parametrize("sight", SIGHTS)
@@ -33,7 +33,7 @@ def test_sizes_themes_contrast_names_and_roles(browser: Any, grey_address: str, 
     assert light() == (scheme == "dark")
     for panel, filled in PANELS.items():
         studio.panel(panel)
-        if panel == "Proposals":
+        if panel == "Ideas":
             studio.press("Again")
         if filled:
             page.locator(f"#{filled} button").first.wait_for()
@@ -51,6 +51,10 @@ def test_on_a_phone_places_and_parts_are_as_large_as_a_finger(browser: Any, colo
     studio = Studio(browser, colour_address, "phone-light")
     page = studio.page
     assert page.locator("#parts button").first.bounding_box()["width"] >= 40
+    for target in page.locator("button:visible, select:visible, .segmented label:visible").all():
+        if not target.evaluate("(one) => one.closest('#parts')"):
+            assert target.bounding_box()["height"] >= 44, target.text_content()
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.locator("#parts button").first.tap()  # the tool Part
     canvas, well = (page.locator(name).bounding_box() for name in ("#canvas-a", "#card-a .well"))
     assert canvas["height"] / page.evaluate("model.rows") >= 38
@@ -62,8 +66,8 @@ def test_on_a_phone_places_and_parts_are_as_large_as_a_finger(browser: Any, colo
 
 def test_the_tabs_work_by_keyboard(studio: Studio) -> None:
     page = studio.page
-    page.get_by_role("tab", name="Bank").focus()
-    for key, shown in (("ArrowLeft", "Save"), ("ArrowRight", "Bank"), ("ArrowRight", "Proposals")):
+    page.get_by_role("tab", name="Parts").focus()
+    for key, shown in (("ArrowLeft", "Morph"), ("ArrowRight", "Parts"), ("ArrowRight", "Ideas")):
         page.keyboard.press(key)
         assert page.get_by_role("tab", selected=True).text_content() == shown
     assert page.locator("#panel-bank").is_hidden()

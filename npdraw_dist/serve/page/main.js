@@ -4,7 +4,7 @@ function hints() {
   const named = drawings.a?.name && tool() === "draw" && `${drawings.a.name}, in ${counted(drawings.a.parts)}`;
   find("hint-a").textContent = named && openPanel() !== "next" && document.querySelector(".stage").dataset.wide === "a" ? named : openPanel() === "next" ? "click on a place" : small() && document.querySelector(".stage").dataset.wide !== "a" ? ""
     : {draw: "draw with the pen", erase: "click or drag to erase", move: "drag a part to another place", paint: `click to put part ${brush}`}[tool()];
-  find("hint-b").textContent = small() && document.querySelector(".stage").dataset.wide !== "b" ? "" : "click or drag: parts go to A";
+  find("hint-b").textContent = small() && document.querySelector(".stage").dataset.wide !== "b" ? "" : "click or drag: parts go to the canvas";
 }
 function toolChanged() {
   document.body.dataset.tool = tool(); views.a.picked = null;
@@ -69,8 +69,8 @@ function fit() {                          // sizes of the page that depend on th
   find("words").placeholder = model.condition === "class" ? `${model.vocabulary.slice(0, 3).join(", ")} …` : "what to draw"; suggest();
   find("test-index").max = model.test_images - 1;
   const keys = `${model.rows} by ${model.columns} places. Arrow keys choose a place, with Shift several`;
-  find("canvas-b").setAttribute("aria-label", `Canvas of B, ${keys}. Enter copies the parts to A`);
-  find("canvas-a").setAttribute("aria-label", `Canvas of A, ${keys}. Enter uses the tool, Delete erases`);
+  find("canvas-b").setAttribute("aria-label", `Drawing to borrow from, ${keys}. Enter copies the parts to the canvas`);
+  find("canvas-a").setAttribute("aria-label", `Canvas, ${keys}. Enter uses the tool, Delete erases`);
 }
 const PATIENCE = 400;                     // ms that the first picture waits for the examples
 async function firstDrawings(answer) {

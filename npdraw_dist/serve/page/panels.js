@@ -1,14 +1,19 @@
 
 // The panels under the drawings: proposals, next part, gallery, from A to B, open, save.
 const tabs = [...document.querySelectorAll("[role=tab]")];
-const openPanel = () => document.querySelector("[role=tab][aria-selected=true]").id.slice(4);
+const choosers = [...tabs, find("tab-open"), find("tab-save")];   // the last two are in the header
+let shownPanel = "bank";
+const openPanel = () => shownPanel;
 function showPanel(name) {
   if (openPanel() === "morph" && name !== "morph") restoreA();
-  for (const tab of tabs) {
-    const chosen = tab.id === "tab-" + name;
-    tab.setAttribute("aria-selected", chosen); tab.tabIndex = chosen ? 0 : -1; find("panel-" + tab.id.slice(4)).hidden = !chosen;
-    if (chosen) tab.scrollIntoView({block: "nearest", inline: "nearest"});
+  shownPanel = name;
+  for (const one of choosers) {
+    const chosen = one.id === "tab-" + name, tab = one.role === "tab";
+    one.setAttribute(tab ? "aria-selected" : "aria-pressed", chosen); find("panel-" + one.id.slice(4)).hidden = !chosen;
+    if (tab) one.tabIndex = chosen ? 0 : -1;
+    if (chosen) (tab ? one : find("panel-" + name)).scrollIntoView({block: "nearest", inline: "nearest"});
   }
+  if (tabs.every((tab) => tab.tabIndex)) tabs[0].tabIndex = 0;
   views.a.heat = null; views.a.paint(); hints();
   if (name === "next") showNext(null);
   if (name === "gallery" && !find("gallery").children.length) showGallery();
@@ -16,7 +21,6 @@ function showPanel(name) {
 }
 tabs.forEach((tab, index) => {
   tab.tabIndex = index ? -1 : 0;
-  tab.addEventListener("click", () => showPanel(tab.id.slice(4)));
   tab.addEventListener("keydown", (e) => {
     const move = {ArrowLeft: -1, ArrowRight: 1}[e.key];
     if (!move) return;
@@ -24,6 +28,7 @@ tabs.forEach((tab, index) => {
     e.preventDefault(); next.focus(); next.click();
   });
 });
+for (const one of choosers) one.addEventListener("click", () => showPanel(one.id.slice(4)));
 function changedA() {
   if (!views.a.image || openPanel() !== "next" || playing) views.a.heat = null;
   if (surprised() && openPanel() !== "next" && !playing) guarded(showSurprise)();
@@ -55,11 +60,11 @@ const finish = (keep) => inTurn(async () => {
   proposed += 1;
   const request = {z, keep: finish.keep, n: small() || model.steps > 64 ? 4 : 6, seed: proposed, temperature: Number(find("temperature").value), ...asked()};
   showPanel("finish");
-  find("finish-hint").textContent = "The prior draws …";
+  find("finish-hint").textContent = "The model draws …";
   find("proposals").replaceChildren(...Array.from({length: request.n}, () => Object.assign(document.createElement("span"), {className: "ghost"})));
   const found = (await json("complete", request).catch((error) => { find("proposals").replaceChildren(); find("finish-hint").textContent = ""; throw error; })).drawings;
-  find("proposals").replaceChildren(...found.map((drawing, i) => card(drawing, `proposal ${i + 1}`, () => load(drawing, "a", false))));
-  find("finish-hint").textContent = `${counted(drawn(z).length)} of A stay; the prior draws the rest. Choose one.`;
+  find("proposals").replaceChildren(...found.map((drawing, i) => card(drawing, `idea ${i + 1}`, () => load(drawing, "a", false))));
+  find("finish-hint").textContent = `${counted(drawn(z).length)} stay; the model draws the rest. Choose one.`;
 });
 // ---------------------------------------------------------------- asking
 
@@ -107,7 +112,7 @@ async function showNext(place) {
   showNext.place = place;
   const at = answer.place, row = Math.floor(at / model.columns) + 1, column = at % model.columns + 1;
   views.a.heat = answer.places; views.a.show(views.a.image, [at]);
-  find("next-text").textContent = `Bright places: where the prior would draw next (nothing more: ${percent(answer.stop)}). Likeliest parts for row ${row}, column ${column}; click on A for another place.`;
+  find("next-text").textContent = `Bright places: where the model would draw next (nothing more: ${percent(answer.stop)}). Likeliest parts for row ${row}, column ${column}; click on the canvas for another place.`;
   find("next-parts").replaceChildren(...answer.parts.map(({part, probability}) => {
     const button = document.createElement("button"), patch = document.createElement("span"), text = document.createElement("span");
     patch.className = "part"; showPart(patch, part, 48); text.textContent = percent(probability);
@@ -194,18 +199,26 @@ async function place() {
   if (openPanel() !== "open") showPanel("open");
   find("original").src = png(answer.original); find("placement").hidden = false; find("placement").scrollIntoView({block: "nearest"});
   const {inverted, cropped: [left, top, right, bottom], scaled} = answer.placement;
-  find("placement-text").textContent = `${target.toUpperCase()}: ${inverted ? "inverted" : "not inverted"}; cropped to ${right - left} × ${bottom - top} pixels; scaled by ${scaled.toFixed(2)}`;
+  find("placement-text").textContent = `${inverted ? "inverted" : "not inverted"}; cropped to ${right - left} × ${bottom - top} pixels; scaled by ${scaled.toFixed(2)}`;
   await load(answer, target, false);
 }
 
-const FILES = {image: "image.png", canvas: "canvas.png", gif: "drawing.gif", strip: "strip.png", svg: "drawing.svg", pdf: "drawing.pdf", z: "drawing.json"};
+const FILES = {image: "image.png", smooth: "smooth.png", canvas: "canvas.png", gif: "drawing.gif", strip: "strip.png", svg: "drawing.svg", pdf: "drawing.pdf", z: "drawing.json"};
 const PATHS = {gif: "steps.gif", strip: "strip.png", svg: "drawing.svg", pdf: "drawing.pdf"};
+const LARGE = 1024;                       // least side of a saved picture, in pixels
+async function large(data, smooth) {
+  const image = await picture(data), canvas = document.createElement("canvas"), scale = Math.ceil(LARGE / Math.max(image.width, image.height));
+  canvas.width = scale * image.width; canvas.height = scale * image.height;
+  const pen = canvas.getContext("2d"); pen.imageSmoothingEnabled = smooth; pen.imageSmoothingQuality = "high";
+  pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+  return new Promise((done) => canvas.toBlob(done, "image/png"));
+}
 async function save(kind) {
   const {z} = drawings.a;
   let blob;
   if (PATHS[kind]) blob = await (await ask(PATHS[kind], {z})).blob();
   else if (kind === "z") blob = new Blob([JSON.stringify({z}, null, 1)], {type: "application/json"});
-  else blob = pngBlob(drawings.a[kind]);
+  else blob = await large(drawings.a[kind === "smooth" ? "image" : kind], kind === "smooth");
   const anchor = document.createElement("a"); anchor.href = URL.createObjectURL(blob); anchor.download = FILES[kind]; anchor.click();
   setTimeout(() => URL.revokeObjectURL(anchor.href), 10000);
 }
