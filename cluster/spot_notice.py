@@ -1,7 +1,7 @@
 """python spot_notice.py --cloud aws: tells Ray as soon as the cloud takes this machine back.
 
 It runs beside Ray on the workers of aws.yaml and gcp.yaml. Ray drains the node: a training saves at once, and
-goes on without it; it is no failure (docs/faults.md).
+goes on without it; it is no failure (docs/cluster.md).
 """
 
 import subprocess

@@ -1,6 +1,6 @@
 """Exact search for the nearest vectors, and assignment of patches to centroids that no split changes.
 
-The CPU searches by matrix products (faster there than FAISS: docs/speed.md), a GPU by FAISS. Both round
+The CPU searches by matrix products (faster there than FAISS), a GPU by FAISS. Both round
 in float32, by processor and library. So the few patches that are near to two centroids are assigned again in
 float64, where the product of a uint8 patch and a centroid with `quantized` pixels is exact.
 Shapes: n vectors or patches, q queries, K centroids, D = C * P * P pixels of a patch, in 0..255.

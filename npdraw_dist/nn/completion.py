@@ -2,8 +2,8 @@
 
 The prior is causal, but what is kept may come later than a free step. So a completion starts with sequential
 Monte Carlo (`nn.particles`) and goes on with a Markov chain over free places, both exact in the limit;
-docs/method.md has measurements. In a free order the distribution is that of well-formed drawings: at most one
-part at each free place, and all parts in the model's order.
+docs/how-it-works.md has measurements. In a free order the distribution is that of well-formed drawings: at
+most one part at each free place, and all parts in the model's order.
 Shapes: B images, R of them at once, m candidates, T steps, L places, K parts.
 """
 

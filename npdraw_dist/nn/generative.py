@@ -19,7 +19,7 @@ from npdraw_dist.nn.likelihoods import binarized, make_likelihood
 from npdraw_dist.nn.relaxations import total_kl
 
 # Most images computed at once. On a CPU, the activations of more do not fit the cache. A GPU waits for
-# launches with fewer. docs/speed.md has the memory of both for each preset.
+# launches with fewer. A chunk holds at most 67 million parameters of the likelihood.
 CHUNK, GPU_CHUNK = 256, 512
 CHUNK_NUMBERS = 2**26  # likelihood parameters of a chunk, at most: large images have fewer rows in one
 ANIMATED = 8  # samples of a trace that show their steps

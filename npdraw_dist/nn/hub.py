@@ -51,10 +51,12 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     """A `GenerativeModel` with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
     results: its numbers on held-out images and how they were measured (`config_of`); None if not known.
+    history: of a model that `fit` returns, the rows of metrics.jsonl by stage, one for each validation.
     """
 
     spec: ModelSpec | BaselineSpec
     results: Mapping[str, Any] | None = None
+    history: Mapping[str, list[dict[str, Any]]] | None = None
 
     @classmethod
     def from_pretrained(

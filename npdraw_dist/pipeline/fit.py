@@ -41,6 +41,7 @@ from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.progress import console, results
 from npdraw_dist.pipeline.run import start
 from npdraw_dist.pipeline.store import CONFIG, Store
+from npdraw_dist.training.metrics_log import read_metrics
 
 SHARD_ROWS = 2048
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
@@ -68,7 +69,7 @@ def fit(
     init: GenerativeModel | str | Path | None = None,
     **settings: Any,
 ) -> GenerativeModel:
-    """Trains a model on `images`, and returns it, in eval mode on the CPU.
+    """Trains a model on `images`, and returns it, in eval mode on the CPU, with its `history`.
 
     images: a folder of pictures; an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats
     in [0, 1]; a Ray Dataset with a column `image`; or a sequence of arrays, tensors, PIL images, paths, or
@@ -123,7 +124,11 @@ def fit(
             )
         _say(experiment, preset, pictures)
         store = start(experiment, root, called, experiment.stage_names, list_pictures=not temporary)
-        return load_model(store.shown("model"))
+        model = load_model(store.shown("model"))
+        assert isinstance(model, HubModel)
+        stages = [stage for stage in ("prior", "vae") if store.has(stage)]
+        model.history = {stage: read_metrics(store.filesystem, store.path(stage)) for stage in stages}
+        return model
 
 
 def _require_apart(images: Any, storage: str) -> None:

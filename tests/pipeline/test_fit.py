@@ -114,6 +114,9 @@ def test_a_named_run_is_kept_and_found_again(
     assert "all done" in capsys.readouterr().out
     assert isinstance(model, NPDraw)
     assert model.results is not None
+    assert model.history is not None
+    for stage, name in (("prior", "valid/nll"), ("vae", "valid/elbo")):
+        assert len([row[name] for row in model.history[stage]]) >= 2
     metrics = json.loads((tmp_path / "bars" / "metrics.json").read_text())
     for name in ("n", "k", "nll_iwae", "elbo", "bits_per_dim"):
         assert model.results[name] == metrics[f"valid/{name}"], name

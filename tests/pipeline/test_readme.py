@@ -15,10 +15,12 @@ from PIL import Image
 
 from npdraw_dist import extractor, prepare
 from npdraw_dist.__main__ import COMMANDS
+from npdraw_dist.asked import Asked
 from npdraw_dist.bench.__main__ import Bench
-from npdraw_dist.config.cli import parse_flags
+from npdraw_dist.config.cli import parse_flags, validate
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.__main__ import Evaluate, spread
+from npdraw_dist.fit_folder import Fit
 from tests.helpers.notebooks import run as run_cells
 from tests.helpers.runs import TINY
 from tests.helpers.studio_models import TOLD, save_model
@@ -28,8 +30,15 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 # In the order in which a new user meets them. docs/cluster.md has tests of its own.
-NAMES = "install start commands conditions data editing evaluate sweeps speed"
+NAMES = "index conditions your-pictures drawing models train compare"
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES.split())]
+
+
+# Commands whose own tests run them, and their flags.
+ELSEWHERE: dict[str, Any] = {
+    "npdraw_dist.bench": Bench,
+    "npdraw_dist.asked": Asked,
+}
 
 
 def blocks(language: str, pages: Sequence[Path]) -> list[str]:
@@ -58,7 +67,8 @@ def test_the_commands_run(
     tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In a folder with the run `digits`, as after the first command of the README, and pictures."""
-    shutil.copytree(tiny_run, tmp_path / "runs" / "digits")
+    for name in ("digits", "my_pictures"):
+        shutil.copytree(tiny_run, tmp_path / "runs" / name)
     save_model(tmp_path / "runs" / "told", TOLD)
     (tmp_path / "my_pictures").mkdir()
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)):
@@ -74,10 +84,12 @@ def test_the_commands_run(
             main([*argv, *(() if "--dry-run" in argv else ("--dry-run",))])
         elif "runs/comparison-mnist_cpu-10" in argv:  # which takes hours to train
             parse_flags(Evaluate, module, spread(argv, "--compare"))
-        elif module == "npdraw_dist.bench":
-            parse_flags(Bench, module, argv)  # its own tests run it
+        elif module in ELSEWHERE:
+            parse_flags(ELSEWHERE[module], module, argv)
         elif module == "npdraw_dist.train":
             main([*argv, *TINY])
+        elif module == "npdraw_dist.fit_folder":
+            validate(Fit, parse_flags(Fit, module, ["--pictures", *argv]))
         elif module == "npdraw_dist.extractor":
             main([*argv, "--images", "640"])
         else:

@@ -1,8 +1,8 @@
 """DRAW (Gregor, Danihelka, Graves, Rezende, Wierstra; ICML 2015): a recurrent VAE that adds to a canvas.
 
-The canvas holds the likelihood's parameters; the error image is the image minus their mean. docs/kinds.md has
-the flags for the paper's binarised MNIST. Differences to the paper: a softmax normalises the filters, so that
-one far outside the image has a gradient; Adam's steps are those of the loop.
+The canvas holds the likelihood's parameters; the error image is the image minus their mean. docs/compare.md
+has the flags for the paper's binarised MNIST. Differences to the paper: a softmax normalises the filters, so
+that one far outside the image has a gradient; Adam's steps are those of the loop.
 Shapes: B images, T steps, Z Gaussians a step, C channels, Q likelihood parameters a pixel, H x W image, N
 filters an axis.
 """
