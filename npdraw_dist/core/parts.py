@@ -66,6 +66,10 @@ class PartBank(_Saved):
         bank: PartBank = resolve_name(CLUSTERING)(images, size, patch, background, seed)
         return bank
 
+    def joined(self, *others: "PartBank") -> "PartBank":
+        """The parts of this bank, then those of the others."""
+        return PartBank(torch.cat([self.parts, *(bank.parts for bank in others)]))
+
     def __post_init__(self) -> None:
         if self.parts.ndim != 4 or self.parts.shape[2] != self.parts.shape[3] or len(self.parts) == 0:
             raise ValueError(f"a bank is (K, C, P, P) with K > 0, not {tuple(self.parts.shape)}")

@@ -46,6 +46,15 @@ def test_probabilities_sum_to_one_with_a_bank_of_another_size(k: int) -> None:
     torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
 
 
+def test_a_bank_beside_another_has_the_parts_of_both() -> None:
+    model, other = tiny_model(SPEC), bank(3)
+    both = model.with_bank(model.bank.joined(other))
+    assert both.spec.parts == SPEC.parts + 3
+    assert torch.equal(both.bank_parts[SPEC.parts :], other.parts)
+    total = both.prior_log_prob(all_sequences(both.spec)).double().exp().sum()
+    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
+
+
 def test_a_part_is_known_by_its_pixels_alone() -> None:
     """The same parts in another order give the same numbers for the same drawings."""
     model, _ = swapped(2)
