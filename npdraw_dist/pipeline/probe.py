@@ -19,7 +19,7 @@ from npdraw_dist.training.loop import Run
 
 PROBE_S = 2.0  # seconds of steps of each kind
 # Shares of the time: of the prior, and of what is no training (bank, parses, validations, samples).
-PRIOR_SHARE, OTHER_SHARE = 0.12, 0.15
+PRIOR_SHARE, OTHER_SHARE = 0.12, 0.25
 VALIDATIONS = 8
 LEAST_STEPS = 20
 MANY = 1 << 30  # images of a budget in which the first step makes no progress
