@@ -125,7 +125,7 @@ train --data.source webdataset $OWN --data.path tars/{00..02}.tar | 2 of 3 tars 
 prepare --out new --data.source mnist --data.path empty | lacks the files of mnist
 sweep --space smoke --data.source mnist --data.path empty | lacks the files of mnist
 evaluate --model model --out new.json --data.source mnist --data.path empty | lacks the files of mnist
-sample --out new --model nowhere | --model nowhere is no model folder & train one
+sample --out new --model nowhere | --model nowhere is no model folder & digits, emoji, glyphs
 sample --out new --model runs/mine | --model runs/mine is a run without a model yet & again to finish it
 sample --out new --model models/unweighted | models/unweighted is damaged & model.safetensors
 sample --out new --model models/truncated | models/truncated is damaged & incomplete
