@@ -15,7 +15,6 @@ class Fit(Command):
     The same command again resumes. `npdraw train` has all settings.
     """
 
-    main_flags: ClassVar[tuple[str, ...]] = ()
     examples: ClassVar[tuple[str, ...]] = (
         "my_pictures",
         "my_pictures --minutes 60 --image_size 64 --name mine",

@@ -26,6 +26,7 @@ MODULES = {
     **{name: f"npdraw_dist.{name}.__main__" for name in ("evaluate", "edit", "serve", "bench")},
     "sweep": "tune_spaces.sweep",
     "bank": "npdraw_dist.make_bank",
+    "fit": "npdraw_dist.fit_folder",
 }
 OWN = "--data.image_size 28 --data.channels 1"
 # Flags and config files.
@@ -125,6 +126,9 @@ train --data.source webdataset $OWN --data.path tars/{00..02}.tar | 2 of 3 tars 
 prepare --out new --data.source mnist --data.path empty | lacks the files of mnist
 sweep --space smoke --data.source mnist --data.path empty | lacks the files of mnist
 evaluate --model model --out new.json --data.source mnist --data.path empty | lacks the files of mnist
+fit nowhere --storage new | nowhere has no image
+fit file --minutes 0 --storage new | minutes: & greater than 0
+asked --model model --out new | takes no condition & --prior.condition
 sample --out new --model nowhere | --model nowhere is no model folder & digits, emoji, glyphs
 sample --out new --model runs/mine | --model runs/mine is a run without a model yet & again to finish it
 sample --out new --model models/unweighted | models/unweighted is damaged & model.safetensors

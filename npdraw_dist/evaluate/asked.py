@@ -2,7 +2,7 @@
 
 An attribute has alternatives, such as the tones of skin; of a model that is told a class they are the
 classes. A classifier of each attribute is trained on the training images that have it; its share of held-out
-real images is the most that can be expected of drawings. *Seen* questions are conditions of training images,
+real images is what drawings are compared with. *Seen* questions are conditions of training images,
 *held out* ones come in validation alone, with words that training has.
 Shapes: n drawings of a question, C channels, H x W image.
 """

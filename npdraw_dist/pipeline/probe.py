@@ -11,6 +11,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
+from npdraw_dist.core.process import device_here
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.training.context import Context
@@ -72,7 +73,8 @@ def _random_batch(model: NPDraw, size: int) -> Batch:
 
 def _seconds(objective: Objective, batch: Batch, experiment: Experiment, first: int) -> float:
     """Of an image in a step. first: 0, or above 0 the step of a budget of that many images."""
-    run = Run(objective, experiment.train, experiment.seed, Context(device=_device()))
+    device = device_here(experiment.scale.use_gpu)
+    run = Run(objective, experiment.train, experiment.seed, Context(device=str(device)))
     step = experiment.train.micro_batch
     chunks = [
         (start, batch[start : start + step].to(run.context.device)) for start in range(0, len(batch), step)
@@ -91,7 +93,3 @@ def _timed(work: Callable[[], object]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - started
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
