@@ -27,7 +27,10 @@ from npdraw_dist.nn.generative import GenerativeModel
 SAMPLES_FILE = "samples.png"
 # Keys of the results that are not rows of the table.
 PROTOCOL = ("split", "n", "k", "protocol")
-UNITS = {"nll_iwae": "nats", "elbo": "nats", "nll_iwae_se": "nats", "elbo_se": "nats"}
+UNITS = dict.fromkeys(
+    ("nll_iwae", "nll_iwae_se", "elbo", "elbo_se", "nll_iwae_given", "condition_gain", "condition_gain_se"),
+    "nats",
+)
 HEADER = """---
 library_name: npdraw_dist
 license: apache-2.0

@@ -41,7 +41,10 @@ RUNS = "runs"  # the default --storage of `train`
 OF_PACKAGE = "emoji"  # the model that is taken where there is none
 CARD, BANK = "README.md", "bank.safetensors"
 # Numbers that a model folder states, of one split: how many images and importance samples, the bounds.
-MEASURED = ("n", "k", "nll_iwae", "nll_iwae_se", "elbo", "elbo_se", "bits_per_dim")
+MEASURED = (
+    *("n", "k", "nll_iwae", "nll_iwae_se", "elbo", "elbo_se", "bits_per_dim"),
+    *("nll_iwae_given", "condition_gain", "condition_gain_se"),
+)
 DISTANCES = ("frechet_distance", "kernel_distance", "precision", "recall")
 
 
