@@ -26,11 +26,11 @@ def lines_of(name: str) -> list[str]:
     config = json.loads((folder / CONFIG).read_text())
     spec, results = config["spec"], config.get("results") or {}
     channels, height, width = spec["image_shape"]
-    told = {"none": "", "class": ", asked by class", "words": ", asked in words"}[spec["prior"]["condition"]]
+    asked = {"none": "", "class": ", asked by class", "words": ", asked in words"}[spec["prior"]["condition"]]
     size = (folder / WEIGHTS).stat().st_size / 1e6
     lines = [
         f"{name}: {facts['draws']}",
-        f"{channels}x{height}x{width}, {spec['parts']} parts{told}, {size:.1f} MB",
+        f"{channels}x{height}x{width}, {spec['parts']} parts{asked}, {size:.1f} MB",
     ]
     if results:
         bits = f", {results['bits_per_dim']:.3f} bits/dim" if "bits_per_dim" in results else ""

@@ -35,7 +35,7 @@ COMMAND = {"core", "config", "pipeline", "training.launch", "training.environmen
 FILES: dict[str, set[str]] = {
     "__init__": {"core.images", "core.parts", "nn.hub", "nn.npdraw", "pipeline.fit"},
     "prepare": COMMAND | {"data.shards", "data.prepare"},
-    "asked": COMMAND | {"evaluate.asked"},
+    "asked": COMMAND | {"evaluate.asked", "evaluate.settings"},
     "extractor": COMMAND | {"data", "measure.features", "nn.classifier", "training.feed"},
 }
 RAY = {"data", "bank", "training", "pipeline", "tune_spaces", "cluster"} | COMMAND_ROOMS

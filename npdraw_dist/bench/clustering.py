@@ -15,8 +15,9 @@ from npdraw_dist.bank.kmeans import kmeans
 from npdraw_dist.bank.patches import extract
 from npdraw_dist.bank.search import has_gpu
 from npdraw_dist.bank.shards import LocalShards
-from npdraw_dist.bench.workload import Figures, Workload, median_seconds, timed
+from npdraw_dist.bench.workload import Figures, Workload, median_seconds
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.training.device import timed
 
 QUICK_PATCHES, FULL_PATCHES = 50_000, 1_000_000
 

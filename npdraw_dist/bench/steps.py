@@ -22,11 +22,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_f
 
 from npdraw_dist.bench import machine
 from npdraw_dist.bench.dense import DenseVAEObjective
-from npdraw_dist.bench.workload import Figures, Subject, Workload, device, timed
+from npdraw_dist.bench.workload import Figures, Subject, Workload, device
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.training.context import Context
-from npdraw_dist.training.device import autocast_dtype, flushed_denormals
+from npdraw_dist.training.device import autocast_dtype, flushed_denormals, timed
 from npdraw_dist.training.environment import ALLOCATOR
 from npdraw_dist.training.loop import Run
 from npdraw_dist.training.workers import has_compiler

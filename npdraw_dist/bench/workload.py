@@ -4,10 +4,8 @@ Shapes: N images, C channels, H x W pixels, h x w canvas.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +21,7 @@ from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
+from npdraw_dist.training.device import timed
 
 QUICK_IMAGES, FULL_IMAGES = 4_000, 60_000
 BANK_IMAGES = 2_000
@@ -31,17 +30,6 @@ LEAST_SHARDS = 24  # a shard may be of one font or class
 # Name -> value; the unit is in the name. Values that are not numbers: versions, names, None for unknown.
 Figures = dict[str, float]
 Facts = dict[str, float | str | None]
-
-Result = TypeVar("Result")
-
-
-def timed(function: Callable[[], Result]) -> tuple[Result, float]:
-    """What `function` returns, and the seconds that it takes on the device that there is."""
-    started = time.perf_counter()
-    result = function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - started
 
 
 def median_seconds(functions: Sequence[Callable[[], object]], repeats: int, warm_up: int = 0) -> list[float]:

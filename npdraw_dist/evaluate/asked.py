@@ -10,7 +10,7 @@ Shapes: n drawings of a question, C channels, H x W image.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.storage import open_filesystem
 from npdraw_dist.core.vocabulary import PIECE, words_in
 from npdraw_dist.data.splits import shuffled
+from npdraw_dist.evaluate.settings import Asked
 from npdraw_dist.measure.pictures import sheet
 from npdraw_dist.nn.classifier import Classifier, Labelled, accuracy, fit
 from npdraw_dist.nn.npdraw import NPDraw
@@ -34,19 +35,6 @@ MOVED = 2  # pixels by which its training images are shifted
 SHOWN, COLUMNS, TILE = 20, 4, 320  # questions on the sheet
 
 Alternatives = Mapping[str, frozenset[str]]  # name -> its words
-
-
-class Asked(Protocol):
-    """The flags of the command, which says what they mean (`npdraw_dist.asked`)."""
-
-    model: str | None
-    attributes: str | None
-    questions: int
-    n: int
-    guidance: float
-    temperature: float | None
-    seed: int
-    out: str
 
 
 def ask(settings: Asked) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""The flags of `npdraw evaluate`: what is measured, on which data, and how."""
+"""The flags of `npdraw evaluate` and `npdraw asked`: what is measured, on which data, and how."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from npdraw_dist.config.cli import Command, dashed
+from npdraw_dist.config.cli import Command, Model, dashed
 from npdraw_dist.config.help import marked
 from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
 from npdraw_dist.config.section import AsNumber, Count
@@ -85,3 +85,34 @@ class Evaluate(Command, EvaluationSettings):  # type: ignore[misc]  # pydantic-s
         description="for --compare SWEEP: test images that served for choices (those of --images)",
     )
     out: str | None = Field(None, description="result file; if not given, evaluation.json in the run folder")
+
+
+class Asked(Command):
+    """Asks a model for classes or words, and has classifiers of real images read its drawings.
+
+    The model is in its run, whose training and validation images the classifiers take. Questions are
+    conditions of these images: *seen* ones come in training, *held out* ones in validation alone, with words
+    that training has. Writes OUT/asked.json and a sheet, OUT/asked.png.
+    """
+
+    examples: ClassVar[tuple[str, ...]] = (
+        "--model runs/digits-by-class --n 100 --guidance 1.5 --out asked",
+        "--model runs/emoji --attributes docs/emoji-attributes.yaml --out asked",
+    )
+
+    model: Model = None
+    attributes: str | None = Field(
+        None,
+        description="YAML file, attribute -> list of its alternatives, each one or more words; for a model "
+        "that is told words",
+    )
+    questions: PositiveInt = Field(
+        200, description="conditions that are asked, seen and held out: so many of each, or all there are"
+    )
+    n: PositiveInt = Field(4, description="drawings of each question")
+    guidance: NonNegativeFloat = Field(1.5, description="as for `npdraw sample`")
+    temperature: PositiveFloat | None = Field(
+        None, description="temperature of the prior; if not given, the model's own"
+    )
+    seed: Seed = Field(0, description="seed of questions, drawings and classifiers")
+    out: str = Field(description="the folder to write to")

@@ -1,8 +1,6 @@
 """How many images the stages of a run can train on in a given time, by a few steps of each."""
 
 import math
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from npdraw_dist.core.process import device_here
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.training.context import Context
-from npdraw_dist.training.device import flushed_denormals
+from npdraw_dist.training.device import flushed_denormals, timed
 from npdraw_dist.training.loop import Run
 
 PROBE_S = 2.0  # seconds of steps of each kind
@@ -36,11 +34,9 @@ def budgets(experiment: Experiment, minutes: float) -> dict[str, dict[str, Any]]
     model.set_bank(PartBank(torch.rand_like(model.bank_parts)))
     batch = _random_batch(model, experiment.train.batch_size)
     vae, share = experiment.vae, experiment.vae.relaxed_share
-    prior_s = _seconds(PriorObjective(model.prior, experiment.prior.learning_rate), batch, experiment, 0)
-    after = 1 + experiment.train.batch_size  # the second step of two is past the relaxed draws
+    prior_s = _seconds(PriorObjective(model.prior, experiment.prior.learning_rate), batch, experiment)
     relaxed_s, hard_s = (
-        _seconds(VAEObjective(model, vae), batch, experiment, step) if of else 0.0
-        for step, of in ((0, share), (after, 1 - share))
+        _seconds(VAEObjective(model, vae), batch, experiment, hard) for hard in (False, True)
     )
     left = minutes * 60 * (1 - OTHER_SHARE)
     images = _steps(left * (1 - PRIOR_SHARE) / (share * relaxed_s + (1 - share) * hard_s), experiment)
@@ -71,25 +67,19 @@ def _random_batch(model: NPDraw, size: int) -> Batch:
     return Batch.of(images, z, torch.randint(known + 1, (size, tokens)) if tokens else None)
 
 
-def _seconds(objective: Objective, batch: Batch, experiment: Experiment, first: int) -> float:
-    """Of an image in a step. first: 0, or above 0 the step of a budget of that many images."""
+def _seconds(objective: Objective, batch: Batch, experiment: Experiment, hard: bool = False) -> float:
+    """Of an image in a step. hard: a step of the VAE after those with relaxed draws."""
     device = device_here(experiment.scale.use_gpu)
     run = Run(objective, experiment.train, experiment.seed, Context(device=str(device)))
     step = experiment.train.micro_batch
     chunks = [
         (start, batch[start : start + step].to(run.context.device)) for start in range(0, len(batch), step)
     ]
+    # The second step of two is past the relaxed draws.
+    first, budget = (1, 1 + experiment.train.batch_size) if hard else (0, MANY)
     with flushed_denormals():
-        _timed(lambda: run.update(min(first, 1), chunks, first or MANY))
+        run.update(first, chunks, budget)
         taken: list[float] = []
         while sum(taken) < PROBE_S or len(taken) < 2:
-            taken.append(_timed(lambda: run.update(min(first, 1), chunks, first or MANY)))
+            taken.append(timed(lambda: run.update(first, chunks, budget))[1])
     return min(taken) / len(batch)
-
-
-def _timed(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started

@@ -3,8 +3,10 @@
 A CPU always computes in float32: without the instructions, bfloat16 products are a hundred times slower.
 """
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -18,11 +20,21 @@ BFLOAT16_SINCE = (8, 0)  # compute capability (Ampere)
 AHEAD = 2  # steps whose batches are pinned before they are needed
 
 MicroBatches = list[tuple[int, Batch]]  # (first row in the global batch, images)
+Result = TypeVar("Result")
 
 
 def usable(device: torch.device) -> torch.device:
     """`device`, or the CPU where torch has no GPU: a build for CPUs, or a GPU that Ray only pretends."""
     return device if device.type != "cuda" or torch.cuda.is_available() else torch.device("cpu")
+
+
+def timed(function: Callable[[], Result]) -> tuple[Result, float]:
+    """What `function` returns, and the seconds that it takes on the device that there is."""
+    started = time.perf_counter()
+    result = function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return result, time.perf_counter() - started
 
 
 def autocast_dtype(device: torch.device, precision: Precision) -> torch.dtype | None:
