@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from npdraw_dist.core.images import to_pil
     from npdraw_dist.core.parts import PartBank, PartSequence
+    from npdraw_dist.nn.drawings import Drawings
     from npdraw_dist.nn.hub import load
-    from npdraw_dist.nn.npdraw import Drawings, NPDraw
+    from npdraw_dist.nn.npdraw import NPDraw
     from npdraw_dist.pipeline.fit import fit
 
 __version__ = "0.3.0"
@@ -15,7 +16,7 @@ __all__ = ["Drawings", "NPDraw", "PartBank", "PartSequence", "fit", "load", "to_
 
 # Imported when asked for: `--help` and `--dry-run` need neither torch nor a model.
 _MODULES = {
-    "Drawings": "nn.npdraw",
+    "Drawings": "nn.drawings",
     "NPDraw": "nn.npdraw",
     "PartBank": "core.parts",
     "PartSequence": "core.parts",

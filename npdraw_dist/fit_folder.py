@@ -30,6 +30,10 @@ class Fit(Command):
     name: str | None = Field(None, description="name of the run; if not given, that of the folder")
     storage: str = Field("runs", description="folder or URI of the run folder")
     init: str | None = Field(None, description="a trained model to start from, such as emoji")
+    bank: str | None = Field(None, description="a part bank to draw with, of `npdraw bank`")
+    valid: str | None = Field(
+        None, description="a folder of other pictures, for validation; if not given, a tenth of the pictures"
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -50,6 +54,8 @@ def main(argv: Sequence[str]) -> None:
         name=name,
         storage=command.storage,
         init=command.init,
+        bank=command.bank,
+        valid=command.valid,
         minutes=command.minutes,
     )
     print(f"{command.storage}/{name}: npdraw sample --model {command.storage}/{name} --out samples")

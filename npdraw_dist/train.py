@@ -19,14 +19,16 @@ class Train(Command, Experiment):  # type: ignore[misc]  # pydantic-settings nar
     again resumes the run. Settings come from the preset, then --config, then flags.
     """
 
+    first_flags: ClassVar[tuple[str, ...]] = (
+        *("preset", "name", "data.source", "data.path", "bank.size", "prior.condition", "prior.images"),
+        *("vae.images", "train.batch_size", "scale.num_workers"),
+    )
     main_flags: ClassVar[tuple[str, ...]] = (
-        *("preset", "config", "name", "storage", "stages", "track", "dry-run", "seed"),
-        *("data.source", "data.path", "data.image_size", "data.channels", "data.fraction"),
-        *("data.cache_mb", "data.max_bad_fraction", "grid.patch", "grid.stride"),
-        *("bank.size", "bank.max_patches", "bank.shards", "parse.steps", "parse.order"),
-        *("prior.depth", "prior.width", "prior.attention_heads", "prior.heads", "prior.images"),
-        *("vae.images", "vae.likelihood", "train.batch_size", "train.select", "train.eval_every_images"),
-        *("scale.num_workers", "scale.use_gpu", "model.kind", "eval.split"),
+        *("config", "storage", "stages", "track", "dry-run", "seed", "data.image_size", "data.channels"),
+        *("data.fraction", "data.cache_mb", "data.max_bad_fraction", "grid.patch", "grid.stride"),
+        *("bank.max_patches", "bank.shards", "parse.steps", "parse.order", "prior.depth", "prior.width"),
+        *("prior.attention_heads", "prior.heads", "vae.likelihood", "train.select"),
+        *("train.eval_every_images", "scale.use_gpu", "model.kind", "eval.split"),
     )
     examples: ClassVar[tuple[str, ...]] = (
         "",

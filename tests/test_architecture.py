@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
 # A command that is one file.
 COMMAND = {"core", "config", "pipeline", "training.launch", "training.environment", "training.cluster"}
 FILES: dict[str, set[str]] = {
-    "__init__": {"core.images", "core.parts", "nn.hub", "nn.npdraw", "pipeline.fit"},
+    "__init__": {"core.images", "core.parts", "nn.drawings", "nn.hub", "nn.npdraw", "pipeline.fit"},
     "prepare": COMMAND | {"data.shards", "data.prepare"},
     "asked": COMMAND | {"evaluate.asked", "evaluate.settings"},
     "extractor": COMMAND | {"data", "measure.features", "nn.classifier", "training.feed"},

@@ -18,7 +18,7 @@ LEAST_BATCHES = 20  # in any training, whatever an image costs
 PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
 VALID_SHARE = 0.2  # of the images of the fraction, held out for the choice
 # Settings that a comparison decides itself.
-DECIDED = ("model.kind", "vae.images", "data.valid_fraction", "init.model")
+DECIDED = ("model.kind", "vae.images", "data.valid_fraction", "init.model", "init.bank")
 
 
 @dataclass(frozen=True)

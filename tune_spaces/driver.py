@@ -43,8 +43,8 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
         raise UserError(
             "scale.num_workers is 0, but the trials of a sweep run on Ray; give a number such as 1"
         )
-    if base.init.model is not None:
-        raise UserError("init.model is set, but the trials of a sweep train from scratch; leave it out")
+    if base.init.has_parts:
+        raise UserError("section init is set, but the trials of a sweep train from scratch; leave it out")
     return base
 
 

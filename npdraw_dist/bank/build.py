@@ -124,7 +124,7 @@ def extend_bank(
         different = len(unique_rows(badly)) if len(badly) else 0
         if different < added:
             raise UserError(
-                f"bank.size is {settings.size}, but the {len(old)} parts of init.model fit all but "
+                f"bank.size is {settings.size}, but the {len(old)} parts at the start fit all but "
                 f"{different} different patches of the new images well; lower it"
             )
         only = settings.model_copy(update={"size": added})

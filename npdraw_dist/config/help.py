@@ -79,7 +79,8 @@ def render(
     """
     settings = {one.name: one for one in settings_of(command)}
     whose, values = of_values
-    main = settings if everything or not command.main_flags else command.main_flags
+    first = () if everything else command.first_flags
+    main = settings if everything or not command.main_flags else (*first, *command.main_flags)
     width = min(WIDEST, shutil.get_terminal_size((WIDEST, 0)).columns)
     lines = [f"  {prog} {example}".rstrip() for example in command.examples]
     lines = ["examples:", *lines] if lines else []
@@ -94,9 +95,13 @@ def render(
         add_help=False,
     )
     whose = f"values without a flag: those of {whose}" if whose else ""
-    groups = {"": parser.add_argument_group("flags", whose or None)}
+    groups = {}
+    if first:
+        groups["first"] = parser.add_argument_group("those that matter most", whose or None)
+        whose = ""
+    groups[""] = parser.add_argument_group("others" if first else "flags", whose or None)
     for name in main:
-        section = name.rpartition(".")[0] if everything else ""
+        section = "first" if name in first else name.rpartition(".")[0] if everything else ""
         if section not in groups:
             groups[section] = parser.add_argument_group(section)
         _add(groups[section], settings[name], values, str(actions[name].metavar or ""))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from npdraw_dist.config.help import settings_of
 from npdraw_dist.config.prepared import with_sizes
-from npdraw_dist.config.registry import SOURCE_MODEL
+from npdraw_dist.config.registry import STARTS
 from npdraw_dist.config.registry import load as load_code
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -123,21 +123,23 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def resolve(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Experiment:
-    """The experiment of a preset, overridden by init.model's network, a config file, and flags.
+    """The experiment of a preset, overridden by what section init brings, a config file, and flags.
 
     Raises UserError.
     """
     own, first = read_file(config) if config else {}, read_preset(preset)
     asked = merge(first, own, flags)
-    if not isinstance(asked.get("init"), Mapping) or asked["init"].get("model") is None:
+    init = asked.get("init")
+    names = [name for name in STARTS if isinstance(init, Mapping) and init.get(name) is not None]
+    if not isinstance(init, Mapping) or len(names) != 1:
         return build(asked)
-    source = load_code(SOURCE_MODEL).read(str(asked["init"]["model"]), asked["init"].get("sha256"))
+    source = load_code(STARTS[names[0]]).read(str(init[names[0]]), init.get("sha256"))
     known = {"init": {"sha256": source.sha256}}
     try:
         experiment = build(merge(first, source.settings(asked), own, flags, known))
     except UserError as error:
         raise UserError(f"{error} ({source})") from None
-    source.require_same_network(experiment)
+    source.require_fit(experiment)
     return experiment
 
 

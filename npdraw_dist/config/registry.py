@@ -102,7 +102,8 @@ def in_order(variants: Iterable[str]) -> list[str]:
     return sorted(set(variants), key=lambda variant: (list(KINDS).index(kind_of(variant)), variant))
 
 
-SOURCE_MODEL = "pipeline.models:SourceModel"  # the model of init.model
+# What a run starts from: setting of section init -> its class.
+STARTS = {"model": "pipeline.models:SourceModel", "bank": "pipeline.models:SourceBank"}
 # Order of the steps -> whether step t is place t. Their code is in `core/orders.py`, which imports torch.
 ORDERS = {"aligned": True, "raster": False, "ranked": False, "path": False}
 

@@ -44,15 +44,33 @@ class EvalConfig(Section):
 
 
 class InitConfig(Section):
-    """The trained model that a run starts from: its network becomes that of the run."""
+    """What a run starts from: a trained model, whose network becomes that of the run, or a part bank."""
 
-    # Its weights decide, not where they lie: `sha256` is compared.
+    # What they hold decides, not where they lie: `sha256` is compared.
     model: Annotated[str | None, NO_EFFECT_ON_RESULT] = Field(
         None,
         description="a trained model of any kind to start from: a model folder, a run, a URI or an id of the "
         "hub. The run takes its network, and its parts if it has any; a larger bank.size adds parts to them",
     )
-    sha256: Annotated[str | None, FOUND] = Field(None, description="of the weights of init.model")
+    bank: Annotated[str | None, NO_EFFECT_ON_RESULT] = Field(
+        None,
+        description="a part bank that the run takes: of `npdraw bank`, or of another run; a larger bank.size "
+        "adds parts of the run's images",
+    )
+    sha256: Annotated[str | None, FOUND] = Field(
+        None, description="of the weights of init.model, or of the file of init.bank"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if self.model is not None and self.bank is not None:
+            raise ValueError("init.model has a bank of its own; leave out init.bank")
+        return self
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether a run of NP-DRAW starts with parts, which it keeps."""
+        return self.model is not None or self.bank is not None
 
 
 class Experiment(Section):

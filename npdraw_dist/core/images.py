@@ -157,7 +157,7 @@ def png(image: Tensor, factor: int = 1) -> bytes:
     """(C, H, W) in [0, 1] -> a PNG file, enlarged by a whole factor."""
     (picture,) = to_pil(image)
     file = io.BytesIO()
-    picture.resize((factor * picture.width, factor * picture.height), 0).save(file, "PNG", optimize=True)
+    picture.resize((factor * picture.width, factor * picture.height), 0).save(file, "PNG")
     return file.getvalue()
 
 

@@ -93,9 +93,10 @@ def _edit(command: Edit, edits: "Edits") -> None:
     import torch
 
     from npdraw_dist.core import editing
+    from npdraw_dist.core.animation import save_interpolation
     from npdraw_dist.core.editing import parse_move, parse_region
-    from npdraw_dist.measure.animation import save_interpolation
-    from npdraw_dist.measure.pictures import png, save_edit
+    from npdraw_dist.core.images import png
+    from npdraw_dist.core.pages import save_edit
     from npdraw_dist.measure.posters import save_completions
     from npdraw_dist.pipeline.sample import local_folder
 

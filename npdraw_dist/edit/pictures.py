@@ -21,7 +21,8 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import BadPicture, Frame, read_picture
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.measure.posters import CompletionRow, EditRow, save_completions, save_edits
-from npdraw_dist.nn.npdraw import Drawings, NPDraw
+from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import SplitImages, image_with_id
 
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from npdraw_dist.config.load import build, read_file
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.pages import sheet
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.storage import open_filesystem
 from npdraw_dist.core.vocabulary import PIECE, words_in
 from npdraw_dist.data.splits import shuffled
 from npdraw_dist.evaluate.settings import Asked
-from npdraw_dist.measure.pictures import sheet
 from npdraw_dist.nn.classifier import Classifier, Labelled, accuracy, fit
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import find_run

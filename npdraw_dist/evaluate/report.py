@@ -19,6 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from npdraw_dist.config.registry import in_order, title_of
+from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.storage import write_files
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate import edits
@@ -27,7 +28,6 @@ from npdraw_dist.evaluate.paired import LEVEL, Difference, holm, paired, standar
 from npdraw_dist.evaluate.plots import by_fraction, intervals, percent, picture
 from npdraw_dist.measure.bounds import bits_per_dim
 from npdraw_dist.measure.metrics import METRICS
-from npdraw_dist.measure.pictures import rows_png
 
 OURS = "npdraw"
 OF_IMAGES = ("nll_iwae", "elbo")

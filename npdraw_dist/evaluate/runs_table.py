@@ -13,12 +13,12 @@ import yaml
 from npdraw_dist.config.load import differences
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.storage import open_filesystem, write_files
 from npdraw_dist.evaluate.plots import by_fraction, percent, picture
 from npdraw_dist.evaluate.report import parquet, table
 from npdraw_dist.evaluate.settings import RESULT
 from npdraw_dist.measure.metrics import COMPARED, METRICS
-from npdraw_dist.measure.pictures import rows_png
 from npdraw_dist.pipeline.inputs import find_run
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.store import Store

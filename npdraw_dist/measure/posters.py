@@ -1,4 +1,4 @@
-"""Posters: edits and completions of several drawings on one sheet, a row for each.
+"""Posters: edits and completions of several drawings on one sheet, a row for each; samples and neighbours.
 
 Shapes: n completions, N parts, P patch side, L places, C channels, h x w canvas, H x W image. Images are
 floats in [0, 1]; each of their pixels becomes a square of file pixels ("px").
@@ -15,7 +15,9 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.measure.pictures import LINE, OUTLINE, PAPER, arrange, enlarge, tile_side, write
+from npdraw_dist.core.images import to_float
+from npdraw_dist.core.pages import LINE, OUTLINE, PAPER, arrange, enlarge, rows_png, tile_side, write
+from npdraw_dist.measure.distances import Neighbours
 
 FRAME = 2  # width of a frame, px
 PART_GAP = 2  # between parts that are shown apart, px
@@ -119,3 +121,16 @@ def _save(path: Path, tiles: Sequence[Image.Image], names: Sequence[str]) -> Non
     for column, name in enumerate(names):
         write(page, name, (column + 0.5) * page.width / len(names), LINE / 2 + 2, "mm")
     page.save(path, optimize=True)
+
+
+def save_neighbours(path: Path, samples: Tensor, found: Neighbours) -> None:
+    """samples (N, C, H, W) above their nearest training images, with the distances, and random ones.
+
+    The random row is left out if it has fewer images than samples.
+    """
+    rows = {"sample": samples, f"nearest of\n{found.searched:,}": to_float(found.nearest)}
+    if len(found.chosen) >= len(samples):
+        rows["random\ntraining\nimages"] = to_float(found.chosen[: len(samples)])
+    captions = [None, [f"{x:.3f}" for x in found.distance.tolist()], None][: len(rows)]
+    title = "samples, the nearest training image of each (below: root mean squared difference)"
+    path.write_bytes(rows_png(rows, captions, title))

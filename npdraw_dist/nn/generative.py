@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import Spec
+from npdraw_dist.core.animation import GROWING_FRAMES, generation_gif
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import require_images, to_batch
 from npdraw_dist.core.noise import Noise
@@ -22,7 +23,6 @@ from npdraw_dist.nn.relaxations import total_kl
 # launches with fewer. A chunk holds at most 67 million parameters of the likelihood.
 CHUNK, GPU_CHUNK = 256, 512
 CHUNK_NUMBERS = 2**26  # likelihood parameters of a chunk, at most: large images have fewer rows in one
-ANIMATED = 8  # samples of a trace that show their steps
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SampleTrace:
     images: (N, C, H, W) means of p(x|z), in [0, 1]. canvas: (N, C, h, w), if the model has one. codes:
     latents by name. steps: (A, T, C, h, w), the canvas after each step; decoded: (A, T, C, H, W), its image;
     drawn: (A, T) bool; corners: (A, T, 2), top-left pixel (row, column) of what was drawn; sides: (A, T), in
-    pixels.
+    pixels. frames: the most that draw in a GIF.
     """
 
     images: Tensor
@@ -61,6 +61,18 @@ class SampleTrace:
     corners: Tensor
     sides: Tensor
     codes: Mapping[str, Tensor]
+    frames: int = GROWING_FRAMES
+
+    def arrays(self) -> dict[str, Any]:
+        """Images, canvas and codes by name."""
+        drawn = {} if self.canvas is None else {"canvas": self.canvas}
+        found = {"images": self.images, **drawn, **self.codes}
+        return {name: value.cpu().numpy() for name, value in found.items()}
+
+    def gif(self) -> bytes:
+        """A GIF of the first A samples, in which the canvas grows part by part above the decoded image."""
+        boxes = (self.corners.cpu(), self.sides.cpu())
+        return generation_gif(self.steps.cpu(), self.drawn.cpu(), *boxes, self.decoded.cpu(), self.frames)
 
 
 class GenerativeModel(nn.Module, ABC):

@@ -4,100 +4,29 @@ Images are of any kind that `core.images.to_batch` takes; places are named as in
 Shapes: B drawings, N of them on a way, T steps, L places, K parts, C channels, h x w canvas, H x W image.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from npdraw_dist.core import editing
+from npdraw_dist.core.animation import ANIMATED, GROWING_FRAMES
 from npdraw_dist.core.editing import mask_of, place_of
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.images import inline, png, tiled, to_pil
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.vocabulary import Condition
 from npdraw_dist.nn.completion import Completer, Effort
-from npdraw_dist.nn.generative import ANIMATED, SampleTrace, at_centres, seeded
+from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.generative import SampleTrace, at_centres, seeded
 from npdraw_dist.nn.hard_draws import hard_loss
 from npdraw_dist.nn.networks import Networks
 from npdraw_dist.nn.prior import dropped
 from npdraw_dist.nn.steps import log_prob_steps
 
 BANK = "bank_parts"  # the name of the parts in all networks that look at them
-SHOWN = 16  # drawings of a batch on a page
-COLUMNS, ENLARGED = 8, 2  # drawings in a row of a picture; factor of their size
-
-
-@dataclass(frozen=True)
-class Drawings:
-    """B drawings, and the images that a model makes of them.
-
-    z: (B, T). canvas: (B, C, h, w), pixels in [0, 1]. u: (B, ...), the latent of what parts cannot say; None
-    if the model has none, or if it is not known. decode: canvas and u -> images.
-    """
-
-    z: PartSequence
-    canvas: Tensor
-    u: Tensor | None
-    decode: Callable[[Tensor, Tensor | None], Tensor] = field(repr=False)
-
-    @cached_property
-    def images(self) -> Tensor:
-        """(B, C, H, W) in [0, 1], means of p(x|z, u); decoded when they are first asked for."""
-        return self.decode(self.canvas, self.u)
-
-    def __len__(self) -> int:
-        return len(self.z)
-
-    def __getitem__(self, index: int | slice | Tensor) -> "Drawings":
-        """The drawings `index`, which are a batch also if it is one."""
-        if isinstance(index, int):
-            count = len(self)
-            if not -count <= index < count:
-                raise IndexError(f"drawing {index}; there are {count}")
-            index = slice(index % count, index % count + 1)
-        u = None if self.u is None else self.u[index]
-        found = Drawings(self.z[index], self.canvas[index], u, self.decode)
-        if "images" in vars(self):
-            vars(found)["images"] = self.images[index]
-        return found
-
-    def repeated(self, n: int) -> "Drawings":
-        """n copies of one drawing."""
-        return self[torch.zeros(n, dtype=torch.int64, device=self.canvas.device)]
-
-    def to_pil(self) -> list[Image.Image]:
-        """The B images."""
-        return to_pil(self.images)
-
-    def numpy(self) -> NDArray[Any]:
-        """The images as an array (B, C, H, W), floats in [0, 1]."""
-        array: NDArray[Any] = self.images.cpu().numpy()
-        return array
-
-    def _repr_html_(self) -> str:
-        """Canvas and image of each drawing, for notebooks."""
-        rows = zip(self.canvas[:SHOWN], self.images[:SHOWN], self.z.whether.sum(1).tolist(), strict=False)
-        shown = "".join(
-            f'<div style="display: inline-block; margin: 4px">{inline(canvas, title="canvas")}'
-            f"{inline(image, title='image')}<br>{parts} parts</div>"
-            for canvas, image, parts in rows
-        )
-        more = f"<div>and {len(self) - SHOWN} more</div>" if len(self) > SHOWN else ""
-        return f"<div>{shown}</div>{more}"
-
-    def _repr_png_(self) -> bytes:
-        """The same for viewers that show no HTML: each canvas above its image, COLUMNS drawings a row."""
-        images = self.images[:SHOWN]
-        canvas = F.interpolate(self.canvas[:SHOWN], images.shape[-2:])
-        pairs = F.pad(torch.cat([canvas, images], 2), (1, 1, 1, 4), value=0.5)
-        return png(tiled(pairs, min(COLUMNS, len(pairs))), ENLARGED)
+ALIGNED_FRAMES = 16  # a drawing place by place looks like a printer with a frame for each part
 
 
 class NPDraw(Networks):
@@ -143,12 +72,12 @@ class NPDraw(Networks):
             spec = self.spec
             editing.check_ranges(x, spec.steps, spec.grid.places, spec.parts, spec.where_given)
             z = x.to(self.device)
-            return Drawings(z, self.render(z), u, self.decode)
+            return Drawings(z, self.render(z), u, self)
         x = self.as_input(x)
         z = self.encode(x)
         canvas = self.render(z)
         found = self.infer_appearance(x, canvas)
-        return Drawings(z, canvas, None if found is None else found.q.mean, self.decode)
+        return Drawings(z, canvas, None if found is None else found.q.mean, self)
 
     @torch.no_grad()
     def draw(
@@ -175,7 +104,7 @@ class NPDraw(Networks):
         z = self.sample_prior(n, generator, self.temperature_of(temperature), top_k)
         canvas = self.render(z)
         u = None if self.appearance is None else self.appearance.prior(canvas).sample(generator)
-        return Drawings(z, canvas, u, self.decode)
+        return Drawings(z, canvas, u, self)
 
     def sample(
         self,
@@ -212,7 +141,8 @@ class NPDraw(Networks):
         codes = {"whether": z.whether, "where": z.where, "what": z.what}
         if u is not None:
             codes["appearance"] = u
-        return SampleTrace(self.decode(canvas, u), canvas, steps, decoded, few.whether, corners, sides, codes)
+        made = (self.decode(canvas, u), canvas, steps, decoded, few.whether, corners, sides, codes)
+        return SampleTrace(*made, ALIGNED_FRAMES if self.spec.aligned else GROWING_FRAMES)
 
     def with_bank(self, bank: PartBank) -> "NPDraw":
         """This model with another bank, also of another K, untrained: a model of its own, in eval mode.
@@ -271,9 +201,9 @@ class NPDraw(Networks):
         canvas = self.render(z)
         u_a, u_b = (self.mean_appearance(x.canvas) if x.u is None else x.u for x in (first, last))
         if u_a is None or u_b is None:
-            return Drawings(z, canvas, None, self.decode)
+            return Drawings(z, canvas, None, self)
         way = torch.linspace(0, 1, len(canvas), device=canvas.device).view(-1, *(1 for _ in u_a.shape[1:]))
-        return Drawings(z, canvas, torch.lerp(u_a, u_b, way), self.decode)
+        return Drawings(z, canvas, torch.lerp(u_a, u_b, way), self)
 
     @overload
     def complete(self, x: PartSequence, keep: Any, *options: Any, **named: Any) -> PartSequence: ...
@@ -405,7 +335,7 @@ class NPDraw(Networks):
         canvas = self.render(z)
         pairs = [(x.u, x.canvas) for x in donors]
         u = None if self.appearance is None else self.appearance.joined(canvas, pairs)
-        return Drawings(z, canvas, u, self.decode)
+        return Drawings(z, canvas, u, self)
 
     @torch.no_grad()
     def mean_appearance(self, canvas: Tensor) -> Tensor | None:

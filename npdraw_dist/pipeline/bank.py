@@ -15,12 +15,12 @@ from npdraw_dist.bank.patches import ALL, Drawn, Reservoir, draw, extract
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
+from npdraw_dist.core.pages import save_bank
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.process import ray_runs
 from npdraw_dist.data.rows import RejectLimit, RejectLine, check_rejects, reject_lines, write_rejects
 from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.data.tasks import map_items
-from npdraw_dist.measure.pictures import save_bank
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
 from npdraw_dist.pipeline.models import source_parts
@@ -80,7 +80,7 @@ def load_bank(experiment: Experiment, store: Store) -> PartBank:
 def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBank, BankFacts]:
     """The bank, by FAISS on a GPU of the cluster if it may use one; where FAISS is built for CPUs, there."""
     scale, settings = experiment.scale, experiment.bank
-    if experiment.init.model is not None:
+    if experiment.init.has_parts:
         return extend_bank(source_parts(experiment), patches, settings, experiment.seed)
     gpu = None if has_gpu(scale) else False
     if settings.shards > 1 and not scale.here:  # the actors hold the GPUs

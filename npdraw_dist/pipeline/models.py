@@ -71,13 +71,17 @@ def load_model(folder: str) -> GenerativeModel:
 
 
 def read_bank(where: str) -> PartBank:
-    """The bank in a run, in its folder bank/, or in the file bank.safetensors. Raises UserError."""
+    """The bank of --bank: of a run, of its folder bank/, or the file bank.safetensors. Raises UserError."""
+    with local_copy(*_bank_file(where, f"--bank {where}")) as local:
+        return PartBank.load(local)
+
+
+def _bank_file(where: str, said: str) -> tuple[fs.FileSystem, str]:
     filesystem, path = open_filesystem(where)
     for file in (path, f"{path}/{BANK}", f"{path}/bank/{BANK}"):
         if is_file(filesystem, file):
-            with local_copy(filesystem, file) as local:
-                return PartBank.load(local)
-    raise UserError(f"--bank {where} holds no {BANK}; make one with `npdraw bank --out {where}`")
+            return filesystem, file
+    raise UserError(f"{said} holds no {BANK}; make one with `npdraw bank --out {where}`")
 
 
 def load_npdraw(folder: str) -> NPDraw:
@@ -141,7 +145,7 @@ class SourceModel:
             values["vae"]["relaxed_images"] = 0
         return values
 
-    def require_same_network(self, experiment: Experiment) -> None:
+    def require_fit(self, experiment: Experiment) -> None:
         """Raises UserError that names what the network of `experiment` has otherwise."""
         own = self.spec
         if experiment.model.kind != own.kind:
@@ -156,6 +160,53 @@ class SourceModel:
             wrong.append(f"bank.size {least} or more, not {experiment.bank.size}")
         if wrong:
             raise UserError(f"init.model {self.folder} needs {'; '.join(sorted(wrong))}")
+
+
+@dataclass(frozen=True)
+class SourceBank:
+    """The part bank that a run starts from. sha256: of its file, hexadecimal."""
+
+    where: str
+    bank: PartBank
+    sha256: str
+
+    @classmethod
+    def read(cls, where: str, digest: str | None = None) -> "SourceBank":
+        """where: a run, a folder or a file. digest: the SHA-256 that the run began with, if it did.
+
+        Raises UserError if there is no bank, or another one.
+        """
+        filesystem, file = _bank_file(where, f"init.bank {where}")
+        found = sha256(filesystem, file)
+        if digest not in (None, found):
+            raise UserError(
+                f"init.bank {where} is another bank than that which the run began with (init.sha256); give "
+                "the path of that one, or take another --name"
+            )
+        with local_copy(filesystem, file) as local:
+            return cls(where, PartBank.load(local), found)
+
+    def __str__(self) -> str:
+        return f"init.bank {self.where}, of {len(self.bank)} parts"
+
+    def settings(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The nested settings of a run that starts from it: number and size of its parts, side by side."""
+        side = self.bank.parts.shape[-1]
+        return {"bank": {"size": len(self.bank)}, "grid": {"patch": side, "stride": side}}
+
+    def require_fit(self, experiment: Experiment) -> None:
+        """Raises UserError if the run's parts would be others, or fewer."""
+        channels, side = self.bank.parts.shape[1:3]
+        wanted = experiment.data.shape[0], experiment.grid.patch
+        if experiment.model.kind != "npdraw":
+            raise UserError(f"init.bank is for NP-DRAW, and model.kind is {experiment.model.kind}")
+        if (channels, side) != wanted:
+            raise UserError(
+                f"{self} of {channels}x{side}x{side} pixels; the run draws parts of "
+                f"{wanted[0]}x{wanted[1]}x{wanted[1]}"
+            )
+        if experiment.bank.size < len(self.bank):
+            raise UserError(f"{self}; bank.size is {experiment.bank.size}, take as many or more")
 
 
 def _network(spec: ModelSpec | BaselineSpec) -> dict[str, dict[str, Any]]:
@@ -185,7 +236,10 @@ def source_model(experiment: Experiment) -> GenerativeModel:
 
 
 def source_parts(experiment: Experiment) -> PartBank:
-    """The parts of init.model, an NP-DRAW model. Raises UserError as `source_model`."""
+    """The parts of init.bank, or of init.model, an NP-DRAW model. Raises UserError if these are gone."""
+    init = experiment.init
+    if init.bank is not None:
+        return SourceBank.read(init.bank, init.sha256).bank
     model = source_model(experiment)
     assert isinstance(model, NPDraw)
     return model.bank

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes, to_float
+from npdraw_dist.core.pages import save_parse_preview
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.core.process import ray_runs
@@ -27,7 +28,6 @@ from npdraw_dist.data.shards import DataChanged, Source
 from npdraw_dist.data.splits import SPLITS, Split
 from npdraw_dist.data.tasks import Pool
 from npdraw_dist.measure.metrics import format_metrics
-from npdraw_dist.measure.pictures import save_parse_preview
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.bank import load_bank

@@ -28,7 +28,7 @@ from npdraw_dist.pipeline import bank, inputs, parse, prior, sample, vae
 from npdraw_dist.pipeline.models import source_parts
 from npdraw_dist.pipeline.progress import console, logged
 from npdraw_dist.pipeline.progress import results as printed
-from npdraw_dist.pipeline.store import CONFIG, FOLDERS, Store, finished
+from npdraw_dist.pipeline.store import CONFIG, FOLDERS, Store, Watcher, finished
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import plan
 from npdraw_dist.training.checkpoint import KEPT
@@ -50,12 +50,15 @@ def start(
     stages: Sequence[str],
     list_pictures: bool = True,
     track: str | None = None,
+    watchers: Sequence[Watcher] = (),
 ) -> Store:
     """Does what is missing of `stages` in the run `storage`/`name`, a new one or one to resume.
 
-    track: a service that the run is sent to. Raises UserError on a mistake, early where that can be.
+    track: a service that the run is sent to. watchers: see each row of metrics. Raises UserError on a
+    mistake, early where that can be.
     """
     store = Store.open(storage, name)
+    store.watchers.extend(watchers)
     with ExitStack() as stack:
         experiment, missing, held = prepare_run(experiment, store, stages, stack, track)
         if held is None:
@@ -239,9 +242,9 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
     if "bank" in stages:
         k, kept = experiment.bank.size, experiment.bank.max_patches
         said = f"bank.size is {k}"
-        if experiment.init.model is not None:
+        if experiment.init.has_parts:
             k -= len(source_parts(experiment))
-            said = f"bank.size adds {k} parts to those of init.model"
+            said = f"bank.size adds {k} parts to those that the run starts with"
         if k > kept:
             raise UserError(f"{said}, but bank.max_patches keeps {kept} patches; lower bank.size")
         if train is not None and k > train * places:

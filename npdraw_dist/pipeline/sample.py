@@ -14,14 +14,14 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.pages import PREVIEWS, rows_png, save_samples
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.storage import writing
-from npdraw_dist.measure.animation import GROWING_FRAMES, generation_gif
 from npdraw_dist.measure.curves import panels, save_curves
 from npdraw_dist.measure.distances import neighbours
 from npdraw_dist.measure.metrics import format_metrics
-from npdraw_dist.measure.pictures import PREVIEWS, rows_png, save_neighbours, save_samples
-from npdraw_dist.nn.generative import GenerativeModel, SampleTrace
+from npdraw_dist.measure.posters import save_neighbours
+from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import SAMPLES_FILE
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
@@ -36,7 +36,6 @@ from npdraw_dist.training.metrics_log import read_metrics
 STAGE = "sample"
 SAMPLES = 64  # images in samples.png
 PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "neighbours.png", "curves.png")
-ALIGNED_FRAMES = 16  # a drawing place by place looks like a printer with a frame for each part
 SHARDS = 32  # most files of training images that are opened for neighbours.png
 SEARCHED, SEARCHED_BYTES = 10_000, 256 << 20  # training images among which the nearest are looked for
 
@@ -165,13 +164,6 @@ def local_folder(out: str) -> Iterator[Path]:
         yield folder
 
 
-def animate(model: GenerativeModel, trace: SampleTrace) -> bytes:
-    """A GIF in which the canvas grows part by part above the decoded image."""
-    boxes = (trace.corners.cpu(), trace.sides.cpu())
-    most = ALIGNED_FRAMES if isinstance(model, NPDraw) and model.spec.aligned else GROWING_FRAMES
-    return generation_gif(trace.steps.cpu(), trace.drawn.cpu(), *boxes, trace.decoded.cpu(), most)
-
-
 def reconstructions(model: NPDraw, images: Tensor) -> bytes:
     """uint8 images (N, C, H, W) -> a PNG: the first 16, canvas and image of their likeliest z and u."""
     x = model.as_input(images[:PREVIEWS])
@@ -184,11 +176,8 @@ def write_samples(
 ) -> Tensor:
     """Writes n samples: samples.png, generation.gif and samples.npz; returns their images (n, C, H, W)."""
     trace = model.sample_trace(n, torch.Generator(model.device).manual_seed(seed), temperature)
-    arrays = {"images": trace.images.cpu(), **trace.codes}
-    if trace.canvas is not None:
-        arrays["canvas"] = trace.canvas.cpu()
-    save_samples(folder / "samples.png", arrays["images"], arrays.get("canvas"))
-    (folder / "generation.gif").write_bytes(animate(model, trace))
-    numbers: dict[str, Any] = {name: value.cpu().numpy() for name, value in arrays.items()}
-    np.savez_compressed(folder / "samples.npz", **numbers)
-    return arrays["images"]
+    images = trace.images.cpu()
+    save_samples(folder / "samples.png", images, None if trace.canvas is None else trace.canvas.cpu())
+    (folder / "generation.gif").write_bytes(trace.gif())
+    np.savez_compressed(folder / "samples.npz", **trace.arrays())
+    return images

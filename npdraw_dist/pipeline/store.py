@@ -37,6 +37,7 @@ from npdraw_dist.data.parses import Parses, Told
 CONFIG, INPUTS, METRICS, OPENINGS = "config.yaml", "inputs.parquet", "metrics.json", "test_split.json"
 VOCABULARY = "vocabulary.json"  # in parses/: what conditions can name
 BROKEN = "stopped.json"  # in the folder of a stage whose loss was not finite too often
+Watcher = Callable[[Mapping[str, float], str], None]  # takes a row of metrics and its stage
 LONGEST_NAME = 200  # bytes; file systems take 255
 FOLDERS = {"bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}  # stage -> its folder
 
@@ -46,7 +47,7 @@ class Store:
 
     elsewhere: folder of the run -> the root that holds it instead (the trials of a sweep share stages).
     asked: nested settings that a resume does otherwise than config.yaml says (`config.load`).
-    tracked: receives each row of a stage's metrics besides, (row, stage); None without a tracker.
+    watchers: see each row of a stage's metrics as it comes.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Store:
     ) -> None:
         self.filesystem, self.root, self.elsewhere = filesystem, root, dict(elsewhere or {})
         self.asked = dict(asked or {})
-        self.tracked: Callable[[Mapping[str, float], str], None] | None = None
+        self.watchers: list[Watcher] = []
 
     @classmethod
     def open(cls, storage: str, name: str) -> "Store":

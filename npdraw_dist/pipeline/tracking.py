@@ -24,7 +24,7 @@ PROJECT = "npdraw_dist"
 
 @contextlib.contextmanager
 def tracked(experiment: Experiment, store: Store, name: str | None) -> Iterator[None]:
-    """Inside the block, rows for `store.tracked` go to a service. Raises UserError if it refuses at first."""
+    """Inside the block, rows of metrics go to a service. Raises UserError if it refuses at first."""
     if name is None:
         yield
         return
@@ -48,7 +48,7 @@ def tracked(experiment: Experiment, store: Store, name: str | None) -> Iterator[
         values = {name: value for name, value in row.items() if name not in ("images_seen", "step")}
         send(tracker.log, values, int(row["images_seen"]), stage)
 
-    store.tracked = log
+    store.watchers.append(log)
     try:
         yield
         failed = False
@@ -56,7 +56,7 @@ def tracked(experiment: Experiment, store: Store, name: str | None) -> Iterator[
         # Without truth values and texts, such as fingerprints.
         numbers = {k: float(v) for k, v in store.metrics().items() if type(v) in (int, float)}
         send(tracker.finish, numbers, failed)
-        store.tracked = None
+        store.watchers.remove(log)
 
 
 def _line(error: Exception) -> str:

@@ -40,8 +40,8 @@ class StageDisplay:
         console.print(f"{self.stage}: {line}", markup=False)  # an error's text can look like markup
 
     def record(self, row: Record) -> None:
-        if self.store.tracked is not None:
-            self.store.tracked(row, self.stage)
+        for watch in self.store.watchers:
+            watch(row, self.stage)
 
 
 def run_stage(

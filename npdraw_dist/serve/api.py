@@ -17,7 +17,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import npdraw_dist
 from npdraw_dist.core.errors import StorageFailed
-from npdraw_dist.nn.npdraw import Drawings
+from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.serve import Serve, exports, schemas
 from npdraw_dist.serve.middleware import Guard, Measured
 from npdraw_dist.serve.pages import reference_page, studio_page

@@ -18,11 +18,12 @@ from torch import Tensor
 from npdraw_dist.core import editing
 from npdraw_dist.core.editing import mask_of, place_of
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.images import canvas_bytes
+from npdraw_dist.core.images import canvas_bytes, png
+from npdraw_dist.core.pages import bank_sheet, looks_order
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import Frame
-from npdraw_dist.measure.pictures import bank_sheet, looks_order, png
-from npdraw_dist.nn.npdraw import Drawings, NPDraw
+from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.inputs import SplitImages, find_run
 from npdraw_dist.pipeline.models import load_npdraw

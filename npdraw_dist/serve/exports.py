@@ -13,9 +13,9 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from npdraw_dist.core.images import to_pil
-from npdraw_dist.measure.pictures import rows_png
-from npdraw_dist.nn.npdraw import Drawings, NPDraw
-from npdraw_dist.pipeline.sample import animate
+from npdraw_dist.core.pages import rows_png
+from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.npdraw import NPDraw
 
 SIDE, GAP = 2.0, 0.1  # inches
 OUTLINE = "#d6336c"
@@ -32,7 +32,7 @@ def steps(model: NPDraw, drawing: Drawings) -> tuple[list[int], Tensor, Tensor]:
 
 def gif(model: NPDraw, drawing: Drawings) -> bytes:
     """The drawing step by step as an animation."""
-    return animate(model, model.trace(drawing.z, u=drawing.u))
+    return model.trace(drawing.z, u=drawing.u).gif()
 
 
 def strip(model: NPDraw, drawing: Drawings, frames: int) -> bytes:

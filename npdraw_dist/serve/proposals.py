@@ -10,7 +10,8 @@ from torch import Tensor
 from npdraw_dist.core import editing
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.completion import Effort, require_kept
-from npdraw_dist.nn.npdraw import Drawings, NPDraw
+from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.particles import AlignedRules, weighted_particles
 from npdraw_dist.nn.steps import log_prob
 from npdraw_dist.serve.schemas import NextResponse, PartChance

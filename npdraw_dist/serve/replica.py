@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from npdraw_dist.nn.npdraw import Drawings
+from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.schemas import DrawingResponse
 

@@ -1,5 +1,6 @@
 """Where a training loop runs: alone in a plain process, or in a Ray Train worker. The loop need not know."""
 
+import contextlib
 import math
 import os
 import shutil
@@ -16,8 +17,9 @@ from pyarrow import fs
 from torch import Tensor, nn
 
 from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.images import png
 from npdraw_dist.core.lease import Lease
-from npdraw_dist.core.storage import copy, display_path, local_copy
+from npdraw_dist.core.storage import copy, display_path, local_copy, write_bytes
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.checkpoint import KEPT, Criterion
 from npdraw_dist.training.device import refuse_tf32, usable
@@ -147,6 +149,9 @@ class RunContext(Context):
 
     def add_pictures(self, row: Record, pictures: Pictures) -> None:
         self.events.add_pictures(row, pictures)
+        for name, picture in pictures.items():
+            with contextlib.suppress(OSError):  # as of the events: no picture ends a run
+                write_bytes(self.filesystem, f"{self.folder}/{name}.png", png(picture))
 
     def show_progress(self, images_seen: int, images_per_s: float, note: Note) -> None:
         if self.rank == 0 and time.monotonic() - self.shown_at > SHOW_EVERY_S:

@@ -59,6 +59,7 @@ def test_help_shows_the_contracts_flags_and_the_long_one_all(capsys: Printed) ->
     short, whole = lines_of(["--help"], capsys), lines_of(["--help-all"], capsys)
     contract = {f"--{name}" for name in CONTRACT | OF_THE_COMMAND}
     assert contract <= set(short) < set(whole)
+    assert tuple(short)[: len(Train.first_flags)] == tuple(f"--{name}" for name in Train.first_flags)
     assert {f"--{setting.name}" for setting in settings_of(Train)} <= set(whole)
 
 
@@ -203,7 +204,7 @@ def test_the_class_of_the_flags_is_the_commands_own(name: str) -> None:
     command = resolve_name(COMMANDS[name].flags)
     assert issubclass(command, Command)
     known = {setting.name for setting in settings_of(command)}
-    assert set(command.main_flags) <= known
+    assert {*command.first_flags, *command.main_flags} <= known
     for example in command.examples:
         assert {word.lstrip("-") for word in example.split() if word.startswith("--")} <= known
 

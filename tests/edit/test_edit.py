@@ -21,7 +21,8 @@ from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.edit import pictures
-from npdraw_dist.nn.npdraw import Drawings, NPDraw
+from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import image_with_id
 from npdraw_dist.pipeline.models import load_npdraw
 from tests.helpers.rows import list_parses

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
-from npdraw_dist.measure.pictures import GUTTER
+from npdraw_dist.core.pages import GUTTER
 
 Pixels = NDArray[np.int64]
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from npdraw_dist.config.load import merge
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.pipeline import fit
-from npdraw_dist.pipeline.fit import pictures_of, suited
+from npdraw_dist.pipeline.fit import suited
+from npdraw_dist.pipeline.fit_images import pictures_of
 
 SMALL: dict[str, Any] = {
     "grid": {"patch": 4, "stride": 4},

@@ -9,28 +9,36 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from npdraw_dist.core import pages
 from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.images import png
+from npdraw_dist.core.pages import GUTTER, LINE, OUTLINE, PAPER, WIDTH
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.measure import pictures
 from npdraw_dist.measure.curves import SURROGATE, Panel, axis_limits, save_curves
 from npdraw_dist.measure.distances import Neighbours
 from npdraw_dist.measure.metrics import COMPARED, METRICS, format_metrics
-from npdraw_dist.measure.pictures import GUTTER, LINE, OUTLINE, PAPER, WIDTH
-from npdraw_dist.measure.posters import CompletionRow, EditRow, covered, save_completions, save_edits
+from npdraw_dist.measure.posters import (
+    CompletionRow,
+    EditRow,
+    covered,
+    save_completions,
+    save_edits,
+    save_neighbours,
+)
 from tests.helpers.pixels import cell, cells, enlarged, found, margin_of, random_images, reading_order, rgb
 
 
 @pytest.mark.parametrize(("channels", "side", "factor"), [(1, 28, 4), (3, 64, 2)])
 def test_sheet_shows_each_image_enlarged(channels: int, side: int, factor: int) -> None:
     images = random_images(5, channels, side, side)
-    page = rgb(pictures.sheet(images, 3, pictures.TILE))
+    page = rgb(pages.sheet(images, 3, pages.TILE))
     assert cells(page, images, factor) == reading_order(5, 3)
 
 
 @pytest.mark.parametrize("sizes", [None, [3, 999, 1_250, 47_000, 2_000_000, 0, 1]])
 def test_a_grey_bank_keeps_its_order(tmp_path: Path, sizes: list[int] | None) -> None:
     bank = PartBank(random_images(7, 1, 4, 4))
-    pictures.save_bank(tmp_path / "bank.png", bank, sizes)
+    pages.save_bank(tmp_path / "bank.png", bank, sizes)
     assert cells(rgb(tmp_path / "bank.png"), bank.parts, 13) == reading_order(7, 4)
 
 
@@ -42,7 +50,7 @@ def test_a_bank_in_colour_is_shown_by_colour(tmp_path: Path) -> None:
     shuffle = torch.tensor([6, 1, 3, 5, 2, 0, 4])
     bank = PartBank(sorted_by_colour[shuffle][..., None, None].expand(-1, -1, 4, 4).contiguous())
     before = bank.parts.clone()
-    pictures.save_bank(tmp_path / "bank.png", bank, list(range(7)))
+    pages.save_bank(tmp_path / "bank.png", bank, list(range(7)))
     assert torch.equal(bank.parts, before)
     page = rgb(tmp_path / "bank.png")
     assert cells(page, bank.parts, 13) == [divmod(place, 4) for place in shuffle.tolist()]
@@ -56,7 +64,7 @@ def test_a_bank_in_colour_is_shown_by_colour(tmp_path: Path) -> None:
 def test_parse_preview_has_image_and_canvas_below(tmp_path: Path) -> None:
     canvases = random_images(20, 3, 32, 32)
     images = torch.nn.functional.interpolate(1 - canvases, scale_factor=2.0)
-    pictures.save_parse_preview(tmp_path / "preview.png", images, canvases)
+    pages.save_parse_preview(tmp_path / "preview.png", images, canvases)
     page = rgb(tmp_path / "preview.png")
     assert page.shape[1] <= WIDTH
     assert cells(page, images[:16], 2) == cells(page, canvases[:16], 4) == reading_order(16, 8)
@@ -70,7 +78,7 @@ def test_a_small_difference_is_seen_on_any_background(tmp_path: Path, value: flo
     images = canvases.clone()
     images[:, :, 5:9, 5:9] += small
     images[:, :, 20:, :] = 1 - value if value != 0.5 else 0.9  # and large ones elsewhere
-    pictures.save_parse_preview(tmp_path / "preview.png", images, canvases)
+    pages.save_parse_preview(tmp_path / "preview.png", images, canvases)
     page = rgb(tmp_path / "preview.png")
     shown = cell(page, 2, 1, 112, (margin_of(page, 3, 112), 0))
     none, near, far = shown[0, 0], shown[24, 24], shown[100, 50]
@@ -81,7 +89,7 @@ def test_a_small_difference_is_seen_on_any_background(tmp_path: Path, value: flo
 
 def test_samples_are_pairs_of_one_size_on_a_page(tmp_path: Path) -> None:
     images, canvases = random_images(14, 3, 64, 64), random_images(14, 3, 32, 32)
-    pictures.save_samples(tmp_path / "samples.png", images, canvases)
+    pages.save_samples(tmp_path / "samples.png", images, canvases)
     page = rgb(tmp_path / "samples.png")
     assert page.shape[1] <= 1700
     order = cells(page, images, 2)
@@ -90,7 +98,7 @@ def test_samples_are_pairs_of_one_size_on_a_page(tmp_path: Path) -> None:
     assert columns > 1
     top, left = found(page, enlarged(canvases[5], 4))
     assert found(page, enlarged(images[5], 2)) == (top, left + 128 + 1)
-    pictures.save_samples(tmp_path / "images.png", images[:5], None)
+    pages.save_samples(tmp_path / "images.png", images[:5], None)
     assert cells(rgb(tmp_path / "images.png"), images[:5], 2) == reading_order(5, 3)
 
 
@@ -98,7 +106,7 @@ def test_neighbours_are_below_their_samples(tmp_path: Path) -> None:
     samples = random_images(16, 3, 28, 28)
     nearest, chosen = ((255 * samples.flip(axis)).round().byte() for axis in (2, 3))
     found_ones = Neighbours(nearest, torch.rand(16), chosen, 12_345)
-    pictures.save_neighbours(tmp_path / "neighbours.png", samples, found_ones)
+    save_neighbours(tmp_path / "neighbours.png", samples, found_ones)
     page = rgb(tmp_path / "neighbours.png")
     assert page.shape[1] <= WIDTH
     groups = torch.cat([samples, nearest / 255, chosen / 255])
@@ -108,7 +116,7 @@ def test_neighbours_are_below_their_samples(tmp_path: Path) -> None:
 def test_rows_that_are_wider_than_a_page_are_cut_into_blocks(tmp_path: Path) -> None:
     images = random_images(16, 3, 64, 64)
     rows = {"image": images, "canvas": images[..., ::2, ::2].contiguous(), "reconstruction": images / 2}
-    (tmp_path / "page.png").write_bytes(pictures.rows_png(rows))
+    (tmp_path / "page.png").write_bytes(pages.rows_png(rows))
     page = rgb(tmp_path / "page.png")
     assert page.shape[1] <= WIDTH
     shown = [cells(page, group, 128 // group.shape[-1]) for group in rows.values()]
@@ -126,7 +134,7 @@ def test_an_edit_frames_its_region_on_each_canvas(tmp_path: Path, side: int, can
     region = torch.zeros(grid.rows, grid.columns, dtype=torch.bool)
     region[1:3, 2:] = True
     for chosen in (region.view(-1), torch.zeros(grid.places, dtype=torch.bool)):
-        pictures.save_edit(tmp_path / "edit.png", canvases, images, ["A", "B", "both"], chosen, grid)
+        pages.save_edit(tmp_path / "edit.png", canvases, images, ["A", "B", "both"], chosen, grid)
         page = rgb(tmp_path / "edit.png")
         tile = side * -(-224 // side)
         left = page.shape[1] - 3 * (tile + GUTTER)
@@ -149,11 +157,11 @@ def test_an_edit_frames_its_region_on_each_canvas(tmp_path: Path, side: int, can
 @pytest.mark.parametrize("channels", [1, 3])
 def test_png_and_bank_sheet_hold_the_pixels(channels: int) -> None:
     image = random_images(channels, 9, 7)
-    with Image.open(io.BytesIO(pictures.png(image))) as found:
+    with Image.open(io.BytesIO(png(image))) as found:
         assert found.mode == ("L" if channels == 1 else "RGB")
         np.testing.assert_array_equal(rgb(found), enlarged(image, 1))
     bank = PartBank(random_images(5, channels, 3, 3))
-    with Image.open(io.BytesIO(pictures.bank_sheet(bank, 2))) as found:
+    with Image.open(io.BytesIO(pages.bank_sheet(bank, 2))) as found:
         sheet = rgb(found)
     assert sheet.shape == (9, 6, 3)
     np.testing.assert_array_equal(sheet[3:6, 3:6], enlarged(bank.parts[3], 1))

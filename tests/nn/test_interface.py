@@ -1,6 +1,7 @@
 """What people do with a trained model: images of any kind and drawings in, images and drawings out."""
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from npdraw_dist.core import editing
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.nn.npdraw import Drawings, NPDraw
+from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.npdraw import NPDraw
 from tests.helpers.tiny_baselines import tiny_baseline
 from tests.helpers.tiny_models import COLOUR, GREY, random_drawings, seeded, tiny_model, tiny_spec
 
@@ -96,6 +98,29 @@ def test_drawings_of_images_and_of_sequences(size: dict[str, Any]) -> None:
     height, width = x.shape[-2:]
     sheet = Image.open(io.BytesIO(drawn._repr_png_()))
     assert sheet.size == (2 * 3 * (width + 2), 2 * (2 * height + 5))
+
+
+@each_size
+def test_drawings_are_saved_by_the_ending_of_the_name(size: dict[str, Any], tmp_path: Path) -> None:
+    model = model_of(size)
+    drawn = model.draw(3, seed=0)
+    parts = drawn.parts
+    assert parts.shape == (3, model.spec.steps, *model.bank_parts.shape[1:])
+    assert torch.equal(parts[drawn.z.whether], model.bank_parts[drawn.z.what[drawn.z.whether]])
+    assert not parts[~drawn.z.whether].any()
+    for name in ("one.gif", "one.png", "one.npz"):
+        drawn.save(tmp_path / name)
+    with Image.open(tmp_path / "one.gif") as gif:
+        assert getattr(gif, "n_frames", 1) > 2
+    with np.load(tmp_path / "one.npz") as arrays:
+        assert np.array_equal(arrays["images"], drawn.numpy())
+        assert np.array_equal(arrays["what"], drawn.z.what.numpy())
+        assert ("appearance" in arrays) == (model.appearance is not None)
+    with pytest.raises(UserError, match=r"name it \.gif, \.png or \.npz"):
+        drawn.save(tmp_path / "one.jpg")
+    with pytest.raises(UserError, match="cannot write"):
+        drawn.save(tmp_path / "none" / "one.gif")
+    assert {path.suffix for path in tmp_path.iterdir()} == {".gif", ".png", ".npz"}
 
 
 @each_size

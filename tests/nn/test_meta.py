@@ -19,11 +19,12 @@ from npdraw_dist.config.load import merge, preset_names, resolve
 from npdraw_dist.config.registry import LIKELIHOODS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import spec_of
+from npdraw_dist.core.animation import ANIMATED
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.nn.authors.training import AuthorsObjective
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
-from npdraw_dist.nn.generative import ANIMATED, GPU_CHUNK
+from npdraw_dist.nn.generative import GPU_CHUNK
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +16,17 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 import npdraw_dist
-from npdraw_dist import NPDraw, fit_folder
+from npdraw_dist import NPDraw, PartBank, fit_folder, train
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import rows
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.nn.baselines.vqvae import VQVAE
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.pipeline import bank, fit, parse, prior, run, vae
-from npdraw_dist.pipeline.fit import pictures_of, suited
+from npdraw_dist.pipeline.fit import suited
+from npdraw_dist.pipeline.fit_images import labelled, pictures_of
 from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.models import source_model
 from npdraw_dist.pipeline.probe import budgets
@@ -189,7 +192,7 @@ def test_images_with_labels_make_a_model_that_is_asked(capsys: pytest.CaptureFix
     ],
 )
 def test_labels_are_classes_or_words(labels: Any, kind: str | None, classes: tuple[str, ...]) -> None:
-    found, names = fit.labelled(pictures_of(GREY), labels, kind)
+    found, names = labelled(pictures_of(GREY), labels, kind)
     assert names == classes
     given = [str(label) for label in labels]
     assert (found.words if not classes else [classes[number] for number in found.known_labels()]) == given
@@ -204,6 +207,97 @@ def test_labels_that_do_not_match_are_refused(tmp_path: Path) -> None:
         npdraw_dist.fit(tmp_path, labels=[1, 2, 3])
     with pytest.raises(UserError, match="have no classes"):
         npdraw_dist.fit(GREY.repeat(12, 0), **with_condition("class"))
+
+
+def settings_of(monkeypatch: pytest.MonkeyPatch, *images: Any, **options: Any) -> Experiment:
+    """The run that `fit` would start."""
+    found: list[Experiment] = []
+
+    def start(experiment: Experiment, *_: Any, **__: Any) -> None:
+        found.append(experiment)
+        raise Stopped
+
+    monkeypatch.setattr(fit, "start", start)
+    with pytest.raises(Stopped):
+        npdraw_dist.fit(*images, **options)
+    return found[0]
+
+
+def test_own_images_for_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They alone validate, in the form of the others, with the numbers of their classes."""
+    held = np.stack([np.full((16, 16, 3), 40 * n, np.uint8) for n in range(4)])
+    labels, valid_labels = ["b" if n % 2 else "a" for n in range(60)], ["b", "b", "a", "b"]
+    asked = {"labels": labels, "valid": held, "valid_labels": valid_labels, **SMALL}
+    where = {"name": "bars", "storage": str(tmp_path)}
+    experiment = settings_of(monkeypatch, strokes(), **asked, **where)
+    source = open_source(experiment.data, experiment.seed)
+    assert sum(len(shard.read()) for shard in source.shards("train")) == 60
+    (shard,) = source.shards("valid")
+    found = shard.read()
+    assert found.images.shape == (4, 1, 12, 12)
+    assert found.images.mean((1, 2, 3)).tolist() == [0, 40, 80, 120]
+    assert found.known_labels().tolist() == [1, 1, 0, 1]
+    with pytest.raises(UserError, match="give valid_labels"):
+        npdraw_dist.fit(strokes(), labels=labels, valid=held)
+    with pytest.raises(UserError, match="a class 'c', which no other"):
+        npdraw_dist.fit(strokes(), labels=labels, valid=held, valid_labels=["a", "b", "b", "c"])
+
+
+def test_folders_for_validation_have_the_classes_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("images/a/1", "images/b/1", "images/b/2", "valid/b/1", "other/c/1"):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(GREY[0]).save(path)
+    where: dict[str, Any] = {"storage": str(tmp_path / "runs"), "bank": {"size": 2}}
+    experiment = settings_of(monkeypatch, tmp_path / "images", valid=tmp_path / "valid", **where)
+    (shard,) = open_source(experiment.data, 0).shards("valid")
+    assert shard.read().known_labels().tolist() == [1]
+    with pytest.raises(UserError, match="a class 'c'"):
+        npdraw_dist.fit(tmp_path / "images", valid=tmp_path / "other", **where)
+
+
+def test_a_given_bank_is_drawn_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Any, fitted: Path
+) -> None:
+    own = PartBank.of(strokes(), size=5, patch=4)
+    rows: list[tuple[str, float]] = []
+
+    def watch(row: Mapping[str, float], stage: str) -> None:
+        rows.extend((f"{stage}/{name}", row["images_seen"]) for name in row if name.startswith("valid/"))
+
+    where: dict[str, Any] = {"name": "bars", "storage": str(tmp_path)}
+    unsized = {**SMALL, "bank": own}
+    model = npdraw_dist.fit(corners(), **unsized, **where, callbacks=[watch])
+    assert isinstance(model, NPDraw)
+    assert torch.equal(model.bank_parts, own.parts)
+    assert {("prior/valid/nll", 64), ("vae/valid/elbo", 64)} <= set(rows)
+    for picture in ("prior/parses.png", "vae/samples.png", "vae/reconstructions.png"):
+        with Image.open(tmp_path / "bars" / picture) as shown:
+            assert shown.width >= 8 * 12
+    # A file, and more parts: the given ones come first.
+    more = {"bank": str(tmp_path / "bars"), "bank.size": 8}
+    experiment = settings_of(monkeypatch, corners(), **{**SMALL, **more})
+    assert (experiment.bank.size, experiment.grid.patch, experiment.grid.stride) == (8, 4, 4)
+    with pytest.raises(UserError, match=r"bank\.size is 3, take as many or more"):
+        npdraw_dist.fit(corners(), **{**SMALL, **more, "bank.size": 3})
+    flags = ("--init.bank", str(tmp_path / "bars"), "--dry-run")
+    of_five = ("--grid.patch", "5", "--grid.stride", "5")
+    assert "1x4x4 pixels; the run draws parts of 1x5x5" in refused(train.main, *flags, *of_five)
+    assert "is for NP-DRAW" in refused(train.main, *flags, "--model.kind", "vae")
+    assert "leave out init.bank" in refused(train.main, *flags, "--init.model", str(fitted / "bars"))
+    assert "is another bank" in refused(train.main, *flags, "--init.sha256", "0" * 64)
+    nowhere = refused(train.main, "--init.bank", str(tmp_path / "none"), "--dry-run")
+    assert "holds no bank.safetensors" in nowhere
+
+
+def test_what_a_callback_raises_ends_the_training() -> None:
+    def stop(row: Mapping[str, float], stage: str) -> None:
+        raise ZeroDivisionError(stage)
+
+    with pytest.raises(ZeroDivisionError, match="prior"):
+        npdraw_dist.fit(strokes(), **SMALL, callbacks=[stop])
 
 
 def test_a_kind_with_codes_trains_scores_and_samples() -> None:
@@ -274,7 +368,7 @@ def test_what_does_not_fit_is_told_in_a_line(fitted: Path, flags: dict[str, Any]
 
 
 def test_a_sweep_starts_from_no_model(refused: Any) -> None:
-    assert "init.model is set" in refused(sweep.main, "--space", "smoke", "--init.model", "nowhere")
+    assert "section init is set" in refused(sweep.main, "--space", "smoke", "--init.model", "nowhere")
 
 
 def test_another_model_is_another_run(fitted: Path, tmp_path: Path) -> None:

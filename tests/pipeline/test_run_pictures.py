@@ -24,7 +24,7 @@ from npdraw_dist.measure.curves import SURROGATE, panels
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline import models, sample
 from npdraw_dist.pipeline.models import publish
-from npdraw_dist.pipeline.sample import animate, write_neighbours, write_samples
+from npdraw_dist.pipeline.sample import write_neighbours, write_samples
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 
@@ -94,7 +94,7 @@ def model_and_drawing(order: str, drawn: int) -> tuple[NPDraw, PartSequence]:
 @pytest.mark.parametrize(("order", "frames"), [("aligned", 16), ("path", 32)])
 def test_an_order_sets_how_many_parts_a_frame_draws(order: str, frames: int) -> None:
     model, z = model_and_drawing(order, 64)
-    with Image.open(io.BytesIO(animate(model, model.trace(z)))) as gif:
+    with Image.open(io.BytesIO(model.trace(z).gif())) as gif:
         assert getattr(gif, "n_frames", 1) == frames + 2
 
 

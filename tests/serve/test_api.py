@@ -14,9 +14,9 @@ from PIL import Image, ImageSequence
 
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.edit import __main__ as edit
-from npdraw_dist.nn.npdraw import Drawings
+from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.npdraw import ALIGNED_FRAMES
 from npdraw_dist.parse.parser import Parser
-from npdraw_dist.pipeline.sample import ALIGNED_FRAMES
 from npdraw_dist.serve import proposals
 from npdraw_dist.serve.engine import Engine, open_engine
 from npdraw_dist.serve.schemas import Latents
@@ -75,7 +75,7 @@ def check_same(served: Served, found: list[Json], expected: Drawings, off_by: in
         assert np.abs(off).max() <= off_by
     assert len(found) == len(expected)
     if expected.u is not None:
-        alone = as_bytes(expected.decode(expected.canvas, None)[0])
+        alone = as_bytes(served.model.decode(expected.canvas, None)[0])
         assert (pixels(found[0]["image"]) != alone).any()
 
 

@@ -1,7 +1,7 @@
-"""Pictures as files: sheets of images, the bank, previews, samples and edits; and the layout of pages.
+"""Pages of pictures as files: sheets of images, the bank, previews, samples and edits; and their layout.
 
 To add a picture of a run, write a function here, call it in the stage that has its inputs, and name the
-file in that stage's PICTURES. `animation` has the GIFs, `posters` the edits, `curves` the plots.
+file in that stage's PICTURES. `animation` has the GIFs, `measure.posters` the edits, `measure.curves` plots.
 
 Shapes: N images, K parts, C channels (1 or 3), P patch side, h x w canvas, H x W image, L places. Images are
 floats in [0, 1]; each of their pixels becomes a square of file pixels ("px").
@@ -12,16 +12,14 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.colors
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.core.images import tiled, to_canvas, to_float, to_pil
+from npdraw_dist.core.images import png, tiled, to_canvas, to_pil
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.measure.distances import Neighbours
 
 GUTTER = 4
 TILE = 100  # least side of an enlarged image, px
@@ -157,10 +155,12 @@ def colour_order(parts: Tensor) -> list[int]:
 
     The hue is that of the coloured pixels: a part of a leaf on white paper is green.
     """
+    from matplotlib.colors import rgb_to_hsv  # it takes a moment, and a model needs no page
+
     pixels = parts.flatten(2)
     chroma = pixels.amax(1) - pixels.amin(1)  # (K, P * P)
     coloured = (pixels * chroma[:, None]).sum(2) / chroma.sum(1, keepdim=True).clamp(min=1e-6)
-    hue = matplotlib.colors.rgb_to_hsv(coloured.clamp(0, 1).numpy())[:, 0]
+    hue = rgb_to_hsv(coloured.clamp(0, 1).numpy())[:, 0]
     group = ((hue * HUES + 0.5) % HUES).astype(int)  # red, on both sides of 0, is one group
     group[chroma.mean(1).numpy() < GREY_CHROMA] = -1
     lightness = (pixels.mean(2) * LUMA).sum(1).numpy()
@@ -206,19 +206,6 @@ def difference_colours(difference: Tensor, factor: int) -> Tensor:
     return torch.where(size < 1, white + size * (red - white), red + (size - 1) * (dark - red))
 
 
-def save_neighbours(path: Path, samples: Tensor, found: Neighbours) -> None:
-    """samples (N, C, H, W) above their nearest training images, with the distances, and random ones.
-
-    The random row is left out if it has fewer images than samples.
-    """
-    rows = {"sample": samples, f"nearest of\n{found.searched:,}": to_float(found.nearest)}
-    if len(found.chosen) >= len(samples):
-        rows["random\ntraining\nimages"] = to_float(found.chosen[: len(samples)])
-    captions = [None, [f"{x:.3f}" for x in found.distance.tolist()], None][: len(rows)]
-    title = "samples, the nearest training image of each (below: root mean squared difference)"
-    path.write_bytes(rows_png(rows, captions, title))
-
-
 def save_edit(
     path: Path, canvases: Tensor, images: Tensor, names: Sequence[str], region: Tensor, grid: Grid
 ) -> None:
@@ -233,13 +220,6 @@ def save_edit(
             frame(canvas, box, canvas.width // grid.width)
     page = arrange(tiles, len(names), captions=[*[""] * len(names), *names])
     label_rows(page, ["canvas", "image"]).save(path, optimize=True)
-
-
-def png(image: Tensor) -> bytes:
-    """(C, H, W) in [0, 1] -> a PNG of the same size, grey if C is 1."""
-    file = io.BytesIO()
-    to_pil(image)[0].save(file, "PNG")
-    return file.getvalue()
 
 
 def bank_sheet(bank: PartBank, columns: int) -> bytes:

@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from npdraw_dist.core.animation import MAX_GIF_BYTES, generation_gif, save_interpolation
 from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.pages import LINE, OUTLINE
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps
-from npdraw_dist.measure.animation import MAX_GIF_BYTES, generation_gif, save_interpolation
-from npdraw_dist.measure.pictures import LINE, OUTLINE
 from tests.helpers.pixels import Pixels, cell, enlarged, few_colours, gif_frames, margin_of, random_images
 
 GRID = Grid(28, 28, 5, 5)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from npdraw_dist.measure.pictures import (
+from npdraw_dist.core.pages import (
     EDIT_TILE,
     INK,
     OUTLINE,

@@ -1,0 +1,126 @@
+"""What a model has drawn: steps, canvas and images, as arrays, as files and in a notebook.
+
+Shapes: B drawings, T steps, C channels, P patch side, h x w canvas, H x W image.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import inline, png, tiled, to_pil
+from npdraw_dist.core.pages import save_samples
+from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.nn.generative import SampleTrace
+
+SHOWN = 16  # drawings of a batch on a page
+COLUMNS, ENLARGED = 8, 2  # drawings in a row of a picture; factor of their size
+
+
+class Drawer(Protocol):
+    """What drawings take of their model."""
+
+    bank_parts: Tensor
+
+    def decode(self, canvas: Tensor, u: Tensor | None) -> Tensor: ...
+
+    def trace(self, z: PartSequence, u: Tensor | None) -> SampleTrace: ...
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """B drawings, and the images that a model makes of them.
+
+    z: (B, T). canvas: (B, C, h, w), pixels in [0, 1]. u: (B, ...), the latent of what parts cannot say; None
+    if the model has none, or if it is not known. model: what drew them.
+    """
+
+    z: PartSequence
+    canvas: Tensor
+    u: Tensor | None
+    model: Drawer = field(repr=False)
+
+    @cached_property
+    def images(self) -> Tensor:
+        """(B, C, H, W) in [0, 1], means of p(x|z, u); decoded when they are first asked for."""
+        return self.model.decode(self.canvas, self.u)
+
+    @property
+    def parts(self) -> Tensor:
+        """(B, T, C, P, P), the part of each step; 0 of a step that draws nothing."""
+        return self.model.bank_parts[self.z.what] * self.z.whether[..., None, None, None]
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __getitem__(self, index: int | slice | Tensor) -> "Drawings":
+        """The drawings `index`, which are a batch also if it is one."""
+        if isinstance(index, int):
+            count = len(self)
+            if not -count <= index < count:
+                raise IndexError(f"drawing {index}; there are {count}")
+            index = slice(index % count, index % count + 1)
+        u = None if self.u is None else self.u[index]
+        found = Drawings(self.z[index], self.canvas[index], u, self.model)
+        if "images" in vars(self):
+            vars(found)["images"] = self.images[index]
+        return found
+
+    def repeated(self, n: int) -> "Drawings":
+        """n copies of one drawing."""
+        return self[torch.zeros(n, dtype=torch.int64, device=self.canvas.device)]
+
+    def to_pil(self) -> list[Image.Image]:
+        """The B images."""
+        return to_pil(self.images)
+
+    def numpy(self) -> NDArray[Any]:
+        """The images as an array (B, C, H, W), floats in [0, 1]."""
+        array: NDArray[Any] = self.images.cpu().numpy()
+        return array
+
+    def save(self, path: str | Path) -> None:
+        """Writes a file by the ending of its name.
+
+        .gif: the first ANIMATED, drawn part by part. .png: canvas and image of each. .npz: arrays `images`,
+        `canvas`, `whether`, `where`, `what`, and `appearance` if they have u. Raises UserError on another
+        ending, or if the file cannot be written.
+        """
+        file, trace = Path(path), partial(self.model.trace, self.z, self.u)
+        if file.suffix not in (".gif", ".png", ".npz"):
+            raise UserError(f"{file} is no file of a drawing; name it .gif, .png or .npz")
+        try:
+            if file.suffix == ".gif":
+                file.write_bytes(trace().gif())
+            elif file.suffix == ".png":
+                save_samples(file, self.images.cpu(), self.canvas.cpu())
+            else:
+                np.savez_compressed(file, **trace().arrays())
+        except OSError as error:
+            raise UserError(f"cannot write {file}: {error.strerror}") from None
+
+    def _repr_html_(self) -> str:
+        """Canvas and image of each drawing, for notebooks."""
+        rows = zip(self.canvas[:SHOWN], self.images[:SHOWN], self.z.whether.sum(1).tolist(), strict=False)
+        shown = "".join(
+            f'<div style="display: inline-block; margin: 4px">{inline(canvas, title="canvas")}'
+            f"{inline(image, title='image')}<br>{parts} parts</div>"
+            for canvas, image, parts in rows
+        )
+        more = f"<div>and {len(self) - SHOWN} more</div>" if len(self) > SHOWN else ""
+        return f"<div>{shown}</div>{more}"
+
+    def _repr_png_(self) -> bytes:
+        """The same for viewers that show no HTML: each canvas above its image, COLUMNS drawings a row."""
+        images = self.images[:SHOWN]
+        canvas = F.interpolate(self.canvas[:SHOWN], images.shape[-2:])
+        pairs = F.pad(torch.cat([canvas, images], 2), (1, 1, 1, 4), value=0.5)
+        return png(tiled(pairs, min(COLUMNS, len(pairs))), ENLARGED)

@@ -1,0 +1,255 @@
+"""Images of any Python kind as rows, with what `fit` is told of each, and as shards of a run.
+
+Shapes: N images, C channels, S side of the square.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pyarrow import fs
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.pictures import (
+    SUFFIXES,
+    BadPicture,
+    Frame,
+    array_picture,
+    is_grey,
+    open_picture,
+    pixel_fault,
+    read_picture,
+    to_image,
+)
+from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes, write_bytes
+from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.rows import Reject, Rows
+
+SHARD_ROWS = 2048
+SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
+KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
+SHOWN = 3  # names of skipped pictures in a warning
+
+Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
+
+
+def pictures_of(
+    images: Any,
+    image_size: int | None = None,
+    fit: Literal["pad", "crop"] = "pad",
+    background: str = "white",
+    channels: int | None = None,
+) -> Rows:
+    """Reads `images`: a folder, an array or tensor, a Ray Dataset, or any sequence of images.
+
+    An array is (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]. An item of a sequence, as
+    of a torch Dataset, is an array, a tensor, a PIL image, a path or an encoded picture: alone, before its
+    label in a tuple, or under one of KEYS beside `label` in a dict; the label of a file is the number of its
+    folder. Pictures are opened one at a time, first for their sizes, padded with the background (`crop`:
+    cropped to the centre), resized to `image_size`, by default SMALL or LARGE, and left out if they cannot be
+    read. channels: 1 or 3; None: 1 if all are grey. Raises UserError on anything else.
+    """
+    items, skipped = _items_of(images), dict[str, str]()
+    sizes: list[tuple[int, int]] = []
+    kinds: set[bool | None] = set()
+    for name, item, _ in items():
+        try:
+            size, grey = _header(item)
+            sizes.append(size)
+            kinds.add(grey)
+        except BadPicture as error:
+            skipped[name] = str(error)
+    side = image_size or _side(sizes)
+    frame = Frame((channels or (1 if kinds == {True} else 3), side, side), background, fit)
+    read: list[tuple[str, int, NDArray[np.uint8]]] = []
+    for name, item, label in items():
+        try:
+            if name not in skipped:
+                image = to_image(item, frame) if isinstance(item, Image.Image) else read_picture(item, frame)
+                read.append((name, label, image))
+        except BadPicture as error:
+            skipped[name] = str(error)
+    rejects = [Reject(name, why) for name, why in skipped.items()]
+    if not read:
+        why = f" ({reasons(rejects)})" if rejects else ""
+        raise UserError(f"there are no images to fit{why}")
+    names, labels, stack = zip(*read, strict=True)
+    pixels = np.stack(stack)
+    if (
+        channels is None and False not in kinds and (pixels == pixels[:, :1]).all()
+    ):  # what is transparent may be grey
+        pixels = np.ascontiguousarray(pixels[:, :1])
+    return Rows(list(names), pixels, np.array(labels, np.int64), rejects)
+
+
+def labelled(
+    pictures: Rows, labels: Sequence[int | str], kind: str | None = None, classes: Sequence[str] = ()
+) -> tuple[Rows, tuple[str, ...]]:
+    """The pictures with what `fit` is told of each, and the names of the classes; none: the labels are words.
+
+    kind: class or words; None: names are words if most come once. classes: those that there can be, if they
+    are known. Raises UserError if the numbers differ, or a class is another.
+    """
+    given = list(labels.tolist() if hasattr(labels, "tolist") else labels)
+    if len(given) != len(pictures) + len(pictures.rejects):
+        raise UserError(f"there are {len(given)} labels for {len(pictures) + len(pictures.rejects)} images")
+    try:
+        told = [given[int(name)] for name in pictures.ids]
+    except ValueError:
+        why = "labels are for a list of images; those of a folder are its folders"
+        raise UserError(why) from None
+    names = {str(label) for label in given}
+    if kind == "words" or (kind is None and isinstance(given[0], str) and 2 * len(names) > len(given)):
+        return replace(pictures, words=[str(label) for label in told]), ()
+    if classes:
+        _require_classes(names, classes)
+    elif all(isinstance(label, int) and label >= 0 for label in given):
+        classes = tuple(str(number) for number in range(1 + max(map(int, given))))
+    else:
+        classes = tuple(sorted(names))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return replace(pictures, labels=np.array([numbers[str(label)] for label in told], np.int64)), tuple(
+        classes
+    )
+
+
+def held_out(
+    images: Any,
+    labels: Sequence[int | str] | None,
+    training: Rows,
+    classes: Sequence[str],
+    framed: Mapping[str, Any],
+) -> Rows:
+    """The images for validation, in the form of those of training. Raises UserError on another class."""
+    channels, side, _ = training.images.shape[1:]
+    found = pictures_of(images, side, channels=channels, **framed)
+    names = classes_of(found)
+    if labels is not None:
+        found, _ = labelled(found, labels, "words" if training.words is not None else "class", classes)
+    elif names and found.labels is not None:
+        _require_classes(names, classes)
+        numbers = np.array([classes.index(name) for name in names], np.int64)
+        known = found.labels >= 0
+        found = replace(found, labels=np.where(known, numbers[found.labels], -1))
+    return replace(found, ids=[f"valid/{name}" for name in found.ids])
+
+
+def classes_of(pictures: Rows) -> tuple[str, ...]:
+    """The names of the classes of a folder of pictures, also of those that are skipped; () of other images."""
+    return _folders(Path(name) for name in (*pictures.ids, *(one.id for one in pictures.rejects)))
+
+
+def _folders(files: Iterable[Path]) -> tuple[str, ...]:
+    """The first folders of paths below a folder; () of anything that lies in none."""
+    return tuple(sorted({name.parts[0] for name in files if len(name.parts) > 1}))
+
+
+def _require_classes(names: Iterable[str], classes: Sequence[str]) -> None:
+    if others := sorted(set(names) - set(classes)):
+        raise UserError(f"images for validation have a class {others[0]!r}, which no other image has")
+
+
+def reasons(skipped: Sequence[Reject]) -> str:
+    shown = [f"{one.id}: {one.reason}" for one in skipped[:SHOWN]]
+    return "; ".join([*shown, "..."] if len(skipped) > SHOWN else shown)
+
+
+def write_shards(rows: Rows, held: Rows | None, classes: Sequence[str], storage: str, name: str) -> str:
+    """Writes the images as shards beside the run; returns their folder. UserError: others lie there.
+
+    held: images for validation, which then have a folder of their own.
+    """
+    folder = f"{storage.rstrip('/')}/{name}-images"
+    filesystem, root = open_filesystem(folder)
+    folders = {root: rows} if held is None else {f"{root}/train": rows, f"{root}/valid": held}
+    files = {
+        f"{where}/images-{first // SHARD_ROWS:05d}.parquet": to_parquet(
+            images.take(range(len(images))[first:][:SHARD_ROWS]), classes=classes
+        )
+        for where, images in folders.items()
+        for first in range(0, len(images), SHARD_ROWS)
+    }
+    there = {path for path, _ in list_files(filesystem, root)}
+    if any(path not in files or read_bytes(filesystem, path) != files[path] for path in there):
+        raise UserError(f"{folder} holds other images than these; take another name")
+    for path in files.keys() - there:
+        write_bytes(filesystem, path, files[path])
+    return root if isinstance(filesystem, fs.LocalFileSystem) else folder
+
+
+def _files(folder: str | Path) -> dict[Path, Path]:
+    """Path below the folder -> path, of its pictures."""
+    root = Path(folder).expanduser()
+    every = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
+    return {path.relative_to(root): path for path in every if not path.name.startswith(".")}
+
+
+def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
+    """What gives (id, picture, label) of each item, one at a time and as often as asked."""
+    if isinstance(images, str | Path):
+        files = _files(images)
+        if not files:
+            raise UserError(f"{Path(images).expanduser()} has no image ({', '.join(SUFFIXES)})")
+        classes = _folders(files)
+        labels = {name: classes.index(name.parts[0]) if len(name.parts) > 1 else -1 for name in files}
+        return lambda: ((str(name), path, labels[name]) for name, path in files.items())
+    if isinstance(images, np.ndarray | torch.Tensor) and images.ndim not in (3, 4):
+        raise UserError(f"images are (N, H, W), (N, H, W, C) or (N, C, H, W), not {tuple(images.shape)}")
+    if hasattr(images, "iter_rows"):  # a Ray Dataset
+        rows = images.iter_rows
+    elif hasattr(images, "__len__"):
+        rows = partial(map, images.__getitem__, range(len(images)))
+    else:
+        kind = type(images).__name__
+        raise UserError(f"images are a folder, an array, a tensor or a sequence, not {kind}")
+    return lambda: (
+        (f"{number:08d}", *_picture_and_label(value, f"{number:08d}")) for number, value in enumerate(rows())
+    )
+
+
+def _picture_and_label(value: Any, name: str) -> tuple[Path | bytes | Image.Image, int]:
+    """A picture, of which no more than the header is read, and its label; -1: unknown."""
+    label: Any = -1
+    if isinstance(value, tuple):
+        value, label = value[0], value[1] if len(value) > 1 else -1
+    elif isinstance(value, Mapping):
+        key = next((key for key in KEYS if key in value), None)
+        if key is None:
+            raise UserError(f"image {name} has none of {', '.join(KEYS)}, but {', '.join(map(str, value))}")
+        value, label = value[key], value.get("label", -1)
+    if isinstance(value, Mapping) and value.get("bytes") is not None:  # as Hugging Face writes it
+        value = value["bytes"]
+    number = int(label) if isinstance(label, int | np.integer) else -1
+    if isinstance(value, bytes | Image.Image):
+        return value, number
+    if isinstance(value, str | Path):
+        return Path(value), number
+    array = np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
+    try:
+        if (fault := pixel_fault(array)) is not None:
+            raise BadPicture(fault)
+        return array_picture(array), number
+    except BadPicture as error:  # an array is no file: whoever made it can mend it
+        raise UserError(f"image {name} has {error}") from None
+
+
+def _header(item: Path | bytes | Image.Image) -> tuple[tuple[int, int], bool | None]:
+    """Width and height, and whether the picture is grey; None: only pixels tell. Raises BadPicture."""
+    if isinstance(item, Image.Image):
+        return item.size, is_grey(item)
+    with open_picture(item) as picture:
+        return picture.size, is_grey(picture)
+
+
+def _side(sizes: Sequence[tuple[int, int]]) -> int:
+    """The side of the images: that of the pictures if they are squares of one small size."""
+    sides = {side for size in sizes for side in size}
+    if len(sides) == 1 and max(sides) <= LARGE:
+        return sides.pop()
+    return SMALL if np.median([min(size) for size in sizes] or [0]) < 48 else LARGE
