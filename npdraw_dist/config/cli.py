@@ -39,7 +39,8 @@ FILES = {
 class Command(BaseSettings):
     """Base of a command's flags. The field `key` of a section is the flag `--section.key`.
 
-    first_flags: those that the short help names first. main_flags: its others; all if there are none. examples: command lines after the program.
+    first_flags: those that the short help names first. main_flags: its others; all if there are none.
+    examples: command lines after the program.
     """
 
     first_flags: ClassVar[tuple[str, ...]] = ()

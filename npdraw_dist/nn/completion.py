@@ -14,15 +14,25 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.core import editing
+from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.particles import AlignedRules, FreeRules, Kept, Rules, first_parts, weighted_particles
+from npdraw_dist.nn.particles import (
+    AlignedRules,
+    FreeRules,
+    Kept,
+    Rules,
+    SketchRules,
+    first_parts,
+    weighted_particles,
+)
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import log_prob
 
 STEPS = 2**15  # most steps computed at once, of all sequences: each has keys and values in each layer
+INK, SKETCH_NOISE = 0.4, 0.25  # difference from the paper that is ink; deviation of its pixels from a part's
 UNIFORM = 0.1  # share of the candidates that are drawn uniformly, so that none is impossible
 LAST = torch.iinfo(torch.int64).max
 
@@ -58,24 +68,41 @@ class Completer:
         self.typical = self.energy.argsort()[len(bank) // 2]
 
     @torch.no_grad()
-    def __call__(self, z: PartSequence, keep: Tensor, generator: Noise) -> PartSequence:
-        """z (B, T), keep (B, L) bool -> (B, T). Raises ValueError as `require_kept` does."""
+    def __call__(
+        self, z: PartSequence, keep: Tensor, generator: Noise, evidence: Tensor | None = None
+    ) -> PartSequence:
+        """z (B, T), keep (B, L) bool -> (B, T). Raises ValueError as `require_kept` does.
+
+        evidence: (B, L, K + 1), of a sketch (`evidence_of`); then nothing is visited, and the order is one of
+        places.
+        """
         kept = require_kept(z, keep, self.prior)
         effort = self.effort
-        if self.spec.where_given and not (keep[:, 1:] & ~keep[:, :-1]).any():
+        if evidence is not None:
+            effort = Effort(effort.particles, 0, 1)
+        elif self.spec.where_given and not (keep[:, 1:] & ~keep[:, :-1]).any():
             effort = Effort(1, 0, 1)  # no kept place comes after a free one: the prior's own draw is exact
         at_once = max(STEPS // (z.steps * max(effort.particles, effort.candidates)), 1)
-        done = [self._draw(kept[i : i + at_once], effort, generator) for i in range(0, len(z), at_once)]
+        chunks = [slice(i, i + at_once) for i in range(0, len(z), at_once)]
+        done = [
+            self._draw(kept[rows], effort, generator, None if evidence is None else evidence[rows])
+            for rows in chunks
+        ]
         drawn = PartSequence.cat(done)
         # If all is kept, the result is z itself, whatever the order of its steps.
         every = keep.all(1)[:, None]
         pairs = zip(vars(z).values(), vars(drawn).values(), strict=True)
         return PartSequence(*(torch.where(every, old, new) for old, new in pairs))
 
-    def _draw(self, kept: Kept, effort: Effort, generator: Noise) -> PartSequence:
+    def _draw(
+        self, kept: Kept, effort: Effort, generator: Noise, evidence: Tensor | None = None
+    ) -> PartSequence:
         particles = kept.repeat(effort.particles)
-        if isinstance(self.order, Free):
-            rules: Rules = FreeRules(self.prior, particles, self.temperature, self.order, self.energy)
+        if evidence is not None:
+            seen = evidence.repeat_interleave(effort.particles, 0)
+            rules: Rules = SketchRules(self.prior, particles, self.temperature, seen)
+        elif isinstance(self.order, Free):
+            rules = FreeRules(self.prior, particles, self.temperature, self.order, self.energy)
         else:
             rules = AlignedRules(self.prior, particles, self.temperature)
         found, log_weight = weighted_particles(self.prior, rules, effort.particles, generator)
@@ -152,6 +179,24 @@ class Completer:
         z = self.arranged(kept.repeat(m), drawn.repeat_interleave(m, 0), each)
         logits = self.prior(z).float32().map(lambda x: x / self.temperature)
         return log_prob(logits, z).view(-1, m)
+
+
+def evidence_of(grid: Grid, bank: Tensor, canvas: Tensor, sketch: Tensor) -> Tensor:
+    """log p(ink | part) of each place: (B, L, K + 1), at last without a part; 0 where no sketch is.
+
+    bank: parts (K, C, P, P). canvas: (B, C, h, w), on which the places `sketch` (B, L) bool were drawn by
+    hand. Pixels with ink are those of the part with noise of SKETCH_NOISE; paper says nothing, so what is
+    drawn can go on there.
+    """
+    paper = grid.background
+    inked = ((canvas - paper).abs().amax(1, keepdim=True) > INK).to(canvas)
+    cover = grid.fold_sum(grid.unfold(torch.ones_like(inked)))  # a pixel of many places counts once
+    weight = grid.unfold((inked / cover).expand_as(canvas)).flatten(2)  # (B, L, D)
+    pixels, parts = grid.unfold(canvas).flatten(2), bank.flatten(1)
+    error = (weight * pixels.square()).sum(2, keepdim=True)
+    error = error - 2 * (weight * pixels) @ parts.T + weight @ parts.square().T
+    none = (weight * (pixels - paper).square()).sum(2, keepdim=True)
+    return torch.cat([error, none], 2) * sketch[..., None] / (-2 * SKETCH_NOISE**2)
 
 
 def require_kept(z: PartSequence, keep: Tensor, prior: StepPrior) -> Kept:

@@ -14,10 +14,11 @@ from npdraw_dist.core import editing
 from npdraw_dist.core.animation import ANIMATED, GROWING_FRAMES
 from npdraw_dist.core.editing import mask_of, place_of
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.images import to_canvas
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.vocabulary import Condition
-from npdraw_dist.nn.completion import Completer, Effort
+from npdraw_dist.nn.completion import Completer, Effort, evidence_of
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.generative import SampleTrace, at_centres, seeded
 from npdraw_dist.nn.hard_draws import hard_loss
@@ -223,6 +224,7 @@ class NPDraw(Networks):
         seed: int | None = None,
         condition: Condition | Sequence[Condition] | None = None,
         guidance: float = 1.0,
+        sketch: Any = None,
     ) -> PartSequence | Drawings:
         """Draws all places anew but the kept ones, given these: a draw of about p(z' | kept places).
 
@@ -230,14 +232,27 @@ class NPDraw(Networks):
         are, with the u of x. keep: (L,) or (B, L) bool, or as `core.editing.mask_of` takes it; there z' holds
         exactly what z holds, also nothing. effort: how near to the exact distribution (`nn.completion`).
         temperature divides all logits of the prior; None: `spec.temperature`. seed: in place of a generator.
-        condition, guidance: as `given` takes them; a sequence has B. Raises ValueError on shapes, numbers or
-        places that do not fit this model, such as more steps than T.
+        condition, guidance: as `given` takes them; a sequence has B.
+
+        sketch: places, as keep, that were drawn by hand and are not kept: parts near to their ink, or to that
+        of the images x, take their place and may go on where there is none (`nn.completion.evidence_of`).
+
+        Raises UserError on a sketch in a free order, ValueError on shapes, numbers or places that do not fit
+        this model, such as more steps than T.
         """
         generator = seeded(self.device, generator, seed)
         given = x if isinstance(x, PartSequence) else self.drawings(x)
         z = given if isinstance(given, PartSequence) else given.z
         mask = mask_of(keep, self.spec.grid, len(z), "keep").to(z.where.device)
         mask = mask.expand(len(z), -1) if mask.ndim == 1 else mask
+        evidence = None
+        if sketch is not None:
+            if not self.spec.aligned:
+                raise UserError(f"a sketch needs order aligned; the model draws in {self.spec.order}")
+            by_hand = mask_of(sketch, self.spec.grid, len(z), "sketch").to(mask) & ~mask
+            drawn_on = isinstance(x, PartSequence | Drawings)
+            paper = self.render(z) if drawn_on else to_canvas(self.as_input(x), self.spec.downscale)
+            evidence = evidence_of(self.spec.grid, self.bank_parts, paper, by_hand)
         if condition is None or isinstance(condition, int | str):
             each = [condition] * len(z)
         elif len(condition) == len(z):
@@ -250,7 +265,8 @@ class NPDraw(Networks):
             prior = self.prior if told is None else self.given(told, guidance).prior
             completer = Completer(prior, self.bank_parts, heat, effort or Effort())
             index = torch.tensor(rows, device=z.where.device)
-            parts.append(completer(z[index], mask[index], generator))
+            seen = None if evidence is None else evidence[index]
+            parts.append(completer(z[index], mask[index], generator, seen))
             order += rows
         done = PartSequence.cat(parts)[torch.tensor(order, device=z.where.device).argsort()]
         return done if isinstance(given, PartSequence) else self.redrawn(done, given)

@@ -80,20 +80,44 @@ class AlignedRules(Rules):
         super().__init__(prior, kept, temperature)
         self.drawn, self.what = kept.of_places()
 
-    def draw(self, h: Tensor, step: int, generator: Noise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def chances(self, h: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """where (N,), log p of drawing there and of drawing nothing (N,), and the logits of what (N, K)."""
         where = torch.full((len(h),), step, device=h.device)
         logits = self.logits(h, where)
         yes, no = F.logsigmoid(logits.whether), F.logsigmoid(-logits.whether)
         if logits.where is not None:
             yes = yes + logits.where.log_softmax(-1)[:, step]
+        return where, yes, no, logits.what
+
+    def draw(self, h: Tensor, step: int, generator: Noise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        where, yes, no, logits = self.chances(h, step)
         either = torch.logaddexp(yes, no)
         noise = uniform(yes.shape, generator, yes)
-        whether, what = noise < (yes - either).exp(), categorical_sample(logits.what, generator)
+        whether, what = noise < (yes - either).exp(), categorical_sample(logits, generator)
         kept, drawn, part = self.kept.places[:, step], self.drawn[:, step], self.what[:, step]
-        log_part = logits.what.log_softmax(-1).gather(1, part[:, None])[:, 0]
+        log_part = logits.log_softmax(-1).gather(1, part[:, None])[:, 0]
         log_kept = torch.where(drawn, yes + log_part, no)
         log_weight = torch.where(kept, log_kept, either)
         return torch.where(kept, drawn, whether), where, torch.where(kept, part, what), log_weight
+
+
+class SketchRules(AlignedRules):
+    """As `AlignedRules`; a place that is not kept draws what is likely given the ink of a sketch too."""
+
+    def __init__(self, prior: StepPrior, kept: Kept, temperature: float, evidence: Tensor) -> None:
+        """evidence: (N, L, K + 1), log p(ink at the place | its part), at last without a part."""
+        super().__init__(prior, kept, temperature)
+        self.evidence = evidence
+
+    def draw(self, h: Tensor, step: int, generator: Noise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        where, yes, no, logits = self.chances(h, step)
+        each = torch.cat([yes[:, None] + logits.log_softmax(-1), no[:, None]], 1)
+        none, seen = each.shape[1] - 1, each + self.evidence[:, step]
+        kept, drawn, part = self.kept.places[:, step], self.drawn[:, step], self.what[:, step]
+        held = torch.where(drawn, part, none)
+        choice = torch.where(kept, held, categorical_sample(seen, generator))
+        log_weight = torch.where(kept, each.gather(1, held[:, None])[:, 0], seen.logsumexp(1))
+        return choice < none, where, torch.where(choice < none, choice, 0), log_weight
 
 
 class FreeRules(Rules):

@@ -141,7 +141,7 @@ def held_out(
 
 
 def classes_of(pictures: Rows) -> tuple[str, ...]:
-    """The names of the classes of a folder of pictures, also of those that are skipped; () of other images."""
+    """The names of the classes of a folder of pictures, skipped ones too; () of other images."""
     return _folders(Path(name) for name in (*pictures.ids, *(one.id for one in pictures.rejects)))
 
 

@@ -207,7 +207,11 @@ class Engine:
     def complete(self, request: schemas.CompleteRequest) -> Drawings:
         begun, how = self.drawing(request.z).repeated(request.n), request.temperature
         model = self.asked(request)
-        return model.complete(begun, request.keep, None, how, proposals.QUICK, seed=request.seed)
+        keep, sketch = request.keep, request.sketch
+        if not self.spec.aligned:
+            keep, sketch = [*keep, *sketch], []
+        by_hand = {"sketch": sketch} if sketch else {}
+        return model.complete(begun, keep, None, how, proposals.QUICK, seed=request.seed, **by_hand)
 
     def surprise(self, given: schemas.Latents) -> schemas.SurpriseResponse:
         nats = self.model.surprise(self.drawing(given))

@@ -108,6 +108,11 @@ class EditRequest(DecodeRequest):
 
 class CompleteRequest(SampleRequest, DecodeRequest):
     keep: Places = Field(description="places that stay as they are, also empty")
+    sketch: Places = Field(
+        [],
+        description="places drawn by hand: parts near to their ink take their place, and may go on beyond "
+        "it; they stay where the model draws in a free order",
+    )
     n: int = Field(4, ge=1, le=8, description="number of proposals")
 
 

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.completion import Completer, Effort
+from npdraw_dist.core.paste import render
+from npdraw_dist.nn.completion import INK, SKETCH_NOISE, Completer, Effort, evidence_of
+from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.networks import make_layout
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.particles import FreeRules, Kept, weighted_particles
@@ -113,6 +116,49 @@ def test_completions_have_the_conditional_distribution(
         assert value < exact + 0.04, name
         # The authors' steps depend little on later ones.
         assert naive > 3 * value or "network" in changes, name
+
+
+@pytest.mark.parametrize("heads", ["chained", "independent"])
+def test_a_finished_sketch_has_the_posterior_distribution(heads: str) -> None:
+    """p(z | a kept place) times p(ink | z), enumerated; paper says nothing."""
+    spec = spec_of("aligned", heads=heads)
+    prior, bank = strong(spec, 6)
+    grid, support, generator = spec.grid, every_arranged(spec, bank), seeded(6)
+    canvas = render(bank, support[5:6], grid)
+    canvas[..., :1] = grid.background
+    keep, sketch = torch.tensor([True, False, False, False]), torch.tensor([False, True, False, True])
+    evidence = evidence_of(grid, bank, canvas, sketch[None])
+    ink = ((canvas - grid.background).abs() > INK) & grid.fold_sum(
+        sketch[None, :, None, None, None] * torch.ones(1, 4, 1, 2, 2)
+    ).bool()
+    error = ((render(bank, support, grid) - canvas).square() * ink).sum((1, 2, 3))
+    assert 0 < ink.sum() < ink.numel()
+    p = given(prior, support, support[5:6], keep) * torch.exp(-error / (2 * SKETCH_NOISE**2))
+    p = p / p.sum()
+    exact = distance(spec, support[torch.multinomial(p, DRAWS, True, generator=generator)], support, p)
+    completer = Completer(prior, bank, 1.0, EFFORTS["particles"])
+    many = copies(support[5:6], DRAWS), keep.expand(DRAWS, -1)
+    drawn = completer(*many, generator, evidence.expand(DRAWS, -1, -1))
+    assert distance(spec, drawn, support, p) < exact + 0.04
+    without = completer(*many, generator, torch.zeros_like(evidence).expand(DRAWS, -1, -1))
+    assert distance(spec, without, support, p) > exact + 0.2
+
+
+def test_a_sketch_of_images_is_followed_by_its_own_ink() -> None:
+    model = tiny_model(tiny_spec())
+    x = torch.zeros(64, *model.spec.image_shape)
+    x[..., :1] = 1  # half of a place
+    nothing = torch.zeros(model.grid.places, dtype=torch.bool)
+    followed, free = (
+        model.complete(x, nothing, seed=0, sketch=sketch, temperature=1.0) for sketch in (":,:", None)
+    )
+    assert isinstance(followed, Drawings)
+    assert isinstance(free, Drawings)
+    away, before = (((one.canvas - x).square() * x).sum() for one in (followed, free))
+    assert away < before
+    path = tiny_model(tiny_spec("path"))
+    with pytest.raises(UserError, match="needs order aligned; the model draws in path"):
+        path.complete(x, nothing, seed=0, sketch=[1])
 
 
 @pytest.mark.parametrize("order", ORDER_NAMES)

@@ -186,6 +186,17 @@ def test_completions_keep_what_is_kept_also_nothing(served: Served) -> None:
     assert same["z"] == served.post("decode", z=z)["z"]
 
 
+def test_a_sketch_is_followed_or_stays(served: Served) -> None:
+    """In a free order the parts drawn by hand stay."""
+    z = served.post("sample", seed=1)["z"]
+    drawn = sorted({where for where, _ in held(z, served.everywhere)})
+    sketch, keep = drawn[1:], drawn[:1]
+    found = served.post("complete", z=z, keep=keep, sketch=sketch, n=4, seed=2)["drawings"]
+    stay = [held(drawing["z"], sketch) == held(z, sketch) for drawing in found]
+    assert all(held(drawing["z"], keep) == held(z, keep) for drawing in found)
+    assert all(stay) != served.model.spec.aligned
+
+
 def test_where_the_prior_draws_next(served: Served) -> None:
     z = served.post("sample", seed=1)["z"]
     found = served.post("next", z=z, n=3)

@@ -32,6 +32,7 @@ const change = (request, marks, remember = true) => inTurn(async () => {
   stop();
   const drawing = await json(...request());
   if (drawing.dropped) tell(`${counted(drawing.dropped)} of A removed: a drawing has at most ${model.steps}`);
+  drawing.sketched = (drawings.a.sketched ?? []).filter((place) => !marks.includes(place));   // what else put a part there
   await setA(drawing, marks, remember);
 });
 
@@ -48,6 +49,7 @@ const drawStroke = (points) => inTurn(async () => {
     const [touched, others] = [true, false].map((wanted) => places(0, rows * columns - 1).filter((place) => touches(points, place) === wanted));
     const same = others.every((place) => String(held(z, place)) === String(held(parsed.z, place)));
     const next = same ? parsed : await json("compose", {a: z, b: parsed.z, places: touched});
+    next.sketched = [...new Set([...(drawings.a.sketched ?? []), ...touched])];
     views.a.waiting.shift();
     await setA(next);
   } catch (error) { views.a.waiting.shift(); views.a.paint(); throw error; }

@@ -56,15 +56,17 @@ const load = (drawing, target = checked("target"), replay = true) => inTurn(asyn
 let proposed = 0;                         // seed of the proposals
 const finish = (keep) => inTurn(async () => {
   await halt(); invite(false);
-  const {z} = drawings.a; finish.keep = keep ?? (finish.base === z ? finish.keep : drawn(z)); finish.base = z;
+  const {z, sketched = []} = drawings.a, sketch = keep ? [] : drawn(z).filter((place) => sketched.includes(place));
+  finish.keep = keep ?? (finish.base === z ? finish.keep : drawn(z).filter((place) => !sketch.includes(place))); finish.base = z;
   proposed += 1;
-  const request = {z, keep: finish.keep, n: small() || model.steps > 64 ? 4 : 6, seed: proposed, temperature: Number(find("temperature").value), ...asked()};
+  const request = {z, keep: finish.keep, sketch, n: small() || model.steps > 64 ? 4 : 6, seed: proposed, temperature: Number(find("temperature").value), ...asked()};
   showPanel("finish");
   find("finish-hint").textContent = "The model draws …";
   find("proposals").replaceChildren(...Array.from({length: request.n}, () => Object.assign(document.createElement("span"), {className: "ghost"})));
   const found = (await json("complete", request).catch((error) => { find("proposals").replaceChildren(); find("finish-hint").textContent = ""; throw error; })).drawings;
   find("proposals").replaceChildren(...found.map((drawing, i) => card(drawing, `idea ${i + 1}`, () => load(drawing, "a", false))));
-  find("finish-hint").textContent = `${counted(drawn(z).length)} stay; the model draws the rest. Choose one.`;
+  const rest = drawn(z).length - sketch.length;
+  find("finish-hint").textContent = (sketch.length ? "The model follows your sketch. " : "") + (rest ? `${counted(rest)} stay; the model draws the rest. ` : "") + "Choose one.";
 });
 // ---------------------------------------------------------------- asking
 
