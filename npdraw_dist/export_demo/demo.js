@@ -168,9 +168,18 @@
   function stepBack(from, to) { if (from.length) { to.push(drawings.a); setA(from.pop(), [], false); } }
   const undo = () => stepBack(past, future), redo = () => stepBack(future, past);
 
+  const GUIDANCE = 1.5; // a little more than training: what is asked is seen
+  function asked() { // what the field says, as the prior takes it; undefined where it does not know that
+    const text = spec.asked.kind === "none" ? "" : find("words").value.trim();
+    try { return text ? {tokens: model.tokens(text), guidance: GUIDANCE} : null; } catch (error) { tell(error.message); return undefined; }
+  }
   function sampled(seed) {
-    const random = new NPDraw.Random(seed), z = model.sample(random, Number(find("temperature").value));
+    const random = new NPDraw.Random(seed), z = model.sample(random, Number(find("temperature").value), {asked: asked() ?? null});
     return {z, noise: model.noise(random)};
+  }
+  function drawAsked(event) {
+    event.preventDefault();
+    if (asked() !== undefined) { otherSeed("a"); sampleA(true); }
   }
   const seedOf = (name) => Number(find("seed-" + name).value) >>> 0;
   const otherSeed = (name) => { find("seed-" + name).value = Math.floor(Math.random() * 100000); };
@@ -178,7 +187,7 @@
   const sampleB = () => setB(sampled(seedOf("b")));
   function finish() { // keeps what is drawn up to the slider; the prior draws on
     const {z, noise} = drawings.a, count = Number(find("step").value), kept = count ? drawn(z)[count - 1].step + 1 : 0;
-    setA({z: model.sample(new NPDraw.Random(Math.floor(Math.random() * 2 ** 32)), Number(find("temperature").value), z, kept), noise});
+    setA({z: model.sample(new NPDraw.Random(Math.floor(Math.random() * 2 ** 32)), Number(find("temperature").value), {start: z, kept, asked: asked() ?? null}), noise});
     play(count);
   }
 
@@ -279,6 +288,8 @@
     const press = (id, run) => find(id).addEventListener("click", run);
     press("sample-a", () => { otherSeed("a"); sampleA(true); }); press("sample-b", () => { otherSeed("b"); sampleB(); });
     find("seed-a").addEventListener("change", () => sampleA(true)); find("seed-b").addEventListener("change", sampleB);
+    find("ask").hidden = spec.asked.kind === "none"; find("ask").addEventListener("submit", drawAsked);
+    find("words").placeholder = spec.asked.kind === "class" ? `${spec.asked.entries.slice(0, 3).join(", ")} …` : "what to draw, such as: cat face";
     press("play", toggle); press("finish", finish); press("save", save);
     press("undo", undo); press("redo", redo);
     find("step").addEventListener("input", () => { stop(); showStep(Number(find("step").value)); });

@@ -362,9 +362,19 @@ const NPDraw = (() => {
       this.blocks = Array.from({length: spec.prior.depth}, (_, i) => new Block(weights, `prior.blocks.${i}`, spec.prior, last));
     }
     // The logits before each step. The caller fills the step in z before it asks for the next.
-    * states(z) {
+    // asked: {tokens, guidance} of a condition, as nn/prior.py, GivenPrior takes them; null: none.
+    * states(z, asked = null) {
+      if (!asked) { yield* this.walk(z); return; }
+      const pairs = [this.walk(z, asked.tokens), this.walk(z)], mixed = (c, u) => u + asked.guidance * (c - u);
+      const all = (c, u) => c.map((value, i) => mixed(value, u[i]));
+      for (let found = pairs.map((walk) => walk.next()); !found[0].done; found = pairs.map((walk) => walk.next())) {
+        const [given, free] = found.map(({value}) => value);
+        yield {whether: mixed(given.whether, free.whether), where: given.where && all(given.where, free.where), what: (where) => all(given.what(where), free.what(where))};
+      }
+    }
+    * walk(z, told = []) {
       const caches = this.blocks.map(() => []);
-      for (const [token, ahead] of this.tokens(z)) {
+      for (const [token, ahead] of this.tokens(z, told)) {
         let x = token;
         this.blocks.forEach((block, i) => { x = block.step(x, caches[i]); });
         if (!ahead) yield this.logits(x);
@@ -387,6 +397,7 @@ const NPDraw = (() => {
       this.where = spec.where_given ? null : weights.linear("prior.where_head");
       this.state = weights.linear("prior.what_state"); this.what = weights.linear("prior.what_head");
       this.chosen = weights.maybe("prior.chosen_place.weight"); this.scale = weights.maybe("prior.head_place");
+      this.entry = weights.maybe("prior.told.entry"); this.ahead = weights.maybe("prior.told.position");
     }
     added(where, what) { // what a part at a place adds to the running sum
       const {width} = this, parts = this.spec.parts;
@@ -395,7 +406,10 @@ const NPDraw = (() => {
       const product = row(this.codes, what, rank).map((code, i) => code * place[i]);
       return plus(plus(this.out(product), row(this.part, what, width)), row(this.place, where, width));
     }
-    * tokens(z) {
+    * tokens(z, told) { // told: entries of the vocabulary from 1 on
+      for (let t = 0; this.ahead && t < this.ahead.shape[0]; t += 1) {
+        yield [plus(row(this.entry, told[t] || 0, this.width), row(this.ahead, t, this.width)), true];
+      }
       const nothing = new Float32Array(this.width);
       let before = nothing, canvas = nothing;
       for (let t = 0; t < this.spec.steps; t += 1) {
@@ -547,11 +561,22 @@ const NPDraw = (() => {
       const zeros = () => new Array(this.spec.steps).fill(0);
       return {whether: zeros().map(() => false), where: zeros(), what: zeros()};
     }
-    // z ~ p(z). start: a drawing whose first `kept` steps are kept.
-    sample(random, temperature = 1, start = null, kept = 0) {
+    // The entries that a text names, from 1 on. Throws an error that names what is not known (core/vocabulary.py).
+    tokens(text) {
+      const {kind, entries} = this.spec.asked, words = kind === "class" ? [text.trim()] : text.toLowerCase().match(/[\p{L}\p{N}_]+/gu) || [];
+      const most = this.prior.ahead.shape[0];
+      if (words.length > most) throw new Error(`more than ${most} words`);
+      return words.map((word) => {
+        const index = entries.indexOf(word);
+        if (index < 0) throw new Error(`the model does not know “${word}”`);
+        return index + 1;
+      });
+    }
+    // z ~ p(z), or p(z|asked) as of `states`. start: a drawing whose first `kept` steps are kept.
+    sample(random, temperature = 1, {start = null, kept = 0, asked = null} = {}) {
       const z = this.empty(), {where_given: given, steps} = this.spec;
       let t = 0;
-      for (const logits of this.prior.states(z)) {
+      for (const logits of this.prior.states(z, asked)) {
         if (t < kept) [z.whether[t], z.where[t], z.what[t]] = [start.whether[t], start.where[t], start.what[t]];
         else {
           z.whether[t] = random.uniform() < sigmoid(logits.whether / temperature);
@@ -566,10 +591,10 @@ const NPDraw = (() => {
     canonical({whether, where, what}) { // 0 where nothing is drawn
       return {whether: whether.slice(), where: where.map((x, t) => whether[t] ? x : 0), what: what.map((x, t) => whether[t] ? x : 0)};
     }
-    logProbs(z) { // (T): log p of each step given those before it, in nats
+    logProbs(z, asked = null) { // (T): log p of each step given those before it, in nats; asked: as of `states`
       const found = new Float64Array(this.spec.steps), fed = this.empty();
       let t = 0;
-      for (const logits of this.prior.states(fed)) {
+      for (const logits of this.prior.states(fed, asked)) {
         found[t] = -softplus(z.whether[t] ? -logits.whether : logits.whether);
         if (z.whether[t]) {
           if (logits.where) found[t] += logSoftmaxAt(logits.where, z.where[t]);

@@ -54,8 +54,8 @@ _RESIDUAL = r"(norm1|norm2|conv1|conv2)"
 # The networks that model.js computes, and the names of their layers there. Another network, or a layer that a
 # later version adds, is refused.
 KNOWN: dict[type[nn.Module], str] = {
-    Prior: rf"position|blank|(last|norm|whether_head|where_head|what_state|what_head|part|place|chosen_place|"
-    rf"drawn\.out|{_BLOCK})\.(weight|bias)",
+    Prior: rf"position|blank|told\.position|(last|norm|whether_head|where_head|what_state|what_head|part|"
+    rf"place|chosen_place|drawn\.out|{_BLOCK})\.(weight|bias)",
     CanvasPrior: rf"first|position|(stem\.[024]|(whether|where|what)_head\.[02]|{_BLOCK})\.(weight|bias)",
     Decoder: rf"(inlet|outlet\.[02]|last|blocks\.\d+\.{_RESIDUAL})\.(weight|bias)",
     StridedDecoder: r"layers\.\d+(\.layers\.[0134])?\.(weight|bias)",
@@ -64,7 +64,7 @@ KNOWN: dict[type[nn.Module], str] = {
 }
 # Layers of the posterior, and those that are folded into other tensors.
 LEFT_OUT = re.compile(
-    r"(encoder|of_image|drawn\.(weight|place|code|(look|common|head|head_place).*)|bank_parts)\b.*"
+    r"(encoder|of_image|drawn\.(weight|place|code|(look|common|head|head_place).*)|bank_parts|told\.word)\b.*"
 )
 
 
@@ -127,6 +127,7 @@ def describe(model: NPDraw) -> dict[str, Any]:
         "where_given": spec.where_given,
         "prior": {name: getattr(spec.prior, name) for name in PRIOR_SIZES},
         "authors": spec.authors,
+        "asked": {"kind": spec.prior.condition, "entries": list(model.vocabulary.entries)},
         "decoder_depth": spec.decoder_depth,
         "appearance": _appearance(model.appearance),
         "likelihood": {
@@ -242,10 +243,13 @@ def _layers(network: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
 def _folded(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """What the prior's running sum adds: `table` (L * K, W); or `places` (L, R) and `codes` (K, R).
 
-    Of a table of pixels also what belongs to each part, in the names of the free weights.
+    Of a table of pixels also what belongs to each part, in the names of the free weights; of a prior with a
+    condition the tokens of its entries, `told.entry` (1 + V, W), without their position.
     """
     if not isinstance(network, Prior):
         return
+    if network.told is not None:
+        yield "told.entry", network.told.entries()
     drawn = network.drawn
     if type(drawn) is JointTable:
         assert network.part is not None

@@ -272,9 +272,16 @@ class Told(nn.Module):
     def forward(self, condition: Tensor | None, batch: int) -> Tensor:
         if condition is None:
             condition = self.inner.new_zeros(1, self.tokens)
-        inner = self.inner[condition]  # (B, A, pieces)
+        return (self._vectors(condition) + self.position).expand(batch, -1, -1)
+
+    def entries(self) -> Tensor:
+        """(1 + V, W): what each entry of the vocabulary adds to a position; first that of no word."""
+        return self._vectors(torch.arange(len(self.inner), device=self.inner.device))
+
+    def _vectors(self, tokens: Tensor) -> Tensor:
+        inner = self.inner[tokens]  # (..., pieces)
         of_pieces = (F.embedding(inner, self.word) * (inner > 0)[..., None]).sum(-2)
-        return (F.embedding(condition, self.word) + of_pieces + self.position).expand(batch, -1, -1)
+        return F.embedding(tokens, self.word) + of_pieces
 
 
 def dropped(condition: Tensor, noise: Noise) -> Tensor:

@@ -15,7 +15,7 @@ from npdraw_dist.export_demo.page import Facts, demo_page
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.steps import log_prob_steps
 from tests.helpers.studio import SIGHTS, open_chromium, violations
-from tests.helpers.tiny_models import random_drawings, tiny_model, tiny_spec
+from tests.helpers.tiny_models import random_drawings, shaken, tiny_model, tiny_spec
 
 pytestmark = pytest.mark.slow
 
@@ -57,9 +57,15 @@ def browser() -> Iterator[Any]:
         yield opened
 
 
-def rounded(name: str) -> NPDraw:
-    """A model of random weights that float16 holds, and parts of bytes, so that the file is exact."""
-    model = tiny_model(tiny_spec(**SETTINGS[name]))
+def rounded(name: str, **asked: Any) -> NPDraw:
+    """A model of random weights that float16 holds, and parts of bytes, so that the file is exact.
+
+    asked: what its prior is told.
+    """
+    spec = tiny_spec(**SETTINGS[name])
+    model = tiny_model(spec.model_copy(update={"prior": spec.prior.model_copy(update=asked)}))
+    if asked:
+        shaken(model.prior.told, 0.7)  # type: ignore[arg-type]  # so that words differ
     with torch.no_grad():
         for value in model.state_dict().values():
             value.copy_(value.half())
@@ -128,6 +134,37 @@ def test_the_page_computes_what_torch_computes(shown: tuple[NPDraw, Any]) -> Non
     assert all(far[key] < (prior if key == "log_probs" else 1e-4) for key in far), far
 
 
+WORDS = ("red", "big", "reddish", "##r", "##e", "##d", "##dish")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("asked", "entries"), [("words", WORDS), ("class", ("cat", "a dog"))])
+def test_the_page_draws_what_it_is_asked_for(
+    browser: Any, tmp_path: Path, asked: str, entries: tuple[str, ...]
+) -> None:
+    """Under the field's condition log p is torch's, with guidance too; the field is drawn."""
+    model = rounded("digits", condition=asked, vocabulary=entries)
+    text = "Big, reddish" if asked == "words" else "a dog"
+    z = random_drawings(model.spec, 1)
+    call = "([z, text, guidance]) => [...demo.model.logProbs(z, {tokens: demo.model.tokens(text), guidance})]"
+    with opened(browser, tmp_path, model) as tab:
+        for guidance in (1.0, 1.7):
+            wanted = log_prob_steps(model.given(text, guidance).prior(z).float32(), z)[0]
+            found = torch.tensor(tab.evaluate(call, [as_json(z, 0), text, guidance]))
+            assert (found - wanted).abs().max() < 5e-3
+            assert (found - log_prob_steps(model.prior(z), z)[0]).abs().max() > 0.01
+        before = tab.evaluate("demo.drawings.a.z")
+        tab.get_by_label("What to draw").fill(text)
+        tab.get_by_role("button", name="Draw it").click()
+        after = tab.evaluate("demo.drawings.a.z")
+        assert after != before
+        tab.get_by_label("What to draw").fill("owl")
+        tab.get_by_role("button", name="Draw it").click()
+        tab.get_by_text("the model does not know “owl”").wait_for()
+        assert tab.evaluate("demo.drawings.a.z") == after
+        assert violations(tab) == []
+
+
 def test_the_edits_of_the_page_are_those_of_the_library(shown: tuple[NPDraw, Any]) -> None:
     model, tab = shown
     order, places = model.spec.order, [1, 2]
@@ -161,7 +198,9 @@ def test_samples_follow_the_prior(browser: Any, tmp_path: Path) -> None:
       return found; }"""
     with opened(browser, tmp_path, model) as tab:
         drawn, again = tab.evaluate(probe, 400), tab.evaluate(probe, 400)
-        prefix = tab.evaluate("(z) => demo.model.sample(new NPDraw.Random(1), 1, z, 5)", drawn[0])
+        prefix = tab.evaluate(
+            "(z) => demo.model.sample(new NPDraw.Random(1), 1, {start: z, kept: 5})", drawn[0]
+        )
     assert drawn == again
     assert [prefix[key][:5] for key in prefix] == [drawn[0][key][:5] for key in prefix]
     z = PartSequence(*(torch.tensor([one[key] for one in drawn]) for key in ("whether", "where", "what")))
