@@ -25,6 +25,8 @@ from npdraw_dist.pipeline.fit_images import (
     labelled,
     pictures_of,
     reasons,
+    seen_of,
+    write_dataset,
     write_shards,
 )
 from npdraw_dist.pipeline.models import BANK, SourceModel, load_model
@@ -61,7 +63,8 @@ def fit(
     """Trains a model on `images`, and returns it, in eval mode on the CPU, with its `history`.
 
     images: a folder of pictures; an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats
-    in [0, 1]; a Ray Dataset with a column `image`; or a sequence of arrays, tensors, PIL images, paths, or
+    in [0, 1]; a Ray Dataset with a column `image`, of which some decide the settings and no process holds
+    all, so that its cluster has to see the storage; or a sequence of arrays, tensors, PIL images, paths, or
     dicts or tuples with one of these, such as a torch Dataset. Those that cannot be read are skipped and
     listed. What they are decides the sizes, the likelihood and the preset, which are printed.
 
@@ -104,9 +107,12 @@ def fit(
             nested = merge(_with_bank(bank, root, called), nested)
         asked = nested.get("data", {})
         framed = {key: asked[key] for key in ("fit", "background") if key in asked}
-        pictures = pictures_of(images, image_size, **framed)
+        seen, count = seen_of(images)
+        pictures = pictures_of(seen, image_size, **framed)
         classes = classes_of(pictures)
         if labels is not None:
+            if count is not None:
+                raise UserError("labels are for a list of images; a Ray Dataset has a column `label`")
             pictures, classes = labelled(pictures, labels, nested.get("prior", {}).get("condition"))
             nested = merge({"prior": {"condition": "class" if classes else "words"}}, nested)
         held = None
@@ -114,21 +120,25 @@ def fit(
             if labels is not None and valid_labels is None:
                 raise UserError("the images have labels, those for validation have none; give valid_labels")
             held = held_out(valid, valid_labels, pictures, classes, framed)
-        suiting, chosen = suited(pictures)
+        suiting, chosen = suited(pictures, count)
         preset = preset or suiting
         if start_from is not None:  # else the model says what the network is
             sizes = {name: value for name, value in chosen["data"].items() if name != "binarize"}
             chosen = {"data": sizes, "eval": chosen["eval"], "scale": chosen["scale"]}
         if nested.get("init", {}).get("bank") is not None:
             chosen.pop("bank")  # it has as many parts as it has
-        data = {"source": "parquet", "path": write_shards(pictures, held, classes, root, called)}
+        if count is None:
+            where = write_shards(pictures, held, classes, root, called)
+        else:
+            where = write_dataset(images, held, root, called)
+        data = {"source": "parquet", "path": where}
         asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers or int(ray)}}, nested)
         experiment = resolve(preset, None, asked)
         if minutes is not None:
             experiment = resolve(
                 preset, None, merge(asked, _budgets(experiment, minutes, root, called), nested)
             )
-        _say(experiment, preset, pictures)
+        _say(experiment, preset, pictures, count)
         shown = not temporary
         store = start(experiment, root, called, experiment.stage_names, shown, watchers=callbacks)
         model = load_model(store.shown("model"))
@@ -185,12 +195,13 @@ def _start_from(init: GenerativeModel | str | Path | None, storage: str, name: s
     return folder
 
 
-def _say(experiment: Experiment, preset: str, pictures: Rows) -> None:
+def _say(experiment: Experiment, preset: str, pictures: Rows, count: int | None) -> None:
+    """count: of a Ray Dataset, of which the pictures are some."""
     channels, height, width = experiment.data.shape
     kind = "colour" if channels == 3 else "grey"
     parts = f", {experiment.bank.size} parts" if "bank" in experiment.stage_names else ""
     console.print(
-        f"fit: {len(pictures):,} {kind} images of {height}x{width} on {experiment.grid.background}; "
+        f"fit: {count or len(pictures):,} {kind} images of {height}x{width} on {experiment.grid.background}; "
         f"preset {preset}, likelihood {experiment.vae.likelihood}, binarize {experiment.data.binarize}{parts}"
     )
     if skipped := pictures.rejects:
@@ -209,9 +220,10 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def suited(pictures: Rows) -> tuple[str, dict[str, Any]]:
-    """The preset for these pictures, and what differs from it."""
-    count, channels, size, _ = pictures.images.shape
+def suited(pictures: Rows, count: int | None = None) -> tuple[str, dict[str, Any]]:
+    """The preset for these pictures, or for `count` like them, and what differs from it."""
+    shown, channels, size, _ = pictures.images.shape
+    count = count or shown
     scale = 1 if size <= LARGEST_CANVAS else 2
     if size % scale or size > 2 * LARGEST_CANVAS:
         raise UserError(f"image_size {size}: take at most {LARGEST_CANVAS}, or an even side up to 72")

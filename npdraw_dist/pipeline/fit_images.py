@@ -3,6 +3,7 @@
 Shapes: N images, C channels, S side of the square.
 """
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -34,9 +36,15 @@ from npdraw_dist.data.rows import Reject, Rows
 SHARD_ROWS = 2048
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
+SEEN = 1000  # pictures of a Ray Dataset that decide sizes and settings
 SHOWN = 3  # names of skipped pictures in a warning
 
 Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
+
+
+def seen_of(images: Any) -> tuple[Any, int | None]:
+    """The images that decide the settings: of a Ray Dataset some, and how many there are; else all, None."""
+    return (images.take(SEEN), images.count()) if is_dataset(images) else (images, None)
 
 
 def pictures_of(
@@ -183,6 +191,42 @@ def write_shards(rows: Rows, held: Rows | None, classes: Sequence[str], storage:
     return root if isinstance(filesystem, fs.LocalFileSystem) else folder
 
 
+def is_dataset(images: Any) -> bool:
+    """Whether images are a Ray Dataset, which is never held as a whole."""
+    return hasattr(images, "take") and hasattr(images, "write_parquet")
+
+
+def write_dataset(dataset: Any, held: Rows | None, storage: str, name: str) -> str:
+    """Writes the pictures of a Ray Dataset as shards beside the run, on the cluster; returns their folder.
+
+    A later start finds them there. Raises UserError if there are others in number.
+    """
+    folder = f"{storage.rstrip('/')}/{name}-images"
+    filesystem, root = open_filesystem(folder)
+    where = f"{root}/train"
+    if there := [path for path, _ in list_files(filesystem, where)]:
+        rows = sum(pq.ParquetFile(filesystem.open_input_file(path)).metadata.num_rows for path in there)
+        if rows != dataset.count():
+            raise UserError(f"{folder} holds other images than these; take another name")
+    else:
+        dataset.map(_encoded).write_parquet(where, filesystem=filesystem)
+    if held is not None:
+        write_bytes(filesystem, f"{root}/valid/images.parquet", to_parquet(held))
+    return root if isinstance(filesystem, fs.LocalFileSystem) else folder
+
+
+def _encoded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a Ray Dataset as the source `parquet` takes it. Runs on any node."""
+    picture, label = _picture_and_label(row, "of the dataset")
+    if isinstance(picture, Path):
+        picture = picture.read_bytes()
+    elif isinstance(picture, Image.Image):
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        picture = file.getvalue()
+    return {"image": picture, "label": label}
+
+
 def _files(folder: str | Path) -> dict[Path, Path]:
     """Path below the folder -> path, of its pictures."""
     root = Path(folder).expanduser()
@@ -201,7 +245,7 @@ def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
         return lambda: ((str(name), path, labels[name]) for name, path in files.items())
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim not in (3, 4):
         raise UserError(f"images are (N, H, W), (N, H, W, C) or (N, C, H, W), not {tuple(images.shape)}")
-    if hasattr(images, "iter_rows"):  # a Ray Dataset
+    if hasattr(images, "iter_rows"):  # a Ray Dataset of validation
         rows = images.iter_rows
     elif hasattr(images, "__len__"):
         rows = partial(map, images.__getitem__, range(len(images)))

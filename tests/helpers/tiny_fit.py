@@ -45,8 +45,8 @@ def fit_few(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         found = pictures_of(images, image_size)
         return found.take(range(0, len(found), max(len(found) // count, 1)))
 
-    def quickly(pictures: Rows) -> tuple[str, dict[str, Any]]:
-        preset, settings = suited(pictures)
+    def quickly(pictures: Rows, count: int | None) -> tuple[str, dict[str, Any]]:
+        preset, settings = suited(pictures, count)
         return preset, merge(settings, FITTED)
 
     monkeypatch.setattr(fit, "pictures_of", few)

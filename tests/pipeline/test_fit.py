@@ -24,7 +24,7 @@ from npdraw_dist.data import rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.nn.baselines.vqvae import VQVAE
 from npdraw_dist.nn.objective import VAEObjective
-from npdraw_dist.pipeline import bank, fit, parse, prior, run, vae
+from npdraw_dist.pipeline import bank, fit, fit_images, parse, prior, run, vae
 from npdraw_dist.pipeline.fit import suited
 from npdraw_dist.pipeline.fit_images import labelled, pictures_of
 from npdraw_dist.pipeline.inputs import claim
@@ -290,6 +290,39 @@ def test_a_given_bank_is_drawn_with(
     assert "is another bank" in refused(train.main, *flags, "--init.sha256", "0" * 64)
     nowhere = refused(train.main, "--init.bank", str(tmp_path / "none"), "--dry-run")
     assert "holds no bank.safetensors" in nowhere
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_ray_dataset_stays_on_its_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some rows decide the settings; the others never come to this process."""
+    from ray.data import Dataset, from_items
+
+    rows, came, real = [{"image": image, "label": 1} for image in strokes()], list[Any](), Dataset.iter_rows
+
+    def counted(dataset: Any, *arguments: Any, **options: Any) -> Any:
+        for row in real(dataset, *arguments, **options):
+            came.extend([row] if "image" in row else [])  # the pipeline has data sets of its own
+            yield row
+
+    monkeypatch.setattr(Dataset, "iter_rows", counted)
+    monkeypatch.setattr(fit_images, "SEEN", 20)
+    where: dict[str, Any] = {"name": "bars", "storage": str(tmp_path)}
+    model = npdraw_dist.fit(from_items(rows), **SMALL, **where)
+    assert 0 < len(came) <= 20
+    assert isinstance(model, NPDraw)
+    assert model.draw(2, seed=0).images.shape == (2, 1, 12, 12)
+    assert "60 grey images of 12x12" in capsys.readouterr().out
+    store = Store.open(str(tmp_path), "bars")
+    assert sum(len(store.parses(split)) for split in ("train", "valid")) == 60
+    npdraw_dist.fit(from_items(rows), **SMALL, **where)
+    assert "all done" in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds other images than these"):
+        npdraw_dist.fit(from_items(rows[:50]), **SMALL, **where)
+    with pytest.raises(UserError, match="has a column `label`"):
+        npdraw_dist.fit(from_items(rows), labels=[1] * 60)
 
 
 def test_what_a_callback_raises_ends_the_training() -> None:
