@@ -110,13 +110,13 @@ def test_each_stroke_is_parsed_and_changes_what_it_touches(studio: Studio) -> No
     studio.wait("image")
     assert studio.parts() == first
     studio.press("Finish")
-    studio.page.get_by_text("The model follows your sketch.").wait_for()
+    studio.page.get_by_text("The model follows your sketch.").wait_for(state="attached")
     assert studio.sent("complete")[-1]["sketch"] == list(first)
     assert studio.sent("complete")[-1]["keep"] == []
     studio.page.locator("#proposals button").first.click()  # its parts are no sketch
     studio.wait("image")
     studio.press("Finish")
-    studio.page.get_by_text("the model draws the rest").wait_for()
+    studio.page.get_by_text("the model draws the rest").wait_for(state="attached")
     assert studio.sent("complete")[-1]["sketch"] == []
 
 
