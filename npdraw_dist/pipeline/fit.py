@@ -20,6 +20,8 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.pipeline.fit_images import (
+    LARGEST_CANVAS,
+    canvas_scale,
     classes_of,
     held_out,
     labelled,
@@ -36,7 +38,6 @@ from npdraw_dist.pipeline.run import start
 from npdraw_dist.pipeline.store import CONFIG, Store, Watcher
 from npdraw_dist.training.metrics_log import read_metrics
 
-LARGEST_CANVAS = 36  # largest side of an image that is its own canvas
 BINARY, NEAR_BINARY = 0.02, 0.3  # shares of values between black and white
 PATCHES_OF_A_PART = 50
 BUDGETS = ("images", "relaxed_images", "plain_images")  # of the VAE
@@ -74,7 +75,7 @@ def fit(
 
     valid, valid_labels: other images of any kind, and what they show, for validation; None: a tenth of the
     images. preset: another preset. image_size: the side that pictures are padded (or with `data.fit` cropped)
-    and resized to, at most 72. name, storage: of the run folder, as for the command, which `npdraw train`
+    and resized to, at most 144. name, storage: of the run folder, as for the command, which `npdraw train`
     resumes and the same call finds done; without both it is temporary. num_workers: 0 trains in this process,
     without Ray; others on Ray, on the cluster that RAY_ADDRESS names if there is one. ray: also with one
     worker. minutes: about how long to train, in this process; a few steps find the budgets; None: the
@@ -224,9 +225,11 @@ def suited(pictures: Rows, count: int | None = None) -> tuple[str, dict[str, Any
     """The preset for these pictures, or for `count` like them, and what differs from it."""
     shown, channels, size, _ = pictures.images.shape
     count = count or shown
-    scale = 1 if size <= LARGEST_CANVAS else 2
-    if size % scale or size > 2 * LARGEST_CANVAS:
-        raise UserError(f"image_size {size}: take at most {LARGEST_CANVAS}, or an even side up to 72")
+    scale = canvas_scale(size)
+    if scale is None:
+        raise UserError(
+            f"image_size {size}: no canvas of at most {LARGEST_CANVAS} fits it; take 32, 64, 96 or 128"
+        )
     data = {"image_size": size, "channels": channels, "binarize": "none", "test_fraction": 0.0}
     pixels = pictures.images
     edges = float(pixels[..., [0, -1], :].mean() + pixels[..., [0, -1]].mean()) / 2

@@ -35,6 +35,7 @@ from npdraw_dist.data.rows import Reject, Rows
 
 SHARD_ROWS = 2048
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
+LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # pixels of a side; an image has up to 4 times as many
 KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
 SEEN = 1000  # pictures of a Ray Dataset that decide sizes and settings
 SHOWN = 3  # names of skipped pictures in a warning
@@ -291,9 +292,15 @@ def _header(item: Path | bytes | Image.Image) -> tuple[tuple[int, int], bool | N
         return picture.size, is_grey(picture)
 
 
+def canvas_scale(side: int) -> int | None:
+    """Side of an image -> by what it is larger than its canvas; None: no canvas is small enough."""
+    scales = range(1, LARGEST_SCALE + 1)
+    return next((n for n in scales if side % n == 0 and side // n <= LARGEST_CANVAS), None)
+
+
 def _side(sizes: Sequence[tuple[int, int]]) -> int:
     """The side of the images: that of the pictures if they are squares of one small size."""
     sides = {side for size in sizes for side in size}
-    if len(sides) == 1 and max(sides) <= LARGE:
-        return sides.pop()
+    if len(sides) == 1 and (side := sides.pop()) <= LARGE and canvas_scale(side):
+        return side
     return SMALL if np.median([min(size) for size in sizes] or [0]) < 48 else LARGE

@@ -104,8 +104,16 @@ def test_the_settings_follow_from_the_images() -> None:
         preset, settings = chosen(images)
         asked = {**settings, "data": {**settings["data"], "source": "parquet", "path": "x"}}
         assert resolve(preset, None, asked).scale.here
-    with pytest.raises(UserError, match="image_size 100"):
-        chosen(np.zeros((4, 1, 100, 100), np.uint8))
+    for side, scale in ((36, 1), (64, 2), (96, 3), (100, 4), (128, 4)):
+        assert chosen(np.zeros((4, 1, side, side), np.uint8))[1]["grid"]["downscale"] == scale
+    for side in (61, 160):
+        with pytest.raises(UserError, match=f"image_size {side}"):
+            chosen(np.zeros((4, 1, side, side), np.uint8))
+
+
+@pytest.mark.parametrize(("side", "chosen_side"), [(60, 60), (61, 64)])
+def test_pictures_of_one_small_size_keep_it_where_a_canvas_fits_it(side: int, chosen_side: int) -> None:
+    assert pictures_of([Image.new("L", (side, side))] * 2).images.shape[-1] == chosen_side
 
 
 def test_a_named_run_is_kept_and_found_again(
