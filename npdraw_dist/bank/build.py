@@ -124,8 +124,8 @@ def extend_bank(
         different = len(unique_rows(badly)) if len(badly) else 0
         if different < added:
             raise UserError(
-                f"bank.size is {settings.size}, but the {len(old)} parts at the start fit all but "
-                f"{different} different patches of the new images well; lower it"
+                f"bank.size is {settings.size}, but the {len(old)} parts that the run starts with fit all "
+                f"but {different} different patches of the new images well; lower it"
             )
         only = settings.model_copy(update={"size": added})
         new, facts = build_bank(badly, old.channels, only, seed, gpu)

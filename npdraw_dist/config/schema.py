@@ -54,8 +54,8 @@ class InitConfig(Section):
     )
     bank: Annotated[str | None, NO_EFFECT_ON_RESULT] = Field(
         None,
-        description="a part bank that the run takes: of `npdraw bank`, or of another run; a larger bank.size "
-        "adds parts of the run's images",
+        description="a part bank that the run takes, with number and size of its parts: of `npdraw bank`, or "
+        "of another run; a larger bank.size adds parts of the run's images",
     )
     sha256: Annotated[str | None, FOUND] = Field(
         None, description="of the weights of init.model, or of the file of init.bank"

@@ -289,7 +289,7 @@
     press("sample-a", () => { otherSeed("a"); sampleA(true); }); press("sample-b", () => { otherSeed("b"); sampleB(); });
     find("seed-a").addEventListener("change", () => sampleA(true)); find("seed-b").addEventListener("change", sampleB);
     find("ask").hidden = spec.asked.kind === "none"; find("ask").addEventListener("submit", drawAsked);
-    find("words").placeholder = spec.asked.kind === "class" ? `${spec.asked.entries.slice(0, 3).join(", ")} …` : "what to draw, such as: cat face";
+    find("words").placeholder = spec.asked.kind === "class" ? `${spec.asked.entries.slice(0, 3).join(", ")} …` : "what to draw";
     press("play", toggle); press("finish", finish); press("save", save);
     press("undo", undo); press("redo", redo);
     find("step").addEventListener("input", () => { stop(); showStep(Number(find("step").value)); });
@@ -303,7 +303,7 @@
     });
     document.addEventListener("keydown", (e) => {
       const key = e.key.toLowerCase();
-      if ((e.ctrlKey || e.metaKey) && !e.target.matches("input[type=number]") && (key === "z" || key === "y")) {
+      if ((e.ctrlKey || e.metaKey) && !e.target.matches("input[type=number], input[type=text]") && (key === "z" || key === "y")) {
         e.preventDefault();
         if (key === "y" || e.shiftKey) redo(); else undo();
       } else if (key === " " && !e.target.matches("button, input, summary, a")) { e.preventDefault(); toggle(); }

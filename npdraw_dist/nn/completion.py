@@ -32,7 +32,7 @@ from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import log_prob
 
 STEPS = 2**15  # most steps computed at once, of all sequences: each has keys and values in each layer
-INK, SKETCH_NOISE = 0.4, 0.25  # difference from the paper that is ink; deviation of its pixels from a part's
+INK, SKETCH_NOISE = 0.4, 0.25  # least difference from the paper that is ink; std of a drawn pixel
 UNIFORM = 0.1  # share of the candidates that are drawn uniformly, so that none is impossible
 LAST = torch.iinfo(torch.int64).max
 
@@ -73,8 +73,8 @@ class Completer:
     ) -> PartSequence:
         """z (B, T), keep (B, L) bool -> (B, T). Raises ValueError as `require_kept` does.
 
-        evidence: (B, L, K + 1), of a sketch (`evidence_of`); then nothing is visited, and the order is one of
-        places.
+        evidence: (B, L, K + 1), of a sketch (`evidence_of`), for order aligned alone. Then no place is
+        visited, since the particles are weighted exactly.
         """
         kept = require_kept(z, keep, self.prior)
         effort = self.effort
@@ -182,7 +182,7 @@ class Completer:
 
 
 def evidence_of(grid: Grid, bank: Tensor, canvas: Tensor, sketch: Tensor) -> Tensor:
-    """log p(ink | part) of each place: (B, L, K + 1), at last without a part; 0 where no sketch is.
+    """log p(ink | part) of each place: (B, L, K + 1); the last entry is that of no part. 0 without a sketch.
 
     bank: parts (K, C, P, P). canvas: (B, C, h, w), on which the places `sketch` (B, L) bool were drawn by
     hand. Pixels with ink are those of the part with noise of SKETCH_NOISE; paper says nothing, so what is
@@ -191,7 +191,7 @@ def evidence_of(grid: Grid, bank: Tensor, canvas: Tensor, sketch: Tensor) -> Ten
     paper = grid.background
     inked = ((canvas - paper).abs().amax(1, keepdim=True) > INK).to(canvas)
     cover = grid.fold_sum(grid.unfold(torch.ones_like(inked)))  # a pixel of many places counts once
-    weight = grid.unfold((inked / cover).expand_as(canvas)).flatten(2)  # (B, L, D)
+    weight = grid.of_ink.unfold((inked / cover).expand_as(canvas)).flatten(2)  # (B, L, D); 0 off the canvas
     pixels, parts = grid.unfold(canvas).flatten(2), bank.flatten(1)
     error = (weight * pixels.square()).sum(2, keepdim=True)
     error = error - 2 * (weight * pixels) @ parts.T + weight @ parts.square().T

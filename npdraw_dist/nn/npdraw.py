@@ -235,7 +235,8 @@ class NPDraw(Networks):
         condition, guidance: as `given` takes them; a sequence has B.
 
         sketch: places, as keep, that were drawn by hand and are not kept: parts near to their ink, or to that
-        of the images x, take their place and may go on where there is none (`nn.completion.evidence_of`).
+        of the images x, take their place and may go on where there is none (`nn.completion.evidence_of`). Of
+        `effort` the particles alone count then.
 
         Raises UserError on a sketch in a free order, ValueError on shapes, numbers or places that do not fit
         this model, such as more steps than T.
@@ -251,8 +252,8 @@ class NPDraw(Networks):
                 raise UserError(f"a sketch needs order aligned; the model draws in {self.spec.order}")
             by_hand = mask_of(sketch, self.spec.grid, len(z), "sketch").to(mask) & ~mask
             drawn_on = isinstance(x, PartSequence | Drawings)
-            paper = self.render(z) if drawn_on else to_canvas(self.as_input(x), self.spec.downscale)
-            evidence = evidence_of(self.spec.grid, self.bank_parts, paper, by_hand)
+            canvas = self.render(z) if drawn_on else to_canvas(self.as_input(x), self.spec.downscale)
+            evidence = evidence_of(self.spec.grid, self.bank_parts, canvas, by_hand)
         if condition is None or isinstance(condition, int | str):
             each = [condition] * len(z)
         elif len(condition) == len(z):

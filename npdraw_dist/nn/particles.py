@@ -105,7 +105,7 @@ class SketchRules(AlignedRules):
     """As `AlignedRules`; a place that is not kept draws what is likely given the ink of a sketch too."""
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float, evidence: Tensor) -> None:
-        """evidence: (N, L, K + 1), log p(ink at the place | its part), at last without a part."""
+        """evidence: (N, L, K + 1), log p(ink at the place | its part); the last entry is that of no part."""
         super().__init__(prior, kept, temperature)
         self.evidence = evidence
 

@@ -4,7 +4,7 @@ Shapes: N images, C channels, S side of the square.
 """
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from pyarrow import fs
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.model_files import WEIGHTS
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.core.storage import copy, open_filesystem
+from npdraw_dist.core.storage import copy, is_file, open_filesystem, read_bytes
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
@@ -64,10 +65,10 @@ def fit(
     """Trains a model on `images`, and returns it, in eval mode on the CPU, with its `history`.
 
     images: a folder of pictures; an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats
-    in [0, 1]; a Ray Dataset with a column `image`, of which some decide the settings and no process holds
-    all, so that its cluster has to see the storage; or a sequence of arrays, tensors, PIL images, paths, or
-    dicts or tuples with one of these, such as a torch Dataset. Those that cannot be read are skipped and
-    listed. What they are decides the sizes, the likelihood and the preset, which are printed.
+    in [0, 1]; a Ray Dataset with a column `image`, whose first 1,000 rows decide the settings, and which its
+    cluster writes to the storage, so that each node has to see that; or a sequence of arrays, tensors, PIL
+    images, paths, or dicts or tuples with one of these, such as a torch Dataset. Those that cannot be read
+    are skipped and listed. What they are decides the sizes, the likelihood and the preset, which are printed.
 
     labels: of each image a class, by number or name, or words about it; the model then draws what it is asked
     for (`NPDraw.draw(condition=)`). Names that seldom come twice are words; `prior.condition` decides it too.
@@ -118,20 +119,20 @@ def fit(
             nested = merge({"prior": {"condition": "class" if classes else "words"}}, nested)
         held = None
         if valid is not None:
-            if labels is not None and valid_labels is None:
-                raise UserError("the images have labels, those for validation have none; give valid_labels")
-            held = held_out(valid, valid_labels, pictures, classes, framed)
+            held = held_out(valid, valid_labels, pictures, labels is not None, classes, framed)
+        elif valid_labels is not None:
+            raise UserError("valid_labels are of images for validation; give valid too")
         suiting, chosen = suited(pictures, count)
         preset = preset or suiting
         if start_from is not None:  # else the model says what the network is
             sizes = {name: value for name, value in chosen["data"].items() if name != "binarize"}
             chosen = {"data": sizes, "eval": chosen["eval"], "scale": chosen["scale"]}
         if nested.get("init", {}).get("bank") is not None:
-            chosen.pop("bank")  # it has as many parts as it has
+            chosen.pop("bank", None)  # it has as many parts as it has
         if count is None:
             where = write_shards(pictures, held, classes, root, called)
         else:
-            where = write_dataset(images, held, root, called)
+            where = write_dataset(images, count, held, root, called)
         data = {"source": "parquet", "path": where}
         asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers or int(ray)}}, nested)
         experiment = resolve(preset, None, asked)
@@ -139,7 +140,7 @@ def fit(
             experiment = resolve(
                 preset, None, merge(asked, _budgets(experiment, minutes, root, called), nested)
             )
-        _say(experiment, preset, pictures, count)
+        _say(experiment, preset, pictures, held, count)
         shown = not temporary
         store = start(experiment, root, called, experiment.stage_names, shown, watchers=callbacks)
         model = load_model(store.shown("model"))
@@ -159,13 +160,22 @@ def _require_apart(images: Any, storage: str) -> None:
 
 def _with_bank(bank: PartBank | str | Path, storage: str, name: str) -> dict[str, Any]:
     """The nested settings of a run with these parts. A bank in memory is saved beside the run."""
-    where = str(bank)
-    if isinstance(bank, PartBank):
-        where = f"{storage.rstrip('/')}/{name}-bank"
-        with tempfile.TemporaryDirectory() as local:
-            bank.save(Path(local) / BANK)
-            copy(fs.LocalFileSystem(), local, *open_filesystem(where))
-    return {"init": {"bank": where}}
+    if not isinstance(bank, PartBank):
+        return {"init": {"bank": str(bank)}}
+    return {"init": {"bank": _beside(storage, name, "bank", BANK, lambda folder: bank.save(folder / BANK))}}
+
+
+def _beside(storage: str, name: str, what: str, file: str, save: Callable[[Path], object]) -> str:
+    """Saves what a run starts from beside it; returns the folder. UserError: the run began with another."""
+    folder = f"{storage.rstrip('/')}/{name}-{what}"
+    filesystem, root = open_filesystem(folder)
+    with tempfile.TemporaryDirectory() as local:
+        save(Path(local))
+        begun = Store.open(storage, name).has(CONFIG) and is_file(filesystem, f"{root}/{file}")
+        if begun and read_bytes(filesystem, f"{root}/{file}") != (Path(local) / file).read_bytes():
+            raise UserError(f"the run {name} began with another one than this ({folder}); take another name")
+        copy(fs.LocalFileSystem(), local, filesystem, root)
+    return folder
 
 
 def _budgets(experiment: Experiment, minutes: float, storage: str, name: str) -> dict[str, Any]:
@@ -189,15 +199,11 @@ def _start_from(init: GenerativeModel | str | Path | None, storage: str, name: s
         return None if init is None else str(init)
     if not isinstance(init, HubModel):
         raise UserError(f"init is a {type(init).__name__}; give a trained model, or the path of one")
-    folder = f"{storage.rstrip('/')}/{name}-init"
-    with tempfile.TemporaryDirectory() as local:
-        init.save_pretrained(Path(local))
-        copy(fs.LocalFileSystem(), local, *open_filesystem(folder))
-    return folder
+    return _beside(storage, name, "init", WEIGHTS, init.save_pretrained)
 
 
-def _say(experiment: Experiment, preset: str, pictures: Rows, count: int | None) -> None:
-    """count: of a Ray Dataset, of which the pictures are some."""
+def _say(experiment: Experiment, preset: str, pictures: Rows, held: Rows | None, count: int | None) -> None:
+    """held: the pictures for validation. count: of a Ray Dataset, of which the pictures are the first."""
     channels, height, width = experiment.data.shape
     kind = "colour" if channels == 3 else "grey"
     parts = f", {experiment.bank.size} parts" if "bank" in experiment.stage_names else ""
@@ -205,8 +211,10 @@ def _say(experiment: Experiment, preset: str, pictures: Rows, count: int | None)
         f"fit: {count or len(pictures):,} {kind} images of {height}x{width} on {experiment.grid.background}; "
         f"preset {preset}, likelihood {experiment.vae.likelihood}, binarize {experiment.data.binarize}{parts}"
     )
-    if skipped := pictures.rejects:
-        told = f"{len(skipped):,} of {len(pictures) + len(skipped):,} pictures are skipped"
+    every = [pictures] if held is None else [pictures, held]
+    if skipped := [reject for rows in every for reject in rows.rejects]:
+        among = f"{sum(map(len, every)) + len(skipped):,}"
+        told = f"{len(skipped):,} of {among if count is None else f'the first {among}'} pictures are skipped"
         results.print(f"fit: warning: {told} ({reasons(skipped)})", markup=False)
 
 

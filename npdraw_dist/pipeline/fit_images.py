@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -29,7 +28,7 @@ from npdraw_dist.core.pictures import (
     read_picture,
     to_image,
 )
-from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes, write_bytes
+from npdraw_dist.core.storage import is_file, list_files, open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Reject, Rows
 
@@ -38,6 +37,7 @@ SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # pixels of a side; an image has up to 4 times as many
 KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
 SEEN = 1000  # pictures of a Ray Dataset that decide sizes and settings
+COUNT = "count.txt"  # beside the shards of a Ray Dataset: how many images they hold
 SHOWN = 3  # names of skipped pictures in a warning
 
 Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
@@ -132,20 +132,30 @@ def held_out(
     images: Any,
     labels: Sequence[int | str] | None,
     training: Rows,
+    told: bool,
     classes: Sequence[str],
     framed: Mapping[str, Any],
 ) -> Rows:
-    """The images for validation, in the form of those of training. Raises UserError on another class."""
+    """The images for validation, in the form of those of training.
+
+    told: those of training came with a list of labels. Raises UserError on another class, or none.
+    """
     channels, side, _ = training.images.shape[1:]
     found = pictures_of(images, side, channels=channels, **framed)
     names = classes_of(found)
     if labels is not None:
+        if not classes and training.words is None and any(isinstance(label, str) for label in labels):
+            raise UserError("the images have no classes by name; give valid_labels as numbers, or labels too")
         found, _ = labelled(found, labels, "words" if training.words is not None else "class", classes)
-    elif names and found.labels is not None:
+    elif names and classes:
         _require_classes(names, classes)
         numbers = np.array([classes.index(name) for name in names], np.int64)
-        known = found.labels >= 0
-        found = replace(found, labels=np.where(known, numbers[found.labels], -1))
+        given = found.known_labels()
+        found = replace(found, labels=np.where(given >= 0, numbers[given], -1))
+    elif told:
+        raise UserError("the images have labels, those for validation have none; give valid_labels")
+    elif names:  # of no use: the others have no classes
+        found = replace(found, labels=None)
     return replace(found, ids=[f"valid/{name}" for name in found.ids])
 
 
@@ -179,7 +189,7 @@ def write_shards(rows: Rows, held: Rows | None, classes: Sequence[str], storage:
     folders = {root: rows} if held is None else {f"{root}/train": rows, f"{root}/valid": held}
     files = {
         f"{where}/images-{first // SHARD_ROWS:05d}.parquet": to_parquet(
-            images.take(range(len(images))[first:][:SHARD_ROWS]), classes=classes
+            images.take(range(first, min(first + SHARD_ROWS, len(images)))), classes=classes
         )
         for where, images in folders.items()
         for first in range(0, len(images), SHARD_ROWS)
@@ -197,31 +207,48 @@ def is_dataset(images: Any) -> bool:
     return hasattr(images, "take") and hasattr(images, "write_parquet")
 
 
-def write_dataset(dataset: Any, held: Rows | None, storage: str, name: str) -> str:
+def write_dataset(dataset: Any, count: int, held: Rows | None, storage: str, name: str) -> str:
     """Writes the pictures of a Ray Dataset as shards beside the run, on the cluster; returns their folder.
 
-    A later start finds them there. Raises UserError if there are others in number.
+    A later start finds them there. Raises UserError if there are others in number, or for validation.
     """
+    from ray.data.datasource import FilenameProvider
+
+    class InOrder(FilenameProvider):  # Ray's own names are random, and ids and splits follow from the names
+        def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
+            return f"images-{task_index:05d}.parquet"
+
     folder = f"{storage.rstrip('/')}/{name}-images"
     filesystem, root = open_filesystem(folder)
-    where = f"{root}/train"
-    if there := [path for path, _ in list_files(filesystem, where)]:
-        rows = sum(pq.ParquetFile(filesystem.open_input_file(path)).metadata.num_rows for path in there)
-        if rows != dataset.count():
+    files = {} if held is None else {f"{root}/valid/images.parquet": to_parquet(held)}
+    files[f"{root}/{COUNT}"] = str(count).encode()  # the last one: it says that all is written
+    if is_file(filesystem, f"{root}/{COUNT}"):
+        small = [path for path, _ in list_files(filesystem, root) if not path.startswith(f"{root}/train/")]
+        if {path: read_bytes(filesystem, path) for path in small} != files:
             raise UserError(f"{folder} holds other images than these; take another name")
     else:
-        dataset.map(_encoded).write_parquet(where, filesystem=filesystem)
-    if held is not None:
-        write_bytes(filesystem, f"{root}/valid/images.parquet", to_parquet(held))
+        encoded = dataset.map(_encoded)
+        encoded.context.execution_options.preserve_order = True
+        encoded.write_parquet(
+            f"{root}/train", filesystem=filesystem, filename_provider=InOrder(), mode="overwrite"
+        )
+        for path, content in files.items():
+            write_bytes(filesystem, path, content)
     return root if isinstance(filesystem, fs.LocalFileSystem) else folder
 
 
 def _encoded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a Ray Dataset as the source `parquet` takes it. Runs on any node."""
-    picture, label = _picture_and_label(row, "of the dataset")
-    if isinstance(picture, Path):
-        picture = picture.read_bytes()
-    elif isinstance(picture, Image.Image):
+    """A row of a Ray Dataset as the source `parquet` takes it. Runs on any node.
+
+    The run skips and lists what it cannot read; so a fault does not end the job.
+    """
+    try:
+        picture, label = _picture_and_label(row, "of the dataset")
+        if isinstance(picture, Path):
+            picture = picture.read_bytes()
+    except (OSError, UserError):
+        picture, label = b"", -1
+    if isinstance(picture, Image.Image):
         file = io.BytesIO()
         picture.save(file, "PNG")
         picture = file.getvalue()

@@ -190,9 +190,13 @@ class SourceBank:
         return f"init.bank {self.where}, of {len(self.bank)} parts"
 
     def settings(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """The nested settings of a run that starts from it: number and size of its parts, side by side."""
-        side = self.bank.parts.shape[-1]
-        return {"bank": {"size": len(self.bank)}, "grid": {"patch": side, "stride": side}}
+        """The nested settings of a run that starts from it: number and size of its parts.
+
+        Parts of another size than is asked lie side by side.
+        """
+        side, known = self.bank.parts.shape[-1], dotted(asked).get("grid.patch")
+        grid = {} if known == side else {"grid": {"patch": side, "stride": side}}
+        return {"bank": {"size": len(self.bank)}, **grid}
 
     def require_fit(self, experiment: Experiment) -> None:
         """Raises UserError if the run's parts would be others, or fewer."""

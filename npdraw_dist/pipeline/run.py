@@ -156,6 +156,8 @@ def run_stages(
     except Exception as error:
         from npdraw_dist.training.failures import storage_failed  # it imports Ray
 
+        if error is store.failed:  # a callback's error is no fault of the storage
+            raise
         if (failed := storage_failed(name, error)) is None:
             raise
         raise failed from None

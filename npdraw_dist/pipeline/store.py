@@ -47,7 +47,7 @@ class Store:
 
     elsewhere: folder of the run -> the root that holds it instead (the trials of a sweep share stages).
     asked: nested settings that a resume does otherwise than config.yaml says (`config.load`).
-    watchers: see each row of a stage's metrics as it comes.
+    watchers: see each row of a stage's metrics as it comes. failed: what one of them raised.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class Store:
         self.filesystem, self.root, self.elsewhere = filesystem, root, dict(elsewhere or {})
         self.asked = dict(asked or {})
         self.watchers: list[Watcher] = []
+        self.failed: Exception | None = None
 
     @classmethod
     def open(cls, storage: str, name: str) -> "Store":

@@ -40,8 +40,12 @@ class StageDisplay:
         console.print(f"{self.stage}: {line}", markup=False)  # an error's text can look like markup
 
     def record(self, row: Record) -> None:
-        for watch in self.store.watchers:
-            watch(row, self.stage)
+        try:
+            for watch in self.store.watchers:
+                watch(row, self.stage)
+        except Exception as error:
+            self.store.failed = error
+            raise
 
 
 def run_stage(

@@ -207,11 +207,10 @@ class Engine:
     def complete(self, request: schemas.CompleteRequest) -> Drawings:
         begun, how = self.drawing(request.z).repeated(request.n), request.temperature
         model = self.asked(request)
-        keep, sketch = request.keep, request.sketch
-        if not self.spec.aligned:
-            keep, sketch = [*keep, *sketch], []
-        by_hand = {"sketch": sketch} if sketch else {}
-        return model.complete(begun, keep, None, how, proposals.QUICK, seed=request.seed, **by_hand)
+        keep, sketch = request.keep, request.sketch or None
+        if sketch and not self.spec.aligned:
+            keep, sketch = [*keep, *sketch], None
+        return model.complete(begun, keep, None, how, proposals.QUICK, seed=request.seed, sketch=sketch)
 
     def surprise(self, given: schemas.Latents) -> schemas.SurpriseResponse:
         nats = self.model.surprise(self.drawing(given))

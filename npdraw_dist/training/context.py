@@ -126,8 +126,9 @@ class RunContext(Context):
         if self.rank == 0:
             self.events.add(metrics)
             self.rows.add(metrics)
-            self.display.record(metrics)
         self.publish(metrics, saved, name)
+        if self.rank == 0:
+            self.display.record(metrics)  # last: a callback may end the training
 
     def save(self, saved: Path | None, name: str) -> None:
         self.check()

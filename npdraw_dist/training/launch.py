@@ -1,5 +1,6 @@
 """Starting Ray, and one Ray Train run: how its workers connect, start, report and end."""
 
+import _thread
 import json
 import logging
 import os
@@ -220,17 +221,24 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     watch = _Watch(began.mailbox, display, Waiting(run.workers))
     try:
         with own_interrupts():
-            while True:
+            result: Result | None = None
+            while result is None:
                 remove_broken_snapshot(run.filesystem, run.folder)
                 watch.waiting.begin()
                 try:
-                    result: Result = run.trainer(began).fit().return_value
-                    return result
+                    result = run.trainer(began).fit().return_value
                 except ray.train.TrainingFailedError as error:
                     began.mailbox.say.remote(restarts.line_of(error))
+    except KeyboardInterrupt:
+        if watch.failed is None:
+            raise
     finally:
         watch.stop()
         ray.kill(began.mailbox)
+    if watch.failed is not None:
+        raise watch.failed
+    assert result is not None
+    return result
 
 
 @contextmanager
@@ -249,10 +257,15 @@ def own_interrupts() -> Iterator[None]:
 
 
 class _Watch:
-    """Shows what rank 0 tells the mailbox, and what the workers wait for, from a thread."""
+    """Shows what rank 0 tells the mailbox, and what the workers wait for, from a thread.
+
+    failed: what the display raised: a callback of the user did. It interrupts the training.
+    """
 
     def __init__(self, mailbox: Any, display: Display, waiting: Waiting) -> None:
         self.mailbox, self.display, self.waiting = mailbox, display, waiting
+        self.failed: Exception | None = None
+        self._main = threading.current_thread() is threading.main_thread()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -270,11 +283,17 @@ class _Watch:
                 missing = None if last else self.waiting.line(starts)
             except (ray.exceptions.RayError, TimeoutError):
                 continue  # training goes on without a display
-            for item in news:
-                if isinstance(item, str):
-                    self.display.say(item)
-                else:
-                    self.display.record(item)
+            try:
+                for item in news:
+                    if isinstance(item, str):
+                        self.display.say(item)
+                    else:
+                        self.display.record(item)
+            except Exception as error:
+                self.failed = error
+                if self._main and not last:  # elsewhere Ray Train takes no interrupt: it trains to the end
+                    _thread.interrupt_main()
+                return
             if missing is not None:
                 self.display.say(missing)
             if progress[0]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import render
@@ -142,6 +143,15 @@ def test_a_finished_sketch_has_the_posterior_distribution(heads: str) -> None:
     assert distance(spec, drawn, support, p) < exact + 0.04
     without = completer(*many, generator, torch.zeros_like(evidence).expand(DRAWS, -1, -1))
     assert distance(spec, without, support, p) > exact + 0.2
+
+
+@pytest.mark.parametrize("background", [0.0, 1.0])
+def test_what_lies_off_the_canvas_is_no_ink(background: float) -> None:
+    grid = Grid(6, 6, 4, 4, background=background)  # 2x2 places, which reach over the edges
+    bank = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)])
+    paper = torch.full((1, 1, 6, 6), background)
+    evidence = evidence_of(grid, bank, paper, torch.ones(1, grid.places, dtype=torch.bool))
+    assert not evidence.any()
 
 
 def test_a_sketch_of_images_is_followed_by_its_own_ink() -> None:

@@ -247,12 +247,16 @@ def test_own_images_for_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert found.known_labels().tolist() == [1, 1, 0, 1]
     with pytest.raises(UserError, match="give valid_labels"):
         npdraw_dist.fit(strokes(), labels=labels, valid=held)
+    with pytest.raises(UserError, match="give valid too"):
+        npdraw_dist.fit(strokes(), labels=labels, valid_labels=valid_labels)
+    with pytest.raises(UserError, match="no classes by name"):
+        npdraw_dist.fit(strokes(), valid=held, valid_labels=valid_labels)
     with pytest.raises(UserError, match="a class 'c', which no other"):
         npdraw_dist.fit(strokes(), labels=labels, valid=held, valid_labels=["a", "b", "b", "c"])
 
 
 def test_folders_for_validation_have_the_classes_of_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("images/a/1", "images/b/1", "images/b/2", "valid/b/1", "other/c/1"):
         path = tmp_path / f"{name}.png"
@@ -264,6 +268,12 @@ def test_folders_for_validation_have_the_classes_of_the_others(
     assert shard.read().known_labels().tolist() == [1]
     with pytest.raises(UserError, match="a class 'c'"):
         npdraw_dist.fit(tmp_path / "images", valid=tmp_path / "other", **where)
+    (tmp_path / "valid/b/2.png").write_bytes(b"no picture")
+    listed = {"labels": ["a", "b"] * 30, "storage": str(tmp_path / "list")}
+    experiment = settings_of(monkeypatch, corners(), valid=tmp_path / "valid", **SMALL, **listed)
+    (shard,) = open_source(experiment.data, 0).shards("valid")
+    assert shard.read().known_labels().tolist() == [1]
+    assert "1 of 62 pictures are skipped" in capsys.readouterr().out
 
 
 def test_a_given_bank_is_drawn_with(
@@ -280,6 +290,9 @@ def test_a_given_bank_is_drawn_with(
     model = npdraw_dist.fit(corners(), **unsized, **where, callbacks=[watch])
     assert isinstance(model, NPDraw)
     assert torch.equal(model.bank_parts, own.parts)
+    with pytest.raises(UserError, match="began with another one"):
+        npdraw_dist.fit(corners(), **{**unsized, "bank": PartBank.of(corners(), size=5, patch=4)}, **where)
+    assert torch.equal(PartBank.load(tmp_path / "bars-bank/bank.safetensors").parts, own.parts)
     assert {("prior/valid/nll", 64), ("vae/valid/elbo", 64)} <= set(rows)
     for picture in ("prior/parses.png", "vae/samples.png", "vae/reconstructions.png"):
         with Image.open(tmp_path / "bars" / picture) as shown:
@@ -294,6 +307,8 @@ def test_a_given_bank_is_drawn_with(
     of_five = ("--grid.patch", "5", "--grid.stride", "5")
     assert "1x4x4 pixels; the run draws parts of 1x5x5" in refused(train.main, *flags, *of_five)
     assert "is for NP-DRAW" in refused(train.main, *flags, "--model.kind", "vae")
+    with pytest.raises(UserError, match=r"leave out init\.bank"):
+        npdraw_dist.fit(corners(), init=str(fitted / "bars"), bank=own, storage=str(tmp_path / "both"))
     assert "leave out init.bank" in refused(train.main, *flags, "--init.model", str(fitted / "bars"))
     assert "is another bank" in refused(train.main, *flags, "--init.sha256", "0" * 64)
     nowhere = refused(train.main, "--init.bank", str(tmp_path / "none"), "--dry-run")
@@ -327,18 +342,37 @@ def test_a_ray_dataset_stays_on_its_cluster(
     assert sum(len(store.parses(split)) for split in ("train", "valid")) == 60
     npdraw_dist.fit(from_items(rows), **SMALL, **where)
     assert "all done" in capsys.readouterr().out
-    with pytest.raises(UserError, match="holds other images than these"):
-        npdraw_dist.fit(from_items(rows[:50]), **SMALL, **where)
+    for others, valid in ((rows[:50], None), (rows, strokes()[:8])):
+        with pytest.raises(UserError, match="holds other images than these"):
+            npdraw_dist.fit(from_items(others), valid=valid, **SMALL, **where)
     with pytest.raises(UserError, match="has a column `label`"):
         npdraw_dist.fit(from_items(rows), labels=[1] * 60)
 
 
-def test_what_a_callback_raises_ends_the_training() -> None:
-    def stop(row: Mapping[str, float], stage: str) -> None:
-        raise ZeroDivisionError(stage)
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_callback_raises_ends_the_training(
+    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also on Ray, and if it looks like a fault of the storage; the checkpoint of that moment is kept."""
+    where: dict[str, Any] = {"name": "bars", "storage": str(tmp_path), "num_workers": workers}
+    long = {**SMALL, "prior": {**SMALL["prior"], "images": 6400}}
+    seen: list[float] = []
 
-    with pytest.raises(ZeroDivisionError, match="prior"):
-        npdraw_dist.fit(strokes(), **SMALL, callbacks=[stop])
+    def stop(row: Mapping[str, float], stage: str) -> None:
+        seen.append(row["images_seen"])
+        if "valid/nll" in row:
+            raise ConnectionError(stage)
+
+    with pytest.raises(ConnectionError, match="prior"):
+        npdraw_dist.fit(strokes(), **long, **where, callbacks=[stop])
+    assert max(seen) < 6400
+    capsys.readouterr()
+    seen.clear()
+    with pytest.raises(ConnectionError):
+        npdraw_dist.fit(strokes(), **long, **where, callbacks=[stop])
+    assert "prior: resumes from checkpoint_" in capsys.readouterr().out
 
 
 def test_a_kind_with_codes_trains_scores_and_samples() -> None:

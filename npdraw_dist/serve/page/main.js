@@ -53,7 +53,7 @@ for (const name of ["a", "b"]) {
   box.addEventListener("drop", (e) => { e.preventDefault(); box.classList.remove("drop"); guarded(() => open(e.dataTransfer.files[0], name))(); });
 }
 document.addEventListener("keydown", (e) => {
-  if (!(e.ctrlKey || e.metaKey) || e.target.matches("input[type=number]")) return;
+  if (!(e.ctrlKey || e.metaKey) || e.target.matches("input[type=number], input[type=text]")) return;
   if (e.key.toLowerCase() === "z") { e.preventDefault(); e.shiftKey ? redo() : undo(); }
   if (e.key.toLowerCase() === "y") { e.preventDefault(); redo(); }
 });
