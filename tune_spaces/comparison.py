@@ -140,32 +140,25 @@ class Comparison:
             found[name] = {"fixed_s": round(rate.fixed_s, 3), "ms": round(rate.ms, 4), "images": images}
         return found
 
-    def is_measured(self, job: Job) -> bool:
-        """Whether this sweep measured the trial's rate. Else its budget was copied with a plan."""
-        return self.run.has("rates", f"{job.name}-probe")
-
     def true_budget(self, job: Job, record: dict[str, Any]) -> int:
         """The images of a winner's seeds: those of its trial, or as many as take the time, if that took more
         than CLOSE another time: a trial says better what it costs than its rate. Once written down it stays,
-        as long as the winner does. Rates of a copied plan are of another machine, and the time here says
-        nothing of them."""
+        as long as the winner does."""
         if job.kind in record.get("budgets", {}) and record["winners"][job.kind] == job.name:
             return int(record["budgets"][job.kind])
         budget, spent = job.budget or 0, core_seconds(self.run, job)
         close = abs(spent / self.core_seconds - 1) <= CLOSE
-        if close or not self.is_measured(job) or images_seen(self.run, job) < budget:
+        if close or images_seen(self.run, job) < budget:
             return budget
         fixed = min(record["rates"][job.name]["fixed_s"], spent / 2)
         return Rate.of((0, budget), (fixed, spent)).images(self.core_seconds, job.experiment)
 
     def unfair(self, done: Sequence[Job]) -> list[str]:
         """A line for each kind whose trials took another time than they were given: this sweep measured their
-        rates badly, or with other code. Trials that ended before their budget, or whose budget was copied
-        with a plan, say nothing."""
+        rates badly, or with other code. Trials that ended before their budget say nothing."""
         found = []
         for kind in self.kinds:
-            told = [job for job in done if job.kind == kind and self.is_measured(job)]
-            told = [job for job in told if images_seen(self.run, job) == job.budget]
+            told = [job for job in done if job.kind == kind and images_seen(self.run, job) == job.budget]
             middle = median([core_seconds(self.run, job) / self.core_seconds for job in told] or [1.0])
             if not FAIR[0] <= middle <= FAIR[1]:
                 found.append(

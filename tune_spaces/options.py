@@ -14,7 +14,7 @@ from tune_spaces import spaces
 from tune_spaces.space import Kinds, Space
 
 OF_KINDS = ("kinds", "seeds", "core_seconds", "longest")  # flags for a space of Kinds alone
-NOT_OF_KINDS = ("search", "scheduler", "metric", "time_budget_s")  # flags for any other space
+NOT_OF_KINDS = ("search", "scheduler", "metric")  # flags for any other space
 
 
 def space_names() -> list[str]:
@@ -37,9 +37,6 @@ class Options(BaseModel):
     scheduler: Literal["asha", "none"] = Field("asha", description="stop poor trials early, or none")
     max_concurrent_trials: PositiveInt | None = dashed(
         None, "max-concurrent-trials", "trials at once; default: as many as the CPUs or GPUs allow"
-    )
-    time_budget_s: PositiveFloat | None = dashed(
-        None, "time-budget-s", "seconds after which the sweep stops; the same command resumes it"
     )
     kinds: str | None = Field(None, description="space comparison: kinds, separated by commas; default: all")
     seeds: PositiveInt | None = Field(

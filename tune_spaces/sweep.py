@@ -20,7 +20,7 @@ class Sweep(Command, Options, Experiment):  # type: ignore[misc]  # pydantic-set
 
     main_flags: ClassVar[tuple[str, ...]] = (
         *("space", "preset", "config", "num-samples", "name", "storage", "metric", "search", "scheduler"),
-        *("max-concurrent-trials", "time-budget-s", "kinds", "seeds", "core-seconds", "longest"),
+        *("max-concurrent-trials", "kinds", "seeds", "core-seconds", "longest"),
         *("retry-failed", "dry-run", "seed", "data.fraction"),
         *("data.source", "data.path", "prior.images", "vae.images", "train.batch_size"),
         *("scale.cpus_per_worker", "scale.gpus_per_worker", "scale.use_gpu"),

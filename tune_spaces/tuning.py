@@ -241,7 +241,6 @@ def run_sweep(
                 scheduler=asha,
                 search_alg=search,
                 num_samples=samples,
-                time_budget_s=options.time_budget_s,
             ),
             run_config=tune.RunConfig(
                 name="tune",

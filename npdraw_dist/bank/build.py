@@ -103,11 +103,7 @@ def _require(patches: NDArray[np.uint8]) -> None:
 
 
 def extend_bank(
-    old: PartBank,
-    patches: NDArray[np.uint8],
-    settings: BankConfig,
-    seed: int,
-    gpu: bool | None = False,
+    old: PartBank, patches: NDArray[np.uint8], settings: BankConfig, seed: int
 ) -> tuple[PartBank, BankFacts]:
     """The parts of `old` in their order, then others of `patches` (M, D), up to `settings.size`.
 
@@ -128,7 +124,7 @@ def extend_bank(
                 f"but {different} different patches of the new images well; lower it"
             )
         only = settings.model_copy(update={"size": added})
-        new, facts = build_bank(badly, old.channels, only, seed, gpu)
+        new, facts = build_bank(badly, old.channels, only, seed)
         elsewhere, exemplar = facts.actor_core_seconds, facts.exemplar_distance
         found = torch.cat([old.parts, new.parts])
         nearest, distance = nearest_parts(PartBank(found), patches)

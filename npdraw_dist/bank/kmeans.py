@@ -39,17 +39,17 @@ class Clustering:
     history: list[float]
 
 
-def kmeans(shards: Shards, k: int, seed: int, iterations: int = ITERATIONS) -> Clustering:
+def kmeans(shards: Shards, k: int, seed: int) -> Clustering:
     """A clustering by the seed and the patches, not by their split into shards.
 
-    iterations: over all patches, at most. Raises UserError if there are fewer than `k` different patches.
+    Raises UserError if there are fewer than `k` different patches.
     """
     total = sum(patches for patches, _ in shards.call("size"))
     rng = np.random.default_rng([seed, 0])
     size = min(total, SAMPLE_PATCHES_PER_PART * k)
     indices = np.sort(rng.choice(total, size, replace=False, shuffle=False))
     sample = np.concatenate(shards.call("take", indices))
-    return lloyd(shards, _start(_with_variety(sample, shards, k), k, rng), iterations)
+    return lloyd(shards, _start(_with_variety(sample, shards, k), k, rng), ITERATIONS)
 
 
 def lloyd(

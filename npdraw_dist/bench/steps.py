@@ -48,16 +48,12 @@ def run(work: Workload) -> Figures:
     defaults, as it runs without this project.
     `compiled_speedup`, without --quick and with a C++ compiler: the time of a VAE step over that with
     `train.compile`, of which a GPU replays CUDA graphs; `compiled_start_s`: until it is compiled.
-    A GPU adds, of a step, `*_launches` of kernels, `*_busy`, the share of the time in which it computes, and
-    `channels_last_speedup`, of weights of convolutions in that layout. For GroupNorm torch has long converted
-    to the other one and back (pytorch#111824).
+    A GPU adds, of a step, `*_launches` of kernels and `*_busy`, the share of the time in which it computes.
     """
     dense_size = QUICK_DENSE_BATCH if work.quick else DENSE_BATCH
     size, gpu = work.experiment.train.batch_size, device().type == "cuda"
     dense = ["dense"] if work.dense else []
-    others = ["channels_last"] if gpu else []
-    if has_compiler() and not work.quick:
-        others.append("compiled")
+    others = ["compiled"] if has_compiler() and not work.quick else []
     with _started(Subject.of(work, max(size, dense_size)), ["prior", "vae", *dense, *others]) as trainers:
         figures = _beside_product(trainers, work)
         for kind in others:
@@ -153,8 +149,8 @@ def flop_counter() -> FlopCounterMode:
 class Trainer:
     """Takes training steps as the training loop does.
 
-    kind: `prior`, `vae`, `compiled` (the VAE with train.compile), `channels_last` (the VAE whose convolutions
-    have weights in that layout), or `dense` (the VAE in the dense formulation).
+    kind: `prior`, `vae`, `compiled` (the VAE with train.compile), or `dense` (the VAE in the dense
+    formulation).
     """
 
     def __init__(self, subject: Subject, kind: str, threads: int) -> None:
@@ -164,8 +160,6 @@ class Trainer:
         self.micro_batch = settings.micro_batch
         context = Context(device=str(device()))
         self.run = Run(_objective(subject, kind), settings, subject.experiment.seed, context)
-        if kind == "channels_last":
-            self.run.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         started = time.perf_counter()
         if settings.compile:
             for _ in range(3):  # a GPU records its graphs at the second and third step

@@ -10,7 +10,7 @@ from npdraw_dist.core.process import device_here, require_extra
 from npdraw_dist.evaluate.settings import PLAN, RESULT, Evaluate, EvaluationSettings
 from npdraw_dist.training.environment import restart_with_environment
 
-OF_SWEEPS = ("k", "samples", "extractor", "fid-weights", "fid-features", "seed", "served", "scale")
+OF_SWEEPS = ("k", "samples", "extractor", "fid-weights", "seed", "served", "scale")
 
 
 def spread(argv: Sequence[str], flag: str) -> list[str]:

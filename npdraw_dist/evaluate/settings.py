@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFlo
 from npdraw_dist.config.cli import Command, Model, dashed
 from npdraw_dist.config.help import marked
 from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
-from npdraw_dist.config.section import AsNumber, Count
+from npdraw_dist.config.section import Count
 
 PLAN = "comparison.json"  # in the folder of a sweep of the space comparison
 RESULT = "evaluation.json"  # in the run folder of a model
@@ -27,9 +27,6 @@ class EvaluationSettings(BaseModel):
         None, description="samples for the distance; if not given, as many as real images"
     )
     fid_weights: str | None = dashed(None, "fid-weights", "file of Inception weights, for the FID")
-    fid_features: Annotated[Literal[64, 192, 768, 2048], AsNumber] = dashed(
-        2048, "fid-features", "number of Inception features; papers report the FID of 2048"
-    )
     extractor: str | None = Field(
         None, description="TorchScript file or module:attribute whose features measure a distance"
     )
@@ -48,9 +45,9 @@ class EvaluationSettings(BaseModel):
     scale: ScaleConfig = ScaleConfig()
 
     @property
-    def extractor_flags(self) -> tuple[str | None, int, str | None]:
+    def extractor_flags(self) -> tuple[str | None, str | None]:
         """The first arguments of `find_extractor`."""
-        return self.fid_weights, self.fid_features, self.extractor
+        return self.fid_weights, self.extractor
 
 
 class Evaluate(Command, EvaluationSettings):  # type: ignore[misc]  # pydantic-settings narrows model_config

@@ -92,11 +92,11 @@ class ExtractorFile:
 
 
 def find_extractor(
-    weights: str | None, features: int, extractor: str | None, shape: tuple[int, int, int]
+    weights: str | None, extractor: str | None, shape: tuple[int, int, int]
 ) -> ExtractorFile | None:
     """The extractor of --fid-weights or --extractor, tried on images of `shape`; None if neither is given.
 
-    features: the number of Inception's. Raises UserError in one line.
+    Raises UserError in one line.
     """
     if weights is not None and extractor is not None:
         raise UserError("--fid-weights and --extractor both name an extractor; give one")
@@ -112,7 +112,7 @@ def find_extractor(
             raise UserError(f"{flag} {path} cannot be read: {error}") from None
         digest = hashlib.sha256(content).hexdigest()
         if path == weights:
-            file = ExtractorFile("inception", "inception-v3-compat", content, digest, features)
+            file = ExtractorFile("inception", "inception-v3-compat", content, digest, INCEPTION_FEATURES)
         else:
             name = facts_of(content).get("name") or path.rpartition("/")[2]
             file = ExtractorFile("torchscript", name, content, digest)

@@ -252,21 +252,6 @@ def test_the_seeds_of_a_winner_take_the_time_whatever_its_rate_said(tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_copied_plan_repeats_the_budgets_on_a_slower_machine(tmp_path: Path, said: list[str]) -> None:
-    first = compare(tmp_path)
-    for key in ("winners", "budgets", "finals", "spent"):
-        del first[key]
-    shutil.rmtree(tmp_path / "c")
-    (tmp_path / "c").mkdir()
-    (tmp_path / "c" / "comparison.json").write_text(json.dumps(first))
-    slow = FakeTrainings(later={"npdraw": 1.7, "vae": 1.5, "vqvae": 1.8})
-    plan = compare(tmp_path, slow)
-    assert Counter(job.folder for job in slow.trained) == {"trials": 9, "seeds": 6, "longer": 6}
-    assert plan["budgets"] == {kind: first["rates"][f"{kind}-2"]["images"] for kind in KINDS}
-    assert not [line for line in said if "the median" in line]  # its rates are not wrong, the machine is slow
-
-
-@pytest.mark.slow
 def test_a_budget_that_stays_is_of_the_same_winner(tmp_path: Path) -> None:
     first = compare(tmp_path, FakeTrainings(failing=["vae-2"]))
     assert first["winners"]["vae"] == "vae-0"
