@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import fs
+from torch.utils.data import DataLoader
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import (
@@ -37,6 +38,7 @@ SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # pixels of a side; an image has up to 4 times as many
 KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
 SEEN = 1000  # pictures of a Ray Dataset that decide sizes and settings
+AT_ONCE = 10**9  # pixels of a folder that one process reads in some seconds
 COUNT = "count.txt"  # beside the shards of a Ray Dataset: how many images they hold
 SHOWN = 3  # names of skipped pictures in a warning
 
@@ -76,14 +78,14 @@ def pictures_of(
             skipped[name] = str(error)
     side = image_size or _side(sizes)
     frame = Frame((channels or (1 if kinds == {True} else 3), side, side), background, fit)
+    large = isinstance(images, str | Path) and sum(width * height for width, height in sizes) > AT_ONCE
+    found = _read((one for one in items() if one[0] not in skipped), frame, large)
     read: list[tuple[str, int, NDArray[np.uint8]]] = []
-    for name, item, label in items():
-        try:
-            if name not in skipped:
-                image = to_image(item, frame) if isinstance(item, Image.Image) else read_picture(item, frame)
-                read.append((name, label, image))
-        except BadPicture as error:
-            skipped[name] = str(error)
+    for name, label, image in found:
+        if isinstance(image, str):
+            skipped[name] = image
+        else:
+            read.append((name, label, image))
     rejects = [Reject(name, why) for name, why in skipped.items()]
     if not read:
         why = f" ({reasons(rejects)})" if rejects else ""
@@ -95,6 +97,29 @@ def pictures_of(
     ):  # what is transparent may be grey
         pixels = np.ascontiguousarray(pixels[:, :1])
     return Rows(list(names), pixels, np.array(labels, np.int64), rejects)
+
+
+def _read(
+    items: Iterable[Item], frame: Frame, large: bool
+) -> Iterable[tuple[str, int, NDArray[np.uint8] | str]]:
+    """Id, label, and pixels (C, H, W) of each item, or why it cannot be read.
+
+    large: processes read them, as many as there are cores; Pillow decodes in one thread of a process.
+    """
+    take = partial(_pixels, frame=frame)
+    if not large:
+        return map(take, items)
+    return DataLoader(list(items), None, num_workers=torch.get_num_threads(), collate_fn=take)  # type: ignore[arg-type]
+
+
+def _pixels(item: Item, frame: Frame) -> tuple[str, int, NDArray[np.uint8] | str]:
+    name, picture, label = item
+    try:
+        if isinstance(picture, Image.Image):
+            return name, label, to_image(picture, frame)
+        return name, label, read_picture(picture, frame)
+    except BadPicture as error:
+        return name, label, str(error)
 
 
 def labelled(

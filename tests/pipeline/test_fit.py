@@ -111,6 +111,22 @@ def test_the_settings_follow_from_the_images() -> None:
             chosen(np.zeros((4, 1, side, side), np.uint8))
 
 
+def test_processes_read_a_large_folder_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, image in enumerate(COLOUR):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "ab"[number % 2] / f"{number}.png")
+    whole = (tmp_path / "a/0.png").read_bytes()
+    (tmp_path / "b/cut.png").write_bytes(whole[: len(whole) // 2])
+    alone = pictures_of(tmp_path)
+    monkeypatch.setattr(fit_images, "AT_ONCE", 0)
+    found = pictures_of(tmp_path)
+    assert found.ids == alone.ids
+    assert [reject.id for reject in found.rejects] == ["b/cut.png"]
+    assert found.rejects == alone.rejects
+    np.testing.assert_array_equal(found.images, alone.images)
+    np.testing.assert_array_equal(found.known_labels(), alone.known_labels())
+
+
 @pytest.mark.parametrize(("side", "chosen_side"), [(60, 60), (61, 64)])
 def test_pictures_of_one_small_size_keep_it_where_a_canvas_fits_it(side: int, chosen_side: int) -> None:
     assert pictures_of([Image.new("L", (side, side))] * 2).images.shape[-1] == chosen_side

@@ -20,11 +20,11 @@ from npdraw_dist.pipeline.models import chosen_model
 NAMES = zoo_names()
 MOST_MB = 25
 # Where the data of a model lie, if their Debian package is there; others have no test of their numbers.
-FILES = {"emoji": PLACES[0], "fashion": "/usr/share/datasets/fashion-mnist"}
+FILES = {"emoji": PLACES[0], "emoji64": PLACES[0], "fashion": "/usr/share/datasets/fashion-mnist"}
 
 
 def test_each_model_is_described_and_all_are_small() -> None:
-    assert {"digits", "emoji", "fashion", "glyphs"} <= set(NAMES)
+    assert {"digits", "emoji", "emoji64", "fashion", "glyphs"} <= set(NAMES)
     assert set(yaml.safe_load((ZOO / models.FACTS).read_text())) == set(NAMES)
     assert sum(path.stat().st_size for path in ZOO.rglob("*")) < MOST_MB * 1e6
 
@@ -55,7 +55,7 @@ def test_a_folder_of_the_name_comes_first(tmp_path: Path, monkeypatch: pytest.Mo
     model.spec = model.spec.model_copy(update={"temperature": 0.31})
     model.save_pretrained("digits")
     assert npdraw_dist.load("digits").spec.temperature == 0.31
-    with pytest.raises(UserError, match="emoji, fashion, glyphs"):
+    with pytest.raises(UserError, match="emoji, emoji64, fashion, glyphs"):
         npdraw_dist.load("emojis")
 
 
