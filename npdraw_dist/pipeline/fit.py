@@ -76,7 +76,7 @@ def fit(
 
     valid, valid_labels: other images of any kind, and what they show, for validation; None: a tenth of the
     images. preset: another preset. image_size: the side that pictures are padded (or with `data.fit` cropped)
-    and resized to, at most 144. name, storage: of the run folder, as for the command, which `npdraw train`
+    and resized to, up to 128. name, storage: of the run folder, as for the command, which `npdraw train`
     resumes and the same call finds done; without both it is temporary. num_workers: 0 trains in this process,
     without Ray; others on Ray, on the cluster that RAY_ADDRESS names if there is one. ray: also with one
     worker. minutes: about how long to train, in this process; a few steps find the budgets; None: the
@@ -173,7 +173,8 @@ def _beside(storage: str, name: str, what: str, file: str, save: Callable[[Path]
         save(Path(local))
         begun = Store.open(storage, name).has(CONFIG) and is_file(filesystem, f"{root}/{file}")
         if begun and read_bytes(filesystem, f"{root}/{file}") != (Path(local) / file).read_bytes():
-            raise UserError(f"the run {name} began with another one than this ({folder}); take another name")
+            kind = {"bank": "bank", "init": "model"}[what]
+            raise UserError(f"the run {name} began with another {kind}, that in {folder}; take another name")
         copy(fs.LocalFileSystem(), local, filesystem, root)
     return folder
 
@@ -214,7 +215,7 @@ def _say(experiment: Experiment, preset: str, pictures: Rows, held: Rows | None,
     every = [pictures] if held is None else [pictures, held]
     if skipped := [reject for rows in every for reject in rows.rejects]:
         among = f"{sum(map(len, every)) + len(skipped):,}"
-        told = f"{len(skipped):,} of {among if count is None else f'the first {among}'} pictures are skipped"
+        told = f"{len(skipped):,} of {among} pictures {'' if count is None else 'looked at '}are skipped"
         results.print(f"fit: warning: {told} ({reasons(skipped)})", markup=False)
 
 

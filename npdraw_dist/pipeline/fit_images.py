@@ -5,6 +5,7 @@ Shapes: N images, C channels, S side of the square.
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import fs
-from torch.utils.data import DataLoader
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import (
@@ -38,11 +38,13 @@ SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # pixels of a side; an image has up to 4 times as many
 KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
 SEEN = 1000  # pictures of a Ray Dataset that decide sizes and settings
-AT_ONCE = 10**9  # pixels of a folder that one process reads in some seconds
+AT_ONCE = 10**9  # pixels of a folder that one thread reads in some seconds
 COUNT = "count.txt"  # beside the shards of a Ray Dataset: how many images they hold
+PART = "part-"  # begins the names of these shards
 SHOWN = 3  # names of skipped pictures in a warning
 
 Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
+Pixels = tuple[str, int, NDArray[np.uint8] | str]  # id, label, (C, H, W) or why not
 
 
 def seen_of(images: Any) -> tuple[Any, int | None]:
@@ -99,20 +101,20 @@ def pictures_of(
     return Rows(list(names), pixels, np.array(labels, np.int64), rejects)
 
 
-def _read(
-    items: Iterable[Item], frame: Frame, large: bool
-) -> Iterable[tuple[str, int, NDArray[np.uint8] | str]]:
+def _read(items: Iterable[Item], frame: Frame, large: bool) -> Iterator[Pixels]:
     """Id, label, and pixels (C, H, W) of each item, or why it cannot be read.
 
-    large: processes read them, as many as there are cores; Pillow decodes in one thread of a process.
+    large: threads read them, as many as torch computes on; Pillow decodes without Python's lock.
     """
     take = partial(_pixels, frame=frame)
     if not large:
-        return map(take, items)
-    return DataLoader(list(items), None, num_workers=torch.get_num_threads(), collate_fn=take)  # type: ignore[arg-type]
+        yield from map(take, items)
+        return
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        yield from pool.map(take, items)
 
 
-def _pixels(item: Item, frame: Frame) -> tuple[str, int, NDArray[np.uint8] | str]:
+def _pixels(item: Item, frame: Frame) -> Pixels:
     name, picture, label = item
     try:
         if isinstance(picture, Image.Image):
@@ -241,7 +243,7 @@ def write_dataset(dataset: Any, count: int, held: Rows | None, storage: str, nam
 
     class InOrder(FilenameProvider):  # Ray's own names are random, and ids and splits follow from the names
         def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
-            return f"images-{task_index:05d}.parquet"
+            return f"{PART}{task_index:05d}.parquet"
 
     folder = f"{storage.rstrip('/')}/{name}-images"
     filesystem, root = open_filesystem(folder)
@@ -252,11 +254,19 @@ def write_dataset(dataset: Any, count: int, held: Rows | None, storage: str, nam
         if {path: read_bytes(filesystem, path) for path in small} != files:
             raise UserError(f"{folder} holds other images than these; take another name")
     else:
+        there = {path for path, _ in list_files(filesystem, root)} - files.keys()
+        if not all(path.startswith(f"{root}/train/{PART}") for path in there):  # else of an interrupted write
+            raise UserError(f"{folder} holds other images than these; take another name")
         encoded = dataset.map(_encoded)
-        encoded.context.execution_options.preserve_order = True
-        encoded.write_parquet(
-            f"{root}/train", filesystem=filesystem, filename_provider=InOrder(), mode="overwrite"
-        )
+        options = encoded.context.execution_options  # also those of the user's dataset
+        before, options.preserve_order = options.preserve_order, True
+        try:
+            names = InOrder()
+            encoded.write_parquet(
+                f"{root}/train", filesystem=filesystem, filename_provider=names, mode="overwrite"
+            )
+        finally:
+            options.preserve_order = before
         for path, content in files.items():
             write_bytes(filesystem, path, content)
     return root if isinstance(filesystem, fs.LocalFileSystem) else folder

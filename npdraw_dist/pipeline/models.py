@@ -194,8 +194,9 @@ class SourceBank:
 
         Parts of another size than is asked lie side by side.
         """
-        side, known = self.bank.parts.shape[-1], dotted(asked).get("grid.patch")
-        grid = {} if known == side else {"grid": {"patch": side, "stride": side}}
+        side, given = self.bank.parts.shape[-1], dotted(asked)
+        known = given.get("grid.patch") == side and int(given.get("grid.stride", side)) <= side
+        grid = {} if known else {"grid": {"patch": side, "stride": side}}
         return {"bank": {"size": len(self.bank)}, **grid}
 
     def require_fit(self, experiment: Experiment) -> None:

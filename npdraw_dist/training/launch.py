@@ -264,7 +264,7 @@ class _Watch:
 
     def __init__(self, mailbox: Any, display: Display, waiting: Waiting) -> None:
         self.mailbox, self.display, self.waiting = mailbox, display, waiting
-        self.failed: Exception | None = None
+        self.failed: BaseException | None = None
         self._main = threading.current_thread() is threading.main_thread()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -272,7 +272,11 @@ class _Watch:
 
     def stop(self) -> None:
         self._ended.set()
-        self._thread.join()
+        try:
+            self._thread.join()
+        except KeyboardInterrupt:  # that of the thread, if the training ended before it
+            if self.failed is None:
+                raise
 
     def _run(self) -> None:
         last = False
@@ -289,7 +293,7 @@ class _Watch:
                         self.display.say(item)
                     else:
                         self.display.record(item)
-            except Exception as error:
+            except BaseException as error:  # such as SystemExit of a callback
                 self.failed = error
                 if self._main and not last:  # elsewhere Ray Train takes no interrupt: it trains to the end
                     _thread.interrupt_main()

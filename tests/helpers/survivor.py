@@ -98,8 +98,8 @@ def main(out: str) -> None:
         for name, faults in (("without faults", {}), ("with faults", FAULTS)):
             runs[name] = Watch(bed, folder, name.replace(" ", "-"))
             runs[name].until_done(faults)
-        plot(runs).savefig(out, dpi=110)
         require_calm(runs["with faults"].run, JOB)
+        plot(runs).savefig(out, dpi=110)
 
 
 if __name__ == "__main__":

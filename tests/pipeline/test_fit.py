@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -111,7 +112,7 @@ def test_the_settings_follow_from_the_images() -> None:
             chosen(np.zeros((4, 1, side, side), np.uint8))
 
 
-def test_processes_read_a_large_folder_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_read_a_large_folder_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, image in enumerate(COLOUR):
         (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
         Image.fromarray(image).save(tmp_path / "ab"[number % 2] / f"{number}.png")
@@ -119,7 +120,15 @@ def test_processes_read_a_large_folder_as_one_does(tmp_path: Path, monkeypatch: 
     (tmp_path / "b/cut.png").write_bytes(whole[: len(whole) // 2])
     alone = pictures_of(tmp_path)
     monkeypatch.setattr(fit_images, "AT_ONCE", 0)
+    pools: list[int] = []
+
+    def pool(threads: int) -> ThreadPoolExecutor:
+        pools.append(threads)
+        return ThreadPoolExecutor(threads)
+
+    monkeypatch.setattr(fit_images, "ThreadPoolExecutor", pool)
     found = pictures_of(tmp_path)
+    assert pools == [torch.get_num_threads()]
     assert found.ids == alone.ids
     assert [reject.id for reject in found.rejects] == ["b/cut.png"]
     assert found.rejects == alone.rejects
@@ -306,7 +315,7 @@ def test_a_given_bank_is_drawn_with(
     model = npdraw_dist.fit(corners(), **unsized, **where, callbacks=[watch])
     assert isinstance(model, NPDraw)
     assert torch.equal(model.bank_parts, own.parts)
-    with pytest.raises(UserError, match="began with another one"):
+    with pytest.raises(UserError, match="began with another bank"):
         npdraw_dist.fit(corners(), **{**unsized, "bank": PartBank.of(corners(), size=5, patch=4)}, **where)
     assert torch.equal(PartBank.load(tmp_path / "bars-bank/bank.safetensors").parts, own.parts)
     assert {("prior/valid/nll", 64), ("vae/valid/elbo", 64)} <= set(rows)
@@ -321,6 +330,8 @@ def test_a_given_bank_is_drawn_with(
         npdraw_dist.fit(corners(), **{**SMALL, **more, "bank.size": 3})
     flags = ("--init.bank", str(tmp_path / "bars"), "--dry-run")
     of_five = ("--grid.patch", "5", "--grid.stride", "5")
+    named = {**SMALL, **more, "grid": {"patch": 4}, "preset": "mnist_cpu"}  # whose stride is 5
+    assert settings_of(monkeypatch, corners(), **named).grid.stride == 4
     assert "1x4x4 pixels; the run draws parts of 1x5x5" in refused(train.main, *flags, *of_five)
     assert "is for NP-DRAW" in refused(train.main, *flags, "--model.kind", "vae")
     with pytest.raises(UserError, match=r"leave out init\.bank"):
