@@ -376,9 +376,7 @@ def test_a_ray_dataset_stays_on_its_cluster(
         npdraw_dist.fit(from_items(rows), labels=[1] * 60)
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=[pytest.mark.ray, pytest.mark.slow])])
 def test_what_a_callback_raises_ends_the_training(
     workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
