@@ -129,7 +129,7 @@ evaluate --model model --out new.json --data.source mnist --data.path empty | la
 fit nowhere --storage new | nowhere has no image
 fit file --minutes 0 --storage new | minutes: & greater than 0
 asked --model model --out new | takes no condition & --prior.condition
-sample --out new --model nowhere | --model nowhere is no model folder & digits, emoji, emoji64, fashion
+sample --out new --model nowhere | model nowhere is no model folder & digits, emoji, emoji64, fashion, glyphs
 sample --out new --model runs/mine | --model runs/mine is a run without a model yet & again to finish it
 sample --out new --model models/unweighted | models/unweighted is damaged & model.safetensors
 sample --out new --model models/truncated | models/truncated is damaged & incomplete

@@ -173,8 +173,7 @@ def _beside(storage: str, name: str, what: str, file: str, save: Callable[[Path]
         save(Path(local))
         begun = Store.open(storage, name).has(CONFIG) and is_file(filesystem, f"{root}/{file}")
         if begun and read_bytes(filesystem, f"{root}/{file}") != (Path(local) / file).read_bytes():
-            kind = {"bank": "bank", "init": "model"}[what]
-            raise UserError(f"the run {name} began with another {kind}, that in {folder}; take another name")
+            raise UserError(f"the run {name} began with another {file}, that in {folder}; take another name")
         copy(fs.LocalFileSystem(), local, filesystem, root)
     return folder
 

@@ -29,7 +29,7 @@ from npdraw_dist.core.pictures import (
     read_picture,
     to_image,
 )
-from npdraw_dist.core.storage import is_file, list_files, open_filesystem, read_bytes, write_bytes
+from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Reject, Rows
 
@@ -249,14 +249,12 @@ def write_dataset(dataset: Any, count: int, held: Rows | None, storage: str, nam
     filesystem, root = open_filesystem(folder)
     files = {} if held is None else {f"{root}/valid/images.parquet": to_parquet(held)}
     files[f"{root}/{COUNT}"] = str(count).encode()  # the last one: it says that all is written
-    if is_file(filesystem, f"{root}/{COUNT}"):
-        small = [path for path, _ in list_files(filesystem, root) if not path.startswith(f"{root}/train/")]
-        if {path: read_bytes(filesystem, path) for path in small} != files:
-            raise UserError(f"{folder} holds other images than these; take another name")
-    else:
-        there = {path for path, _ in list_files(filesystem, root)} - files.keys()
-        if not all(path.startswith(f"{root}/train/{PART}") for path in there):  # else of an interrupted write
-            raise UserError(f"{folder} holds other images than these; take another name")
+    there = [path for path, _ in list_files(filesystem, root)]
+    beside = {path for path in there if not path.startswith(f"{root}/train/{PART}")}
+    whole = f"{root}/{COUNT}" in beside  # else an interrupted write may have left some
+    if beside - files.keys() or (whole and {p: read_bytes(filesystem, p) for p in beside} != files):
+        raise UserError(f"{folder} holds other images than these; take another name")
+    if not whole:
         encoded = dataset.map(_encoded)
         options = encoded.context.execution_options  # also those of the user's dataset
         before, options.preserve_order = options.preserve_order, True
@@ -355,7 +353,7 @@ def _header(item: Path | bytes | Image.Image) -> tuple[tuple[int, int], bool | N
 
 
 def canvas_scale(side: int) -> int | None:
-    """Side of an image -> by what it is larger than its canvas; None: no canvas is small enough."""
+    """Side of an image -> how many times that of its canvas it is; None: no canvas is small enough."""
     scales = range(1, LARGEST_SCALE + 1)
     return next((n for n in scales if side % n == 0 and side // n <= LARGEST_CANVAS), None)
 

@@ -221,12 +221,12 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     watch = _Watch(began.mailbox, display, Waiting(run.workers))
     try:
         with own_interrupts():
-            result: Result | None = None
-            while result is None:
+            while True:
                 remove_broken_snapshot(run.filesystem, run.folder)
                 watch.waiting.begin()
                 try:
-                    result = run.trainer(began).fit().return_value
+                    result: Result = run.trainer(began).fit().return_value
+                    break
                 except ray.train.TrainingFailedError as error:
                     began.mailbox.say.remote(restarts.line_of(error))
     except KeyboardInterrupt:
@@ -237,7 +237,6 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
         ray.kill(began.mailbox)
     if watch.failed is not None:
         raise watch.failed
-    assert result is not None
     return result
 
 
