@@ -38,7 +38,7 @@ class Fit(Command):
 
 def main(argv: Sequence[str]) -> None:
     words = list(argv)
-    if words and not words[0].startswith("--"):
+    if words and not words[0].startswith("-"):
         words.insert(0, "--pictures")
     command: Fit = validate(Fit, parse_flags(Fit, "npdraw_dist.fit_folder", words))
 
@@ -47,7 +47,9 @@ def main(argv: Sequence[str]) -> None:
 
     from npdraw_dist.pipeline.fit import fit
 
-    name = command.name or Path(command.pictures).expanduser().resolve().name
+    name = command.name
+    if name is None:
+        name = Path(command.pictures).expanduser().resolve().name
     fit(
         command.pictures,
         image_size=command.image_size,

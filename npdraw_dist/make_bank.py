@@ -8,6 +8,7 @@ from pydantic import Field
 from npdraw_dist.config.cli import Command, of_preset, parse_flags, run_command
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.training.environment import restart_with_environment
 
 STAGE = "bank"
@@ -42,16 +43,16 @@ def main(argv: Sequence[str]) -> None:
     flags: dict[str, Any] = parse_flags(MakeBank, "npdraw_dist.make_bank", argv)
     preset, out = flags.pop("preset", "digits"), flags.pop("out", None)
     if out is None:
-        from npdraw_dist.core.errors import UserError
-
         raise UserError("--out is missing: the folder to write to")
+    storage, slash, name = out.rstrip("/").rpartition("/")
+    if not name or storage.endswith(":/"):
+        raise UserError(f"--out {out!r} is no folder, or a whole bucket; give a folder such as banks/serif")
     experiment = resolve(preset, None, flags)
 
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline.run import start
 
-    storage, _, name = out.rstrip("/").rpartition("/")
-    start(experiment, storage or ".", name, [STAGE])
+    start(experiment, storage or slash or ".", name, [STAGE])
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import Command, Model, parse_flags, run_command, validate
 from npdraw_dist.config.schema import Seed
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.training.environment import restart_with_environment
 
 
@@ -54,6 +55,8 @@ def main(argv: Sequence[str]) -> None:
         model = load_model(folder).to(device)
     else:
         model = load_npdraw(folder).with_bank(read_bank(command.bank)).to(device)
+    if command.condition is None and command.guidance != 1:
+        raise UserError("--guidance is of a --condition, which is missing")
     if command.condition is not None:
         model = model.given(command.condition, command.guidance)
     with local_folder(command.out) as out:

@@ -128,6 +128,7 @@ sweep --space smoke --data.source mnist --data.path empty | lacks the files of m
 evaluate --model model --out new.json --data.source mnist --data.path empty | lacks the files of mnist
 fit nowhere --storage new | nowhere has no image
 fit file --minutes 0 --storage new | minutes: & greater than 0
+fit pictures --name "" --storage new | --name '' is not a run name
 asked --model model --out new | takes no condition & --prior.condition
 sample --out new --model nowhere | model nowhere is no model folder & digits, emoji, emoji64, fashion, glyphs
 sample --out new --model runs/mine | --model runs/mine is a run without a model yet & again to finish it
@@ -139,7 +140,10 @@ sample --out new --model models/lacks-weights | models/lacks-weights is damaged 
 sample --out new --model model --condition cat | takes no condition & --prior.condition class or words
 sample --out new --model model --bank nowhere | --bank nowhere holds no bank.safetensors & npdraw bank
 sample --out new --model model --guidance -1 | guidance: & greater than or equal to 0
+sample --out new --model model --guidance 5 | --guidance is of a --condition
 bank --bank.size 5 | --out is missing
+bank --out "" | is no folder
+bank --out s3://bucket | a whole bucket
 sample --out new --model models/bert | holds another kind of model: its config.json has no spec
 sample --out new --model models/newer | models/newer was made by npdraw_dist 9.0.0 in format 99
 sample --out new --model models/gan | a model of kind 'gan' (known: npdraw, vae, & draw, air)

@@ -5,6 +5,7 @@ image), trials/, seeds/ and longer/. A second start does what is missing. `evalu
 """
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -75,15 +76,21 @@ class Comparison:
         }
         return dict(json.loads(json.dumps(found)))
 
-    def add_kinds(self) -> None:
-        """Writes the trials of kinds that are new to this run into its plan; those of the plan stay."""
-        if not self.run.has(PLAN) or self.run.has("opened.json"):
-            return
-        record, trials = self.run.read_json(PLAN), self.facts()["trials"]
-        planned = record.get("trials", {})
-        kinds = {trial["kind"] for trial in planned.values()}
-        if planned == {name: trial for name, trial in trials.items() if trial["kind"] in kinds}:
-            self.run.write_json({**record, "trials": trials}, PLAN)
+    def claim(self) -> dict[str, Any]:
+        """The plan in the run folder. A first start writes it, a later one adds the trials of new kinds.
+
+        Raises UserError, and changes nothing, if the folder is of another sweep.
+        """
+        facts, claimed = self.facts(), partial(claim_facts, self.run, PLAN)
+        if self.run.has(PLAN):
+            record = self.run.read_json(PLAN)
+            planned = record.get("trials", {})
+            kinds = {trial["kind"] for trial in planned.values()}
+            kept = {name: trial for name, trial in facts["trials"].items() if trial["kind"] in kinds}
+            record = claimed({**facts, "trials": kept})
+            if kept != facts["trials"] and not self.run.has("opened.json"):
+                self.run.write_json({**record, "trials": facts["trials"]}, PLAN)
+        return claimed(facts)
 
     def note(self) -> str:
         """What the whole comparison takes, in a line."""
@@ -173,8 +180,10 @@ class Comparison:
         for kind in self.kinds:
             mine = [job for job in done if job.kind == kind]
             if not mine:
-                failed = [r for r in read_results(self.run) if r.trial.rpartition("-")[0] == kind]
-                reason = next((result.reason for result in failed if result.reason), "stopped")
+                # A result is of a trial, or of one of its measurements: `vae-0`, `vae-0-probe`.
+                of_kind = re.compile(rf"{re.escape(kind)}-\d+(-\w+)?")
+                failed = [r.reason for r in read_results(self.run) if of_kind.fullmatch(r.trial)]
+                reason = next(filter(None, failed), "stopped")
                 raise UserError(f"no trial of {kind} finished; the first: {reason} (--retry-failed)")
             found[kind] = min(mine, key=lambda job: (valid_nll(self.run, job), job.name))
         return found
@@ -183,35 +192,41 @@ class Comparison:
         """What `evaluate --compare` is told of the final runs.
 
         The winners are trained anew with seeds of their own, since the trial's has been chosen among many;
-        and for longer until validation stops improving: the best of these, and whether the longest one was
-        still improving. Each has schedules of its own.
+        and for longer until validation stops improving: the best of these, whether the longest one was still
+        improving, and the one that failed. Each has schedules of its own.
         """
         first, run = self.base.seed + 1, self.run
         seeds = self.train(
             [
-                job.with_images(job.budget or 0, "seeds", f"{kind}-seed-{seed}", seed)
+                job.with_images(job.budget or 0, "seeds", f"{job.name}-seed-{seed}", seed)
                 for seed in range(first, first + self.seeds)
-                for kind, job in winners.items()
+                for job in winners.values()
             ]
         )
         best, improving = dict(winners), dict.fromkeys(winners, True)
+        failed: dict[str, str | None] = dict.fromkeys(winners)
         for factor in self.space.longer:
             jobs = [
-                job.with_images(factor * (job.budget or 0), "longer", f"{kind}-x{factor}")
+                job.with_images(factor * (job.budget or 0), "longer", f"{job.name}-x{factor}")
                 for kind, job in winners.items()
                 if improving[kind]
             ]
             done = self.train(jobs)
             for job in jobs:
-                bound = (1 - GAIN) * valid_nll(run, best[job.kind])
-                improving[job.kind] = job in done and valid_nll(run, job) < bound
+                if job not in done:
+                    improving[job.kind], failed[job.kind] = False, job.path
+                    continue
+                improving[job.kind] = valid_nll(run, job) < (1 - GAIN) * valid_nll(run, best[job.kind])
                 best[job.kind] = job if improving[job.kind] else best[job.kind]
         return [
             *(self._final(job, "seed") for job in seeds),
-            *(self._final(best[k], "longest", still_improving=improving[k]) for k in winners),
+            *(
+                self._final(best[k], "longest", still_improving=improving[k], failed=failed[k])
+                for k in winners
+            ),
         ]
 
-    def _final(self, job: Job, role: str, **more: bool) -> dict[str, Any]:
+    def _final(self, job: Job, role: str, **more: Any) -> dict[str, Any]:
         run = self.run
         return {
             **{"run": job.path, "kind": job.kind, "role": role, "seed": job.experiment.seed},
@@ -250,14 +265,13 @@ def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | 
         check(first, store, first.stage_names)
     if not store.has(PLAN):
         store.make_folder()
-    comparison.add_kinds()
-    record = claim_facts(store, PLAN, comparison.facts())
-    if store.has("opened.json"):
-        raise UserError(
-            f"{store.shown()} was compared on the test split: nothing is trained any more; "
-            "take another --name"
-        )
     with store.lease("comparison"):
+        record = comparison.claim()
+        if store.has("opened.json"):
+            raise UserError(
+                f"{store.shown()} was compared on the test split: nothing is trained any more; "
+                "take another --name"
+            )
         if options.retry_failed:
             forget_failed(store)
         console.print(comparison.note())

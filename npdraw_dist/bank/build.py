@@ -19,6 +19,7 @@ from npdraw_dist.bank.kmeans import kmeans, snap
 from npdraw_dist.bank.patches import Reservoir, draw, extract, unique_rows
 from npdraw_dist.bank.shards import LocalShards, RayShards, Shards
 from npdraw_dist.config.data import GridConfig
+from npdraw_dist.config.load import validated
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import shape_of, to_batch
@@ -87,8 +88,10 @@ def bank_of(images: Any, size: int, patch: int, background: Literal["black", "wh
     """
     batch = to_batch(images, shape_of(images), float(background == "white"))
     pixels = batch if batch.dtype == torch.uint8 else (batch * 255).round().byte()
-    settings = BankConfig(size=size)
-    grid = GridConfig(patch=patch, stride=patch, background=background)
+    settings = validated(BankConfig, {"size": size}, where="a bank: ")
+    grid = validated(
+        GridConfig, {"patch": patch, "stride": patch, "background": background}, where="a bank: "
+    )
     channels, height, width = pixels.shape[1:]
     places = grid.of_canvas((channels, height, width))
     found = extract(pixels.cpu().numpy(), places, settings.min_energy)

@@ -98,10 +98,10 @@ def dropped(made: PartSequence, *sources: tuple[PartSequence, Tensor]) -> int:
     return wanted - int(made.whether.sum())
 
 
-def check_ranges(z: PartSequence, steps: int, places: int, parts: int, where_given: bool) -> None:
-    """Raises ValueError unless z is a drawing of T `steps`, L `places` and K `parts`.
+def checked(z: PartSequence, steps: int, places: int, parts: int, where_given: bool) -> PartSequence:
+    """z with 0 where it says nothing. Raises ValueError unless it has T `steps`, L `places` and K `parts`.
 
-    where_given: step t draws at place t, if it draws.
+    where_given: step t draws at place t, if it draws; *where* is t then at all steps.
     """
     if z.steps != steps:
         raise ValueError(f"a drawing has {steps} steps, not {z.steps}")
@@ -112,6 +112,8 @@ def check_ranges(z: PartSequence, steps: int, places: int, parts: int, where_giv
     step = torch.arange(steps, device=z.where.device)
     if where_given and (z.whether & (z.where != step)).any():
         raise ValueError("in order aligned step t draws at place t")
+    z = z.canonical()
+    return PartSequence(z.whether, step.expand_as(z.where), z.what) if where_given else z
 
 
 class _Steps(NamedTuple):
@@ -200,6 +202,8 @@ def mask_of(places: Any, grid: Grid, batch: int, name: str = "places") -> Tensor
     """
     if isinstance(places, str):
         return parse_region(places, grid)
+    if isinstance(places, tuple) and len(places) == 2 and all(type(number) is int for number in places):
+        raise UserError(f"{name} {places}: one place is [{places}], two are {list(places)}")
     named = isinstance(places, list | tuple | set) and not (
         places and all(isinstance(place, bool) for place in places)
     )

@@ -62,12 +62,19 @@ class PartBank(_Saved):
     def of(
         cls, images: Any, size: int, patch: int, *, background: str = "black", seed: int = 0
     ) -> "PartBank":
-        """`size` parts of `patch` x `patch` pixels, from images of any kind; see `bank.build.bank_of`."""
+        """`size` parts of `patch` x `patch` pixels, from images of any kind; see `bank.build.bank_of`.
+
+        For a model whose canvas is smaller than its images (`spec.downscale`), make the images smaller too.
+        background: that of the model's grid.
+        """
         bank: PartBank = resolve_name(CLUSTERING)(images, size, patch, background, seed)
         return bank
 
     def joined(self, *others: "PartBank") -> "PartBank":
-        """The parts of this bank, then those of the others."""
+        """The parts of this bank, then those of the others. Raises UserError if their shapes differ."""
+        for bank in others:
+            if (shape := tuple(bank.parts.shape[1:])) != tuple(self.parts.shape[1:]):
+                raise UserError(f"parts of {shape} do not go beside parts of {tuple(self.parts.shape[1:])}")
         return PartBank(torch.cat([self.parts, *(bank.parts for bank in others)]))
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,6 +23,22 @@ NEAREST = 3  # known ones that an error names
 # Of a vocabulary of words: the most whole ones, the most frequent first, and pieces.
 MOST_WHOLE, PIECES = 8192, 512
 INNER = 4  # pieces of a whole word that count
+
+
+def plain(asked: Any, count: int | None = None) -> Condition | list[Condition]:
+    """A condition, or a sequence, array or tensor (B,) of them, as Python's own; numbers may be NumPy's or
+    torch's.
+
+    Raises UserError if there are several, but not `count`.
+    """
+    if hasattr(asked, "tolist"):
+        asked = asked.tolist()
+    if isinstance(asked, int | str):
+        return asked
+    each = [one.item() if hasattr(one, "item") else one for one in asked]
+    if count not in (None, len(each)):
+        raise UserError(f"there are {len(each)} conditions for {count} drawings")
+    return each
 
 
 def words_in(text: str) -> list[str]:
@@ -100,8 +116,8 @@ class Vocabulary:
         name = str(condition)
         if name in self.numbers:
             return self.numbers[name]
-        if isinstance(condition, int) or name.isdigit():
-            if int(condition) < len(self.entries):
+        if isinstance(condition, int) or name.isdecimal():
+            if 0 <= int(condition) < len(self.entries):
                 return 1 + int(condition)
             raise UserError(f"class {condition}; the model knows 0 to {len(self.entries) - 1}")
         raise UserError(f"the model does not know the class {name!r}{self._nearest(name)}")

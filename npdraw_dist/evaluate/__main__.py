@@ -71,7 +71,7 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
 
 def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:
     if out is None:
-        raise UserError("--compare needs --out, the folder of the table and the plots")
+        raise UserError("--compare needs --out, the folder of what it writes")
     from npdraw_dist.core.storage import is_file, open_filesystem, require_writable
 
     sweeps = any(is_file(*open_filesystem(f"{run}/{PLAN}")) for run in runs)
@@ -87,9 +87,8 @@ def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:
     if sweeps:
         from npdraw_dist.evaluate.comparison import compare_sweeps
 
-        served = int(flags.pop("served", 0))
         settings = validate(EvaluationSettings, {"k": 100, "samples": 10_000, "model": runs[0], **flags})
-        paths = compare_sweeps(runs, settings, served, out)
+        paths = compare_sweeps(runs, settings, out)
     else:
         from npdraw_dist.evaluate.runs_table import compare_runs
 

@@ -27,7 +27,7 @@ from npdraw_dist.nn.classifier import Classifier, Labelled, accuracy, fit
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import find_run
 from npdraw_dist.pipeline.models import chosen_model, load_npdraw
-from npdraw_dist.pipeline.sample import local_folder
+from npdraw_dist.pipeline.sample import local_folder, require_local_folder
 from npdraw_dist.pipeline.store import Store
 
 FEATURES, IMAGES = 64, 60_000  # of a classifier, and those that train it
@@ -42,6 +42,7 @@ def ask(settings: Asked) -> dict[str, Any]:
 
     Raises UserError on a model that cannot be asked, or a file of attributes that does not fit.
     """
+    require_local_folder(settings.out)  # before the work, which takes minutes
     folder = chosen_model(settings.model)
     model = load_npdraw(folder)
     model.vocabulary.require()
@@ -50,7 +51,8 @@ def ask(settings: Asked) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     readers = {name: _Reader(data, each, settings.seed) for name, each in attributes.items()}
     for name, reader in readers.items():
-        print(f"{name}: {reader.right:.1%} of {len(reader.valid.labels)} held-out images are read right")
+        read = "none" if reader.right is None else f"{reader.right:.1%}"
+        print(f"{name}: {read} of {len(reader.valid.labels)} held-out images are read right")
     questions = {
         kind: shuffled(
             [
@@ -106,7 +108,7 @@ def _attributes(path: str | None, model: NPDraw) -> dict[str, Alternatives]:
     if path is None:
         raise UserError("--attributes is missing: the model is told words")
     values = read_file(Path(path))
-    if not values or not all(isinstance(texts, list) for texts in values.values()):
+    if not values or not all(texts and isinstance(texts, list) for texts in values.values()):
         raise UserError(f"--attributes {path}: each attribute has a list of its alternatives")
     return {name: {str(text): frozenset(words_in(str(text))) for text in values[name]} for name in values}
 
@@ -148,7 +150,7 @@ class _Told:
 
 
 class _Reader:
-    """A classifier of one attribute. right: its share of the real validation images that have it."""
+    """A classifier of one attribute. right: its share of the validation images that have it, if any do."""
 
     def __init__(self, data: _Told, alternatives: Alternatives, seed: int) -> None:
         self.alternatives = alternatives
@@ -162,7 +164,7 @@ class _Reader:
         generator = torch.Generator().manual_seed(seed)
         moved = Labelled(images, self.train.labels.repeat(len(shifts)), data.binarize)
         fit(self.network, moved, IMAGES, generator, lambda _: None)
-        self.right = accuracy(self.network, self.valid, generator) or 0.0
+        self.right = accuracy(self.network, self.valid, generator)
 
     def asked(self, words: frozenset[str]) -> int:
         """The number of the alternative with the most words, all of `words`; -1 if there is not one."""

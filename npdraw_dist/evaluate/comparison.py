@@ -6,6 +6,7 @@ records itself as the one opening in every run; the same comparison may go on af
 
 import io
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.data.tasks import map_items
-from npdraw_dist.evaluate.measured import CURVE_IMAGES, KS, Entry, measure, read, references
+from npdraw_dist.evaluate.measured import CURVE_IMAGES, KS, Entry, measure, read, references, source_of
 from npdraw_dist.evaluate.protocol import made_by
 from npdraw_dist.evaluate.report import Comparison, write_report
 from npdraw_dist.evaluate.settings import PLAN, EvaluationSettings
@@ -96,6 +97,11 @@ def read_sweep(folder: str) -> Sweep:
             f"--compare {folder}: of {plan['seeds']} seeds each, there are {dict(seeds)}; train the others "
             "(the same sweep command with --retry-failed)"
         )
+    if failed := [final["failed"] for final in plan["finals"] if final.get("failed")]:
+        raise UserError(
+            f"--compare {folder}: {failed[0]} failed; train it (the same sweep command "
+            "with --retry-failed), or train all kinds less long (--longest)"
+        )
     return Sweep(store, plan)
 
 
@@ -129,18 +135,22 @@ def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> Non
                 run.record_opening(OPENED_BY)
 
 
-def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, served: int, out: str) -> list[str]:
+def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, out: str) -> list[str]:
     """Measures what is missing and writes the report; returns the paths of its files.
 
-    settings: k, samples, extractor, seed and scale count. served: test images that served for choices.
-    Raises UserError.
+    settings: k, samples, extractor, seed, served and scale count. Raises UserError, before a test split is
+    opened if the test images are too few.
     """
     sweeps = [read_sweep(folder) for folder in folders]
     search = {sweep.fraction: sweep.search() for sweep in sweeps}
     entries = [entry for sweep in sweeps for entry in sweep.entries()]
     specs = [read_spec(f"{sweep.entries()[0].folder}/model") for sweep in sweeps]
     require_one_of_each(sweeps, specs)
-    binarize = specs[0].binarize
+    binarize, served = specs[0].binarize, settings.served
+    counts = [source_of(entry).count("test") for entry in entries]
+    images = min((count for count in counts if count is not None), default=sys.maxsize)
+    if served >= images:
+        raise UserError(f"--served {served:,} leaves none of {images:,} test images for the differences")
     extractor = find_extractor(*settings.extractor_flags, specs[0].image_shape)
     if extractor is not None:
         assert extractor.dimensions is not None
@@ -149,8 +159,8 @@ def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, served:
                 f"the extractor has {extractor.dimensions} features; a comparison takes {LEAST_FEATURES} or "
                 "more (npdraw extractor --features 64)"
             )
-        require_enough(settings.samples or 0, settings.samples or 0, extractor.dimensions)
-    protocol = protocol_of(settings, extractor, served, binarize)
+        require_enough(images, settings.samples or 0, extractor.dimensions)
+    protocol = protocol_of(settings, extractor, binarize)
     open_test_split(sweeps, protocol)
     work = partial(measure, settings=settings, extractor=extractor)
     if not settings.scale.here:
@@ -184,21 +194,22 @@ def require_one_of_each(sweeps: Sequence[Sweep], specs: Sequence[Spec]) -> None:
 
 
 def protocol_of(
-    settings: EvaluationSettings, extractor: ExtractorFile | None, served: int, binarize: str
+    settings: EvaluationSettings, extractor: ExtractorFile | None, binarize: str
 ) -> dict[str, Any]:
     """What decides the numbers: another one may not open the test split again."""
     pixels = "" if binarize == "none" else "; the same binarised pixels for all runs"
     found: dict[str, Any] = {
         "split": "test, all images, opened once",
         "nll": f"IWAE of {settings.k} sampled log-ratios an image{pixels}",
-        "served": f"{served} images with the smallest hash of the id have served for earlier choices",
+        "served": f"{settings.served} images with the smallest hash of the id served for earlier choices",
         "curve": f"k {', '.join(map(str, KS))} on {CURVE_IMAGES} images",
         "seed": settings.seed,
         "flops": "of the bound at k = 1 of one image",
     }
     if extractor is not None:
         facts = {"extractor": extractor.name, "sha256": extractor.sha256, "features": extractor.dimensions}
-        found["distance"] = {**facts, "samples": settings.samples}
+        drawn = {"samples": settings.samples, "temperature": settings.temperature}
+        found["distance"] = facts | drawn
     return found
 
 

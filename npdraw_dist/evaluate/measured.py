@@ -21,7 +21,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.images import to_float
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import open_source
+from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.data.splits import Split
 from npdraw_dist.evaluate.edits import EDITS, measure_edits
 from npdraw_dist.evaluate.settings import EvaluationSettings
@@ -105,7 +105,7 @@ def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
     if model.spec.likelihood != "bernoulli":  # bits per dimension of binary data are no custom
         numbers["dimensions"] = images[0].numel()
     if extractor is not None:  # of binary data both sides are drawn pixels
-        extract, samples = extractor.open(torch.device("cpu")), _samples(model, settings.samples or 0, seed)
+        extract, samples = extractor.open(torch.device("cpu")), _samples(model, settings)
         real = _features(_as_seen(images, model.spec.binarize, seed, REAL), extract)
         numbers |= all_distances(real, _features(samples, extract), seed)
         if model.has_regions:
@@ -113,7 +113,7 @@ def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
     curve: dict[int, float] = {}
     if entry.leading:
         curve = curve_of(model, images[:CURVE_IMAGES], seed)
-        arrays |= _shown(model, entry, seed)
+        arrays |= _shown(model, entry, settings)
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
     store.filesystem.create_dir(store.path(FOLDER), recursive=True)
@@ -132,14 +132,19 @@ def read(entry: Entry) -> Measured:
     return Measured(entry, ids, numbers=done["numbers"], curve=curve, **arrays)
 
 
-def images_of(entry: Entry, split: Split, fraction: float | None = None) -> Rows:
-    """All images of a split of a run's data. fraction: in place of the run's own, of its training images."""
+def source_of(entry: Entry, fraction: float | None = None) -> Source:
+    """A run's data. fraction: in place of the run's own, of its training images."""
     run = find_run(f"{entry.folder}/model")
     assert run is not None
     data = DataConfig.model_validate(run[1]["data"])
     if fraction is not None:
         data = data.model_copy(update={"fraction": fraction})
-    return Rows.cat([shard.read() for shard in open_source(data, int(run[1]["seed"])).shards(split)])
+    return open_source(data, int(run[1]["seed"]))
+
+
+def images_of(entry: Entry, split: Split, fraction: float | None = None) -> Rows:
+    """All images of a split of `source_of` a run."""
+    return Rows.cat([shard.read() for shard in source_of(entry, fraction).shards(split)])
 
 
 @torch.no_grad()
@@ -173,11 +178,13 @@ def flops(model: GenerativeModel, images: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def _samples(model: GenerativeModel, count: int, seed: int) -> Iterator[Tensor]:
+def _samples(model: GenerativeModel, settings: EvaluationSettings) -> Iterator[Tensor]:
+    """Batches of samples. All kinds have one temperature, whatever their presets draw at."""
+    count, temperature = settings.samples or 0, settings.temperature
     make = model.sample_pixels if model.spec.likelihood == "bernoulli" else model.sample
     for number, start in enumerate(range(0, count, AT_ONCE)):
-        generator = torch.Generator(model.device).manual_seed(noise_seed(seed, DRAWN, number))
-        yield make(min(AT_ONCE, count - start), generator)
+        generator = torch.Generator(model.device).manual_seed(noise_seed(settings.seed, DRAWN, number))
+        yield make(min(AT_ONCE, count - start), generator, temperature)
 
 
 def _as_seen(images: Tensor, binarize: str, seed: int, key: int) -> Iterator[Tensor]:
@@ -206,9 +213,12 @@ def references(
     }
 
 
-def _shown(model: GenerativeModel, entry: Entry, seed: int) -> dict[str, NDArray[np.float32]]:
+def _shown(
+    model: GenerativeModel, entry: Entry, settings: EvaluationSettings
+) -> dict[str, NDArray[np.float32]]:
     """Mean images of some samples, and the nearest training image of each."""
-    samples = model.sample(SHOWN_SAMPLES, torch.Generator(model.device).manual_seed(seed)).cpu()
+    generator = torch.Generator(model.device).manual_seed(settings.seed)
+    samples = model.sample(SHOWN_SAMPLES, generator, settings.temperature).cpu()
     train = torch.from_numpy(images_of(entry, "train").images)
-    found = neighbours(samples, [train], 0, seed)
+    found = neighbours(samples, [train], 0, settings.seed)
     return {"samples": samples.numpy(), "nearest": to_float(found.nearest).numpy()}

@@ -77,6 +77,8 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if not shards:
         raise UserError(f"the data have no split {split!r}: it has no image")
     _require_samples(settings, file, min(total or sys.maxsize, settings.images or sys.maxsize))
+    if settings.edits and not model.has_regions:
+        raise UserError(f"--edits: a model of kind {model.spec.kind} has nothing of a region; leave it out")
     if not scale.here:
         from npdraw_dist.training.launch import start_ray
 
@@ -85,7 +87,8 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if split == "test":
         record_opening_of(settings.model, "evaluate")
     work = plan_work(shards, total, settings.images, pool.size or 1)
-    _require_samples(settings, file, work.images or sys.maxsize)  # known exactly once they are chosen
+    if file is not None:  # before the likelihood, which takes longer than reading all images
+        _require_samples(settings, file, work.images or sum(len(shard.read()) for shard in shards))
     told = None
     if isinstance(model, NPDraw) and model.vocabulary.kind != "none":
         told = Told(model.vocabulary, source.facts()["classes"])
@@ -117,7 +120,8 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if not isinstance(model, NPDraw):
         return result, [out]
     picture = f"{out.removesuffix('.json')}.png"
-    content = reconstructions(model, torch.from_numpy(shards[0].read().images))
+    images = next(rows.images for shard in shards if len(rows := shard.read()))
+    content = reconstructions(model, torch.from_numpy(images))
     write_bytes(*open_filesystem(picture), content)
     return result, [out, picture]
 

@@ -323,7 +323,7 @@ def _search(comparison: Comparison, fraction: float) -> list[str]:
         seeds = spread([run.numbers for run in comparison.runs(fraction, kind)], "valid_nll", 2)
         rows.append([title_of(kind), *cells, seeds])
     head = ["NLL on validation", "best trial", *map(str, range(2, most + 1)), "seeds of it"]
-    told = "All trials have the validation images of seed 0. Other seeds may hold out other images."
+    told = "All trials have the same validation images. Other seeds may hold out others."
     return [*table(head, rows), "", told]
 
 

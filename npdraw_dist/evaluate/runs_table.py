@@ -1,4 +1,4 @@
-"""`evaluate --compare` of evaluated runs: one table and plots; all must be measured by the same protocol.
+"""`evaluate --compare` of evaluated runs: a table and samples; all must be measured by the same protocol.
 
 To add a column, set `compared` of a metric in measure/metrics.
 """
@@ -15,7 +15,7 @@ from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.storage import open_filesystem, write_files
-from npdraw_dist.evaluate.plots import by_fraction, percent, picture
+from npdraw_dist.evaluate.plots import percent
 from npdraw_dist.evaluate.report import parquet, table
 from npdraw_dist.evaluate.settings import RESULT
 from npdraw_dist.measure.metrics import COMPARED, METRICS
@@ -42,7 +42,9 @@ class Run:
 
     @property
     def label(self) -> list[str]:
-        return [KINDS[self.row["kind"]].title, percent(self.row["fraction"]), str(self.row["seed"])]
+        """Its folder, kind, fraction and seed."""
+        row = self.row
+        return [row["run"], KINDS[row["kind"]].title, percent(row["fraction"]), str(row["seed"])]
 
     def protocol(self) -> dict[str, Any]:
         """What must be equal for all runs of a table."""
@@ -106,7 +108,7 @@ def require_same_protocol(runs: Sequence[Run]) -> None:
 
 
 def compare_runs(folders: Sequence[str], out: str) -> list[str]:
-    """Writes comparison.md, comparison.parquet, comparison.png and samples.png; returns their paths.
+    """Writes comparison.md, comparison.parquet and samples.png; returns their paths.
 
     Raises UserError if a run was not evaluated, or not by the protocol of the others.
     """
@@ -114,12 +116,9 @@ def compare_runs(folders: Sequence[str], out: str) -> list[str]:
     runs = [read_run(folder) for folder in sorted(folders)]
     runs.sort(key=lambda run: (run.row["fraction"], kinds.index(run.row["kind"]), run.row["seed"]))
     require_same_protocol(runs)
-    split, distance = runs[0].result["split"], runs[0].result.get("distance")
-    labels = {f"{split} NLL (nats an image)": "nll_iwae", str(distance): "frechet_distance"}
     files = {
         "comparison.md": markdown(runs).encode(),
-        "comparison.parquet": parquet([{**run.row, "kind": run.label[0]} for run in runs]),
-        "comparison.png": picture(by_fraction([run.row for run in runs], labels)),
+        "comparison.parquet": parquet([{**run.row, "kind": run.label[1]} for run in runs]),
         "samples.png": _samples(runs),
     }
     return write_files(out, files)
@@ -128,7 +127,7 @@ def compare_runs(folders: Sequence[str], out: str) -> list[str]:
 def markdown(runs: Sequence[Run]) -> str:
     """The table, and below it the protocol that all rows share."""
     rows = [[*run.label, *(METRICS[name].format(run.row[name]) for name in COMPARED)] for run in runs]
-    lines = table(["model", "fraction", "seed", *COMPARED], rows)
+    lines = table(["run", "model", "fraction", "seed", *COMPARED], rows)
     protocol = yaml.safe_dump(runs[0].protocol(), sort_keys=False)
     note = "NLL and ELBO in nats per image. The protocol of all rows:"
     return "\n".join([*lines, "", note, "", "```yaml", f"{protocol}```", ""])
@@ -140,6 +139,6 @@ def _samples(runs: Sequence[Run]) -> bytes:
     for run in runs:
         model = load_model(f"{run.row['run']}/model")
         generator = torch.Generator(model.device).manual_seed(0)
-        title, fraction, seed = run.label
-        rows[f"{title} {fraction} seed {seed}"] = model.sample(SHOWN_SAMPLES, generator).cpu()
+        name, title, fraction, seed = run.label
+        rows[f"{name}\n{title} {fraction} seed {seed}"] = model.sample(SHOWN_SAMPLES, generator).cpu()
     return rows_png(rows)

@@ -1,7 +1,7 @@
 """The flags of `npdraw evaluate` and `npdraw asked`: what is measured, on which data, and how."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -37,6 +37,9 @@ class EvaluationSettings(BaseModel):
     edits: Count = Field(
         0, description="random edits that are measured: a region of one image of the split on another"
     )
+    served: Count = Field(
+        0, description="for --compare SWEEP: test images that served for choices (those of --images)"
+    )
     seed: Seed = Field(0, description="seed of noise and samples; if not given, the run's")
     split_seed: Seed | None = dashed(
         None, "split-seed", "seed of the splits, for a model that does not state its own"
@@ -55,7 +58,7 @@ class Evaluate(Command, EvaluationSettings):  # type: ignore[misc]  # pydantic-s
 
     Data settings that are not given are those of the model's run. --compare SWEEP ... of sweeps of the space
     `comparison` opens their test split once and writes a report to the folder --out; --compare RUN ... of
-    evaluated runs writes a table and plots.
+    evaluated runs writes a table and samples.
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
@@ -76,10 +79,6 @@ class Evaluate(Command, EvaluationSettings):  # type: ignore[misc]  # pydantic-s
     compare: list[str] = Field(
         [],
         description="sweeps of the space comparison, or run folders, each with its evaluation.json",
-    )
-    served: Annotated[int, Field(ge=0)] = Field(
-        0,
-        description="for --compare SWEEP: test images that served for choices (those of --images)",
     )
     out: str | None = Field(None, description="result file; if not given, evaluation.json in the run folder")
 

@@ -209,11 +209,7 @@ def require_kept(z: PartSequence, keep: Tensor, prior: StepPrior) -> Kept:
         raise ValueError(
             f"keep is bool ({places},) or ({len(z)}, {places}), not {keep.dtype} {tuple(keep.shape)}"
         )
-    editing.check_ranges(z, spec.steps, places, spec.parts, spec.where_given)
-    if spec.where_given:  # a stored drawing may have 0 in where at steps that draw nothing
-        z = PartSequence(
-            z.whether, torch.arange(spec.steps, device=z.where.device).expand_as(z.where), z.what
-        )
+    z = editing.checked(z, spec.steps, places, spec.parts, spec.where_given)
     z = PartSequence(z.whether & keep.gather(1, z.where), z.where, z.what).canonical()
     held = z.where.new_zeros(keep.shape).scatter_add(1, z.where, z.whether.long())
     if spec.aligned and (held > 1).any():

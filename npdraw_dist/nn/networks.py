@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.core import editing
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.images import require_images
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
-from npdraw_dist.core.vocabulary import Condition, Vocabulary
+from npdraw_dist.core.vocabulary import Condition, Vocabulary, plain
 from npdraw_dist.nn.appearance import Inferred, make_appearance
 from npdraw_dist.nn.authors.network import CanvasPrior, FlatPosterior, PlacedLayout, StridedDecoder
 from npdraw_dist.nn.decoder import Decoder
@@ -74,14 +76,17 @@ class Networks(HubModel):
     def given(self, condition: Condition | Sequence[Condition] | Tensor, guidance: float = 1.0) -> Self:
         """This model under a condition: the same weights, and p(z|condition) in place of p(z).
 
-        condition: a class by number or name, or words, for all drawings; or one for each; or tokens (B, A).
+        condition: a class by number or name, or words, for all drawings; or one for each; or tokens, a tensor
+        (B, A).
         guidance: `nn.prior.GivenPrior`. Another condition takes the place of this one. To be used, not saved:
         save the model itself. Raises UserError on a condition that the model does not know.
         """
         self.vocabulary.require()
-        if not isinstance(condition, Tensor):
-            asked = [condition] if isinstance(condition, int | str) else list(condition)
-            condition = self.vocabulary.rows(asked)
+        if not guidance >= 0:
+            raise UserError(f"guidance is {guidance}; it must be 0 or more")
+        if not (isinstance(condition, Tensor) and condition.ndim == 2):
+            asked = plain(condition)
+            condition = self.vocabulary.rows(asked if isinstance(asked, list) else [asked])
         view = copy(self)
         view._modules = {
             **self._modules,
@@ -177,8 +182,13 @@ class Networks(HubModel):
 
     @torch.no_grad()
     def prior_log_prob(self, z: PartSequence) -> Tensor:
-        """log p(z), (B,) nats, teacher-forced, exact."""
-        return self.prior.log_prob(z)
+        """log p(z), (B,) nats, teacher-forced, exact. Raises ValueError on drawings of another model."""
+        return self.prior.log_prob(self.checked(z))
+
+    def checked(self, z: PartSequence) -> PartSequence:
+        """z as this model draws it (`editing.checked`). Raises ValueError if it can draw no such z."""
+        spec = self.spec
+        return editing.checked(z, spec.steps, spec.grid.places, spec.parts, spec.where_given)
 
     @torch.no_grad()
     def features(self, images: Any) -> Tensor:

@@ -17,7 +17,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_canvas
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartBank, PartSequence
-from npdraw_dist.core.vocabulary import Condition
+from npdraw_dist.core.vocabulary import Condition, plain
 from npdraw_dist.nn.completion import Completer, Effort, evidence_of
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.generative import SampleTrace, at_centres, seeded
@@ -53,7 +53,8 @@ class NPDraw(Networks):
         """
         x, tokens = self.as_input(images), None
         if condition is not None:
-            asked = [condition] * len(x) if isinstance(condition, int | str) else list(condition)
+            told = plain(condition, len(x))
+            asked = told if isinstance(told, list) else [told] * len(x)
             tokens = dropped(self.vocabulary.rows(asked).to(x.device), generator)
         with torch.set_grad_enabled(torch.is_grad_enabled() and draws > 1):
             q = self.infer(x)
@@ -68,11 +69,11 @@ class NPDraw(Networks):
         Raises UserError on images that `as_input` refuses, ValueError on drawings of another model.
         """
         if isinstance(x, Drawings):
+            if not torch.equal(x.model.bank_parts.to(self.device), self.bank_parts):
+                raise ValueError("drawings of a model with other parts; give their images, or their z")
             return x
         if isinstance(x, PartSequence):
-            spec = self.spec
-            editing.check_ranges(x, spec.steps, spec.grid.places, spec.parts, spec.where_given)
-            z = x.to(self.device)
+            z = self.checked(x).to(self.device)
             return Drawings(z, self.render(z), u, self)
         x = self.as_input(x)
         z = self.encode(x)
@@ -97,10 +98,11 @@ class NPDraw(Networks):
         temperature: of the prior; None: `spec.temperature`. condition, guidance: z ~ p(z|condition), as
         `given` takes them; a sequence has n. Raises UserError.
         """
+        if n < 1:
+            raise UserError(f"n is {n}; it must be 1 or more")
         if condition is not None:
-            if not isinstance(condition, int | str) and len(condition) != n:
-                raise UserError(f"there are {len(condition)} conditions for {n} drawings")
-            return self.given(condition, guidance).draw(n, generator, temperature, top_k, seed=seed)
+            return self.given(plain(condition, n), guidance).draw(n, generator, temperature, top_k, seed=seed)
+        _require_plain(guidance)
         generator = seeded(self.device, generator, seed)
         z = self.sample_prior(n, generator, self.temperature_of(temperature), top_k)
         canvas = self.render(z)
@@ -149,8 +151,10 @@ class NPDraw(Networks):
         """This model with another bank, also of another K, untrained: a model of its own, in eval mode.
 
         Its log-probabilities are exact, and those of *what* sum to 1 over the new parts. Raises UserError if
-        the prior's table is not `pixels`, or the parts have another shape.
+        the prior's table is not `pixels`, the parts have another shape, or the model is given a condition.
         """
+        if not isinstance(bank, PartBank):
+            raise UserError(f"the bank is a {type(bank).__name__}; give a PartBank")
         if self.spec.prior.table != "pixels":
             raise UserError(
                 f"the model has free weights for its parts (prior.table {self.spec.prior.table}); train one "
@@ -242,7 +246,7 @@ class NPDraw(Networks):
         this model, such as more steps than T.
         """
         generator = seeded(self.device, generator, seed)
-        given = x if isinstance(x, PartSequence) else self.drawings(x)
+        given = self.checked(x).to(self.device) if isinstance(x, PartSequence) else self.drawings(x)
         z = given if isinstance(given, PartSequence) else given.z
         mask = mask_of(keep, self.spec.grid, len(z), "keep").to(z.where.device)
         mask = mask.expand(len(z), -1) if mask.ndim == 1 else mask
@@ -254,12 +258,10 @@ class NPDraw(Networks):
             drawn_on = isinstance(x, PartSequence | Drawings)
             canvas = self.render(z) if drawn_on else to_canvas(self.as_input(x), self.spec.downscale)
             evidence = evidence_of(self.spec.grid, self.bank_parts, canvas, by_hand)
-        if condition is None or isinstance(condition, int | str):
-            each = [condition] * len(z)
-        elif len(condition) == len(z):
-            each = list(condition)
-        else:
-            raise UserError(f"there are {len(condition)} conditions for {len(z)} drawings")
+        if condition is None:
+            _require_plain(guidance)
+        asked = None if condition is None else plain(condition, len(z))
+        each = asked if isinstance(asked, list) else [asked] * len(z)
         heat, parts, order = self.temperature_of(temperature), [], list[int]()
         for told in dict.fromkeys(each):  # particles of one image have one condition
             rows = [row for row, one in enumerate(each) if one == told]
@@ -358,3 +360,9 @@ class NPDraw(Networks):
     def mean_appearance(self, canvas: Tensor) -> Tensor | None:
         """The mean of p(u|canvas), (B, ...); None if the model has no such latent."""
         return None if self.appearance is None else self.appearance.prior(canvas).mean
+
+
+def _require_plain(guidance: float) -> None:
+    """Raises UserError if there is guidance, without a condition."""
+    if guidance != 1:
+        raise UserError(f"guidance is {guidance}, but no condition is given")

@@ -11,12 +11,14 @@ Shapes: B batch, A tokens of a condition, T steps, L places, K parts, W channels
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec, PriorSpec
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.vocabulary import Vocabulary
@@ -99,7 +101,7 @@ class StepPrior(nn.Module, ABC):
         top_k: only the k most likely parts are drawn. distinct_places: no place is drawn twice. `log_prob`
         knows none of the three.
         """
-        if temperature <= 0:
+        if not temperature > 0:
             raise ValueError(f"temperature is {temperature}; it must be above 0")
         where = torch.zeros(n, self.steps, dtype=torch.int64, device=self.position.device)
         z = PartSequence(where.bool(), where, where.clone())
@@ -303,6 +305,10 @@ class GivenPrior(StepPrior):
         super().__init__(prior.spec)
         self.of, self.guidance = prior, guidance
         self.position, self.condition = prior.position, condition
+
+    def state_dict(self, *args: Any, **named: Any) -> Any:
+        """Raises UserError: saved weights, or those for another bank, are of a model without a condition."""
+        raise UserError("the model is given a condition; save it, or change its bank, before that")
 
     def _mixed(self, found: Sequence[Tensor]) -> Tensor:
         """found: logits of each of `_conditions`."""

@@ -4,8 +4,8 @@ Shapes: N images, C channels, S side of the square.
 """
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def fit(
     preset: str | None = None,
     image_size: int | None = None,
     name: str | None = None,
-    storage: str | None = None,
+    storage: str | Path | None = None,
     num_workers: int | str = 0,
     ray: bool = False,
     minutes: float | None = None,
@@ -94,11 +94,19 @@ def fit(
     images or settings that cannot be used.
     """
     nested = _nested({**settings, "bank": bank} if isinstance(bank, Mapping) else settings)
+    asked = nested.get("data", {})
+    if taken := {"source", "path", "channels"} & asked.keys():
+        raise UserError(f"data.{min(taken)} follows from the images; leave it out")
+    for what, value in (("minutes", minutes), ("image_size", image_size)):
+        if value is not None and not value > 0:
+            raise UserError(f"{what} is {value}; it must be above 0")
+    image_size = image_size or asked.get("image_size")
     temporary = name is None and storage is None
     with ExitStack() as stack:
         if temporary:
             storage = stack.enter_context(tempfile.TemporaryDirectory(prefix="npdraw-"))
-        root, called = storage or "runs", name or "fit"
+        root, called = "runs" if storage is None else str(storage), "fit" if name is None else name
+        run = Store.open(root, called)
         for folder in (images, valid):
             _require_apart(folder, root)
         start_from = _start_from(init, root, called)
@@ -107,7 +115,6 @@ def fit(
             image_size = image_size or SourceModel.read(start_from).spec.image_shape[1]
         if bank is not None and not isinstance(bank, Mapping):
             nested = merge(_with_bank(bank, root, called), nested)
-        asked = nested.get("data", {})
         framed = {key: asked[key] for key in ("fit", "background") if key in asked}
         seen, count = seen_of(images)
         pictures = pictures_of(seen, image_size, **framed)
@@ -133,6 +140,7 @@ def fit(
             where = write_shards(pictures, held, classes, root, called)
         else:
             where = write_dataset(images, count, held, root, called)
+        stack.enter_context(_removed_if_refused(where, run))
         data = {"source": "parquet", "path": where}
         asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers or int(ray)}}, nested)
         experiment = resolve(preset, None, asked)
@@ -148,6 +156,18 @@ def fit(
         stages = [stage for stage in ("prior", "vae") if store.has(stage)]
         model.history = {stage: read_metrics(store.filesystem, store.path(stage)) for stage in stages}
         return model
+
+
+@contextmanager
+def _removed_if_refused(images: str, run: Store) -> Iterator[None]:
+    """Removes the images of a run that is refused before it begins: they would block its name."""
+    try:
+        yield
+    except UserError:
+        if not run.has(CONFIG):
+            filesystem, path = open_filesystem(images)
+            filesystem.delete_dir(path)
+        raise
 
 
 def _require_apart(images: Any, storage: str) -> None:

@@ -132,7 +132,7 @@ def labelled(
     kind: class or words; None: names are words if most come once. classes: those that there can be, if they
     are known. Raises UserError if the numbers differ, or a class is another.
     """
-    given = list(labels.tolist() if hasattr(labels, "tolist") else labels)
+    given = [one.item() if hasattr(one, "item") else one for one in labels]
     if len(given) != len(pictures) + len(pictures.rejects):
         raise UserError(f"there are {len(given)} labels for {len(pictures) + len(pictures.rejects)} images")
     try:
@@ -145,7 +145,7 @@ def labelled(
         return replace(pictures, words=[str(label) for label in told]), ()
     if classes:
         _require_classes(names, classes)
-    elif all(isinstance(label, int) and label >= 0 for label in given):
+    elif all(type(label) is int and label >= 0 for label in given):  # True and False are names
         classes = tuple(str(number) for number in range(1 + max(map(int, given))))
     else:
         classes = tuple(sorted(names))
@@ -304,6 +304,8 @@ def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
         classes = _folders(files)
         labels = {name: classes.index(name.parts[0]) if len(name.parts) > 1 else -1 for name in files}
         return lambda: ((str(name), path, labels[name]) for name, path in files.items())
+    if isinstance(images, Mapping):  # such as the splits of a Hugging Face data set
+        raise UserError(f"images are a mapping of {', '.join(map(str, images))}; give one of these")
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim not in (3, 4):
         raise UserError(f"images are (N, H, W), (N, H, W, C) or (N, C, H, W), not {tuple(images.shape)}")
     if hasattr(images, "iter_rows"):  # a Ray Dataset of validation
@@ -330,7 +332,9 @@ def _picture_and_label(value: Any, name: str) -> tuple[Path | bytes | Image.Imag
         value, label = value[key], value.get("label", -1)
     if isinstance(value, Mapping) and value.get("bytes") is not None:  # as Hugging Face writes it
         value = value["bytes"]
-    number = int(label) if isinstance(label, int | np.integer) else -1
+    if getattr(label, "ndim", None) == 0:  # a number of NumPy or torch
+        label = label.item()
+    number = label if isinstance(label, int) else -1
     if isinstance(value, bytes | Image.Image):
         return value, number
     if isinstance(value, str | Path):

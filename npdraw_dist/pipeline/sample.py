@@ -16,7 +16,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pages import PREVIEWS, rows_png, save_samples
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.core.storage import writing
+from npdraw_dist.core.storage import require_writable, writing
 from npdraw_dist.measure.curves import panels, save_curves
 from npdraw_dist.measure.distances import neighbours
 from npdraw_dist.measure.metrics import format_metrics
@@ -151,13 +151,19 @@ def write_neighbours(experiment: Experiment, store: Store, samples: Tensor) -> N
         save_neighbours(path, samples, neighbours(samples, train.images(limit, seed), PREVIEWS, seed))
 
 
-@contextmanager
-def local_folder(out: str) -> Iterator[Path]:
-    """The folder of a command's --out, made if it is missing. Raises UserError if it cannot be written."""
+def require_local_folder(out: str) -> None:
+    """Raises UserError if --out is no local folder, or one that cannot be written. Creates nothing."""
     if not out:
         raise UserError("--out is empty; is a variable unset?")
     if "://" in out:
         raise UserError(f"--out {out} is a URI; pictures go to a local folder")
+    require_writable(out, folder=True)
+
+
+@contextmanager
+def local_folder(out: str) -> Iterator[Path]:
+    """The folder of a command's --out, made if it is missing. Raises UserError if it cannot be written."""
+    require_local_folder(out)
     folder = Path(out)
     with writing(out):
         folder.mkdir(parents=True, exist_ok=True)

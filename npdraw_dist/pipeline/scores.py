@@ -103,11 +103,12 @@ def bank_usage(counts: Tensor) -> Numbers:
 
 
 def summary(values: Mapping[str, Tensor], k: int, dimensions: int) -> Numbers:
-    """Scores of N images, each (N,) -> their means, standard errors, k, n and bits_per_dim."""
+    """Scores of N images, each (N,) -> their means, k, n, bits_per_dim; of two or more standard errors."""
+    n = len(values["nll_iwae"])
     means = {name: float(value.mean()) for name, value in values.items()}
-    errors = {f"{name}_se": standard_error(values[name]) for name in WITH_ERROR if name in values}
+    errors = {f"{name}_se": standard_error(values[name]) for name in WITH_ERROR if name in values and n > 1}
     bits = bits_per_dim(means["nll_iwae"], dimensions)
-    return {**means, **errors, "k": k, "n": len(values["nll_iwae"]), "bits_per_dim": bits}
+    return {**means, **errors, "k": k, "n": n, "bits_per_dim": bits}
 
 
 def score(model: GenerativeModel, data: Batch, k: int, seed: int) -> Numbers:

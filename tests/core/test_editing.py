@@ -59,7 +59,7 @@ regions = st.lists(st.booleans(), min_size=PLACES, max_size=PLACES)
 
 
 def check_invariant(z: PartSequence, order: str) -> None:
-    editing.check_ranges(z, z.steps, PLACES, PARTS, where_given=order == "aligned")
+    editing.checked(z, z.steps, PLACES, PARTS, where_given=order == "aligned")
     for row in range(len(z)):
         drawn = z.whether[row].tolist()
         if order == "aligned":
@@ -180,11 +180,11 @@ def test_mistakes_are_refused() -> None:
         editing.interpolate(PartSequence.cat([z, z]), z, PLACES, "path")
     for step, says in (((PLACES, 0), "where is 9"), ((-1, 0), "where is -1"), ((0, PARTS), "what is 4")):
         with pytest.raises(ValueError, match=says):
-            editing.check_ranges(sequence([step], 5, "path"), 5, PLACES, PARTS, where_given=False)
+            editing.checked(sequence([step], 5, "path"), 5, PLACES, PARTS, where_given=False)
     with pytest.raises(ValueError, match="5 steps, not 4"):
-        editing.check_ranges(short, 5, PLACES, PARTS, where_given=False)
+        editing.checked(short, 5, PLACES, PARTS, where_given=False)
     with pytest.raises(ValueError, match="step t draws at place t"):
-        editing.check_ranges(sequence([(3, 0)], PLACES, "path"), PLACES, PLACES, PARTS, where_given=True)
+        editing.checked(sequence([(3, 0)], PLACES, "path"), PLACES, PLACES, PARTS, where_given=True)
 
 
 def test_a_drawing_is_saved_and_loaded(tmp_path: Path) -> None:
@@ -236,6 +236,7 @@ def test_each_drawing_has_places_of_its_own_and_a_region_ends_before_its_last_nu
         ([1.5], "neither a number nor"),
         ("0-1", "is not R0:R1,C0:C1"),
         (4, "not 4"),
+        ((0, 1), r"one place is \[\(0, 1\)\], two are \[0, 1\]"),
     ],
 )
 def test_what_names_no_place_is_refused(places: Any, error: str) -> None:

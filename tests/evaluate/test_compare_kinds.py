@@ -292,7 +292,10 @@ def test_sweeps_of_one_report_have_other_fractions_of_the_same_data(swept: Path)
         (lambda plan: plan["trials"].update({"vae-1": {"kind": "vae"}}), "", "{'npdraw': 1, 'vae': 2}"),
         (lambda plan: plan["finals"].pop(), "", "{'npdraw': 2, 'vae': 1}"),
         (lambda plan: plan.pop("finals"), "", "has not finished"),
+        (lambda plan: plan["finals"][0].update(failed="longer/vae-0-x2"), "", "longer/vae-0-x2 failed"),
         (lambda plan: None, "--split valid", "--split"),
+        (lambda plan: None, "--served=-5", "served"),
+        (lambda plan: None, "--served some", "served"),
     ],
 )
 def test_an_unequal_chance_and_flags_of_one_model_are_refused(

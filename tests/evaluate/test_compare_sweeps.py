@@ -38,6 +38,13 @@ SPACE = Kinds(
 """
 
 
+class Many(nn.Module):
+    """More features than there are test images."""
+
+    def forward(self, images):  # type: ignore[no-untyped-def]
+        return nn.functional.adaptive_avg_pool2d(images, 24).flatten(1)
+
+
 class Pixels(nn.Module):
     """64 features of an image: a grid of means."""
 
@@ -58,8 +65,12 @@ def test_a_small_comparison_from_trials_to_the_report(
     assert len(records) == 3 * 2 + 2 + 4 + 2  # rates, trials, seeds, longer
     assert all(json.loads(record.read_text())["opened"] == [] for record in records)
 
-    flags = ["--compare", str(tmp_path / "c"), "--extractor", f"{__name__}:Pixels", "--samples", "100"]
-    flags += ["--k", "5", "--served", "50", "--scale.num_workers", "0", "--out", str(tmp_path / "report")]
+    flags = ["--compare", str(tmp_path / "c"), "--k", "5", "--scale.num_workers", "0"]
+    flags += ["--out", str(tmp_path / "report")]
+    assert "leaves none of" in refused(evaluate.main, *flags, "--served", "5000")
+    assert "too few" in refused(evaluate.main, *flags, "--extractor", f"{__name__}:Many")
+    assert all(json.loads(record.read_text())["opened"] == [] for record in records)
+    flags += ["--extractor", f"{__name__}:Pixels", "--samples", "100", "--served", "50"]
     evaluate.main(flags)
     text = (tmp_path / "report" / "report.md").read_text()
     assert all(words in text for words in ("| NP-DRAW minus | seeds |", "floor: train", "ceiling: noise"))

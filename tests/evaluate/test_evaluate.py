@@ -175,13 +175,16 @@ def test_runs_are_compared_if_they_were_measured_the_same_way(
     command = ["--compare", *map(str, runs), "--out", str(tmp_path / "out")]
     change(nll_iwae=1.5)
     evaluate.main(command)
+    evaluate.main(["--compare", str(runs[0]), "--out", str(tmp_path / "alone")])
     table = pq.read_table(tmp_path / "out" / "comparison.parquet").to_pylist()
     assert [row["nll_iwae"] for row in table] == [result["nll_iwae"], 1.5]
     for row in table:
         assert row["frechet_distance"] == result["frechet_distance"]
         assert (row["kind"], row["fraction"], row["seed"], row["images_seen"]) == ("NP-DRAW", 0.05, 0, 1024)
-    assert "| NP-DRAW | 5% | 0 |" in (tmp_path / "out" / "comparison.md").read_text()
-    assert {"comparison.png", "samples.png"} <= {file.name for file in (tmp_path / "out").iterdir()}
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert all(f"| {run} | NP-DRAW | 5% | 0 |" in text for run in runs)  # told apart by their folders
+    page, alone = (Image.open(tmp_path / name / "samples.png").height for name in ("out", "alone"))
+    assert page > 1.5 * alone  # a row for each run
     for name, value, says in (
         ("nll", "IWAE of 99 sampled log-ratios an image", "same way (nll: "),
         ("ids_sha256", "b" * 64, "same way (ids_sha256: "),
@@ -192,15 +195,18 @@ def test_runs_are_compared_if_they_were_measured_the_same_way(
 
 
 @pytest.mark.slow
-def test_kinds_are_compared(evaluated: Path, classifier: Path, tmp_path: Path) -> None:
-    kind = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]
-    train.main(["--storage", str(tmp_path), "--name", "vae", *TINY, *HERE, *kind, "--data.fraction", "0.05"])
-    run = tmp_path / "vae"
-    scored(run, run / "evaluation.json", *flags_of(classifier))
+def test_kinds_are_compared(evaluated: Path, classifier: Path, tmp_path: Path, refused: Refused) -> None:
+    kind = ["--model.kind", "draw", "--baseline.steps", "2", "--baseline.hidden", "16"]
+    train.main(["--storage", str(tmp_path), "--name", "draw", *TINY, *HERE, *kind, "--data.fraction", "0.05"])
+    run = tmp_path / "draw"
+    line = refused(evaluate.main, "--model", str(run), *HERE, *flags_of(classifier))
+    assert "draw has nothing of a region" in line
+    assert not (run / "evaluation.json").exists()
+    scored(run, run / "evaluation.json", *flags_of(classifier)[:-2])
     assert not (run / "evaluation.png").exists()  # canvases of parts
     evaluate.main(["--compare", str(evaluated), str(run), "--out", str(tmp_path / "out")])
     table = pq.read_table(tmp_path / "out" / "comparison.parquet").to_pylist()
-    assert [(row["kind"], row["images_seen"]) for row in table] == [("NP-DRAW", 1024), ("VAE", 512)]
+    assert [(row["kind"], row["images_seen"]) for row in table] == [("NP-DRAW", 1024), ("DRAW", 512)]
 
 
 def test_a_classifier_finds_its_classes_and_needs_labels(

@@ -204,7 +204,7 @@ def test_samples_follow_the_prior(browser: Any, tmp_path: Path) -> None:
     assert drawn == again
     assert [prefix[key][:5] for key in prefix] == [drawn[0][key][:5] for key in prefix]
     z = PartSequence(*(torch.tensor([one[key] for one in drawn]) for key in ("whether", "where", "what")))
-    editing.check_ranges(z, model.spec.steps, model.grid.places, model.spec.parts, True)
+    editing.checked(z, model.spec.steps, model.grid.places, model.spec.parts, True)
     with torch.no_grad():
         p = model.prior(z)
     expected = torch.sigmoid(p.whether).sum(0)  # each given what its own sample drew before

@@ -93,6 +93,10 @@ def test_banks_that_do_not_fit_are_refused() -> None:
         model.with_bank(PartBank(torch.rand(2, 1, 3, 3)))
     with pytest.raises(UserError, match=r"prior\.table joint"):
         tiny_model(tiny_spec("raster")).with_bank(bank(2))
+    with pytest.raises(UserError, match="a bank: size"):
+        PartBank.of(pictures(), size=0, patch=3)
+    with pytest.raises(UserError, match=r"parts of \(1, 3, 3\) do not go beside"):
+        bank(2).joined(PartBank(torch.rand(2, 1, 3, 3)))
 
 
 def pictures() -> Tensor:
@@ -128,6 +132,7 @@ def test_surprise_is_the_drawing_s_nats_by_place(order: str) -> None:
     found = model.surprise(x)
     assert found.shape == (5, 2, 3)
     z = model.encode(x)
+    torch.testing.assert_close(model.surprise(z.canonical()), found)  # as a file or a browser has it
     if order == "aligned":
         torch.testing.assert_close(found.sum((1, 2)), -model.prior_log_prob(z))
     else:

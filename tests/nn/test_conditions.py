@@ -3,8 +3,10 @@
 Shapes: N drawings, A tokens of a condition.
 """
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -84,6 +86,46 @@ def test_each_drawing_has_the_condition_that_was_asked_for_it() -> None:
     assert not torch.equal(
         model.draw(60, seed=0, condition="cat").z.what, model.draw(60, seed=0, condition="dog").z.what
     )
+
+
+def test_a_class_may_be_a_number_of_numpy_or_torch() -> None:
+    model = model_of("aligned", likelihood="bernoulli")
+    x = torch.rand(3, 1, 2, 4, generator=seeded(3)).round()
+
+    def outcome(asked: Any) -> list[Tensor]:
+        drawn, done = model.draw(3, seed=0, condition=asked), model.complete(x, [], seed=0, condition=asked)
+        loss, _ = model(x, asked, generator=seeded())
+        return [drawn.z.whether, drawn.z.what, done.z.whether, done.z.what, loss.detach()]
+
+    for same, expected in (
+        ((torch.tensor([2, 0, 1]), np.array([2, 0, 1]), [np.int64(2), torch.tensor(0), 1]), [2, 0, 1]),
+        ((torch.tensor(2), np.int64(2), "bird"), 2),
+    ):
+        for asked in same:
+            assert all(map(torch.equal, outcome(asked), outcome(expected)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"condition": -1}, "knows 0 to 2"),
+        ({"condition": "²"}, "does not know the class"),
+        ({"condition": ["cat", "dog"]}, "2 conditions for 3 drawings"),
+        ({"condition": "cat", "guidance": float("nan")}, "guidance is nan"),
+        ({"guidance": 2.0}, "no condition is given"),
+    ],
+)
+def test_what_cannot_be_asked_is_refused(asked: dict[str, Any], says: str) -> None:
+    model = model_of("aligned")
+    with pytest.raises(UserError, match=says):
+        model.draw(3, seed=0, **asked)
+    with pytest.raises(UserError, match=says):
+        model.complete(random_drawings(model.spec, 3), [], seed=0, **asked)
+
+
+def test_a_model_under_a_condition_is_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is given a condition"):
+        model_of("aligned").given("cat").save_pretrained(tmp_path / "model")
 
 
 def test_another_condition_takes_the_place_of_the_first() -> None:

@@ -96,7 +96,7 @@ def score(model: NPDraw | Baseline, settings: Experiment) -> None:
         assert all(value.shape == (N,) for value in model.describe(x).values())
         return
     z = model.encode(x)
-    assert model.prior_log_prob(z).shape == (N,)
+    assert model.prior.log_prob(z).shape == (N,)
     assert model.decode(model.render(z)).shape == x.shape
     model.infer_appearance(x, model.render(z))
 

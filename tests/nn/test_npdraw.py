@@ -49,6 +49,30 @@ def in_unit_interval(t: Tensor) -> bool:
 
 
 @each_kind
+def test_what_a_step_that_draws_nothing_says_is_ignored(order: str, size: dict[str, Any]) -> None:
+    model = model_of(order, size)
+    z = model.draw(4, seed=0).z
+    assert not z.whether.all()
+    noise = PartSequence(z.whether, *(torch.where(z.whether, v, 777) for v in (z.where, z.what)))
+    expected, found = (model.drawings(x) for x in (z, noise))
+    assert torch.equal(found.canvas, expected.canvas)
+    assert torch.equal(model.surprise(noise), model.surprise(z))
+    assert torch.equal(model.prior_log_prob(noise), model.prior_log_prob(z))
+    done = [model.complete(x, [0, 1], seed=1) for x in (z, noise)]
+    assert all(map(torch.equal, vars(done[0]).values(), vars(done[1]).values()))
+
+
+@each_kind
+def test_drawings_of_a_model_with_other_parts_are_refused(order: str, size: dict[str, Any]) -> None:
+    model, other = model_of(order, size), model_of(order, size)
+    drawn = other.draw(2, seed=0)
+    assert len(model.edit(drawn, remove=[0])) == 2  # the same parts
+    other.set_bank(PartBank(1 - other.bank_parts))
+    with pytest.raises(ValueError, match="a model with other parts"):
+        model.edit(drawn, remove=[0])
+
+
+@each_kind
 def test_shapes_and_ranges_of_the_contract(order: str, size: dict[str, Any]) -> None:
     model = model_of(order, size)
     spec, x, channels = model.spec, images(model, 2), model.spec.image_shape[0]

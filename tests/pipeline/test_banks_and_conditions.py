@@ -11,10 +11,13 @@ import torch
 
 from npdraw_dist import NPDraw, PartBank, asked, make_bank, sample
 from npdraw_dist.config.load import merge, resolve
+from npdraw_dist.pipeline import run
 from npdraw_dist.pipeline.models import read_bank
 from npdraw_dist.pipeline.run import start
 from npdraw_dist.pipeline.store import Store
+from tests.helpers.runs import Refused
 from tests.helpers.tiny_fit import SMALL
+from tests.helpers.tiny_models import tiny_model, tiny_spec
 
 TOLD: dict[str, Any] = {
     "data": {"fraction": 0.2},
@@ -95,3 +98,26 @@ def test_asked_counts_the_drawings_that_are_read_as_asked(
 def test_what_was_written_says_what_can_be_asked(store: Store) -> None:
     told = json.loads((Path(store.root) / "parses" / "vocabulary.json").read_text())
     assert told == {"classes": [str(digit) for digit in range(10)], "words": []}
+
+
+@pytest.mark.parametrize(
+    ("out", "where"), [("/banks", ("/", "banks")), ("banks", (".", "banks")), ("a/b/", ("a", "b"))]
+)
+def test_a_bank_is_written_where_it_was_asked(
+    out: str, where: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = list[tuple[str, str]]()
+    monkeypatch.setattr(run, "start", lambda _, storage, name, __: found.append((storage, name)))
+    make_bank.main(["--out", out])
+    assert found == [where]
+
+
+def test_an_attribute_without_alternatives_is_refused(tmp_path: Path, refused: Refused) -> None:
+    spec = tiny_spec("aligned")
+    prior = spec.prior.model_copy(update={"condition": "words", "vocabulary": ("red",)})
+    tiny_model(spec.model_copy(update={"prior": prior})).save_pretrained(tmp_path / "model")
+    (tmp_path / "attributes.yaml").write_text("skin: []")
+    flags = ["--model", str(tmp_path / "model"), "--attributes", str(tmp_path / "attributes.yaml")]
+    assert "list of its alternatives" in refused(asked.main, *flags, "--out", str(tmp_path / "out"))
+    assert "is a URI" in refused(asked.main, *flags, "--out", "s3://bucket/x")
+    assert not (tmp_path / "out").exists()

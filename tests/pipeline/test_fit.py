@@ -222,12 +222,15 @@ def test_images_with_labels_make_a_model_that_is_asked(capsys: pytest.CaptureFix
         (["b", "a", "a", "b", "b"], None, ("a", "b")),
         (["a b", "c", "d", "e", "f"], None, ()),
         (["a b", "c", "d", "e", "f"], "class", ("a b", "c", "d", "e", "f")),
+        (list(torch.tensor([10, 2, 0, 1, 3])), None, tuple(map(str, range(11)))),
+        ([np.int64(10), *map(np.int64, [2, 0, 1, 3])], None, tuple(map(str, range(11)))),
+        ([True, False, False, True, True], None, ("False", "True")),
     ],
 )
 def test_labels_are_classes_or_words(labels: Any, kind: str | None, classes: tuple[str, ...]) -> None:
     found, names = labelled(pictures_of(GREY), labels, kind)
     assert names == classes
-    given = [str(label) for label in labels]
+    given = [str(label.item() if hasattr(label, "item") else label) for label in labels]
     assert (found.words if not classes else [classes[number] for number in found.known_labels()]) == given
 
 
@@ -240,6 +243,37 @@ def test_labels_that_do_not_match_are_refused(tmp_path: Path) -> None:
         npdraw_dist.fit(tmp_path, labels=[1, 2, 3])
     with pytest.raises(UserError, match="have no classes"):
         npdraw_dist.fit(GREY.repeat(12, 0), **with_condition("class"))
+
+
+def test_the_label_of_an_item_may_be_a_tensor() -> None:
+    for label in (3, np.int64(3), torch.tensor(3)):
+        assert pictures_of([(GREY[0], label), (GREY[1], label)]).known_labels().tolist() == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("images", "options", "says"),
+    [
+        (GREY, {"data": {"path": "elsewhere"}}, "data.path follows from the images"),
+        (GREY, {"minutes": -3}, "minutes is -3"),
+        (GREY, {"image_size": 0}, "image_size is 0"),
+        (GREY, {"name": ""}, "is not a run name"),
+        (GREY, {"vae": {"imagess": 3}}, "imagess"),
+        (GREY, {"bank": "nowhere"}, "nowhere"),
+        ({"train": GREY, "test": GREY}, {}, "a mapping of train, test"),
+    ],
+)
+def test_a_fit_that_is_refused_leaves_nothing(
+    images: Any, options: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=says):
+        npdraw_dist.fit(images, **{"name": "mine", "storage": tmp_path, **options})
+    assert list(tmp_path.rglob("*.parquet")) == []
+
+
+def test_a_side_among_the_settings_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    among = settings_of(monkeypatch, GREY, data={"image_size": 24})
+    given = settings_of(monkeypatch, GREY, image_size=24)
+    assert (among.data.image_size, among.bank.size) == (24, given.bank.size)
 
 
 def settings_of(monkeypatch: pytest.MonkeyPatch, *images: Any, **options: Any) -> Experiment:
@@ -632,5 +666,8 @@ def test_the_command_fits_a_folder(
     run = Store.open(str(tmp_path / "runs"), "mine")
     assert run.config().vae.images == 80
     assert npdraw_dist.load(tmp_path / "runs" / "mine").sample(2).shape == (2, 1, 12, 12)
+    with pytest.raises(SystemExit) as ended:
+        fit_folder.main(["-h"])
+    assert ended.value.code == 0
     with pytest.raises(UserError, match="among the pictures"):
         fit_folder.main([str(tmp_path), "--storage", str(tmp_path / "runs")])

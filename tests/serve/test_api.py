@@ -115,7 +115,7 @@ def test_what_the_model_does_not_know_is_told(asked: Served, grey: Served) -> No
 def test_surprise_is_that_of_python(served: Served) -> None:
     z = served.post("sample", seed=4)["z"]
     found = served.post("surprise", z=z)["places"]
-    expected = served.model.surprise(served.replica.engine.drawing(Latents(**z))).flatten()
+    expected = served.model.surprise(served.model.draw(1, seed=4)).flatten()
     assert found == pytest.approx(expected.tolist(), abs=1e-4)
     assert len(found) == served.model.grid.places
 

@@ -114,7 +114,7 @@ def test_each_training_takes_the_same_time_and_validation_chooses(tmp_path: Path
         assert SECONDS - batch_s - 0.1 <= spent <= SECONDS + 0.1
     assert plan["winners"] == {kind: f"{kind}-2" for kind in KINDS}
     finals = [(f["run"], f["seed"]) for f in plan["finals"] if f["kind"] == "vae"]
-    assert finals == [("seeds/vae-seed-1", 1), ("seeds/vae-seed-2", 2), ("longer/vae-x2", 0)]
+    assert finals == [("seeds/vae-2-seed-1", 1), ("seeds/vae-2-seed-2", 2), ("longer/vae-2-x2", 0)]
     seeds = [round(final["core_seconds"]) for final in plan["finals"] if final["role"] == "seed"]
     assert seeds == [round(SECONDS)] * 6
     longest = [f for f in plan["finals"] if f["role"] == "longest"]
@@ -141,17 +141,25 @@ def test_a_second_start_adds_kinds_and_trains_only_these(tmp_path: Path) -> None
         compare(tmp_path, kinds="npdraw,vae")
 
 
+def test_a_refused_start_changes_no_plan(tmp_path: Path) -> None:
+    two = compare(tmp_path, kinds="npdraw,vae")
+    with pytest.raises(UserError, match="core_seconds"):  # with a new kind too
+        compare(tmp_path, core_seconds=31.0)
+    assert plan_of(tmp_path) == two
+    assert compare(tmp_path, kinds="npdraw,vae") == two
+
+
 def test_the_longest_training_is_bounded_and_a_second_start_may_go_further(tmp_path: Path) -> None:
     def falls(job: Job) -> float:
-        return {"x2": 70.0, "x4": 60.0}.get(job.name.split("-")[1], third_is_best(job))
+        return {"x2": 70.0, "x4": 60.0}.get(job.name.split("-")[-1], third_is_best(job))
 
     finals = compare(tmp_path, FakeTrainings(falls), longest=2)["finals"]
     found = [(f["run"], f["still_improving"]) for f in finals if f["role"] == "longest"]
-    assert found == [(f"longer/{kind}-x2", True) for kind in KINDS]
+    assert found == [(f"longer/{kind}-2-x2", True) for kind in KINDS]
     again = FakeTrainings(falls)
     finals = compare(tmp_path, again)["finals"]
-    assert [job.name for job in again.trained] == [f"{kind}-x4" for kind in KINDS]
-    assert [f["run"] for f in finals if f["role"] == "longest"] == [f"longer/{kind}-x4" for kind in KINDS]
+    assert [job.name for job in again.trained] == [f"{kind}-2-x4" for kind in KINDS]
+    assert [f["run"] for f in finals if f["role"] == "longest"] == [f"longer/{kind}-2-x4" for kind in KINDS]
 
 
 @pytest.mark.parametrize("flag", ["--kinds=vae,npdraw", "--core-seconds=9"])
@@ -196,6 +204,20 @@ def test_a_trial_that_fails_counts_as_one(tmp_path: Path) -> None:
     assert [row["reason"] for row in rows if row["status"] == "failed"] == ["not finite"] * 3
 
 
+def test_why_no_trial_of_a_kind_finished_is_told(tmp_path: Path) -> None:
+    failing = [f"vae-{number}-640" for number in range(3)]
+    with pytest.raises(UserError, match="no trial of vae finished; the first: not finite"):
+        compare(tmp_path, FakeTrainings(failing=failing))
+
+
+def test_a_longer_training_that_fails_does_not_count_as_the_end_of_improvement(tmp_path: Path) -> None:
+    finals = compare(tmp_path, FakeTrainings(failing=["vae-2-x2"]))["finals"]
+    longest = {f["kind"]: f["failed"] for f in finals if f["role"] == "longest"}
+    assert longest == {"npdraw": None, "vae": "longer/vae-2-x2", "vqvae": None}
+    finals = compare(tmp_path, retry_failed=True)["finals"]
+    assert all(f["failed"] is None for f in finals if f["role"] == "longest")
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -221,13 +243,6 @@ def test_rates_that_are_not_todays_are_told(tmp_path: Path, said: list[str]) -> 
     assert " 0.40 of its 30 core-seconds" in line
 
 
-def without_finals(folder: Path, plan: dict[str, Any]) -> None:
-    """Removes the final trainings, and writes the plan."""
-    for name in ("seeds", "longer"):
-        shutil.rmtree(folder / "c" / name)
-    (folder / "c" / "comparison.json").write_text(json.dumps(plan))
-
-
 def test_the_seeds_of_a_winner_take_the_time_whatever_its_rate_said(tmp_path: Path) -> None:
     trainings = FakeTrainings(later={"npdraw": 1.25, "vae": 1.05, "vqvae": 0.8})
     plan, spent = compare(tmp_path, trainings), dict[str, list[float]]()
@@ -239,24 +254,27 @@ def test_the_seeds_of_a_winner_take_the_time_whatever_its_rate_said(tmp_path: Pa
     assert spent["vae"] == pytest.approx([1.05 * SECONDS] * 2, rel=0.03)  # near enough: as it was
     assert plan["budgets"]["vae"] == plan["rates"]["vae-2"]["images"]
     assert plan["budgets"]["npdraw"] < 0.85 * plan["rates"]["npdraw-2"]["images"]
-    assert {j.budget for j in trainings.trained if j.name == "npdraw-x2"} == {2 * plan["budgets"]["npdraw"]}
+    assert {j.budget for j in trainings.trained if j.name == "npdraw-2-x2"} == {2 * plan["budgets"]["npdraw"]}
 
     # The budgets stay, also where trials took another time, as on another machine.
     before = len(trainings.trained)
     plan["budgets"]["npdraw"] = 3200
     del plan["finals"]
-    without_finals(tmp_path, plan)
+    for name in ("seeds", "longer"):
+        shutil.rmtree(tmp_path / "c" / name)
+    (tmp_path / "c" / "comparison.json").write_text(json.dumps(plan))
     assert compare(tmp_path, trainings)["budgets"]["npdraw"] == 3200
     last = trainings.trained[before:]
     assert {j.budget for j in last if j.folder == "seeds" and j.kind == "npdraw"} == {3200}
 
 
-@pytest.mark.slow
-def test_a_budget_that_stays_is_of_the_same_winner(tmp_path: Path) -> None:
+def test_another_winner_has_its_own_budget_and_seeds(tmp_path: Path) -> None:
     first = compare(tmp_path, FakeTrainings(failing=["vae-2"]))
     assert first["winners"]["vae"] == "vae-0"
     first["budgets"]["vae"] = 3200  # of vae-0
-    without_finals(tmp_path, first)
+    (tmp_path / "c" / "comparison.json").write_text(json.dumps(first))
     plan = compare(tmp_path, retry_failed=True)
     assert plan["winners"]["vae"] == "vae-2"
     assert plan["budgets"]["vae"] == plan["rates"]["vae-2"]["images"]
+    runs = [final["run"] for final in plan["finals"] if final["kind"] == "vae"]
+    assert runs == ["seeds/vae-2-seed-1", "seeds/vae-2-seed-2", "longer/vae-2-x2"]

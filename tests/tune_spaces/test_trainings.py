@@ -125,7 +125,7 @@ def test_a_real_comparison_spends_its_seconds(tmp_path: Path, monkeypatch: Patch
     own = ["--space", str(tmp_path / "one.py"), "--storage", str(tmp_path), "--name", "c"]
     sweep.main([*own, "--scale.num_workers", "0"])
     plan, manifests = plan_of(tmp_path), dict[str, list[dict[str, Any]]]()
-    for path in ("trials/vae-0", "seeds/vae-seed-1", "longer/vae-x2"):
+    for path in ("trials/vae-0", "seeds/vae-0-seed-1", "longer/vae-0-x2"):
         files = [tmp_path / "c" / path / stage / "manifest.json" for stage in ("parses", "vae")]
         manifests[path] = [json.loads(file.read_text()) for file in files]
         seconds = sum(manifest["core_seconds"] for manifest in manifests[path])
@@ -136,4 +136,4 @@ def test_a_real_comparison_spends_its_seconds(tmp_path: Path, monkeypatch: Patch
     said = {"trials/vae-0": plan["spent"]["vae-0"], seed["run"]: seed["core_seconds"]}
     for path, seconds in said.items():
         assert seconds == pytest.approx(sum(m["core_seconds"] for m in manifests[path]), abs=0.06)
-    assert manifests["longer/vae-x2"][1]["images"] == 2 * plan["budgets"]["vae"]
+    assert manifests["longer/vae-0-x2"][1]["images"] == 2 * plan["budgets"]["vae"]
