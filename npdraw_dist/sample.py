@@ -43,6 +43,8 @@ class Sample(Command):
 
 def main(argv: Sequence[str]) -> None:
     command: Sample = validate(Sample, parse_flags(Sample, "npdraw_dist.sample", argv))
+    if command.condition is None and command.guidance != 1:
+        raise UserError("--guidance is of a --condition, which is missing")
 
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.core.process import device_here
@@ -55,8 +57,6 @@ def main(argv: Sequence[str]) -> None:
         model = load_model(folder).to(device)
     else:
         model = load_npdraw(folder).with_bank(read_bank(command.bank)).to(device)
-    if command.condition is None and command.guidance != 1:
-        raise UserError("--guidance is of a --condition, which is missing")
     if command.condition is not None:
         model = model.given(command.condition, command.guidance)
     with local_folder(command.out) as out:

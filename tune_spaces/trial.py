@@ -125,8 +125,9 @@ def trial_numbers(store: Store, experiment: Experiment) -> dict[str, float]:
         "parameters": store.read_json(FOLDERS["vae"], "manifest.json")["parameters"],
         "seconds": sum(metrics[f"{stage}/seconds"] for stage in experiment.stage_names),
     }
-    if "test/nll_iwae" in metrics:
-        numbers |= {"test_nll": metrics["test/nll_iwae"], "test_nll_se": metrics["test/nll_iwae_se"]}
+    for column, key in (("test_nll", "test/nll_iwae"), ("test_nll_se", "test/nll_iwae_se")):
+        if key in metrics:
+            numbers[column] = metrics[key]
     if "prior" in experiment.stage_names:
         of_prior = METRICS["valid_prior_nll"]
         numbers |= {

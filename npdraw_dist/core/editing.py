@@ -113,7 +113,7 @@ def checked(z: PartSequence, steps: int, places: int, parts: int, where_given: b
     if where_given and (z.whether & (z.where != step)).any():
         raise ValueError("in order aligned step t draws at place t")
     z = z.canonical()
-    return PartSequence(z.whether, step.expand_as(z.where), z.what) if where_given else z
+    return PartSequence(z.whether, step.repeat(len(z), 1), z.what) if where_given else z
 
 
 class _Steps(NamedTuple):

@@ -6,7 +6,7 @@ Shapes: B conditions, A tokens of one, V entries of a vocabulary.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias
@@ -25,17 +25,25 @@ MOST_WHOLE, PIECES = 8192, 512
 INNER = 4  # pieces of a whole word that count
 
 
-def plain(asked: Any, count: int | None = None) -> Condition | list[Condition]:
-    """A condition, or a sequence, array or tensor (B,) of them, as Python's own; numbers may be NumPy's or
-    torch's.
+def as_python(value: Any) -> Any:
+    """Numbers and arrays of NumPy, torch and Arrow as Python's own, also in a list or a tuple."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [as_python(one) for one in value] if isinstance(value, list | tuple) else value
 
-    Raises UserError if there are several, but not `count`.
+
+def plain(asked: Any, count: int | None = None) -> Condition | list[Condition]:
+    """A condition, or a list of several, of what `as_python` takes.
+
+    Raises UserError on anything else, or if there are several, but not `count`.
     """
-    if hasattr(asked, "tolist"):
-        asked = asked.tolist()
-    if isinstance(asked, int | str):
-        return asked
-    each = [one.item() if hasattr(one, "item") else one for one in asked]
+    found = as_python(asked)
+    if isinstance(found, int | str):
+        return found
+    each: list[Condition] = list(found) if isinstance(found, Iterable) else [found]
+    for one in each:
+        if not isinstance(one, int | str):
+            raise UserError(f"a condition is a class or words, not {one!r}")
     if count not in (None, len(each)):
         raise UserError(f"there are {len(each)} conditions for {count} drawings")
     return each

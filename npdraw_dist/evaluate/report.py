@@ -95,7 +95,7 @@ class Comparison:
         return {
             "run": run.entry.folder,
             **{name: own[name] for name in ("kind", "fraction", "seed", "role")},
-            "still_improving": run.entry.facts.get("still_improving"),
+            **{name: run.entry.facts.get(name) for name in ("still_improving", "failed")},
             "n": len(run.ids),
             **means,
             "bits_per_dim": bits,
@@ -239,8 +239,9 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
         if runs := [comparison.row(run) for run in comparison.runs(fraction, kind, role)]:
             title = title_of(kind)
             if role == "longest":
-                still = runs[0]["still_improving"]
-                title += ", longest: still improving" if still else ", until it stops improving"
+                still, failed = (runs[0][name] for name in ("still_improving", "failed"))
+                ends = "still improving" if still else "a longer training failed"
+                title += f", longest: {ends}" if still or failed else ", until it stops improving"
             cells = [spread(runs, *column) for column in columns.values()]
             parameters, flops, seconds, images = (np.mean([row[name] for row in runs]) for name in COSTS)
             costs = f"{parameters:,.0f}", f"{flops / 1e6:,.1f}", f"{seconds:,.0f}", f"{images:,.0f}"

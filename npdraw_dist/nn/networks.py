@@ -3,6 +3,7 @@
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, h x w canvas, H x W image.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Networks(HubModel):
         save the model itself. Raises UserError on a condition that the model does not know.
         """
         self.vocabulary.require()
-        if not guidance >= 0:
+        if not 0 <= guidance < math.inf:
             raise UserError(f"guidance is {guidance}; it must be 0 or more")
         if not (isinstance(condition, Tensor) and condition.ndim == 2):
             asked = plain(condition)

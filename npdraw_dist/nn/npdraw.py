@@ -71,6 +71,7 @@ class NPDraw(Networks):
         if isinstance(x, Drawings):
             if not torch.equal(x.model.bank_parts.to(self.device), self.bank_parts):
                 raise ValueError("drawings of a model with other parts; give their images, or their z")
+            self.checked(x.z)
             return x
         if isinstance(x, PartSequence):
             z = self.checked(x).to(self.device)
@@ -102,7 +103,7 @@ class NPDraw(Networks):
             raise UserError(f"n is {n}; it must be 1 or more")
         if condition is not None:
             return self.given(plain(condition, n), guidance).draw(n, generator, temperature, top_k, seed=seed)
-        _require_plain(guidance)
+        _require_no_guidance(guidance)
         generator = seeded(self.device, generator, seed)
         z = self.sample_prior(n, generator, self.temperature_of(temperature), top_k)
         canvas = self.render(z)
@@ -259,7 +260,7 @@ class NPDraw(Networks):
             canvas = self.render(z) if drawn_on else to_canvas(self.as_input(x), self.spec.downscale)
             evidence = evidence_of(self.spec.grid, self.bank_parts, canvas, by_hand)
         if condition is None:
-            _require_plain(guidance)
+            _require_no_guidance(guidance)
         asked = None if condition is None else plain(condition, len(z))
         each = asked if isinstance(asked, list) else [asked] * len(z)
         heat, parts, order = self.temperature_of(temperature), [], list[int]()
@@ -362,7 +363,7 @@ class NPDraw(Networks):
         return None if self.appearance is None else self.appearance.prior(canvas).mean
 
 
-def _require_plain(guidance: float) -> None:
-    """Raises UserError if there is guidance, without a condition."""
+def _require_no_guidance(guidance: float) -> None:
+    """Raises UserError if there is guidance."""
     if guidance != 1:
-        raise UserError(f"guidance is {guidance}, but no condition is given")
+        raise UserError(f"guidance {guidance} is of a condition; give both, here or to `given`")

@@ -6,6 +6,7 @@ Shapes: N images, C channels, S side of the square.
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.model_files import WEIGHTS
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.core.storage import copy, is_file, open_filesystem, read_bytes
+from npdraw_dist.core.storage import copy, is_file, list_files, open_filesystem, read_bytes
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
@@ -97,10 +98,10 @@ def fit(
     asked = nested.get("data", {})
     if taken := {"source", "path", "channels"} & asked.keys():
         raise UserError(f"data.{min(taken)} follows from the images; leave it out")
+    image_size = asked.get("image_size") if image_size is None else image_size
     for what, value in (("minutes", minutes), ("image_size", image_size)):
-        if value is not None and not value > 0:
-            raise UserError(f"{what} is {value}; it must be above 0")
-    image_size = image_size or asked.get("image_size")
+        if value is not None and not (isinstance(value, Real) and float(value) > 0):
+            raise UserError(f"{what} is {value!r}; it must be a number above 0")
     temporary = name is None and storage is None
     with ExitStack() as stack:
         if temporary:
@@ -109,15 +110,17 @@ def fit(
         run = Store.open(root, called)
         for folder in (images, valid):
             _require_apart(folder, root)
-        start_from = _start_from(init, root, called)
+        start_from, colour = _start_from(init, root, called), False
         if start_from is not None:
             nested = merge({"init": {"model": start_from}}, nested)
-            image_size = image_size or SourceModel.read(start_from).spec.image_shape[1]
+            channels, side, _ = SourceModel.read(start_from).spec.image_shape
+            image_size = image_size or side
+            colour = channels == 3
         if bank is not None and not isinstance(bank, Mapping):
             nested = merge(_with_bank(bank, root, called), nested)
         framed = {key: asked[key] for key in ("fit", "background") if key in asked}
         seen, count = seen_of(images)
-        pictures = pictures_of(seen, image_size, **framed)
+        pictures = pictures_of(seen, image_size, channels=3 if colour else None, **framed)
         classes = classes_of(pictures)
         if labels is not None:
             if count is not None:
@@ -137,10 +140,10 @@ def fit(
         if nested.get("init", {}).get("bank") is not None:
             chosen.pop("bank", None)  # it has as many parts as it has
         if count is None:
+            stack.enter_context(_removed_if_refused(run))
             where = write_shards(pictures, held, classes, root, called)
         else:
             where = write_dataset(images, count, held, root, called)
-        stack.enter_context(_removed_if_refused(where, run))
         data = {"source": "parquet", "path": where}
         asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers or int(ray)}}, nested)
         experiment = resolve(preset, None, asked)
@@ -159,14 +162,18 @@ def fit(
 
 
 @contextmanager
-def _removed_if_refused(images: str, run: Store) -> Iterator[None]:
-    """Removes the images of a run that is refused before it begins: they would block its name."""
+def _removed_if_refused(run: Store) -> Iterator[None]:
+    """Removes the images that this call wrote for a run that is refused before it begins.
+
+    They would block its name.
+    """
+    folder = f"{run.root}-images"
+    there = bool(list_files(run.filesystem, folder))
     try:
         yield
     except UserError:
-        if not run.has(CONFIG):
-            filesystem, path = open_filesystem(images)
-            filesystem.delete_dir(path)
+        if not there and not run.has(CONFIG) and list_files(run.filesystem, folder):
+            run.filesystem.delete_dir(folder)
         raise
 
 

@@ -30,6 +30,7 @@ from npdraw_dist.core.pictures import (
     to_image,
 )
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes, write_bytes
+from npdraw_dist.core.vocabulary import as_python
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Reject, Rows
 
@@ -132,7 +133,7 @@ def labelled(
     kind: class or words; None: names are words if most come once. classes: those that there can be, if they
     are known. Raises UserError if the numbers differ, or a class is another.
     """
-    given = [one.item() if hasattr(one, "item") else one for one in labels]
+    given = list(as_python(labels))
     if len(given) != len(pictures) + len(pictures.rejects):
         raise UserError(f"there are {len(given)} labels for {len(pictures) + len(pictures.rejects)} images")
     try:
@@ -332,8 +333,7 @@ def _picture_and_label(value: Any, name: str) -> tuple[Path | bytes | Image.Imag
         value, label = value[key], value.get("label", -1)
     if isinstance(value, Mapping) and value.get("bytes") is not None:  # as Hugging Face writes it
         value = value["bytes"]
-    if getattr(label, "ndim", None) == 0:  # a number of NumPy or torch
-        label = label.item()
+    label = as_python(label)
     number = label if isinstance(label, int) else -1
     if isinstance(value, bytes | Image.Image):
         return value, number

@@ -181,6 +181,10 @@ def test_the_report_has_tables_of_kinds_differences_and_trials(tmp_path: Path) -
     assert "NLL, served" in text
     assert "| floor: train against test |" in text
     assert "VAE, longest: still improving" in text
+    measured = fabricated()
+    failed = FACTS | {"still_improving": False, "failed": "longer/vae-0-x2"}
+    measured[-1] = replace(measured[-1], entry=replace(measured[-1].entry, facts=failed))
+    assert "VAE, longest: a longer training failed" in markdown(compared(measured))
     assert "| VAE | 91.00 | 95.00 | 99.50 | 88.00 ± 0.00 |" in text
     assert "| VAE with flow prior | 92.00 | 93.00 | failed | 88.00 ± 0.00 |" in text
     row = pq.read_table(out / "differences.parquet").to_pylist()[0]
@@ -292,7 +296,6 @@ def test_sweeps_of_one_report_have_other_fractions_of_the_same_data(swept: Path)
         (lambda plan: plan["trials"].update({"vae-1": {"kind": "vae"}}), "", "{'npdraw': 1, 'vae': 2}"),
         (lambda plan: plan["finals"].pop(), "", "{'npdraw': 2, 'vae': 1}"),
         (lambda plan: plan.pop("finals"), "", "has not finished"),
-        (lambda plan: plan["finals"][0].update(failed="longer/vae-0-x2"), "", "longer/vae-0-x2 failed"),
         (lambda plan: None, "--split valid", "--split"),
         (lambda plan: None, "--served=-5", "served"),
         (lambda plan: None, "--served some", "served"),

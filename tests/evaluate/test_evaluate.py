@@ -75,8 +75,8 @@ def evaluated(
     return run
 
 
-def flags_of(classifier: Path) -> list[str]:
-    sizes = {"k": K, "images": IMAGES, "samples": SAMPLES, "extractor": classifier, "edits": EDITS}
+def flags_of(classifier: Path, edits: int = EDITS) -> list[str]:
+    sizes = {"k": K, "images": IMAGES, "samples": SAMPLES, "extractor": classifier, "edits": edits}
     return [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
 
 
@@ -202,7 +202,7 @@ def test_kinds_are_compared(evaluated: Path, classifier: Path, tmp_path: Path, r
     line = refused(evaluate.main, "--model", str(run), *HERE, *flags_of(classifier))
     assert "draw has nothing of a region" in line
     assert not (run / "evaluation.json").exists()
-    scored(run, run / "evaluation.json", *flags_of(classifier)[:-2])
+    scored(run, run / "evaluation.json", *flags_of(classifier, edits=0))
     assert not (run / "evaluation.png").exists()  # canvases of parts
     evaluate.main(["--compare", str(evaluated), str(run), "--out", str(tmp_path / "out")])
     table = pq.read_table(tmp_path / "out" / "comparison.parquet").to_pylist()

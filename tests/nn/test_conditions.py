@@ -112,7 +112,10 @@ def test_a_class_may_be_a_number_of_numpy_or_torch() -> None:
         ({"condition": "²"}, "does not know the class"),
         ({"condition": ["cat", "dog"]}, "2 conditions for 3 drawings"),
         ({"condition": "cat", "guidance": float("nan")}, "guidance is nan"),
-        ({"guidance": 2.0}, "no condition is given"),
+        ({"condition": "cat", "guidance": float("inf")}, "guidance is inf"),
+        ({"condition": 1.5}, "a class or words, not 1.5"),
+        ({"condition": torch.ones(3, 1, dtype=torch.int64)}, r"a class or words, not \[1\]"),
+        ({"guidance": 2.0}, "guidance 2.0 is of a condition"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(asked: dict[str, Any], says: str) -> None:

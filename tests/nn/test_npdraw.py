@@ -72,6 +72,14 @@ def test_drawings_of_a_model_with_other_parts_are_refused(order: str, size: dict
         model.edit(drawn, remove=[0])
 
 
+def test_drawings_of_a_model_with_other_steps_are_refused() -> None:
+    model, other = (model_of(order, GREY) for order in ("aligned", "raster"))
+    other.set_bank(model.bank)
+    drawn = other.draw(64, seed=0)
+    with pytest.raises(ValueError, match="step t draws at place t"):
+        model.edit(drawn, remove=[0])
+
+
 @each_kind
 def test_shapes_and_ranges_of_the_contract(order: str, size: dict[str, Any]) -> None:
     model = model_of(order, size)

@@ -10,6 +10,7 @@ from typing import Any
 
 import huggingface_hub
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from npdraw_dist import NPDraw, PartBank, fit_folder, train
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.vocabulary import as_python
 from npdraw_dist.data import rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.nn.baselines.vqvae import VQVAE
@@ -225,12 +227,13 @@ def test_images_with_labels_make_a_model_that_is_asked(capsys: pytest.CaptureFix
         (list(torch.tensor([10, 2, 0, 1, 3])), None, tuple(map(str, range(11)))),
         ([np.int64(10), *map(np.int64, [2, 0, 1, 3])], None, tuple(map(str, range(11)))),
         ([True, False, False, True, True], None, ("False", "True")),
+        (pa.array([10, 2, 0, 1, 3]), None, tuple(map(str, range(11)))),
     ],
 )
 def test_labels_are_classes_or_words(labels: Any, kind: str | None, classes: tuple[str, ...]) -> None:
     found, names = labelled(pictures_of(GREY), labels, kind)
     assert names == classes
-    given = [str(label.item() if hasattr(label, "item") else label) for label in labels]
+    given = [str(label) for label in as_python(labels)]
     assert (found.words if not classes else [classes[number] for number in found.known_labels()]) == given
 
 
@@ -255,7 +258,9 @@ def test_the_label_of_an_item_may_be_a_tensor() -> None:
     [
         (GREY, {"data": {"path": "elsewhere"}}, "data.path follows from the images"),
         (GREY, {"minutes": -3}, "minutes is -3"),
+        (GREY, {"minutes": "10"}, "minutes is '10'"),
         (GREY, {"image_size": 0}, "image_size is 0"),
+        (GREY, {"data": {"image_size": -5}}, "image_size is -5"),
         (GREY, {"name": ""}, "is not a run name"),
         (GREY, {"vae": {"imagess": 3}}, "imagess"),
         (GREY, {"bank": "nowhere"}, "nowhere"),
@@ -268,6 +273,22 @@ def test_a_fit_that_is_refused_leaves_nothing(
     with pytest.raises(UserError, match=says):
         npdraw_dist.fit(images, **{"name": "mine", "storage": tmp_path, **options})
     assert list(tmp_path.rglob("*.parquet")) == []
+
+
+def test_images_that_were_there_stay_when_a_fit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run may read them."""
+    where: dict[str, Any] = {"name": "mine", "storage": tmp_path}
+    settings_of(monkeypatch, GREY, **where)
+    (shard,) = tmp_path.rglob("*.parquet")
+    with pytest.raises(UserError, match="imagess"):
+        npdraw_dist.fit(GREY, **where, vae={"imagess": 3})
+    assert shard.exists()
+
+
+def test_grey_images_are_coloured_for_a_model_of_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings_of(monkeypatch, GREY, init="emoji").data.shape == (3, 32, 32)
 
 
 def test_a_side_among_the_settings_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ from tune_spaces.space import Choice, Kinds, Range, Space
 from tune_spaces.spaces.comparison import SETTINGS, Fields
 from tune_spaces.spaces.comparison import SPACE as DIGITS
 
+OURS = DIGITS.spaces["npdraw"].fields
 PARTS: Fields = {
-    **DIGITS.spaces["npdraw"].fields,
+    **{key: domain for key, domain in OURS.items() if key != "prior.table"},  # the preset's, by pixels
     "bank.size": Choice((125, 250, 500)),  # K
     "vae.parse_weight": Range(50.0, 500.0, log=True),  # lambda, at the start
     "places": Choice(({"grid.patch": 4, "grid.stride": 4}, {"grid.patch": 8, "grid.stride": 8})),  # T
@@ -35,6 +36,6 @@ SPACE = Kinds(
         ),
         "flow": DIGITS.spaces["flow"],
     },
-    settings={**SETTINGS, "train.shift": 2.0, "eval.temperature": 1.0},
+    settings={**SETTINGS, "train.shift": 2.0},
     core_seconds={1.0: 240.0, 0.1: 120.0},
 )
