@@ -2,13 +2,15 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from torch import nn
+from torch import Tensor, nn
 
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate import measured
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.store import OPENINGS
 from tests.helpers.runs import Refused
 from tune_spaces import sweep
@@ -27,7 +29,7 @@ SPACE = Kinds(
         **{"prior.depth": 1, "prior.width": 16, "prior.attention_heads": 2, "baseline.width": 16},
         **{"vae.encoder_width": 16, "vae.decoder_width": 16, "eval.images": 32, "eval.k": 5},
         **{"train.batch_size": 32, "train.micro_batch": 32, "train.eval_images": 32},
-        "scale.num_workers": 0,
+        **{"scale.num_workers": 0, "eval.temperature": 0.5},
     },
     core_seconds={1.0: 2.0},
     trials=1,
@@ -71,7 +73,15 @@ def test_a_small_comparison_from_trials_to_the_report(
     assert "too few" in refused(evaluate.main, *flags, "--extractor", f"{__name__}:Many")
     assert all(json.loads(record.read_text())["opened"] == [] for record in records)
     flags += ["--extractor", f"{__name__}:Pixels", "--samples", "100", "--served", "50"]
+    draw, heats = NPDraw.sample_pixels, set[float | None]()
+
+    def spied(model: NPDraw, n: int, generator: Any, temperature: float | None = None) -> Tensor:
+        heats.add(temperature)
+        return draw(model, n, generator, temperature)
+
+    monkeypatch.setattr(NPDraw, "sample_pixels", spied)
     evaluate.main(flags)
+    assert heats == {1.0}  # that of all kinds, whatever a config draws at
     text = (tmp_path / "report" / "report.md").read_text()
     assert all(words in text for words in ("| NP-DRAW minus | seeds |", "floor: train", "ceiling: noise"))
     rows = pq.read_table(tmp_path / "report" / "report.parquet").to_pylist()
