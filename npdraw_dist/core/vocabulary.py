@@ -49,6 +49,12 @@ def plain(asked: Any, count: int | None = None) -> Condition | list[Condition]:
     return each
 
 
+def one_each(asked: Any, count: int) -> list[Condition]:
+    """What `plain` takes as `count` conditions: one is for all. Raises UserError."""
+    found = plain(asked, count)
+    return found if isinstance(found, list) else [found] * count
+
+
 def words_in(text: str) -> list[str]:
     """`Man: dark skin tone` -> man, dark, skin, tone."""
     return WORD.findall(text.lower())

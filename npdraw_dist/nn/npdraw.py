@@ -17,7 +17,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_canvas
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartBank, PartSequence
-from npdraw_dist.core.vocabulary import Condition, plain
+from npdraw_dist.core.vocabulary import Condition, one_each, plain
 from npdraw_dist.nn.completion import Completer, Effort, evidence_of
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.generative import SampleTrace, at_centres, seeded
@@ -53,8 +53,7 @@ class NPDraw(Networks):
         """
         x, tokens = self.as_input(images), None
         if condition is not None:
-            told = plain(condition, len(x))
-            asked = told if isinstance(told, list) else [told] * len(x)
+            asked = one_each(condition, len(x))
             tokens = dropped(self.vocabulary.rows(asked).to(x.device), generator)
         with torch.set_grad_enabled(torch.is_grad_enabled() and draws > 1):
             q = self.infer(x)
@@ -259,10 +258,12 @@ class NPDraw(Networks):
             drawn_on = isinstance(x, PartSequence | Drawings)
             canvas = self.render(z) if drawn_on else to_canvas(self.as_input(x), self.spec.downscale)
             evidence = evidence_of(self.spec.grid, self.bank_parts, canvas, by_hand)
+        each: Sequence[Condition | None]
         if condition is None:
             _require_no_guidance(guidance)
-        asked = None if condition is None else plain(condition, len(z))
-        each = asked if isinstance(asked, list) else [asked] * len(z)
+            each = [None] * len(z)
+        else:
+            each = one_each(condition, len(z))
         heat, parts, order = self.temperature_of(temperature), [], list[int]()
         for told in dict.fromkeys(each):  # particles of one image have one condition
             rows = [row for row, one in enumerate(each) if one == told]
