@@ -13,7 +13,7 @@ from tune_spaces.space import Kinds, Point, Value, nested, refuse_settings, sett
 RATE_IMAGES = (640, 2560)  # budgets of the two trainings that tell roughly what an image costs
 ROUGH = 0.25  # `least` of their rate: a bad measurement cannot make the probe much longer than its share
 PROBE = 6  # a third one has about 1/PROBE of the core-seconds: the times of shorter ones scatter too much
-VALIDATIONS = 20  # in a training, however long: their share of the cost does not depend on the budget
+VALIDATIONS = 20  # in a training, however long. They are not counted
 LEAST_BATCHES = 20  # in any training, whatever an image costs
 PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
 VALID_SHARE = 0.2  # of the images of the fraction, held out for the choice
@@ -51,7 +51,8 @@ class Job:
 class Rate:
     """What a config costs in counted seconds of a core.
 
-    fixed_s: whatever the budget is, with all validations. ms: milliseconds more for each image.
+    fixed_s: whatever the budget is: bank, parses, fit of the posterior's temperatures. ms: milliseconds more
+    for each image.
     """
 
     fixed_s: float

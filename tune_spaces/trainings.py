@@ -51,10 +51,15 @@ def is_trained(run: Store, job: Job, with_scores: bool = False) -> bool:
 
 
 def core_seconds(run: Store, job: Job) -> float:
-    """The counted seconds of a core of all stages that train or prepare; not of samples and scores."""
+    """The counted seconds of a core: all that trains or prepares.
+
+    Validation, pictures, checkpoints, samples and scores are not counted: what they cost says nothing of a
+    kind of model, and a short training has as many validations as a long one.
+    """
     store = store_of(run, job)
     stages = [FOLDERS[stage] for stage in job.experiment.stage_names if stage in FOLDERS]
-    return sum(float(store.read_json(stage, "manifest.json")["core_seconds"]) for stage in stages)
+    manifests = [store.read_json(stage, "manifest.json") for stage in stages]
+    return sum(float(m["core_seconds"]) - m.get("validation_core_seconds", 0.0) for m in manifests)
 
 
 def valid_nll(run: Store, job: Job) -> float:

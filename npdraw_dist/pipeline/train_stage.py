@@ -126,6 +126,7 @@ def _trained(
         **summary,
         "seconds": round(earlier_s + seconds, 2),
         "core_seconds": round(summary["core_seconds"], 2),
+        "validation_core_seconds": round(summary["validation_core_seconds"], 2),
         "selected_at": seen,
     }
     if (note := fall_note(summary)) is not None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -12,15 +12,17 @@ class Totals:
     """What a stage had taken at a point, in seconds. Work that a restart repeats counts once.
 
     trained_s: training, waiting for data included; of these first_waits_s waiting for the first batch of each
-    start, waited_s for later ones. core_seconds: CPU of all ranks. seconds: wall clock of all commands; of
-    these earlier_s before the command that began at the Unix time `began`. first_step_at: the Unix time of
-    the first step; first_wait_s: its wait for data.
+    start, waited_s for later ones. core_seconds: CPU of all ranks; of these validation_core_seconds for what
+    is no training: validation, pictures and checkpoints. seconds: wall clock of all commands; of these
+    earlier_s before the command that began at the Unix time `began`. first_step_at: the Unix time of the
+    first step; first_wait_s: its wait for data.
     """
 
     trained_s: float = 0.0
     waited_s: float = 0.0
     first_waits_s: float = 0.0
     core_seconds: float = 0.0
+    validation_core_seconds: float = 0.0
     seconds: float = 0.0
     earlier_s: float = 0.0
     began: float = 0.0
@@ -46,8 +48,10 @@ class Clock:
         self._taken = taken = Totals(**progress.get("clock", {}))
         if taken.began != began:  # another command
             taken.began, taken.earlier_s = began, taken.seconds
-        self._trained_s, self._core_seconds = taken.trained_s, taken.core_seconds  # before this start
-        self._started, self._paused_s, self._has_waited = time.perf_counter(), 0.0, False
+        self._before = replace(taken)  # this start
+        self._started, self._has_waited = time.perf_counter(), False
+        self._paused_s = self._paused_core_seconds = 0.0
+        self._pause_began: float | None = None  # the CPU time at which the present pause began
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -66,18 +70,26 @@ class Clock:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Around what is no training: validation and checkpoints."""
-        start = time.perf_counter()
+        start, self._pause_began = time.perf_counter(), time.process_time()
         yield
         self._paused_s += time.perf_counter() - start
+        self._paused_core_seconds, self._pause_began = self.paused_core_seconds, None
+
+    @property
+    def paused_core_seconds(self) -> float:
+        """CPU seconds of this process in all pauses of this start, the present one included."""
+        present = 0.0 if self._pause_began is None else time.process_time() - self._pause_began
+        return self._paused_core_seconds + present
 
     def count_step(self) -> None:
         """Called after each step. Training lasts until the last one, so a restart after it takes no time."""
-        self._taken.trained_s = self._trained_s + time.perf_counter() - self._started - self._paused_s
+        self._taken.trained_s = self._before.trained_s + time.perf_counter() - self._started - self._paused_s
         if self._taken.first_step_at is None:
             self._taken.first_step_at = time.time()
 
-    def totals(self, core_seconds: float = 0.0) -> Totals:
-        """The totals of the stage until now. core_seconds: since the start, of all ranks."""
-        self._taken.core_seconds = self._core_seconds + core_seconds
+    def totals(self, core_seconds: float = 0.0, paused_core_seconds: float = 0.0) -> Totals:
+        """The totals of the stage until now. core_seconds: since the start, of all ranks; in pauses."""
+        self._taken.core_seconds = self._before.core_seconds + core_seconds
+        self._taken.validation_core_seconds = self._before.validation_core_seconds + paused_core_seconds
         self._taken.seconds = self._taken.earlier_s + max(time.time() - self._taken.began, 0.0)
         return self._taken

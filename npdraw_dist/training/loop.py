@@ -95,10 +95,10 @@ def train(
     """Trains `objective` for the budget, from the last checkpoint if there is one.
 
     Returns a summary of the whole stage, over all restarts: `images`, `images_per_s`, `seconds`,
-    `core_seconds` of all ranks, `earlier_s` (of earlier commands), `first_wait_s` (for the first batch),
-    `data_wait_share` (of the time after that), `first_step_at` (Unix time), `fell_from_best`
-    (`EarlyStopping`), and `stopped_at_step` if too many steps had no finite gradient. Each validation reports
-    metrics and a checkpoint.
+    `core_seconds` of all ranks and `validation_core_seconds` of these, `earlier_s` (of earlier commands),
+    `first_wait_s` (for the first batch), `data_wait_share` (of the time after that), `first_step_at` (Unix
+    time), `fell_from_best` (`EarlyStopping`), and `stopped_at_step` if too many steps had no finite gradient.
+    Each validation reports metrics and a checkpoint.
     """
     # setup
     run = Run(objective, config, seed, context, data.augment)
@@ -318,7 +318,7 @@ class Run:
     @contextmanager
     def _checkpoint(self, record: dict[str, Any]) -> Iterator[tuple[Path | None, str]]:
         """Yields a folder with a checkpoint (None on all ranks but 0), and its name."""
-        totals, sums = self.clock.totals(self._core_seconds()), summed(self.meters, self.context)
+        totals, sums = self.clock.totals(*self._core_seconds()), summed(self.meters, self.context)
         suffix = f"_{self.generation}" if self.generation else ""
         name = f"{checkpoint.PREFIX}{record['step']:09d}{suffix}"
         if self.context.rank > 0:
@@ -341,14 +341,16 @@ class Run:
             if not self.context.removes_saved:
                 shutil.rmtree(folder)
 
-    def _core_seconds(self) -> float:
-        """CPU seconds of all ranks since they started."""
-        own = torch.tensor(time.process_time() - self.context.cpu_started, dtype=torch.float64)
-        return float(self.context.sum(own))
+    def _core_seconds(self) -> tuple[float, float]:
+        """CPU seconds of all ranks since they started, and those of them that were no training."""
+        spent = time.process_time() - self.context.cpu_started
+        own = torch.tensor([spent, self.clock.paused_core_seconds], dtype=torch.float64)
+        spent, paused = self.context.sum(own).tolist()
+        return spent, paused
 
     def summary(self, steps: int) -> dict[str, Any]:
         """What `train` returns after `steps` steps of the stage."""
-        totals, images = self.clock.totals(self._core_seconds()), steps * self.config.batch_size
+        totals, images = self.clock.totals(*self._core_seconds()), steps * self.config.batch_size
         first = {"first_wait_s": totals.first_wait_s, "first_step_at": totals.first_step_at}
         return {
             "images": images,
@@ -356,6 +358,7 @@ class Run:
             "seconds": totals.seconds,
             "earlier_s": totals.earlier_s,
             "core_seconds": totals.core_seconds,
+            "validation_core_seconds": totals.validation_core_seconds,
             **{name: value for name, value in first.items() if value is not None},
             **self.stopping.summary(),
         }

@@ -57,6 +57,7 @@ def test_the_run_folder_is_whole(tiny_run: Path) -> None:
         manifest = read(tiny_run, stage, "manifest.json")
         assert manifest["fell_from_best"] is None
         assert manifest["core_seconds"] == read(tiny_run, "metrics.json")[f"{stage}/core_seconds"] > 0
+        assert 0 < manifest["validation_core_seconds"] < manifest["core_seconds"]
         assert [row["images_seen"] for row in rows_of(tiny_run, stage)] == [256, 512]
 
 

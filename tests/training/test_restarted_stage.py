@@ -159,6 +159,7 @@ def test_a_restart_after_the_last_step_changes_no_figure(
     assert summary["images_per_s"] == IMAGES / TRAINED_S
     assert summary["data_wait_share"] == WAITED_S / (TRAINED_S - 5)
     assert summary["core_seconds"] == (TRAINED_S + VALIDATED_S) / 2
+    assert summary["validation_core_seconds"] == VALIDATED_S / 2
     # Between two commands nothing ran.
     assert summary["seconds"] == TRAINED_S + VALIDATED_S + 100 * same_command
     assert summary["earlier_s"] == (0 if same_command else TRAINED_S + VALIDATED_S)

@@ -152,6 +152,9 @@ def test_the_core_seconds_are_those_of_both_ranks(ranks: list[dict[str, Any]]) -
     """Rank 0 has taken 10 s, rank 1 20 s; a broken run counts too."""
     for rank in ranks:
         assert [rank[kind]["summary"]["core_seconds"] for kind in ("PriorObjective", "Breaking")] == [30, 30]
+    paused = {rank["PriorObjective"]["summary"]["validation_core_seconds"] for rank in ranks}
+    assert len(paused) == 1
+    assert paused.pop() > 0
 
 
 def test_a_broken_loss_on_one_rank_stops_both(
