@@ -6,7 +6,7 @@ Shapes: M patches over all shards, n of a sample, K centroids, m candidates, D =
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,7 +126,8 @@ def plus_plus(patches: NDArray[np.uint8], k: int, rng: np.random.Generator) -> N
     `patches` (n, D) must have at least `k` different rows.
     """
     draws = 2 + int(np.log(k))
-    x = patches.astype(np.float32)
+    # All sums are exact. Past float32's 2^24 near patches of many bright pixels would be equal.
+    x: NDArray[Any] = patches.astype(np.float32 if 255**2 * patches.shape[1] < 2**24 else np.float64)
     squares = np.einsum("ij,ij->i", x, x)
     chosen = [int(rng.integers(len(x)))]
     nearest = _squared(x, squares, np.array(chosen))[:, 0]
@@ -140,11 +141,10 @@ def plus_plus(patches: NDArray[np.uint8], k: int, rng: np.random.Generator) -> N
     return patches[chosen]
 
 
-def _squared(
-    x: NDArray[np.float32], squares: NDArray[np.float32], rows: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """(n, rows), never below 0."""
-    return np.maximum(squares[:, None] - 2 * (x @ x[rows].T) + squares[rows], 0)
+def _squared(x: NDArray[Any], squares: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """(n, rows)."""
+    found: NDArray[Any] = squares[:, None] - 2 * (x @ x[rows].T) + squares[rows]
+    return found
 
 
 class Exemplars(NamedTuple):

@@ -28,11 +28,6 @@ class TrainConfig(Section):
         description="adamw; or muon, which trains matrices of at least 16 x 16 by Muon, the rest by AdamW, "
         "at the same rates",
     )
-    rate_decay: Literal["cosine", "linear"] = Field(
-        "cosine",
-        description="after the warm-up the learning rate falls to 0 as a cosine; or stays, then falls to 0 "
-        "linearly over the last 40% of the budget",
-    )
     precision: Precision = Field(
         "auto",
         description="on a GPU: auto takes bfloat16 if the GPU has it natively, else float32; a CPU: float32",

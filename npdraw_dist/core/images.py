@@ -97,10 +97,12 @@ def shape_of(images: Any) -> tuple[int, int, int]:
 
 
 def require_images(x: Tensor, shape: tuple[int, int, int]) -> None:
-    """Raises UserError if x is not (B, C, H, W) of `shape` (C, H, W)."""
+    """Raises UserError if x is not (B, C, H, W) of `shape` (C, H, W), B at least 1."""
     if x.ndim != 4 or tuple(x.shape[1:]) != shape:
         one = "; of one image give image[None]" if tuple(x.shape) == shape else ""
         raise UserError(f"images are (B, {', '.join(map(str, shape))}), not {tuple(x.shape)}{one}")
+    if not len(x):
+        raise UserError("there is no image")
 
 
 def _as_batch(x: Tensor, shape: tuple[int, int, int]) -> Tensor:

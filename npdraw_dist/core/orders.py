@@ -13,6 +13,8 @@ from torch import Tensor
 from npdraw_dist.core.grid import Grid, squared_distances_on
 from npdraw_dist.core.parts import PartSequence
 
+LAST = torch.iinfo(torch.int64).max  # a key behind all others
+
 
 class Aligned:
     """The authors' layout: T = L and step t is place t, so that *where* is given; whether_t may be 0."""
@@ -67,8 +69,7 @@ class Free:
         return whether, self.places(chosen, gain, grid, steps) * whether
 
     def collect(self, steps: int, drawn: Tensor, where: Tensor, what: Tensor, step: Tensor) -> PartSequence:
-        last = torch.iinfo(torch.int64).max
-        key = self.edit_key(where, step).masked_fill(~drawn, last)
+        key = self.edit_key(where, step).masked_fill(~drawn, LAST)
         index = key.sort(dim=1, stable=True).indices[:, :steps]
         return PartSequence(*(value.gather(1, index) for value in (drawn, where, what))).canonical()
 

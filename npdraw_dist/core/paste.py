@@ -61,9 +61,12 @@ def paste_steps(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
 
 
 def paste_steps_at_once(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
-    """`paste_steps` in few kernels, for a GPU. It takes four times the memory, and more time on a CPU."""
+    """`paste_steps` in few kernels, for a GPU. It takes four times the memory, and more time on a CPU.
+
+    Differentiable in `parts`: the gradient of a pixel goes to the step that is visible there.
+    """
     batch, steps, channels = parts.shape[:3]
-    values = parts.detach().flatten(3)
+    values = parts.flatten(3)
     index = pixels_on(grid, where.device)[where][:, :, None].expand_as(values)
     area = (batch, steps, channels, grid.padded_height * grid.padded_width)
     empty = values.new_full(area, grid.background)

@@ -3,6 +3,7 @@
 Shapes: B images, C channels, H x W pixels, D features, N classes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from npdraw_dist.core.objective import warmup_cosine
 from npdraw_dist.nn.blocks import group_norm
 from npdraw_dist.nn.likelihoods import binarized
 
@@ -82,7 +82,7 @@ def fit(
     optimizer = AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     for seen in range(0, budget, BATCH):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * warmup_cosine(seen, budget, budget // 20)
+            group["lr"] = LEARNING_RATE * _rate_factor(seen, budget)
         rows = torch.randint(len(data.images), (BATCH,), generator=generator)
         x = binarized(data.images[rows], data.binarize, generator)
         loss = F.cross_entropy(model.logits(x), data.labels[rows])
@@ -102,3 +102,11 @@ def accuracy(model: Classifier, data: Labelled, generator: torch.Generator) -> f
     for images, truth in zip(data.images.split(BATCH), data.labels.split(BATCH), strict=True):
         right += int((model.logits(binarized(images, data.binarize, generator)).argmax(1) == truth).sum())
     return right / len(data.labels)
+
+
+def _rate_factor(seen: int, budget: int) -> float:
+    """Rises over a twentieth of the budget, then falls to 0 as a cosine."""
+    warmup = budget // 20
+    if seen < warmup:
+        return (seen + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (seen - warmup) / (budget - warmup)))

@@ -16,7 +16,7 @@ from torch import Tensor
 from npdraw_dist.core import editing
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.noise import Noise, uniform
-from npdraw_dist.core.orders import ORDERS, Free
+from npdraw_dist.core.orders import LAST, ORDERS, Free
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.particles import (
     AlignedRules,
@@ -34,7 +34,6 @@ from npdraw_dist.nn.steps import log_prob
 STEPS = 2**15  # most steps computed at once, of all sequences: each has keys and values in each layer
 INK, SKETCH_NOISE = 0.4, 0.25  # least difference from the paper that is ink; std of a drawn pixel
 UNIFORM = 0.1  # share of the candidates that are drawn uniformly, so that none is impossible
-LAST = torch.iinfo(torch.int64).max
 
 
 @dataclass(frozen=True)

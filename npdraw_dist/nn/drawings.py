@@ -4,7 +4,7 @@ Shapes: B drawings, T steps, C channels, P patch side, h x w canvas, H x W image
 """
 
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -94,16 +94,19 @@ class Drawings:
         `canvas`, `whether`, `where`, `what`, and `appearance` if they have u. Raises UserError on another
         ending, or if the file cannot be written.
         """
-        file, trace = Path(path), partial(self.model.trace, self.z, self.u)
+        file = Path(path)
         if file.suffix not in (".gif", ".png", ".npz"):
             raise UserError(f"{file} is no file of a drawing; name it .gif, .png or .npz")
         try:
             if file.suffix == ".gif":
-                file.write_bytes(trace().gif())
+                file.write_bytes(self.model.trace(self.z, self.u).gif())
             elif file.suffix == ".png":
                 save_samples(file, self.images.cpu(), self.canvas.cpu())
             else:
-                np.savez_compressed(file, **trace().arrays())
+                arrays = {"images": self.images, "canvas": self.canvas, **vars(self.z)}
+                if self.u is not None:
+                    arrays["appearance"] = self.u
+                np.savez_compressed(file, **{name: value.cpu().numpy() for name, value in arrays.items()})
         except OSError as error:
             raise UserError(f"cannot write {file}: {error.strerror}") from None
 

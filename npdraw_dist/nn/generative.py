@@ -126,14 +126,18 @@ class GenerativeModel(nn.Module, ABC):
     def log_weights(self, x: Any, k: int = 50, generator: Noise = None) -> Tensor:
         """(k, B) nats: log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x) (Burda et al. 2016).
 
-        Of `model.given(condition)` those of p(x|condition), one condition for all images.
+        Of `model.given(condition)` those of p(x|condition), one condition for all images. Raises UserError.
         """
         if isinstance(x, Tensor):
             require_images(x, self.spec.image_shape)
+        if k < 1:
+            raise UserError(f"k is {k}; it must be 1 or more")
         return self.importance(self.as_input(x), k, generator).log_w
 
     def temperature_of(self, asked: float | None) -> float:
-        """That of samples: as asked, or the model's own."""
+        """That of samples: as asked, or the model's own. Raises UserError if it is not above 0."""
+        if asked is not None and not asked > 0:
+            raise UserError(f"temperature is {asked}; it must be above 0")
         return self.spec.temperature if asked is None else asked
 
     @property

@@ -1,7 +1,8 @@
 """The weights of a model with more parts than it was trained with.
 
-A new part starts as a rarer twin of the old part that it resembles most: all twins of a part together have
-SHARE of its probability. A drawn old part loses at most log(1 + SHARE) nats.
+A new part with weights of its own starts as a rarer twin of the old part that it resembles most: all twins of
+a part together have SHARE of its probability, and a drawn old part loses at most log(1 + SHARE) nats. A prior
+of `prior.table pixels` has no such weights: a new part takes the probability that its pixels give it.
 Shapes: K old parts, N new parts, L places, T steps, W channels, C channels of an image, P patch side.
 """
 

@@ -96,6 +96,11 @@ class Networks(HubModel):
         return view
 
     @property
+    def conditions(self) -> int:
+        """How many the model is given; 1 without any."""
+        return len(self.prior.condition) if isinstance(self.prior, GivenPrior) else 1
+
+    @property
     def grid(self) -> Grid:
         """The places of the canvas."""
         return self.spec.grid

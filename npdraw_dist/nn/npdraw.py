@@ -103,6 +103,8 @@ class NPDraw(Networks):
         if condition is not None:
             return self.given(plain(condition, n), guidance).draw(n, generator, temperature, top_k, seed=seed)
         _require_no_guidance(guidance)
+        if self.conditions not in (1, n):
+            raise UserError(f"the model is given {self.conditions} conditions, for {n} drawings")
         generator = seeded(self.device, generator, seed)
         z = self.sample_prior(n, generator, self.temperature_of(temperature), top_k)
         canvas = self.render(z)
@@ -155,10 +157,10 @@ class NPDraw(Networks):
         """
         if not isinstance(bank, PartBank):
             raise UserError(f"the bank is a {type(bank).__name__}; give a PartBank")
-        if self.spec.prior.table != "pixels":
+        if self.spec.authors or self.spec.prior.table != "pixels":
+            table = "the authors' model" if self.spec.authors else f"prior.table {self.spec.prior.table}"
             raise UserError(
-                f"the model has free weights for its parts (prior.table {self.spec.prior.table}); train one "
-                "with --prior.table pixels"
+                f"the model has free weights for its parts ({table}); train one with --prior.table pixels"
             )
         shape, own = tuple(bank.parts.shape[1:]), tuple(self.bank_parts.shape[1:])
         if shape != own:
@@ -174,8 +176,9 @@ class NPDraw(Networks):
     def surprise(self, images: Any) -> Tensor:
         """Where the prior did not expect what is there: nats of each place, (B, rows, columns).
 
-        -log p of the step that draws at the place in the images' most likely z, given the steps before it; 0
-        where none does. images: as `drawings` takes them.
+        -log p of the step of the place in the images' most likely z, given the steps before it. In order
+        aligned every place has a step, also one that draws nothing; in the others a place without a drawn
+        step has 0. images: as `drawings` takes them.
         """
         z = self.drawings(images).z
         nats = -log_prob_steps(self.prior(z).float32(), z)
@@ -261,6 +264,10 @@ class NPDraw(Networks):
         each: Sequence[Condition | None]
         if condition is None:
             _require_no_guidance(guidance)
+            if self.conditions > 1:
+                raise UserError(
+                    f"the model is given {self.conditions} conditions; `complete` takes such as `condition`"
+                )
             each = [None] * len(z)
         else:
             each = one_each(condition, len(z))
@@ -280,8 +287,10 @@ class NPDraw(Networks):
     def classify(self, images: Any, k: int = 10, *, seed: int = 0) -> Tensor:
         """The class of the highest log p(x|class), of k draws of the posterior, for each image: int64 (B,).
 
-        All classes are as likely before. Raises UserError if the model takes no class.
+        All classes are as likely before. Raises UserError if the model takes no class, or k is less than 1.
         """
+        if k < 1:
+            raise UserError(f"k is {k}; it must be 1 or more")
         if self.spec.prior.condition != "class":
             raise UserError("the model knows no classes; train one with --prior.condition class")
         x, generator = self.as_input(images), seeded(self.device, None, seed)

@@ -7,6 +7,7 @@ Shapes: B images, n particles an image, N = B * n, T steps, L places, K parts, W
 """
 
 import math
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -14,14 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.core.noise import Noise, uniform
-from npdraw_dist.core.orders import Free
+from npdraw_dist.core.orders import LAST, Free
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits
 
 NONE, KEPT, OTHER = range(3)  # what a step draws
-LAST = torch.iinfo(torch.int64).max
 
 
 @dataclass(frozen=True)
@@ -219,18 +219,19 @@ def weighted_particles(
     shape = (len(rules.kept.places), prior.steps)
     where = torch.zeros(shape, dtype=torch.int64, device=rules.kept.places.device)
     z = PartSequence(where.bool(), where, where.clone())
-    states, index = prior.states(z), None
-    log_weight = torch.zeros(len(z), device=where.device)
-    for t in range(prior.steps):
-        h = states.send(index)
-        z.whether[:, t], z.where[:, t], z.what[:, t], added = rules.draw(h, t, generator)
-        log_weight, index = log_weight + added, None
-        if t + 1 < prior.steps and particles > 1:
-            index, log_weight = _resampled(log_weight.view(-1, particles), generator)
-        if index is not None:
-            for value in (z.whether, z.where, z.what):
-                value.copy_(value[index])
-            rules.exchange(index)
+    log_weight, index = torch.zeros(len(z), device=where.device), None
+    # Closed after an error too: as long as it is open, the prior keeps the codes of its parts.
+    with closing(prior.states(z)) as states:
+        for t in range(prior.steps):
+            h = states.send(index)
+            z.whether[:, t], z.where[:, t], z.what[:, t], added = rules.draw(h, t, generator)
+            log_weight, index = log_weight + added, None
+            if t + 1 < prior.steps and particles > 1:
+                index, log_weight = _resampled(log_weight.view(-1, particles), generator)
+            if index is not None:
+                for value in (z.whether, z.where, z.what):
+                    value.copy_(value[index])
+                rules.exchange(index)
     return z, log_weight.view(-1, particles)
 
 

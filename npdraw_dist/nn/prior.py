@@ -96,13 +96,15 @@ class StepPrior(nn.Module, ABC):
         top_k: int | None = None,
         distinct_places: bool = False,
     ) -> PartSequence:
-        """n sequences z ~ p(z), with a KV cache. temperature, above 0 or ValueError, divides all logits.
+        """n sequences z ~ p(z), with a KV cache. temperature divides all logits.
 
         top_k: only the k most likely parts are drawn. distinct_places: no place is drawn twice. `log_prob`
-        knows none of the three.
+        knows none of the three. Raises UserError if temperature is not above 0, or top_k less than 1.
         """
         if not temperature > 0:
-            raise ValueError(f"temperature is {temperature}; it must be above 0")
+            raise UserError(f"temperature is {temperature}; it must be above 0")
+        if top_k is not None and top_k < 1:
+            raise UserError(f"top_k is {top_k}; it must be 1 or more")
         where = torch.zeros(n, self.steps, dtype=torch.int64, device=self.position.device)
         z = PartSequence(where.bool(), where, where.clone())
         used = where.new_zeros(n, self.places, dtype=torch.bool) if distinct_places else None

@@ -116,8 +116,13 @@ class Parser:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Parse:
-        """images (B, C, h, w) of canvas size: uint8, or float32 in [0, 1]. Raises ValueError otherwise."""
+        """images (B, C, h, w) of canvas size: uint8, or floats in [0, 1], whose range is not checked.
+
+        Raises ValueError on another shape or type.
+        """
         batch, *shape = images.shape
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise ValueError(f"images are uint8, or floats in [0, 1], not {images.dtype}")
         if shape != [self.bank.channels, self.grid.height, self.grid.width]:
             raise ValueError(
                 f"images are (B, {self.bank.channels}, {self.grid.height}, {self.grid.width}), "

@@ -18,7 +18,7 @@ from torch.optim import AdamW
 from npdraw_dist.config.schema import TrainConfig
 from npdraw_dist.core.meters import Meters
 from npdraw_dist.core.noise import Noise, RowNoise, dropout_noise
-from npdraw_dist.core.objective import Objective, warmup_cosine, warmup_linear
+from npdraw_dist.core.objective import Objective, learning_rate_factor
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.checkpoint import Average
@@ -43,7 +43,7 @@ from npdraw_dist.training.muon import Muon
 # Steps without a finite gradient are skipped. So many in a row end a stage, or more than one of so many.
 SKIPPED_IN_ROW, SKIPPED_ONE_OF = 10, 1000
 LOGGED = 50  # rows of `training.jsonl` in a stage
-RATE_FALL = 0.4  # share of the budget, at its end, over which train.rate_decay linear falls
+RATE_FALL = 0.4  # share of the budget, at its end, over which the learning rates fall to 0
 MOST_REPORTS = 1000  # validations of a stage
 PAINTED = 20  # validations of a stage with pictures, at most
 SMOOTHED = 0.05  # least weight of the newest micro-batch in the loss that progress shows; a mean at first
@@ -259,10 +259,8 @@ class Run:
     def _rate_factor(self, images_seen: int, images: int) -> float:
         """The learning rates as a part of their peaks."""
         stepping = self.objective.stepping
-        warmup = stepping.warmup * images
-        if stepping.falls and self.config.rate_decay == "linear":
-            return warmup_linear(images_seen, images, warmup, RATE_FALL * images)
-        return warmup_cosine(images_seen, images, warmup, floor=float(not stepping.falls))
+        fall = RATE_FALL * images if stepping.falls else 0.0
+        return learning_rate_factor(images_seen, images, stepping.warmup * images, fall)
 
     def note(self) -> str:
         """What progress says beside the count: the loss of rank 0 of late, and the last validation."""

@@ -115,6 +115,13 @@ def test_rare_patches_count_where_the_sample_misses_them() -> None:
     assert LocalShards([patches], gpu=False).call("distinct", 2)[0].shape == (2, 4)
 
 
+def test_plus_plus_tells_bright_patches_of_many_pixels_apart() -> None:
+    """Their squares are past 2^24, where float32 has no unit any more."""
+    patches = np.full((40, 32 * 32 * 3), 250, np.uint8)
+    patches[np.arange(40), np.arange(40)] = 251
+    assert len(np.unique(plus_plus(patches, 30, np.random.default_rng(0)), axis=0)) == 30
+
+
 def test_plus_plus_chooses_different_spread_patches(patches: np.ndarray) -> None:
     rng = np.random.default_rng(0)
     chosen, random = plus_plus(patches, 40, rng), patches[rng.choice(len(patches), 40)]

@@ -13,6 +13,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_pil
 from npdraw_dist.nn.npdraw import NPDraw
 from tests.helpers.tiny_models import (
+    GREY,
     all_drawings,
     all_sequences,
     random_drawings,
@@ -87,12 +88,27 @@ def test_a_swapped_bank_draws_and_saves(tmp_path_factory: pytest.TempPathFactory
     assert int(other.sample_prior(64, seed=0).what.max()) > 1
 
 
+def test_a_completion_that_fails_holds_no_codes() -> None:
+    """As long as its error is kept, as a notebook does, weights that change would not count."""
+    model = tiny_model(SPEC)
+    z = random_drawings(SPEC, 2)
+    with pytest.raises(TypeError) as kept:
+        model.complete(z, [], generator="none")  # type: ignore[call-overload]
+    before = model.prior_log_prob(z)
+    with torch.no_grad():
+        dict(model.prior.named_parameters())["drawn.look.first.weight"].mul_(3)
+    assert not torch.equal(model.prior_log_prob(z), before)
+    del kept
+
+
 def test_banks_that_do_not_fit_are_refused() -> None:
     model = tiny_model(SPEC)
     with pytest.raises(UserError, match=r"parts of \(1, 3, 3\), and the model draws parts of \(1, 2, 2\)"):
         model.with_bank(PartBank(torch.rand(2, 1, 3, 3)))
     with pytest.raises(UserError, match=r"prior\.table joint"):
         tiny_model(tiny_spec("raster")).with_bank(bank(2))
+    with pytest.raises(UserError, match="the authors' model"):
+        tiny_model(tiny_spec("aligned", "independent", "authors", **GREY)).with_bank(bank(2))
     with pytest.raises(UserError, match="a bank: size"):
         PartBank.of(pictures(), size=0, patch=3)
     with pytest.raises(UserError, match=r"parts of \(1, 3, 3\) do not go beside"):

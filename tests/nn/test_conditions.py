@@ -126,6 +126,16 @@ def test_what_cannot_be_asked_is_refused(asked: dict[str, Any], says: str) -> No
         model.complete(random_drawings(model.spec, 3), [], seed=0, **asked)
 
 
+@pytest.mark.parametrize("number", [2, 4])
+def test_a_model_that_is_given_several_conditions_has_as_many_drawings(number: int) -> None:
+    several = model_of("aligned").given(["cat", "dog"] * (number // 2))
+    with pytest.raises(UserError, match=f"given {number} conditions, for 3 drawings"):
+        several.draw(3)
+    assert len(several.draw(number, seed=0)) == number
+    with pytest.raises(UserError, match=f"given {number} conditions; `complete` takes"):
+        several.complete(random_drawings(several.spec, number), [])
+
+
 def test_a_model_under_a_condition_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is given a condition"):
         model_of("aligned").given("cat").save_pretrained(tmp_path / "model")

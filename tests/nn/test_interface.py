@@ -73,6 +73,23 @@ def test_wrong_range_type_and_size_are_named(images: Any, error: str) -> None:
         model.encode(torch.rand(1, 7, 8))
 
 
+def test_numbers_out_of_range_and_nothing_at_all_are_refused() -> None:
+    for model in (model_of(GREY), tiny_baseline("vae")):
+        images = torch.ones(1, *model.spec.image_shape)
+        with pytest.raises(UserError, match="temperature is 0"):
+            model.sample(2, temperature=0.0)
+        with pytest.raises(UserError, match="temperature is -1"):
+            model.sample_trace(2, temperature=-1.0)
+        with pytest.raises(UserError, match="n is 0"):
+            model.sample(0)
+        with pytest.raises(UserError, match="k is 0"):
+            model.log_weights(images, 0)
+        with pytest.raises(UserError, match="there is no image"):
+            model.log_weights(images[:0])
+    with pytest.raises(UserError, match="top_k is 0"):
+        model_of(GREY).draw(2, top_k=0)
+
+
 @each_size
 def test_drawings_of_images_and_of_sequences(size: dict[str, Any]) -> None:
     model = model_of(size)

@@ -192,6 +192,8 @@ def test_refuses_what_does_not_fit() -> None:
         Parser(bank, grid, 5, "raster", 0.1)
     with pytest.raises(UserError, match="stage `bank`"):
         Parser(bank, Grid(8, 8, 3, 3), 4, "raster", 0.1)
+    with pytest.raises(ValueError, match=r"not torch\.int64"):
+        Parser(bank, grid, 4, "raster", 0.1)(images.long())
     with pytest.raises(ValueError, match="images are"):
         Parser(bank, grid, 4, "raster", 0.1)(images[:, :, :7])
 

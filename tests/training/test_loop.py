@@ -174,8 +174,7 @@ def test_a_loss_that_breaks_stops_and_keeps_the_checkpoint(breaks_at: float, tmp
 @pytest.mark.parametrize(
     ("falls", "changes", "peak", "fall"),
     [
-        (True, {}, 0.01, lambda seen: 0.5 * (1 + math.cos(math.pi * (seen - 40) / 120))),
-        (True, {"rate_decay": "linear"}, 0.01, lambda seen: min((160 - seen) / 64, 1)),
+        (True, {}, 0.01, lambda seen: min((160 - seen) / 64, 1)),
         (False, {}, 0.01, lambda seen: 1),
         (False, {"rate_batch": 2}, 0.02, lambda seen: 1),  # the root of the factor of a batch of 8
     ],

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.config.schema import VAEConfig
-from npdraw_dist.core.grid import Grid, pixels_on
+from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.objective import ParameterGroup, Stepping, ramp
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.paste import paste_steps_at_once
 from npdraw_dist.nn.authors.network import CanvasPrior
 from npdraw_dist.nn.blocks import exactly
 from npdraw_dist.nn.hard_draws import Loss
@@ -120,12 +121,6 @@ def soft_canvases(bank: Tensor, what: Tensor, where: Tensor, grid: Grid) -> Tens
 
     The gradient of a pixel goes to the step that is visible there.
     """
-    batch, steps, _ = what.shape
-    channels, area = bank.shape[1], grid.padded_height * grid.padded_width
     with exactly(what):  # the decoder sees the canvas
-        parts = (what @ grid.ink(bank).flatten(1)).view(batch, steps, channels, -1)
-    index = pixels_on(grid, where.device)[where][:, :, None].expand_as(parts)
-    pasted = parts.new_zeros(batch, steps, channels, area).scatter(3, index, parts)
-    canvases = pasted.cummax(1).values
-    canvases = canvases.view(batch, steps, channels, grid.padded_height, grid.padded_width)
-    return grid.ink(grid.crop(canvases))
+        parts = (what @ grid.ink(bank).flatten(1)).unflatten(2, bank.shape[1:])
+    return grid.ink(paste_steps_at_once(parts, where, grid.of_ink))

@@ -121,7 +121,9 @@ class Baseline(HubModel):
 
     @torch.no_grad()
     def _outputs(self, n: int, generator: Noise, temperature: float | None) -> list[Tensor]:
-        """Likelihood parameters after the last step, in chunks."""
+        """Likelihood parameters after the last step, in chunks. Raises UserError if there are none."""
+        if n < 1:
+            raise UserError(f"n is {n}; it must be 1 or more")
         most = self.rows_at_once
         sizes = [min(most, n - start) for start in range(0, n, most)]
         heat = self.temperature_of(temperature)
