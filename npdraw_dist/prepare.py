@@ -42,10 +42,13 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.data.prepare import prepare, require_own
 
     require_own(settings.data, source, settings.out, settings.format)
-    if not settings.scale.here:
+    from npdraw_dist.training.workers import is_local
+
+    scale = settings.scale.placed(cluster=not is_local())
+    if not scale.here:
         from npdraw_dist.training.launch import start_ray
 
-        start_ray(settings.scale)
+        start_ray(scale)
     from npdraw_dist.pipeline.progress import stage_progress
 
     with stage_progress("prepare", source.count() or 0) as show:

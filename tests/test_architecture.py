@@ -31,7 +31,10 @@ ALLOWED: dict[str, set[str]] = {
     "cluster": {"config"},
 }
 # A command that is one file.
-COMMAND = {"core", "config", "pipeline", "training.launch", "training.environment", "training.cluster"}
+COMMAND = {
+    *("core", "config", "pipeline"),
+    *(f"training.{file}" for file in ("launch", "environment", "cluster", "workers")),
+}
 FILES: dict[str, set[str]] = {
     "__init__": {"core.images", "core.parts", "nn.drawings", "nn.hub", "nn.npdraw", "pipeline.fit"},
     "prepare": COMMAND | {"data.shards", "data.prepare"},

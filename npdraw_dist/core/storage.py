@@ -29,6 +29,7 @@ from npdraw_dist.core.errors import UserError
 
 PARTIAL = ".part"  # suffix of a file that is still being written
 COPIERS = 8  # threads that send the files of a folder
+READERS = 16  # threads that read many small files: a store at a URI takes a while for each
 GB = 1e9
 COMPRESSED = 0.1  # least share that compression leaves of images; scikit-learn's digits keep 0.44
 

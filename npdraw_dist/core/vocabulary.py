@@ -23,6 +23,7 @@ NEAREST = 3  # known ones that an error names
 # Of a vocabulary of words: the most whole ones, the most frequent first, and pieces.
 MOST_WHOLE, PIECES = 8192, 512
 INNER = 4  # pieces of a whole word that count
+MOST_CLASSES = 1 << 16  # with larger labels, numbers are no classes
 
 
 def as_python(value: Any) -> Any:
@@ -103,9 +104,10 @@ class Vocabulary:
         return torch.tensor([self._asked(condition) for condition in conditions])
 
     def of_labels(self, labels: Tensor, classes: Sequence[str]) -> Tensor:
-        """labels (B,), -1 for unknown, of data with these names -> (B, 1); 0 for what the entries lack."""
+        """labels (B,) of data with these names, others for unknown -> (B, 1); 0 for what the entries lack."""
         numbers = torch.tensor([*(self.numbers.get(name, 0) for name in classes), 0])
-        return numbers[torch.where(labels < len(classes), labels, -1)][:, None]
+        known = (labels >= 0) & (labels < len(classes))
+        return numbers[torch.where(known, labels, -1)][:, None]
 
     def read(self, texts: Sequence[str]) -> Tensor:
         """The words of texts, (B, A), also of words that are not known: their pieces."""

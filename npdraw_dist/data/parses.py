@@ -30,7 +30,7 @@ from torch import Tensor
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.process import background_threads
-from npdraw_dist.core.storage import read_bytes, write_text
+from npdraw_dist.core.storage import READERS, read_bytes, write_text
 from npdraw_dist.core.vocabulary import Vocabulary
 from npdraw_dist.data.rows import Rows
 
@@ -41,7 +41,6 @@ COLUMNS = ["image", "whether", "where", "what"]  # fields of a Batch
 HUGGING_FACE = b"huggingface"  # key of a schema's metadata, in which `datasets` names classes
 LIST = "files.json"
 MOST_IDS = 1 << 20  # `sample` chooses from so many
-READERS = 16  # threads of one process
 AHEAD = 3  # reads of a stream at once
 IMAGES_AT_ONCE = 256  # rows of a group that `images` draws
 FOOTERS = 4096  # of files, which a stream keeps

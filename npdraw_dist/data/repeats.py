@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from npdraw_dist.core.storage import write_bytes
+from npdraw_dist.core.storage import READERS, write_bytes
 
 Hash = tuple[int, int]  # 128 bits, so that two ids of a billion do not share one
 Hashes = NDArray[np.uint64]  # (N, 2), sorted by the first column
 
 RANGES = 256  # the finest split: by the first byte of a hash
 IDS_AT_ONCE = 1 << 23  # ids that a task looks at, of 24 bytes each
-READERS = 16  # threads that read files
 
 
 def hash_of(image_id: str) -> Hash:

@@ -110,10 +110,15 @@ class RowBuilder:
         self._rejects: list[Reject] = []
 
     def add(self, name: str, label: int, read: Callable[[], NDArray[np.uint8]], words: str = "") -> None:
-        """Adds the image that `read` gives, or rejects the row if it raises BadPicture."""
+        """Adds the image that `read` gives, or rejects the row if it raises BadPicture.
+
+        label: the number of a class, -1 if it is not known; with another one the row is rejected.
+        """
         try:
             if name in self._images:
                 raise BadPicture("duplicate id")
+            if not -1 <= label < 2**63:
+                raise BadPicture(f"label {label}; a class is a number from 0, or -1 if it is not known")
             self._images[name] = read()
             self._labels.append(label)
             self._words.append(words)

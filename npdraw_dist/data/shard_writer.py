@@ -23,7 +23,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.process import ray_runs
-from npdraw_dist.core.storage import PARTIAL, list_files, read_bytes, write_bytes, write_text
+from npdraw_dist.core.storage import PARTIAL, READERS, list_files, read_bytes, write_bytes, write_text
 from npdraw_dist.data.identity import Identity, InputFile
 from npdraw_dist.data.repeats import Hash, RepeatFinder, hash_of, ranges_of, write_hashes
 from npdraw_dist.data.rows import (
@@ -39,7 +39,6 @@ from npdraw_dist.data.splits import SPLITS, Split
 from npdraw_dist.data.tasks import Pool, map_items
 
 DONE, MARKER = ".done", "source.json"
-READERS = 16  # threads that read sidecars
 
 # Called with the images written so far, and images/s.
 Show = Callable[[int, float], None]

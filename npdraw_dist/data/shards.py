@@ -189,17 +189,18 @@ class Layout(NamedTuple):
 
 
 def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
-    """The split of each file is that of its folder. `root` may hold the manifest of `prepare`.
+    """The split of each file is that of its folder below `root`, which may hold the manifest of `prepare`.
 
     Prepared data keep their splits; but of those without validation images, `data.valid_fraction` of the
     training images is held out by the hash of the id, and neither is counted. Raises UserError if the
     manifest states images of another shape than `data`.
     """
-    stated = {path: stated_split(path.split("/")[-2] if "/" in path else None) for path in paths}
+    names = tuple(path if root is None else path[len(root) + 1 :] for path in paths)
+    folders = [name.split("/")[-2] if "/" in name else None for name in names]
+    stated = dict(zip(paths, map(stated_split, folders), strict=True))
     own = frozenset(s for s in stated.values() if s)
     if root is None:
         return Layout(Inputs.of_paths(filesystem, paths), stated, own)
-    names = tuple(path[len(root) + 1 :] for path in paths)
     prepared = read_prepared(filesystem, root)
     if prepared is None:
         return Layout(Inputs(filesystem, root, names, is_folder=True), stated, own)

@@ -44,6 +44,13 @@ def main(argv: Sequence[str]) -> None:
     _evaluate(out, flags)
 
 
+def _settings(flags: dict[str, Any]) -> EvaluationSettings:
+    from npdraw_dist.training.workers import is_local
+
+    found: EvaluationSettings = validate(EvaluationSettings, flags)
+    return found.model_copy(update={"scale": found.scale.placed(cluster=not is_local())})
+
+
 def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
     from npdraw_dist.core.storage import require_writable
     from npdraw_dist.evaluate import protocol
@@ -51,7 +58,7 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
     from npdraw_dist.pipeline.models import chosen_model, publish
 
     flags["model"] = chosen_model(flags["model"])
-    settings = validate(EvaluationSettings, protocol.with_defaults(flags))
+    settings = _settings(protocol.with_defaults(flags))
     if out is None:
         run = find_run(settings.model)
         if run is None:
@@ -87,7 +94,7 @@ def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:
     if sweeps:
         from npdraw_dist.evaluate.comparison import compare_sweeps
 
-        settings = validate(EvaluationSettings, {"k": 100, "samples": 10_000, "model": runs[0], **flags})
+        settings = _settings({"k": 100, "samples": 10_000, "model": runs[0], **flags})
         paths = compare_sweeps(runs, settings, out)
     else:
         from npdraw_dist.evaluate.runs_table import compare_runs

@@ -154,7 +154,8 @@ def fit(
         _say(experiment, preset, pictures, held, count)
         shown = not temporary
         store = start(experiment, root, called, experiment.stage_names, shown, watchers=callbacks)
-        model = load_model(store.shown("model"))
+        with store.reading("model") as folder:
+            model = load_model(str(folder))
         assert isinstance(model, HubModel)
         stages = [stage for stage in ("prior", "vae") if store.has(stage)]
         model.history = {stage: read_metrics(store.filesystem, store.path(stage)) for stage in stages}

@@ -30,7 +30,7 @@ from npdraw_dist.core.pictures import (
     to_image,
 )
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes, write_bytes
-from npdraw_dist.core.vocabulary import as_python
+from npdraw_dist.core.vocabulary import MOST_CLASSES, as_python
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Reject, Rows
 
@@ -146,7 +146,7 @@ def labelled(
         return replace(pictures, words=[str(label) for label in told]), ()
     if classes:
         _require_classes(names, classes)
-    elif all(type(label) is int and label >= 0 for label in given):  # True and False are names
+    elif all(type(label) is int and 0 <= label < MOST_CLASSES for label in given):  # True is a name
         classes = tuple(str(number) for number in range(1 + max(map(int, given))))
     else:
         classes = tuple(sorted(names))

@@ -20,7 +20,7 @@ from npdraw_dist.core.pages import save_parse_preview
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.core.process import ray_runs
-from npdraw_dist.core.vocabulary import learned, words_in
+from npdraw_dist.core.vocabulary import MOST_CLASSES, learned, words_in
 from npdraw_dist.data.parses import to_parquet, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
@@ -106,7 +106,8 @@ def _vocabulary(source: Source, written: Written, store: Store) -> dict[str, lis
     for texts in store.parses("train").texts(MOST_TEXTS if with_words else 0):
         for text in texts:
             counts.update(words_in(text))
-    return {"classes": known or [str(number) for number in range(count)], "words": list(learned(counts))}
+    numbered = map(str, range(count)) if count <= MOST_CLASSES else ()
+    return {"classes": known or list(numbered), "words": list(learned(counts))}
 
 
 def needed_splits(experiment: Experiment) -> tuple[Split, ...]:

@@ -147,6 +147,9 @@ def run_stages(
         for name in (name for name in STAGES if name in stages):
             held.check()
             manifests[name] = STAGES[name].run(experiment, store)
+            if name == "parse":  # only reading may have told how many images each split has
+                later = [stage for stage in stages if stage not in manifests]
+                require_images(experiment, manifests[name]["splits"], later)
         return manifests
     except UserError:
         held.check()
@@ -186,8 +189,8 @@ def unfinished(experiment: Experiment, store: Store, stages: Sequence[str]) -> l
 def _is_done(experiment: Experiment, store: Store, stage: str) -> bool:
     if stage == "sample":
         return sample.is_done(experiment, store)
-    if stage == "vae" and not store.has("model", "model.safetensors"):
-        return False
+    if stage == "vae":
+        return vae.done(experiment, store) is not None
     manifest = finished(store, experiment, stage)
     return manifest is not None and (stage != "parse" or parse.has_splits(manifest, experiment))
 

@@ -36,7 +36,7 @@ from npdraw_dist.data.parses import Parses, Told
 
 CONFIG, INPUTS, METRICS, OPENINGS = "config.yaml", "inputs.parquet", "metrics.json", "test_split.json"
 VOCABULARY = "vocabulary.json"  # in parses/: what conditions can name
-BROKEN = "stopped.json"  # in the folder of a stage whose loss was not finite too often
+BROKEN = "stopped.json"  # in a run of which a stage had a loss that was not finite
 Watcher = Callable[[Mapping[str, float], str], None]  # takes a row of metrics and its stage
 LONGEST_NAME = 200  # bytes; file systems take 255
 FOLDERS = {"bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}  # stage -> its folder
@@ -194,10 +194,8 @@ class Store:
             raise UserError(told) from None
 
     def is_broken(self) -> bool:
-        """Whether a stage stopped since its loss was not finite, and has not finished since."""
-        return any(
-            self.has(stage, BROKEN) and not self.has(stage, "manifest.json") for stage in ("prior", "vae")
-        )
+        """Whether a stage stopped since its loss was not finite: its learning rate may be another since."""
+        return self.has(BROKEN)
 
     def as_asked(self, experiment: Experiment) -> Experiment:
         """`experiment`, whose settings name the stages of the run, as it is carried out this time."""

@@ -105,19 +105,19 @@ def _trained(
 ) -> Trained:
     """summary: of the loop, of rank 0. Prints a warning if validation fell."""
     if "stopped_at_step" in summary:
-        store.write_json({"step": summary["stopped_at_step"]}, stage, BROKEN)
+        store.write_json({"stage": stage, "step": summary["stopped_at_step"]}, BROKEN)
         raise UserError(
             f"the loss of stage {stage} turned non-finite too often, at last at step "
             f"{summary['stopped_at_step']}; the last checkpoint, if there is one, is kept in "
-            f"{store.path(stage)}, and the same command with a lower --{stage}.learning_rate goes on"
+            f"{store.shown(stage)}, and the same command with a lower --{stage}.learning_rate goes on"
         )
     found = selected_checkpoint(store, stage, select)
     tensors, progress = found.loaded
     if not math.isfinite(progress["record"].get(stage_job.CRITERIA[stage].name, 0.0)):
-        store.write_json({"step": progress["record"]["step"]}, stage, BROKEN)
+        store.write_json({"stage": stage, "step": progress["record"]["step"]}, BROKEN)
         raise UserError(
             f"the loss of stage {stage} turned non-finite, and its weights are of no use; delete "
-            f"{store.path(stage)}, and give the same command with a lower --{stage}.learning_rate"
+            f"{store.shown(stage)}, and give the same command with a lower --{stage}.learning_rate"
         )
     seen, earlier_s = progress["record"]["images_seen"], summary.pop("earlier_s")
     manifest = {

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import spec_of
+from npdraw_dist.core.model_files import WEIGHTS
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.nn.authors.training import AuthorsObjective
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
@@ -24,7 +25,7 @@ from npdraw_dist.pipeline.inputs import read_digest
 from npdraw_dist.pipeline.models import source_model, start_weights
 from npdraw_dist.pipeline.stage_job import Start
 from npdraw_dist.pipeline.store import Store, finished
-from npdraw_dist.pipeline.train_stage import fall_note, run_stage
+from npdraw_dist.pipeline.train_stage import fall_note, run_stage, validation_images
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
 
@@ -36,7 +37,7 @@ CALIBRATION = 2**32 - 3  # separates its seeds from those of training and scorin
 
 def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Trains the VAE from the pre-trained prior and writes vae/ and model/; returns its manifest."""
-    if (manifest := finished(store, experiment, STAGE)) is not None and store.has("model", "config.json"):
+    if (manifest := done(experiment, store)) is not None:
         return manifest
     experiment = store.with_vocabulary(experiment)
     start = load_start(experiment, store)
@@ -57,6 +58,11 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> 
     return manifest
 
 
+def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
+    """The manifest of the stage if it has finished and the model is there. Raises UserError as `finished`."""
+    return finished(store, experiment, STAGE) if store.has("model", WEIGHTS) else None
+
+
 def describe(manifest: Mapping[str, Any]) -> str:
     """The stage's numbers in the table at the end of a run."""
     return "; ".join(filter(None, (f"{manifest['parameters']:,} parameters", fall_note(manifest))))
@@ -65,7 +71,7 @@ def describe(manifest: Mapping[str, Any]) -> str:
 def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, Any]:
     """Fits the posterior's temperatures on validation images; its lines of the manifest, {} without any."""
     started = time.perf_counter()
-    images = store.parses("valid").sample(CALIBRATED, experiment.seed).images
+    images = validation_images(store, CALIBRATED, experiment.seed).images
     if not len(images) or experiment.authors.model:
         return {}
     generator = torch.Generator().manual_seed(noise_seed(experiment.seed, CALIBRATION))

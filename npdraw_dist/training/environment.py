@@ -39,8 +39,11 @@ LOCAL_RAY = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; silences its warning
 }
 
+OWN_RAY = "NPDRAW_OWN_RAY"  # tells the processes of a Ray that a command started that no node joins it
+
 # Only for a Ray that runs on this machine alone.
 ONE_MACHINE = {
+    OWN_RAY: "1",
     **COMPUTE,  # workers inherit this process's environment
     PREEMPTION_WATCHER: "0",  # nobody drains this machine; one process less to start
 }

@@ -34,7 +34,7 @@ from npdraw_dist.training.environment import COMPUTE, LOCAL_RAY, ONE_MACHINE, RA
 from npdraw_dist.training.mailbox import start_mailbox
 from npdraw_dist.training.ray_patches import Trainer
 from npdraw_dist.training.restarts import Restarts, Waiting
-from npdraw_dist.training.workers import Workers, local_cpus, per_gpu
+from npdraw_dist.training.workers import Workers, can_grow, local_cpus, per_gpu
 
 OBJECT_STORE_MB = 512  # Ray's object store on a machine of its own
 CONNECT_S = 10
@@ -169,7 +169,7 @@ class TrainRun(Generic[Job, Result]):
                 ),
                 callbacks=list(self.callbacks),
                 # Workers of a local Ray inherit COMPUTE from this process.
-                worker_runtime_env={"env_vars": COMPUTE} if os.environ.get("RAY_ADDRESS") else {},
+                worker_runtime_env={"env_vars": COMPUTE} if can_grow() else {},
             ),
         )
 

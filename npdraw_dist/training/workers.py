@@ -12,6 +12,7 @@ import torch
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import device_here, ray_runs
+from npdraw_dist.training.environment import OWN_RAY
 
 UNITS = 10_000  # Ray counts resources in units of 1e-4
 BINARY = 2**16
@@ -168,8 +169,11 @@ def plan_local(scale: ScaleConfig) -> Workers:
 
 
 def can_grow() -> bool:
-    """Whether nodes can join: none does a Ray that this process started."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    """Whether nodes can join: none does a Ray that a command started on its machine.
+
+    RAY_ADDRESS names the cluster to the driver of a job, not to its actors, such as a trial of a sweep.
+    """
+    return bool(os.environ.get("RAY_ADDRESS")) or (ray_runs() and OWN_RAY not in os.environ)
 
 
 def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Workers:

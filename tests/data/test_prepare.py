@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from npdraw_dist import prepare as command
-from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.config.schema import DataConfig, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import is_lease
 from npdraw_dist.data import shard_writer
@@ -24,7 +24,7 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import DataChanged, open_source
 from npdraw_dist.data.splits import SPLITS
 from tests.helpers.image_files import SIDE, change_one, put_back
-from tests.helpers.in_process import interfering, killed
+from tests.helpers.in_process import Stopped, interfering, killed
 from tests.helpers.rows import by_id, concat, read_all
 
 DIGITS = DataConfig(shard_rows=300, fraction=0.4)
@@ -57,6 +57,23 @@ def assert_equal(found: Rows, expected: Rows) -> None:
     assert found.ids == expected.ids
     np.testing.assert_array_equal(found.images, expected.images)
     np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_a_range_of_workers_from_0_is_this_process_without_a_cluster(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(scale: ScaleConfig) -> None:
+        raise Stopped(scale.num_workers)
+
+    monkeypatch.setattr("npdraw_dist.training.launch.start_ray", begun)
+    monkeypatch.setattr("npdraw_dist.training.workers.ray_runs", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    flags = ["--data.source", "digits", "--out", str(out), "--scale.num_workers", "0:2"]
+    command.main(flags)
+    assert (out / "manifest.json").exists()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(Stopped, match="1:2"):
+        command.main(flags)
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])

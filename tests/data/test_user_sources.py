@@ -254,6 +254,33 @@ def test_parquet_bad_rows(tmp_path: Path) -> None:
     assert reasons(rows)["a"] == "duplicate id"
 
 
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        (pa.array([1, 0, 3], pa.uint64()), {"a": 1, "b": 0, "c": 3}),
+        (pa.array([1, 0, 2**63], pa.uint64()), {"a": 1, "b": 0}),
+        (pa.array([1, -1, None]), {"a": 1, "b": -1, "c": -1}),
+        (pa.array([1, -2, -3]), {"a": 1}),
+    ],
+)
+def test_parquet_labels_are_classes_or_their_rows_are_rejected(
+    labels: pa.Array, found: dict[str, int], tmp_path: Path
+) -> None:
+    write_table(tmp_path / "a.parquet", tensors(stacked(3)), id=list("abc"), label=labels)
+    rows = read_train("parquet", tmp_path)
+    assert rows.labels is not None
+    assert dict(zip(rows.ids, rows.labels.tolist(), strict=True)) == found
+    assert reasons(rows).keys() == set("abc") - found.keys()
+
+
+def test_parquet_shards_may_lie_in_a_folder_of_any_name(tmp_path: Path) -> None:
+    for name in ("images", "test", "valid"):
+        (tmp_path / name).mkdir()
+        write_table(tmp_path / name / "a.parquet", tensors(stacked(20)), id=[f"{n}" for n in range(20)])
+        parts = read_all(config("parquet", tmp_path / name, valid_fraction=0.2, test_fraction=0.2))
+        assert all(len(parts[split]) for split in SPLITS)
+
+
 def test_parquet_rows_that_lack_a_value(tmp_path: Path) -> None:
     """Tensors as they are to be are read at once: not these."""
     mask = pa.array([False, False, False, False, True])

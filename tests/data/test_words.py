@@ -23,6 +23,7 @@ from npdraw_dist.data.prepare import prepare
 from npdraw_dist.data.readers import emoji_names
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
+from npdraw_dist.data.splits import SPLITS
 from npdraw_dist.training.feed import Feed, MemoryFeed, Share, StreamFeed
 from tests.helpers.rows import open_parses
 
@@ -96,6 +97,25 @@ def test_a_parquet_file_may_have_captions(tmp_path: Path) -> None:
     rows = Rows.cat([shard.read() for split in ("train", "valid", "test") for shard in source.shards(split)])
     words = dict(zip(rows.images[:, 0, 0, 0].tolist(), rows.words or [], strict=True))
     assert words == {0: "one", 1: "", 2: "three"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "expected"),
+    [
+        ({"words": ["", None, "x"], "caption": ["one", "two", None]}, ["one", "two", "x"]),
+        ({"caption": pa.array([["one"], None, []])}, ["['one']", "", ""]),
+        ({"caption": [1, 2, None]}, ["1", "2", ""]),
+    ],
+)
+def test_texts_of_parquet_may_be_of_any_type_and_in_two_columns(
+    columns: dict[str, Any], expected: list[str], tmp_path: Path
+) -> None:
+    images = pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack([grey(n)[None] for n in range(3)]))
+    pq.write_table(pa.table({"id": list("abc"), "image": images, **columns}), tmp_path / "a.parquet")
+    source = open_source(config("parquet", tmp_path / "a.parquet"), 0)
+    rows = Rows.cat([shard.read() for split in SPLITS for shard in source.shards(split)])
+    words = dict(zip(rows.ids, rows.words or [], strict=True))
+    assert [words[name] for name in "abc"] == expected
 
 
 def test_an_emoji_has_the_words_of_its_name() -> None:

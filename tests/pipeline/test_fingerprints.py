@@ -109,7 +109,8 @@ def test_only_a_stage_whose_loss_broke_goes_on_with_another_rate(store: Store) -
     slower = with_changes(RUN, {"vae": {"learning_rate": 1e-4}})
     with pytest.raises(UserError, match=r"vae\.learning_rate"):
         claim(slower, store)
-    store.write_json({"step": 7}, "vae", BROKEN)
+    store.write_json({"stage": "vae", "step": 7}, BROKEN)
+    store.write_manifest({}, "vae")  # also after it has ended with the other rate
     own, _ = claim(slower, store)
     assert fingerprint_of(own, "vae") == fingerprint_of(RUN, "vae")
     assert store.as_asked(own) == slower

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -227,6 +228,7 @@ def test_images_with_labels_make_a_model_that_is_asked(capsys: pytest.CaptureFix
         (list(torch.tensor([10, 2, 0, 1, 3])), None, tuple(map(str, range(11)))),
         ([np.int64(10), *map(np.int64, [2, 0, 1, 3])], None, tuple(map(str, range(11)))),
         ([True, False, False, True, True], None, ("False", "True")),
+        ([3_000_000, 1, 1, 3_000_000, 1], None, ("1", "3000000")),
         (pa.array([10, 2, 0, 1, 3]), None, tuple(map(str, range(11)))),
     ],
 )
@@ -273,6 +275,20 @@ def test_a_fit_that_is_refused_leaves_nothing(
     with pytest.raises(UserError, match=says):
         npdraw_dist.fit(images, **{"name": "mine", "storage": tmp_path, **options})
     assert list(tmp_path.rglob("*.parquet")) == []
+
+
+def test_a_fit_may_be_kept_where_pyarrow_writes() -> None:
+    """Also in a store whose name says nothing of its scheme."""
+    model = npdraw_dist.fit(strokes(), name="bars", storage=f"memory://{uuid.uuid4().hex}", **SMALL)
+    assert model.sample(2, seed=0).shape == (2, 1, 12, 12)
+
+
+def test_images_too_few_to_hold_some_out_are_told_before_a_training(tmp_path: Path) -> None:
+    """Only the parse tells, since the split is by hash."""
+    with pytest.raises(UserError, match="has no validation image"):
+        npdraw_dist.fit(strokes(4), name="few", storage=str(tmp_path), **SMALL, data={"valid_fraction": 0.01})
+    assert (tmp_path / "few" / "parses" / "manifest.json").exists()
+    assert not (tmp_path / "few" / "prior").exists()
 
 
 def test_images_that_were_there_stay_when_a_fit_is_refused(

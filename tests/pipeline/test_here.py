@@ -123,9 +123,10 @@ def test_a_killed_stage_goes_on_at_its_last_checkpoint(
     assert losses[0] == losses[1]
 
 
-def test_the_best_checkpoints_and_the_last_stay(tmp_path: Path) -> None:
+def test_the_best_checkpoints_and_the_last_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("npdraw_dist.training.loop.RATE_FALL", 0.0)  # the last weights are to be bad
     asked = experiment(
-        prior={"images": 1024, "learning_rate": 3.0},
+        prior={"images": 1024, "learning_rate": 1.0},
         train={"eval_every_images": 128, "patience": 0},
     )
     store = random_parses(tmp_path)
@@ -197,6 +198,17 @@ def test_a_loss_that_breaks_is_told(steps: int, said: str, tmp_path: Path) -> No
     with pytest.raises(UserError, match=f"the loss of stage prior turned {said}"):
         prior.run(broken, store)
     assert store.is_broken()
+    store.remove("prior")  # as the second one says; another rate goes on then
+    assert store.is_broken()
+
+
+def test_a_run_without_validation_images_takes_the_last_weights(tmp_path: Path) -> None:
+    where = ("--storage", str(tmp_path), "--name", "x")
+    train.main([*TINY, *HERE, *where, "--data.valid_fraction", "0", "--train.select", "last"])
+    manifest = json.loads((tmp_path / "x" / "vae" / "manifest.json").read_text())
+    assert "temperature" not in manifest  # nothing fits it
+    assert manifest["selected_at"] == manifest["images"]
+    assert (tmp_path / "x" / "metrics.json").exists()
 
 
 @pytest.mark.parametrize("at_once", [1, AT_ONCE])

@@ -8,9 +8,10 @@ import ray
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training import cluster
+from npdraw_dist.training import cluster, workers
 from npdraw_dist.training.cluster import plan_workers
-from npdraw_dist.training.workers import Workers
+from npdraw_dist.training.environment import OWN_RAY
+from npdraw_dist.training.workers import Workers, can_grow
 
 
 def nodes(*each: dict[str, float]) -> list[dict[str, Any]]:
@@ -92,6 +93,25 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(cluster, "POLL_S", 0.01)
     monkeypatch.setattr(cluster, "request_resources", lambda bundles: found.append(bundles))
     return found
+
+
+def test_nodes_join_a_cluster_but_no_ray_of_this_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in an actor, such as a trial of a sweep, where RAY_ADDRESS is not set."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv(OWN_RAY, raising=False)
+    assert not can_grow()
+    monkeypatch.setattr(workers, "ray_runs", lambda: True)
+    assert can_grow()
+    monkeypatch.setenv(OWN_RAY, "1")
+    assert not can_grow()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert can_grow()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_a_process_of_a_local_ray_knows_that_no_node_joins() -> None:
+    assert not ray.get(ray.remote(can_grow).remote())
 
 
 def test_it_waits_for_nodes_and_asks_the_autoscaler_once(

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import display_path, list_files, open_filesystem, read_bytes
+from npdraw_dist.core.storage import READERS, display_path, list_files, open_filesystem, read_bytes
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.rows import RowBuilder, Rows
@@ -31,7 +31,6 @@ from npdraw_dist.data.splits import HashSplit, Split, grouped
 SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 OUTLINES = ("glyf", "CFF ", "CFF2")
 SCRIPTS = {code: number for number, code in enumerate(sorted(unicodedata.Scripts.NAMES))}
-READERS = 16  # threads that read files
 MARGIN = 2  # px, at least, between a glyph and the edge
 LEAST_EM = 4  # px; a glyph of hundreds of times the em is no character
 

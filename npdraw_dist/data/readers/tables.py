@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
@@ -21,13 +22,12 @@ from pyarrow import fs
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import BadPicture, Frame, from_array, read_picture
-from npdraw_dist.core.storage import list_files, open_filesystem
+from npdraw_dist.core.storage import READERS, list_files, open_filesystem
 from npdraw_dist.data.parses import class_names
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import FilePart, Source, file_splits, join_small, of_files, packed
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
 
-READERS = 16  # threads that read footers
 COLUMNS = ("id", "image", "label", "split", "shape", "words", "caption")
 
 
@@ -111,6 +111,14 @@ class TableReader:
         names, as_is = set(table.schema.names), pa.fixed_shape_tensor(pa.uint8(), self.frame.shape)
         if table.schema.field("image").type != as_is or "id" not in names or {"split", "shape"} & names:
             return None
+        texts = [name for name in ("words", "caption") if name in names]
+        if len(texts) > 1 or not all(pa.types.is_string(table.schema.field(name).type) for name in texts):
+            return None
+        if "label" in names and (
+            not pa.types.is_signed_integer(table.schema.field("label").type)
+            or (pc.min(table["label"]).as_py() or 0) < -1
+        ):
+            return None
         images = [chunk.storage for chunk in table["image"].chunks]
         if table["image"].null_count or table["id"].null_count or any(i.flatten().null_count for i in images):
             return None
@@ -120,8 +128,7 @@ class TableReader:
             return None
         pixels = np.concatenate([i.flatten().to_numpy() for i in images]).reshape(-1, *self.frame.shape)
         labels = table["label"].fill_null(-1).to_numpy().astype(np.int64) if "label" in names else None
-        texts = next((table[name] for name in ("words", "caption") if name in names), None)
-        words = None if texts is None else [text or "" for text in texts.to_pylist()]
+        words = [text or "" for text in table[texts[0]].to_pylist()] if texts else None
         return Rows(every, pixels, labels, words=words).take(kept)
 
     def _image(self, value: pa.Scalar, shape: list[int] | None) -> NDArray[np.uint8]:
@@ -182,7 +189,7 @@ def open_parquet(data: DataConfig, seed: int) -> Source:
         groups = None if prepared is None else prepared.row_groups(path[len(root) + 1 :], sizes[path])
         return (groups, False, ()) if groups is not None else _footer(filesystem, path)
 
-    with ThreadPoolExecutor(READERS) as pool:  # a store at a URI takes a while for each
+    with ThreadPoolExecutor(READERS) as pool:
         footers = list(pool.map(footer, paths))
     for path, (of_groups, own_column, _) in zip(paths, footers, strict=True):
         stated = layout.stated[path]
