@@ -20,6 +20,7 @@ from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
 from npdraw_dist.pipeline.run import removed_if_refused
 from npdraw_dist.pipeline.store import Store, fingerprint_of
+from npdraw_dist.training.environment import OWN_RAY
 from npdraw_dist.training.workers import Node
 from tests.helpers.runs import tiny
 from tests.training.test_cluster import nodes
@@ -179,6 +180,7 @@ def test_a_gpu_of_any_node_is_used_unless_it_is_forbidden(
     assert has_gpu(ScaleConfig(use_gpu=True))  # it may join
     assert not has_gpu(ScaleConfig())
     monkeypatch.delenv("RAY_ADDRESS")
+    monkeypatch.setenv(OWN_RAY, "1")
     assert not has_gpu(ScaleConfig(use_gpu=True))
 
 
