@@ -290,7 +290,9 @@ def _encoded(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _files(folder: str | Path) -> dict[Path, Path]:
-    """Path below the folder -> path, of its pictures."""
+    """Path below the folder -> path, of its pictures. Raises UserError on a URI."""
+    if "://" in str(folder):
+        raise UserError(f"images are at {folder}; copy them here, or give `npdraw train` that --data.path")
     root = Path(folder).expanduser()
     every = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
     return {path.relative_to(root): path for path in every if not path.name.startswith(".")}

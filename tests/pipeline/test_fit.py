@@ -75,6 +75,7 @@ def test_colour_images() -> None:
         (GREY.astype(np.int64), "int64"),
         (GREY[0], r"\(8, 8\)"),
         (7, "int"),
+        ("s3://bucket/pictures", "are at s3"),
     ],
 )
 def test_what_is_no_image_is_named(images: Any, error: str) -> None:
