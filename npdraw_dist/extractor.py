@@ -105,7 +105,7 @@ def _labelled(source: "Source", split: "Split", data: DataConfig) -> "Labelled":
     from npdraw_dist.nn.classifier import Labelled
 
     found: dict[int, Rows] = {}
-    items, folders = list(enumerate(source.shards(split))), [source.inputs.landmarks()]
+    items, folders = list(enumerate(source.shards(split))), source.inputs.folders()
     for result in map_items(items, _read_labelled, folders=folders):
         if isinstance(result, UserError):
             raise result

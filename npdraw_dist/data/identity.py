@@ -154,10 +154,12 @@ class Inputs:
         with ThreadPoolExecutor(READERS) as pool:
             return dict(pool.map(read, files))
 
-    def landmarks(self) -> Landmarks | None:
-        """For other nodes to look for; None if the files are at a URI, or if there are none."""
+    def folders(self) -> list[Landmarks | None]:
+        """As `map_items` takes them: that of the files; None if they are at a URI; [] without files."""
+        if not self.paths:
+            return []
         local = isinstance(self.filesystem, fs.LocalFileSystem)
-        return _landmarks(self.root, self.paths) if local else None
+        return [_landmarks(self.root, self.paths) if local else None]
 
     def stated_checksum(self, file: InputFile) -> str | None:
         """The checksum that a manifest states of `file`; None if there is none, or if the size differs."""

@@ -248,7 +248,7 @@ def write_shards(
         too_many = limit.add(facts.split, facts.rows, len(facts.rejects))
     todo = [] if too_many else [shard for shard in shards if shard.name not in done]
     old, errors, started, here_s = limit.images, [], time.perf_counter(), 0.0
-    folders = (source.inputs.landmarks(), folder.landmarks())
+    folders = [*source.inputs.folders(), folder.landmarks()]
     for result in map_items(todo, writer, pool, folders):
         if isinstance(result, UserError):
             errors.append(result)

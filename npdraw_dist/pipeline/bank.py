@@ -109,7 +109,7 @@ def _collect(experiment: Experiment, store: Store, source: Source) -> Collected:
     """Samples the patches of all shards, and writes rejects.jsonl. Raises UserError on too many rejects."""
     shards, total = list(enumerate(source.shards("train"))), source.count("train")
     rows = RejectLimit(experiment.data, [shard.split for _, shard in shards], total)
-    sample, folders = Reservoir(experiment.bank.max_patches), [source.inputs.landmarks()]
+    sample, folders = Reservoir(experiment.bank.max_patches), source.inputs.folders()
     rejects: list[RejectLine] = []
     core_seconds = 0.0
 

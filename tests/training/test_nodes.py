@@ -16,6 +16,7 @@ from npdraw_dist.data.identity import Identity, InputFile, Inputs
 from npdraw_dist.data.tasks import Pool, map_items
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import cluster
+from tests.helpers.counting import Counting
 
 
 def known(root: Path, name: str = "a.png") -> Landmarks:
@@ -150,12 +151,13 @@ def test_the_files_of_the_data_are_landmarks_as_sources_and_records_name_them(tm
     for name in ("b", "c"):
         (tmp_path / name).write_text(name)
     inputs = Inputs(fs.LocalFileSystem(), str(tmp_path), ("c", "b", "gone"))
-    found = inputs.landmarks()
+    (found,) = inputs.folders()
     assert found is not None
     assert [path for path, _, _ in found.files] == ["b", "c"]
     assert inputs.listed().landmarks() == found
-    for without in (Inputs(fs.LocalFileSystem(), "", ()), Identity((InputFile("b", 1),), "s3://bucket/data")):
-        assert without.landmarks() is None
+    assert Identity((InputFile("b", 1),), "s3://bucket/data").landmarks() is None
+    assert Inputs(fs.PyFileSystem(Counting()), str(tmp_path), ("b",)).folders() == [None]
+    assert Inputs(fs.LocalFileSystem(), "", ()).folders() == []
 
 
 def test_the_config_is_the_landmark_of_a_run_and_of_what_lies_below_it(tmp_path: Path) -> None:
