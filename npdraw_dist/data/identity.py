@@ -171,22 +171,22 @@ def _landmarks(root: str, paths: Sequence[str]) -> Landmarks | None:
     return Landmarks.of("the data", "--data.path", root, sorted(paths))
 
 
-def identify(inputs: Inputs, checksum_mb: float = CHECKSUM_MB) -> Identity:
+def identify(inputs: Inputs) -> Identity:
     """The files of a source, with the checksums that its manifest states or that are cheap to make.
 
-    Files without one are read if they hold at most `checksum_mb` MB together.
+    Files without one are read if they hold at most CHECKSUM_MB together.
     """
     listed = inputs.listed()
     files = [replace(file, sha256=file.sha256 or inputs.stated_checksum(file)) for file in listed.files]
     unknown = [file for file in files if file.sha256 is None]
-    if _is_cheap(unknown, checksum_mb):
+    if _is_cheap(unknown):
         made = inputs.checksums(unknown)
         files = [replace(file, sha256=file.sha256 or made[file.path]) for file in files]
     return Identity(tuple(files), listed.root)
 
 
-def _is_cheap(files: Sequence[InputFile], checksum_mb: float) -> bool:
-    return sum(file.size for file in files) <= checksum_mb * 2**20
+def _is_cheap(files: Sequence[InputFile]) -> bool:
+    return sum(file.size for file in files) <= CHECKSUM_MB * 2**20
 
 
 @dataclass(frozen=True)
@@ -205,11 +205,11 @@ class Comparison:
         return "".join(self.changes[:1]) + more
 
 
-def compare(recorded: Identity, inputs: Inputs, checksum_mb: float = CHECKSUM_MB) -> Comparison:
+def compare(recorded: Identity, inputs: Inputs) -> Comparison:
     """Whether a source holds what was recorded. No file is read whose size and time are equal.
 
     Where only times differ, or all files lie elsewhere, the recorded checksum decides: such files are read if
-    they hold at most `checksum_mb` MB together; else the checksum that a manifest states counts.
+    they hold at most CHECKSUM_MB together; else the checksum that a manifest states counts.
     """
     listed = inputs.listed()
     old, new = ({file.path: file for file in files} for files in (recorded.files, listed.files))
@@ -219,7 +219,7 @@ def compare(recorded: Identity, inputs: Inputs, checksum_mb: float = CHECKSUM_MB
     wrong |= {path: f"{path} has another size" for path in common if old[path].size != new[path].size}
     moved = listed.root != recorded.root
     doubtful = [path for path in common if path not in wrong and not _is_same(old[path], new[path], moved)]
-    checksums = _checksums_now(inputs, [new[p] for p in doubtful if old[p].sha256], checksum_mb)
+    checksums = _checksums_now(inputs, [new[p] for p in doubtful if old[p].sha256])
     for path in doubtful:
         now, kept = checksums.get(path), old[path].modified == new[path].modified is not None
         if old[path].sha256 is None:
@@ -239,11 +239,11 @@ def _is_same(old: InputFile, new: InputFile, moved: bool) -> bool:
     return new.sha256 == old.sha256 or (old.modified == new.modified is not None and not moved)
 
 
-def _checksums_now(inputs: Inputs, files: list[InputFile], checksum_mb: float) -> dict[str, str | None]:
+def _checksums_now(inputs: Inputs, files: list[InputFile]) -> dict[str, str | None]:
     """Known of arrays, read if that is cheap, else as a manifest states."""
     known = {file.path: file.sha256 for file in files if file.sha256}
     unknown = [file for file in files if file.path not in known]
-    if _is_cheap(unknown, checksum_mb):
+    if _is_cheap(unknown):
         return {**known, **inputs.checksums(unknown)}
     return {**known, **{file.path: inputs.stated_checksum(file) for file in unknown}}
 

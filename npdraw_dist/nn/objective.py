@@ -22,8 +22,8 @@ from npdraw_dist.nn.prior import StepPrior, dropped
 from npdraw_dist.nn.relaxations import binary_concrete, gumbel_softmax, soft_canvas, total_kl
 from npdraw_dist.nn.steps import StepLogits
 
-# Parameters with these names are tables: they have no weight decay, whatever their shape, and Muon leaves them
-# to AdamW. The matrices of a table by pixels too: by Muon they were no better, and cost 8% more time.
+# Parameters with these names are tables: they have no weight decay, whatever their shape, and AdamW trains
+# them. The matrices of a table by pixels too: Muon made them no better, and took 8% more time.
 TABLES = (
     *("drawn", "part", "place", "position", "blank", "told"),
     *("codebook", "pseudo_inputs", "first_", "background"),

@@ -19,7 +19,6 @@ from npdraw_dist.data.identity import Identity, InputFile, compare, identify
 from npdraw_dist.data.shards import Source, open_source
 from tests.helpers.image_files import images, picture, touch, write_tar
 
-MB = 1.0  # more than all files here
 LOCAL = fs.LocalFileSystem()
 
 
@@ -57,63 +56,66 @@ def replace_all(folder: Path) -> None:
     ],
 )
 def test_changes_are_named(tmp_path: Path, change: Callable[[Path], object], said: str) -> None:
-    before = identify(source(images(tmp_path)).inputs, MB)
+    before = identify(source(images(tmp_path)).inputs)
     change(tmp_path / "class")
-    found = compare(before, source(tmp_path).inputs, MB)
+    found = compare(before, source(tmp_path).inputs)
     assert str(found) == said
     assert bool(found.changes) == bool(said)
-    assert (identify(source(tmp_path).inputs, MB).digest == before.digest) == (not said)
+    assert (identify(source(tmp_path).inputs).digest == before.digest) == (not said)
 
 
 def test_a_moved_folder_is_the_same_with_the_times_of_now(tmp_path: Path) -> None:
-    before = identify(source(images(tmp_path / "a")).inputs, MB)
+    before = identify(source(images(tmp_path / "a")).inputs)
     shutil.copytree(tmp_path / "a", tmp_path / "b", copy_function=shutil.copyfile)
     for path in (tmp_path / "b" / "class").iterdir():
         touch(path)
-    found = compare(before, source(tmp_path / "b").inputs, MB)
+    found = compare(before, source(tmp_path / "b").inputs)
     assert found.changes == ()
-    assert found.identity == identify(source(tmp_path / "b").inputs, MB) != before
+    assert found.identity == identify(source(tmp_path / "b").inputs) != before
     assert found.identity.digest == before.digest
 
 
 def test_another_folder_with_the_same_sizes_and_times_is_another_data_set(tmp_path: Path) -> None:
-    before = identify(source(images(tmp_path / "a")).inputs, MB)
+    before = identify(source(images(tmp_path / "a")).inputs)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     other = tmp_path / "b" / "class" / "2.bmp"
     at = other.stat().st_mtime_ns
     picture(other, 77)
     os.utime(other, ns=(at, at))
-    assert compare(before, source(tmp_path / "b").inputs, MB).changes == ("class/2.bmp has another content",)
+    assert compare(before, source(tmp_path / "b").inputs).changes == ("class/2.bmp has another content",)
     # In place, equal size and time count as the same: this is what makes a start cheap.
     shutil.copytree(tmp_path / "b", tmp_path / "a", dirs_exist_ok=True)
-    assert compare(before, source(tmp_path / "a").inputs, MB).changes == ()
+    assert compare(before, source(tmp_path / "a").inputs).changes == ()
 
 
 def test_no_file_of_equal_size_and_time_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = identify(source(images(tmp_path)).inputs, MB)
+    before = identify(source(images(tmp_path)).inputs)
     monkeypatch.setattr(identity, "sha256", None)  # a call fails
-    assert compare(before, source(tmp_path).inputs, MB).changes == ()
+    assert compare(before, source(tmp_path).inputs).changes == ()
 
 
-def test_of_large_files_size_and_time_decide(tmp_path: Path) -> None:
-    before = identify(source(images(tmp_path / "a")).inputs, 1e-3)
+def test_of_large_files_size_and_time_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(identity, "CHECKSUM_MB", 1e-3)
+    before = identify(source(images(tmp_path / "a")).inputs)
     assert {file.sha256 for file in before.files} == {None}
     shutil.copytree(tmp_path / "a", tmp_path / "b")  # with their times
-    with_checksums = identify(source(tmp_path / "a").inputs, MB)
+    monkeypatch.undo()
+    with_checksums = identify(source(tmp_path / "a").inputs)
     touch(tmp_path / "a" / "class" / "0.bmp")
     for found, folder, checksum_mb, changed in (
-        (before, "b", MB, False),
-        (before, "a", MB, True),
-        (with_checksums, "a", MB, False),
+        (before, "b", 1, False),
+        (before, "a", 1, True),
+        (with_checksums, "a", 1, False),
         (with_checksums, "a", 0, True),  # too dear to make the checksum again
         (with_checksums, "b", 0, False),
     ):
-        told = str(compare(found, source(tmp_path / folder).inputs, checksum_mb))
+        monkeypatch.setattr(identity, "CHECKSUM_MB", checksum_mb)
+        told = str(compare(found, source(tmp_path / folder).inputs))
         assert told.startswith("class/0.bmp has another time") if changed else told == ""
 
 
 def test_the_record_comes_back(tmp_path: Path) -> None:
-    made = identify(source(images(tmp_path / "in")).inputs, MB)
+    made = identify(source(images(tmp_path / "in")).inputs)
     path = str(tmp_path / "inputs.parquet")
     identity.save(made, LOCAL, path)
     assert identity.load(LOCAL, path) == made
@@ -145,7 +147,7 @@ def test_the_digest_is_of_path_size_and_checksum_or_time() -> None:
 
 
 def paths(data: DataConfig) -> list[str]:
-    found = identify(open_source(data, 0).inputs, MB)
+    found = identify(open_source(data, 0).inputs)
     assert all(file.sha256 and file.size for file in found.files)
     return [file.path for file in found.files]
 
@@ -169,15 +171,15 @@ def test_the_shards_of_a_folder_or_a_file(tmp_path: Path, source_name: Any, kind
     if kind == "tar":
         pattern = f"{tmp_path}/{{train,test}}/{{0..1}}.tar"
         assert paths(at(pattern)) == every
-        before = identify(open_source(at(str(tmp_path)), 0).inputs, MB)
-        assert compare(before, open_source(at(pattern), 0).inputs, 0).changes == ()
+        before = identify(open_source(at(str(tmp_path)), 0).inputs)
+        assert compare(before, open_source(at(pattern), 0).inputs).changes == ()
 
 
 def test_the_digits_are_arrays() -> None:
-    (arrays,) = identify(open_source(DataConfig(), 0).inputs, 0).files
+    (arrays,) = identify(open_source(DataConfig(), 0).inputs).files
     raw = load_digits()
     assert arrays.size == raw.images.size + raw.target.size
-    assert compare(Identity((arrays,)), open_source(DataConfig(), 5).inputs, 0).changes == ()
+    assert compare(Identity((arrays,)), open_source(DataConfig(), 5).inputs).changes == ()
     other = Identity((InputFile(arrays.path, arrays.size, None, "another"),))
-    (told,) = compare(other, open_source(DataConfig(), 0).inputs, 0).changes
+    (told,) = compare(other, open_source(DataConfig(), 0).inputs).changes
     assert told == "load_digits has another content"

@@ -99,7 +99,7 @@ def test_idx_files(tmp_path: Path, source: Any, inner: str, zipped: bool) -> Non
     assert [file.path for file in before.files] == names
     # The layout is no content.
     flat = data.model_copy(update={"path": str(tmp_path / inner)})
-    assert compare(before, open_source(flat, 0).inputs, 0).changes == ()
+    assert compare(before, open_source(flat, 0).inputs).changes == ()
     train, valid, test = read_all(data).values()
     assert (len(train), len(valid), len(test)) == (36, 4, 10)
     assert not set(train.ids) & set(valid.ids)
