@@ -85,6 +85,7 @@ evaluate --compare runs/mine --k 3 --out new | --compare of runs takes --out onl
 bench --only step,serv | unknown section 'serv'; did you mean serve? & known: machine, bank
 bench --only step --plan | --only & --plan
 bench --images 3 | --images, --gpus and --from need --plan
+bench --plan --from figures/grey.json --quick | --from has the figures
 sweep --num-samples 2 | --space is missing
 sweep --space structur | did you mean structure?
 sweep --space smoke --num-samples 9 | space has 4 distinct trials; --num-samples 9 is too many
@@ -169,6 +170,7 @@ edit --model model --out new --a sample:1 | nothing to do & --region
 edit --model model --out new --a sample:1 --b sample:2 | --b and --region go together
 edit --model model --out new --a sample:1 --b sample:2 --region 0:7,0:2 | 0:7,0:2 & 6 rows and 6 columns
 edit --model model --out new --a sample:1 --b sample:2 --region 3:1,0:2 | no end may be before its start
+edit --model model --out new --a sample:1 --remove :,: --seed 5 | --seed is of completions
 edit --model model --out new --a sample:1 --move 0,0 | is not R,C:R,C
 edit --model model --out new --a sample:1 --move 0,0:6,0 | 6 rows and 6 columns
 edit --model model --out new --a sample:x --remove :,: | sample: and a whole number

@@ -92,6 +92,8 @@ def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
         raise UserError("--only leaves out what --plan needs")
     if not options.plan and (options.images or options.gpus is not None or options.figures):
         raise UserError("--images, --gpus and --from need --plan")
+    if options.figures is not None and (options.quick or options.out is not None):
+        raise UserError("--from has the figures: leave out --quick and --out")
     return options, flags
 
 
@@ -106,9 +108,10 @@ def main(argv: Sequence[str]) -> None:
     if options.figures is not None:
         figures = plan.read(options.figures)
     else:
-        quick = options.quick or options.plan
-        names = sections.chosen(options.only)
-        figures = sections.measure(open_workload(experiment, quick, options.against == "dense"), names)
+        alone = options.plan and options.out is None  # nothing but the plan is asked for
+        names = list(sections.PLANNED) if alone else sections.chosen(options.only)
+        dense = options.against == "dense" and not alone
+        figures = sections.measure(open_workload(experiment, options.quick or options.plan, dense), names)
         if options.out is not None:
             options.out.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
     if options.plan:

@@ -22,6 +22,8 @@ SECTIONS = {
     "serve": "studio:run",
 }
 
+PLANNED = ("machine", "bank", "parse", "step", "shards")  # the sections that `--plan` reads
+
 # The values that some figures should have.
 AIMS = {
     "kmeans_speedup_vs_sklearn": ">= 10",

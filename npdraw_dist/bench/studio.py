@@ -131,6 +131,8 @@ def _actions(decodings: Sequence[Request], places: int) -> dict[str, Request]:
     """Action -> a request for it on the first two drawings. places: L."""
     a, b = ((request.body or {})["z"] for request in decodings[:2])
     image, buffer, upper = decodings[0].image, io.BytesIO(), list(range(places // 2))
+    # As the page asks: places before and after kept ones are free, which takes all particles.
+    drawn = sorted({where for where, on in zip(a["where"], a["whether"], strict=True) if on})
     assert image is not None, "a decoding knows its image"
     Image.fromarray(image).save(buffer, "PNG")
     png = base64.b64encode(buffer.getvalue()).decode()
@@ -143,7 +145,7 @@ def _actions(decodings: Sequence[Request], places: int) -> dict[str, Request]:
         "interpolate": Request("/v1/interpolate", {"a": a, "b": b}),
         "sample": Request("/v1/sample", {"seed": 0}),
         "gallery": Request(f"/v1/gallery?n={GALLERY}&seed=0"),
-        "complete": Request("/v1/complete", {"z": a, "keep": upper, "n": PROPOSALS}),
+        "complete": Request("/v1/complete", {"z": a, "keep": drawn, "n": PROPOSALS}),
         "next": Request("/v1/next", {"z": a}),
         "svg": Request("/v1/drawing.svg", {"z": a}),
         "pdf": Request("/v1/drawing.pdf", {"z": a}),

@@ -124,7 +124,7 @@ def _edit(command: Edit, edits: "Edits") -> None:
         named = torch.cat(canvases), torch.cat(images), list(shown)
         save_edit(out / "edit.png", *named, region, grid)
         (out / "edited.png").write_bytes(png(made.images[0]))
-        made.z.save(out / "z.safetensors", {"order": model.spec.order})
+        made.z.save(out / "z.safetensors")
         if command.interpolate:
             between = model.between(first, made)
             save_interpolation(out / "interpolation.gif", between.canvas, between.images)
@@ -148,8 +148,8 @@ def _check_pairs(command: Edit) -> None:
     if command.complete is not None and command.keep is not None:
         raise UserError("--complete and --keep: give one, the places to draw anew or those to keep")
     completed = command.complete is not None or command.keep is not None
-    if not completed and command.n != 1:
-        raise UserError("--n counts completions: give --complete or --keep with it")
+    if not completed and (others := command.model_fields_set & {"n", "seed", "temperature"}):
+        raise UserError(f"--{min(others)} is of completions: give --complete or --keep with it")
     if not completed and command.region is None and command.remove is None and command.move is None:
         raise UserError(
             "nothing to do: give --b B --region R0:R1,C0:C1, --remove, --move, --complete or --keep"

@@ -7,8 +7,9 @@
   const calm = matchMedia("(prefers-reduced-motion: reduce)");
   const counted = (n) => n === 1 ? "1 part" : `${n} parts`;
   let model = null, brush = 0, timer = 0;
-  const drawings = {a: null, b: null}; // {z, noise}; noise is of the model's Gaussian latents, if it has any
+  const drawings = {a: null, b: null}; // {z, canvas, u}; u: the model's Gaussian latents, null if it has none
   const past = [], future = [];
+  let frames = []; // of A, by the number of parts, as far as they have been shown
 
   function tell(text, ms = 5000) {
     find("message").textContent = text; find("message").hidden = false;
@@ -57,9 +58,9 @@
     constructor(name, act) {
       super(find("canvas-" + name)); Object.assign(this, {name, act, cursor: 0, anchor: null, drag: null, holding: false, focused: false});
       const on = (kind, run) => this.canvas.addEventListener(kind, run);
-      on("pointerdown", (e) => { this.canvas.setPointerCapture(e.pointerId); this.cursor = this.at(e); this.drag = [this.cursor, this.cursor]; this.paint(); });
-      on("pointermove", (e) => { this.say(this.at(e)); if (this.drag) { this.drag[1] = this.at(e); this.paint(); } });
-      on("pointerup", () => { const {drag} = this; this.drag = null; this.paint(); if (drag) this.act(...drag); });
+      on("pointerdown", (e) => { if (e.button || !e.isPrimary) return; this.canvas.setPointerCapture(e.pointerId); this.cursor = this.at(e); this.drag = [this.cursor, this.cursor]; this.paint(); });
+      on("pointermove", (e) => { if (!e.isPrimary) return; this.say(this.at(e)); if (this.drag) { this.drag[1] = this.at(e); this.paint(); } });
+      on("pointerup", (e) => { if (!e.isPrimary) return; const {drag} = this; this.drag = null; this.paint(); if (drag) this.act(...drag); });
       on("pointercancel", () => { this.drag = null; this.paint(); });
       on("pointerleave", () => { if (!this.drag) this.say(null); });
       on("keydown", (e) => this.key(e));
@@ -135,21 +136,21 @@
       else if (first !== last) change((z) => model.move(z, first, last), [last]);
     }),
     b: new GridView("b", (first, last) => {
-      const chosen = places(first, last), {z, noise} = drawings.b;
-      change((own) => model.compose(own, z, chosen), chosen, (own) => model.composedNoise(own, noise, chosen));
+      const chosen = places(first, last);
+      change((own) => model.compose(own, drawings.b.z, chosen), chosen, [drawings.b]);
     }),
     image: new View(find("canvas-image")),
   };
   const erase = (where) => change((z) => model.remove(z, where), where);
   const drawn = (z) => model.listed(z);
 
-  function change(edit, marks, ofNoise = (noise) => noise) {
+  function change(edit, marks, others = []) { // others: drawings that the edit takes parts of, beside A
     if (!drawings.a) return;
-    setA({z: edit(drawings.a.z), noise: ofNoise(drawings.a.noise)}, marks);
+    setA(model.redrawn(edit(drawings.a.z), drawings.a, ...others), marks);
   }
   function setA(drawing, marks = [], remember = true) {
     if (remember && drawings.a) { past.push(drawings.a); if (past.length > 200) past.shift(); future.length = 0; }
-    stop(); drawings.a = {...drawing, frames: []};
+    stop(); drawings.a = drawing; frames = [];
     const count = drawn(drawing.z).length, logP = model.logProbs(drawing.z).reduce((sum, x) => sum + x, 0);
     const slider = find("step"); slider.max = count; slider.value = count;
     showStep(count);
@@ -160,8 +161,8 @@
   }
   function setB(drawing) {
     drawings.b = drawing;
-    const canvas = model.render(drawing.z), small = find("image-b"), image = picture(model.decode(canvas, drawing.noise));
-    views.b.show(picture(canvas)); views.b.say(null);
+    const small = find("image-b"), image = picture(model.decode(drawing.canvas, drawing.u));
+    views.b.show(picture(drawing.canvas)); views.b.say(null);
     small.width = image.width; small.height = image.height; small.getContext("2d").drawImage(image, 0, 0);
     find("canvas-b").dataset.version = Number(find("canvas-b").dataset.version || 0) + 1;
   }
@@ -175,7 +176,7 @@
   }
   function sampled(seed) {
     const random = new NPDraw.Random(seed), z = model.sample(random, Number(find("temperature").value), {asked: asked() ?? null});
-    return {z, noise: model.noise(random)};
+    return model.drawn(random, z);
   }
   function drawAsked(event) {
     event.preventDefault();
@@ -186,8 +187,9 @@
   const sampleA = (replay) => { setA(sampled(seedOf("a"))); if (replay && !calm.matches) play(); };
   const sampleB = () => setB(sampled(seedOf("b")));
   function finish() { // keeps what is drawn up to the slider; the prior draws on
-    const {z, noise} = drawings.a, count = Number(find("step").value), kept = count ? drawn(z)[count - 1].step + 1 : 0;
-    setA({z: model.sample(new NPDraw.Random(Math.floor(Math.random() * 2 ** 32)), Number(find("temperature").value), {start: z, kept, asked: asked() ?? null}), noise});
+    const {z} = drawings.a, count = Number(find("step").value), kept = count ? drawn(z)[count - 1].step + 1 : 0;
+    const random = new NPDraw.Random(Math.floor(Math.random() * 2 ** 32)), warmth = Number(find("temperature").value);
+    setA(model.redrawn(model.sample(random, warmth, {start: z, kept, asked: asked() ?? null}), drawings.a));
     play(count);
   }
 
@@ -243,10 +245,10 @@
 
   // ---------------------------------------------------------------- the replay
   function frame(count) { // canvas and image after `count` parts
-    const {z, noise, frames} = drawings.a, all = drawn(z);
+    const {z, u} = drawings.a, all = drawn(z);
     if (!frames[count]) {
       const canvas = model.render(z, count ? all[count - 1].step + 1 : 0);
-      frames[count] = {canvas: picture(canvas), image: picture(model.decode(canvas, noise)), last: count ? all[count - 1] : null, of: all.length};
+      frames[count] = {canvas: picture(canvas), image: picture(model.decode(canvas, u)), last: count ? all[count - 1] : null, of: all.length};
     }
     return frames[count];
   }

@@ -491,21 +491,34 @@ const NPDraw = (() => {
   }
 
   // -------------------------------------------------------------- appearance: Gaussians u that the decoder also sees
-  function makeAppearance(spec, weights) { // nn/appearance.py; noise: u in standard deviations from its mean
+  function makeAppearance(spec, weights) { // nn/appearance.py; noise: u in standard deviations from its mean; null: the mean
     if (!spec.appearance) return null;
     const {kind, latents, size, coarse_size: coarse, log_std: [least, most]} = spec.appearance;
     if (kind === "global") {
       const spread = weights.linear("appearance.spread"), out = weights.conv("appearance.out", 1, 1), count = spread(new Float32Array(latents)).length;
       const features = (u) => out(nearest(new Planes(count / (coarse[0] * coarse[1]), ...coarse, spread(u).map(silu)), ...size));
-      return {count: latents, features, u: (canvas, noise) => noise || new Float32Array(latents)};
+      return {count: latents, features, u: (canvas, noise) => noise || new Float32Array(latents), joined: (canvas, [[u]]) => u};
     }
     const name = "appearance.of_canvas.", encode = chain([weights.conv(name + 0, 2, 1), weights.residual(name + 1), weights.groupNorm(name + 2), eachPixel(silu), weights.conv(name + 4, 1, 1)]);
     const spread = weights.conv("appearance.spread", 1, 1), out = weights.transposed("appearance.out", 2, 1);
+    const u = (canvas, noise) => {
+      const {data} = encode(cells(canvas, spec.grid.background)), half = data.length / 2;
+      return data.subarray(0, half).map((mean, i) => mean + (noise ? Math.exp(clamp(data[half + i], least, most)) * noise[i] : 0));
+    };
     return {
-      count: latents * coarse[0] * coarse[1],
-      u(canvas, noise) { // noise null: the mean
-        const {data} = encode(cells(canvas, spec.grid.background)), half = data.length / 2;
-        return data.subarray(0, half).map((mean, i) => mean + (noise ? Math.exp(clamp(data[half + i], least, most)) * noise[i] : 0));
+      count: latents * coarse[0] * coarse[1], u,
+      // Each cell of 4x4 pixels has u of the first donor, [u, canvas], whose canvas is the same there, else the mean.
+      joined(canvas, donors) {
+        const out = u(canvas, null), {channels, height, width, data} = canvas, cells = coarse[0] * coarse[1];
+        for (const [own, other] of [...donors].reverse()) {
+          const differs = new Uint8Array(cells);
+          for (let i = 0; i < channels * height * width; i += 1) {
+            const pixel = i % (height * width), row = Math.floor(pixel / width);
+            if (data[i] !== other.data[i]) differs[Math.floor(row / 4) * coarse[1] + Math.floor(pixel % width / 4)] = 1;
+          }
+          for (let i = 0; i < out.length; i += 1) if (!differs[i % cells]) out[i] = own[i];
+        }
+        return out;
       },
       features: (u) => out(spread(new Planes(latents, ...coarse, u)).map(silu)).window(0, 0, ...size),
     };
@@ -565,10 +578,11 @@ const NPDraw = (() => {
     tokens(text) {
       const {kind, entries} = this.spec.asked, words = kind === "class" ? [text.trim()] : text.toLowerCase().match(/[\p{L}\p{N}_]+/gu) || [];
       const most = this.prior.ahead.shape[0];
+      if (!words.length) throw new Error(`“${text}” has no word`);
       if (words.length > most) throw new Error(`more than ${most} words`);
       return words.map((word) => {
-        const index = entries.indexOf(word);
-        if (index < 0) throw new Error(`the model does not know “${word}”`);
+        const index = kind === "class" && /^\d+$/.test(word) && !entries.includes(word) ? Number(word) : entries.indexOf(word);
+        if (index < 0 || index >= entries.length) throw new Error(`the model does not know “${word}”`);
         return index + 1;
       });
     }
@@ -607,10 +621,20 @@ const NPDraw = (() => {
       return found;
     }
     render(z, steps) { return this.canvas.render(z, steps); }
-    noise(random) { return this.appearance ? random.normals(this.appearance.count) : null; }
-    // The mean image. noise: of the appearance; null is its mean, as NPDraw.decode takes it.
-    decode(canvas, noise = null) {
-      const added = this.appearance && this.appearance.features(this.appearance.u(canvas, noise));
+    // What parts cannot say, u ~ p(u|canvas), null if the model has no such latent; noise: its standard normals.
+    appearanceOf(canvas, noise) { return this.appearance && this.appearance.u(canvas, noise); }
+    drawn(random, z) {
+      const canvas = this.render(z);
+      return {z, canvas, u: this.appearanceOf(canvas, this.appearance && random.normals(this.appearance.count))};
+    }
+    // The drawing z, made of those of `donors`, with the u that they have where nothing changed.
+    redrawn(z, ...donors) {
+      const canvas = this.render(z);
+      return {z, canvas, u: this.appearance && this.appearance.joined(canvas, donors.map((one) => [one.u, one.canvas]))};
+    }
+    // The mean image. u: null is its mean, as NPDraw.decode takes it.
+    decode(canvas, u = null) {
+      const added = this.appearance && this.appearance.features(u || this.appearanceOf(canvas, null));
       return meanOf(this.spec, this.decoder(canvas, added));
     }
 
@@ -640,18 +664,6 @@ const NPDraw = (() => {
     compose(a, b, places) {
       const inside = (one) => places.includes(one.where);
       return this.merged(this.listed(a).filter((one) => !inside(one)), this.listed(b).filter(inside));
-    }
-    // The noise of A with B's in the cells of 4x4 pixels that `places` touch; a global appearance stays A's.
-    composedNoise(a, b, places) {
-      if (!a || this.spec.appearance.kind === "global") return a;
-      const out = a.slice(), {coarse_size: [rows, columns], latents} = this.spec.appearance, {width} = this.spec.grid;
-      for (const place of places) {
-        this.canvas.each(place, (pixel) => {
-          const cell = Math.floor(Math.floor(pixel / width) / 4) * columns + Math.floor(pixel % width / 4);
-          for (let d = 0; d < latents; d += 1) out[d * rows * columns + cell] = b[d * rows * columns + cell];
-        });
-      }
-      return out;
     }
     // Whether this browser computes what torch computed: null, or what differs.
     problem({whether, where, what, log_prob: logProb, pixels}) {

@@ -103,7 +103,8 @@ class CodeTable(Table):
 
     def codes(self) -> Tensor:
         """(K, R)."""
-        return self.make_codes() if self._held is None else self._held
+        held = self._held  # read once: another thread may end its block meanwhile
+        return self.make_codes() if held is None else held
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import Command, Model
 
-LOOPBACK = ("127.0.0.1", "localhost")
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TOKEN = "NPDRAW_TOKEN"  # other users of the machine can read a command's flags, but not its environment
 STRANGERS_RATE = 50.0  # requests a second of an address, if other machines reach the server
 
@@ -44,4 +44,5 @@ class Serve(Command):
     @property
     def hosts(self) -> tuple[str, ...]:
         """Values of the header Host that are accepted."""
-        return LOOPBACK if self.host in LOOPBACK else ("*",)
+        own = tuple(f"[{host}]" if ":" in host else host for host in LOOPBACK)
+        return own if self.host in LOOPBACK else ("*",)

@@ -38,7 +38,8 @@ def main(argv: Sequence[str]) -> None:
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    address, key = f"http://{options.host}:{options.port}", "" if token is None else "#token=TOKEN"
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    address, key = f"http://{host}:{options.port}", "" if token is None else "#token=TOKEN"
     print(f"the studio: {address}{'/' + key if key else ''}", flush=True)
     print(f"its API:    {address}/docs (Ctrl-C stops both)", flush=True)
     if options.hosts == ("*",) and token is None:

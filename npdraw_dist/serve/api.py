@@ -25,11 +25,13 @@ from npdraw_dist.serve.replica import Replica
 
 TITLE = "NP-DRAW studio"
 DESCRIPTION = """Sample, encode, complete, edit and decode with one model. The server keeps nothing: a drawing
-z travels with each request and each response. 401: the server wants its token. 413: the body is too large.
-422: the request is refused, with the reason. 429: too many requests from this address. 503: too many requests
-wait already; try again."""
+z travels with each request and each response. 400: the body cannot be read. 401: the server wants its token.
+408: the body took too long. 413: it is too large. 422: the request is refused, with the reason. 429: too many
+requests from this address. 503: too many requests wait already; try again."""
 REFUSED: dict[int | str, dict[str, Any]] = {
+    400: {"model": schemas.ErrorResponse, "description": "The body cannot be read"},
     401: {"model": schemas.ErrorResponse, "description": "The token is missing or wrong"},
+    408: {"model": schemas.ErrorResponse, "description": "The body took too long"},
     413: {"model": schemas.ErrorResponse, "description": "Too large"},
     422: {"model": schemas.ErrorResponse, "description": "Refused, with the reason"},
     429: {"model": schemas.ErrorResponse, "description": "Too many requests from this address"},
@@ -90,7 +92,7 @@ Served = Annotated[Replica, Depends(_replica)]
 # ---------------------------------------------------------------------------------- pages and facts
 
 
-@pages.get("/")
+@pages.api_route("/", methods=["GET", "HEAD"])
 async def studio() -> HTMLResponse:
     return studio_page()
 
@@ -106,6 +108,7 @@ async def metrics(request: Request) -> Response:
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+@pages.head("/healthz")
 @facts.get("/healthz", summary="Whether the server answers")
 async def healthz() -> schemas.HealthResponse:
     return schemas.HealthResponse(version=npdraw_dist.__version__)

@@ -65,9 +65,11 @@ def deploy(model_folder: str, options: Serve) -> None:
 
 
 def stop() -> None:
-    """Ends the application on a cluster, which goes on; a local Ray ends with this process."""
+    """Ends the application on a cluster, whose others go on; a local Ray ends with this process."""
     if os.environ.get("RAY_ADDRESS"):
-        serve.shutdown()
+        serve.delete(NAME)
+        if not serve.status().applications:
+            serve.shutdown()
 
 
 def require_gpus(options: Serve, gpus: int) -> None:

@@ -1,5 +1,6 @@
 """ASGI middleware around every request: token, limits, security headers, and counts for Prometheus."""
 
+import asyncio
 import hmac
 import time
 from collections import OrderedDict
@@ -16,6 +17,7 @@ from npdraw_dist.serve.uploads import MAX_BYTES
 
 MAX_JSON_BYTES = 1 << 20
 FORM_BYTES = 1 << 16  # what a form adds to the file in it
+BODY_S = 60  # time limit of a body
 UPLOADS = ("/v1/encode",)
 OPEN_PATHS = ("/", "/healthz", "/docs")  # without token: they tell nothing of the model
 BURST_S = 5  # so many seconds' requests an address may make at once
@@ -55,10 +57,10 @@ class Rate:
 
 
 class Guard:
-    """Refuses what is without token (401), too frequent (429), too much at once (503) or too large (413).
+    """Refuses what is without token (401), too frequent (429), too much at once (503), too large or too slow.
 
     options: its token and rate. at_once: requests that are worked on or wait; None if something before this
-    server counts them. It stops reading a body at its limit. HEADERS are set unless a route set them. There
+    server counts them. It stops reading a body at its limits. HEADERS are set unless a route set them. There
     is no header of CORS, so no page of another origin reads an answer.
     """
 
@@ -72,6 +74,7 @@ class Guard:
             return await self._app(scope, receive, send)
         limit = MAX_BYTES + FORM_BYTES if scope["path"] in UPLOADS else MAX_JSON_BYTES
         too_large, seen = f"the body is over {limit:,} bytes", 0
+        latest: float | None = asyncio.get_running_loop().time() + BODY_S
 
         async def send_guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -81,8 +84,14 @@ class Guard:
             await send(message)
 
         async def receive_counted() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, latest
+            try:
+                async with asyncio.timeout_at(latest):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body took more than {BODY_S} s") from None
+            if not message.get("more_body"):
+                latest = None  # what follows tells that the client has gone
             seen += len(message.get("body", b""))
             if seen > limit:
                 raise HTTPException(413, too_large)  # FastAPI makes 400 of other errors here

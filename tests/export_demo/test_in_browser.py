@@ -12,6 +12,7 @@ import torch
 from npdraw_dist.core import editing
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.export_demo.page import Facts, demo_page
+from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.steps import log_prob_steps
 from tests.helpers.studio import SIGHTS, open_chromium, violations
@@ -46,7 +47,7 @@ PROBE = """(drawings) => drawings.map(({z, noise}) => {
   const {model} = demo, canvas = model.render(z);
   return {
     log_probs: [...model.logProbs(z)], canvas: [...canvas.data], mean: [...model.decode(canvas).data],
-    drawn: [...model.decode(canvas, noise && Float32Array.from(noise)).data],
+    drawn: [...model.decode(canvas, model.appearanceOf(canvas, noise && Float32Array.from(noise))).data],
   };
 })"""
 
@@ -158,6 +159,11 @@ def test_the_page_draws_what_it_is_asked_for(
         tab.get_by_role("button", name="Draw it").click()
         after = tab.evaluate("demo.drawings.a.z")
         assert after != before
+        if asked == "class":
+            assert tab.evaluate("[demo.model.tokens('1'), demo.model.tokens('cat')]") == [[2], [1]]
+        tab.get_by_label("What to draw").fill("!!!")
+        tab.get_by_role("button", name="Draw it").click()
+        tab.get_by_text("has no word" if asked == "words" else "does not know").wait_for()
         tab.get_by_label("What to draw").fill("owl")
         tab.get_by_role("button", name="Draw it").click()
         tab.get_by_text("the model does not know “owl”").wait_for()
@@ -184,6 +190,28 @@ def test_the_edits_of_the_page_are_those_of_the_library(shown: tuple[NPDraw, Any
     found = tab.evaluate(probe, [[[as_json(a, row), as_json(b, row)] for row in range(6)], places])
     for key, z in wanted.items():
         assert [steps_of(one[key]) for one in found] == [steps_of(as_json(z, row)) for row in range(6)]
+
+
+@torch.no_grad()
+def test_an_edited_drawing_keeps_what_parts_cannot_say(shown: tuple[NPDraw, Any]) -> None:
+    """u stays where the canvas does, and comes along with the parts of another drawing."""
+    model, tab = shown
+    first, second = model.draw(2, seed=1), model.draw(2, seed=2)
+    mask = torch.zeros(model.grid.places, dtype=torch.bool)
+    mask[:2] = True
+    call = """([pairs, places]) => pairs.map((pair) => {
+      const [a, b] = pair.map(({z, u}) => ({z, canvas: demo.model.render(z), u: u && Float32Array.from(u)}));
+      const made = demo.model.redrawn(demo.model.compose(a.z, b.z, places), a, b);
+      return [...demo.model.decode(made.canvas, made.u).data];
+    })"""
+    pairs = [[{"z": as_json(x.z, row), "u": u_of(x, row)} for x in (first, second)] for row in range(2)]
+    found = torch.tensor(tab.evaluate(call, [pairs, [0, 1]]))
+    wanted = model.compose(first, second, mask).images.flatten(1)
+    assert (found - wanted).abs().max() < 1e-4
+
+
+def u_of(drawn: Drawings, row: int) -> list[float] | None:
+    return None if drawn.u is None else drawn.u[row].flatten().tolist()
 
 
 def steps_of(z: dict[str, Any]) -> list[tuple[bool, int, int]]:

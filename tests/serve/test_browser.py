@@ -71,6 +71,8 @@ def test_surprise_is_shown_over_the_canvas(studio: Studio) -> None:
     studio.until("views.a.heat && views.a.heat.length === 36")
     shown = studio.seen("a")
     assert shown != before
+    studio.panel("Gallery")  # another panel keeps it
+    studio.until("views.a.heat && views.a.heat.length === 36")
     studio.press("Surprise")
     studio.until("!views.a.heat")
     assert studio.seen("a") == before
@@ -173,6 +175,10 @@ def test_from_a_to_b_part_by_part(studio: Studio) -> None:
     assert studio.parts() == a  # a preview
     slider.press("End")
     assert studio.seen("image") != image
+    studio.panel("Morph")  # again: the page shows A, from which it begins
+    page.wait_for_selector("#morph:not([max='0'])")
+    assert studio.seen("image") == image
+    slider.press("End")
     studio.press("Keep this one")
     studio.wait("image")
     assert studio.parts() == studio.parts("b")
@@ -222,7 +228,10 @@ def test_examples_are_chosen_for_a_and_b_and_a_link_shows_the_same(studio: Studi
 
 
 def test_the_token_goes_into_a_header_and_into_no_link(browser: Any, grey_address: str) -> None:
-    studio = Studio(browser, grey_address, "desktop-light", "#token=secret")
+    studio = Studio(browser, grey_address, "desktop-light")
+    with studio.page.expect_navigation(wait_until="load"):
+        studio.page.evaluate("location.hash = '#token=secret'")  # the link, opened in the same tab
+    studio.page.wait_for_selector("#canvas-b[data-version]")
     with studio.page.expect_request("**/v1/decode") as waiting:
         studio.press("Clear the canvas")
     assert waiting.value.headers["authorization"] == "Bearer secret"

@@ -82,14 +82,33 @@ def test_the_drawing_is_replayed(studio: Studio) -> None:
     page, finished = studio.page, studio.seen("image")
     studio.press("Close the invitation")
     slider = page.get_by_label("Step of the drawing")
+    page.evaluate("() => { for (let i = 0; i < 5; i += 1) find('step').dispatchEvent(new Event('input')); }")
     slider.press("Home")
     page.get_by_text("0 of", exact=False).wait_for()
+    assert len(studio.sent("steps")) <= 1  # however often it is asked while the steps are on their way
     assert studio.seen("image") != finished
     studio.press("Replay the drawing")
     page.get_by_role("button", name="Pause").wait_for()
     studio.press("Finish")  # shows the whole drawing again
     page.locator("#proposals button").first.wait_for(timeout=20_000)
     assert studio.seen("image") == finished
+
+
+def test_only_the_first_button_or_finger_draws(studio: Studio) -> None:
+    """And each stroke has the pen that it was begun with, also if it waits."""
+    page, before = studio.page, studio.parts()
+    studio.tool("Draw")
+    page.locator("#canvas-a").click(button="right", position={"x": 30, "y": 30})
+    page.locator("#canvas-a").dispatch_event(
+        "pointerdown", {"pointerId": 9, "isPrimary": False, "clientX": 10, "clientY": 10}
+    )
+    assert page.evaluate("views.a.line") is None
+    assert (studio.parts(), studio.sent("parse")) == (before, [])
+    widths = page.evaluate(
+        """() => { const find_ = find("pen-width"); find_.value = 3; const thin = penNow().width;
+        find_.value = 25; return [thin, penNow().width]; }"""
+    )
+    assert widths == [3, 25]
 
 
 def order(studio: Studio) -> list[int]:

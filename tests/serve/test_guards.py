@@ -1,5 +1,6 @@
 """What the server refuses: tokens, rates, sizes, hosts, paths and wrong requests; its headers and pages."""
 
+import asyncio
 import base64
 import hashlib
 import re
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from npdraw_dist.core.errors import StorageFailed
+from npdraw_dist.serve import Serve
+from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.middleware import ADDRESSES, BURST_S, MAX_JSON_BYTES, Rate
 from npdraw_dist.serve.uploads import MAX_BYTES
@@ -27,6 +30,8 @@ def test_pages_are_open_and_the_model_wants_the_token(grey: Served) -> None:
     client = grey.client_of(token="secret")
     for path in ("/", "/healthz", "/docs"):
         assert client.get(path).status_code == 200
+    for path in ("/", "/healthz"):  # as monitors ask
+        assert client.head(path).status_code == 200
     for path in ("/v1/model", "/metrics", "/openapi.json", "/nowhere"):
         refused = client.get(path)
         assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
@@ -72,6 +77,26 @@ def test_more_requests_than_may_wait_are_refused(grey: Served, monkeypatch: pyte
         end.set()
         assert first.result().status_code == 404
     assert client.get("/healthz").status_code == 200
+
+
+def test_a_body_that_does_not_come_holds_no_place(grey: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("npdraw_dist.serve.middleware.BODY_S", 0.1)
+    app, sent = build_app(lambda: grey.replica, Serve(), at_once=1), list[Any]()
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    asked = {"type": "http", "method": "POST", "path": "/v1/sample", "query_string": b"", "headers": headers}
+    came = iter([{"type": "http.request", "body": b"{", "more_body": True}])
+
+    async def receive() -> Any:
+        if (message := next(came, None)) is not None:
+            return message
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    asyncio.run(app(asked, receive, send))
+    assert sent[0]["status"] == 408
+    assert b"more than 0.1 s" in sent[1]["body"]
 
 
 def test_every_request_is_counted_by_route_and_status(grey: Served) -> None:
@@ -189,6 +214,8 @@ def test_pages_load_nothing_from_elsewhere_and_only_their_own_script(path: str, 
 def test_no_other_host_and_no_path_to_the_file_system_is_answered(grey: Served) -> None:
     for host in ("evil.example", "127.0.0.1.evil.example", "169.254.169.254"):
         assert grey.client.get("/healthz", headers={"Host": host}).status_code == 400
+    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000"):
+        assert grey.client.get("/healthz", headers={"Host": host}).status_code == 200
     up = ("/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/v1/test/..%2f..%2fetc", "/page.html")
     for path in up:
         assert grey.client.get(path).status_code in (404, 422)

@@ -104,6 +104,7 @@ def test_clients_that_wait_hold_up_no_other(grey: Served, monkeypatch: pytest.Mo
         ("--host 0.0.0.0", {}, None, STRANGERS_RATE),
         ("--replicas 2 --use_gpu false", {}, None, None),
         ("", {"RAY_ADDRESS": "127.0.0.1:6379"}, None, None),  # a cluster gets one replica too
+        ("--host ::1", {}, None, None),
     ],
 )
 def test_what_the_command_serves_and_says(
@@ -128,7 +129,8 @@ def test_what_the_command_serves_and_says(
     folder, *_, options = (on_ray if far else here).call_args.args
     assert folder == (str(grey.folder) if far else "model")  # workers have another working directory
     assert (options.port, options.token, options.rate) == (port, token, rate)
-    said, host = capsys.readouterr().out, "0.0.0.0" if "0.0.0.0" in flags else "127.0.0.1"
+    said = capsys.readouterr().out
+    host = {"--host 0.0.0.0": "0.0.0.0", "--host ::1": "[::1]"}.get(flags, "127.0.0.1")
     assert f"http://{host}:{port}" in said
     assert ("#token=TOKEN" in said) == (token is not None)
     assert "secret" not in said

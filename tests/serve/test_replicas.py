@@ -2,6 +2,7 @@
 
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -35,4 +36,14 @@ def test_more_requests_than_it_takes(local_ray: None, grey: Served, monkeypatch:
         assert codes[200] >= 4
         assert all(answer.content == right for answer in answers if answer.status_code == 200)
         assert client.get("/healthz").status_code == 200  # and goes on
+    other: Any = serve.deployment(Echo)
+    serve.run(other.bind(), name="other", route_prefix="/other")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    deploy.stop()  # ends no other application of the cluster
+    assert list(serve.status().applications) == ["other"]
     serve.shutdown()
+
+
+class Echo:
+    def __call__(self, _: Any) -> str:
+        return "here"

@@ -13,7 +13,7 @@ const views = {
       if (tool() === "move") return first !== last && change(() => ["edit", {z: drawings.a.z, edit: {kind: "move", source: first, target: last}}], [last]);
       places(first, last).forEach((place, index) => put(place, brush, index === 0));
     },
-    stroke: (points) => drawStroke(points),
+    stroke: (line) => drawStroke(line),
     tap: () => widen("a"),
   }),
   b: new GridView("b", {act: (first, last) => take(places(first, last)), tap: () => widen("b")}),
@@ -37,16 +37,16 @@ const change = (request, marks, remember = true) => inTurn(async () => {
 });
 
 // A stroke is put on A's canvas and the picture parsed. Only the places that it touches change.
-const drawStroke = (points) => inTurn(async () => {
+const drawStroke = (line) => inTurn(async () => {
   stop();
   try {
     const {image_width: width, image_height: height, rows, columns} = model, sheet = document.createElement("canvas");
     Object.assign(sheet, {width, height});
     const pen = sheet.getContext("2d"); pen.imageSmoothingEnabled = false;
     pen.drawImage(await picture(drawings.a.canvas), 0, 0, width, height);
-    trace(pen, points, width, height);
+    trace(pen, line, width, height);
     const {z} = drawings.a, parsed = await json("parse", {z, image: sheet.toDataURL("image/png").split(",")[1], invert: "no"});
-    const [touched, others] = [true, false].map((wanted) => places(0, rows * columns - 1).filter((place) => touches(points, place) === wanted));
+    const [touched, others] = [true, false].map((wanted) => places(0, rows * columns - 1).filter((place) => touches(line, place) === wanted));
     const same = others.every((place) => String(held(z, place)) === String(held(parsed.z, place)));
     const next = same ? parsed : await json("compose", {a: z, b: parsed.z, places: touched});
     next.sketched = [...new Set([...(drawings.a.sketched ?? []), ...touched])];
@@ -54,9 +54,9 @@ const drawStroke = (points) => inTurn(async () => {
     await setA(next);
   } catch (error) { views.a.waiting.shift(); views.a.paint(); throw error; }
 });
-function touches(points, place) {
+function touches({points, pen}, place) {
   const [x, y, w, h] = rectangle(place), {canvas_width: width, canvas_height: height} = model;
-  const reach = find("pen-width").value / 200 * width;
+  const reach = pen.width / 200 * width;
   const near = ([px, py]) => Math.hypot(Math.max(x - px * width, 0, px * width - x - w), Math.max(y - py * height, 0, py * height - y - h)) < reach;
   return points.some((point, i) => {      // and between two points that are far apart
     const [px, py] = points[Math.max(i - 1, 0)], n = Math.ceil(Math.hypot(point[0] - px, point[1] - py) * 64) + 1;
@@ -107,6 +107,7 @@ async function fromAddress(text) {
   return found;
 }
 addEventListener("hashchange", () => {
+  if (new URLSearchParams(location.hash.slice(1)).has("token")) return location.reload();
   if (location.hash === linked || !model) return;
   inTurn(async () => { for (const [name, drawing] of Object.entries(await fromAddress(location.hash))) await set(name, drawing); });
 });
@@ -117,13 +118,20 @@ async function share() {
 
 // ---------------------------------------------------------------- the replay
 
+let loading = null;                     // {z, done}: the steps of z that are asked for
 async function loadFrames() {
-  const z = drawings.a.z, loaded = (await json("steps", {z})).frames;
-  const ready = await Promise.all(loaded.map(async (f) => ({...f, canvas: await picture(f.canvas), image: await picture(f.image)})));
-  if (drawings.a.z === z) frames = ready;
+  const {z} = drawings.a;
+  if (loading?.z !== z) loading = {z, done: json("steps", {z}).then(async ({frames: found}) => {
+    const ready = await Promise.all(found.map(async (f) => ({...f, canvas: await picture(f.canvas), image: await picture(f.image)})));
+    if (drawings.a.z === z) frames = ready;
+  }).finally(() => { if (loading?.z === z) loading = null; })};
+  return loading.done;
+}
+async function slideTo() {               // where the slider is once the steps are there
+  if (!frames) await loadFrames();
+  return showStep(Number(find("step").value));
 }
 async function showStep(index) {
-  if (!frames) await loadFrames();
   if (!frames) return;
   const frame = frames[Math.min(index, frames.length - 1)], last = frame === frames[frames.length - 1];
   views.a.show(frame.canvas, frame.place === null || last ? [] : [frame.place]); result.show(frame.image);
@@ -132,7 +140,7 @@ async function showStep(index) {
 function playButton(on) { find("play").textContent = on ? "❚❚" : "▶"; find("play").setAttribute("aria-label", on ? "Pause" : "Replay the drawing"); }
 function stop() {
   if (!playing) return;
-  playing = 0; views.a.quiet = false; playButton(false);
+  playing = 0; playButton(false);
   document.querySelectorAll(".flying").forEach((one) => one.remove());
 }
 // Stops a replay and shows the whole drawing.
@@ -148,7 +156,7 @@ async function play() {
   if (playing) { stop(); return; }
   const run = playing = performance.now(), slider = find("step"), held = drawings.a.z;
   playButton(true); slider.value = 0;
-  if (!frames) await loadFrames();
+  try { if (!frames) await loadFrames(); } catch (error) { stop(); throw error; }
   const going = () => playing === run && drawings.a.z === held && frames;
   if (!going()) return;
   await showStep(0);

@@ -41,7 +41,7 @@ for (const id of heats) find(id).addEventListener("input", () => told(id));
 find("temperature").addEventListener("change", () => finish());
 find("gallery-temperature").addEventListener("change", showGallery);
 find("morph").addEventListener("input", slide);
-find("step").addEventListener("input", guarded(() => { stop(); return showStep(Number(find("step").value)); }));
+find("step").addEventListener("input", guarded(() => { stop(); return slideTo(); }));
 find("file").addEventListener("change", guarded((e) => { const [file] = find("file").files; const done = open(file, checked("target")); e.target.value = ""; return done; }));
 for (const id of ["invert", "crop"]) find(id).addEventListener("change", guarded(place));
 for (const button of document.querySelectorAll("[data-save]")) button.addEventListener("click", guarded(() => save(button.dataset.save)));

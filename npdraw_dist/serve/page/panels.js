@@ -15,6 +15,7 @@ function showPanel(name) {
   }
   if (tabs.every((tab) => tab.tabIndex)) tabs[0].tabIndex = 0;
   views.a.heat = null; views.a.paint(); hints();
+  if (surprised() && name !== "next") guarded(showSurprise)();
   if (name === "next") showNext(null);
   if (name === "gallery" && !find("gallery").children.length) showGallery();
   if (name === "morph") showMorph();
@@ -160,6 +161,7 @@ let between = [];                         // drawings from A to B
 const showMorph = guarded(async () => {
   const {a, b} = drawings;
   if (!a || !b) return;
+  await restoreA();
   between = []; find("morph-keep").disabled = true; find("morph").value = find("morph").max = 0;
   const found = (await json("interpolate", {a: a.z, b: b.z})).drawings;
   if (drawings.a !== a || drawings.b !== b) return;

@@ -27,24 +27,26 @@ class View {
 const CELL = 40;                        // least side of a place under a finger, in CSS pixels
 
 class GridView extends View {
-  // act(first, last): a rectangle of places was chosen. stroke(points): a line was drawn, in shares of the canvas.
+  // act(first, last): a rectangle of places was chosen. stroke({points, pen}): a line was drawn, in shares of the canvas.
   constructor(name, {act, stroke, tap}) {
     super(find("canvas-" + name)); this.name = name; this.act = act; this.stroke = stroke; this.tap = tap;
-    this.heat = null; this.line = null; this.waiting = []; this.focused = false; this.quiet = false; this.picked = null;
+    this.heat = null; this.line = null; this.waiting = []; this.focused = false; this.picked = null;
     const on = (kind, run) => this.canvas.addEventListener(kind, run);
     on("pointerdown", (e) => {
-      if (this.folded() || this.zoomed()) return;
+      if (e.button || !e.isPrimary || this.folded() || this.zoomed()) return;
       this.canvas.setPointerCapture(e.pointerId); this.cursor = this.at(e);
-      if (this.draws()) this.line = [this.share(e)]; else this.drag = [this.at(e), this.at(e)];
+      if (this.draws()) this.line = {points: [this.share(e)], pen: penNow()}; else this.drag = [this.at(e), this.at(e)];
       this.paint();
     });
     on("pointermove", (e) => {
+      if (!e.isPrimary) return;
       this.say(this.at(e));
-      if (this.line) this.line.push(...(e.getCoalescedEvents?.() ?? []).map((one) => this.share(one)), this.share(e));
+      if (this.line) this.line.points.push(...(e.getCoalescedEvents?.() ?? []).map((one) => this.share(one)), this.share(e));
       if (this.drag) this.drag[1] = this.at(e);
       if (this.line || this.drag) this.paint();
     });
-    on("pointerup", () => {
+    on("pointerup", (e) => {
+      if (!e.isPrimary) return;
       const {drag, line} = this; this.drag = this.line = null;
       if (line) { this.waiting.push(line); this.stroke(line); }
       if (drag) this.act(...drag);
@@ -118,12 +120,10 @@ class GridView extends View {
       const most = Math.max(...this.heat, 1e-9);
       this.heat.forEach((p, place) => { pen.fillStyle = `rgb(255 90 60 / ${0.75 * Math.sqrt(p / most)})`; pen.fillRect(...box(place)); });
     }
-    if (!this.quiet) {
-      pen.fillStyle = "#8a8a8a4d";
-      const [right, bottom] = [columns - 1, (rows - 1) * columns];
-      for (let c = 1; c <= right; c += 1) pen.fillRect(box(c)[0], 0, line, this.canvas.height);
-      for (let r = columns; r <= bottom; r += columns) pen.fillRect(0, box(r)[1], this.canvas.width, line);
-    }
+    pen.fillStyle = "#8a8a8a4d";
+    const [right, bottom] = [columns - 1, (rows - 1) * columns];
+    for (let c = 1; c <= right; c += 1) pen.fillRect(box(c)[0], 0, line, this.canvas.height);
+    for (let r = columns; r <= bottom; r += columns) pen.fillRect(0, box(r)[1], this.canvas.width, line);
     pen.strokeStyle = mark; pen.lineWidth = 2 * line;
     if (this.marks.length) pen.strokeRect(...box(this.marks[0], this.marks[this.marks.length - 1], line));
     const moving = this.name === "a" && tool() === "move";
@@ -132,16 +132,17 @@ class GridView extends View {
       pen.fillStyle = "#ff5a3c40"; pen.fillRect(...box(...pair)); pen.strokeRect(...box(...pair, line));
     }
     if (this.focused) { pen.setLineDash([4 * line, 3 * line]); pen.strokeRect(...box(this.cursor, this.cursor, line)); pen.setLineDash([]); }
-    for (const points of [...this.waiting, ...(this.line ? [this.line] : [])]) trace(pen, points, this.canvas.width, this.canvas.height);
+    for (const one of [...this.waiting, ...(this.line ? [this.line] : [])]) trace(pen, one, this.canvas.width, this.canvas.height);
   }
 }
 
-// A line by hand. points in shares of width and height.
-function trace(pen, points, width, height) {
-  Object.assign(pen, {strokeStyle: inkColour(), lineWidth: find("pen-width").value / 100 * width, lineCap: "round", lineJoin: "round"});
-  pen.beginPath(); pen.moveTo(points[0][0] * width, points[0][1] * height);
-  for (const [x, y] of points) pen.lineTo(x * width, y * height);
-  if (points.length === 1) pen.lineTo(points[0][0] * width + 0.01, points[0][1] * height);
-  pen.stroke();
+// A line by hand, with the pen of its time. points in shares of width and height, the pen's width in percent.
+const penNow = () => ({colour: inkColour(), width: Number(find("pen-width").value)});
+function trace(context, {points, pen: {colour, width: thick}}, width, height) {
+  Object.assign(context, {strokeStyle: colour, lineWidth: thick / 100 * width, lineCap: "round", lineJoin: "round"});
+  context.beginPath(); context.moveTo(points[0][0] * width, points[0][1] * height);
+  for (const [x, y] of points) context.lineTo(x * width, y * height);
+  if (points.length === 1) context.lineTo(points[0][0] * width + 0.01, points[0][1] * height);
+  context.stroke();
 }
 const inkColour = () => model.channels === 3 ? find("pen-colour").value : model.background === "white" ? "#000" : "#fff";
