@@ -1,1 +1,1 @@
-"""Launch files for clusters, and a cluster of several nodes on one machine."""
+"""Launch files for clusters."""

@@ -72,9 +72,13 @@ trap requeue USR1
 # Ray's dashboard stays on the loopback of the head node. symmetric-run starts Ray on every node, runs the command
 # on the head and stops every Ray of the node at the end, so the nodes must be exclusive.
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
+# The command makes this file on the head, where this script runs too: symmetric-run ends with 0 if Ray did not start.
+begun=${TMPDIR:-/tmp}/npdraw-$SLURM_JOB_ID
+rm -f "$begun"
 srun ray symmetric-run --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus "${SLURM_GPUS_ON_NODE:-0}" ${store[@]+"${store[@]}"} \
-  --dashboard-host 127.0.0.1 -- env RAY_ADDRESS="$address" python -m "$module" "$@" &
+  --dashboard-host 127.0.0.1 -- sh -c 'touch "$0" && exec "$@"' "$begun" \
+  env RAY_ADDRESS="$address" python -m "$module" "$@" &
 step=$!
 # Bash answers a signal only between two commands, or while it waits. A wait that the signal ended is taken up again, once
 # more after the end of the step, for its own status.
@@ -86,4 +90,9 @@ while [ "$runs" ]; do
   wait "$step" || status=$?
   [ "$status" -eq "$signalled" ] || runs=
 done
+if [ "$status" -eq 0 ] && [ ! -e "$begun" ]; then
+  echo "error: Ray did not start on $(hostname), so nothing ran" >&2
+  status=1
+fi
+rm -f "$begun"
 exit "$status"

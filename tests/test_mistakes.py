@@ -52,7 +52,7 @@ train --scale.num_workers two | scale.num_workers is 'two'; give a number such a
 train --scale.num_workers 2:0 | scale.num_workers is '2:0'; & a range such as 1:2
 train --scale.num_workers 4:2 | scale.num_workers is 4:2; write the smaller number first
 train --scale.num_workers 64 | scale.num_workers is 64, but a batch has 32 images; lower it
-train --scale.gpus_per_worker 1.5 | scale.gpus_per_worker is 1.5; give & or a whole number
+train --scale.gpus_per_worker 1.5 | scale.gpus_per_worker & less than or equal to 1
 train --model.kind flow --baseline.latents 1 | baseline.latents 2 or more
 train --data.source emnist | data.source: & 'fashion_mnist' & not 'emnist'
 train --vae.latents local:4 | vae.latents is 'local:4'; give a number such as 16

@@ -17,6 +17,7 @@ VALIDATIONS = 20  # in a training, however long. They are not counted
 LEAST_BATCHES = 20  # in any training, whatever an image costs
 PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
 VALID_SHARE = 0.2  # of the images of the fraction, held out for the choice
+ALONE = {"num_workers": 0, "use_gpu": False}  # seconds of a core are counted
 # Settings that a comparison decides itself.
 DECIDED = ("model.kind", "vae.images", "data.valid_fraction", "init.model", "init.bank")
 
@@ -127,7 +128,7 @@ def draw_trials(space: Kinds, base: Experiment, kinds: Sequence[str], count: int
     for kind in kinds:
         ranges = space.spaces[kind]
         for number, point in enumerate(ranges.latin(base.seed, count)):
-            changes = {"model": {"kind": kind_of(kind)}, "data": data, "scale": {"num_workers": 0}}
+            changes = {"model": {"kind": kind_of(kind)}, "data": data, "scale": ALONE}
             experiment = with_changes(base, nested(ranges.settings(point)), changes)
             settings = {
                 "model.kind": kind_of(kind),

@@ -62,7 +62,7 @@ def run_trial(config: dict[str, Any], plan: Plan, folders: Sequence[Landmarks]) 
     require_here(folders)  # else it would begin a run folder of its own; Tune's callback records it
     trial = plan.trial(point_of(config))
     # Samples and scores are computed here while other trials run: with the threads of one of its workers.
-    torch.set_num_threads(trial.experiment.scale.cpus_per_worker or os.cpu_count() or 1)
+    torch.set_num_threads(trial.experiment.scale.cpus_per_worker or 1)
     known = find_result(plan.run, trial.name)
     if known is not None:  # Optuna may propose a config again
         if known.score is not None:

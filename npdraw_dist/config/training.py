@@ -4,7 +4,7 @@ import math
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveInt
 
 from npdraw_dist.config.section import Count, NonNegative, Section, Share
 
@@ -87,15 +87,6 @@ def _worker_count(value: object) -> int | str:
     return str(value) if found[1] else int(str(value))
 
 
-def _gpu_count(value: float) -> float:
-    """A share of a GPU, from 0.01 on, or a whole number."""
-    if not 0.01 <= value <= 1 and not (value > 1 and value.is_integer()):
-        raise ValueError(
-            f"scale.gpus_per_worker is {value:g}; give a share of a GPU such as 0.25, or a whole number"
-        )
-    return value
-
-
 class ScaleConfig(Section):
     """It does not change the result."""
 
@@ -108,10 +99,12 @@ class ScaleConfig(Section):
     use_gpu: bool | None = Field(
         None, description="GPUs for the workers; if not given, if there are enough of them"
     )
-    gpus_per_worker: Annotated[float, AfterValidator(_gpu_count)] = Field(
+    gpus_per_worker: float = Field(
         1.0,
-        description="GPUs of a worker, if it has any; small models can share one: 0.25 puts four workers, "
-        "or four trials, on a GPU (a share is rounded up to 1/n)",
+        ge=0.01,
+        le=1,
+        description="the share of a GPU that a worker has, if it has one; 0.25 puts four workers, or four "
+        "trials, of a small model on a GPU (a share is rounded up to 1/n)",
     )
     cpus_per_worker: PositiveInt | None = Field(
         None, description="if not given, the workers share all CPUs of the nodes that they can be on"

@@ -1,6 +1,7 @@
 """What this process has and shows: optional packages, a GPU, Ray, and how much a command prints."""
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,13 @@ def is_quiet() -> bool:
 
 def is_verbose() -> bool:
     return _logger.level == logging.DEBUG
+
+
+def cpu_count() -> int:
+    """The CPUs that this process may use, which `srun` or `taskset` can limit."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def ray_runs() -> bool:

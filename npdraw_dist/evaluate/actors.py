@@ -61,16 +61,19 @@ class Found:
 
 
 def pool_of(scale: ScaleConfig, sized: bool) -> Pool:
-    """An actor for each GPU or share of one, else for each CPU. sized: at most scale.num_workers."""
+    """An actor for each GPU or share of one, else for each CPU. sized: at most scale.num_workers.
+
+    Asks for a first node and waits for it, as a training does. Raises UserError if none comes.
+    """
     if scale.here:
         return Pool(1, float(device_here(scale.use_gpu).type == "cuda"))
-    from npdraw_dist.training.cluster import living_nodes
+    from npdraw_dist.training.cluster import living_nodes, plan_workers
 
+    one = {"num_workers": 1, "cpus_per_worker": 1}
+    plan_workers(scale.model_copy(update=one), lambda line: console.print(line, markup=False))
     nodes = living_nodes()
     with_gpus = room(nodes, 0, scale.gpus_per_worker)
     gpu = scale.use_gpu is not False and with_gpus > 0
-    if scale.use_gpu and not gpu:
-        raise UserError("scale.use_gpu is true, but the cluster has no GPU; set --scale.use_gpu false")
     slots = max(with_gpus if gpu else sum(node.cpus for node in nodes), 1)
     size = min(scale.most_workers, slots) if sized else slots
     return Pool(size, asked_of_ray(scale.gpus_per_worker) if gpu else 0.0)

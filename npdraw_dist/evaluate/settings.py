@@ -21,7 +21,7 @@ class EvaluationSettings(BaseModel):
     split: Literal["train", "valid", "test"] = Field("test", description="the split to measure on")
     k: PositiveInt = Field(50, description="importance samples of the likelihood")
     images: PositiveInt | None = Field(
-        None, description="at most so many images of the split, chosen by seed; if not given, all"
+        None, description="at most so many images of the split, by the hash of their id; if not given, all"
     )
     samples: PositiveInt | None = Field(
         None, description="samples for the distance; if not given, as many as real images"

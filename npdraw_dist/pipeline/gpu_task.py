@@ -35,7 +35,7 @@ def has_gpu(scale: ScaleConfig) -> bool:
         return False
     from npdraw_dist.training.cluster import living_nodes
 
-    found = workers.room(living_nodes(), 1, _share(scale)) > 0
+    found = workers.room(living_nodes(), 1, scale.gpus_per_worker) > 0
     return found or bool(scale.use_gpu and workers.can_grow())
 
 
@@ -56,7 +56,7 @@ def on_gpu(
 
     from npdraw_dist.training.cluster import free_now, living_nodes
 
-    share = _share(scale)
+    share = scale.gpus_per_worker
     own = COMPUTE if workers.can_grow() else {}
     variables = {**own, "OMP_NUM_THREADS": str(_threads(living_nodes(), share))}
     remote: Any = ray.remote(num_cpus=1, num_gpus=workers.asked_of_ray(share))(_Process)
@@ -94,10 +94,6 @@ class _Process:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         refuse_tf32(device)
         return work(device, *arguments), time.process_time() - cpu_started
-
-
-def _share(scale: ScaleConfig) -> float:
-    return min(scale.gpus_per_worker, 1.0)
 
 
 def _threads(nodes: list[workers.Node], share: float) -> int:

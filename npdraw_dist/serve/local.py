@@ -1,6 +1,5 @@
 """The studio in this process: one copy of the model behind uvicorn, without Ray."""
 
-import os
 import socket
 import threading
 import time
@@ -10,6 +9,7 @@ import torch
 import uvicorn
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.process import cpu_count
 from npdraw_dist.serve import Serve
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import Engine
@@ -24,7 +24,7 @@ def serve_here(engine: Engine, options: Serve) -> Callable[[], None]:
     Raises UserError if it does not listen.
     """
     if engine.model.device.type == "cpu":  # the replica's threads share the cores
-        torch.set_num_threads(max((os.cpu_count() or 1) // THREADS, 1))
+        torch.set_num_threads(max(cpu_count() // THREADS, 1))
     replica = Replica(engine)
     replica.warm_up()
     config = uvicorn.Config(

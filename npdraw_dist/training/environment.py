@@ -21,10 +21,10 @@ COMPUTE = {**ALLOCATOR, **SPIN}  # for every process that trains
 
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # "0": Ray Train does not look for drained nodes
 
-# Less log, and a lost worker is noticed quickly.
+# A lost worker is noticed quickly.
 RAY = {
-    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # s; how often the controller checks the workers
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # s; and looks for nodes that the cloud takes back
     # s; workers that are not placed by then are asked for anew, and `Waiting` says what they lack
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",
 }
@@ -33,10 +33,7 @@ RAY = {
 LOCAL_RAY = {
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's actors cause a known warning of Ray's core
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DEDUP_LOGS": "1",
-    "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's future default; silences its warning
 }
 
 OWN_RAY = "NPDRAW_OWN_RAY"  # tells the processes of a Ray that a command started that no node joins it

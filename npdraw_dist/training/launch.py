@@ -160,7 +160,7 @@ class TrainRun(Generic[Job, Result]):
                 name=self.name,
                 storage_path=self.storage,
                 storage_filesystem=self.filesystem,
-                failure_config=ray.train.FailureConfig(max_failures=0),  # see `Restarts`
+                failure_config=ray.train.FailureConfig(0, max_preemption_failures=0),  # see `Restarts`
                 # Ray Train keeps the last one besides.
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=KEPT,

@@ -1,7 +1,7 @@
 """When a Ray Train run starts again after a failure, and what workers wait for that are not placed.
 
-Ray Train itself restarts nothing (`FailureConfig(max_failures=0)`), since it never sets its count back: the
-driver calls `fit` again (`launch.run_training`).
+Ray Train itself restarts no worker (`FailureConfig`), since it never sets its count back: the driver calls
+`fit` again (`launch.run_training`).
 """
 
 import math

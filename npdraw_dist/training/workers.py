@@ -11,7 +11,7 @@ import torch
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import device_here, ray_runs
+from npdraw_dist.core.process import cpu_count, device_here, ray_runs
 from npdraw_dist.training.environment import OWN_RAY
 
 UNITS = 10_000  # Ray counts resources in units of 1e-4
@@ -43,20 +43,18 @@ def per_gpu(share: float) -> int:
 
 
 def asked_of_ray(gpus: float) -> float:
-    """The number to give to Ray for workers with `gpus` GPUs each: a share becomes 1/n, or a bit less.
+    """The number to give to Ray for workers with this share of a GPU: 1/n, or a bit less.
 
     Of five times 0.2 the last would not fit, since Ray subtracts floats. So it is a binary fraction, whose
     sums are exact.
     """
-    if gpus >= 1:
-        return gpus
     return (UNITS // per_gpu(gpus)) * BINARY // UNITS / BINARY
 
 
 def room(nodes: Iterable[Node], cpus: int, gpus: float = 0.0) -> int:
     """How many workers fit on all nodes together.
 
-    cpus, gpus: of each worker; a whole number of GPUs, or a share of one.
+    cpus, gpus: of each worker; a share of a GPU, at most 1.
     """
     return sum(_slots(node, cpus, gpus) for node in nodes)
 
@@ -66,9 +64,7 @@ def _slots(node: Node, cpus: int, gpus: float) -> int:
     counts = []
     if cpus:
         counts.append(node.cpus // cpus)
-    if gpus >= 1:
-        counts.append(int(node.gpus // gpus))
-    elif gpus > 0:
+    if gpus:
         whole = int(node.gpus)
         rest = round((node.gpus - whole) * UNITS) // round(asked_of_ray(gpus) * UNITS)
         counts.append(whole * per_gpu(gpus) + rest)
@@ -94,7 +90,7 @@ def listed(nodes: Iterable[Node], most: int = 8) -> str:
 
 @dataclass(frozen=True)
 class Workers:
-    """`least` to `most` workers with `cpus` CPUs each, and `gpus` GPUs: 0, a share, or a whole number."""
+    """`least` to `most` workers with `cpus` CPUs each, and `gpus` of a GPU: 0, a share, or 1."""
 
     least: int
     most: int
@@ -122,9 +118,7 @@ class Workers:
 
 
 def describe_gpus(gpus: float) -> str:
-    """`a GPU`, `2 GPUs` or `1/4 of a GPU`."""
-    if gpus > 1:
-        return _counted(gpus, "GPU")
+    """`a GPU` or `1/4 of a GPU`."""
     return "a GPU" if per_gpu(gpus) == 1 else f"1/{per_gpu(gpus)} of a GPU"
 
 
@@ -146,7 +140,7 @@ def worker_here(scale: ScaleConfig) -> Workers:
 
 def local_cpus(scale: ScaleConfig) -> int:
     """The CPUs that a Ray of this machine alone is given: at least a slot for each worker."""
-    return max(os.cpu_count() or 1, scale.least_workers)
+    return max(cpu_count(), scale.least_workers)
 
 
 def local_resources(scale: ScaleConfig) -> dict[str, float]:
@@ -197,7 +191,7 @@ def _gpus(scale: ScaleConfig, nodes: Sequence[Node]) -> float:
     if scale.use_gpu is None:
         return gpus if room(nodes, 1, gpus) >= least else 0.0
     if scale.use_gpu and room(nodes, 0, gpus) < least:
-        needed = ceil(least / per_gpu(gpus)) if gpus < 1 else int(least * gpus)
+        needed = ceil(least / per_gpu(gpus))
         raise UserError(
             f"{_counted(least, 'worker')} {'needs' if least == 1 else 'need'} {_counted(needed, 'GPU')}; the "
             f"cluster has {sum(node.gpus for node in nodes):g} (--scale.use_gpu false trains on CPU)"

@@ -17,6 +17,7 @@ from npdraw_dist.bench.__main__ import Bench
 from npdraw_dist.config.cli import Command, parse_flags
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.evaluate.settings import Evaluate
 from npdraw_dist.prepare import Prepare
 from npdraw_dist.train import Train
 from tune_spaces.sweep import Sweep
@@ -33,6 +34,7 @@ PAGE = (ROOT / "docs" / "cluster.md").read_text()
 PROJECT = (ROOT / "pyproject.toml").read_text()
 COMMANDS: dict[str, type[Command]] = {
     "npdraw_dist.bench": Bench,
+    "npdraw_dist.evaluate": Evaluate,
     "npdraw_dist.prepare": Prepare,
     "tune_spaces.sweep": Sweep,
 }

@@ -24,6 +24,7 @@ case "$*" in
 esac
 echo "cpus=${SRUN_CPUS_PER_TASK:-1}"
 printf "%s\\n" "$@"
+[ -n "${IDLE:-}" ] || touch "$TMPDIR/npdraw-17"
 [ -z "${WORK:-}" ] || { echo $$ > "$WORK/step"; while [ ! -e "$WORK/end" ]; do sleep 0.05; done; exit 3; }
 """
 # `requeue` ends the job's steps, as Slurm does; $REFUSED: the job may not be requeued.
@@ -55,7 +56,8 @@ TRAIN = ["--preset", "mnist", "--name", "m"]
 STEP = [
     *("ray", "symmetric-run", "--address", "10.0.0.5:6379", "--min-nodes", "2", "--num-cpus", "8"),
     *("--num-gpus", "1", "--object-store-memory", str(32 * 1024**3 * 3 // 10)),
-    *("--dashboard-host", "127.0.0.1", "--", "env", "RAY_ADDRESS=10.0.0.5:6379"),
+    *("--dashboard-host", "127.0.0.1", "--", "sh", "-c", 'touch "$0" && exec "$@"', "BEGUN"),
+    *("env", "RAY_ADDRESS=10.0.0.5:6379"),
     *("python", "-m", "npdraw_dist.train", *TRAIN),
 ]
 
@@ -96,7 +98,10 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
         (folder / name).chmod(0o755)
     (home / ".ray").mkdir(parents=True)
     (home / ".ray" / "auth_token").write_text("SECRET")
-    yield Shell(tmp_path, {**SLURM, "PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(home)})
+    yield Shell(
+        tmp_path,
+        {**SLURM, "PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(home), "TMPDIR": str(tmp_path)},
+    )
     (tmp_path / "end").touch()  # ends a step whose test failed
 
 
@@ -122,11 +127,19 @@ def test_a_module_named_first_runs_instead(script: str, shell: Shell) -> None:
     assert sorted(after[3:]) == sorted(["--space", "smoke", *own])
 
 
+def test_a_command_without_runs_of_its_own_gets_no_storage(shell: Shell) -> None:
+    done = shell.run("submit.sh", "--", "npdraw_dist.evaluate", "--model", "s3://b/m")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-5:] == ["python", "-m", "npdraw_dist.evaluate", "--model", "s3://b/m"]
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--", "--preset", "mnist"], "--storage is missing"),
         (["--storage", "runs", "--"], "--storage runs is relative"),
+        (["--", "tune_spaces.sweep"], "--storage is missing"),
+        (["--storage", "/s", "--", "npdraw_dist.evaluate"], "npdraw_dist.evaluate takes no --storage"),
         (["--preset", "mnist"], "unknown argument --preset"),
     ],
 )
@@ -158,7 +171,19 @@ def test_slurm_starts_one_cluster_over_all_nodes(megabytes: str, store: int | No
     assert "SECRET" not in done.stdout
     option = STEP.index("--object-store-memory")
     wanted = [] if store is None else ["--object-store-memory", str(store)]
-    assert done.stdout.splitlines() == ["cpus=8", *STEP[:option], *wanted, *STEP[option + 2 :]]
+    assert lines(done.stdout, shell) == ["cpus=8", *STEP[:option], *wanted, *STEP[option + 2 :]]
+    assert list(shell.folder.glob("npdraw-*")) == []
+
+
+def lines(words: str, shell: Shell) -> list[str]:
+    return words.replace(f"{shell.folder}/npdraw-17", "BEGUN").splitlines()
+
+
+def test_a_job_whose_ray_does_not_start_has_failed(shell: Shell) -> None:
+    """Though `ray symmetric-run` ends with 0 then."""
+    done = shell.run("slurm.sh", *TRAIN, IDLE="1")
+    assert done.returncode == 1
+    assert "Ray did not start" in done.stderr
 
 
 def test_near_its_time_limit_the_job_is_requeued_and_resumes(shell: Shell) -> None:
@@ -175,7 +200,7 @@ def test_near_its_time_limit_the_job_is_requeued_and_resumes(shell: Shell) -> No
     (shell.folder / "end").touch()
     assert again.communicate(timeout=30)[0] == words
     assert again.returncode == 3
-    assert words.splitlines() == ["cpus=8", *STEP]
+    assert lines(words, shell) == ["cpus=8", *STEP]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,6 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Given:
         (GPUS, {"num_workers": 3}, Workers(3, 3, 4)),  # too few GPUs, and none is required
         (GPUS, {"num_workers": "1:4"}, Workers(1, 4, 8, 1)),  # two workers, and more if nodes join
         (GPUS, {"num_workers": 4, "gpus_per_worker": 0.5}, Workers(4, 4, 4, 0.5)),
-        ([{"CPU": 8.0, "GPU": 2.0}], {"num_workers": 1, "gpus_per_worker": 2}, Workers(1, 1, 8, 2)),
     ],
 )
 def test_workers_are_as_large_as_fits(given: Given, each: Any, scale: Any, planned: Workers) -> None:

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from npdraw_dist.training.workers import UNITS, Node, Workers, asked_of_ray, listed, most_cpus, per_gpu, room
 
 NODES = st.lists(st.builds(Node, st.integers(0, 6), st.sampled_from([0.0, 1.0, 2.0])), max_size=3)
-SHARES = st.sampled_from([0.0, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0])
+SHARES = st.sampled_from([0.0, 0.3, 0.4, 0.5, 0.75, 1.0])
 
 
 def holds(node: Node, cpus: int, gpus: float, count: int) -> bool:
     """Whether `count` workers fit on a node: each is put on every GPU, one after another."""
     if cpus * count > node.cpus:
         return False
-    if gpus >= 1 or gpus == 0:
-        return gpus * count <= node.gpus
+    if gpus == 0:
+        return True
     cards = range(int(node.gpus))
     return any(
         all(sum(card == chosen for chosen in placed) * gpus <= 1 for card in cards)
