@@ -12,7 +12,6 @@ from npdraw_dist import Drawings, train
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline import fit
-from tests.helpers.notebooks import outputs, png_of
 from tests.helpers.notebooks import run as run_cells
 from tests.helpers.studio_models import TOLD, save_model
 from tests.helpers.tiny_fit import FITTED, fit_few
@@ -51,14 +50,8 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def run(name: str) -> list[Any]:
-    """The values of the last lines of cells that have one. A notebook keeps each as a picture or as text."""
-    shown = []
-    for number, cell in enumerate(run_cells(name, {}), start=1):
-        if cell.value is not None:
-            shown.append(cell.value)
-            kept = outputs(cell, number)[-1]["data"]
-            assert ("image/png" in kept) == (png_of(cell.value) is not None)
-    return shown
+    """The values of the last lines of cells that have one."""
+    return [cell.value for cell in run_cells(name, {}) if cell.value is not None]
 
 
 @pytest.mark.slow

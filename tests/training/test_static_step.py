@@ -122,21 +122,3 @@ def test_a_step_does_not_wait_for_the_gpu_that_is_there(name: str, stage: str) -
 def test_a_step_of_a_baseline_does_not_wait(kind: str) -> None:
     experiment = tiny_preset("mnist", kind)
     assert not waits_of(run_of(experiment, "vae"), batch_of(experiment), 0, 1 << 30)
-
-
-def test_the_presets_above_are_moved_and_parsed_anew_by_both_parsers() -> None:
-    moved = [moves_on_gpu(experiment_of(name), stage) for name, stage in CASES]
-    parsers = [found.parser for found in moved if found is not None]
-    kinds = {type(parser.chooser).__name__ for parser in parsers if parser is not None}
-    assert kinds == {"DisjointChooser", "StaticGreedyChooser"}
-
-
-def test_waits_are_seen() -> None:
-    x = torch.rand(4, 4)
-    with Waits() as waits:
-        x[x > 0.5]
-        float(x.sum())
-        x.nonzero()
-        torch.tensor([1.0])
-        x.to("meta")
-    assert waits.seen.total() == len(waits.seen) == 5
