@@ -24,7 +24,7 @@ from npdraw_dist.config.cli import run_command
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import images
-from tests.helpers.runs import HERE, TINY, random_parses
+from tests.helpers.runs import HERE, TINY
 
 ROOT = Path(__file__).parents[1]
 gc.disable()  # until all tests are imported: each look at what imports leave takes seconds
@@ -115,11 +115,6 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
-
-
-@pytest.fixture
-def parsed(tmp_path: Path) -> Store:
-    return random_parses(tmp_path / "run")
 
 
 @pytest.fixture

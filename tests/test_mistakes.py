@@ -14,10 +14,8 @@ from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
 import pytest
 
-from npdraw_dist import sample
 from tests.helpers.mistake_world import contents, small_machine, taken_port, write_world
 from tests.helpers.runs import Refused
 
@@ -314,11 +312,3 @@ def test_what_is_right_comes_to_ray(
         name, *argv = words_of(command, port)
     with pytest.raises(AssertionError, match="Ray was started"):  # the port is free again
         import_module(MODULES[name]).main(argv)
-
-
-def test_the_model_of_the_rows_is_sound(first_world: Path, tmp_path: Path) -> None:
-    sample.main(["--model", str(first_world / "model"), "--n", "3", "--out", str(tmp_path / "new")])
-    found = sorted(file.name for file in (tmp_path / "new").iterdir())
-    assert found == ["generation.gif", "samples.npz", "samples.png"]
-    arrays = np.load(tmp_path / "new" / "samples.npz", allow_pickle=False)
-    assert arrays["images"].shape == (3, 1, 28, 28)

@@ -10,7 +10,7 @@ import ray
 import torch
 
 from npdraw_dist.bank.build import build_bank, extend_bank, nearest_parts
-from npdraw_dist.bank.kmeans import kmeans, lloyd, snap
+from npdraw_dist.bank.kmeans import kmeans, snap
 from npdraw_dist.bank.shards import LocalShards, RayShards
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
@@ -39,22 +39,6 @@ def test_any_split_gives_the_single_result(patches: np.ndarray, cuts: list[int])
     expected, found = snap(single.centroids, one), snap(got.centroids, shards)
     np.testing.assert_array_equal(found.indices, expected.indices)
     np.testing.assert_array_equal(found.patches, expected.patches)
-
-
-def test_the_split_does_not_reach_the_rounding_of_faiss() -> None:
-    # Shards on both sides of the size at which FAISS 1.15 changes its path, and patches near two centroids.
-    rng = np.random.default_rng(3)
-    patches = rng.integers(0, 256, (20_000, 25)).astype(np.uint8)
-    patches[rng.random(patches.shape) < 0.4] = 0
-    patches = patches[rng.integers(0, 5000, 40_000)]
-    patches[rng.random(len(patches)) < 0.1] = 0
-    start = patches[rng.choice(len(patches), 50, replace=False)].astype(np.float32) / np.float32(255)
-    single = lloyd(LocalShards([patches], gpu=False), start, 10)
-    for parts in (2, 4, 19):
-        got = lloyd(LocalShards(np.array_split(patches, parts), gpu=False), start, 10)
-        np.testing.assert_array_equal(got.centroids, single.centroids)
-        np.testing.assert_array_equal(got.sizes, single.sizes)
-        assert got.history == single.history
 
 
 def test_bank_is_sorted_by_use_and_made_of_real_patches(patches: np.ndarray) -> None:

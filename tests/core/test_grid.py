@@ -40,12 +40,6 @@ def test_places_follow_the_formula_in_raster_order_and_cover_every_pixel(size: t
     assert seen.all()
 
 
-def test_the_contracts_mnist_grid_is_six_by_six() -> None:
-    grid = Grid(28, 28, 5, 5)
-    assert (grid.rows, grid.columns, grid.places) == (6, 6, 36)
-    assert grid.corners[[0, 7, -1]].tolist() == [[0, 0], [5, 5], [25, 25]]
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("channels", "background"), [(1, 0.0), (3, 1.0)])
 def test_unfold_cuts_numpy_slices_with_background_over_the_edge(

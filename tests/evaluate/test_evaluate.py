@@ -59,19 +59,7 @@ def evaluated(
 ) -> Path:
     """A copy of the run, with the evaluation.json of some images."""
     run = Path(shutil.copytree(run_here, tmp_path_factory.mktemp("evaluated") / "first"))
-    flags = [
-        "--k",
-        str(K),
-        "--extractor",
-        str(classifier),
-        "--images",
-        str(IMAGES),
-        "--samples",
-        str(SAMPLES),
-        "--edits",
-        str(EDITS),
-    ]
-    evaluate.main(["--model", str(run), *flags, *HERE])
+    evaluate.main(["--model", str(run), *flags_of(classifier), *HERE])
     return run
 
 

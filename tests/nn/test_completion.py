@@ -280,10 +280,6 @@ def test_wrong_drawings_and_settings_are_refused() -> None:
             aligned.complete(z, wrong)
     with pytest.raises(ValueError, match="5 steps, not 6"):
         any_model("path").complete(z, keep)
-    with pytest.raises(ValueError, match="at place t"):
-        aligned.complete(PartSequence(z.whether, z.where.flip(1), z.what), keep)
-    with pytest.raises(ValueError, match="what is 3"):
-        aligned.complete(PartSequence(z.whether, z.where, z.what + 3), keep)
     with pytest.raises(ValueError, match="temperature is 0"):
         aligned.complete(z, keep, temperature=0)
     with pytest.raises(ValueError, match="particles is 0"):

@@ -149,28 +149,6 @@ def test_what_is_no_model_is_told(how: Any) -> None:
         how("")
 
 
-def rewritten(run: Path, **changes: Any) -> None:
-    file = run / "model" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def test_another_format_and_damage_are_told(run: Path) -> None:
-    spec = json.loads((run / "model" / "config.json").read_text())["spec"]
-    for damaged in (None, {"kind": "gan"}, {"kind": "vae"}, {**spec, "patch": 99}):
-        rewritten(run, spec=damaged)
-        with pytest.raises(UserError, match=r"tiny (holds|is damaged)"):
-            npdraw_dist.load(run)
-    rewritten(run, spec=spec)
-    weights = run / "model" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-8])
-    for how in (npdraw_dist.load, NPDraw.from_pretrained):
-        with pytest.raises(UserError, match="tiny is damaged"):
-            how(run)
-    rewritten(run, made_by={"package": "npdraw_dist", "version": "9.1.0", "format": 3})
-    with pytest.raises(UserError, match=r"9\.1\.0 in format 3"):
-        npdraw_dist.load(run)
-
-
 def test_the_config_and_the_card_state_writer_data_and_numbers(run: Path) -> None:
     config = json.loads((run / "model" / "config.json").read_text())
     assert config["made_by"] == {"package": "npdraw_dist", **stamp()}

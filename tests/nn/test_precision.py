@@ -152,8 +152,8 @@ def same_draws(patch: pytest.MonkeyPatch, *functions: tuple[object, str]) -> Cal
 def gradients(trained: Objective, batch: Batch, progress: float, on: bool) -> Gradients:
     trained.zero_grad()
     with bfloat16(on):
-        loss, _ = trained(batch, progress, seeded(3))
-    assert loss.dtype == torch.float32
+        loss, metrics = trained(batch, progress, seeded(3))
+    assert all(value.dtype == torch.float32 for value in (loss, *metrics.values()))
     loss.sum().backward()
     return {name: p.grad.double() for name, p in trained.named_parameters() if p.grad is not None}
 

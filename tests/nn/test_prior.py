@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.core.parts import PartBank, PartSequence
-from npdraw_dist.nn.networks import make_prior
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.steps import StepLogits
 from npdraw_dist.nn.tables import FactorisedTable, Table
@@ -215,17 +214,3 @@ def test_the_bank_gives_the_table_its_pixels() -> None:
     again = NPDraw(FACTORISED).eval()
     again.load_state_dict(model.state_dict())  # the weights bring them too
     assert torch.equal(again.prior_log_prob(z), model.prior_log_prob(z))
-
-
-def test_parameters_grow_with_places_and_parts_not_with_their_product() -> None:
-    def parameters(table: str, shape: tuple[int, int, int], parts: int) -> int:
-        prior = make_prior(tiny_spec("path", table=table, image_shape=shape, parts=parts))
-        return sum(p.numel() for p in prior.parameters())
-
-    def mixed(table: str) -> int:
-        """What places and parts add together beyond what each adds alone."""
-        few, many = ([parameters(table, s, k) for k in (3, 50)] for s in ((1, 4, 4), (1, 12, 20)))
-        return many[1] - many[0] - few[1] + few[0]
-
-    assert mixed("factorised") == 0
-    assert mixed("joint") == (60 - 4) * (50 - 3) * 16

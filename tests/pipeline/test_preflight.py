@@ -22,7 +22,7 @@ from npdraw_dist.pipeline.run import removed_if_refused
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.training.environment import OWN_RAY
 from npdraw_dist.training.workers import Node
-from tests.helpers.runs import tiny
+from tests.helpers.runs import random_parses, tiny
 from tests.training.test_cluster import nodes
 
 COUNTS = {"train": 60, "valid": 20, "test": 20}
@@ -69,9 +69,9 @@ def test_a_wide_network_is_counted_without_its_memory(monkeypatch: pytest.Monkey
 
 
 def test_a_disk_that_may_be_too_small_is_warned_of_and_one_that_is_is_refused(
-    parsed: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    experiment = tiny()
+    experiment, parsed = tiny(), random_parses(tmp_path)
     size = pipeline.expected_size(experiment, {}, ["prior"])
     free(monkeypatch, size.most)
     pipeline.check(experiment, parsed, ["prior"])

@@ -1,4 +1,4 @@
-"""Data, runs and models on S3, without Ray. test_s3_faults.py has whole runs."""
+"""Data and runs on S3, without Ray. test_s3_faults.py has whole runs."""
 
 import shutil
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pyarrow import fs
 
-from npdraw_dist import sample, train
+from npdraw_dist import train
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import copy, open_filesystem
@@ -19,7 +19,7 @@ from npdraw_dist.pipeline.inputs import read_inputs
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import images
 from tests.helpers.rows import concat
-from tests.helpers.runs import HERE, TINY, Refused
+from tests.helpers.runs import HERE, Refused
 from tests.helpers.s3 import s3_server
 from tests.pipeline.test_inputs import words
 
@@ -51,13 +51,6 @@ def test_a_prepared_set_resumes_and_reads_back(bucket: str) -> None:
         np.testing.assert_array_equal(first.labels, second.labels)
     with pytest.raises(UserError, match="another source or config"):
         preparing.prepare(data, 1, out, "webdataset")
-
-
-def test_mistakes_in_a_uri_are_told_in_one_line(bucket: str, refused: Refused, tmp_path: Path) -> None:
-    """More in tests/core/test_storage_s3.py."""
-    assert "cannot open s3://nobody/runs" in refused(train.main, "--storage", "s3://nobody/runs", *TINY)
-    line = refused(sample.main, "--model", f"{bucket}/no/model", "--out", str(tmp_path))
-    assert f"--model {bucket}/no/model" in line
 
 
 def test_data_move_to_s3_and_a_bank_is_made_there(bucket: str, tmp_path: Path, refused: Refused) -> None:

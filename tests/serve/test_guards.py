@@ -124,10 +124,7 @@ BAD = blank(what=[20] * 36)  # the bank has 0 to 19
     ("path", "body", "says"),
     [
         ("decode", {"z": BAD}, "what is 20"),
-        ("decode", {"z": blank(where=[36] * 36)}, "where is 36"),
-        ("decode", {"z": blank(where=[0] * 36)}, "step t draws at place t"),
         ("decode", {"z": blank(whether=[True])}, "of one length"),
-        ("decode", {"z": {"whether": [], "where": [], "what": []}}, "36 steps, not 0"),
         ("decode", {"z": blank(), "file": "/etc/passwd"}, "file"),
         ("decode", {"z": blank(u="AAAA")}, "u: "),
         ("compose", {"a": blank(), "b": blank(), "places": [36]}, "place 36"),

@@ -1,7 +1,6 @@
 """How a sweep divides its cluster, what stops its trials, what it records, which sweep it goes on with."""
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import cluster as cluster_file
 from tests.helpers.counting import Counting
+from tests.helpers.runs import Refused
 from tests.helpers.spaces import load_space, plan_in
 from tune_spaces.driver import claim
 from tune_spaces.space import IMAGES, METRICS, SCORE
@@ -26,18 +26,10 @@ from tune_spaces.trial import _Report
 from tune_spaces.trials import Plan, TrialResult, read_results, write_result
 from tune_spaces.tuning import RecordingASHA, SweepCallback, divide, optuna_search
 
-Refused = Callable[..., str]
-
 
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     return plan_in(tmp_path, "smoke")
-
-
-def test_optuna_is_asked_for(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "optuna", None)  # as if not installed
-    error = refused(main, "--space", "smoke", "--search", "optuna", "--storage", str(tmp_path))
-    assert "--search optuna needs npdraw_dist[optuna]" in error
 
 
 def test_another_sweep_of_the_same_name_is_refused(refused: Refused, plan: Plan, tmp_path: Path) -> None:
