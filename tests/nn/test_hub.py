@@ -1,81 +1,34 @@
-"""Models found in a folder, a run, at a URI or on a hub (a stand-in of its API), and what they state."""
+"""Models found in a folder, a run, at a URI or on a hub (a folder in its place), and what they state."""
 
 import json
-import subprocess
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from PIL import Image
 from torch import nn
 
 import npdraw_dist
+from npdraw_dist import sample
 from npdraw_dist.config.spec import SplitSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.made_by import stamp
+from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.nn.baselines.vae import ConvVAE
 from npdraw_dist.nn.npdraw import NPDraw
-from tests.helpers.hub_server import TOKEN, hub_server
 from tests.helpers.tiny_baselines import tiny_baseline
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 
-CODE = """
-import sys
-import torch
-import npdraw_dist
-from npdraw_dist import NPDraw
-from npdraw_dist.core.errors import UserError
-
-model = npdraw_dist.load("model")
-print(model.push_to_hub("me/tiny", commit_message="the first"))
-again = npdraw_dist.load("me/tiny")
-pinned = NPDraw.from_pretrained("me/tiny@main")
-for name, value in model.state_dict().items():
-    assert torch.equal(value, again.state_dict()[name]), name
-    assert torch.equal(value, pinned.state_dict()[name]), name
-for where in ("me/none", "me/tiny@none"):
-    try:
-        npdraw_dist.load(where)
-    except UserError as error:
-        print("refused", where, str(error).startswith(where))
-from npdraw_dist import sample
-from npdraw_dist.edit import __main__ as edit
-sample.main(["--model", "me/tiny", "--n", "2", "--out", "drawn"])
-drawings = ["--a", "sample:1", "--b", "sample:2", "--region", "0:1,:", "--keep", "0:1,:"]
-edit.main(["--model", "me/tiny", *drawings, "--out", "made"])
-assert "ray" not in sys.modules
-"""
-
-
-def test_a_model_goes_to_the_hub_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_model(tiny_spec(image_shape=(1, 4, 4), steps=4)).save_pretrained(tmp_path / "model")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
-    with hub_server() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        done = subprocess.run(
-            [sys.executable, "-c", CODE], cwd=tmp_path, capture_output=True, text=True, timeout=240
-        )
-    assert done.returncode == 0, done.stderr[-3000:]
-    files = hub.repositories["me/tiny"]
-    assert set(files) == {"README.md", "config.json", "model.safetensors", "samples.png"}
-    assert files["model.safetensors"] == (tmp_path / "model" / "model.safetensors").read_bytes()
-    assert 'npdraw_dist.load("me/tiny")' in files["README.md"].decode()
-    assert files["samples.png"].startswith(b"\x89PNG")
-    told = done.stdout.splitlines()
-    assert f"{hub.url}/me/tiny/commit/{hub.commit_of('me/tiny')}" in told
-    assert {"refused me/none True", "refused me/tiny@none True"} <= set(told)
-    assert (tmp_path / "drawn" / "samples.png").is_file()
-    assert (tmp_path / "made" / "completion.png").is_file()
-    downloads = [line for line in hub.requests if line.startswith("GET /me/tiny/resolve/")]
-    assert {line.rpartition("/")[2] for line in downloads} == {"config.json", "model.safetensors"}
-
-
+URL = "https://hub.example/me/tiny/commit/1"
 DATA = SplitSpec(source="digits", seed=3, fraction=1.0, valid_fraction=0.1, test_fraction=0.2, inputs="abc")
 RESULTS: dict[str, Any] = {
     **{"split": "test", "n": 1234, "k": 50, "nll_iwae": 88.25, "elbo": -92.5},
@@ -100,15 +53,66 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: Any, **__: Any) -> str:
-        raise AssertionError("the hub was asked")
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", refused)
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", Mock(side_effect=AssertionError("the hub was asked"))
+    )
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
     ours, theirs = a.state_dict(), b.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in place of the hub, with a folder for each repository. What is downloaded goes to `cache`."""
+    folder, cache, response = tmp_path / "hub", tmp_path / "cache", Mock(headers={})
+
+    def create(_: HfApi, repo_id: str, **__: Any) -> SimpleNamespace:
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload(_: HfApi, repo_id: str, folder_path: Path, **__: Any) -> str:
+        shutil.copytree(folder_path, folder / repo_id)
+        return URL
+
+    def download(repo_id: str, revision: str | None, allow_patterns: list[str], **_: Any) -> str:
+        if not (folder / repo_id).exists():
+            raise RepositoryNotFoundError("404", response=response)
+        if revision not in (None, "main"):
+            raise RevisionNotFoundError("404", response=response)
+        cache.mkdir(exist_ok=True)
+        for name in allow_patterns:
+            shutil.copy(folder / repo_id / name, cache)
+        return str(cache)
+
+    monkeypatch.setattr(HfApi, "create_repo", create)
+    monkeypatch.setattr(HfApi, "upload_folder", upload)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    return folder
+
+
+def test_a_model_goes_to_the_hub_and_back(hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if not installed
+    monkeypatch.chdir(tmp_path)
+    model = small()
+    model.save_pretrained("model")
+    assert model.push_to_hub("me/tiny", commit_message="the first") == URL
+    files = {path.name: path.read_bytes() for path in (hub / "me" / "tiny").iterdir()}
+    assert set(files) == {"README.md", "config.json", "model.safetensors", "samples.png"}
+    assert files["model.safetensors"] == Path("model/model.safetensors").read_bytes()
+    assert 'npdraw_dist.load("me/tiny")' in files["README.md"].decode()
+    assert files["samples.png"].startswith(b"\x89PNG")
+    for again in (npdraw_dist.load("me/tiny"), NPDraw.from_pretrained("me/tiny@main")):
+        assert same(again, model)
+    for where, says in (("me/none", "no such model"), ("me/tiny@none", "no revision none of this model")):
+        with pytest.raises(UserError, match=f"^{where} .*{says}"):
+            npdraw_dist.load(where)
+    sample.main(["--model", "me/tiny", "--n", "2", "--out", "drawn"])
+    drawings = ["--a", "sample:1", "--b", "sample:2", "--region", "0:1,:", "--keep", "0:1,:"]
+    edit.main(["--model", "me/tiny", *drawings, "--out", "made"])
+    assert Path("drawn/samples.png").is_file()
+    assert Path("made/completion.png").is_file()
+    assert {path.name for path in Path("cache").iterdir()} == {"config.json", "model.safetensors"}
 
 
 def test_a_folder_a_run_and_a_uri(run: Path) -> None:
