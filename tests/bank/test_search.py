@@ -1,9 +1,8 @@
 """The nearest vectors against brute force, exact integers and FAISS: the same bank, bit for bit."""
 
 import sys
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from unittest.mock import Mock
 
 import faiss
 import numpy as np
@@ -146,55 +145,39 @@ def test_a_product_takes_one_thread_meanwhile() -> None:
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often FAISS is asked for each thing of a GPU, on a machine that seems to have one."""
-    found: Counter[str] = Counter()
-
-    class Resources:
-        def __init__(self) -> None:
-            found["resources"] += 1
-
-        def setTempMemory(self, size: int) -> None:  # FAISS's name
-            assert 0 < size <= 2**30
-
-    class Index:
-        def __init__(self, resources: Resources, dimensions: int) -> None:
-            found["index"] += 1
-            self.d, self._index = dimensions, faiss.IndexFlatL2(dimensions)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(self._index, name)
-
-    def asked() -> int:
-        found["asked"] += 1
-        return 1
-
-    monkeypatch.setattr(faiss, "get_num_gpus", asked)
-    monkeypatch.setattr(faiss, "StandardGpuResources", Resources, raising=False)
-    monkeypatch.setattr(faiss, "GpuIndexFlatL2", Index, raising=False)
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """What is asked of FAISS on a machine that seems to have a GPU."""
+    found = Mock()
+    found.get_num_gpus.return_value = 1
+    found.GpuIndexFlatL2.side_effect = lambda resources, dimensions: faiss.IndexFlatL2(dimensions)
+    for name in ("get_num_gpus", "StandardGpuResources", "GpuIndexFlatL2"):
+        monkeypatch.setattr(faiss, name, getattr(found, name), raising=False)
     return found
 
 
-def test_a_clustering_makes_one_index(calls: Counter[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clustering_makes_one_index(pretended: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
     """For all steps, restarts, chunks and the search of exemplars, with the result of the CPU."""
     monkeypatch.setattr(shard_file, "CHUNK", 1000)
     patches = patches_of(1, 6000, 12)
     on_cpu, facts = build_bank(patches, 3, SETTINGS, seed=0)
-    assert calls == Counter()  # so no context of a GPU is left in a process without
+    assert pretended.mock_calls == []  # so no context of a GPU is left in a process without
     on_gpu, same_facts = build_bank(patches, 3, SETTINGS, seed=0, gpu=True)
-    assert calls == {"asked": 1, "resources": 1, "index": 1}
+    for asked in (pretended.get_num_gpus, pretended.StandardGpuResources, pretended.GpuIndexFlatL2):
+        asked.assert_called_once()
+    (size,) = pretended.StandardGpuResources().setTempMemory.call_args.args
+    assert 0 < size <= 2**30
     assert same_facts == facts
     assert (on_gpu.parts == on_cpu.parts).all()
 
 
 @pytest.mark.parametrize(("wanted", "found", "gpu"), [(None, 1, True), (None, 0, False), (False, 1, False)])
 def test_a_gpu_is_used_if_it_is_found_and_must_be_there_if_it_is_wanted(
-    calls: Counter[str], monkeypatch: pytest.MonkeyPatch, wanted: bool | None, found: int, gpu: bool
+    pretended: Mock, wanted: bool | None, found: int, gpu: bool
 ) -> None:
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: found)
+    pretended.get_num_gpus.return_value = found
     assert Searcher(wanted).gpu == gpu
-    assert calls["resources"] == gpu
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
+    assert pretended.StandardGpuResources.called == gpu
+    pretended.get_num_gpus.return_value = 0
     with pytest.raises(UserError, match=r"scale\.use_gpu"):
         build_bank(patches_of(1, 100, 12), 3, SETTINGS, seed=0, gpu=True)
 

@@ -1,4 +1,4 @@
-"""The load on the studio's API: it reaches every action, and counts what a server does wrong."""
+"""The load on the studio's API: it counts what a server does wrong, and every action is answered."""
 
 import base64
 import io
@@ -42,12 +42,11 @@ def load(monkeypatch: pytest.MonkeyPatch, order: str, **sizes: Any) -> dict[str,
 
 
 def test_what_is_refused_failed_lost_and_wrong_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    turns, asked = itertools.cycle(TURNS), set[str]()
+    turns = itertools.cycle(TURNS)
 
     def client(port: int, requests: Sequence[Request], number: int, count: int) -> list[Response]:
         found = []
         for request in (requests[(number + turn) % len(requests)] for turn in range(count)):
-            asked.add(request.path)
             turn, content = "good", b"{}"
             if request.image is not None:
                 turn, picture = next(turns), io.BytesIO()
@@ -68,7 +67,6 @@ def test_what_is_refused_failed_lost_and_wrong_is_counted(monkeypatch: pytest.Mo
     assert figures["serve_requests_per_s_of_4"] > 0
     assert figures["serve_mixed_requests_per_s_of_5"] > 0
     assert figures["serve_gif_ms"] == pytest.approx(1)
-    assert len(asked) == 14, "each action has a path of its own"
 
 
 def test_a_request_without_an_answer_is_lost_and_the_next_one_connects_again() -> None:

@@ -188,7 +188,6 @@ def test_all_files_name_the_image_and_the_ray_that_the_dockerfile_builds() -> No
         assert named == {"head": name, "cpu": name, "gpu": f"{name}-gpu"}
     (version,) = re.findall(r"ARG RAY_VERSION=(\S+)", DOCKERFILE)
     rays = [Requirement(text) for text in re.findall(r'"(ray\[[^"]+)"', PROJECT)]
-    assert len(rays) == 2  # the base, and the extra `serve`
     assert all(ray.specifier.contains(version) for ray in rays)
     assert {ray_cluster(name)["rayVersion"] for name in KUBERAY} == {version}
 
@@ -204,7 +203,6 @@ def test_the_image_holds_what_exists_runs_without_root_and_has_no_token() -> Non
 
 
 def test_no_file_opens_a_port_or_holds_a_secret() -> None:
-    assert len(FILES) > 8
     for path in FILES:
         text = without_comments(path)
         for word in (

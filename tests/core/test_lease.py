@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -89,14 +90,11 @@ def test_an_owner_that_was_killed_is_followed_at_once(
     os.waitid(os.P_PID, sleeping.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
     if reaped:
         sleeping.wait()
-    second = make(tmp_path, World(this_process(), sleep=refuse_to_sleep))
+    no_wait = Mock(side_effect=AssertionError)
+    second = make(tmp_path, World(this_process(), sleep=no_wait))
     second.take()
     assert second.generation == 2
     assert files(tmp_path) == ["00000002.json"]
-
-
-def refuse_to_sleep(seconds: float) -> None:
-    raise AssertionError("there is nothing to wait for")
 
 
 def test_who_runs() -> None:
@@ -268,10 +266,7 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_filesystem_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError("no links here")
-
-    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError("no links here")))
     with make(tmp_path), pytest.raises(LeaseError, match="is in use by"), make(tmp_path):
         pass
     assert len(files(tmp_path)) == 1

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
+from tests.helpers.tiny_models import same
 
 FLAG, INDEX = torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.int64)
 IMAGES = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
@@ -19,11 +20,6 @@ def sequence(batch: int = 2, steps: int = 3) -> PartSequence:
     g = torch.Generator().manual_seed(0)
     where, what = torch.randint(1, 9, (2, batch, steps), generator=g)
     return PartSequence(torch.rand(batch, steps, generator=g) < 0.5, where, what)
-
-
-def check_equal(a: PartSequence, b: PartSequence) -> None:
-    for name in ("whether", "where", "what"):
-        assert torch.equal(getattr(a, name), getattr(b, name))
 
 
 @pytest.mark.parametrize(
@@ -58,15 +54,15 @@ def test_a_batch_keeps_its_narrow_type_until_z_is_read() -> None:
         pickle.loads(pickle.dumps(narrow, 5)),
     ):
         assert (batch.where.dtype, batch.what.dtype) == (torch.int16, torch.int16)
-        check_equal(batch.z, z)
+        assert same(batch.z, z)
 
 
 def test_rows_cat_and_what_canonical_clears() -> None:
     z = sequence(5)
-    check_equal(PartSequence.cat([z[:2], z[torch.tensor([2, 3, 4])]]), z)
+    assert same(PartSequence.cat([z[:2], z[torch.tensor([2, 3, 4])]]), z)
     assert (len(z), z.steps) == (5, 3)
     expected = PartSequence(z.whether, z.where * z.whether, z.what * z.whether)
-    check_equal(z.canonical(), expected)
+    assert same(z.canonical(), expected)
 
 
 def test_bank_round_trip_keeps_bits_and_metadata(tmp_path: Path) -> None:

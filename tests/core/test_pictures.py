@@ -17,10 +17,10 @@ from tests.helpers import mixed_folder as folder
 COLOUR, GREY = Frame((3, 16, 16)), Frame((1, 16, 16))
 
 
-def padded(shown: NDArray[np.float64], side: int, paper: float = 255.0) -> NDArray[np.float64]:
-    """(h, w, 3) -> (side, side, 3): in the middle of a square of paper, by the mean of each cell."""
+def padded(shown: NDArray[np.float64], side: int) -> NDArray[np.float64]:
+    """(h, w, 3) -> (side, side, 3): in the middle of a square of white, by the mean of each cell."""
     height, width, _ = shown.shape
-    square = np.full((max(height, width), max(height, width), 3), paper)
+    square = np.full((max(height, width), max(height, width), 3), 255.0)
     top, left = (len(square) - height) // 2, (len(square) - width) // 2
     square[top : top + height, left : left + width] = shown
     fine = np.repeat(np.repeat(square, side, 0), side, 1) if len(square) < 100 else square

@@ -1,6 +1,5 @@
 """The user's own images: folders, tars and Parquet, with all the bad rows that come with them."""
 
-import io
 import pickle
 import tarfile
 from pathlib import Path
@@ -11,7 +10,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
@@ -20,6 +18,7 @@ from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
 from tests.helpers.image_files import write_tar
 from tests.helpers.rows import by_id, read_all
+from tests.helpers.studio_models import png_of
 
 
 def config(source: Any, path: object, channels: Any = 3, **values: Any) -> DataConfig:
@@ -32,19 +31,13 @@ def read_train(source: str, path: Path, **values: Any) -> Rows:
     return read_all(config(source, path, valid_fraction=0, test_fraction=0, **values))["train"]
 
 
-def colour(number: int, side: int = 8) -> NDArray[np.uint8]:
-    """(side, side, 3), different for each number."""
-    return np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
+def colour(number: int) -> NDArray[np.uint8]:
+    """(8, 8, 3), different for each number."""
+    return np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 
 def stacked(count: int) -> NDArray[np.uint8]:
     return np.stack([colour(n).transpose(2, 0, 1) for n in range(count)])
-
-
-def png(array: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def reasons(rows: Rows) -> dict[str, str]:
@@ -59,7 +52,7 @@ def write_folder(root: Path, count: int = 60) -> None:
     for number in range(count):
         path = root / ("cat", "dog")[number % 2] / "deep" / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(png(colour(number)))
+        path.write_bytes(png_of(colour(number)))
 
 
 def test_imagefolder_splits_by_hash_and_labels_by_first_folder(tmp_path: Path) -> None:
@@ -96,7 +89,7 @@ def test_folders_that_are_splits(tmp_path: Path) -> None:
 def test_other_sizes_are_padded_or_cropped_to_the_centre(tmp_path: Path) -> None:
     wide = np.zeros((16, 40, 3), np.uint8)
     wide[:, 12:28] = (10, 20, 30)
-    (tmp_path / "wide.png").write_bytes(png(wide))
+    (tmp_path / "wide.png").write_bytes(png_of(wide))
     cropped = read_train("imagefolder", tmp_path, fit="crop").images
     assert cropped.shape == (1, 3, 8, 8)
     assert (cropped == np.array([10, 20, 30], np.uint8)[:, None, None]).all()
@@ -107,7 +100,7 @@ def test_other_sizes_are_padded_or_cropped_to_the_centre(tmp_path: Path) -> None
 def samples(start: int, count: int) -> list[tuple[str, bytes]]:
     made = []
     for n in range(start, start + count):
-        made += [(f"k{n:04d}.cls", str(n % 5).encode()), (f"k{n:04d}.png", png(colour(n)))]
+        made += [(f"k{n:04d}.cls", str(n % 5).encode()), (f"k{n:04d}.png", png_of(colour(n)))]
     return made
 
 
@@ -155,7 +148,7 @@ def test_webdataset_truncated_member_loses_only_what_follows(tmp_path: Path) -> 
 
 
 def test_webdataset_bad_samples(tmp_path: Path) -> None:
-    bad = [("b1.png", b"no picture"), ("b2.cls", b"3"), ("b4.cls", b"cat"), ("b4.png", png(colour(1)))]
+    bad = [("b1.png", b"no picture"), ("b2.cls", b"3"), ("b4.cls", b"cat"), ("b4.png", png_of(colour(1)))]
     write_tar(tmp_path / "a.tar", samples(0, 4) + bad + samples(2, 1) + samples(3, 1) + samples(3, 1))
     rows = read_train("webdataset", tmp_path)
     assert rows.ids == keys(4)
@@ -178,7 +171,7 @@ def write_table(path: Path, image: Any, row_group: int | None = None, **columns:
 )
 def test_parquet_image_columns(tmp_path: Path, form: str) -> None:
     images = stacked(12)
-    encoded = [png(image.transpose(1, 2, 0)) for image in images]
+    encoded = [png_of(image.transpose(1, 2, 0)) for image in images]
     column = {
         "tensor": lambda: tensors(images),
         "plain tensor": lambda: pa.ExtensionArray.from_storage(

@@ -126,10 +126,10 @@ def test_an_emoji_has_the_words_of_its_name() -> None:
     assert emoji_names.words((0xE000,)) == ""
 
 
-def parses_with(told: Told, folder: Path, files: int = 4) -> Parses:
+def parses_with(told: Told, folder: Path) -> Parses:
     """Parses of pictures whose pixels, parts and words all say their number."""
-    for file in range(files):
-        numbers = np.arange(file, COUNT, files)
+    for file in range(4):
+        numbers = np.arange(file, COUNT, 4)
         what = torch.from_numpy(np.stack([numbers, numbers], 1))
         z = PartSequence(torch.ones_like(what, dtype=torch.bool), what % 4, what)
         rows = Rows(

@@ -1,7 +1,8 @@
 """What happens between items of the stages that read data, and what ends a command early."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
+from unittest.mock import Mock
 
 from npdraw_dist.data import tasks
 
@@ -25,13 +26,9 @@ def interfering(how: Callable[[], object], at: int) -> Mapper:
     return mapped
 
 
-def killed() -> None:
-    raise KeyboardInterrupt
-
-
 class Stopped(Exception):
     """Instead of what would come next."""
 
 
-def stopped(*_: object, **__: object) -> NoReturn:
-    raise Stopped
+killed = Mock(side_effect=KeyboardInterrupt)
+stopped = Mock(side_effect=Stopped)

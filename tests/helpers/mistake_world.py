@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -166,12 +167,9 @@ def contents(folder: Path) -> dict[str, str]:
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """CPUS cores, no GPU, no compiler, FREE_BYTES on the disk; and no Ray may be started or asked."""
 
-    def refuse(*_: object, **__: object) -> None:
-        raise AssertionError("Ray was started")
-
     for name in ("RAY_ADDRESS", "CXX"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "init", Mock(side_effect=AssertionError("Ray was started")))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(os, "cpu_count", lambda: CPUS)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)

@@ -47,8 +47,8 @@ class Watch:
             self.seen.append((time.monotonic(), images))
         return images
 
-    def _ready(self, after: int, count: int = 2) -> bool:
-        return self._images() >= after and len(workers(self.bed)) >= count
+    def _ready(self, after: int) -> bool:
+        return self._images() >= after and len(workers(self.bed)) >= 2
 
     def _fault(self, what: str) -> None:
         lost = {pid: number for pid, number in workers(self.bed).items() if number > 0}  # not the head's
@@ -64,7 +64,7 @@ class Watch:
         for after, what in faults.items():
             self.job.until(partial(self._ready, after))
             self._fault(what)
-        self.job.until(partial(self._ready, IMAGES, 0))
+        self.job.until(lambda: self._images() >= IMAGES)
         status, out = self.job.end()
         assert status == 0, out
 

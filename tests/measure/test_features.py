@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -111,14 +112,11 @@ def test_inception_with_weights_from_a_file(monkeypatch: pytest.MonkeyPatch, tmp
     """Random weights of the right names: grey images become three equal channels of whole bytes."""
     from torch_fidelity import feature_extractor_inceptionv3 as inception
 
-    def no_download(*_: Any, **__: Any) -> None:
-        raise AssertionError("nothing is downloaded")
-
     class Blank(inception.FeatureExtractorInceptionV3):
         def load_state_dict(self, *_: Any, **__: Any) -> None:
             """Keeps the initial weights."""
 
-    monkeypatch.setattr(inception, "load_state_dict_from_url", no_download)
+    monkeypatch.setattr(inception, "load_state_dict_from_url", Mock(side_effect=AssertionError))
     torch.save({}, tmp_path / "empty.pth")
     torch.manual_seed(0)
     weights = Blank("inception-v3-compat", ["64"], str(tmp_path / "empty.pth")).state_dict()

@@ -25,8 +25,8 @@ from tests.helpers.tiny_models import (
 SPEC = tiny_spec("raster", table="pixels")
 
 
-def bank(k: int, seed: int = 1) -> PartBank:
-    return PartBank(torch.rand(k, 1, 2, 2, generator=seeded(seed)))
+def bank(k: int) -> PartBank:
+    return PartBank(torch.rand(k, 1, 2, 2, generator=seeded(1)))
 
 
 def swapped(k: int) -> tuple[NPDraw, NPDraw]:

@@ -1,6 +1,5 @@
 """Bad rows of the user's data in whole stages: skipped, counted and listed; too many stop a stage early."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
 
 from npdraw_dist import train
 from npdraw_dist.data import shard_writer
 from tests.helpers.in_process import killed
 from tests.helpers.runs import HERE, Refused
+from tests.helpers.studio_models import png_of
 
 SIDE = 10
 
@@ -28,12 +27,6 @@ def flags(source: str, data: Path, run: Path, **settings: object) -> list[str]:
 
 def pictures(count: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE)).astype(np.uint8)
-
-
-def png(picture: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def rejects(run: Path, folder: str = "parses") -> list[tuple[str, str]]:
@@ -76,7 +69,7 @@ def test_the_first_of_two_images_of_an_id_stays_through_a_resume(
         )
     words = flags("parquet", data, run, max_bad_fraction=0.04)
     with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "repeated_in", lambda *_, **__: killed())
+        patch.setattr(shard_writer, "repeated_in", killed)
         with pytest.raises(KeyboardInterrupt):
             train.main(words)
     train.main(words)  # takes up the removal of duplicates
@@ -107,7 +100,7 @@ def test_a_stage_stops_before_it_has_read_all(tmp_path: Path, refused: Refused) 
     data, run, images = tmp_path / "in", tmp_path / "run", pictures(400)
     data.mkdir()
     for n, image in enumerate(images):
-        (data / f"{n:03d}.png").write_bytes(png(image) if n % 2 else b"bad")
+        (data / f"{n:03d}.png").write_bytes(png_of(image) if n % 2 else b"bad")
     lenient = flags("imagefolder", data, run, shard_rows=10, max_bad_fraction=1)
     for folder in ("bank", "parses"):
         line = refused(train.main, *flags("imagefolder", data, run, shard_rows=10))

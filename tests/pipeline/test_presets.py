@@ -25,6 +25,7 @@ from npdraw_dist.training.loop import Budget, Data
 from npdraw_dist.training.loop import train as run_loop
 from tests.helpers.local_context import LocalContext
 from tests.helpers.runs import HERE, TINY
+from tests.helpers.tiny_models import same
 from tests.helpers.tiny_presets import real_images
 
 # Mean and standard deviation over seeds 0 to 4, each with its own split; one thread.
@@ -141,8 +142,7 @@ def test_on_white_bank_and_parses_are_those_of_the_negatives(preset: str, order:
     white = bank_and_parse(preset, "white", 255 - images, order)
     assert black.z.whether.any()
     torch.testing.assert_close(white.bank.parts, 1 - black.bank.parts, rtol=0, atol=1e-6)
-    for name in ("whether", "where", "what"):
-        assert torch.equal(getattr(white.z, name), getattr(black.z, name)), name
+    assert same(white.z, black.z)
     torch.testing.assert_close(white.canvas, 1 - black.canvas, rtol=0, atol=1e-6)
     torch.testing.assert_close(white.squared_error, black.squared_error)
     shown = (white.canvas < 1).flatten(1).any(1)

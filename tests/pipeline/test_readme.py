@@ -74,9 +74,7 @@ def test_the_commands_run(
     for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)):
         Image.fromarray(pixels).save(tmp_path / "my_pictures" / f"{number}.png")
     monkeypatch.chdir(tmp_path)
-    found = commands()
-    assert len(found) >= 20
-    for module, *argv in found:
+    for module, *argv in commands():
         main = main_of(module)
         trained = {"from_shards", "digits-vae"}.intersection(argv)
         if module in ("npdraw_dist.train", "tune_spaces.sweep") and not trained:

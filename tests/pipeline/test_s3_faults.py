@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -16,6 +15,7 @@ from npdraw_dist.core.lease import is_lease
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
 from npdraw_dist.pipeline import prior
 from npdraw_dist.training import launch
+from tests.helpers.in_process import stopped
 from tests.helpers.runs import TINY, Refused
 from tests.helpers.s3 import BUCKET, SECRET, Fault, Faults, flaky_proxy, s3_server
 from tests.pipeline.test_faults import breaks
@@ -97,10 +97,7 @@ def test_an_interrupted_run_on_s3_is_the_undisturbed_one_here(
     for name in ("bank/bank.safetensors", "model/model.safetensors"):
         assert found[name] == (tiny_run / name).read_bytes(), name
 
-    def fail(*_: Any) -> None:
-        raise AssertionError("a finished run needs no Ray")
-
-    monkeypatch.setattr(launch, "start_ray", fail)
+    monkeypatch.setattr(launch, "start_ray", stopped)
     train.main(command)
     assert files(uri) == found
     assert f"run {uri} has another config" in refused(train.main, *command, "--prior.width", "32")

@@ -1,6 +1,5 @@
 """The scores of a batch on a model small enough to enumerate. k draws, B images, K parts."""
 
-import itertools
 import math
 
 import numpy as np
@@ -13,7 +12,7 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.posterior import FreeHead, Posterior
 from npdraw_dist.pipeline.scores import SCORING, bank_usage, part_counts, score, score_images
 from npdraw_dist.training.feed import noise_seed
-from tests.helpers.tiny_models import log_likelihood, tiny_spec
+from tests.helpers.tiny_models import of_all_drawings, tiny_spec
 
 
 @pytest.fixture(scope="module")
@@ -38,22 +37,11 @@ def images() -> Tensor:
     return torch.randint(256, (5, 1, 2, 4), generator=generator, dtype=torch.uint8)
 
 
-def exact(model: NPDraw, x: Tensor) -> Tensor:
-    """log p(x), (B,): the sum over all nine drawings."""
-    steps = [(False, 0), (True, 0), (True, 1)]
-    rows = torch.tensor(list(itertools.product(steps, steps)))
-    where = torch.arange(2).expand(len(rows), -1)
-    z = PartSequence(rows[..., 0].bool(), where, rows[..., 1].long())
-    with torch.no_grad():
-        table = [
-            log_likelihood(model, z, image.expand(len(rows), -1, -1, -1)) + model.prior_log_prob(z)
-            for image in x
-        ]
-    return torch.stack(table).double().logsumexp(1)
-
-
 def test_the_nll_is_that_of_the_enumeration(model: NPDraw, images: Tensor) -> None:
-    truth = -exact(model, (images > 127).float())
+    """The sum over all nine drawings."""
+    with torch.no_grad():
+        log_p = [of_all_drawings(model, image[None])[3] for image in (images > 127).float()]
+    truth = -torch.stack(log_p).double().logsumexp(1)
     found = score_images(model, images, 4000, 0, 0, 0)
     error = np.sqrt(1 / found["effective_samples"])
     assert ((found["nll_iwae"] - truth).abs() < 5 * error).all()

@@ -8,10 +8,10 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import torch
@@ -164,56 +164,40 @@ def train_tracked(store: Store, service: str) -> list[dict[str, float]]:
     return [*read_metrics(*where), *read_metrics(*where, RECENT_ROWS)]
 
 
-class Recorder:
-    """A tracker that keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, int, dict[str, float]]] = []
-        self.ended: list[tuple[dict[str, Any], bool]] = []
-        self.fails = False
-
-    def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
-        self.rows.append((stage, images_seen, dict(values)))
-        if self.fails:
-            raise ConnectionError("no  answer")
-
-    def finish(self, numbers: Mapping[str, Any], failed: bool) -> None:
-        self.ended.append((dict(numbers), failed))
-
-
 @pytest.fixture
-def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    made = Recorder()
+def tracker(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    made = Mock()
     monkeypatch.setattr(tracking, "_Wandb", lambda experiment, store: made)
     return made
 
 
-def test_a_tracker_gets_each_row_once(tmp_path: Path, recorder: Recorder) -> None:
+def test_a_tracker_gets_each_row_once(tmp_path: Path, tracker: Mock) -> None:
     store = random_parses(tmp_path)
     rows = train_tracked(store, "wandb")
-    sent = {(images_seen, *sorted(values)) for _, images_seen, values in recorder.rows}
-    assert len(recorder.rows) == len(rows) == len(sent) == 6
-    given = [{**values, "images_seen": images} for _, images, values in recorder.rows]
+    logged_rows = [made.args for made in tracker.log.call_args_list]
+    sent = {(images_seen, *sorted(values)) for values, images_seen, _ in logged_rows}
+    assert len(logged_rows) == len(rows) == len(sent) == 6
+    given = [{**values, "images_seen": images} for values, images, _ in logged_rows]
     for row in rows:
         assert {name: value for name, value in row.items() if name != "step"} in given
-    assert recorder.ended == [({}, False)]
+    assert tracker.finish.call_args_list == [call({}, False)]
     assert store.watchers == []
     with pytest.raises(ZeroDivisionError), tracked(ASKED, store, "wandb"):
         raise ZeroDivisionError
-    assert recorder.ended[1:] == [({}, True)]
+    assert tracker.finish.call_args_list[1:] == [call({}, True)]
 
 
 def test_a_service_that_fails_is_reported_once(
-    tmp_path: Path, recorder: Recorder, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tracker: Mock, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recorder.fails = True
+    tracker.log.side_effect = ConnectionError("no  answer")
     store = random_parses(tmp_path)
     with tracked(ASKED, store, "wandb"):
         for step in (1, 2):
             store.watchers[0]({"images_seen": 16, "step": step, "valid/nll": 3.0}, "prior")
     assert capsys.readouterr().out.count("no answer") == 1
-    assert len(recorder.rows) == 1
-    assert recorder.ended == []
+    tracker.log.assert_called_once()
+    tracker.finish.assert_not_called()
 
 
 def test_a_package_that_is_not_there_or_a_service_that_refuses_is_a_line(
@@ -225,9 +209,7 @@ def test_a_package_that_is_not_there_or_a_service_that_refuses_is_a_line(
     assert "--track mlflow needs npdraw_dist[mlflow]" in error
     assert not list(tmp_path.iterdir())
 
-    def init(**settings: Any) -> None:
-        raise RuntimeError("no API key\nconfigured")
-
+    init = Mock(side_effect=RuntimeError("no API key\nconfigured"))
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=dict))
     with (
         pytest.raises(UserError, match="no API key configured"),

@@ -62,15 +62,9 @@ class Shelf:
 
 
 def streamed(
-    batch: int = 8,
-    lane: int = 2,
-    rank: int = 0,
-    world: int = 1,
-    seed: int = 3,
-    files: Sequence[int] = FILES,
-    micro: int = 3,
+    batch: int = 8, lane: int = 2, rank: int = 0, world: int = 1, seed: int = 3, files: Sequence[int] = FILES
 ) -> StreamFeed:
-    return StreamFeed(np.array(files), Shelf(files), Share(batch, micro, seed, rank, world), 2 * batch, lane)
+    return StreamFeed(np.array(files), Shelf(files), Share(batch, 3, seed, rank, world), 2 * batch, lane)
 
 
 def of_kind(kind: str, rank: int = 0, world: int = 1, seed: int = 3) -> Feed:

@@ -69,11 +69,9 @@ def test_who_says_how_threads_wait_is_obeyed(
 
 
 def test_a_machine_with_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise ValueError("The requested object store memory size is greater than the total available memory.")
-
+    said = "The requested object store memory size is greater than the total available memory."
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.setattr(ray, "init", mock.Mock(side_effect=ValueError(said)))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with (
         mock.patch.dict(os.environ),

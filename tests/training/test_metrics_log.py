@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -156,13 +157,10 @@ def test_tensorboard_reads_events_that_need_no_thread_and_no_file_beside_the_run
 def test_what_a_failing_storage_did_not_take_is_written_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError("no space left on device")
-
     events = Events(LOCAL, str(tmp_path))
     events.add(row(2))
     with monkeypatch.context() as patch:
-        patch.setattr("builtins.open", full)
+        patch.setattr("builtins.open", Mock(side_effect=OSError("no space left on device")))
         events.add(row(4))
     events.add(row(6))
     assert scalars(tmp_path) == [(20, 0.2), (40, 0.4), (60, 0.6)]

@@ -19,10 +19,10 @@ from npdraw_dist.training import cluster
 from tests.helpers.counting import Counting
 
 
-def known(root: Path, name: str = "a.png") -> Landmarks:
+def known(root: Path) -> Landmarks:
     root.mkdir(exist_ok=True)
-    (root / name).write_text(name)
-    found = Landmarks.of("the data", "--data.path", str(root), [name])
+    (root / "a.png").write_text("a.png")
+    found = Landmarks.of("the data", "--data.path", str(root), ["a.png"])
     assert found is not None
     return found
 

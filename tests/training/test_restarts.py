@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -19,6 +20,7 @@ from npdraw_dist.training.checkpoint import Criterion
 from npdraw_dist.training.launch import TrainRun, run_training
 from npdraw_dist.training.restarts import AGAIN_S, FIRST_S, Waiting
 from npdraw_dist.training.workers import Workers
+from tests.training.test_cluster import nodes
 
 LOCAL = fs.LocalFileSystem()
 DIED = "rank 0 died (its process was killed or crashed)"
@@ -110,10 +112,7 @@ def test_failures_in_a_row_end_the_run_with_what_became_of_the_worker(play: Play
 
 
 def test_a_storage_that_does_not_answer_is_no_progress(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> None:
-        raise OSError("timed out")
-
-    monkeypatch.setattr(restarts, "by_age", broken)
+    monkeypatch.setattr(restarts, "by_age", Mock(side_effect=OSError("timed out")))
     monkeypatch.setattr(launch, "remove_broken_snapshot", lambda *_: None)
     result, _ = play([saves_and_dies(2), saves_and_dies(4)], 1)
     assert isinstance(result, UserError)
@@ -146,12 +145,8 @@ def test_what_no_restart_mends_ends_the_run_in_a_line(play: Play, fit: Fit, most
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A cluster of two nodes of 4 CPUs and a GPU, and the time."""
-    resources = {"CPU": 4.0, "GPU": 1.0}
-    nodes = [
-        {"Alive": True, "NodeManagerAddress": address, "NodeID": address, "Resources": resources}
-        for address in ("10.0.0.1", "10.0.0.2")
-    ]
-    found = SimpleNamespace(now=0.0, nodes=nodes, free={"CPU": 8.0, "GPU": 2.0})
+    listed = nodes(*2 * [{"CPU": 4.0, "GPU": 1.0}])
+    found = SimpleNamespace(now=0.0, nodes=listed, free={"CPU": 8.0, "GPU": 2.0})
     monkeypatch.setattr(time, "monotonic", lambda: found.now)
     monkeypatch.setattr(ray, "nodes", lambda: found.nodes)
     monkeypatch.setattr(ray, "available_resources", lambda: found.free)

@@ -19,6 +19,7 @@ from npdraw_dist.training import cluster as cluster_file
 from tests.helpers.counting import Counting
 from tests.helpers.runs import Refused
 from tests.helpers.spaces import load_space, plan_in
+from tests.training.test_cluster import nodes
 from tune_spaces.driver import claim
 from tune_spaces.space import IMAGES, METRICS, SCORE
 from tune_spaces.sweep import Options, main
@@ -43,12 +44,9 @@ def test_another_sweep_of_the_same_name_is_refused(refused: Refused, plan: Plan,
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """cluster(cpus, ...): the CPUs of each node, or (CPUs, GPUs)."""
 
-    def build_nodes(*nodes: Any) -> None:
-        listed = []
-        for node in nodes:
-            cpus, gpus = node if isinstance(node, tuple) else (node, 0)
-            have = {"CPU": float(cpus), "GPU": float(gpus)}
-            listed.append({"Alive": True, "NodeManagerAddress": "10.0.0.1", "Resources": have})
+    def build_nodes(*each: Any) -> None:
+        pairs = [node if isinstance(node, tuple) else (node, 0) for node in each]
+        listed = nodes(*({"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in pairs))
         monkeypatch.setattr(cluster_file, "ray", SimpleNamespace(nodes=lambda: listed))
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
