@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from npdraw_dist.bench.__main__ import Bench
 from npdraw_dist.config.cli import Command, parse_flags
 from npdraw_dist.config.load import resolve
+from npdraw_dist.config.prepared import Prepared
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.evaluate.settings import Evaluate
 from npdraw_dist.prepare import Prepare
@@ -269,7 +270,11 @@ def experiment_of(argv: list[str]) -> Experiment:
 
 
 @pytest.mark.parametrize("file", ["README.md", "submit.sh", "slurm.sh", "rayjob.yaml", "../docs/cluster.md"])
-def test_every_command_has_flags_that_the_parser_knows(file: str) -> None:
+def test_every_command_has_flags_that_the_parser_knows(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Buckets are not opened: what `prepare` wrote there says the sizes of its images."""
+    mnist = Prepared((1, 28, 28), {}, {}, {})
+    monkeypatch.setattr("npdraw_dist.config.prepared.read_prepared", lambda *_: mnist)
+    monkeypatch.setattr("npdraw_dist.core.storage.open_filesystem", lambda uri: (None, uri))
     text = (CLUSTER / file).read_text()
     if file == "rayjob.yaml":
         text = read("rayjob")["spec"]["entrypoint"]
