@@ -98,6 +98,7 @@ def test_nodes_join_a_cluster_but_no_ray_of_this_project(monkeypatch: pytest.Mon
     """Also in an actor, such as a trial of a sweep, where RAY_ADDRESS is not set."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv(OWN_RAY, raising=False)
+    monkeypatch.setattr(workers, "ray_runs", lambda: False)
     assert not can_grow()
     monkeypatch.setattr(workers, "ray_runs", lambda: True)
     assert can_grow()
