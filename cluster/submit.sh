@@ -42,15 +42,16 @@ if [[ ${1:-} == [!-]* ]]; then
   module=$1
   shift
 fi
-case $module:$storage in
-  npdraw_dist.train:/* | npdraw_dist.train:*://* | tune_spaces.sweep:/* | tune_spaces.sweep:*://*)
+case $module in
+  npdraw_dist.train | tune_spaces.sweep)
+    case $storage in
+      /* | *://*) ;;
+      "") fail "--storage is missing: a folder that all nodes share, or s3://..." ;;
+      *) fail "--storage $storage is relative to a job's own folder and would be lost; give /... or s3://..." ;;
+    esac
     set -- --storage "$storage" "$@"
     ;;
-  npdraw_dist.train: | tune_spaces.sweep:) fail "--storage is missing: a folder that all nodes share, or s3://..." ;;
-  npdraw_dist.train:* | tune_spaces.sweep:*)
-    fail "--storage $storage is relative to a job's own folder and would be lost; give /... or s3://..."
-    ;;
-  *:?*) fail "$module takes no --storage" ;;
+  *) [ -z "$storage" ] || fail "$module takes no --storage" ;;
 esac
 command -v ray > /dev/null || fail "ray is not installed here: pip install -e ."
 if [ -z "${RAY_AUTH_TOKEN:-}" ] && [ ! -r "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}" ]; then

@@ -42,9 +42,9 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.data.prepare import prepare, require_own
 
     require_own(settings.data, source, settings.out, settings.format)
-    from npdraw_dist.training.workers import is_local
+    from npdraw_dist.training.workers import placed
 
-    scale = settings.scale.placed(cluster=not is_local())
+    scale = placed(settings.scale)
     if not scale.here:
         from npdraw_dist.training.launch import start_ray
 

@@ -1,4 +1,4 @@
-"""The exception that a command turns into one line and exit status 2."""
+"""The exceptions that a command turns into one line and exit status 2, and a check that raises one."""
 
 
 class UserError(ValueError):
@@ -11,3 +11,9 @@ class OtherFormat(UserError):
 
 class StorageFailed(UserError):
     """The storage failed under a stage. What was saved is intact."""
+
+
+def require_positive(name: str, value: int) -> None:
+    """Raises UserError if `value`, a number of draws or the like, is less than 1."""
+    if value < 1:
+        raise UserError(f"{name} is {value}; it must be 1 or more")

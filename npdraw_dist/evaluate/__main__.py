@@ -45,10 +45,10 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _settings(flags: dict[str, Any]) -> EvaluationSettings:
-    from npdraw_dist.training.workers import is_local
+    from npdraw_dist.training.workers import placed
 
     found: EvaluationSettings = validate(EvaluationSettings, flags)
-    return found.model_copy(update={"scale": found.scale.placed(cluster=not is_local())})
+    return found.model_copy(update={"scale": placed(found.scale)})
 
 
 def _evaluate(out: str | None, flags: dict[str, Any]) -> None:

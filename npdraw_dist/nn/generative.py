@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.animation import GROWING_FRAMES, generation_gif
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.images import require_images, to_batch
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.nn.likelihoods import binarized, make_likelihood
@@ -130,8 +130,7 @@ class GenerativeModel(nn.Module, ABC):
         """
         if isinstance(x, Tensor):
             require_images(x, self.spec.image_shape)
-        if k < 1:
-            raise UserError(f"k is {k}; it must be 1 or more")
+        require_positive("k", k)
         return self.importance(self.as_input(x), k, generator).log_w
 
     def temperature_of(self, asked: float | None) -> float:

@@ -13,7 +13,7 @@ from torch import Tensor
 from npdraw_dist.core import editing
 from npdraw_dist.core.animation import ANIMATED, GROWING_FRAMES
 from npdraw_dist.core.editing import mask_of, place_of
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.images import to_canvas
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartBank, PartSequence
@@ -98,8 +98,7 @@ class NPDraw(Networks):
         temperature: of the prior; None: `spec.temperature`. condition, guidance: z ~ p(z|condition), as
         `given` takes them; a sequence has n. Raises UserError.
         """
-        if n < 1:
-            raise UserError(f"n is {n}; it must be 1 or more")
+        require_positive("n", n)
         if condition is not None:
             return self.given(plain(condition, n), guidance).draw(n, generator, temperature, top_k, seed=seed)
         _require_no_guidance(guidance)
@@ -266,7 +265,7 @@ class NPDraw(Networks):
             _require_no_guidance(guidance)
             if self.conditions > 1:
                 raise UserError(
-                    f"the model is given {self.conditions} conditions; `complete` takes such as `condition`"
+                    f"the model is given {self.conditions} conditions; give them to `complete` itself"
                 )
             each = [None] * len(z)
         else:
@@ -289,8 +288,7 @@ class NPDraw(Networks):
 
         All classes are as likely before. Raises UserError if the model takes no class, or k is less than 1.
         """
-        if k < 1:
-            raise UserError(f"k is {k}; it must be 1 or more")
+        require_positive("k", k)
         if self.spec.prior.condition != "class":
             raise UserError("the model knows no classes; train one with --prior.condition class")
         x, generator = self.as_input(images), seeded(self.device, None, seed)

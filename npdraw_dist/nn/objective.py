@@ -23,7 +23,7 @@ from npdraw_dist.nn.relaxations import binary_concrete, gumbel_softmax, soft_can
 from npdraw_dist.nn.steps import StepLogits
 
 # Parameters with these names are tables: they have no weight decay, whatever their shape, and AdamW trains
-# them. The matrices of a table by pixels too: Muon made them no better, and took 8% more time.
+# them. The matrices of a table by pixels too: Muon made them no better, and took a tenth more time.
 TABLES = (
     *("drawn", "part", "place", "position", "blank", "told"),
     *("codebook", "pseudo_inputs", "first_", "background"),

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec, PriorSpec
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.vocabulary import Vocabulary
@@ -103,8 +103,8 @@ class StepPrior(nn.Module, ABC):
         """
         if not temperature > 0:
             raise UserError(f"temperature is {temperature}; it must be above 0")
-        if top_k is not None and top_k < 1:
-            raise UserError(f"top_k is {top_k}; it must be 1 or more")
+        if top_k is not None:
+            require_positive("top_k", top_k)
         where = torch.zeros(n, self.steps, dtype=torch.int64, device=self.position.device)
         z = PartSequence(where.bool(), where, where.clone())
         used = where.new_zeros(n, self.places, dtype=torch.bool) if distinct_places else None

@@ -32,7 +32,7 @@ from npdraw_dist.pipeline.store import CONFIG, FOLDERS, Store, Watcher, finished
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import plan
 from npdraw_dist.training.checkpoint import KEPT
-from npdraw_dist.training.workers import Workers, is_local, plan_local, require_compiler
+from npdraw_dist.training.workers import Workers, is_local, placed, plan_local, require_compiler
 
 Manifest = dict[str, Any]
 Counts = Mapping[str, int | None]  # split -> images; None if only reading would tell
@@ -76,8 +76,7 @@ def prepare_run(
     Returns its config, the stages to do, and the lease, None if nothing is to do. Nothing is written and no
     Ray is started before the run can begin. Raises UserError if it cannot.
     """
-    scale = experiment.scale.placed(cluster=not is_local())
-    experiment = experiment.model_copy(update={"scale": scale})
+    experiment = experiment.model_copy(update={"scale": placed(experiment.scale)})
     require_format(store, experiment.stage_names)
     new, fresh = not store.has(CONFIG), not store.has()
     if not new:

@@ -153,6 +153,11 @@ def is_local() -> bool:
     return not os.environ.get("RAY_ADDRESS") and not ray_runs()
 
 
+def placed(scale: ScaleConfig) -> ScaleConfig:
+    """`scale` with a range `0:N` resolved, for this process or for the cluster that it has."""
+    return scale.placed(cluster=not is_local())
+
+
 def plan_local(scale: ScaleConfig) -> Workers:
     """`plan_workers` of a Ray that this machine alone would start; starts nothing. Raises UserError."""
     here = [Node.of(local_resources(scale), "this machine")]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.core.animation import ANIMATED
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.objective import Gather, Objective, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch
@@ -122,8 +122,7 @@ class Baseline(HubModel):
     @torch.no_grad()
     def _outputs(self, n: int, generator: Noise, temperature: float | None) -> list[Tensor]:
         """Likelihood parameters after the last step, in chunks. Raises UserError if there are none."""
-        if n < 1:
-            raise UserError(f"n is {n}; it must be 1 or more")
+        require_positive("n", n)
         most = self.rows_at_once
         sizes = [min(most, n - start) for start in range(0, n, most)]
         heat = self.temperature_of(temperature)
