@@ -49,6 +49,7 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     """Trains on labelled training images; writes `out`, returns its facts. Raises UserError if none are."""
     import torch
 
+    from npdraw_dist.core.process import device_here
     from npdraw_dist.core.storage import open_filesystem, require_writable, write_bytes, writing
     from npdraw_dist.data.shards import open_source
     from npdraw_dist.measure.features import FACTS
@@ -56,13 +57,17 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     from npdraw_dist.pipeline.progress import stage_progress
     from npdraw_dist.training.feed import noise_seed
     from npdraw_dist.training.launch import start_ray
+    from npdraw_dist.training.workers import placed
 
     started, data = time.perf_counter(), settings.data
     if data.shape[0] != 1:
         data = data.model_copy(update={"binarize": "none"})
     require_writable(settings.out)
     source = open_source(data, settings.seed)
-    start_ray(settings.scale)
+    scale = placed(settings.scale)
+    device = device_here(scale.use_gpu)
+    if not scale.here:
+        start_ray(scale)
     train, valid = (_labelled(source, split, data) for split in ("train", "valid"))
     if not len(train.images):
         raise UserError(
@@ -73,7 +78,7 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     if classes < 2:
         raise UserError(f"data.source {data.source} has one class only; a classifier needs two")
     torch.manual_seed(settings.seed)
-    model = Classifier(data.shape, classes, settings.features)
+    model = Classifier(data.shape, classes, settings.features).to(device)
     generators = [torch.Generator().manual_seed(noise_seed(settings.seed, number)) for number in (0, 1)]
     with stage_progress("classifier", settings.images) as show:
         fit(model, train, settings.images, generators[0], show)
@@ -89,7 +94,7 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 2),
     }
     buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(model), buffer, _extra_files={FACTS: json.dumps(facts)})
+    torch.jit.save(torch.jit.script(model.cpu()), buffer, _extra_files={FACTS: json.dumps(facts)})
     filesystem, path = open_filesystem(settings.out)
     with writing(settings.out):
         write_bytes(filesystem, path, buffer.getvalue())

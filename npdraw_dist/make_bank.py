@@ -1,11 +1,11 @@
 """npdraw bank: a part bank of any images, which a model with `prior.table pixels` can draw with."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
-from npdraw_dist.config.cli import Command, of_preset, parse_flags, run_command
+from npdraw_dist.config.cli import PRESET, PresetCommand, own_flags, parse_flags, run_command
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -14,7 +14,14 @@ from npdraw_dist.training.environment import restart_with_environment
 STAGE = "bank"
 
 
-class MakeBank(Command, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config
+class Options(BaseModel):
+    """The command's own flags."""
+
+    preset: str = Field(PRESET, description="the preset whose grid and data are taken")
+    out: str = Field(description="folder or URI to write to; the same command again resumes")
+
+
+class MakeBank(PresetCommand, Options, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config
     """Clusters patches of images into parts, as the first stage of a training does.
 
     Writes OUT/bank/bank.safetensors and its picture. A model that was trained with --prior.table pixels draws
@@ -31,23 +38,16 @@ class MakeBank(Command, Experiment):  # type: ignore[misc]  # pydantic-settings 
         "--preset glyphs --data.path FONTS --bank.size 200 --out serif",
     )
 
-    @classmethod
-    def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-        return of_preset(words, "digits")
-
-    preset: str = Field("digits", description="the preset whose grid and data are taken")
-    out: str = Field(description="folder or URI to write to; the same command again resumes")
-
 
 def main(argv: Sequence[str]) -> None:
     flags: dict[str, Any] = parse_flags(MakeBank, "npdraw_dist.make_bank", argv)
-    preset, out = flags.pop("preset", "digits"), flags.pop("out", None)
-    if out is None:
-        raise UserError("--out is missing: the folder to write to")
-    storage, slash, name = out.rstrip("/").rpartition("/")
-    if not name or storage.endswith(":/"):
-        raise UserError(f"--out {out!r} is no folder, or a whole bucket; give a folder such as banks/serif")
-    experiment = resolve(preset, None, flags)
+    own = own_flags(Options, flags)
+    storage, slash, name = own.out.rstrip("/").rpartition("/")
+    if not name.strip(".") or storage.endswith(":/"):
+        raise UserError(f"--out {own.out!r} is no new folder, or a whole bucket")
+    experiment = resolve(own.preset, None, flags)
+    if STAGE not in experiment.stage_names:
+        raise UserError(f"model.kind {experiment.model.kind} has no part bank; leave it out")
 
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline.run import start

@@ -66,6 +66,9 @@ train --data.source parquet --data.path tables | data.source parquet needs data.
 train --data.image_size 32 | are fixed for data.source digits
 train --stages bank,parze | unknown stage 'parze'; did you mean parse?
 train --model.kind vae --stages bank | unknown stage 'bank' & parse, vae, sample
+train --dry-run extra | dry-run: & a valid boolean & not 'extra'
+train --track nosuch | track: & 'wandb' or 'mlflow'
+bank --model.kind vae --out new | model.kind vae has no part bank
 train --config none.yaml | cannot read the config none.yaml
 train --config unknown.yaml | unknown key prior.dephts; did you mean prior.depth?
 train --config flat.yaml | prior is a section
@@ -92,6 +95,10 @@ sweep --space structure --metric test_nll | unknown --metric 'test_nll' & never 
 sweep --space structure --bank.size 20 | --bank.size varies in the space structure; leave it out
 sweep --space smoke --model.kind vae --metric valid_prior_nll | model.kind vae does not have; take valid_nll
 sweep --space smoke --scale.num_workers 0 | scale.num_workers is 0, but the trials of a sweep run on Ray
+sweep --space more_data --eval.split valid | eval.split is valid, but the curve & has test numbers
+sweep --space more_data --scheduler asha | --scheduler ends no trial of the space more_data early
+sweep --space comparison --config started.yaml --dry-run | section init is set, but the trials
+sweep --space seeds.py --seed 5 | --seed varies in the space seeds.py; leave it out
 sweep --space unknown_key.py | unknown_key.py: unknown key bank.sise; did you mean bank.size?
 sweep --space impossible.py | impossible.py: prior.depth: & greater than 0
 sweep --space no_values.py | no_values.py: prior.depth has no values
@@ -140,8 +147,9 @@ sample --out new --model model --condition cat | takes no condition & --prior.co
 sample --out new --model model --bank nowhere | --bank nowhere holds no bank.safetensors & npdraw bank
 sample --out new --model model --guidance -1 | guidance: & greater than or equal to 0
 sample --out new --model model --guidance 5 | --guidance is of a --condition
-bank --bank.size 5 | --out is missing
-bank --out "" | is no folder
+bank --bank.size 5 | out is missing
+bank --out . | is no new folder
+bank --out "" | is no new folder
 bank --out s3://bucket | a whole bucket
 sample --out new --model models/bert | holds another kind of model: its config.json has no spec
 sample --out new --model models/newer | models/newer was made by npdraw_dist 9.0.0 in format 99
@@ -189,6 +197,8 @@ train --name listed | runs/listed/bank/manifest.json is unreadable
 train --name $LONG | --name has 300 bytes; at most 200
 train --storage "" | a path or URI is empty; is a variable unset?
 train --storage http://127.0.0.1:1/x | cannot write to the storage
+sample --out new --model $LONG | File name too long
+sweep --space comparison --storage memory://x | --storage memory://x: a comparison starts a command for each
 train --storage file | cannot write to the storage & file/digits
 train --storage foo://bucket/x | cannot open foo://bucket/x & foo
 train --storage s3://key:secret@bucket/x | s3://***@bucket/x contains a password & AWS_ACCESS_KEY_ID
@@ -219,7 +229,8 @@ train --vae.decoder_width 20000 | needs at least 118.50 GB, and 0.10 GB are free
 train --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | and 0.10 GB are free
 RAY_ADDRESS=127.0.0.1:1 train | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
 train --stages vae | stage vae needs bank and parse and prior, not finished & --stages bank,parse,prior,vae
-train --stages parse,sample | stage parse needs bank, not finished & --stages bank,parse
+train --stages bank,vae | stage vae needs parse and prior, & --stages bank,parse,prior,vae
+train --stages parse,sample | stage parse needs bank, not finished & --stages bank,parse,prior,vae,sample
 train --data.fraction 0.005 --bank.size 5000 | 7 training images of 36 places have at most 252 patches
 bench --quick --bank.size 200000 | bank.size is 200000, but the bench's & lower it
 train --bank.max_patches 50 | bank.size is 100, but bank.max_patches keeps 50 patches; lower bank.size

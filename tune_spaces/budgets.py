@@ -8,7 +8,7 @@ from npdraw_dist.config.load import build, merge, read_preset, with_changes
 from npdraw_dist.config.registry import kind_of
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from tune_spaces.space import Kinds, Point, Value, nested, refuse_settings, setting_of
+from tune_spaces.space import Kinds, Point, Value, nested, refuse_settings, require_scratch, setting_of
 
 RATE_IMAGES = (640, 2560)  # budgets of the two trainings that tell roughly what an image costs
 ROUGH = 0.25  # `least` of their rate: a bad measurement cannot make the probe much longer than its share
@@ -115,7 +115,9 @@ def base_config(
         )
     refuse_settings(flags, DECIDED, "is decided by the comparison")
     fixed = {"eval": {"split": "valid"}}
-    return build(merge(read_preset(preset or space.preset), nested(space.settings), file, flags, fixed))
+    base = build(merge(read_preset(preset or space.preset), nested(space.settings), file, flags, fixed))
+    require_scratch(base)
+    return base
 
 
 def draw_trials(space: Kinds, base: Experiment, kinds: Sequence[str], count: int) -> list[Job]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from npdraw_dist.config.load import dump, with_changes
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import write_text
+from npdraw_dist.core.storage import OBJECT_STORES, write_text
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.run import check
@@ -56,6 +56,11 @@ class Comparison:
         data, preset = self.base.data, options.preset or space.preset
         name = options.name or f"comparison-{preset}-{100 * data.fraction:g}"
         self.run = Store.open(options.storage, name)
+        if self.run.filesystem.type_name not in (*OBJECT_STORES, "local") or "?" in options.storage:
+            raise UserError(
+                f"--storage {options.storage}: a comparison starts a command for each training, and takes a "
+                "folder or a URI of s3://, gs:// or abfs:// without options (AWS_ENDPOINT_URL sets a server)"
+            )
         self.kinds, self.count = space.chosen(options.kinds), options.num_samples or space.trials
         self.core_seconds = options.core_seconds or space.seconds_of(data.fraction)
         self.seeds = options.seeds or space.seeds.get(data.source, space.other_seeds)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from npdraw_dist.config.load import DATA_PATH, with_changes
+from npdraw_dist.config.load import DATA_PATH, merge, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
@@ -24,7 +24,7 @@ from tune_spaces import comparison
 from tune_spaces.options import OF_KINDS, Options, load_space
 from tune_spaces.results import ranked, write_results
 from tune_spaces.shared_stages import cached, needs_data
-from tune_spaces.space import Kinds, Space, refuse_settings, require_metric
+from tune_spaces.space import Kinds, Space, refuse_settings, require_metric, require_scratch
 from tune_spaces.trials import Plan, Trial, claim_facts, forget_failed, label, read_results
 
 SWEEP = "sweep.json"
@@ -33,18 +33,22 @@ SWEEP = "sweep.json"
 def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Experiment:
     """The config that the points of the space vary. Raises UserError if a flag sets what varies."""
     refuse_settings(flags, space.keys, f"varies in the space {options.space}")
+    file = options.file()
     if flags.get("eval", {}).get("split") == "test" and not space.curve:
         raise UserError(
             "--eval.split test: a sweep never opens the test split; train its best.yaml to have test numbers"
         )
+    if merge(file, flags).get("eval", {}).get("split") == "valid" and space.curve:
+        raise UserError(
+            f"eval.split is valid, but the curve of the space {options.space} has test numbers; leave it out"
+        )
     split = {"eval": {"split": "test" if space.curve else "valid"}}
-    base = space.base(options.preset or space.preset, options.file(), flags, split)
+    base = space.base(options.preset or space.preset, file, flags, split)
     if base.scale.here:
         raise UserError(
             "scale.num_workers is 0, but the trials of a sweep run on Ray; give a number such as 1"
         )
-    if base.init.has_parts:
-        raise UserError("section init is set, but the trials of a sweep train from scratch; leave it out")
+    require_scratch(base)
     return base
 
 
@@ -87,6 +91,7 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
         return
     options.refuse(OF_KINDS, "is a flag of --space comparison; leave it out")
     if space.curve:  # to end a trial early would choose by its numbers
+        options.refuse(("scheduler",), f"ends no trial of the space {options.space} early; leave it out")
         options = options.model_copy(update={"scheduler": "none"})
     base = base_config(options, space, flags)
     metric = options.metric or space.metric

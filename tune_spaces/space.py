@@ -190,8 +190,14 @@ class Kinds:
     longer: tuple[int, ...] = (2, 4)
 
     def seconds_of(self, fraction: float) -> float:
-        """The counted seconds at a fraction: those of the next larger one that is written down."""
-        return self.core_seconds[min(f for f in self.core_seconds if f >= fraction)]
+        """The counted seconds at a fraction: those of the next larger one that is written down.
+
+        Raises UserError if there is none.
+        """
+        larger = [one for one in self.core_seconds if one >= fraction]
+        if not larger:
+            raise UserError(f"the space has no seconds for the fraction {fraction:g}; give --core-seconds")
+        return self.core_seconds[min(larger)]
 
     def until(self, longest: int | None) -> "Kinds":
         """These with factors of `longer` up to `longest` (None: all). Raises UserError if none is left."""
@@ -224,8 +230,14 @@ def refuse_settings(flags: Mapping[str, Any], keys: Sequence[str], why: str) -> 
     """Raises UserError if the nested `flags` set one of `keys`."""
     for key in keys:
         section, _, name = key.rpartition(".")
-        if name in flags.get(section, {}):
+        if name in (flags.get(section, {}) if section else flags):
             raise UserError(f"--{key} {why}; leave it out")
+
+
+def require_scratch(base: Experiment) -> None:
+    """Raises UserError if trials would start from a model or a bank."""
+    if base.init.has_parts:
+        raise UserError("section init is set, but the trials of a sweep train from scratch; leave it out")
 
 
 def nested(settings: Settings) -> dict[str, Any]:

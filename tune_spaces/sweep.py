@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.config.cli import Command, own_flags, parse_flags, run_command
 from npdraw_dist.config.help import marked
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -39,11 +39,9 @@ class Sweep(Command, Options, Experiment):  # type: ignore[misc]  # pydantic-set
 def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
     """The sweep's own flags, and those of the config."""
     flags: dict[str, Any] = parse_flags(Sweep, "tune_spaces.sweep", argv)
-    names = [name for name in flags if name.replace("-", "_") in Options.model_fields]
-    own = {name: flags.pop(name) for name in names}
-    if "space" not in own:
+    if "space" not in flags:
         raise UserError("--space is missing; try --space smoke")
-    return validate(Options, own), flags
+    return own_flags(Options, flags), flags
 
 
 def main(argv: Sequence[str]) -> None:

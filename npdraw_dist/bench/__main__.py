@@ -1,13 +1,13 @@
 """npdraw bench: measures this machine; prints a table and writes flat JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from npdraw_dist.config.cli import Command, of_preset, parse_flags, run_command, validate
+from npdraw_dist.config.cli import PRESET, PresetCommand, own_flags, parse_flags, run_command
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import (
     BankConfig,
@@ -28,7 +28,7 @@ class Options(BaseModel):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    preset: str = Field("digits", description="a preset: digits, mnist, ...")
+    preset: str = Field(PRESET, description="a preset: digits, mnist, ...")
     quick: bool = Field(False, description="measure fewer images and patches")
     against: Literal["dense", "none"] = Field(
         "dense", description="also the VAE step in the authors' dense formulation: it needs memory"
@@ -49,7 +49,7 @@ class Options(BaseModel):
     )
 
 
-class Bench(Command, Options):  # type: ignore[misc]  # pydantic-settings narrows model_config
+class Bench(PresetCommand, Options):  # type: ignore[misc]  # pydantic-settings narrows model_config
     """Measures extraction, k-means, parsing, drawing and training here, most of them beside a reference.
 
     A ratio is of two measurements of the same run. It takes some minutes, with --quick a minute. --plan
@@ -67,10 +67,6 @@ class Bench(Command, Options):  # type: ignore[misc]  # pydantic-settings narrow
         "--plan --from bench.json --images 1e8 --gpus 64",
     )
 
-    @classmethod
-    def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-        return of_preset(words, "digits")
-
     seed: Seed = Field(0, description="of everything random")
     data: DataConfig = DataConfig()
     grid: GridConfig = GridConfig()
@@ -84,8 +80,7 @@ class Bench(Command, Options):  # type: ignore[misc]  # pydantic-settings narrow
 def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
     """The bench's own flags, and those of the config. Raises UserError on flags that exclude each other."""
     flags: dict[str, Any] = parse_flags(Bench, "npdraw_dist.bench", argv)
-    names = [*Options.model_fields, "from"]
-    options: Options = validate(Options, {name: flags.pop(name) for name in names if name in flags})
+    options = own_flags(Options, flags)
     if options.out is not None and (options.out.is_dir() or not options.out.parent.is_dir()):
         raise UserError(f"--out {options.out} is not a file in an existing folder")
     if options.only is not None and options.plan:

@@ -1,6 +1,7 @@
 """Command lines from typed fields, by pydantic-settings. A user's error is one line and exit status 2."""
 
 import argparse
+import errno
 import re
 import sys
 import traceback
@@ -8,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Annotated, Any, ClassVar, NoReturn
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
 
 from pydantic import AliasChoices, BaseModel, Field
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
@@ -21,7 +22,10 @@ from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.core import process
 from npdraw_dist.core.errors import UserError
 
+BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # of the system, where a user names a file
+PRESET = "digits"  # of a command that names none
 SHELLS = ("bash", "zsh", "tcsh")  # that complete
+Own = TypeVar("Own", bound=BaseModel)
 Model = Annotated[  # of commands that use a trained one
     str | None,
     Field(
@@ -67,16 +71,19 @@ class Command(BaseSettings):
         return "", {}
 
 
-def of_preset(words: Sequence[str], preset: str) -> tuple[str, Mapping[str, Any]]:
-    """`without_flags` of a command whose settings come from a preset, then a config file."""
-    flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    flags.add_argument("--preset", nargs="?", default=preset, const=preset)
-    flags.add_argument("--config", nargs="?")
-    given, _ = flags.parse_known_args(words)
-    values = {"preset": given.preset, **read_preset(given.preset)}
-    if given.config is None:
-        return f"the preset {given.preset}", values
-    return f"{given.config} over the preset {given.preset}", merge(values, read_file(Path(given.config)))
+class PresetCommand(Command):
+    """A command whose settings come from a preset, then a config file, then flags."""
+
+    @classmethod
+    def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
+        flags = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        flags.add_argument("--preset", nargs="?", default=PRESET, const=PRESET)
+        flags.add_argument("--config", nargs="?")
+        given, _ = flags.parse_known_args(words)
+        values = {"preset": given.preset, **read_preset(given.preset)}
+        if given.config is None:
+            return f"the preset {given.preset}", values
+        return f"{given.config} over the preset {given.preset}", merge(values, read_file(Path(given.config)))
 
 
 class Flags(argparse.ArgumentParser):
@@ -164,6 +171,16 @@ def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> di
     return dict(Flags(command, prog, [word for word in argv if word not in process.FLAGS]).source())
 
 
+def own_flags(options: type[Own], flags: dict[str, Any]) -> Own:
+    """The flags of the command itself, taken out of `flags`: settings are left. Raises UserError."""
+    names = set(options.model_fields)
+    for field in options.model_fields.values():
+        if isinstance(field.validation_alias, AliasChoices):
+            names |= set(map(str, field.validation_alias.choices))
+    own: Own = validate(options, {name: flags.pop(name) for name in names & set(flags)})
+    return own
+
+
 def dashed(default: Any, name: str, description: str) -> Any:
     """A field whose flag has dashes: `--num-samples` for `num_samples`."""
     names = AliasChoices(name, name.replace("-", "_"))
@@ -174,17 +191,17 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs `main(argv)`. A user's error prints one line on stderr and exits with status 2."""
     try:
         main(sys.argv[1:])
-    except UserError as error:
-        if process.is_verbose():
-            traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         sys.exit(130)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+    except Exception as error:
+        is_users = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in BAD_PATH)
+        if process.is_verbose() or not is_users:
+            traceback.print_exc()
+        if not is_users:
+            sys.exit(1)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
     sys.exit(0)
 
 

@@ -62,7 +62,9 @@ class DataConfig(Section):
         None, description="images per shard; default: as many as hold 8 MB, and 8192 at most"
     )
     cache_mb: Annotated[NonNegative, NO_EFFECT_ON_RESULT] = Field(
-        1024, description="training data up to this size is read into memory once; more is streamed"
+        1024,
+        description="training data up to this size is read into memory once; more is streamed, in "
+        "another random order",
     )
     max_bad_fraction: Annotated[Share, NO_EFFECT_ON_RESULT] = Field(
         0.01, description="a stage stops if a larger share of the rows is unreadable"

@@ -1,6 +1,7 @@
 """From preset, file and flags to one resolved `Experiment`."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -99,9 +100,19 @@ def with_changes(experiment: Experiment, *changes: Mapping[str, Any]) -> Experim
     return build(merge(experiment.model_dump(mode="json"), *changes))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers: `2:8` is a range of workers. In YAML 1.1 it is 128, a number in base 60."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [("tag:yaml.org,2002:str", re.compile(r"\d+:\d+$")), *others]
+    for first, others in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def read_yaml(text: str, name: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(text) or {}
+        values = yaml.load(text, _Loader) or {}
     except yaml.YAMLError as error:
         raise UserError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

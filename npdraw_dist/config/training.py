@@ -107,7 +107,8 @@ class ScaleConfig(Section):
         "trials, of a small model on a GPU (a share is rounded up to 1/n)",
     )
     cpus_per_worker: PositiveInt | None = Field(
-        None, description="if not given, the workers share all CPUs of the nodes that they can be on"
+        None,
+        description="CPUs of each Ray worker; if not given, they share all of the nodes that they can be on",
     )
     max_failures: int = Field(
         3, ge=-1, description="failures in a row without a new checkpoint that a stage survives; -1: no limit"

@@ -27,7 +27,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
 import pyarrow as pa
 from pyarrow import fs
 
@@ -40,7 +39,6 @@ DEAD_AFTER_S = 30.0  # an owner elsewhere is dead if its beat stands still for s
 POLL_S = 1.0  # between two looks at an owner elsewhere
 ABANDONED_AFTER_S = 30.0  # an announcement lasts for some requests; one that stays was left by a dead process
 ANNOUNCED_POLL_S = 0.2
-SAME_START_S = 2.0  # two readings of a start differ by less, whatever corrects the clock meanwhile
 
 
 def is_lease(path: str) -> bool:
@@ -52,13 +50,14 @@ def is_lease(path: str) -> bool:
 class Process:
     """A process. boot: the kernel's start and the namespace of process numbers; "" where it is not known.
 
-    start: s since 1970, so that a number that was given again is not taken for it.
+    start: ticks from the kernel's start, which no correction of the clock changes, so that a number that was
+    given again is not taken for it.
     """
 
     host: str
     boot: str
     pid: int
-    start: float
+    start: int
 
 
 def _boot() -> str:
@@ -69,8 +68,20 @@ def _boot() -> str:
         return ""
 
 
+def process_of(pid: int) -> Process:
+    """A process of this machine that runs."""
+    boot = _boot()
+    return Process(socket.gethostname(), boot, pid, _state(pid)[1] if boot else 0)
+
+
 def this_process() -> Process:
-    return Process(socket.gethostname(), _boot(), os.getpid(), psutil.Process().create_time())
+    return process_of(os.getpid())
+
+
+def _state(pid: int) -> tuple[str, int]:
+    """The letter of a process's state, and its start in ticks. Raises OSError if it is gone or hidden."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # its name can be anything
+    return fields[0], int(fields[19])
 
 
 def is_running(process: Process) -> bool | None:
@@ -78,12 +89,11 @@ def is_running(process: Process) -> bool | None:
     if not process.boot or process.boot != _boot():
         return None
     try:
-        found = psutil.Process(process.pid)
-        same = abs(found.create_time() - process.start) < SAME_START_S
-        return same and found.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
-    except psutil.AccessDenied:
+        state, start = _state(process.pid)
+        return start == process.start and state not in "ZX"  # ended, and not waited for
+    except PermissionError:
         return None
-    except psutil.NoSuchProcess:
+    except (FileNotFoundError, ProcessLookupError):
         try:
             os.kill(process.pid, 0)
         except PermissionError:
@@ -133,7 +143,7 @@ class Holder:
             values = json.loads(text)
             return cls(**{**values, "process": Process(**values["process"])})
         except (ValueError, TypeError, KeyError):
-            return cls(f"unreadable {text}", Process("unknown", "", 0, 0.0))
+            return cls(f"unreadable {text}", Process("unknown", "", 0, 0))
 
     def text(self) -> str:
         return json.dumps(asdict(self)) + "\n"

@@ -36,8 +36,8 @@ def model_folder(where: str | Path, said: str | None = None, **options: Any) -> 
         raise UserError(f"{said} is a run without a model yet; give its command again to finish it")
     if text in zoo_names():
         return str(ZOO / text)
-    head = Path(text).parts[0]
-    if HUB_ID.fullmatch(text) and head not in (".", "..") and not Path(head).exists():
+    head = Path(*Path(text).parts[:1])  # "." of ".", "./" and the like
+    if HUB_ID.fullmatch(text) and str(head) not in (".", "..") and not head.exists():
         return _download(text, said, options)
     raise UserError(
         f"{said} is no model folder (no {CONFIG}); give a run's folder, a URI, an id of the hub, org/name, "

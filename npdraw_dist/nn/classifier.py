@@ -78,19 +78,23 @@ class Labelled:
 def fit(
     model: Classifier, data: Labelled, budget: int, generator: torch.Generator, show: Callable[[int], None]
 ) -> None:
-    """Cross-entropy for `budget` images, in batches drawn by the generator; then standard features."""
+    """Cross-entropy for `budget` images, in batches drawn by the generator; then standard features.
+
+    The data are on the CPU, wherever the model is.
+    """
+    device = model.shift.device
     optimizer = AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     for seen in range(0, budget, BATCH):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * _rate_factor(seen, budget)
         rows = torch.randint(len(data.images), (BATCH,), generator=generator)
         x = binarized(data.images[rows], data.binarize, generator)
-        loss = F.cross_entropy(model.logits(x), data.labels[rows])
+        loss = F.cross_entropy(model.logits(x.to(device)), data.labels[rows].to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         show(min(seen + BATCH, budget))
-    model.eval().standardize(binarized(data.images[:STANDARD], data.binarize, generator))
+    model.eval().standardize(binarized(data.images[:STANDARD], data.binarize, generator).to(device))
 
 
 @torch.no_grad()
@@ -100,7 +104,8 @@ def accuracy(model: Classifier, data: Labelled, generator: torch.Generator) -> f
         return None
     right = 0
     for images, truth in zip(data.images.split(BATCH), data.labels.split(BATCH), strict=True):
-        right += int((model.logits(binarized(images, data.binarize, generator)).argmax(1) == truth).sum())
+        x = binarized(images, data.binarize, generator).to(model.shift.device)
+        right += int((model.logits(x).argmax(1).cpu() == truth).sum())
     return right / len(data.labels)
 
 

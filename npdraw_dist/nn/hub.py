@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from pydantic import ValidationError
 from safetensors import SafetensorError
@@ -139,7 +140,7 @@ def load_from(folder: str, said: str) -> HubModel:
     """The model in a folder or URI that `model_folder` found. Raises UserError, with the name `said`."""
     config = read_config(folder, said)
     spec = spec_in(config, said)
-    with readable(said), local_folder(folder) as local:
+    with readable(said), local_folder(folder) as local, torch.random.fork_rng(devices=[]):
         model = make_model(spec)
         load_model(model, Path(local, WEIGHTS))
     model.results = config.get("results")
@@ -183,7 +184,7 @@ def spec_in(config: Mapping[str, Any], said: str) -> ModelSpec | BaselineSpec:
     if isinstance(made_by, dict):
         version_of(made_by, said)
     kind = spec.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{said} holds a model of kind {kind!r} (known: {', '.join(KINDS)})")
     with readable(said):
         return spec_type(kind).model_validate(spec)
@@ -246,7 +247,7 @@ def _model(spec: ModelSpec | BaselineSpec, parameters: int) -> str:
 
 
 def _numbers(results: Mapping[str, Any] | None) -> str:
-    if results is None:
+    if results is None or not {"n", "split", "k"} <= results.keys():
         return "Not measured. `npdraw evaluate --model DIR --data.source SOURCE` measures them."
     rows = [
         f"| `{name}` | {value:,.4f} {UNITS.get(name, '')}".rstrip() + " |"

@@ -19,7 +19,7 @@ from npdraw_dist.config.schema import DataConfig, Experiment
 from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
-from npdraw_dist.core.storage import display_path, open_filesystem, read_bytes
+from npdraw_dist.core.storage import display_path, is_file, open_filesystem, read_bytes
 from npdraw_dist.data import identity
 from npdraw_dist.data.identity import Identity, compare, identify
 from npdraw_dist.data.parses import Parses
@@ -27,7 +27,7 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import DONE, MARKER
 from npdraw_dist.data.shards import DataChanged, Source, open_source, unchanged
 from npdraw_dist.data.splits import Split
-from npdraw_dist.pipeline.store import CONFIG, FOLDERS, INPUTS, Store
+from npdraw_dist.pipeline.store import CONFIG, FOLDERS, INPUTS, OPENINGS, Store
 
 READ_DATA = ("bank", "parse")  # the stages that read the data; later ones read parses
 SEEN: tuple[Split, ...] = ("train", "valid")
@@ -148,16 +148,20 @@ def reading(experiment: Experiment, store: Store, stage: str) -> Iterator[tuple[
 
 
 def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
-    """The run folder that holds a model folder, and its config with the data's last path; None: in no run."""
+    """The run folder that holds a model folder, and its config with the data's last path; None: in no run.
+
+    Every run has OPENINGS; a config.yaml alone may be of another program.
+    """
     filesystem, path = open_filesystem(model)
     folder = path.rpartition("/")[0]
     config, inputs = f"{folder}/{CONFIG}", f"{folder}/{INPUTS}"
-    if filesystem.get_file_info(config).type != fs.FileType.File:
+    if not (is_file(filesystem, config) and is_file(filesystem, f"{folder}/{OPENINGS}")):
         return None
     values = read_yaml(read_bytes(filesystem, config).decode(), display_path(filesystem, config))
-    if filesystem.get_file_info(inputs).type == fs.FileType.File:
+    if is_file(filesystem, inputs):
         values["data"] |= {"path": identity.load(filesystem, inputs).setting}
-    return model.rstrip("/").rpartition("/")[0] or ".", values
+    is_local = isinstance(filesystem, fs.LocalFileSystem)  # the model's path may be a link, or "."
+    return folder if is_local else model.rstrip("/").rpartition("/")[0], values
 
 
 def record_opening_of(model: str, by: str) -> None:

@@ -257,19 +257,29 @@ def start_weights(experiment: Experiment, bank: PartBank) -> dict[str, Tensor]:
 
 def write_results(
     filesystem: fs.FileSystem, folder: str, results: Mapping[str, Any], parameters: int
-) -> None:
-    """Writes config.json and the card of the model in `folder` with these numbers.
+) -> bool:
+    """Writes config.json and the card of the model in `folder` with these numbers; returns whether it did.
 
-    results: as `nn.hub.config_of` says. parameters: how many the model has. The card comes first: as long as
-    config.json lacks the numbers, they are not published.
+    Numbers that it has of the test split stay if these are of another one, or of fewer images. results: as
+    `nn.hub.config_of` says. parameters: how many the model has. The card comes first: as long as config.json
+    lacks the numbers, they are not published.
     """
     config = json.loads(read_bytes(filesystem, f"{folder}/{CONFIG}"))
+    before = config.get("results") or {}
+    if before and _strength(results) < _strength(before):
+        return False
     spec = spec_type(config["spec"]["kind"]).model_validate(config["spec"])
     shown = filesystem.get_file_info(f"{folder}/{SAMPLES_FILE}").type == fs.FileType.File
     card = card_text(spec, parameters, results, None, samples=shown)
     stated = {**config, "results": dict(results)}
     write_text(filesystem, f"{folder}/{CARD}", card)
     write_text(filesystem, f"{folder}/{CONFIG}", json.dumps(stated, indent=2) + "\n")
+    return True
+
+
+def _strength(results: Mapping[str, Any]) -> tuple[bool, int]:
+    """Of published numbers: whether they are of the test split, and of how many images."""
+    return results.get("split") == "test", results.get("n", 0)
 
 
 def publish(model: str, evaluation: Mapping[str, Any]) -> str | None:
@@ -283,14 +293,10 @@ def publish(model: str, evaluation: Mapping[str, Any]) -> str | None:
     downloaded = "://" not in model and Path(model).resolve().is_relative_to(cached)
     if downloaded or evaluation["protocol"]["data_of_training"] != "same":
         return None
-    filesystem, folder = open_filesystem(model)
-    before = json.loads(read_bytes(filesystem, f"{folder}/{CONFIG}")).get("results") or {}
-    weaker = evaluation["split"] != "test", -evaluation["n"]
-    if before and weaker > (before.get("split") != "test", -before.get("n", 0)):
-        return None
+    parameters = evaluation["protocol"]["parameters"]
     with contextlib.suppress(OSError):
-        write_results(filesystem, folder, _results(evaluation), evaluation["protocol"]["parameters"])
-        return f"{model.rstrip('/')}/{CARD}"
+        if write_results(*open_filesystem(model), _results(evaluation), parameters):
+            return f"{model.rstrip('/')}/{CARD}"
     return None
 
 

@@ -7,6 +7,7 @@ of hours: stages, images, workers and space on the disk. Symbols: K parts, L pla
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -219,14 +220,19 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts
 
 def require_inputs(experiment: Experiment, store: Store, stages: Sequence[str]) -> None:
     """Raises UserError if a stage needs the output of another that is neither there nor in `stages`."""
+    lacks = {}
     for stage in stages:
         earlier = experiment.stage_names[: experiment.stage_names.index(stage)]
         missing = unfinished(experiment, store, [name for name in earlier if name not in stages])
         if missing and not (stage == "prior" and "parse" not in missing):  # the prior reads parses alone
-            raise UserError(
-                f"stage {stage} needs {' and '.join(missing)}, not finished in {store.shown()}; run all: "
-                f"--stages {','.join([*missing, stage])}"
-            )
+            lacks[stage] = missing
+    if lacks:
+        stage, missing = next(iter(lacks.items()))
+        needed = {*stages, *chain(*lacks.values())}
+        raise UserError(
+            f"stage {stage} needs {' and '.join(missing)}, not finished in {store.shown()}; run all: "
+            f"--stages {','.join(name for name in experiment.stage_names if name in needed)}"
+        )
 
 
 def image_counts(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts:

@@ -129,6 +129,8 @@ def _trained(
         "validation_core_seconds": round(summary["validation_core_seconds"], 2),
         "selected_at": seen,
     }
+    if store.asked:  # what config.yaml says otherwise, such as a lower rate after a loss that was not finite
+        manifest["asked"] = store.asked
     if (note := fall_note(summary)) is not None:
         passed_on = f"the {select} weights, those after {seen:,} images"
         if select == "last":

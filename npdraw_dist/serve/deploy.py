@@ -35,8 +35,16 @@ class Studio(Replica):
 def deploy(model_folder: str, options: Serve) -> None:
     """Starts the application on the running Ray and returns once it answers.
 
-    model_folder: absolute, or a URI. Raises UserError if there are too few GPUs.
+    model_folder: absolute, or a URI. Raises UserError if there are too few GPUs, or a studio on this cluster.
     """
+    running = serve.status()
+    if NAME in running.applications:
+        raise UserError(
+            "this cluster serves a studio already; end that command with Ctrl-C, or, if it is gone, run "
+            f"python -c 'from ray import serve; serve.delete({NAME!r})' there"
+        )
+    if running.proxies:
+        print("Ray Serve runs here already and keeps its address, whatever --host and --port are", flush=True)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     require_gpus(options, gpus)
     gpu = gpus >= options.replicas if options.use_gpu is None else options.use_gpu

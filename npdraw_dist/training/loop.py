@@ -178,7 +178,9 @@ class Run:
         self.logged: dict[str, list[float]] = {}  # sum and count of each metric at the last log
         self.loss: Tensor | None = None  # a moving mean, on the device: reading it waits for the step
         self.averaged = 0  # micro-batches of this start
-        # Steps that were skipped: last in a row, and in all. On the device: reading them waits for the step.
+        self.first = 0  # step of this start
+        # Steps that were skipped: last in a row, and in this start. On the device: reading them waits for the
+        # step.
         self.skipped = torch.zeros(2, device=context.device)
 
     def resume(self, budget: Budget) -> int:
@@ -195,17 +197,22 @@ class Run:
         if self.context.rank > 0:  # adds nothing to the sums that rank 0 goes on from, but has their names
             sums = {name: [0.0, 0.0] for name in sums}
         self.meters.restore(sums, self.context.device)
-        self.skipped.copy_(torch.tensor(saved.get("skipped", [0.0, 0.0])))
-        return int(saved.get("step", 0))
+        self.skipped[0] = saved.get("skipped_in_row", 0.0)
+        self.first = int(saved.get("step", 0))
+        return self.first
 
     def checks(self, done: int) -> bool:
         """Whether to look after `done` steps at those that were skipped; seldom if that waits for a GPU."""
         return self.context.device.type == "cpu" or done % CHECK_EVERY == 0
 
     def is_broken(self, done: int) -> bool:
-        """Whether too many of the `done` steps had no finite gradient."""
+        """Whether too many of this start's steps, up to the `done`-th of the stage, had no finite gradient.
+
+        Those of earlier starts are past: the command may go on at a lower rate.
+        """
         in_row, total = self.skipped.tolist()
-        return in_row >= SKIPPED_IN_ROW or (done >= SKIPPED_ONE_OF and total * SKIPPED_ONE_OF > done)
+        own = done - self.first
+        return in_row >= SKIPPED_IN_ROW or (own >= SKIPPED_ONE_OF and total * SKIPPED_ONE_OF > own)
 
     def update(self, step: int, micro_batches: MicroBatches, images: int) -> None:
         """One step of the optimizer, skipped without a finite gradient. Nothing here waits for a GPU."""
@@ -329,7 +336,7 @@ class Run:
             "clock": asdict(totals),
             "watch": self.stopping.as_json(),
             "meters": sums,
-            "skipped": self.skipped.tolist(),
+            "skipped_in_row": self.skipped[0].item(),
         }
         folder = Path(tempfile.mkdtemp())
         try:

@@ -50,8 +50,9 @@ def test_a_preset_gives_a_model_and_its_dump_is_the_same_experiment(name: str, t
 
 def test_flags_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    path.write_text("seed: 3\nprior: {depth: 3, width: 32}\n")
+    path.write_text("seed: 3\nprior: {depth: 3, width: 32}\nscale: {num_workers: 2:8}\n")
     experiment = resolve("mnist", path, {"prior": {"depth": 5}})
+    assert experiment.scale.num_workers == "2:8"  # in YAML 1.1 a number in base 60
     assert experiment.data.source == "mnist"
     assert (experiment.seed, experiment.prior.depth, experiment.prior.width) == (3, 5, 32)
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unittest.mock import Mock
 
-import psutil
 import pytest
 from pyarrow import fs
 
@@ -26,6 +25,7 @@ from npdraw_dist.core.lease import (
     Process,
     World,
     is_running,
+    process_of,
     this_process,
 )
 
@@ -49,7 +49,7 @@ class Time:
 
 def elsewhere(time: Time, host: str = "far") -> World:
     """A process on a machine of which nobody else can see the processes."""
-    return World(Process(host, host, 7, 1.0), lambda process: None, time.now, time.sleep, lambda line: None)
+    return World(Process(host, host, 7, 1), lambda process: None, time.now, time.sleep, lambda line: None)
 
 
 def make(folder: Path, world: World | None = None, wait_s: float = 0.0, group: str = "") -> Lease:
@@ -67,7 +67,7 @@ def files(folder: Path) -> list[str]:
 
 def of(process: subprocess.Popen[bytes]) -> World:
     """What a lease that `process` took would know."""
-    return World(replace(this_process(), pid=process.pid, start=psutil.Process(process.pid).create_time()))
+    return World(process_of(process.pid))
 
 
 def test_an_owner_that_lives_is_named_in_one_line(tmp_path: Path, sleeping: subprocess.Popen[bytes]) -> None:
@@ -101,7 +101,7 @@ def test_who_runs() -> None:
     mine = this_process()
     assert is_running(mine) is True
     assert is_running(replace(mine, host="another-name-of-it")) is True
-    assert is_running(replace(mine, start=1.0)) is False  # its number was given again
+    assert is_running(replace(mine, start=1)) is False  # its number was given again
     assert is_running(replace(mine, pid=2**22 + 5)) is False  # above the kernel's highest
     assert is_running(replace(mine, boot="of another machine")) is None
     assert is_running(replace(mine, boot="")) is None

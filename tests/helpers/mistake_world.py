@@ -46,6 +46,7 @@ SPACES = {
     "no_values": "Space({'prior.depth': Choice(())}, 2)",
     "backwards": "Space({'vae.beta': Range(2, 1)}, 2)",
     "no_fields": "Space({}, 2)",
+    "seeds": "Space({'seed': Choice((1, 2))}, 2)",
     "not_a_space": "{'prior.depth': [1, 2]}",
     "broken": "Space({'prior.depth': Choice((1, 2))}, 2",
 }
@@ -98,6 +99,7 @@ def write_models(world: Path) -> None:
     model = save_model(world, GREY)
     run = resolve("digits", None, {"data": {"binarize": "dynamic"}})
     (world / "config.yaml").write_text(dump(run))
+    (world / "test_split.json").write_text('{"opened": []}')
 
     def copy(name: str) -> tuple[Path, Path]:
         folder = Path(shutil.copytree(model, world / "models" / name))
@@ -120,6 +122,7 @@ def write_models(world: Path) -> None:
     copy("sound")
     shutil.copytree(model, world / "spoilt" / "model")
     (world / "spoilt" / "config.yaml").write_text("seed: [")
+    (world / "spoilt" / "test_split.json").write_text("{}")
     z = torch.zeros(1, 12, dtype=torch.int64)
     PartSequence(z.bool(), z, z.clone()).save(world / "other.safetensors")
 
@@ -128,6 +131,7 @@ def write_settings(world: Path) -> None:
     """Config files, spaces of a sweep, and the run `runs/mine` of another config."""
     files: dict[str, str | bytes] = {
         "unknown.yaml": "prior: {dephts: 3}\n",
+        "started.yaml": "init: {model: digits}\n",
         "flat.yaml": "prior: 3\n",
         "list.yaml": "- prior\n",
         "broken.yaml": "prior: [1\n",
@@ -138,6 +142,7 @@ def write_settings(world: Path) -> None:
         "figures/empty.json": "{}",
         "figures/list.json": "[1]",
         "figures/grey.json": '{"pixels": 784}',
+        "runs/mine/test_split.json": '{"opened": []}',
         "runs/mine/config.yaml": dump(resolve("digits", None, {"seed": 4})),
         "runs/damaged/config.yaml": "seed: [",
         "runs/newer/config.yaml": "prior: {colour: red}\n",

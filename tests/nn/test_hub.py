@@ -131,7 +131,9 @@ def test_a_folder_a_run_and_a_uri(run: Path) -> None:
 def test_any_kind_of_model(tmp_path: Path) -> None:
     for kind in ("vae", "air"):
         tiny_baseline(kind).save_pretrained(tmp_path / kind)
+        random_state = torch.get_rng_state()
         model = npdraw_dist.load(tmp_path / kind)
+        assert torch.equal(torch.get_rng_state(), random_state)
         assert same(model, tiny_baseline(kind))
         assert same(type(model).from_pretrained(tmp_path / kind), model)
     with pytest.raises(UserError, match=r"vae holds a model of kind VAE"):
@@ -146,7 +148,7 @@ def test_what_is_no_model_is_told(how: Any) -> None:
     Path("empty").mkdir()
     Path("begun").mkdir()
     Path("begun/config.yaml").touch()
-    for where in ("runs/tini", "empty", "begun", "file:///nowhere/x", "a/b/c", "hf://one"):
+    for where in ("runs/tini", ".", "empty", "begun", "file:///nowhere/x", "a/b/c", "hf://one"):
         with pytest.raises(UserError, match=f"^{where} is"):
             how(where)
     with pytest.raises(UserError, match="empty"):

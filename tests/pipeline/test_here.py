@@ -125,12 +125,11 @@ def test_a_killed_stage_goes_on_at_its_last_checkpoint(
 
 def test_the_best_checkpoints_and_the_last_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("npdraw_dist.training.loop.RATE_FALL", 0.0)  # the last weights are to be bad
-    asked = experiment(
-        prior={"images": 1024, "learning_rate": 1.0},
-        train={"eval_every_images": 128, "patience": 0},
-    )
+    asked = experiment(prior={"images": 1024}, train={"eval_every_images": 128, "patience": 0})
     store = random_parses(tmp_path)
+    store.asked = {"prior": {"learning_rate": 1.0}}  # as if it went on at another rate than config.yaml's
     manifest = prior.run(asked, store)
+    assert manifest["asked"] == store.asked
     rows = read_metrics(store.filesystem, store.path("prior"))
     assert len(rows) == 8
     best = sorted(rows, key=lambda row: row["valid/nll"])[:KEPT]

@@ -110,6 +110,23 @@ def test_moved_data_resume(data: Path, store: Store, tmp_path: Path) -> None:
     assert found[1]["data"]["path"] == str(tmp_path / "moved")
 
 
+def test_the_run_of_a_model(
+    data: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a link and by "." too. The config.yaml of another program makes no run."""
+    start(experiment(data), store)
+    for folder in (Path(store.path("model")), tmp_path / "other" / "model"):
+        folder.mkdir(parents=True)
+    (tmp_path / "best").symlink_to(store.path("model"))
+    (tmp_path / "other" / "config.yaml").write_text("lr: 0.1")
+    monkeypatch.chdir(store.path("model"))
+    for model in (".", str(tmp_path / "best"), store.path("model")):
+        found = find_run(model)
+        assert found is not None
+        assert found[0] == store.root
+    assert find_run(str(tmp_path / "other" / "model")) is None
+
+
 def test_other_data_elsewhere_and_other_settings_are_refused(
     data: Path, store: Store, tmp_path: Path
 ) -> None:

@@ -6,12 +6,10 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import psutil
 import pytest
 import ray
 import yaml
@@ -22,7 +20,7 @@ from npdraw_dist.config.cli import parse_flags
 from npdraw_dist.config.load import resolve, with_changes
 from npdraw_dist.config.schema import STAGES, Experiment
 from npdraw_dist.core.errors import OtherFormat, UserError
-from npdraw_dist.core.lease import Lease, LeaseLost, World, this_process
+from npdraw_dist.core.lease import Lease, LeaseLost, World, process_of, this_process
 from npdraw_dist.core.made_by import FORMAT, stamp
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused, require_format, run_stages
@@ -174,9 +172,7 @@ ASKED = resolve("digits", None, parse_flags(train.Train, "npdraw_dist.train", TI
 
 
 def taken_by(process: subprocess.Popen[bytes], folder: Path) -> None:
-    start = psutil.Process(process.pid).create_time()
-    world = World(replace(this_process(), pid=process.pid, start=start))
-    Lease(fs.LocalFileSystem(), str(folder), "run", world=world).take()
+    Lease(fs.LocalFileSystem(), str(folder), "run", world=World(process_of(process.pid))).take()
 
 
 def names_it(error: str, process: subprocess.Popen[bytes]) -> bool:

@@ -100,7 +100,7 @@ class Drivers(RuleBasedStateMachine):
     def start(self, host: str) -> Driver | None:
         """A new driver that takes the lease; None if it was refused, and then rightly."""
         self.processes += 1
-        process = Process(host, host, self.processes, 1.0)
+        process = Process(host, host, self.processes, 1)
         lease = Lease(self.store.filesystem, self.store.root, "run", world=self.world(process))
         try:
             lease.take()

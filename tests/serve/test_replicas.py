@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
+from npdraw_dist.core.errors import UserError
 from tests.helpers.serving import Served, free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -22,6 +23,8 @@ def test_more_requests_than_it_takes(local_ray: None, grey: Served, monkeypatch:
     monkeypatch.setattr(deploy, "ONGOING", 4)
     monkeypatch.setattr(deploy, "QUEUED", 8)
     deploy.deploy(str(grey.folder), Serve(port=port))
+    with pytest.raises(UserError, match="serves a studio already"):
+        deploy.deploy(str(grey.folder), Serve(port=free_port()))
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
         z = client.post("/v1/sample", json={"seed": 1}).json()["z"]
 

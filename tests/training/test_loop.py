@@ -296,5 +296,8 @@ def test_one_broken_step_is_skipped_and_counted() -> None:
     assert not broken.is_broken(999)
     assert broken.is_broken(2999)
     assert not broken.is_broken(3000)
+    broken.first = 2000  # a start that went on from there, after the cause was mended
+    assert not broken.is_broken(2999)
+    assert broken.is_broken(3000)
     broken.skipped.copy_(torch.tensor([10.0, 10.0]))
     assert broken.is_broken(100_000)
