@@ -59,7 +59,7 @@ HELP = "\n".join(
         "examples:",
         "  npdraw serve                                     draw emoji in the browser",
         "  npdraw fit my_pictures                           a model of your pictures, in ten minutes",
-        "  npdraw train                                     the digits, in two minutes",
+        "  npdraw train                                     the digits, in one to two minutes",
         "  npdraw train --preset emoji                      colour emoji",
         "  npdraw sample --model runs/digits --out samples",
         "  npdraw edit --model runs/digits --a sample:1 --keep 0:3,: --n 4 --out completed",
@@ -77,6 +77,8 @@ def main() -> None:
     elif name in COMMANDS:
         sys.argv = [f"npdraw {name}", *rest]
         runpy.run_module(COMMANDS[name].module, run_name="__main__")
+    elif name == COMPLETION and rest in (["--help"], ["-h"]):
+        print(f"usage: npdraw {name} bash | zsh | tcsh")
     elif name == COMPLETION:
         from npdraw_dist.config.cli import print_script, run_command
 

@@ -20,7 +20,7 @@ class Fit(Command):
         "my_pictures --minutes 60 --image_size 64 --name mine",
     )
 
-    pictures: str = Field(description="the folder; the word after `npdraw fit` is it too")
+    pictures: str = Field(description="the folder of pictures: the word after `npdraw fit`")
     minutes: PositiveFloat = Field(
         10.0, description="time to train in this process; a probe finds the budgets"
     )

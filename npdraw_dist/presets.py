@@ -10,13 +10,13 @@ from npdraw_dist.config.load import preset_names
 
 
 class Presets(Command):
-    """Lists the presets of `npdraw train`: what each is for, its command, cost and numbers."""
+    """Lists the presets of `npdraw train`: what each is for, its command, and its cost if measured."""
 
     examples = ("",)
 
 
 def told_of(name: str) -> str:
-    """The first three paragraphs of a preset's comment: what it is for, its command, what it costs."""
+    """The first three paragraphs of a preset's comment: what it is for, its command, its cost if measured."""
     text = (resources.files("npdraw_dist.config") / "presets" / f"{name}.yaml").read_text()
     comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
     return "\n\n".join("\n".join(line[2:] for line in comment).split("\n\n")[:3])

@@ -49,7 +49,7 @@ class Train(PresetCommand, Options, Experiment):  # type: ignore[misc]  # pydant
     examples: ClassVar[tuple[str, ...]] = (
         "",
         "--preset mnist_cpu --data.path MNIST_FOLDER --name first",
-        "--preset mnist_cluster --storage s3://bucket/runs --scale.num_workers 8",
+        "--preset mnist_cluster --data.source parquet --data.path s3://bucket/mnist --storage s3://bucket/runs",
         "--data.source imagefolder --data.path PHOTOS --data.image_size 64 --data.channels 3 --dry-run",
     )
 

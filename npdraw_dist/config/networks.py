@@ -30,7 +30,7 @@ class PriorNetwork(Section):
         "transformer", description="how the prior sees the steps before: attention, or the state of an LSTM"
     )
     heads: Literal["chained", "independent"] = Field(
-        "chained", description="what given where, or both given the state alone"
+        "chained", description="p(what) is given where, or both are given the hidden state alone"
     )
     table: TableKind = Field(
         "pixels",

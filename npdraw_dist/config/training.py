@@ -92,9 +92,9 @@ class ScaleConfig(Section):
 
     num_workers: Annotated[int | str, BeforeValidator(_worker_count)] = Field(
         1,
-        description="training workers; a range such as 1:2 lets their number follow the cluster; 0: all work "
-        "is done in this process, without Ray, as for a debugger; 0:2: so, unless RAY_ADDRESS or a job names "
-        "a cluster, which then has 1:2",
+        description="0: this process, without Ray, as for a debugger; 2: so many Ray workers; 1:2: Ray "
+        "workers whose number follows the cluster; 0:2: this process, but 1:2 where RAY_ADDRESS or a job "
+        "names a cluster",
     )
     use_gpu: bool | None = Field(
         None, description="GPUs for the workers; if not given, if there are enough of them"

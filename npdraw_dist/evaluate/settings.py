@@ -17,7 +17,10 @@ RESULT = "evaluation.json"  # in the run folder of a model
 class EvaluationSettings(BaseModel):
     model_config = ConfigDict(allow_inf_nan=False)
 
-    model: str = Field(description="a run, such as runs/digits, its model folder, a URI or an id of the hub")
+    model: str = Field(
+        description="a run, such as runs/digits, a model folder, a URI, an id of the hub or a model of the "
+        "package; none with --compare"
+    )
     split: Literal["train", "valid", "test"] = Field("test", description="the split to measure on")
     k: PositiveInt = Field(50, description="importance samples of the likelihood")
     images: PositiveInt | None = Field(
