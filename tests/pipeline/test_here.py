@@ -1,7 +1,6 @@
 """`scale.num_workers 0`: a run in this process, without Ray. test_pipeline.py compares it with one of Ray."""
 
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -21,13 +20,11 @@ from npdraw_dist.core.lease import Lease
 from npdraw_dist.data.tasks import AT_ONCE, map_items
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.stage_job import CRITERIA
-from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.train_stage import selected_checkpoint
 from npdraw_dist.training.checkpoint import KEPT
 from npdraw_dist.training.context import RunContext, run_here
 from npdraw_dist.training.loop import Run
 from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics
-from tests.helpers.counting import Counting
 from tests.helpers.in_process import Stopped
 from tests.helpers.runs import HERE, TINY, random_parses, tiny
 from tests.helpers.tiny_fit import SMALL, strokes
@@ -137,15 +134,6 @@ def test_the_best_checkpoints_and_the_last_stay(tmp_path: Path, monkeypatch: pyt
     kept = {path.name for path in (tmp_path / "prior").glob("checkpoint_0*")}
     assert kept == {f"checkpoint_{int(row['step']):09d}" for row in [*best, rows[-1]]}
     assert manifest["checkpoint"] == f"checkpoint_{int(best[0]['step']):09d}"
-
-
-def test_a_store_that_is_not_local(tmp_path: Path) -> None:
-    local = random_parses(tmp_path / "a")
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    far = Store(fs.PyFileSystem(Counting()), str(tmp_path / "b"))
-    assert prior.run(experiment(), far)["valid_nll"] == prior.run(experiment(), local)["valid_nll"]
-    states = [sorted((tmp_path / name / "prior").glob("checkpoint_0*/state.safetensors")) for name in "ab"]
-    assert [path.read_bytes() for path in states[0]] == [path.read_bytes() for path in states[1]]
 
 
 def test_a_finished_training_is_taken_up_and_a_damaged_checkpoint_left_aside(

@@ -106,7 +106,7 @@ def test_failures_with_a_checkpoint_in_between_are_survived(play: Play) -> None:
 def test_failures_in_a_row_end_the_run_with_what_became_of_the_worker(play: Play) -> None:
     result, lines = play([saves_and_dies(2), dies, dies], 2)
     assert isinstance(result, UserError)
-    assert DIED in str(result)
+    assert str(result).startswith(f"stage prior stopped: {DIED}")
     assert "--scale.max_failures 2" in str(result)
     assert len(lines) == 2
 
