@@ -15,7 +15,6 @@ from PIL import Image, ImageSequence
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.nn.drawings import Drawings
-from npdraw_dist.nn.npdraw import ALIGNED_FRAMES
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.serve import proposals
 from npdraw_dist.serve.engine import Engine, open_engine
@@ -172,20 +171,6 @@ def held(z: Json, places: list[int]) -> set[tuple[int, int]]:
     return {(where, what) for whether, where, what in steps if whether and where in places}
 
 
-def test_completions_keep_what_is_kept_also_nothing(served: Served) -> None:
-    z, keep = served.post("sample", seed=1)["z"], [0, 1, 2, 7, 8, 13]
-    request = {"z": z, "keep": keep, "n": 5, "seed": 9, "temperature": 1.5}
-    drawings = served.post("complete", **request)["drawings"]
-    assert len(drawings) == 5
-    for drawing in drawings:
-        assert held(drawing["z"], keep) == held(z, keep)
-        served.check(drawing)
-    assert len({drawing["canvas"] for drawing in drawings}) > 1
-    assert served.post("complete", **request)["drawings"] == drawings
-    (same,) = served.post("complete", z=z, keep=served.everywhere, n=1)["drawings"]
-    assert same["z"] == served.post("decode", z=z)["z"]
-
-
 def test_a_sketch_is_followed_or_stays(served: Served) -> None:
     """In a free order the parts drawn by hand stay."""
     z = served.post("sample", seed=1)["z"]
@@ -283,8 +268,6 @@ def test_the_first_and_last_frame_of_a_grey_gif_are_the_sample_exactly(grey: Ser
     drawing = grey.post("sample", seed=3)
     with Image.open(io.BytesIO(grey.file("steps.gif", z=drawing["z"]))) as gif:
         frames = [np.asarray(frame.convert("L")) for frame in ImageSequence.Iterator(gif)]
-    at_once = -(-drawing["parts"] // ALIGNED_FRAMES)
-    assert len(frames) == -(-drawing["parts"] // at_once) + 2  # it is the first and the last frame
     canvas, image = (pixels(drawing[name])[0].repeat(4, 0).repeat(4, 1) for name in ("canvas", "image"))
     right = frames[-1].shape[1] - 4 - 112
     for frame in (frames[0], frames[-1]):
