@@ -24,6 +24,7 @@ MODULES = {
     **{name: f"npdraw_dist.{name}.__main__" for name in ("evaluate", "edit", "serve", "bench")},
     "sweep": "tune_spaces.sweep",
     "bank": "npdraw_dist.make_bank",
+    "export": "npdraw_dist.export_demo.__main__",
     "fit": "npdraw_dist.fit_folder",
 }
 OWN = "--data.image_size 28 --data.channels 1"
@@ -78,6 +79,9 @@ train --config binary.yaml | cannot read the config binary.yaml
 prepare | --out is missing
 sample --model model --out new --n 0 | --n: & greater than 0
 serve --model model --host "" | --host: & at least 1 character
+export --model model --out x.html --temperature 0 | --temperature: & greater than 0
+export --model model --out x.html --seed 4294967296 | --seed: & less than 4294967296
+export --model model | --out is missing
 evaluate --model model --out new.json --split tests | --split: & 'train', 'valid' or 'test'
 evaluate --out new.json | --model is missing
 evaluate --model models/sound | --out is missing & --out FILE.json
@@ -171,6 +175,7 @@ evaluate --compare runs/mine --out new | has no evaluation.json; first: npdraw e
 bench --plan --from figures/empty.json | the figures lack pixels; write them again
 bench --plan --from figures/list.json | figures/list.json does not hold figures
 bench --plan --from figures/grey.json --preset cifar10 | 784 values, not 3072 & --preset
+export --model models/vae --out x.html | is of kind vae
 edit --model model --out new --remove :,: | --a is missing
 edit --model model --out new --a sample:1 | nothing to do & --region
 edit --model model --out new --a sample:1 --b sample:2 | --b and --region go together
@@ -190,6 +195,7 @@ edit --model model --out new --a other.safetensors --remove :,: | drawing of ano
 OUTPUTS = """
 train --name a/b | --name 'a/b' is not a run name
 train --name .. | --name '..' is not a run name
+train --name .hidden | --name '.hidden' is not a run name
 train --name mine | has another config (seed: 4 -> 0); take another --name
 train --name damaged | runs/damaged/config.yaml is not YAML
 train --name newer | runs/newer/config.yaml is not a config of this version: unknown key prior.colour
@@ -211,6 +217,7 @@ sample --model model --out file | cannot write to --out file
 extractor --out empty | --out empty is a folder; give a file
 sample --model model --out s3://bucket/new | --out s3://bucket/new is a URI & local folder
 evaluate --model model --out file/new.json | cannot write to --out file/new.json & is a file
+export --model model --out model/config.json/x.html | model/config.json is a file
 bench --out nowhere/x.json | --out nowhere/x.json is not a file in an existing folder
 sweep --space smoke --name mine | has another config & seed: 4 -> 0
 """
@@ -240,6 +247,7 @@ evaluate --model model --out new.json --scale.use_gpu true | 1 worker needs 1 GP
 serve --model model --replicas 2 --use_gpu true | --use_gpu true: 2 replicas need 2 GPUs; there are 0
 serve --model model --port $PORT | cannot listen at 127.0.0.1:$PORT & choose another --port
 serve --model model --host nowhere.invalid | cannot listen at nowhere.invalid:8000 & --host
+sweep --space smoke --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has 2
 sweep --space smoke --max-concurrent-trials 5 | --max-concurrent-trials is 5, but the cluster fits 2 at once
 """
 ROWS = [line for table in (SETTINGS, INPUTS, OUTPUTS, MEANS) for line in table.strip().splitlines()]

@@ -88,12 +88,6 @@ def test_another_folder_with_the_same_sizes_and_times_is_another_data_set(tmp_pa
     assert compare(before, source(tmp_path / "a").inputs).changes == ()
 
 
-def test_no_file_of_equal_size_and_time_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = identify(source(images(tmp_path)).inputs)
-    monkeypatch.setattr(identity, "sha256", None)  # a call fails
-    assert compare(before, source(tmp_path).inputs).changes == ()
-
-
 def test_of_large_files_size_and_time_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(identity, "CHECKSUM_MB", 1e-3)
     before = identify(source(images(tmp_path / "a")).inputs)

@@ -89,20 +89,11 @@ def test_words_that_change_are_noticed(folder: Path) -> None:
     assert any(path.endswith(".txt") for path in before.paths)
 
 
-def test_a_parquet_file_may_have_captions(tmp_path: Path) -> None:
-    images = pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack([grey(n)[None] for n in range(3)]))
-    table = pa.table({"image": images, "caption": ["one", None, "three"]})
-    pq.write_table(table, tmp_path / "a.parquet")
-    source = open_source(config("parquet", tmp_path / "a.parquet"), 0)
-    rows = Rows.cat([shard.read() for split in ("train", "valid", "test") for shard in source.shards(split)])
-    words = dict(zip(rows.images[:, 0, 0, 0].tolist(), rows.words or [], strict=True))
-    assert words == {0: "one", 1: "", 2: "three"}
-
-
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [
         ({"words": ["", None, "x"], "caption": ["one", "two", None]}, ["one", "two", "x"]),
+        ({"caption": ["one", None, "three"]}, ["one", "", "three"]),
         ({"caption": pa.array([["one"], None, []])}, ["['one']", "", ""]),
         ({"caption": [1, 2, None]}, ["1", "2", ""]),
     ],

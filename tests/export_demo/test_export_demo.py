@@ -12,9 +12,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.export_demo import __main__ as export_demo
 from npdraw_dist.export_demo.page import Facts, demo_page, describe, license_of, name_of, pack
 from npdraw_dist.nn.npdraw import NPDraw
-from tests.helpers.runs import Refused
 from tests.helpers.studio_models import GREY, save_model
-from tests.helpers.tiny_baselines import tiny_baseline
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 
 PAPER = "https://arxiv.org/abs/2106.13435"
@@ -71,25 +69,6 @@ def test_the_bank_is_exact() -> None:
         held = torch.frombuffer(content, dtype=dtype) / scale
         assert torch.equal(held, model.bank_parts.flatten())
         model.bank_parts.mul_(255).round_().div_(255)
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ("--model model", "--out"),
-        ("--model model --out x.html --temperature 0", "--temperature"),
-        ("--model model --out x.html --seed 4294967296", "--seed"),
-        ("--model vae --out x.html", "is of kind vae"),
-        ("--model model --out model/config.json/x.html", "model/config.json is a file"),
-    ],
-)
-def test_a_mistake_is_one_line(
-    flags: str, said: str, model: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(model.parent)
-    tiny_baseline("vae").save_pretrained("vae")
-    assert said in refused(export_demo.main, *flags.split())
-    assert not (model.parent / "x.html").exists()
 
 
 def another_class(module: nn.Module) -> None:

@@ -26,6 +26,7 @@ from npdraw_dist.config.load import dump, resolve
 from npdraw_dist.core.parts import PartSequence
 from tests.helpers.image_files import write_tar
 from tests.helpers.studio_models import GREY, save_model
+from tests.helpers.tiny_baselines import tiny_baseline
 
 CPUS, FREE_BYTES = 2, 100_000_000
 ARRAYS = """
@@ -120,6 +121,7 @@ def write_models(world: Path) -> None:
     ):
         copy(name)[1].write_text(text)
     copy("sound")
+    tiny_baseline("vae").save_pretrained(world / "models" / "vae")
     shutil.copytree(model, world / "spoilt" / "model")
     (world / "spoilt" / "config.yaml").write_text("seed: [")
     (world / "spoilt" / "test_split.json").write_text("{}")

@@ -55,16 +55,6 @@ def test_a_claim_writes_the_whole_config_and_only_the_same_one_resumes(store: St
     assert not Store.open(str(tmp_path), "there").claim(made)  # no fresh run
 
 
-def test_a_name_or_a_storage_that_cannot_be_is_told(tmp_path: Path) -> None:
-    for name in ("", "a/b", "..", ".hidden"):
-        with pytest.raises(UserError, match="not a run name"):
-            Store.open(str(tmp_path), name)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot write to the storage"):
-        Store.open(str(tmp_path / "file"), "run").claim(experiment())
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 @pytest.fixture(params=["local", "memory", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     with s3_server() if request.param == "s3" else nullcontext() as bucket:

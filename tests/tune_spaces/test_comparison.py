@@ -132,6 +132,9 @@ def test_each_training_takes_the_same_time_and_validation_chooses(tmp_path: Path
 
 def test_a_second_start_adds_kinds_and_trains_only_these(tmp_path: Path) -> None:
     two = compare(tmp_path, kinds="npdraw,vae")
+    with pytest.raises(UserError, match="core_seconds"):  # with a new kind too
+        compare(tmp_path, core_seconds=31.0)
+    assert plan_of(tmp_path) == two
     again = FakeTrainings()
     plan = compare(tmp_path, again)
     assert {job.kind for job in again.trained} == {"vqvae"}
@@ -139,14 +142,6 @@ def test_a_second_start_adds_kinds_and_trains_only_these(tmp_path: Path) -> None
     assert {name: plan["rates"][name] for name in two["rates"]} == two["rates"]
     with pytest.raises(UserError, match="another sweep"):  # no kind is taken away
         compare(tmp_path, kinds="npdraw,vae")
-
-
-def test_a_refused_start_changes_no_plan(tmp_path: Path) -> None:
-    two = compare(tmp_path, kinds="npdraw,vae")
-    with pytest.raises(UserError, match="core_seconds"):  # with a new kind too
-        compare(tmp_path, core_seconds=31.0)
-    assert plan_of(tmp_path) == two
-    assert compare(tmp_path, kinds="npdraw,vae") == two
 
 
 def test_the_longest_training_is_bounded_and_a_second_start_may_go_further(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from pyarrow import fs
 
 from npdraw_dist.config.load import build, read_preset
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import cluster as cluster_file
 from tests.helpers.counting import Counting
@@ -78,15 +77,6 @@ def test_the_cluster_is_divided(
     cluster(*nodes)
     found = divide(ScaleConfig(**scale), wanted, trials)
     assert (found.at_once, found.scale.cpus_per_worker) == expected
-
-
-def test_a_cluster_that_is_too_small_is_refused(cluster: Callable[..., None]) -> None:
-    cluster(2)
-    with pytest.raises(UserError, match="3 workers of 1 CPUs need 3; the cluster has 2"):
-        divide(ScaleConfig(num_workers=3), None, 4)
-    cluster((8, 2))
-    with pytest.raises(UserError, match="is 9, but the cluster fits 8 at once, each 1 worker of 1 CPU and 1"):
-        divide(ScaleConfig(gpus_per_worker=0.25), 9, 12)
 
 
 def test_asha_stops_the_worse_half_but_never_at_the_end() -> None:
