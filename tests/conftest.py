@@ -109,6 +109,26 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     return call
 
 
+def nodes(*each: float | tuple[float, float]) -> list[dict[str, Any]]:
+    """As `ray.nodes` tells of nodes with so many CPUs, or CPUs and GPUs."""
+    pairs = [node if isinstance(node, tuple) else (node, 0) for node in each]
+    return [
+        {
+            "Alive": True,
+            "NodeManagerAddress": f"10.0.0.{number}",
+            "Resources": {name: float(has) for name, has in zip(("CPU", "GPU"), pair, strict=True) if has},
+        }
+        for number, pair in enumerate(pairs, 1)
+    ]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """cluster(...): the cluster has these `nodes`."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return lambda *each: monkeypatch.setattr("ray.nodes", lambda: nodes(*each))
+
+
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """SIGINT raises KeyboardInterrupt, also where the tests run in the background, which ignores it."""

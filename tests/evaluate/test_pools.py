@@ -1,11 +1,11 @@
 """How a split is cut into work: the same batches under the same keys, on any actor. N images."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
@@ -15,7 +15,6 @@ from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.data.tasks import Pool
 from npdraw_dist.evaluate.actors import Found, ShardSlice, in_batch_order, plan_work, pool_of
 from npdraw_dist.pipeline.scores import BATCH
-from tests.training.test_cluster import nodes
 
 
 def rows(n: int) -> Rows:
@@ -73,8 +72,8 @@ def test_a_limit_takes_the_images_with_the_smallest_hashes_of_all_shards() -> No
         assert sorted(taken) == sorted(f"image-{i}" for _, i in hashes[:10])
 
 
-MIXED = ({"CPU": 8.0, "GPU": 2.0}, {"CPU": 6.0})
-THREE = ({"CPU": 4.0, "GPU": 1.0},) * 3  # three GPUs on three nodes give no actor with two
+MIXED = ((8, 2), 6)
+THREE = ((4, 1),) * 3  # three GPUs on three nodes give no actor with two
 
 
 @pytest.mark.parametrize(
@@ -88,11 +87,11 @@ THREE = ({"CPU": 4.0, "GPU": 1.0},) * 3  # three GPUs on three nodes give no act
     ],
 )
 def test_the_actors_that_fit_on_the_nodes(
-    monkeypatch: pytest.MonkeyPatch, each: Any, scale: dict[str, Any], sized: bool, pool: Pool
+    cluster: Callable[..., None], each: Any, scale: dict[str, Any], sized: bool, pool: Pool
 ) -> None:
-    monkeypatch.setattr(ray, "nodes", lambda: nodes(*each))
+    cluster(*each)
     assert pool_of(ScaleConfig(**scale), sized) == pool
-    monkeypatch.setattr(ray, "nodes", lambda: nodes({"CPU": 8.0}))
+    cluster(8)
     with pytest.raises(UserError, match="1 worker needs 1 GPU"):
         pool_of(ScaleConfig(use_gpu=True), sized)
 

@@ -23,7 +23,6 @@ from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.training.environment import OWN_RAY
 from npdraw_dist.training.workers import Node
 from tests.helpers.runs import random_parses, tiny
-from tests.training.test_cluster import nodes
 
 COUNTS = {"train": 60, "valid": 20, "test": 20}
 
@@ -148,16 +147,14 @@ Cluster = Callable[..., None]
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    def build(*each: dict[str, float]) -> None:
-        monkeypatch.setattr(ray, "is_initialized", lambda: True)
-        monkeypatch.setattr(ray, "nodes", lambda: nodes(*each))
-
-    return build
+def cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """It is joined."""
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    return cluster
 
 
 def test_the_workers_of_a_cluster_are_checked_once_it_is_joined(cluster: Cluster) -> None:
-    cluster({"CPU": 2.0})
+    cluster(2)
     gpu = with_changes(tiny(), {"scale": {"use_gpu": True, "wait_s": 0}})
     for stages in (["bank"], ["prior"]):
         with pytest.raises(UserError, match=r"1 worker needs 1 GPU; the cluster has 0 .*: 2 CPUs"):
@@ -169,12 +166,12 @@ def test_the_workers_of_a_cluster_are_checked_once_it_is_joined(cluster: Cluster
 def test_a_gpu_of_any_node_is_used_unless_it_is_forbidden(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster({"CPU": 4.0}, {"CPU": 4.0, "GPU": 1.0})
+    cluster(4, (4, 1))
     assert has_gpu(ScaleConfig())
     assert not has_gpu(ScaleConfig(use_gpu=False))
-    cluster({"CPU": 4.0}, {"GPU": 1.0})  # no process could use it
+    cluster(4, (0, 1))  # no process could use it
     assert not has_gpu(ScaleConfig())
-    cluster({"CPU": 4.0})
+    cluster(4)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     assert has_gpu(ScaleConfig(use_gpu=True))  # it may join
     assert not has_gpu(ScaleConfig())
@@ -184,7 +181,7 @@ def test_a_gpu_of_any_node_is_used_unless_it_is_forbidden(
 
 
 def test_without_a_gpu_the_driver_does_it_itself(cluster: Cluster) -> None:
-    cluster({"CPU": 4.0})
+    cluster(4)
     done = on_gpu(ScaleConfig(), "sample", lambda device, *rest: (device, rest), 1, 2)
     assert done == ((torch.device("cpu"), (1, 2)), 0.0)
     # Beside a GPU a process has the threads of its share.

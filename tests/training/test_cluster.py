@@ -8,30 +8,18 @@ import ray
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training import cluster, workers
+from npdraw_dist.training import cluster as cluster_file
+from npdraw_dist.training import workers
 from npdraw_dist.training.cluster import plan_workers
 from npdraw_dist.training.environment import OWN_RAY
 from npdraw_dist.training.workers import Workers, can_grow
+from tests.conftest import nodes
 
-
-def nodes(*each: dict[str, float]) -> list[dict[str, Any]]:
-    return [
-        {"Alive": True, "NodeManagerAddress": f"10.0.0.{number}", "Resources": have}
-        for number, have in enumerate(each, 1)
-    ]
-
-
-CPUS = [{"CPU": 2.0}, {"CPU": 8.0}]
-GPUS = [{"CPU": 8.0, "GPU": 1.0}, {"CPU": 8.0, "GPU": 1.0}]
+CPUS = [2, 8]
+GPUS = [(8, 1), (8, 1)]
 # Of the review: the pool of all CPUs would give each worker 64.
-UNEVEN = [*GPUS, {"CPU": 64.0}, {"CPU": 64.0}]
-Given = Callable[..., None]
-
-
-@pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> Given:
-    """given(*nodes): the cluster has these."""
-    return lambda *each: monkeypatch.setattr(ray, "nodes", lambda: nodes(*each))
+UNEVEN = [*GPUS, 64, 64]
+Cluster = Callable[..., None]
 
 
 @pytest.mark.parametrize(
@@ -39,20 +27,20 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Given:
     [
         (CPUS, {"num_workers": 2}, Workers(2, 2, 4)),  # 5 each would fit no second worker
         (CPUS, {"num_workers": 5}, Workers(5, 5, 2)),
-        ([{"CPU": 3.0}], {"num_workers": "2:8"}, Workers(2, 8, 1)),
+        ([3], {"num_workers": "2:8"}, Workers(2, 8, 1)),
         (GPUS, {"num_workers": 2}, Workers(2, 2, 8, 1)),
         (GPUS, {"num_workers": 3}, Workers(3, 3, 4)),  # too few GPUs, and none is required
         (GPUS, {"num_workers": "1:4"}, Workers(1, 4, 8, 1)),  # two workers, and more if nodes join
         (GPUS, {"num_workers": 4, "gpus_per_worker": 0.5}, Workers(4, 4, 4, 0.5)),
     ],
 )
-def test_workers_are_as_large_as_fits(given: Given, each: Any, scale: Any, planned: Workers) -> None:
-    given(*each)
+def test_workers_are_as_large_as_fits(cluster: Cluster, each: Any, scale: Any, planned: Workers) -> None:
+    cluster(*each)
     assert plan_workers(ScaleConfig(**scale)) == planned
 
 
-def test_nodes_without_gpus_do_not_size_workers_with_gpus(given: Given) -> None:
-    given(*UNEVEN)
+def test_nodes_without_gpus_do_not_size_workers_with_gpus(cluster: Cluster) -> None:
+    cluster(*UNEVEN)
     assert plan_workers(ScaleConfig(num_workers=2)) == Workers(2, 2, 8, 1)
     assert plan_workers(ScaleConfig(num_workers=3)).gpu is False
 
@@ -76,9 +64,9 @@ def test_nodes_without_gpus_do_not_size_workers_with_gpus(given: Given) -> None:
     ],
 )
 def test_too_little_says_what_is_missing_and_what_is_there(
-    given: Given, each: Any, scale: Any, words: list[str]
+    cluster: Cluster, each: Any, scale: Any, words: list[str]
 ) -> None:
-    given(*each)
+    cluster(*each)
     with pytest.raises(UserError) as raised:
         plan_workers(ScaleConfig(**scale))
     assert all(word in str(raised.value) for word in [*words, "nodes: 10.0.0.1: ", "10.0.0.2: 8 CPUs"])
@@ -89,8 +77,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the autoscaler of a cluster is asked for."""
     found: list[Any] = []
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr(cluster, "POLL_S", 0.01)
-    monkeypatch.setattr(cluster, "request_resources", lambda bundles: found.append(bundles))
+    monkeypatch.setattr(cluster_file, "POLL_S", 0.01)
+    monkeypatch.setattr(cluster_file, "request_resources", lambda bundles: found.append(bundles))
     return found
 
 
@@ -117,7 +105,7 @@ def test_a_process_of_a_local_ray_knows_that_no_node_joins() -> None:
 def test_it_waits_for_nodes_and_asks_the_autoscaler_once(
     monkeypatch: pytest.MonkeyPatch, asked: list[Any]
 ) -> None:
-    answers = [nodes({"CPU": 1.0})] * 3 + [nodes({"CPU": 1.0}, {"CPU": 1.0})]
+    answers = [nodes(1)] * 3 + [nodes(1, 1)]
     monkeypatch.setattr(ray, "nodes", lambda: answers.pop(0))
     lines: list[str] = []
     assert plan_workers(ScaleConfig(num_workers=2), lines.append) == Workers(2, 2, 1)
@@ -126,8 +114,8 @@ def test_it_waits_for_nodes_and_asks_the_autoscaler_once(
     assert asked == [[{"CPU": 1}, {"CPU": 1}], []]
 
 
-def test_the_autoscaler_is_asked_for_shares_of_gpus(given: Given, asked: list[Any]) -> None:
-    given({"CPU": 1.0})
+def test_the_autoscaler_is_asked_for_shares_of_gpus(cluster: Cluster, asked: list[Any]) -> None:
+    cluster(1)
     scale = ScaleConfig(num_workers=2, use_gpu=True, gpus_per_worker=0.5, cpus_per_worker=3, wait_s=1)
     with pytest.raises(UserError, match="2 workers need 1 GPU"):
         plan_workers(scale)

@@ -20,7 +20,7 @@ from npdraw_dist.training.checkpoint import Criterion
 from npdraw_dist.training.launch import TrainRun, run_training
 from npdraw_dist.training.restarts import AGAIN_S, FIRST_S, Waiting
 from npdraw_dist.training.workers import Workers
-from tests.training.test_cluster import nodes
+from tests.conftest import nodes
 
 LOCAL = fs.LocalFileSystem()
 DIED = "rank 0 died (its process was killed or crashed)"
@@ -145,7 +145,7 @@ def test_what_no_restart_mends_ends_the_run_in_a_line(play: Play, fit: Fit, most
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A cluster of two nodes of 4 CPUs and a GPU, and the time."""
-    listed = nodes(*2 * [{"CPU": 4.0, "GPU": 1.0}])
+    listed = nodes((4, 1), (4, 1))
     found = SimpleNamespace(now=0.0, nodes=listed, free={"CPU": 8.0, "GPU": 2.0})
     monkeypatch.setattr(time, "monotonic", lambda: found.now)
     monkeypatch.setattr(ray, "nodes", lambda: found.nodes)

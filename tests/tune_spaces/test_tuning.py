@@ -14,11 +14,9 @@ from pyarrow import fs
 from npdraw_dist.config.load import build, read_preset
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training import cluster as cluster_file
 from tests.helpers.counting import Counting
 from tests.helpers.runs import Refused
 from tests.helpers.spaces import load_space, plan_in
-from tests.training.test_cluster import nodes
 from tune_spaces.driver import claim
 from tune_spaces.space import IMAGES, METRICS, SCORE
 from tune_spaces.sweep import Options, main
@@ -37,19 +35,6 @@ def test_another_sweep_of_the_same_name_is_refused(refused: Refused, plan: Plan,
     same = ["--storage", str(tmp_path), "--name", "s"]
     assert "vae.images: 512 -> 640" in refused(main, "--space", "smoke", *same, "--vae.images", "640")
     assert "scheduler: asha -> none" in refused(main, "--space", "smoke", *same, "--scheduler", "none")
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """cluster(cpus, ...): the CPUs of each node, or (CPUs, GPUs)."""
-
-    def build_nodes(*each: Any) -> None:
-        pairs = [node if isinstance(node, tuple) else (node, 0) for node in each]
-        listed = nodes(*({"CPU": float(cpus), "GPU": float(gpus)} for cpus, gpus in pairs))
-        monkeypatch.setattr(cluster_file, "ray", SimpleNamespace(nodes=lambda: listed))
-
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    return build_nodes
 
 
 @pytest.mark.parametrize(
