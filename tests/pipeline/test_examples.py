@@ -6,33 +6,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from npdraw_dist import Drawings, train
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline import fit
 from tests.helpers.notebooks import run as run_cells
-from tests.helpers.studio_models import TOLD, save_model
 from tests.helpers.tiny_fit import FITTED, fit_few
 from tests.pipeline.test_readme import PAGES, ROOT, blocks
 
 
 @pytest.mark.slow
-def test_the_python_examples_run(run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder with the run `digits`, as after the first command of the README, and pictures."""
-    shutil.copytree(run_here, tmp_path / "runs" / "digits")
-    save_model(tmp_path / "runs" / "told", TOLD)
-    (tmp_path / "my_pictures").mkdir()
-    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)):
-        Image.fromarray(pixels).save(tmp_path / "my_pictures" / f"{number}.png")
-    monkeypatch.chdir(tmp_path)
+def test_the_python_examples_run(run_here: Path, users_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the run `digits`, as after the first command of the README."""
+    shutil.copytree(run_here, users_folder / "runs" / "digits")
     fit_few(12, monkeypatch)
     monkeypatch.setattr(fit, "budgets", lambda *_: {})
     names: dict[str, Any] = {}
     for example in blocks("python", PAGES):
         exec(example, names)
-    assert (tmp_path / "cat.png").is_file()
+    assert (users_folder / "cat.png").is_file()
     assert names["log_w"].shape == (50, 16)
     assert names["few"].spec.image_shape == (1, 28, 28)
     assert np.isfinite(float(names["loss"]))

@@ -9,9 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from npdraw_dist import extractor, prepare
 from npdraw_dist.__main__ import COMMANDS
@@ -23,7 +21,6 @@ from npdraw_dist.evaluate.__main__ import Evaluate, spread
 from npdraw_dist.fit_folder import Fit
 from tests.helpers.notebooks import run as run_cells
 from tests.helpers.runs import TINY
-from tests.helpers.studio_models import TOLD, save_model
 from tests.helpers.tiny_fit import fit_few
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -63,17 +60,10 @@ def main_of(module: str) -> Callable[[Sequence[str]], None]:
     return main
 
 
-def test_the_commands_run(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In a folder with the run `digits`, as after the first command of the README, and pictures."""
+def test_the_commands_run(tiny_run: Path, users_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the run `digits`, as after the first command of the README."""
     for name in ("digits", "my_pictures"):
-        shutil.copytree(tiny_run, tmp_path / "runs" / name)
-    save_model(tmp_path / "runs" / "told", TOLD)
-    (tmp_path / "my_pictures").mkdir()
-    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (12, 28, 28), np.uint8)):
-        Image.fromarray(pixels).save(tmp_path / "my_pictures" / f"{number}.png")
-    monkeypatch.chdir(tmp_path)
+        shutil.copytree(tiny_run, users_folder / "runs" / name)
     for module, *argv in commands():
         main = main_of(module)
         trained = {"from_shards", "digits-vae"}.intersection(argv)
