@@ -26,6 +26,7 @@ from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.environment import PREEMPTION_WATCHER
 from npdraw_dist.training.metrics_log import read_metrics
+from tests.helpers.processes import until
 from tests.helpers.runs import TINY, random_parses, tiny
 
 pytestmark = pytest.mark.ray
@@ -111,6 +112,21 @@ def kill_in_mid_upload() -> None:
     storage._pyarrow_fs_copy_files = half  # type: ignore[assignment]
 
 
+def kill_after_the_last_checkpoint() -> None:
+    """The worker dies when all is saved and reported, and only the end is left.
+
+    The last upload goes on beside training: a kill before its end would lose the checkpoint.
+    """
+    from npdraw_dist.training import loop
+
+    def end(run: loop.Run, *_: Any) -> None:
+        last = Path(run.context.folder) / "checkpoint_000000008" / "progress.json"  # type: ignore[attr-defined]
+        until(last.exists)
+        kill()
+
+    loop.Run.summary = end  # type: ignore[assignment,method-assign]
+
+
 def rows(store: Store) -> list[dict[str, float]]:
     """Of the prior's metrics.jsonl, without times, which no two runs share."""
     times = ("images_per_s", "data_wait_share")
@@ -131,8 +147,10 @@ def weights(store: Store) -> bytes:
 
 
 SLOW = pytest.mark.slow
+DIED = "rank 0 died"
 FAULTS = [
-    (1, kill_in_mid_upload, 4, "rank 0 died"),
+    (1, kill_in_mid_upload, 4, DIED),
+    pytest.param(1, kill_after_the_last_checkpoint, 8, DIED, marks=SLOW),
     # Rank 1, or 0 if that one notices first that its peer is gone.
     pytest.param(2, kill, 4, "rank", marks=SLOW),
     pytest.param(2, hang, 4, "rank 1 did not answer", marks=SLOW),
@@ -165,6 +183,23 @@ def test_a_worker_breaks(
     assert min(manifest["images_per_s"], manifest["core_seconds"]) > 0
     assert rows(broken) == rows(whole)
     assert events(broken) == events(whole) == [256, 512, 768, 1024]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It resumes after 512 rows of epochs of 300."""
+    streamed = with_changes(experiment(), {"data": {"cache_mb": 0}})
+    whole = random_parses(tmp_path / "whole")
+    prior.run(streamed, whole)
+    monkeypatch.setattr(prior, "make_objective", breaks(tmp_path / "broke", 0.6, 0, kill))
+    broken = with_parses_of(whole, tmp_path / "broken")
+    prior.run(streamed, broken)
+    assert (tmp_path / "broke").exists()
+    assert weights(broken) == weights(whole)
+    assert rows(broken) == rows(whole)
 
 
 def notice(deadline_s: float) -> Fault:
