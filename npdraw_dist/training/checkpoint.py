@@ -9,6 +9,7 @@ No random state is stored: every draw is seeded by (seed, step, micro-batch), an
 
 import json
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -148,6 +149,12 @@ class Criterion:
 
     name: str
     order: Literal["max", "min"]
+
+    @property
+    def worst(self) -> float:
+        """A finite value: NaN and infinities become null in Ray Train's list of checkpoints, which it then
+        cannot sort at the next start."""
+        return -sys.float_info.max if self.order == "max" else sys.float_info.max
 
     def score(self, record: dict[str, float]) -> float:
         """Higher is better; what is not a number is worst."""

@@ -132,7 +132,7 @@ class RunContext(Context):
 
     def save(self, saved: Path | None, name: str) -> None:
         self.check()
-        # Where less is better, Ray Train takes a missing metric for the best one; NaN is always the worst.
+        # Where less is better, Ray Train takes a missing metric for the best one.
         self.publish({self.criterion.name: math.nan}, saved, name, at_once=True)  # the node goes
 
     def log(self, row: Record) -> None:
@@ -290,6 +290,9 @@ class RayContext(RunContext):
 
     def publish(self, metrics: dict[str, Any], saved: Path | None, name: str, at_once: bool = False) -> None:
         """Uploads the checkpoint folder `saved`, beside training unless `at_once`."""
+        name_of_score = self.criterion.name
+        if not math.isfinite(metrics.get(name_of_score, 0.0)):
+            metrics = {**metrics, name_of_score: self.criterion.worst}
         if saved is None:
             self._train.report(metrics, checkpoint_dir_name=name)
             return

@@ -72,6 +72,8 @@ def test_the_commands_run(tiny_run: Path, users_folder: Path, capsys: pytest.Cap
             main([*argv, *(() if "--dry-run" in argv else ("--dry-run",))])
         elif "runs/comparison-mnist_cpu-10" in argv:  # which takes hours to train
             parse_flags(Evaluate, module, spread(argv, "--compare"))
+        elif "MNIST_FOLDER" in argv:
+            parse_flags(extractor.Extractor, module, argv)
         elif module in ELSEWHERE:
             parse_flags(ELSEWHERE[module], module, argv)
         elif module == "npdraw_dist.train":

@@ -1,5 +1,7 @@
 """What a Ray Train worker does in which order, with Ray Train replaced by a list of calls."""
 
+import math
+import sys
 import time
 from itertools import pairwise
 from pathlib import Path
@@ -47,9 +49,10 @@ def worker(calls: Calls, rank: int = 0, watched: bool = True, others: Any = 0.0)
 def test_a_row_is_written_before_its_checkpoint_by_rank_0_alone() -> None:
     """A kill in between repeats the row; the other way round it would lose it.
 
-    A checkpoint between two validations has none, and its score is NaN, the worst for Ray Train, which takes
-    a missing one for the best.
+    A checkpoint between two validations has none, and gets the worst score: Ray Train takes a missing one for
+    the best, and cannot read a NaN that it wrote.
     """
+    worst = {"valid/nll": sys.float_info.max}
     calls: Calls = []
     worker(calls).report({"step": 2}, Path("/saved"), "checkpoint_2")
     assert calls[0] == ("row", {"step": 2})
@@ -63,7 +66,10 @@ def test_a_row_is_written_before_its_checkpoint_by_rank_0_alone() -> None:
     assert calls == [("report", {"step": 2}, None, "checkpoint_2", None)]
     calls.clear()
     worker(calls).save(Path("/saved"), "checkpoint_3")  # after a notice, so its node goes
-    assert str(calls) == "[('report', {'valid/nll': nan}, '/saved', 'checkpoint_3', 'at once')]"
+    assert calls == [("report", worst, "/saved", "checkpoint_3", "at once")]
+    calls.clear()
+    worker(calls, rank=1).report({"step": 2, "valid/nll": math.nan}, None, "checkpoint_2")
+    assert calls == [("report", {"step": 2, **worst}, None, "checkpoint_2", None)]
 
 
 def test_the_ranks_begin_anew_together_if_the_first_checkpoint_is_damaged(
