@@ -65,8 +65,10 @@ def run(work: Workload) -> Figures:
         if work.dense:
             s = _medians(trainers, ["vae", "dense"], dense_size, 1 if work.quick else DENSE_REPEATS)
             dense_mb = trainers["dense"].call("peak_mb")
+            flops = trainers["dense"].call("facts", dense_size)["flops"]
             figures |= {
                 "dense_batch": dense_size,
+                "vae_step_dense_gflops_per_image": flops / dense_size / 1e9,
                 "vae_step_s": s["vae"],
                 "vae_step_dense_s": s["dense"],
                 "vae_step_speedup_vs_dense": s["dense"] / s["vae"],
