@@ -259,7 +259,7 @@ def _folded(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
         yield "places", drawn.place
         yield "codes", drawn.codes()
         if isinstance(drawn, PixelTable):
-            yield "part.weight", drawn.common(drawn.codes())
+            yield "part.weight", drawn.anywhere()
             yield "head_place", drawn.head_place
             yield from zip(("what_head.weight", "what_head.bias"), drawn.head_weights(), strict=True)
     else:

@@ -6,7 +6,7 @@ token; `...` any axes.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -95,7 +95,7 @@ class CodeTable(Table):
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: Tensor | None = None
+        self._held: dict[str, Tensor] | None = None
 
     @abstractmethod
     def make_codes(self) -> Tensor:
@@ -103,15 +103,23 @@ class CodeTable(Table):
 
     def codes(self) -> Tensor:
         """(K, R)."""
+        return self.once("codes", self.make_codes)
+
+    def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """What `make` returns; inside `held` the first result of this name."""
         held = self._held  # read once: another thread may end its block meanwhile
-        return self.make_codes() if held is None else held
+        if held is None:
+            return make()
+        if name not in held:
+            held[name] = make()
+        return held[name]
 
     @contextmanager
     def held(self) -> Iterator[None]:
         if self._held is not None:
             yield
             return
-        self._held = self.make_codes()
+        self._held = {}
         try:
             yield
         finally:
@@ -186,12 +194,16 @@ class PixelTable(CodeTable):
     def forward(self, where: Tensor, what: Tensor) -> Tensor:
         codes = self.codes()
         at_place: Tensor = self.out(F.embedding(where, self.place) * F.embedding(what, codes))
-        return at_place + F.embedding(what, self.common(codes))
+        return at_place + F.embedding(what, self.anywhere())
 
     def weights(self) -> Tensor:
         codes = self.codes()
-        pairs: Tensor = self.out(self.place[:, None] * codes) + self.common(codes)
+        pairs: Tensor = self.out(self.place[:, None] * codes) + self.anywhere()
         return pairs.flatten(0, 1)
+
+    def anywhere(self) -> Tensor:
+        """What a part adds at any place, (K, W)."""
+        return self.once("common", lambda: self.common(self.codes()))
 
     def logits(self, state: Tensor, where: Tensor) -> Tensor:
         """The logits of *what*, (..., K), in float32, given the state (..., W) and `where` (...)."""
@@ -201,7 +213,7 @@ class PixelTable(CodeTable):
 
     def head_weights(self) -> tuple[Tensor, Tensor]:
         """u (K, W) and c (K,)."""
-        head = self.head(at_least_float32(self.codes()))
+        head = self.once("head", lambda: self.head(at_least_float32(self.codes())))
         return head[:, :-1], head[:, -1]
 
 
