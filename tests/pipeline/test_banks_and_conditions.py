@@ -66,7 +66,9 @@ def test_commands_make_a_bank_and_draw_with_it(store: Store, model: NPDraw, tmp_
     assert isinstance(PartBank.load(tmp_path / "other" / "bank" / "bank.safetensors"), PartBank)
 
 
-@pytest.mark.parametrize(("shift", "least", "most"), [(0, 0.8, 1.0), (1, 0.0, 0.2)])
+@pytest.mark.parametrize(
+    ("shift", "least", "most"), [(0, 0.8, 1.0), pytest.param(1, 0.0, 0.2, marks=pytest.mark.slow)]
+)
 def test_asked_counts_the_drawings_that_are_read_as_asked(
     shift: int, least: float, most: float, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
