@@ -56,7 +56,6 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     from npdraw_dist.nn.classifier import Classifier, accuracy, fit
     from npdraw_dist.pipeline.progress import stage_progress
     from npdraw_dist.training.feed import noise_seed
-    from npdraw_dist.training.launch import start_ray
     from npdraw_dist.training.workers import placed
 
     started, data = time.perf_counter(), settings.data
@@ -67,6 +66,8 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     scale = placed(settings.scale)
     device = device_here(scale.use_gpu)
     if not scale.here:
+        from npdraw_dist.training.launch import start_ray  # it imports Ray
+
         start_ray(scale)
     train, valid = (_labelled(source, split, data) for split in ("train", "valid"))
     if not len(train.images):

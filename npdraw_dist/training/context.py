@@ -132,7 +132,7 @@ class RunContext(Context):
 
     def save(self, saved: Path | None, name: str) -> None:
         self.check()
-        # Where less is better, Ray Train takes a missing metric for the best one.
+        # Where less is better, Ray Train takes a missing metric for the best; NaN is the worst (`publish`).
         self.publish({self.criterion.name: math.nan}, saved, name, at_once=True)  # the node goes
 
     def log(self, row: Record) -> None:
