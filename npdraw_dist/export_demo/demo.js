@@ -137,16 +137,15 @@
     }),
     b: new GridView("b", (first, last) => {
       const chosen = places(first, last);
-      change((own) => model.compose(own, drawings.b.z, chosen), chosen, [drawings.b]);
+      if (drawings.a) setA(model.composed(drawings.a, drawings.b, chosen), chosen);
     }),
     image: new View(find("canvas-image")),
   };
   const erase = (where) => change((z) => model.remove(z, where), where);
   const drawn = (z) => model.listed(z);
 
-  function change(edit, marks, others = []) { // others: drawings that the edit takes parts of, beside A
-    if (!drawings.a) return;
-    setA(model.redrawn(edit(drawings.a.z), drawings.a, ...others), marks);
+  function change(edit, marks) {
+    if (drawings.a) setA(model.redrawn(edit(drawings.a.z), drawings.a), marks);
   }
   function setA(drawing, marks = [], remember = true) {
     if (remember && drawings.a) { past.push(drawings.a); if (past.length > 200) past.shift(); future.length = 0; }

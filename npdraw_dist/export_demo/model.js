@@ -497,7 +497,7 @@ const NPDraw = (() => {
     if (kind === "global") {
       const spread = weights.linear("appearance.spread"), out = weights.conv("appearance.out", 1, 1), count = spread(new Float32Array(latents)).length;
       const features = (u) => out(nearest(new Planes(count / (coarse[0] * coarse[1]), ...coarse, spread(u).map(silu)), ...size));
-      return {count: latents, features, u: (canvas, noise) => noise || new Float32Array(latents), joined: (canvas, [[u]]) => u};
+      return {count: latents, features, u: (canvas, noise) => noise || new Float32Array(latents), joined: (canvas, [{u}]) => u};
     }
     const name = "appearance.of_canvas.", encode = chain([weights.conv(name + 0, 2, 1), weights.residual(name + 1), weights.groupNorm(name + 2), eachPixel(silu), weights.conv(name + 4, 1, 1)]);
     const spread = weights.conv("appearance.spread", 1, 1), out = weights.transposed("appearance.out", 2, 1);
@@ -507,16 +507,17 @@ const NPDraw = (() => {
     };
     return {
       count: latents * coarse[0] * coarse[1], u,
-      // Each cell of 4x4 pixels has u of the first donor, [u, canvas], whose canvas is the same there, else the mean.
+      // Each cell of 4x4 pixels has u of the first donor whose canvas is the same there, else the mean.
+      // own: the pixels that may be the donor's own; undefined: all.
       joined(canvas, donors) {
         const out = u(canvas, null), {channels, height, width, data} = canvas, cells = coarse[0] * coarse[1];
-        for (const [own, other] of [...donors].reverse()) {
+        for (const {u, canvas: other, own} of [...donors].reverse()) {
           const differs = new Uint8Array(cells);
           for (let i = 0; i < channels * height * width; i += 1) {
             const pixel = i % (height * width), row = Math.floor(pixel / width);
-            if (data[i] !== other.data[i]) differs[Math.floor(row / 4) * coarse[1] + Math.floor(pixel % width / 4)] = 1;
+            if (data[i] !== other.data[i] || (own && !own[pixel])) differs[Math.floor(row / 4) * coarse[1] + Math.floor(pixel % width / 4)] = 1;
           }
-          for (let i = 0; i < out.length; i += 1) if (!differs[i % cells]) out[i] = own[i];
+          for (let i = 0; i < out.length; i += 1) if (!differs[i % cells]) out[i] = u[i];
         }
         return out;
       },
@@ -630,7 +631,7 @@ const NPDraw = (() => {
     // The drawing z, made of those of `donors`, with the u that they have where nothing changed.
     redrawn(z, ...donors) {
       const canvas = this.render(z);
-      return {z, canvas, u: this.appearance && this.appearance.joined(canvas, donors.map((one) => [one.u, one.canvas]))};
+      return {z, canvas, u: this.appearance && this.appearance.joined(canvas, donors)};
     }
     // The mean image. u: null is its mean, as NPDraw.decode takes it.
     decode(canvas, u = null) {
@@ -664,6 +665,14 @@ const NPDraw = (() => {
     compose(a, b, places) {
       const inside = (one) => places.includes(one.where);
       return this.merged(this.listed(a).filter((one) => !inside(one)), this.listed(b).filter(inside));
+    }
+    // The drawing a with b's parts at `places`; blank cells there have b's u.
+    composed(a, b, places) {
+      const {height, width, rows, columns} = this.spec.grid, own = new Uint8Array(height * width);
+      for (let place = 0; place < rows * columns; place += 1) {
+        if (!places.includes(place)) this.canvas.each(place, (pixel) => { own[pixel] = 1; });
+      }
+      return this.redrawn(this.compose(a.z, b.z, places), {...a, own}, b, a);
     }
     // Whether this browser computes what torch computed: null, or what differs.
     problem({whether, where, what, log_prob: logProb, pixels}) {

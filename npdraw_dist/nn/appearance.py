@@ -9,7 +9,7 @@ Shapes: B batch, D latents, C channels, H x W image, h x w canvas, W channels of
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,18 @@ class Inferred:
         return self.q.log_std if self.p is None else self.q.log_std - self.p.log_std
 
 
+class Donor(NamedTuple):
+    """A drawing that an edited one is made of.
+
+    u: (B, ...); None is the mean of p(u|canvas). canvas: (B, C, h, w). own: bool (B, 1, h, w), the pixels
+    that may be its own; None for all. Each B may be one for all.
+    """
+
+    u: Tensor | None
+    canvas: Tensor
+    own: Tensor | None = None
+
+
 class Appearance(nn.Module, ABC):
     """p(u|canvas), q(u|x, canvas), and what u adds to the decoder's features, nothing at first.
 
@@ -84,12 +96,8 @@ class Appearance(nn.Module, ABC):
         """u -> (B, W, h / 2, w / 2), rounded up."""
 
     @abstractmethod
-    def joined(self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
-        """u (B, ...) for an edited canvas (B, C, h, w).
-
-        donors: u and canvas of the drawings it was made of, each B or one for all. A u of None is the mean of
-        p(u|canvas).
-        """
+    def joined(self, canvas: Tensor, donors: Sequence[Donor]) -> Tensor:
+        """u (B, ...) for an edited canvas (B, C, h, w)."""
 
     def infer(self, x: Tensor, canvas: Tensor) -> Inferred:
         """x (B, C, H, W), canvas (B, C, h, w) -> q(u|x, canvas) and p(u|canvas)."""
@@ -131,9 +139,9 @@ class GlobalAppearance(Appearance):
     def posterior(self, x: Tensor, canvas: Tensor) -> Gaussian:
         return _gaussian(self.encoder(self.cells(canvas, x)))
 
-    def joined(self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
+    def joined(self, canvas: Tensor, donors: Sequence[Donor]) -> Tensor:
         """The u of the first donor."""
-        u, _ = donors[0]
+        u = donors[0].u
         return self.prior(canvas).mean if u is None else u.expand(len(canvas), -1)
 
     def features(self, u: Tensor) -> Tensor:
@@ -161,12 +169,16 @@ class LocalAppearance(Appearance):
     def posterior(self, x: Tensor, canvas: Tensor) -> Gaussian:
         return _gaussian(self.of_image(self.cells(canvas, x)))
 
-    def joined(self, canvas: Tensor, donors: Sequence[tuple[Tensor | None, Tensor]]) -> Tensor:
-        """Each cell has u of the first donor whose canvas is the same there, else the mean of p(u|canvas)."""
+    def joined(self, canvas: Tensor, donors: Sequence[Donor]) -> Tensor:
+        """u of each cell of 4x4 pixels is that of the first donor whose canvas is the same there.
+
+        It is the mean of p(u|canvas) if there is none.
+        """
         joined = self.prior(canvas).mean
-        for u, other in reversed(donors):
-            own = self.prior(other).mean if u is None else u
-            differs = (canvas != other).any(1, keepdim=True).to(joined.dtype)
+        for donor in reversed(donors):
+            own = self.prior(donor.canvas).mean if donor.u is None else donor.u
+            differs = (canvas != donor.canvas).any(1, keepdim=True)
+            differs = (differs if donor.own is None else differs | ~donor.own).to(joined.dtype)
             joined = torch.where(F.max_pool2d(differs, 4, ceil_mode=True) == 0, own, joined)
         return joined
 

@@ -18,6 +18,7 @@ from npdraw_dist.core.images import to_canvas
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.vocabulary import Condition, one_each, plain
+from npdraw_dist.nn.appearance import Donor
 from npdraw_dist.nn.completion import Completer, Effort, evidence_of
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.generative import SampleTrace, at_centres, seeded
@@ -310,8 +311,8 @@ class NPDraw(Networks):
         """a's drawings with b's parts, and no others, at `places` (`editing.compose`).
 
         a, b: images or drawings, as `drawings` takes them, B of each or one. places: as
-        `core.editing.mask_of` takes them. u is that of a and of b, as their parts are. Raises ValueError on
-        other numbers of a and b.
+        `core.editing.mask_of` takes them. u is that of a and of b, as their parts are: blank cells of the
+        places have b's. A vector u of the whole image is a's. Raises ValueError on other numbers of a and b.
         """
         first, second = self.drawings(a), self.drawings(b)
         if len(first) != len(second) and 1 in (len(first), len(second)):
@@ -319,7 +320,9 @@ class NPDraw(Networks):
             first, second = (x if len(x) == many else x.repeated(many) for x in (first, second))
         mask = mask_of(places, self.spec.grid, len(first)).to(self.device)
         z = editing.compose(first.z, second.z, mask, self.spec.order)
-        return self.redrawn(z, first, second)
+        patch = self.spec.patch
+        elsewhere = (~mask).float().view(-1, self.grid.places, 1, 1, 1).expand(-1, -1, -1, patch, patch)
+        return self.redrawn(z, first, second, own=self.grid.fold_sum(elsewhere) > 0)
 
     @torch.no_grad()
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
@@ -358,11 +361,16 @@ class NPDraw(Networks):
         return self.redrawn(z, before)
 
     @torch.no_grad()
-    def redrawn(self, z: PartSequence, *donors: Drawings) -> Drawings:
-        """z (B, T), made of the B drawings of each donor, with the u that they have where nothing changed."""
+    def redrawn(self, z: PartSequence, *donors: Drawings, own: Tensor | None = None) -> Drawings:
+        """z (B, T), made of the B drawings of each donor, with the u that they have where nothing changed.
+
+        own: bool (B, 1, h, w); the first donor comes after the others where it is False.
+        """
         canvas = self.render(z)
-        pairs = [(x.u, x.canvas) for x in donors]
-        u = None if self.appearance is None else self.appearance.joined(canvas, pairs)
+        order = [Donor(x.u, x.canvas) for x in donors]
+        if own is not None:
+            order = [order[0]._replace(own=own), *order[1:], order[0]]
+        u = None if self.appearance is None else self.appearance.joined(canvas, order)
         return Drawings(z, canvas, u, self)
 
     @torch.no_grad()

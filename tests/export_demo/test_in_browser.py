@@ -201,7 +201,7 @@ def test_an_edited_drawing_keeps_what_parts_cannot_say(shown: tuple[NPDraw, Any]
     mask[:2] = True
     call = """([pairs, places]) => pairs.map((pair) => {
       const [a, b] = pair.map(({z, u}) => ({z, canvas: demo.model.render(z), u: u && Float32Array.from(u)}));
-      const made = demo.model.redrawn(demo.model.compose(a.z, b.z, places), a, b);
+      const made = demo.model.composed(a, b, places);
       return [...demo.model.decode(made.canvas, made.u).data];
     })"""
     pairs = [[{"z": as_json(x.z, row), "u": u_of(x, row)} for x in (first, second)] for row in range(2)]

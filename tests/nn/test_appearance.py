@@ -11,8 +11,8 @@ from torch.distributions import Normal, kl_divergence
 
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.parts import Batch
-from npdraw_dist.nn.appearance import Inferred, LocalAppearance
+from npdraw_dist.core.parts import Batch, PartSequence
+from npdraw_dist.nn.appearance import Donor, Inferred, LocalAppearance
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.nn.relaxations import Gaussian
@@ -144,16 +144,26 @@ def test_an_edited_canvas_has_the_latents_of_the_drawings_that_it_is_made_of() -
     edited = torch.cat([a[..., :4], b[..., 4:8], other[..., 8:]], 3)
     u_a, u_b = torch.full((1, 2, 1, 3), 5.0), torch.full((1, 2, 1, 3), 7.0)
     assert model.appearance is not None
-    joined = model.appearance.joined(edited.expand(2, -1, -1, -1), [(u_a, a), (u_b, b)])
+    joined = model.appearance.joined(edited.expand(2, -1, -1, -1), [Donor(u_a, a), Donor(u_b, b)])
     assert (joined[..., 0] == 5).all()
     assert (joined[..., 1] == 7).all()
     torch.testing.assert_close(joined[:1, ..., 2], model.appearance.prior(edited).mean[..., 2])
-    unknown = model.appearance.joined(a, [(None, a)])
+    unknown = model.appearance.joined(a, [Donor(None, a)])
     assert torch.equal(unknown, model.appearance.prior(a).mean)
+
+    # Where both drawings are blank, the places of B have B's: the right half here.
+    model = tiny_model(tiny_spec("raster", image_shape=(1, 8, 16), patch=4, stride=4, latents="map:2"))
+    none = torch.zeros(1, 2, dtype=torch.int64)
+    blank = PartSequence(none.bool(), none, none)
+    first, second = (model.drawings(blank, torch.full((1, 2, 2, 4), u)) for u in (5.0, 7.0))
+    found = model.compose(first, second, "0:2,2:4").u
+    assert found is not None
+    assert (found[..., :2] == 5).all()
+    assert (found[..., 2:] == 7).all()
 
     # Global latents are those of the first drawing.
     model, canvas = tiny_model(tiny_spec(latents=2)), torch.rand(3, 1, 2, 4)
     u = torch.tensor([[1.0, 2.0]])
     assert model.appearance is not None
-    joined = model.appearance.joined(canvas, [(u, canvas[:1]), (-u, canvas[1:2])])
+    joined = model.appearance.joined(canvas, [Donor(u, canvas[:1]), Donor(-u, canvas[1:2])])
     assert torch.equal(joined, u.expand(3, -1))
