@@ -6,7 +6,6 @@ Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w can
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS, by_gain
 from npdraw_dist.core.parts import PartBank, PartSequence
-from npdraw_dist.core.paste import render
 from npdraw_dist.parse.cost import EmptyCanvasGain
 from npdraw_dist.parse.greedy import GreedyChooser, StaticGreedyChooser
 
@@ -30,21 +28,10 @@ _SCORES_DISJOINT, _SCORES_GREEDY, _SCORES_GPU = 1 << 21, 1 << 22, 1 << 26
 
 @dataclass(frozen=True)
 class Parse:
-    """Drawings z (B, T), their squared_error (B,), mean of (canvas - image)^2, and each step's gain (B, T).
-
-    A gain is how much the part reduced the summed squared error when it was chosen; 0 where none is drawn.
-    """
+    """Drawings z (B, T), and their squared_error (B,), the mean of (canvas - image)^2."""
 
     z: PartSequence
     squared_error: Tensor
-    gain: Tensor
-    bank: PartBank
-    grid: Grid
-
-    @cached_property
-    def canvas(self) -> Tensor:
-        """(B, C, h, w), the canvas of z, rendered on first use."""
-        return render(self.bank.parts, self.z, self.grid)
 
 
 class DisjointChooser:
@@ -138,5 +125,5 @@ class Parser:
         )
         whether, where = self.order.arrange(chosen, gain, self.grid, self.steps)
         if not self.order.aligned:
-            what, gain = what.gather(1, where) * whether, gain.gather(1, where) * whether
-        return Parse(PartSequence(whether, where, what), squared_error, gain, self.bank, self.grid)
+            what = what.gather(1, where) * whether
+        return Parse(PartSequence(whether, where, what), squared_error)
