@@ -148,11 +148,10 @@ def _squared(x: NDArray[Any], squares: NDArray[Any], rows: NDArray[np.int64]) ->
 
 
 class Exemplars(NamedTuple):
-    """patches: (K, D) uint8, no two equal. distances: (K,), squared, of pixels in [0, 1]. indices: (K,)."""
+    """patches: (K, D) uint8, no two equal. distances: (K,), squared, of pixels in [0, 1]."""
 
     patches: NDArray[np.uint8]
     distances: NDArray[np.float64]
-    indices: NDArray[np.int64]
 
 
 def snap(centroids: NDArray[np.float32], shards: Shards) -> Exemplars:
@@ -187,4 +186,4 @@ def _pair(
     if (chosen < 0).any():
         return None
     pick = np.arange(k), chosen
-    return Exemplars(patches[pick], distances[pick] / 255**2, rows[pick])
+    return Exemplars(patches[pick], distances[pick] / 255**2)

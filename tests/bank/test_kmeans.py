@@ -152,7 +152,6 @@ def test_snap_is_brute_force(levels: int, monkeypatch: pytest.MonkeyPatch) -> No
     found, cost = _pairs(centroids, patches)
     np.testing.assert_array_equal(got.patches, patches[found])
     np.testing.assert_allclose(got.distances, cost, rtol=1e-5)
-    np.testing.assert_array_equal(patches[got.indices], got.patches)
     assert len(np.unique(got.patches, axis=0)) == 25
 
 
