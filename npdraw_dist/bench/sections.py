@@ -1,7 +1,7 @@
 """The sections of the bench in order, their measurement, and the table of their figures."""
 
 from collections.abc import Sequence
-from importlib import import_module
+from pkgutil import resolve_name
 
 from rich.table import Table
 
@@ -60,8 +60,7 @@ def measure(work: Workload, names: Sequence[str]) -> Facts:
     found: dict[str, Facts] = {}
     for name in names:
         console.print(f"measuring {name} ...")
-        module, _, function = SECTIONS[name].partition(":")
-        found[name] = getattr(import_module(f"npdraw_dist.bench.{module}"), function)(work)
+        found[name] = resolve_name(f"npdraw_dist.bench.{SECTIONS[name]}")(work)
     found["machine"]["peak_rss_mb"] = peak_rss_mb()
     table = Table("section", "figure", "value", "aim")
     table.columns[2].justify = "right"

@@ -6,7 +6,7 @@ before that code is imported. To add a source, likelihood or model, write its co
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
 
@@ -122,5 +122,4 @@ else:
 
 def load(code: str) -> Any:
     """The object at `code`, "module:attribute" below `npdraw_dist`. Raises ImportError or AttributeError."""
-    module, _, attribute = code.partition(":")
-    return getattr(import_module(f"npdraw_dist.{module}"), attribute)
+    return resolve_name(f"npdraw_dist.{code}")
