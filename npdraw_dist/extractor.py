@@ -112,10 +112,8 @@ def _labelled(source: "Source", split: "Split", data: DataConfig) -> "Labelled":
 
     found: dict[int, Rows] = {}
     items, folders = list(enumerate(source.shards(split))), source.inputs.folders()
-    for result in map_items(items, _read_labelled, folders=folders):
-        if isinstance(result, UserError):
-            raise result
-        found[result[0]] = result[1]
+    for index, part in map_items(items, _read_labelled, folders=folders):
+        found[index] = part
     rows = [found[index] for index in sorted(found)]
     images = np.concatenate([np.zeros((0, *data.shape), np.uint8), *(part.images for part in rows)])
     labels = np.concatenate([np.zeros(0, np.int64), *(part.known_labels() for part in rows)])

@@ -61,8 +61,6 @@ def list_tree(filesystem: fs.FileSystem, root: str) -> list[InputFile]:
     some = [folders[start : start + each] for start in range(0, len(folders), each)]
     list_some = partial(_list_folders, filesystem, root)
     for files in map_items(some, list_some) if len(some) > 1 else map(list_some, some):
-        if isinstance(files, UserError):
-            raise files
         found += files
     return sorted(found, key=BY_PATH)
 

@@ -11,9 +11,10 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -249,7 +250,7 @@ def write_shards(
     todo = [] if too_many else [shard for shard in shards if shard.name not in done]
     old, errors, started, here_s = limit.images, [], time.perf_counter(), 0.0
     folders = [*source.inputs.folders(), folder.landmarks()]
-    for result in map_items(todo, writer, pool, folders):
+    for result in map_items(todo, partial(_facts_or_error, writer), pool, folders):
         if isinstance(result, UserError):
             errors.append(result)
             continue
@@ -266,7 +267,8 @@ def write_shards(
     repeated = repeated_in(folder, [done[name] for name in names], writer.across_splits, folders)
     again = [shard for shard in shards if shard.name in repeated]
     spent = {name: done[name].core_seconds for name in repeated}
-    for result in map_items(again, replace(writer, repeated=repeated, spent=spent), pool, folders):
+    mended = replace(writer, repeated=repeated, spent=spent)
+    for result in map_items(again, partial(_facts_or_error, mended), pool, folders):
         if isinstance(result, UserError):
             _raise_first([result])
         else:
@@ -276,6 +278,14 @@ def write_shards(
     _write_rejects(folder, written.shards)
     check_rejects(written.rejects, written.images + written.rejects, data)
     return written
+
+
+def _facts_or_error(writer: ShardWriter, shard: Shard) -> ShardFacts | UserError:
+    """So that the other shards go on."""
+    try:
+        return writer(shard)
+    except UserError as error:
+        return error
 
 
 def repeated_in(
@@ -292,12 +302,9 @@ def repeated_in(
         names = tuple(facts.shard for facts in part)
         finder = RepeatFinder(folder.filesystem, f"{folder.root}/{DONE}", names)
         ranges = ranges_of(sum(facts.rows for facts in part))
-        results: Iterator[dict[str, set[Hash]] | UserError] = map(finder, ranges)
-        if len(ranges) > 1:  # few ids are looked at here
-            results = map_items(ranges, finder, folders=folders)
+        # Few ids are looked at here.
+        results = map_items(ranges, finder, folders=folders) if len(ranges) > 1 else map(finder, ranges)
         for result in results:
-            if isinstance(result, UserError):
-                raise result
             for name, hashes in result.items():
                 found.setdefault(name, set()).update(hashes)
     return found

@@ -14,8 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.landmarks import BlindNode, Landmarks, require_seen
+from npdraw_dist.core.landmarks import Landmarks, require_seen
 from npdraw_dist.core.process import ray_runs
 
 Item = TypeVar("Item")
@@ -70,10 +69,8 @@ class _Work(Generic[Item, Result]):
                 require_seen(folder, ray.util.get_node_ip_address())
             result: Any = self.function(pickle.loads(row["item"]))
         except Exception as error:
-            result = error
-            if isinstance(error, BlindNode) or not isinstance(error, UserError):  # else the others go on
-                error.add_note(format_exc())
-                result = _Raised(error)
+            error.add_note(format_exc())
+            result = _Raised(error)
         return {"result": pickle.dumps(result)}
 
 
@@ -82,13 +79,13 @@ def map_items(
     work: Callable[[Item], Result],
     pool: Pool | None = None,
     folders: Sequence[Landmarks | None] = (),
-) -> Iterator[Result | UserError]:
-    """`work(item)` of each item, or the UserError that it raised; in any order, a few items ahead.
+) -> Iterator[Result]:
+    """`work(item)` of each item, in any order, a few items ahead. Raises what `work` raises.
 
     Where Ray does not run, it is done here, on one core as in a task. Else on the CPUs of all nodes, in tasks
     or a pool; Ray does the items of a process that dies again. folders: what each node has to see; None: one
     at a URI, and then `work` runs in several threads of a process. Raises BlindNode at the first node that
-    does not see one: it would be through with many items in no time; and what else `work` raised.
+    does not see one: it would be through with many items in no time.
     """
     far = any(folder is None for folder in folders)
     if not ray_runs() or not items:
@@ -125,36 +122,29 @@ def map_items(
         yield result
 
 
-def map_here(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result | UserError]:
+def map_here(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
     for item in items:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # sums in the order of a task, which has one core
         try:
-            result = _done(work, item)
+            result = work(item)
         finally:
             torch.set_num_threads(threads)
         yield result
 
 
-def _map_far(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result | UserError]:
+def _map_far(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
     threads = torch.get_num_threads()
     # The number of threads is one of each thread.
     pool = ThreadPoolExecutor(AT_ONCE, "shard", initializer=torch.set_num_threads, initargs=(1,))
     try:
         rest = iter(items)
-        running = {pool.submit(_done, work, item) for item in islice(rest, AT_ONCE)}
+        running = {pool.submit(work, item) for item in islice(rest, AT_ONCE)}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
-            running |= {pool.submit(_done, work, item) for item in islice(rest, len(done))}
+            running |= {pool.submit(work, item) for item in islice(rest, len(done))}
             for future in done:
                 yield future.result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)
-
-
-def _done(work: Callable[[Item], Result], item: Item) -> Result | UserError:
-    try:
-        return work(item)
-    except UserError as error:
-        return error

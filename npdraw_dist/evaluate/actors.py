@@ -94,8 +94,6 @@ def run(title: str, items: Sequence[Any], total: int, work: Any, pool: Pool | No
     with stage_progress(title, total) as show:
         done, started = 0, time.perf_counter()
         for result in map_items(items, work, pool):
-            if isinstance(result, UserError):
-                raise result
             results.append(result)
             done += result.images
             show(done, done / (time.perf_counter() - started))

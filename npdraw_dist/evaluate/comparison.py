@@ -8,7 +8,7 @@ import io
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -160,10 +160,8 @@ def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, out: st
     work = partial(measure, settings=settings, extractor=extractor)
     if not settings.scale.here:
         start_ray(settings.scale)
-    done: Iterator[str | UserError] = map(work, entries) if settings.scale.here else map_items(entries, work)
+    done = map(work, entries) if settings.scale.here else map_items(entries, work)
     for number, folder in enumerate(done, start=1):
-        if isinstance(folder, UserError):
-            raise folder
         console.print(f"{number}/{len(entries)} {folder} is measured", markup=False)
     beside: Mapping[str, Any] = {}
     if extractor is not None:  # floor and ceiling of the distances, computed once

@@ -117,8 +117,6 @@ def _collect(experiment: Experiment, store: Store, source: Source) -> Collected:
         """Offers the patches with keys in a range. False, and no more is read, if too many rows are bad."""
         nonlocal core_seconds
         for result in map_items(some, partial(shard_patches, experiment, above, limit), folders=folders):
-            if isinstance(result, UserError):
-                raise result
             core_seconds += result.core_seconds if ray_runs() else 0.0
             sample.add(result.drawn)
             if above < 0:

@@ -17,7 +17,6 @@ import pytest
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import copy, list_files, open_filesystem, write_bytes
 from npdraw_dist.data import repeats, shard_writer, shards
 from npdraw_dist.data.identity import Inputs
@@ -147,14 +146,6 @@ def test_an_id_of_two_splits_is_repeated_only_across_splits(folder: ShardFolder)
     facts = [ShardWriter(folder, IdEncoder(), "txt")(shard) for shard in shards]
     assert repeated_in(folder, facts, across_splits=False) == {}
     assert repeated_in(folder, facts, across_splits=True) == {"test-00000": {hash_of("b")}}
-
-
-def test_an_error_of_a_task_is_raised(folder: ShardFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(repeats, "IDS_AT_ONCE", 1)
-    monkeypatch.setattr(shard_writer, "map_items", lambda *_, **__: iter([UserError("no storage")]))
-    facts = [ShardWriter(folder, IdEncoder(), "txt")(shard_of(("a", "b")))]
-    with pytest.raises(UserError, match="no storage"):
-        repeated_in(folder, facts, across_splits=True)
 
 
 def by_sets(order: Sequence[str], ids: dict[str, list[str]]) -> dict[str, set[int]]:

@@ -198,6 +198,10 @@ def test_a_run_without_validation_images_takes_the_last_weights(tmp_path: Path) 
     assert (tmp_path / "x" / "metrics.json").exists()
 
 
+def fails(text: str) -> None:
+    raise UserError(text)
+
+
 @pytest.mark.parametrize("at_once", [1, AT_ONCE])
 def test_shards_are_read_here_with_the_threads_of_a_task(
     at_once: int, monkeypatch: pytest.MonkeyPatch
@@ -208,16 +212,16 @@ def test_shards_are_read_here_with_the_threads_of_a_task(
 
     def work(number: int) -> tuple[int, int]:
         together.wait(timeout=30)  # goes on when as many shards are worked on
-        if number == 1:
-            raise UserError("no")
         return number, torch.get_num_threads()
 
     torch.set_num_threads(2)
-    found = list(map_items(range(2 * AT_ONCE), work, folders=[None] if at_once > 1 else []))
+    folders = [None] if at_once > 1 else []
+    found = list(map_items(range(2 * AT_ONCE), work, folders=folders))
     assert torch.get_num_threads() == 2
-    done = [result for result in found if not isinstance(result, UserError)]
-    assert sorted(done) == [(number, 1) for number in range(2 * AT_ONCE) if number != 1]
-    assert len(found) == 2 * AT_ONCE
+    assert sorted(found) == [(number, 1) for number in range(2 * AT_ONCE)]
+    with pytest.raises(UserError, match="no"):
+        list(map_items(["no"], fails, folders=folders))
+    assert torch.get_num_threads() == 2
 
 
 def test_no_more_shards_are_read_once_the_rest_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
