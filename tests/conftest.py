@@ -149,6 +149,15 @@ def data(tmp_path: Path) -> Path:
     return images(tmp_path / "data", 40)
 
 
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URI of a bucket on S3."""
+    from tests.helpers.s3 import s3_server  # moto takes seconds to import
+
+    with s3_server() as uri:
+        yield uri
+
+
 @pytest.fixture
 def sleeping() -> Iterator[subprocess.Popen[bytes]]:
     """A process that lives."""

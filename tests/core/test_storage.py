@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,15 +31,9 @@ from npdraw_dist.core.storage import (
     write_atomically,
     write_text,
 )
-from tests.helpers.s3 import SECRET, Fault, flaky_proxy, s3_server
+from tests.helpers.s3 import SECRET, Fault, flaky_proxy
 
 LOCAL = fs.LocalFileSystem()
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server() as uri:
-        yield uri
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -1,7 +1,6 @@
 """Data and runs on S3, without Ray. test_s3_faults.py has whole runs."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +19,7 @@ from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import images
 from tests.helpers.rows import concat
 from tests.helpers.runs import HERE, Refused
-from tests.helpers.s3 import s3_server
 from tests.pipeline.test_inputs import words
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    with s3_server() as uri:
-        yield uri
 
 
 def test_a_prepared_set_resumes_and_reads_back(bucket: str) -> None:
