@@ -23,7 +23,6 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,7 +109,7 @@ def _seconds() -> float:
 
 @dataclass(frozen=True)
 class World:
-    """What a lease knows of the world: this process, which processes run, a clock, and whom to tell.
+    """What a lease knows of the world: this process, which processes run, and a clock.
 
     now: seconds, never backwards. sleep: waits for seconds.
     """
@@ -119,7 +118,6 @@ class World:
     is_running: Callable[[Process], bool | None] = is_running
     now: Callable[[], float] = _seconds
     sleep: Callable[[float], None] = time.sleep
-    say: Callable[[str], None] = partial(print, file=sys.stderr)  # noqa: RUF009
 
 
 @dataclass(frozen=True)
@@ -234,7 +232,8 @@ class Lease:
                 raise LeaseHeld(f"{self.what} is in use by {holder}; wait for its end or stop it")
             elif not still:
                 if seen is None and running is None:
-                    self.world.say(f"waiting up to {DEAD_AFTER_S:.0f} s for a sign of life of {holder}")
+                    line = f"waiting up to {DEAD_AFTER_S:.0f} s for a sign of life of {holder}"
+                    print(line, file=sys.stderr)
                 seen, since = pulse, now
             self.world.sleep(POLL_S)
 

@@ -49,7 +49,7 @@ class Time:
 
 def elsewhere(time: Time, host: str = "far") -> World:
     """A process on a machine of which nobody else can see the processes."""
-    return World(Process(host, host, 7, 1), lambda process: None, time.now, time.sleep, lambda line: None)
+    return World(Process(host, host, 7, 1), lambda process: None, time.now, time.sleep)
 
 
 def make(folder: Path, world: World | None = None, wait_s: float = 0.0, group: str = "") -> Lease:

@@ -95,7 +95,7 @@ class Drivers(RuleBasedStateMachine):
                 return None
             return any(driver.process == other for driver in self.living())
 
-        return World(process, is_running, lambda: self.seconds, self.pass_time, lambda line: None)
+        return World(process, is_running, lambda: self.seconds, self.pass_time)
 
     def start(self, host: str) -> Driver | None:
         """A new driver that takes the lease; None if it was refused, and then rightly."""
