@@ -16,9 +16,7 @@ def bits_per_dim(nll_nats: float, dimensions: int) -> float:
 
 
 def standard_error(values: Tensor) -> float:
-    """(N,) -> the standard error of their mean; NaN if N is 1."""
-    if len(values) < 2:
-        return math.nan
+    """(N,), N > 1 -> the standard error of their mean."""
     return float(values.double().std() / math.sqrt(len(values)))
 
 
