@@ -295,6 +295,7 @@
     press("undo", undo); press("redo", redo);
     find("step").addEventListener("input", () => { stop(); showStep(Number(find("step").value)); });
     const warmth = find("temperature"), told = () => { find("temperature-text").textContent = Number(warmth.value).toFixed(2); };
+    [warmth.min, warmth.max] = [Math.min(0.1, spec.temperature), Math.max(2, spec.temperature)];
     warmth.value = spec.temperature; told();
     warmth.addEventListener("input", told); warmth.addEventListener("change", () => { sampleA(false); sampleB(); });
     for (const radio of document.querySelectorAll("[name=tool]")) radio.addEventListener("change", toolChanged);

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from npdraw_dist.config.cli import parse_flags, run_command, validate
 from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import require_extra
 from npdraw_dist.serve import LOOPBACK, STRANGERS_RATE, TOKEN, Serve
 from npdraw_dist.training.environment import restart_with_environment
@@ -31,6 +32,8 @@ def main(argv: Sequence[str]) -> None:
     model = load_npdraw(folder)  # an error here is one line; in a replica it is a long traceback
     rate = command.rate or (None if command.host in LOOPBACK else STRANGERS_RATE)
     token = command.token or os.environ.get(TOKEN) or None
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        raise UserError("a token is of ASCII without spaces: clients send other letters in different ways")
     options = command.model_copy(update={"token": token, "rate": rate})
     require_free(options.host, options.port)
     on_ray = os.environ.get("RAY_ADDRESS") or options.replicas > 1

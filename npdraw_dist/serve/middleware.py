@@ -59,14 +59,14 @@ class Rate:
 class Guard:
     """Refuses what is without token (401), too frequent (429), too much at once (503), too large or too slow.
 
-    options: its token and rate. at_once: requests that are worked on or wait; None if something before this
-    server counts them. It stops reading a body at its limits. HEADERS are set unless a route set them. There
-    is no header of CORS, so no page of another origin reads an answer.
+    options: its token and rate, of which each replica has its share. at_once: requests that are worked on or
+    wait; None if something before this server counts them. It stops reading a body at its limits. HEADERS are
+    set unless a route set them. There is no header of CORS, so no page of another origin reads an answer.
     """
 
     def __init__(self, app: ASGIApp, options: Serve, at_once: int | None = None) -> None:
         self._app, self._options, self._at_once = app, options, at_once
-        self._rate = None if options.rate is None else Rate(options.rate)
+        self._rate = None if options.rate is None else Rate(options.rate / options.replicas)
         self._ongoing = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -41,7 +41,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **{"likelihood": "logistic", "background": "white"},
     },
 }
-FACTS = Facts("A model <b>", "apache-2.0", 1.0, 1)
+FACTS = Facts("A model <b>", "apache-2.0", 2.03, 1)
 REPLAYED = "#play[aria-label='Replay the drawing']"
 PROBE = """(drawings) => drawings.map(({z, noise}) => {
   const {model} = demo, canvas = model.render(z);
@@ -90,6 +90,7 @@ def opened(browser: Any, folder: Path, model: NPDraw, **context: Any) -> Iterato
     tab.goto(file.as_uri())
     tab.wait_for_selector("html[data-checked]", state="attached")
     assert tab.evaluate("document.documentElement.dataset.checked") == "right"
+    assert tab.input_value("#temperature") == "2.03"
     yield tab
     assert problems == []
     assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]

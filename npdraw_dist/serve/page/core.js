@@ -14,7 +14,7 @@ const tool = () => checked("tool");
 let model = null;                       // sizes of the model, from /v1/model
 
 // The first fragment: #z= a drawing, #b= the other one, #token= the password of the server, which no link repeats.
-const address = new URLSearchParams(location.hash.slice(1));
+const address = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B"));  // a plus is no space in a token
 let token = address.get("token");
 try { if (token) sessionStorage.setItem("token", token); else token = sessionStorage.getItem("token"); } catch { /* private window */ }
 

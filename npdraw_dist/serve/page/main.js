@@ -91,7 +91,11 @@ async function firstDrawings(answer) {
     const [sizes, parts, examples] = ["model", "bank", "examples"].map((path) => json(path));
     for (const one of [parts, examples]) one.catch(() => {});      // told where it is awaited
     model = await sizes; fit(); hints();
-    for (const id of heats) { find(id).value = model.temperature; told(id); }
+    for (const id of heats) {
+      const heat = find(id);
+      [heat.min, heat.max] = [Math.min(0.1, model.temperature), Math.max(2, model.temperature)];
+      heat.value = model.temperature; told(id);
+    }
     const [{a, b, linked: named}] = await Promise.all([firstDrawings(examples), showBank(parts)]);
     await Promise.all([setA(a), setB(b)]);
     freshen(a.z);
