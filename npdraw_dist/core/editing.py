@@ -74,7 +74,7 @@ def swap(z: PartSequence, first: int, second: int, order: str) -> PartSequence:
 def interpolate(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -> PartSequence:
     """The way from A to B, each (1, T) -> (N, T): A, then one more differing place at a time, by raster.
 
-    Raises ValueError unless A and B are one drawing each.
+    The last is B, in the order of its own steps. Raises ValueError unless A and B are one drawing each.
     """
     if len(z_a) != 1 or len(z_b) != 1:
         raise ValueError(f"interpolation is between two drawings, not {len(z_a)} and {len(z_b)}")
@@ -86,7 +86,8 @@ def interpolate(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -
     for row, place in enumerate(differ, start=1):
         masks[row:, place] = True
     rows = torch.zeros(len(masks), dtype=torch.int64, device=masks.device)
-    return compose(z_a[rows], z_b[rows], masks, order)
+    way = compose(z_a[rows], z_b[rows], masks, order)
+    return PartSequence.cat([way[:-1], _merge(_steps(z_b, order), None, order)])
 
 
 def dropped(made: PartSequence, *sources: tuple[PartSequence, Tensor]) -> int:

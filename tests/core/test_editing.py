@@ -160,6 +160,7 @@ def test_interpolation_goes_from_a_to_b_a_place_at_a_time(case: tuple[str, int, 
     assert len(z) == differ + 1
     assert torch.equal(canvas(z[:1]), canvas(z_a))
     assert torch.equal(canvas(z[-1:]), canvas(z_b))
+    assert listed(z, len(z) - 1) == listed(z_b, 0)
     if order == "aligned":  # free orders may run out of steps between
         rows = [held(listed(z, row)) for row in range(len(z))]
         for before, after in itertools.pairwise(rows):
