@@ -94,6 +94,12 @@ class Vocabulary:
         """Entry -> its token."""
         return {entry: number for number, entry in enumerate(self.entries, 1)}
 
+    @cached_property
+    def labels(self) -> list[int]:
+        """The number of each class: its name if all names are numbers, else its place."""
+        numbers = all(entry.isdecimal() and entry == str(int(entry)) for entry in self.entries)
+        return [int(entry) if numbers else place for place, entry in enumerate(self.entries)]
+
     @property
     def known(self) -> list[str]:
         """Classes, or whole words."""
@@ -130,12 +136,10 @@ class Vocabulary:
 
     def _class(self, condition: Condition) -> int:
         name = str(condition)
-        if name in self.numbers:
+        if isinstance(condition, str) and name in self.numbers:
             return self.numbers[name]
-        if isinstance(condition, int) or name.isdecimal():
-            if 0 <= int(condition) < len(self.entries):
-                return 1 + int(condition)
-            raise UserError(f"class {condition}; the model knows 0 to {len(self.entries) - 1}")
+        if name.isdecimal() and int(name) in self.labels:
+            return 1 + self.labels.index(int(name))
         raise UserError(f"the model does not know the class {name!r}{self._nearest(name)}")
 
     def _nearest(self, name: str) -> str:

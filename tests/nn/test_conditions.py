@@ -108,7 +108,7 @@ def test_a_class_may_be_a_number_of_numpy_or_torch() -> None:
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"condition": -1}, "knows 0 to 2"),
+        ({"condition": -1}, "class .-1. .near: cat"),
         ({"condition": "²"}, "does not know the class"),
         ({"condition": ["cat", "dog"]}, "2 conditions for 3 drawings"),
         ({"condition": "cat", "guidance": float("nan")}, "guidance is nan"),
@@ -177,9 +177,27 @@ def test_a_class_is_that_of_the_highest_likelihood() -> None:
     assert torch.equal(found[clear], bounds.argmax(0)[clear])
 
 
+def test_the_number_of_a_class_is_its_name_if_all_names_are_numbers() -> None:
+    """What `classify` finds is what a condition of that number draws."""
+    vocabulary = Vocabulary("class", ("1", "10", "2"), 1)
+    assert vocabulary.rows([1, 10, 2]).flatten().tolist() == [1, 2, 3]
+    assert vocabulary.rows(vocabulary.labels).flatten().tolist() == [1, 2, 3]
+    with pytest.raises(UserError, match="class '0'"):
+        vocabulary.rows([0])
+    named = Vocabulary("class", ("1", "cat"), 1)
+    assert named.rows([0, 1, "1"]).flatten().tolist() == [1, 2, 1]
+    assert named.rows(named.labels).flatten().tolist() == [1, 2]
+
+
+def test_a_condition_moves_with_its_model() -> None:
+    prior: Any = model_of("aligned").given("cat", guidance=2.0).to("meta").prior
+    tokens = [condition for condition in prior._conditions() if condition is not None]
+    assert [condition.device.type for condition in tokens] == ["meta"]
+
+
 def test_unknown_conditions_are_refused_with_the_nearest_known_ones() -> None:
     model, words, plain = model_of("aligned"), model_of("aligned", "words"), tiny_model(tiny_spec())
-    for asked, told in (("dot", "'dot' .near: dog"), (3, "0 to 2"), ("3", "0 to 2")):
+    for asked, told in (("dot", "'dot' .near: dog"), (3, "'3' .near: cat"), ("3", "'3' .near: cat")):
         with pytest.raises(UserError, match=told):
             model.draw(1, condition=asked)
     with pytest.raises(UserError, match=r"word 'darke' .near: dark"):
