@@ -75,7 +75,7 @@ class PartBank(_Saved):
         for bank in others:
             if (shape := tuple(bank.parts.shape[1:])) != tuple(self.parts.shape[1:]):
                 raise UserError(f"parts of {shape} do not go beside parts of {tuple(self.parts.shape[1:])}")
-        return PartBank(torch.cat([self.parts, *(bank.parts for bank in others)]))
+        return PartBank(torch.cat([bank.parts.to(self.parts.device) for bank in (self, *others)]))
 
     def __post_init__(self) -> None:
         if self.parts.ndim != 4 or self.parts.shape[2] != self.parts.shape[3] or len(self.parts) == 0:

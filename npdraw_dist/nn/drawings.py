@@ -61,9 +61,10 @@ class Drawings:
     def __len__(self) -> int:
         return len(self.z)
 
-    def __getitem__(self, index: int | slice | Tensor) -> "Drawings":
-        """The drawings `index`, which are a batch also if it is one."""
-        if isinstance(index, int):
+    def __getitem__(self, index: Any) -> "Drawings":
+        """The drawings `index`, a number, slice or int64 (n,), which are a batch also if it is one."""
+        if isinstance(index, int | np.integer) or (isinstance(index, Tensor) and index.ndim == 0):
+            index = int(index)
             count = len(self)
             if not -count <= index < count:
                 raise IndexError(f"drawing {index}; there are {count}")

@@ -22,6 +22,7 @@ from npdraw_dist.nn.relaxations import total_kl
 # Most images computed at once. On a CPU, the activations of more do not fit the cache. A GPU waits for
 # launches with fewer. A chunk holds at most 67 million parameters of the likelihood.
 CHUNK, GPU_CHUNK = 256, 512
+LEAST_HEAT = 1e-6  # the least temperature that counts
 CHUNK_NUMBERS = 2**26  # likelihood parameters of a chunk, at most: large images have fewer rows in one
 
 
@@ -134,10 +135,13 @@ class GenerativeModel(nn.Module, ABC):
         return self.importance(self.as_input(x), k, generator).log_w
 
     def temperature_of(self, asked: float | None) -> float:
-        """That of samples: as asked, or the model's own. Raises UserError if it is not above 0."""
+        """That of samples: as asked, or the model's own. Raises UserError if it is not above 0.
+
+        At LEAST_HEAT a step draws the most likely already; logits divided by less overflow.
+        """
         if asked is not None and not asked > 0:
             raise UserError(f"temperature is {asked}; it must be above 0")
-        return self.spec.temperature if asked is None else asked
+        return self.spec.temperature if asked is None else max(asked, LEAST_HEAT)
 
     @property
     def blank_pixel(self) -> float:

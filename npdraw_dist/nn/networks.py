@@ -139,6 +139,7 @@ class Networks(HubModel):
 
     def render(self, z: PartSequence, steps: bool = False) -> Tensor:
         """z -> canvas (B, C, h, w) in [0, 1]; with `steps` the canvas after each step, (B, T, C, h, w)."""
+        z = z.canonical()
         if steps:
             return paste_steps(gather_parts(self.bank_parts, z, self.grid), z.where, self.grid)
         return render(self.bank_parts, z, self.grid)

@@ -7,6 +7,7 @@ Shapes: B drawings, N of them on a way, T steps, L places, K parts, C channels, 
 from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -287,6 +288,7 @@ class NPDraw(Networks):
     def classify(self, images: Any, k: int = 10, *, seed: int = 0) -> Tensor:
         """The class of the highest log p(x|class), of k draws of the posterior, for each image: int64 (B,).
 
+        A class is its number, as a condition takes it: its name if the names of all are numbers.
         All classes are as likely before. Raises UserError if the model takes no class, or k is less than 1.
         """
         require_positive("k", k)
@@ -294,7 +296,7 @@ class NPDraw(Networks):
             raise UserError("the model knows no classes; train one with --prior.condition class")
         x, generator = self.as_input(images), seeded(self.device, None, seed)
         found = [self._class_of(some, k, generator) for some in x.split(max(self.rows_at_once // k, 1))]
-        return torch.cat(found)
+        return torch.tensor(self.vocabulary.labels, device=self.device)[torch.cat(found)]
 
     def _class_of(self, x: Tensor, k: int, generator: Noise) -> Tensor:
         """The draws are the same for all classes: only log p(z|class) differs."""
@@ -355,9 +357,9 @@ class NPDraw(Networks):
         for one, other in (swap or {}).items():
             z = editing.swap(z, place_of(one, grid), place_of(other, grid), order)
         for place, part in (put or {}).items():
-            if not 0 <= part < self.spec.parts:
+            if not isinstance(part, int | np.integer) or not 0 <= part < self.spec.parts:
                 raise UserError(f"part {part}; the bank has 0 to {self.spec.parts - 1}")
-            z = editing.put(z, place_of(place, grid), part, order)
+            z = editing.put(z, place_of(place, grid), int(part), order)
         return self.redrawn(z, before)
 
     @torch.no_grad()

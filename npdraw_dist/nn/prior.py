@@ -321,8 +321,9 @@ class GivenPrior(StepPrior):
 
     def _conditions(self) -> list[Tensor | None]:
         """Those whose states are computed: c and none, or the one that counts."""
-        alone: dict[float, list[Tensor | None]] = {0.0: [None], 1.0: [self.condition]}
-        return alone.get(self.guidance, [self.condition, None])
+        told = self.condition.to(self.position.device)  # the model may have moved since
+        alone: dict[float, list[Tensor | None]] = {0.0: [None], 1.0: [told]}
+        return alone.get(self.guidance, [told, None])
 
     def forward(self, z: PartSequence, condition: Tensor | None = None) -> StepLogits:
         found: list[StepLogits] = [self.of(z, self._rows(told, z)) for told in self._conditions()]

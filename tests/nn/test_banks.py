@@ -56,6 +56,10 @@ def test_a_bank_beside_another_has_the_parts_of_both() -> None:
     torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
 
 
+def test_a_bank_goes_beside_one_on_another_device() -> None:
+    assert PartBank(bank(2).parts.to("meta")).joined(bank(3)).parts.shape[0] == 5
+
+
 def test_a_part_is_known_by_its_pixels_alone() -> None:
     """The same parts in another order give the same numbers for the same drawings."""
     model, _ = swapped(2)

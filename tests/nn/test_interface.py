@@ -94,6 +94,8 @@ def test_drawings_of_images_and_of_sequences(size: dict[str, Any]) -> None:
     assert len(drawn[1:]) == 2
     assert np.array_equal(drawn.numpy(), drawn.images.numpy())
     assert [picture.size for picture in drawn.to_pil()] == [x.shape[:1:-1]] * 3
+    for number in (np.int64(1), torch.tensor(1)):
+        assert torch.equal(drawn[number].canvas, drawn[1:2].canvas)
     with pytest.raises(IndexError, match="3"):
         drawn[3]
     assert drawn._repr_html_().count("<img ") == 6

@@ -85,6 +85,8 @@ def test_shapes_and_ranges_of_the_contract(order: str, size: dict[str, Any]) -> 
     model = model_of(order, size)
     spec, x, channels = model.spec, images(model, 2), model.spec.image_shape[0]
     canvas, steps = (model.render(model.encode(x), steps=steps) for steps in (False, True))
+    nothing = PartSequence(*(torch.full((1, 4), value) for value in (False, 999, 999)))
+    assert not model.render(nothing).any()
     assert canvas.shape == (2, channels, model.grid.height, model.grid.width)
     assert steps.shape == (2, spec.steps, *canvas.shape[1:])
     assert torch.equal(steps[:, -1], canvas)
