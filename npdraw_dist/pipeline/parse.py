@@ -98,11 +98,16 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
 
 
 def _vocabulary(source: Source, written: Written, store: Store) -> dict[str, list[str]]:
-    """What conditions can name: `classes`, by the source or by number, and `words` of the training images."""
+    """What conditions can name: `classes`, by the source or by number, and `words`.
+
+    Numbers and words are those of the training images: a later command may parse the test split too, and the
+    model has the vocabulary that it was trained with.
+    """
     known = source.facts()["classes"]
-    count = int(max((facts.numbers.get("classes", 0) for facts in written.shards), default=0))
+    trained = [facts.numbers for facts in written.shards if facts.split == "train"]
+    count = int(max((numbers.get("classes", 0) for numbers in trained), default=0))
     counts = Counter[str]()
-    with_words = any(facts.numbers.get("texts") for facts in written.shards)  # else no file is opened
+    with_words = any(numbers.get("texts") for numbers in trained)  # else no file is opened
     for texts in store.parses("train").texts(MOST_TEXTS if with_words else 0):
         for text in texts:
             counts.update(words_in(text))

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from npdraw_dist import NPDraw, PartBank, asked, make_bank, sample
@@ -15,7 +17,7 @@ from npdraw_dist.pipeline.models import read_bank
 from npdraw_dist.pipeline.run import start
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.runs import Refused
-from tests.helpers.tiny_fit import SMALL
+from tests.helpers.tiny_fit import SMALL, strokes
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 
 TOLD: dict[str, Any] = {
@@ -93,6 +95,23 @@ def test_asked_counts_the_drawings_that_are_read_as_asked(
 def test_what_was_written_says_what_can_be_asked(store: Store) -> None:
     told = json.loads((Path(store.root) / "parses" / "vocabulary.json").read_text())
     assert told == {"classes": [str(digit) for digit in range(10)], "words": []}
+
+
+def test_a_class_that_only_test_images_have_is_none(tmp_path: Path) -> None:
+    """So the numbers of the test split can be added to a run that was trained without it."""
+    images = pa.FixedShapeTensorArray.from_numpy_ndarray(strokes(48)[:, None])
+    labels = [n % 3 for n in range(40)] + [9] * 8
+    split = ["train"] * 32 + ["valid"] * 8 + ["test"] * 8
+    table = pa.table({"image": images, "id": [f"{n}" for n in range(48)], "label": labels, "split": split})
+    pq.write_table(table, tmp_path / "a.parquet")
+    data = {"source": "parquet", "path": str(tmp_path / "a.parquet"), "image_size": 12, "channels": 1}
+    before = resolve("digits", None, merge(SMALL, TOLD, {"data": {**data, "fraction": 1.0}}))
+    after = before.model_copy(update={"eval": before.eval.model_copy(update={"split": "test"})})
+    for experiment in (before, after):
+        found = start(experiment, str(tmp_path), "told", experiment.stage_names)
+        assert found.read_json("parses", "vocabulary.json")["classes"] == ["0", "1", "2"]
+    assert found.metrics()["test/nll_iwae_given"] == pytest.approx(found.metrics()["test/nll_iwae"])
+    assert found.parses("test", found.with_vocabulary(after)).in_id_order().condition.unique().tolist() == [0]
 
 
 @pytest.mark.parametrize(
