@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from npdraw_dist.config.load import dump
+from npdraw_dist.core.errors import TRY_AGAIN
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.pipeline import sample
 from npdraw_dist.pipeline.progress import console
@@ -24,13 +25,15 @@ from tune_spaces.budgets import Job
 from tune_spaces.trials import TrialResult, write_result
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-STOPS = [code for number in (signal.SIGINT, signal.SIGTERM) for code in (-number, 128 + number)]
+# Statuses of a training that has not failed, beside those of a signal: some are caught and become a status.
+STOPS = (128 + signal.SIGINT, 128 + signal.SIGTERM, TRY_AGAIN)
 # Begins only if the process with the id that follows is still the parent.
 GUARD = ("setpriv", "--pdeathsig", "TERM", "sh", "-c", '[ $PPID = "$0" ] || exit 143; exec "$@"')
 
 
 class TrainingStopped(RuntimeError):
-    """A training was told to end. It has not failed: the next start goes on with it."""
+    """A training was told to end or killed, or its storage failed. It is no failure of the trial: the next
+    start goes on with it."""
 
 
 # Trains jobs, in any order; each leaves its run folder, or a result that says why it failed. bool: with the
@@ -101,10 +104,12 @@ def train(run: Store, job: Job, with_scores: bool) -> str:
         )
     if done.returncode == 0:
         return f"{job.path}: done"
-    if done.returncode in STOPS:  # such as by Ray, where the sweep ends or its node is taken away
-        raise TrainingStopped(f"{job.path}: stopped")
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     reason = lines[-1].removeprefix("error: ") if lines else f"exit status {done.returncode}"
+    # By Ray, where the sweep ends or its node is taken away, or by a system that is out of memory.
+    if done.returncode < 0 or done.returncode in STOPS:
+        why = reason if done.returncode == TRY_AGAIN else f"exit status {done.returncode}"
+        raise TrainingStopped(f"{job.path}: stopped ({why})")
     write_result(run, TrialResult(job.name, "failed", job.point, job.settings, reason=reason))
     return f"{job.path}: {reason}"
 

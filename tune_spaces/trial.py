@@ -22,7 +22,7 @@ from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.pipeline.train_stage import selected_record
 from npdraw_dist.training.cluster import require_here
 from npdraw_dist.training.environment import RAY
-from npdraw_dist.training.failures import reason_of
+from npdraw_dist.training.failures import is_of_storage, reason_of
 from npdraw_dist.training.launch import quiet_logs
 from tune_spaces.shared_stages import build_alone, shared_stages, trial_store
 from tune_spaces.space import IMAGES, METRICS, SCORE, Metric, Point
@@ -54,6 +54,8 @@ def tune_report(record: Mapping[str, Any], metric: Metric) -> dict[str, float]:
 def run_trial(config: dict[str, Any], plan: Plan, folders: Sequence[Landmarks]) -> None:
     """The driver function. It records a failure with its reason, then raises it to Tune.
 
+    A failure of the storage is not the trial's: none is recorded, so Tune starts it again, scale.max_failures
+    times, and after that the next start of the sweep does.
     folders: what the node has to see.
     """
     for name, value in RAY.items():
@@ -71,7 +73,8 @@ def run_trial(config: dict[str, Any], plan: Plan, folders: Sequence[Landmarks]) 
     try:
         last, numbers = _train(trial, plan, folders)
     except Exception as error:
-        write_result(plan.run, trial.result("failed", reason=reason_of(error)))
+        if not is_of_storage(error):
+            write_result(plan.run, trial.result("failed", reason=reason_of(error)))
         raise
     write_result(plan.run, trial.result("finished", numbers={**numbers, **last}, score=last[SCORE]))
     tune.report(last)

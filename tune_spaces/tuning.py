@@ -17,7 +17,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.training.cluster import living_nodes, plan_workers
-from npdraw_dist.training.failures import reason_of
+from npdraw_dist.training.failures import is_of_storage, reason_of
 from npdraw_dist.training.metrics_log import read_metrics
 from npdraw_dist.training.workers import (
     Node,
@@ -182,6 +182,9 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
             failed = self._trial(trial).result("failed", reason=reason_of(error))
         except UserError as impossible:  # Optuna proposed a config that is not possible
             console.print(f"no trial: {impossible}")
+            return
+        if is_of_storage(error):
+            console.print(f"{failed.trial} stopped: {failed.reason}; the same command goes on with it")
             return
         write_result(self.plan.run, failed)
         self._ended(trial)

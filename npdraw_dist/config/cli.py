@@ -20,7 +20,7 @@ from npdraw_dist.config.help import render, settings_of
 from npdraw_dist.config.load import merge, nearest, preset_names, read_file, read_preset, validated
 from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.core import process
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import MISTAKE, TRY_AGAIN, StorageFailed, UserError
 
 BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # of the system, where a user names a file
 PRESET = "digits"  # of a command that names none
@@ -188,7 +188,10 @@ def dashed(default: Any, name: str, description: str) -> Any:
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Runs `main(argv)`. A user's error prints one line on stderr and exits with status 2."""
+    """Runs `main(argv)`. A user's error prints one line on stderr and exits with status 2.
+
+    A storage that failed does so with status 75: the same command can work later.
+    """
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
@@ -201,7 +204,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
         if not is_users:
             sys.exit(1)
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(TRY_AGAIN if isinstance(error, StorageFailed) else MISTAKE)
     sys.exit(0)
 
 

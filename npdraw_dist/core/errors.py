@@ -1,4 +1,7 @@
-"""The exceptions that a command turns into one line and exit status 2, and a check that raises one."""
+"""The exceptions that a command turns into one line and an exit status, and a check that raises one."""
+
+MISTAKE = 2  # exit status of a command after a UserError
+TRY_AGAIN = 75  # and if its storage failed: EX_TEMPFAIL of sysexits.h, which Python has on Unix only
 
 
 class UserError(ValueError):

@@ -67,6 +67,11 @@ def storage_failed(stage: str, error: BaseException) -> StorageFailed | None:
     )
 
 
+def is_of_storage(error: BaseException) -> bool:
+    """Whether a storage failed, not what ran on it: the same work can succeed later."""
+    return first_cause(error, StorageFailed, *OF_STORAGE) is not None
+
+
 def reason_of(error: BaseException) -> str:
     """Why something failed, in one line: lost workers, else the innermost cause at the first that failed."""
     if (lost := lost_workers(error)) is not None:

@@ -17,7 +17,7 @@ from npdraw_dist.config.help import settings_of
 from npdraw_dist.config.load import build
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core import process
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.made_by import command_line
 from npdraw_dist.edit.__main__ import Edit
 from npdraw_dist.evaluate.__main__ import Evaluate
@@ -158,6 +158,8 @@ def test_run_command_turns_errors_into_statuses(monkeypatch: pytest.MonkeyPatch,
     assert status(None) == 0
     assert status(UserError("first\n  second")) == 2
     assert capsys.readouterr().err == "error: first second\n"
+    assert status(StorageFailed("gone")) == 75
+    assert capsys.readouterr().err == "error: gone\n"
     assert status(KeyboardInterrupt()) == 130
     assert status(RuntimeError("ours")) == 1
     assert "Traceback" in capsys.readouterr().err

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,9 +69,17 @@ def test_a_training_has_one_thread_and_no_ray(tmp_path: Path, monkeypatch: Patch
     assert job.experiment.scale.here
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_training_told_to_end_has_not_failed(tmp_path: Path, monkeypatch: Patch, number: int) -> None:
-    program = f"import os, signal as s; s.signal({number:d}, s.SIG_DFL); os.kill(os.getpid(), {number:d})"
+@pytest.mark.parametrize(
+    "end",
+    [
+        *(f"s.signal(s.{name}, s.SIG_DFL); os.kill(os.getpid(), s.{name})" for name in ("SIGTERM", "SIGINT")),
+        "os.kill(os.getpid(), s.SIGKILL)",  # as a system does that is out of memory
+        f"sys.exit({os.EX_TEMPFAIL})",
+    ],
+)
+def test_a_training_told_to_end_has_not_failed(tmp_path: Path, monkeypatch: Patch, end: str) -> None:
+    """Nor one that was killed, or whose storage failed."""
+    program = f"import os, signal as s, sys; {end}"
     monkeypatch.setattr(trainings, "tied", lambda *_: [sys.executable, "-S", "-c", program])
     with pytest.raises(UserError, match=r"3 of 3 trainings were stopped, such as rates/npdraw-0-640"):
         compare(tmp_path, here, num_samples=1)

@@ -13,14 +13,16 @@ from pyarrow import fs
 
 from npdraw_dist.config.load import build, read_preset
 from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.counting import Counting
 from tests.helpers.runs import Refused
 from tests.helpers.spaces import load_space, plan_in
+from tune_spaces import trial as trial_file
 from tune_spaces.driver import claim
 from tune_spaces.space import IMAGES, METRICS, SCORE
 from tune_spaces.sweep import Options, main
-from tune_spaces.trial import _Report
+from tune_spaces.trial import _Report, run_trial
 from tune_spaces.trials import Plan, TrialResult, read_results, write_result
 from tune_spaces.tuning import RecordingASHA, SweepCallback, divide, optuna_search
 
@@ -98,6 +100,38 @@ def test_a_stopped_trial_is_recorded_with_its_settings(plan: Plan) -> None:
     assert (result.trial, result.status) == (plan.trial({"prior.depth": 1}).name, "stopped")
     assert result.settings == {"prior.depth": 2, "vae.decoder_width": 16}
     assert (result.score, result.numbers["images"]) == (91.5, 256)
+
+
+@pytest.mark.parametrize(
+    ("error", "recorded"),
+    [
+        (StorageFailed("stage vae stopped because its storage failed"), []),
+        (OSError(28, "No space left on device"), []),
+        (UserError("the loss of stage vae turned non-finite"), ["failed"]),
+    ],
+)
+def test_a_storage_that_failed_is_no_failure_of_a_trial(
+    error: Exception,
+    recorded: list[str],
+    plan: Plan,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Tune starts it again some times, then the next start of the sweep does."""
+
+    def fails(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(trial_file, "_train", fails)
+    monkeypatch.setattr(trial_file, "RAY", {})
+    config = {"point": {"prior.depth": 1}}
+    with pytest.raises(type(error)):
+        run_trial(config, plan, ())
+    assert [result.status for result in read_results(plan.run)] == recorded
+    ended: Any = SimpleNamespace(config=config, get_pickled_error=lambda: error)
+    SweepCallback(plan, 2).on_trial_error(0, [], ended)  # Tune gives up
+    assert [result.status for result in read_results(plan.run)] == recorded
+    assert ("the same command goes on with it" in capsys.readouterr().out) == (not recorded)
 
 
 def test_the_end_of_a_trial_reads_its_own_result_only(
