@@ -42,26 +42,27 @@ def plan_workers(scale: ScaleConfig, say: Callable[[str], None] = print) -> Work
     started = said_at = time.monotonic()
     deadline = started + scale.wait_s * can_grow()
     asked = False
-    while True:
-        nodes = living_nodes()
-        try:
-            workers = fit(scale, nodes)
-            if asked:
-                request_resources(bundles=[])  # Ray Train makes its own request
-            return workers
-        except UserError as error:
-            if time.monotonic() >= deadline:
-                raise UserError(f"{error}; nodes: {listed(nodes)}") from None
-            if not asked or time.monotonic() - said_at >= SAY_EVERY_S:
-                said_at = time.monotonic()
-                waited = f"{said_at - started:.0f} of {scale.wait_s} s"
-                say(f"waits for nodes ({waited}): {error}; nodes: {listed(nodes)}")
-        if not asked:  # only an autoscaler reacts to it
-            gpus = scale.gpus_per_worker if scale.use_gpu else 0.0
-            each = Workers(1, 1, scale.cpus_per_worker or 1, gpus).resources
-            request_resources(bundles=[each] * scale.least_workers)
-            asked = True
-        time.sleep(POLL_S)
+    try:
+        while True:
+            nodes = living_nodes()
+            try:
+                return fit(scale, nodes)
+            except UserError as error:
+                if time.monotonic() >= deadline:
+                    raise UserError(f"{error}; nodes: {listed(nodes)}") from None
+                if not asked or time.monotonic() - said_at >= SAY_EVERY_S:
+                    said_at = time.monotonic()
+                    waited = f"{said_at - started:.0f} of {scale.wait_s} s"
+                    say(f"waits for nodes ({waited}): {error}; nodes: {listed(nodes)}")
+            if not asked:  # only an autoscaler reacts to it
+                asked = True
+                gpus = scale.gpus_per_worker if scale.use_gpu else 0.0
+                each = Workers(1, 1, scale.cpus_per_worker or 1, gpus).resources
+                request_resources(bundles=[each] * scale.least_workers)
+            time.sleep(POLL_S)
+    finally:
+        if asked:  # it stands until then, also after the job; Ray Train makes its own request
+            request_resources(bundles=[])
 
 
 def require_shared(folders: Sequence[Landmarks]) -> None:

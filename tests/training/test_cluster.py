@@ -1,6 +1,8 @@
 """What a cluster can give: CPUs a worker on uneven nodes, and what is said where it is too little."""
 
+import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,4 +121,18 @@ def test_the_autoscaler_is_asked_for_shares_of_gpus(cluster: Cluster, asked: lis
     scale = ScaleConfig(num_workers=2, use_gpu=True, gpus_per_worker=0.5, cpus_per_worker=3, wait_s=1)
     with pytest.raises(UserError, match="2 workers need 1 GPU"):
         plan_workers(scale)
-    assert asked == [[{"CPU": 3, "GPU": 0.5}] * 2]
+    assert asked == [[{"CPU": 3, "GPU": 0.5}] * 2, []]  # taken back: else nodes come for no job
+
+
+def test_an_interrupt_takes_back_what_the_autoscaler_was_asked_for(
+    cluster: Cluster, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster(1)
+
+    def interrupted(_: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cluster_file, "time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupted))
+    with pytest.raises(KeyboardInterrupt):
+        plan_workers(ScaleConfig(num_workers=2))
+    assert asked == [[{"CPU": 1}, {"CPU": 1}], []]
