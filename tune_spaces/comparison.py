@@ -16,6 +16,7 @@ from typing import Any
 from npdraw_dist.config.load import dump, with_changes
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import OBJECT_STORES, write_text
+from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.run import check
@@ -96,6 +97,14 @@ class Comparison:
             if kept != facts["trials"] and not self.run.has("opened.json"):
                 self.run.write_json({**record, "trials": facts["trials"]}, PLAN)
         return claimed(facts)
+
+    def require_data(self) -> None:
+        """Raises UserError if data.path holds other data than those of an earlier training."""
+        few = RATE_IMAGES[0]
+        for job in (job.with_images(few, "rates", f"{job.name}-{few}") for job in self.trials):
+            if (store := store_of(self.run, job)).has(inputs.INPUTS):
+                inputs.claim(job.experiment, store)
+                return
 
     def note(self) -> str:
         """What the whole comparison takes, in a line."""
@@ -277,6 +286,7 @@ def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | 
                 f"{store.shown()} was compared on the test split: nothing is trained any more; "
                 "take another --name"
             )
+        comparison.require_data()
         if options.retry_failed:
             forget_failed(store)
         console.print(comparison.note())

@@ -15,12 +15,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from npdraw_dist.config.load import dump
+from npdraw_dist.config.load import dump, settle
 from npdraw_dist.core.errors import TRY_AGAIN
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.pipeline import sample
 from npdraw_dist.pipeline.progress import console
-from npdraw_dist.pipeline.store import FOLDERS, Store, finished
+from npdraw_dist.pipeline.store import CONFIG, FOLDERS, Store, finished
 from tune_spaces.budgets import Job
 from tune_spaces.trials import TrialResult, write_result
 
@@ -49,8 +49,10 @@ def store_of(run: Store, job: Job) -> Store:
 def is_trained(run: Store, job: Job, with_scores: bool = False) -> bool:
     """Whether its stages are done, but for `sample` without scores. Raises UserError on another config."""
     store = store_of(run, job)
-    trained = finished(store, job.experiment, "vae") is not None
-    return trained and (not with_scores or sample.is_done(job.experiment, store))
+    if not store.has(CONFIG):
+        return False
+    own, _ = settle(store.config(), job.experiment)  # data may have been moved since
+    return finished(store, own, "vae") is not None and (not with_scores or sample.is_done(own, store))
 
 
 def core_seconds(run: Store, job: Job) -> float:

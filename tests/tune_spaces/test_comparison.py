@@ -13,8 +13,10 @@ import pytest
 
 from npdraw_dist.config.load import build, with_changes
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.fake_trainings import MS, SECONDS, FakeTrainings, compare, plan_of, third_is_best
+from tests.helpers.image_files import change_one, images
 from tests.helpers.spaces import load_kinds
 from tune_spaces import comparison, sweep
 from tune_spaces.budgets import (
@@ -142,6 +144,32 @@ def test_a_second_start_adds_kinds_and_trains_only_these(tmp_path: Path) -> None
     assert {name: plan["rates"][name] for name in two["rates"]} == two["rates"]
     with pytest.raises(UserError, match="another sweep"):  # no kind is taken away
         compare(tmp_path, kinds="npdraw,vae")
+
+
+class Recording(FakeTrainings):
+    """Records the data of each training, as a real one does."""
+
+    def _leave(self, store: Store, job: Job, with_scores: bool) -> None:
+        inputs.claim(job.experiment, store)
+        super()._leave(store, job, with_scores)
+
+
+def test_a_comparison_whose_data_were_moved_goes_on_and_with_other_data_does_not(tmp_path: Path) -> None:
+    images(tmp_path / "a", 20)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    of_folder = {"source": "imagefolder", "image_size": 28, "channels": 1}
+    first, moved = ({"data": {**of_folder, "path": str(tmp_path / name)}} for name in "ab")
+    compare(tmp_path, Recording(), first, kinds="npdraw,vae")
+    again = Recording()
+    plan = compare(tmp_path, again, moved)
+    assert {job.kind for job in again.trained} == {"vqvae"}
+    last = Recording()
+    assert compare(tmp_path, last, first) == plan  # with runs of both paths
+    assert last.trained == []
+    change_one(tmp_path / "b")
+    with pytest.raises(UserError, match="holds other data than those of run"):
+        compare(tmp_path, last, moved)
+    assert last.trained == []
 
 
 def test_the_longest_training_is_bounded_and_a_second_start_may_go_further(tmp_path: Path) -> None:
