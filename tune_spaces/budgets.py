@@ -99,7 +99,8 @@ def with_budget(experiment: Experiment, images: int) -> Experiment:
 def split_shares(fraction: float) -> dict[str, float]:
     """`data.fraction` and `data.valid_fraction` with which `fraction` of the images are used in all.
 
-    VALID_SHARE of these are held out: at 1% the validation images are a part of that 1%.
+    VALID_SHARE of these are held out: at 1% the validation images are a part of that 1%. Data with validation
+    images of their own ignore `data.valid_fraction`: there all of these choose, and `data.fraction` is exact.
     """
     held = fraction * VALID_SHARE
     return {"valid_fraction": held, "fraction": fraction * (1 - VALID_SHARE) / (1 - held)}
@@ -120,12 +121,15 @@ def base_config(
     return base
 
 
-def draw_trials(space: Kinds, base: Experiment, kinds: Sequence[str], count: int) -> list[Job]:
+def draw_trials(
+    space: Kinds, base: Experiment, kinds: Sequence[str], count: int, own_valid: bool = False
+) -> list[Job]:
     """`count` random trials of each kind, all with the same share of the images and the same seed.
 
-    The same ones for the same seed. Raises UserError if a config is impossible.
+    The same ones for the same seed. own_valid: the data have validation images of their own. Raises UserError
+    if a config is impossible.
     """
-    data = split_shares(base.data.fraction)
+    data = {} if own_valid else split_shares(base.data.fraction)
     found = []
     for kind in kinds:
         ranges = space.spaces[kind]

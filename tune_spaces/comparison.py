@@ -65,9 +65,16 @@ class Comparison:
         self.kinds, self.count = space.chosen(options.kinds), options.num_samples or space.trials
         self.core_seconds = options.core_seconds or space.seconds_of(data.fraction)
         self.seeds = options.seeds or space.seeds.get(data.source, space.other_seeds)
-        self.trials = draw_trials(space, self.base, self.kinds, self.count)
+        planned = options.dry_run or execute is not None  # else the data are there
+        own_valid = not planned and data.fraction < 1 and self._has_own_validation()
+        self.trials = draw_trials(space, self.base, self.kinds, self.count, own_valid)
         there = partial(on_ray, at_once=options.max_concurrent_trials)
         self.execute = execute or (here if self.base.scale.here else there)
+
+    def _has_own_validation(self) -> bool:
+        """Whether there are validation images without any share held out. Raises UserError without data."""
+        base = with_changes(self.base, {"data": {"valid_fraction": 0.0}})
+        return bool(inputs.source_of(base, self.run).shards("valid"))
 
     def facts(self) -> dict[str, Any]:
         """What the comparison is: a second start with others is refused."""

@@ -29,6 +29,7 @@ from tune_spaces.budgets import (
     split_shares,
     with_budget,
 )
+from tune_spaces.options import Options
 
 KINDS = ("npdraw", "vae", "vqvae")
 
@@ -86,6 +87,17 @@ def test_validation_images_are_a_part_of_the_fraction() -> None:
     held = shares["valid_fraction"] * 8000
     assert held == pytest.approx(160)
     assert (8000 - held) * shares["fraction"] + held == pytest.approx(800)
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_of_data_with_validation_images_of_their_own_the_fraction_is_exact(tmp_path: Path, own: bool) -> None:
+    images(tmp_path / "train", 20)
+    images(tmp_path / ("valid" if own else "other"))
+    data = {"source": "imagefolder", "path": str(tmp_path), "image_size": 28, "channels": 1, "fraction": 0.1}
+    options = Options(space="comparison", storage=str(tmp_path), name="c", kinds=",".join(KINDS))
+    planned = comparison.Comparison(options, load_kinds("comparison"), {"data": data}, None)
+    (fraction,) = {job.experiment.data.fraction for job in planned.trials}
+    assert fraction == pytest.approx(0.1 if own else 0.08 / 0.98)
 
 
 def test_the_budget_follows_from_two_short_trainings() -> None:
