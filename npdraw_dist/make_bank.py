@@ -52,7 +52,11 @@ def main(argv: Sequence[str]) -> None:
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline.run import start
 
-    start(experiment, storage or slash or ".", name, [STAGE])
+    try:
+        start(experiment, storage or slash or ".", name, [STAGE])
+    except UserError as error:  # it advises the flag of a run
+        error.args = (str(error).replace("--name", "--out"),)
+        raise
 
 
 if __name__ == "__main__":

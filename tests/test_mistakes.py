@@ -152,6 +152,7 @@ sample --out new --model model --bank nowhere | --bank nowhere holds no bank.saf
 sample --out new --model model --guidance -1 | guidance: & greater than or equal to 0
 sample --out new --model model --guidance 5 | --guidance is of a --condition
 bank --bank.size 5 | --out is missing
+bank --out .new | --out '.new' is not a run name
 bank --out . | is no new folder
 bank --out "" | is no new folder
 bank --out s3://bucket | a whole bucket

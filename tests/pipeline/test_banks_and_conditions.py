@@ -12,6 +12,7 @@ import pytest
 
 from npdraw_dist import NPDraw, PartBank, asked, make_bank, sample
 from npdraw_dist.config.load import merge, resolve
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline import run
 from npdraw_dist.pipeline.models import read_bank
 from npdraw_dist.pipeline.run import start
@@ -58,6 +59,8 @@ def test_commands_make_a_bank_and_draw_with_it(store: Store, model: NPDraw, tmp_
     make_bank.main([*sizes, "--scale.num_workers", "0", "--out", str(tmp_path / "other")])
     bank = read_bank(str(tmp_path / "other"))
     assert bank.parts.shape == (12, 1, 4, 4)
+    with pytest.raises(UserError, match=r"another config \(seed: 0 -> 1\); take another --out"):
+        make_bank.main([*sizes, "--seed", "1", "--scale.num_workers", "0", "--out", str(tmp_path / "other")])
     drawn = ["--model", store.path("model"), "--n", "6", "--seed", "3", "--out", str(tmp_path / "drawn")]
     sample.main([*drawn, "--bank", str(tmp_path / "other"), "--condition", "7", "--guidance", "2"])
     found = np.load(tmp_path / "drawn" / "samples.npz")
