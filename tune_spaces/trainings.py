@@ -25,8 +25,9 @@ from tune_spaces.budgets import Job
 from tune_spaces.trials import TrialResult, write_result
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-# Statuses of a training that has not failed, beside those of a signal: some are caught and become a status.
-STOPS = (128 + signal.SIGINT, 128 + signal.SIGTERM, TRY_AGAIN)
+# Statuses of a training that has not failed. Some signals are caught and become a status.
+TOLD = [code for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL) for code in (-number, 128 + number)]
+STOPS = (*TOLD, TRY_AGAIN)
 # Begins only if the process with the id that follows is still the parent.
 GUARD = ("setpriv", "--pdeathsig", "TERM", "sh", "-c", '[ $PPID = "$0" ] || exit 143; exec "$@"')
 
@@ -109,7 +110,7 @@ def train(run: Store, job: Job, with_scores: bool) -> str:
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     reason = lines[-1].removeprefix("error: ") if lines else f"exit status {done.returncode}"
     # By Ray, where the sweep ends or its node is taken away, or by a system that is out of memory.
-    if done.returncode < 0 or done.returncode in STOPS:
+    if done.returncode in STOPS:
         why = reason if done.returncode == TRY_AGAIN else f"exit status {done.returncode}"
         raise TrainingStopped(f"{job.path}: stopped ({why})")
     write_result(run, TrialResult(job.name, "failed", job.point, job.settings, reason=reason))
