@@ -26,7 +26,7 @@ from tune_spaces.trials import TrialResult, write_result
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 # Statuses of a training that has not failed. Some signals are caught and become a status.
-TOLD = [code for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL) for code in (-number, 128 + number)]
+TOLD = [code for told in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL) for code in (-told, 128 + told)]
 STOPS = (*TOLD, TRY_AGAIN)
 # Begins only if the process with the id that follows is still the parent.
 GUARD = ("setpriv", "--pdeathsig", "TERM", "sh", "-c", '[ $PPID = "$0" ] || exit 143; exec "$@"')
