@@ -138,6 +138,7 @@ sweep --space smoke --data.source mnist --data.path empty | lacks the files of m
 evaluate --model model --out new.json --data.source mnist --data.path empty | lacks the files of mnist
 fit nowhere --storage new | nowhere has no image
 fit file --minutes 0 --storage new | minutes: & greater than 0
+fit pictures --storage . | among the pictures & storage elsewhere
 fit pictures --name "" --storage new | --name '' is not a run name
 asked --model model --out new | takes no condition & --prior.condition
 sample --out new --model nowhere | model nowhere is no model folder & digits, emoji, emoji64, fashion, glyphs
@@ -202,6 +203,10 @@ train --name damaged | runs/damaged/config.yaml is not YAML
 train --name newer | runs/newer/config.yaml is not a config of this version: unknown key prior.colour
 train --name listed | runs/listed/bank/manifest.json is unreadable
 train --name $LONG | --name has 300 bytes; at most 200
+train --data.source imagefolder $OWN --data.path pictures --storage pictures/runs | among the pictures
+train --data.source imagefolder $OWN --data.path pictures --storage . --name pictures | among the pictures
+bank --data.source imagefolder $OWN --data.path pictures --out pictures/bank | among the pictures
+train --data.source parquet $OWN --data.path tables --storage tables | among the pictures & --storage
 train --storage "" | a path or URI is empty; is a variable unset?
 train --storage http://127.0.0.1:1/x | cannot write to the storage
 sample --out new --model $LONG | File name too long
@@ -209,6 +214,7 @@ sweep --space comparison --storage memory://x | --storage memory://x: a comparis
 train --storage file | cannot write to the storage & file/digits
 train --storage foo://bucket/x | cannot open foo://bucket/x & foo
 train --storage s3://key:secret@bucket/x | s3://***@bucket/x contains a password & AWS_ACCESS_KEY_ID
+prepare --data.source webdataset $OWN --format webdataset --data.path tars --out tars/x | among the & --out
 prepare --out mine | --out mine is not empty; take another
 prepare --out file/below | cannot write to --out file/below & is a file
 prepare --out claimed | claimed/.done/source.json is damaged

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -266,6 +266,17 @@ def require_writable(out: str, folder: bool = False) -> None:
         raise UserError(
             f"cannot write to --out {out}: no permission to write in {found}; choose another place"
         )
+
+
+def require_apart(folder: str, filesystem: fs.FileSystem, path: str, what: str, flag: str) -> None:
+    """Raises UserError if `path`, where `what` is written, is the folder of the data or lies in it.
+
+    What is written there would be read as data. flag: what says where it is written.
+    """
+    of_data, root = open_filesystem(folder)
+    if of_data.type_name == filesystem.type_name and PurePosixPath(path).is_relative_to(root):
+        shown = display_path(filesystem, path)
+        raise UserError(f"{what} would lie among the pictures, in {shown}; give a {flag} elsewhere")
 
 
 @contextmanager

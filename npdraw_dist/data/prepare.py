@@ -26,6 +26,7 @@ from npdraw_dist.core.storage import (
     Size,
     list_files,
     open_filesystem,
+    require_apart,
     require_space,
     require_writable,
     write_text,
@@ -124,6 +125,8 @@ def prepare(
 def require_own(data: DataConfig, source: Source, out: str, format: Format) -> None:
     """Raises UserError if the folder `out` holds something else, cannot be written, or is too small."""
     require_writable(out, folder=True)
+    if data.source == format and data.path is not None:  # it reads all files of the kind that are written
+        require_apart(data.path, *open_filesystem(out), "what is prepared", "--out")
     folder = _begun(out, source, format)
     images = (source.count() or 0) * math.prod(data.shape)
     there = sum(size for _, size in list_files(folder.filesystem, folder.root))

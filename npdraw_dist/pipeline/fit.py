@@ -17,7 +17,14 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.model_files import WEIGHTS
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.core.storage import copy, is_file, list_files, open_filesystem, read_bytes
+from npdraw_dist.core.storage import (
+    copy,
+    is_file,
+    list_files,
+    open_filesystem,
+    read_bytes,
+    require_apart,
+)
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
@@ -109,7 +116,8 @@ def fit(
         root, called = "runs" if storage is None else str(storage), "fit" if name is None else name
         run = Store.open(root, called)
         for folder in (images, valid):
-            _require_apart(folder, root)
+            if isinstance(folder, str | Path) and "://" not in str(folder):
+                require_apart(str(folder), run.filesystem, run.root, "the run", "storage")
         start_from, colour = _start_from(init, root, called), False
         if start_from is not None:
             nested = merge({"init": {"model": start_from}}, nested)
@@ -176,14 +184,6 @@ def _removed_if_refused(run: Store) -> Iterator[None]:
         if not there and not run.has(CONFIG) and list_files(run.filesystem, folder):
             run.filesystem.delete_dir(folder)
         raise
-
-
-def _require_apart(images: Any, storage: str) -> None:
-    """Raises UserError if the run's own pictures would come among those of the folder."""
-    if isinstance(images, str | Path) and "://" not in storage:
-        folder, inside = (Path(path).expanduser().resolve() for path in (images, storage))
-        if inside.is_relative_to(folder):
-            raise UserError(f"the run would lie among the pictures, in {inside}; give a storage elsewhere")
 
 
 def _with_bank(bank: PartBank | str | Path, storage: str, name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.made_by import version_of
 from npdraw_dist.core.process import require_extra
-from npdraw_dist.core.storage import COMPRESSED, Size, list_files, require_space
+from npdraw_dist.core.storage import COMPRESSED, Size, list_files, require_apart, require_space
 from npdraw_dist.data.rows import REJECTS
 from npdraw_dist.data.shard_writer import DONE
 from npdraw_dist.nn.hub import make_model
@@ -41,6 +41,7 @@ Counts = Mapping[str, int | None]  # split -> images; None if only reading would
 # Stage -> its module: `run`, `describe` (the line of its numbers), and PICTURES in the run folder, if any.
 STAGES: dict[str, Any] = {module.STAGE: module for module in (bank, parse, prior, vae, sample)}
 TRAINING = ("prior", "vae")
+LIKE_OWN = ("imagefolder", "parquet")  # sources that read all files of a kind that a run writes too
 WIDE = 1024  # a network with a larger number in its spec is built without memory, which costs a second
 
 
@@ -201,6 +202,9 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts
     Returns the images of each split. Workers of a cluster are checked once it is joined (`require_workers`).
     """
     require_inputs(experiment, store, stages)
+    data = store.as_asked(experiment).data
+    if data.source in LIKE_OWN and data.path is not None and set(stages) & set(inputs.READ_DATA):
+        require_apart(data.path, store.filesystem, store.root, "the run", "--storage")
     counts = image_counts(experiment, store, stages)
     require_images(experiment, counts, stages)
     if set(stages) & set(TRAINING):
