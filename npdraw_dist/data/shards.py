@@ -24,7 +24,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.identity import Identity, InputFile, Inputs, compare
 from npdraw_dist.data.readers.known import DOWNLOADS
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.splits import SPLITS, Split, stated_split, subset
+from npdraw_dist.data.splits import SPLITS, Split, named_split, stated_split, subset
 
 READERS = 8  # threads that read the parts of a shard
 FEW = 1024  # shards of a split that stay as they are: enough for the cores of a cluster, and little work
@@ -191,13 +191,18 @@ class Layout(NamedTuple):
 def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
     """The split of each file is that of its folder below `root`, which may hold the manifest of `prepare`.
 
+    In another folder its name states it, as Hugging Face's `test-00000-of-00001.parquet` does; but not where
+    no file would be left for training: then they are data as a whole, such as a single file is.
     Prepared data keep their splits; but of those without validation images, `data.valid_fraction` of the
     training images is held out by the hash of the id, and neither is counted. Raises UserError if the
     manifest states images of another shape than `data`.
     """
     names = tuple(path if root is None else path[len(root) + 1 :] for path in paths)
     folders = [name.split("/")[-2] if "/" in name else None for name in names]
-    stated = dict(zip(paths, map(stated_split, folders), strict=True))
+    of_folders = [stated_split(folder) for folder in folders]
+    by_name = [own or named_split(path) for own, path in zip(of_folders, paths, strict=True)]
+    no_training = all(split in ("valid", "test") for split in by_name)
+    stated = dict(zip(paths, of_folders if no_training else by_name, strict=True))
     own = frozenset(s for s in stated.values() if s)
     if root is None:
         return Layout(Inputs.of_paths(filesystem, paths), stated, own)

@@ -1,6 +1,7 @@
 """The split of each image: by a seeded permutation if all images are listed, else by a hash of the id."""
 
 import hashlib
+import re
 from collections.abc import Collection, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -12,6 +13,7 @@ from npdraw_dist.config.schema import DataConfig
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
+NAMED = re.compile(r"(train|test|val|valid|validation|dev)-\d+(-of-\d+)?\.")  # as Hugging Face names shards
 Item = TypeVar("Item")
 
 
@@ -82,6 +84,12 @@ def unit_hash(seed: int, purpose: str, name: str) -> float:
 def stated_split(word: str | None) -> Split | None:
     """The split that a folder or a column names; None if it names none."""
     return "valid" if word in ("val", "validation") else next((s for s in SPLITS if s == word), None)
+
+
+def named_split(path: str) -> Split | None:
+    """The split that the name of a shard states, as `validation-00000-of-00002.parquet`; None if none."""
+    found = NAMED.match(path.rpartition("/")[2])
+    return None if found is None else stated_split("valid" if found[1] == "dev" else found[1])
 
 
 @dataclass(frozen=True)

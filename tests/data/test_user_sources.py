@@ -274,6 +274,38 @@ def test_parquet_shards_may_lie_in_a_folder_of_any_name(tmp_path: Path) -> None:
         assert all(len(parts[split]) for split in SPLITS)
 
 
+@pytest.mark.parametrize(
+    ("names", "counts"),
+    [
+        (
+            ("a/train-00000-of-00002", "a/train-1-of-2", "a/validation-0-of-1", "a/test-0-of-1"),
+            (2, 1, 1),
+        ),
+        (("train-0", "dev-0", "dev-1", "test-0"), (1, 2, 1)),
+        (("training-0", "valid/test-0", "test/val-0", "test-0"), (1, 1, 2)),
+    ],
+)
+def test_files_state_their_split_by_name(
+    names: tuple[str, ...], counts: tuple[int, ...], tmp_path: Path
+) -> None:
+    """As Hugging Face names them. A folder goes before."""
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        own = [f"{name} {n}" for n in range(20)]
+        write_table(tmp_path / f"{name}.parquet", tensors(stacked(20)), id=own)
+        write_tar(tmp_path / f"{name}.tar", samples(20 * number, 20))
+    for source in ("parquet", "webdataset"):
+        parts = read_all(config(source, tmp_path, valid_fraction=0.0, test_fraction=0.0))
+        assert [len(parts[split]) // 20 for split in SPLITS] == list(counts)
+
+
+def test_files_of_a_held_out_split_alone_are_data_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "test-00000-of-00001.parquet"
+    write_table(path, tensors(stacked(20)), id=[f"{n}" for n in range(20)])
+    for where in (path, tmp_path):
+        assert len(read_train("parquet", where)) == 20
+
+
 def test_parquet_rows_that_lack_a_value(tmp_path: Path) -> None:
     """Tensors as they are to be are read at once: not these."""
     mask = pa.array([False, False, False, False, True])

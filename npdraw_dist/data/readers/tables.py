@@ -173,7 +173,8 @@ def _cells(table: pa.Table) -> Iterator[tuple[Any, ...]]:
 def open_parquet(data: DataConfig, seed: int) -> Source:
     """Each shard has some row groups of a Parquet file, or several small files that `prepare` wrote.
 
-    The split is the column `split`, or the folder named train, valid or test; else a hash of the id tells.
+    The split is the column `split`, or the folder named train, valid or test, or the file's name; else a hash
+    of the id tells.
     """
     if data.path is None:
         raise UserError("data.source parquet needs --data.path: a Parquet file, or a folder or URI of them")

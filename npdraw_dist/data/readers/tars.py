@@ -120,7 +120,7 @@ def _read_tar(
 
 
 def open_webdataset(data: DataConfig, seed: int) -> Source:
-    """Tar files. A tar in a folder named train, valid or test is of that split; what
+    """Tar files. A tar in a folder named train, valid or test is of that split, or its name tells; what
     has no split of its own is told apart by a hash of the id (the member `id`, else the key)."""
     if data.path is None:
         raise UserError(
