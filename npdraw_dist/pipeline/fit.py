@@ -55,9 +55,9 @@ BUDGETS = ("images", "relaxed_images", "plain_images")  # of the VAE
 def fit(
     images: Any,
     *,
-    labels: Sequence[int | str] | None = None,
+    labels: Sequence[int | str | None] | None = None,
     valid: Any = None,
-    valid_labels: Sequence[int | str] | None = None,
+    valid_labels: Sequence[int | str | None] | None = None,
     preset: str | None = None,
     image_size: int | None = None,
     name: str | None = None,
@@ -80,7 +80,8 @@ def fit(
 
     labels: of each image a class, by number or name, or words about it; the model then draws what it is asked
     for (`NPDraw.draw(condition=)`). Names that seldom come twice are words; `prior.condition` decides it too.
-    Without labels the folders of pictures are classes, if `prior.condition` is `class`.
+    -1 among numbers, None and NaN are not known. Without labels the folders of pictures are classes, if
+    `prior.condition` is `class`.
 
     valid, valid_labels: other images of any kind, and what they show, for validation; None: a tenth of the
     images. preset: another preset. image_size: the side that pictures are padded (or with `data.fit` cropped)

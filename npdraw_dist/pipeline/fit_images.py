@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from math import isnan
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,14 +127,20 @@ def _pixels(item: Item, frame: Frame) -> Pixels:
 
 
 def labelled(
-    pictures: Rows, labels: Sequence[int | str], kind: str | None = None, classes: Sequence[str] = ()
+    pictures: Rows,
+    labels: Sequence[int | str | None],
+    kind: str | None = None,
+    classes: Sequence[str] = (),
 ) -> tuple[Rows, tuple[str, ...]]:
     """The pictures with what `fit` is told of each, and the names of the classes; none: the labels are words.
 
     kind: class or words; None: names are words if most come once. classes: those that there can be, if they
-    are known. Raises UserError if the numbers differ, or a class is another.
+    are known. What is not known is -1 among whole numbers, None or NaN. Raises UserError if the numbers
+    differ, a class is another, or no label is known.
     """
-    given = list(as_python(labels))
+    given = [None if isinstance(label, float) and isnan(label) else label for label in as_python(labels)]
+    if all(label is None or type(label) is int for label in given):  # True is a name
+        given = [None if label == -1 else label for label in given]
     if len(given) != len(pictures) + len(pictures.rejects):
         raise UserError(f"there are {len(given)} labels for {len(pictures) + len(pictures.rejects)} images")
     try:
@@ -141,24 +148,27 @@ def labelled(
     except ValueError:
         why = "labels are for a list of images; those of a folder are its folders"
         raise UserError(why) from None
-    names = {str(label) for label in given}
-    if kind == "words" or (kind is None and isinstance(given[0], str) and 2 * len(names) > len(given)):
-        return replace(pictures, words=[str(label) for label in told]), ()
+    known = [label for label in given if label is not None]
+    names = {str(label) for label in known}
+    seldom_twice = bool(known) and isinstance(known[0], str) and 2 * len(names) > len(known)
+    if kind == "words" or (kind is None and seldom_twice):
+        return replace(pictures, words=["" if label is None else str(label) for label in told]), ()
     if classes:
         _require_classes(names, classes)
-    elif all(type(label) is int and 0 <= label < MOST_CLASSES for label in given):  # True is a name
-        classes = tuple(str(number) for number in range(1 + max(map(int, given))))
+    elif not names:
+        raise UserError("no label says what an image shows; give some, or leave labels out")
+    elif all(type(label) is int and 0 <= label < MOST_CLASSES for label in known):
+        classes = tuple(str(number) for number in range(1 + max(map(int, known))))
     else:
         classes = tuple(sorted(names))
     numbers = {name: number for number, name in enumerate(classes)}
-    return replace(pictures, labels=np.array([numbers[str(label)] for label in told], np.int64)), tuple(
-        classes
-    )
+    found = [-1 if label is None else numbers[str(label)] for label in told]
+    return replace(pictures, labels=np.array(found, np.int64)), tuple(classes)
 
 
 def held_out(
     images: Any,
-    labels: Sequence[int | str] | None,
+    labels: Sequence[int | str | None] | None,
     training: Rows,
     told: bool,
     classes: Sequence[str],

@@ -235,6 +235,32 @@ def test_labels_are_classes_or_words(labels: Any, kind: str | None, classes: tup
     assert (found.words if not classes else [classes[number] for number in found.known_labels()]) == given
 
 
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes", "found"),
+    [
+        ([3, -1, 0, 1, -1], None, ("0", "1", "2", "3"), [3, -1, 0, 1, -1]),
+        (np.array([-1, 1, 1, 0, 0]), None, ("0", "1"), [-1, 1, 1, 0, 0]),
+        ([1, None, 0, -1, 1], None, ("0", "1"), [1, -1, 0, -1, 1]),
+        ([None, "b", "a", float("nan"), "b"], "class", ("a", "b"), [-1, 1, 0, -1, 1]),
+        ([None, "b", "-1", "b", "b"], None, ("-1", "b"), [-1, 1, 0, 1, 1]),
+        ([None, "a b", "c", "d", float("nan")], None, (), ["", "a b", "c", "d", ""]),
+        ([None] * 5, "words", (), [""] * 5),
+    ],
+)
+def test_labels_that_are_not_known_are_no_class(
+    labels: Any, kind: str | None, classes: tuple[str, ...], found: list[Any]
+) -> None:
+    told, names = labelled(pictures_of(GREY), labels, kind)
+    assert names == classes
+    assert (told.known_labels().tolist() if classes else told.words) == found
+
+
+def test_labels_none_of_which_is_known_are_refused() -> None:
+    for labels in ([-1] * 5, [None] * 5):
+        with pytest.raises(UserError, match="no label says what an image shows"):
+            labelled(pictures_of(GREY), labels)
+
+
 def test_labels_that_do_not_match_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="4 labels for 5 images"):
         npdraw_dist.fit(GREY, labels=[1, 2, 3, 4])
