@@ -26,6 +26,7 @@ from npdraw_dist.core.storage import (
     require_apart,
 )
 from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.splits import HashSplit, unit_hash
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.pipeline.fit_images import (
@@ -33,6 +34,7 @@ from npdraw_dist.pipeline.fit_images import (
     canvas_scale,
     classes_of,
     held_out,
+    images_folder,
     labelled,
     pictures_of,
     reasons,
@@ -148,14 +150,15 @@ def fit(
             chosen = {"data": sizes, "eval": chosen["eval"], "scale": chosen["scale"]}
         if nested.get("init", {}).get("bank") is not None:
             chosen.pop("bank", None)  # it has as many parts as it has
-        if count is None:
-            stack.enter_context(_removed_if_refused(run))
-            where = write_shards(pictures, held, classes, root, called)
-        else:
-            where = write_dataset(images, count, held, root, called)
-        data = {"source": "parquet", "path": where}
+        data = {"source": "parquet", "path": images_folder(root, called)}
         asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers or int(ray)}}, nested)
         experiment = resolve(preset, None, asked)
+        if count is None:
+            stack.enter_context(_removed_if_refused(run))
+            few = (pictures, held) if held is not None else held_of_few(pictures, experiment)
+            write_shards(*few, classes, root, called)
+        else:
+            write_dataset(images, count, held, root, called)
         if minutes is not None:
             experiment = resolve(
                 preset, None, merge(asked, _budgets(experiment, minutes, root, called), nested)
@@ -256,6 +259,28 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{key} is no section of settings; write, such as, vae={{'images': 60_000}}")
         nested = merge(nested, {section: {field: value} if dot else value})
     return nested
+
+
+def held_of_few(rows: Rows, experiment: Experiment) -> tuple[Rows, Rows | None]:
+    """The images for training and for validation, if they are so few that no hash of an id holds one out.
+
+    Else all, and None. Those with the smallest hashes are held out, and copies of them. UserError: there is
+    one picture.
+    """
+    data, seed = experiment.data, experiment.seed
+    rule = HashSplit.of(data, seed, ())
+    found = {rule.split_of(name) for name in rows.ids}
+    if data.valid_fraction == 0 or {"train", "valid"} <= found:
+        return rows, None
+    pixels = [image.tobytes() for image in rows.images]
+    most, held = max(1, round(data.valid_fraction * len(rows))), list[int]()
+    for one in sorted(range(len(rows)), key=lambda number: unit_hash(seed, "split", rows.ids[number])):
+        if len(held) < most and one not in held:
+            held += [number for number, other in enumerate(pixels) if other == pixels[one]]
+    kept = sorted(set(range(len(rows))) - set(held))
+    if not kept:
+        raise UserError("fit needs two different pictures or more, since one is held out for validation")
+    return rows.take(kept), rows.take(held)
 
 
 def suited(pictures: Rows, count: int | None = None) -> tuple[str, dict[str, Any]]:

@@ -217,12 +217,19 @@ def reasons(skipped: Sequence[Reject]) -> str:
     return "; ".join([*shown, "..."] if len(skipped) > SHOWN else shown)
 
 
-def write_shards(rows: Rows, held: Rows | None, classes: Sequence[str], storage: str, name: str) -> str:
-    """Writes the images as shards beside the run; returns their folder. UserError: others lie there.
+def images_folder(storage: str, name: str) -> str:
+    """Where the images of a run lie, beside it."""
+    folder = f"{storage.rstrip('/')}/{name}-images"
+    filesystem, root = open_filesystem(folder)
+    return root if isinstance(filesystem, fs.LocalFileSystem) else folder
+
+
+def write_shards(rows: Rows, held: Rows | None, classes: Sequence[str], storage: str, name: str) -> None:
+    """Writes the images as shards to the `images_folder`. UserError: others lie there.
 
     held: images for validation, which then have a folder of their own.
     """
-    folder = f"{storage.rstrip('/')}/{name}-images"
+    folder = images_folder(storage, name)
     filesystem, root = open_filesystem(folder)
     folders = {root: rows} if held is None else {f"{root}/train": rows, f"{root}/valid": held}
     files = {
@@ -237,7 +244,6 @@ def write_shards(rows: Rows, held: Rows | None, classes: Sequence[str], storage:
         raise UserError(f"{folder} holds other images than these; take another name")
     for path in files.keys() - there:
         write_bytes(filesystem, path, files[path])
-    return root if isinstance(filesystem, fs.LocalFileSystem) else folder
 
 
 def is_dataset(images: Any) -> bool:
@@ -245,8 +251,8 @@ def is_dataset(images: Any) -> bool:
     return hasattr(images, "take") and hasattr(images, "write_parquet")
 
 
-def write_dataset(dataset: Any, count: int, held: Rows | None, storage: str, name: str) -> str:
-    """Writes the pictures of a Ray Dataset as shards beside the run, on the cluster; returns their folder.
+def write_dataset(dataset: Any, count: int, held: Rows | None, storage: str, name: str) -> None:
+    """Writes the pictures of a Ray Dataset as shards to the `images_folder`, on the cluster.
 
     A later start finds them there. Raises UserError if there are others in number, or for validation.
     """
@@ -256,7 +262,7 @@ def write_dataset(dataset: Any, count: int, held: Rows | None, storage: str, nam
         def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
             return f"{PART}{task_index:05d}.parquet"
 
-    folder = f"{storage.rstrip('/')}/{name}-images"
+    folder = images_folder(storage, name)
     filesystem, root = open_filesystem(folder)
     files = {} if held is None else {f"{root}/valid/images.parquet": to_parquet(held)}
     files[f"{root}/{COUNT}"] = str(count).encode()  # the last one: it says that all is written
@@ -278,7 +284,6 @@ def write_dataset(dataset: Any, count: int, held: Rows | None, storage: str, nam
             options.preserve_order = before
         for path, content in files.items():
             write_bytes(filesystem, path, content)
-    return root if isinstance(filesystem, fs.LocalFileSystem) else folder
 
 
 def _encoded(row: Mapping[str, Any]) -> dict[str, Any]:

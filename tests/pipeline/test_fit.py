@@ -29,7 +29,7 @@ from npdraw_dist.data.shards import open_source
 from npdraw_dist.nn.baselines.vqvae import VQVAE
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.pipeline import bank, fit, fit_images, parse, prior, run, vae
-from npdraw_dist.pipeline.fit import suited
+from npdraw_dist.pipeline.fit import held_of_few, suited
 from npdraw_dist.pipeline.fit_images import labelled, pictures_of
 from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.models import source_model
@@ -306,12 +306,43 @@ def test_a_fit_may_be_kept_where_pyarrow_writes(monkeypatch: pytest.MonkeyPatch)
     assert model.sample(2, seed=0).shape == (2, 1, 12, 12)
 
 
-def test_images_too_few_to_hold_some_out_are_told_before_a_training(tmp_path: Path) -> None:
-    """Only the parse tells, since the split is by hash."""
-    with pytest.raises(UserError, match="has no validation image"):
-        npdraw_dist.fit(strokes(4), name="few", storage=str(tmp_path), **SMALL, data={"valid_fraction": 0.01})
-    assert (tmp_path / "few" / "parses" / "manifest.json").exists()
-    assert not (tmp_path / "few" / "prior").exists()
+def test_of_few_images_one_is_held_out_though_the_hash_takes_none(tmp_path: Path) -> None:
+    where: dict[str, Any] = {"name": "few", "storage": str(tmp_path), "data": {"valid_fraction": 0.01}}
+    model = npdraw_dist.fit(strokes(4), **where, **SMALL)
+    assert isinstance(model, NPDraw)
+    assert model.results is not None
+    assert model.results["n"] == 1
+    manifest = json.loads((tmp_path / "few" / "parses" / "manifest.json").read_text())
+    assert manifest["splits"] == {"train": 3, "valid": 1}
+
+
+def held_of(count: int, each: int = 1, share: float = 0.1) -> tuple[rows.Rows, rows.Rows | None]:
+    """held: of `count` pictures, each of which comes `each` times."""
+    images = np.repeat(np.arange(count, dtype=np.uint8), each).reshape(-1, 1, 1, 1)
+    found = rows.Rows([f"{number}.png" for number in range(len(images))], images)
+    settings = resolve("emoji", None, {"data": {"valid_fraction": share}})
+    return held_of_few(found, settings)
+
+
+def test_images_are_held_out_by_their_hash_where_that_takes_some() -> None:
+    kept, held = held_of(200)
+    assert held is None
+    assert len(kept) == 200
+    assert held_of(7, share=0.0)[1] is None
+
+
+@pytest.mark.parametrize("count", range(2, 30))
+def test_copies_of_few_images_are_in_one_split(count: int) -> None:
+    kept, held = held_of(count, each=2, share=0.001)
+    assert held is not None
+    assert len(set(held.images.ravel().tolist())) == 1
+    assert sorted([*kept.images.ravel(), *held.images.ravel()]) == sorted([*range(count)] * 2)
+    assert not set(kept.images.ravel().tolist()) & set(held.images.ravel().tolist())
+
+
+def test_a_single_picture_is_refused() -> None:
+    with pytest.raises(UserError, match="two different pictures"):
+        held_of(1, each=3, share=0.001)
 
 
 def test_images_that_were_there_stay_when_a_fit_is_refused(
@@ -320,10 +351,11 @@ def test_images_that_were_there_stay_when_a_fit_is_refused(
     """Another run may read them."""
     where: dict[str, Any] = {"name": "mine", "storage": tmp_path}
     settings_of(monkeypatch, GREY, **where)
-    (shard,) = tmp_path.rglob("*.parquet")
+    shards = sorted(tmp_path.rglob("*.parquet"))
+    assert shards
     with pytest.raises(UserError, match="imagess"):
         npdraw_dist.fit(GREY, **where, vae={"imagess": 3})
-    assert shard.exists()
+    assert sorted(tmp_path.rglob("*.parquet")) == shards
 
 
 def test_grey_images_are_coloured_for_a_model_of_colour(monkeypatch: pytest.MonkeyPatch) -> None:
