@@ -34,6 +34,15 @@ TURNS = {  # EXIF orientation -> what puts the picture upright
 }
 
 
+def is_picture(path: str) -> bool:
+    """Whether a path below the data is of a picture by its suffix, not hidden, and in no hidden folder.
+
+    Programs keep thumbnails in such folders; `@eaDir` is that of a Synology disk.
+    """
+    hidden = any(part.startswith(".") or part == "@eaDir" for part in path.split("/"))
+    return path.lower().endswith(SUFFIXES) and not hidden
+
+
 class BadPicture(ValueError):
     """The reason why a picture cannot be used."""
 

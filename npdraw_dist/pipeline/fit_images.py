@@ -25,6 +25,7 @@ from npdraw_dist.core.pictures import (
     Frame,
     array_picture,
     is_grey,
+    is_picture,
     open_picture,
     pixel_fault,
     read_picture,
@@ -309,8 +310,8 @@ def _files(folder: str | Path) -> dict[Path, Path]:
     if "://" in str(folder):
         raise UserError(f"images are at {folder}; copy them here, or give `npdraw train` that --data.path")
     root = Path(folder).expanduser()
-    every = sorted(path for path in root.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return {path.relative_to(root): path for path in every if not path.name.startswith(".")}
+    every = {path.relative_to(root): path for path in sorted(root.rglob("*"))}
+    return {name: path for name, path in every.items() if is_picture(name.as_posix())}
 
 
 def _items_of(images: Any) -> Callable[[], Iterator[Item]]:

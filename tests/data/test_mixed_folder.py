@@ -74,6 +74,26 @@ def test_every_source_reads_all_but_what_is_no_picture(
     assert [warning.message for warning in recwarn if "PIL" in warning.filename] == []
 
 
+def test_hidden_folders_hold_no_pictures(tmp_path: Path) -> None:
+    hidden = (".thumbnails/a.png", "cat/.git/b.png", "cat/@eaDir/c.png", ".d.png")
+    for name in ("cat/1.png", "dog.d/2.PNG", *hidden):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (SIDE, SIDE)).save(tmp_path / name)
+    for read in (of_folder, of_fit):
+        found = read(tmp_path, tmp_path)
+        assert dict(zip(found.ids, found.known_labels().tolist(), strict=True)) == {
+            "cat/1.png": 0,
+            "dog.d/2.PNG": 1,
+        }
+
+
+def test_the_pictures_may_lie_in_a_hidden_folder(tmp_path: Path) -> None:
+    (tmp_path / ".mine").mkdir()
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / ".mine" / "1.png")
+    for read in (of_folder, of_fit):
+        assert read(tmp_path / ".mine", tmp_path).ids == ["1.png"]
+
+
 def test_fit_chooses_from_the_headers(folder: Path) -> None:
     """A side, and colour if one picture has some; transparent ones are judged by their pixels."""
     assert pictures_of(folder).images.shape[1:] == (3, 32, 32)

@@ -11,7 +11,7 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.pictures import SUFFIXES, BadPicture, Frame, read_picture
+from npdraw_dist.core.pictures import SUFFIXES, BadPicture, Frame, is_picture, read_picture
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.data.identity import Inputs, list_tree
 from npdraw_dist.data.readers.known import find_data
@@ -69,8 +69,7 @@ def open_imagefolder(data: DataConfig, seed: int) -> Source:
         raise UserError("data.source imagefolder needs --data.path, a folder of images")
     filesystem, root = open_filesystem(data.path)
     files = {file.path for file in list_tree(filesystem, root)}
-    names = sorted(files)
-    names = [n for n in names if n.lower().endswith(SUFFIXES) and not n.rpartition("/")[2].startswith(".")]
+    names = sorted(filter(is_picture, files))
     if not names:
         raise UserError(f"data.path {data.path} is missing or has no image ({', '.join(SUFFIXES)})")
     stated = {name: stated_split(name.partition("/")[0]) if "/" in name else None for name in names}
