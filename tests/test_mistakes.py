@@ -136,6 +136,7 @@ train --data.source webdataset $OWN --data.path tars/{00..02}.tar | 2 of 3 tars 
 prepare --out new --data.source mnist --data.path empty | lacks the files of mnist
 sweep --space smoke --data.source mnist --data.path empty | lacks the files of mnist
 evaluate --model model --out new.json --data.source mnist --data.path empty | lacks the files of mnist
+train --init.model fashion | init.model knows the classes T-shirt, & but 0, 1, 2, 3, 4, ...: name them
 fit nowhere --storage new | nowhere has no image
 fit file --minutes 0 --storage new | minutes: & greater than 0
 fit pictures --storage . | among the pictures & storage elsewhere

@@ -29,7 +29,7 @@ from npdraw_dist.pipeline import bank, inputs, parse, prior, sample, vae
 from npdraw_dist.pipeline.models import source_parts
 from npdraw_dist.pipeline.progress import console, logged
 from npdraw_dist.pipeline.progress import results as printed
-from npdraw_dist.pipeline.store import CONFIG, FOLDERS, Store, Watcher, finished
+from npdraw_dist.pipeline.store import CONFIG, FOLDERS, VOCABULARY, Store, Watcher, finished
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import plan
 from npdraw_dist.training.checkpoint import KEPT
@@ -42,6 +42,7 @@ Counts = Mapping[str, int | None]  # split -> images; None if only reading would
 STAGES: dict[str, Any] = {module.STAGE: module for module in (bank, parse, prior, vae, sample)}
 TRAINING = ("prior", "vae")
 LIKE_OWN = ("imagefolder", "parquet")  # sources that read all files of a kind that a run writes too
+SHOWN = 5  # names of classes in a message
 WIDE = 1024  # a network with a larger number in its spec is built without memory, which costs a second
 
 
@@ -151,6 +152,8 @@ def run_stages(
             if name == "parse":  # only reading may have told how many images each split has
                 later = [stage for stage in stages if stage not in manifests]
                 require_images(experiment, manifests[name]["splits"], later)
+                if not manifests[name]["data"]["classes"]:  # else they were known before
+                    require_classes(experiment, known_classes(experiment, store, ()))
         return manifests
     except UserError:
         held.check()
@@ -207,6 +210,7 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts
         require_apart(data.path, store.filesystem, store.root, "the run", "--storage")
     counts = image_counts(experiment, store, stages)
     require_images(experiment, counts, stages)
+    require_classes(experiment, known_classes(experiment, store, stages))
     if set(stages) & set(TRAINING):
         require_compiler(experiment.train.compile)
     if is_local():
@@ -278,6 +282,40 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
             f"data.source {data.source} has no {scored} image for the final numbers; "
             f"raise --data.{scored}_fraction ({fraction:g})"
         )
+
+
+def known_classes(experiment: Experiment, store: Store, stages: Sequence[str]) -> Sequence[str]:
+    """The classes of the data, of the source if a stage reads it, else of the parses.
+
+    None if they are not known, or if the run starts from no model that was told classes.
+    """
+    if experiment.prior.condition != "class" or not experiment.prior.vocabulary:
+        return []
+    if set(stages) & set(inputs.READ_DATA):
+        return list(inputs.source_of(experiment, store).facts()["classes"])
+    has = store.has(FOLDERS["parse"], VOCABULARY)
+    return list(store.read_json(FOLDERS["parse"], VOCABULARY)["classes"]) if has else []
+
+
+def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
+    """Raises UserError if init.model knows none of the classes of the data; warns if it lacks some.
+
+    The labels of these are dropped.
+    """
+    entries = experiment.prior.vocabulary
+    entry = set(entries)
+    others = [name for name in classes if name not in entry]
+    if not others:
+        return
+    known, lacks = (", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN) for names in (entries, others))
+    if len(others) == len(classes):
+        raise UserError(
+            f"init.model knows the classes {known}; the images have none of them, but {lacks}: name them as "
+            "it does, or start from a model that is told no class"
+        )
+    printed.print(
+        f"warning: init.model knows no class {lacks}; images of these train without a class", markup=False
+    )
 
 
 def require_workers(experiment: Experiment, stages: Sequence[str]) -> Workers:

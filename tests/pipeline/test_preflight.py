@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,6 +85,43 @@ def test_a_disk_that_may_be_too_small_is_warned_of_and_one_that_is_is_refused(
     # What an earlier start of the run wrote needs no space again.
     parsed.write_json({"weights": "x" * 100}, "prior", "checkpoint_0.json")
     pipeline.check(experiment, parsed, ["prior"])
+
+
+def told(*vocabulary: str, condition: str = "class") -> Experiment:
+    """A run that starts from a model which knows these."""
+    return with_changes(tiny(), {"prior": {"condition": condition, "vocabulary": vocabulary}})
+
+
+def test_classes_that_the_model_does_not_know_are_refused_or_warned_of(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pipeline.require_classes(told("cat", "dog"), ["dog", "cat"])
+    pipeline.require_classes(told("cat", "dog"), [])
+    assert capsys.readouterr().out == ""
+    pipeline.require_classes(told("cat", "dog"), ["bird", "dog", "newt"])
+    warning = "warning: init.model knows no class bird, newt; images of these train without a class"
+    assert capsys.readouterr().out.strip() == warning
+    digits = told(*map(str, range(10)))
+    with pytest.raises(UserError, match=r"knows the classes 0, 1, 2, 3, 4, \.\.\.; .* but bird, newt: name"):
+        pipeline.require_classes(digits, ["bird", "newt"])
+
+
+@pytest.mark.parametrize(("named", "refused"), [([], True), (["cat", "bird"], False)])
+def test_classes_without_names_are_looked_at_once_they_are_read(
+    named: list[str], refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those with names were, before."""
+    for other in (told("cat", "dog", condition="words"), tiny()):
+        assert pipeline.known_classes(other, random_parses(tmp_path / "other"), ["bank"]) == []
+
+    def parse(_: Experiment, store: Store) -> dict[str, object]:
+        store.write_json({"classes": named or ["0", "1"], "words": []}, "parses", "vocabulary.json")
+        return {"splits": COUNTS, "data": {"classes": named}}
+
+    monkeypatch.setattr(pipeline, "STAGES", {"parse": SimpleNamespace(run=parse)})
+    store, lease = Store.open(str(tmp_path), "run"), SimpleNamespace(check=lambda: None)
+    with pytest.raises(UserError, match="but 0, 1: ") if refused else nullcontext():
+        pipeline.run_stages(told("cat", "dog"), store, ["parse"], lease)  # type: ignore[arg-type]
 
 
 def test_the_stages_that_have_to_run_before(tmp_path: Path) -> None:
