@@ -15,13 +15,22 @@ from rich.table import Column, Table
 
 from npdraw_dist import __version__
 from npdraw_dist.config.load import flat
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.prepared import read_prepared
+from npdraw_dist.config.registry import SOURCES
+from npdraw_dist.config.schema import DataConfig, Experiment
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.made_by import version_of
 from npdraw_dist.core.process import require_extra
-from npdraw_dist.core.storage import COMPRESSED, Size, list_files, require_apart, require_space
+from npdraw_dist.core.storage import (
+    COMPRESSED,
+    Size,
+    list_files,
+    open_filesystem,
+    require_apart,
+    require_space,
+)
 from npdraw_dist.data.rows import REJECTS
 from npdraw_dist.data.shard_writer import DONE
 from npdraw_dist.nn.hub import make_model
@@ -278,10 +287,16 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
     scored = experiment.eval.split
     if counts.get(scored) == 0 and "sample" in stages:
         fraction = getattr(data, f"{scored}_fraction")
-        raise UserError(
-            f"data.source {data.source} has no {scored} image for the final numbers; "
-            f"raise --data.{scored}_fraction ({fraction:g})"
-        )
+        advice = f"raise --data.{scored}_fraction ({fraction:g})"
+        if scored == "test":
+            again = "prepare the data again with test images"  # what is prepared keeps its splits
+            advice = f"{again if _is_prepared(data) else advice} or set --eval.split valid"
+        raise UserError(f"data.source {data.source} has no {scored} image for the final numbers; {advice}")
+
+
+def _is_prepared(data: DataConfig) -> bool:
+    reads = SOURCES[data.source].prepared and data.path is not None
+    return reads and read_prepared(*open_filesystem(str(data.path))) is not None
 
 
 def known_classes(experiment: Experiment, store: Store, stages: Sequence[str]) -> Sequence[str]:

@@ -11,10 +11,11 @@ import ray
 import torch
 
 from npdraw_dist.config.load import build, read_preset, with_changes
-from npdraw_dist.config.schema import STAGES, Experiment, ScaleConfig
+from npdraw_dist.config.schema import STAGES, DataConfig, Experiment, ScaleConfig
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import Size
+from npdraw_dist.data.prepare import prepare
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.pipeline import gpu_task
 from npdraw_dist.pipeline import run as pipeline
@@ -85,6 +86,20 @@ def test_a_disk_that_may_be_too_small_is_warned_of_and_one_that_is_is_refused(
     # What an earlier start of the run wrote needs no space again.
     parsed.write_json({"weights": "x" * 100}, "prior", "checkpoint_0.json")
     pipeline.check(experiment, parsed, ["prior"])
+
+
+def test_prepared_data_without_test_images_are_prepared_again(tmp_path: Path) -> None:
+    """Their splits stay, whatever data.test_fraction says."""
+    prepared = DataConfig(test_fraction=0.0)
+    prepare(prepared, 0, str(tmp_path / "set"), "parquet")
+    data = {"source": "parquet", "path": str(tmp_path / "set"), "image_size": 28, "channels": 1}
+    store = Store.open(str(tmp_path), "run")
+    with pytest.raises(UserError, match=r"; prepare the data again .* or set --eval\.split valid$"):
+        pipeline.check(tiny(**data, test_fraction=0.2), store, STAGES)
+    scored = with_changes(tiny(**data), {"eval": {"split": "valid"}})
+    pipeline.check(scored, store, STAGES)
+    with pytest.raises(UserError, match=r"; raise --data\.test_fraction \(0\) or set --eval\.split valid$"):
+        pipeline.check(tiny(test_fraction=0.0), store, STAGES)
 
 
 def told(*vocabulary: str, condition: str = "class") -> Experiment:
