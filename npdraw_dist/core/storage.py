@@ -162,7 +162,16 @@ def list_files(filesystem: fs.FileSystem, path: str) -> list[tuple[str, int]]:
     except NotADirectoryError:
         found = []
     found = found or [filesystem.get_file_info(path)]
-    return sorted((item.path, item.size) for item in found if item.type == fs.FileType.File)
+    return sorted((path_of(item), item.size) for item in found if item.type == fs.FileType.File)
+
+
+def path_of(info: fs.FileInfo) -> str:
+    """The path of a file or folder in a list. Raises UserError on a name that is not UTF-8."""
+    try:
+        return str(info.path)
+    except UnicodeDecodeError as error:  # it has the bytes of the path
+        shown = error.object.decode(errors="backslashreplace")
+        raise UserError(f"the name of {shown} is not UTF-8; rename what has a backslash here") from None
 
 
 def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:

@@ -20,7 +20,7 @@ from pyarrow import fs
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.process import ray_runs
-from npdraw_dist.core.storage import READERS, display_path, read_bytes, sha256, write_atomically
+from npdraw_dist.core.storage import READERS, display_path, path_of, read_bytes, sha256, write_atomically
 from npdraw_dist.data.tasks import map_items
 
 CHECKSUM_MB = 4096  # files up to this size together get checksums, which tell changed data from moved ones
@@ -55,7 +55,7 @@ def list_tree(filesystem: fs.FileSystem, root: str) -> list[InputFile]:
         top = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
     except NotADirectoryError:
         return []
-    folders = [info.path for info in top if info.type == fs.FileType.Directory]
+    folders = [path_of(info) for info in top if info.type == fs.FileType.Directory]
     found = _files(top, root)
     each = LISTED if ray_runs() and len(folders) >= MANY else max(len(folders), 1)
     some = [folders[start : start + each] for start in range(0, len(folders), each)]
@@ -74,7 +74,7 @@ def _files(infos: Iterable[fs.FileInfo], root: str) -> list[InputFile]:
     """Those of `infos` that are files. Their paths are relative to `root`."""
     start = len(root) + 1 if root else 0
     files = (info for info in infos if info.type == fs.FileType.File)
-    return [InputFile(info.path[start:], info.size, info.mtime_ns) for info in files]
+    return [InputFile(path_of(info)[start:], info.size, info.mtime_ns) for info in files]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Shapes: N images, C channels, S side of the square.
 """
 
 import io
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -310,8 +311,13 @@ def _files(folder: str | Path) -> dict[Path, Path]:
     if "://" in str(folder):
         raise UserError(f"images are at {folder}; copy them here, or give `npdraw train` that --data.path")
     root = Path(folder).expanduser()
-    every = {path.relative_to(root): path for path in sorted(root.rglob("*"))}
-    return {name: path for name, path in every.items() if is_picture(name.as_posix())}
+    found = {}
+    for path in sorted(root.rglob("*")):
+        # A name that is not UTF-8, which Parquet does not take, has its bytes as \xe9.
+        name = os.fsencode(path.relative_to(root)).decode(errors="backslashreplace")
+        if is_picture(name):
+            found[Path(name)] = path
+    return found
 
 
 def _items_of(images: Any) -> Callable[[], Iterator[Item]]:

@@ -1,5 +1,6 @@
 """Pictures as people have them train from every source: the same images, the same reasons for the rest."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import Frame, read_picture
+from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.pipeline.fit_images import pictures_of
 from tests.helpers import mixed_folder
@@ -85,6 +87,24 @@ def test_hidden_folders_hold_no_pictures(tmp_path: Path) -> None:
             "cat/1.png": 0,
             "dog.d/2.PNG": 1,
         }
+
+
+@pytest.mark.parametrize("name", [b"cat/caf\xe9.png", b"caf\xe9/1.png", b"cat/\xe9/1.png"])
+def test_a_name_that_is_not_utf_8_is_told_or_has_its_bytes(name: bytes, tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "cat" / "2.png")
+    path = os.path.join(os.fsencode(tmp_path), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    Path(os.fsdecode(path)).write_bytes((tmp_path / "cat" / "2.png").read_bytes())
+    shown = name.decode(errors="backslashreplace")
+    with pytest.raises(UserError, match=r"\\xe9.* is not UTF-8; rename"):
+        of_folder(tmp_path, tmp_path)
+    found = of_fit(tmp_path, tmp_path)
+    assert sorted(found.ids) == sorted(["cat/2.png", shown])
+    assert len(set(found.known_labels().tolist())) == len({one.partition("/")[0] for one in found.ids})
+    to_parquet(found)
+    with pytest.raises(UserError, match="is not UTF-8"):
+        of_source("parquet", tmp_path)
 
 
 def test_the_pictures_may_lie_in_a_hidden_folder(tmp_path: Path) -> None:
