@@ -29,7 +29,7 @@ from npdraw_dist.training.metrics_log import read_metrics
 from tests.helpers.processes import until
 from tests.helpers.runs import TINY, random_parses, tiny
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 # The workers cannot import this file.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -146,14 +146,13 @@ def weights(store: Store) -> bytes:
     return Path(store.path("prior", manifest["checkpoint"], "state.safetensors")).read_bytes()
 
 
-SLOW = pytest.mark.slow
 DIED = "rank 0 died"
 FAULTS = [
     (1, kill_in_mid_upload, 4, DIED),
-    pytest.param(1, kill_after_the_last_checkpoint, 8, DIED, marks=SLOW),
+    (1, kill_after_the_last_checkpoint, 8, DIED),
     # Rank 1, or 0 if that one notices first that its peer is gone.
-    pytest.param(2, kill, 4, "rank", marks=SLOW),
-    pytest.param(2, hang, 4, "rank 1 did not answer", marks=SLOW),
+    (2, kill, 4, "rank"),
+    (2, hang, 4, "rank 1 did not answer"),
 ]
 
 
@@ -185,7 +184,6 @@ def test_a_worker_breaks(
     assert events(broken) == events(whole) == [256, 512, 768, 1024]
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -228,7 +226,6 @@ def looks_at_each_step(make: MakeObjective) -> MakeObjective:
     return make_objective
 
 
-@pytest.mark.slow
 def test_a_notice_that_a_node_is_taken_away_saves_a_checkpoint(
     undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -262,7 +259,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.slow
 def test_a_full_disk_loses_nothing(undisturbed: Undisturbed, small_disk: Path) -> None:
     whole = undisturbed(1)
     store = with_parses_of(whole, small_disk / "run")
@@ -273,7 +269,6 @@ def test_a_full_disk_loses_nothing(undisturbed: Undisturbed, small_disk: Path) -
     assert weights(store) == weights(whole)
 
 
-@pytest.mark.slow
 def test_a_killed_driver_and_the_same_command(tiny_run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "npdraw_dist.train", "--storage", str(tmp_path), "--name", "tiny", *TINY]
     run = tmp_path / "tiny"

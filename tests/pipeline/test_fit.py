@@ -306,6 +306,7 @@ def test_a_fit_may_be_kept_where_pyarrow_writes(monkeypatch: pytest.MonkeyPatch)
     assert model.sample(2, seed=0).shape == (2, 1, 12, 12)
 
 
+@pytest.mark.slow
 def test_of_few_images_one_is_held_out_though_the_hash_takes_none(tmp_path: Path) -> None:
     where: dict[str, Any] = {"name": "few", "storage": str(tmp_path), "data": {"valid_fraction": 0.01}}
     model = npdraw_dist.fit(strokes(4), **where, **SMALL)
@@ -468,6 +469,7 @@ def test_a_given_bank_is_drawn_with(
     assert "holds no bank.safetensors" in nowhere
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 def test_a_ray_dataset_stays_on_its_cluster(
@@ -729,6 +731,7 @@ def test_an_id_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert experiment.prior.width == local.prior.width
 
 
+@pytest.mark.slow
 def test_budgets_take_about_the_time_that_is_given() -> None:
     """Twice the time, about twice the images; the shares of the budget stay."""
     settings = merge(suited(pictures_of(strokes(60)))[1], {"data": {"source": "parquet", "path": "x"}})
