@@ -5,6 +5,7 @@ inside the trial, and reports the score of each validation to Tune.
 """
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -42,7 +43,9 @@ class _Report(TuneReportCallback):  # type: ignore[misc]
         self.metric = metric
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if "images_seen" in metrics[0]:  # else it is a checkpoint between two validations
+        # A checkpoint between two validations has no score, nor has a loss that was not finite, of which the
+        # stage itself tells: both are `Criterion.worst` here.
+        if abs(metrics[0][self.metric.key]) < sys.float_info.max:
             super().after_report(run_context, [tune_report(metrics[0], self.metric)], None)
 
 

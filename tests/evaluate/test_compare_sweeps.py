@@ -28,7 +28,7 @@ SPACE = Kinds(
     settings={
         **{"prior.depth": 1, "prior.width": 16, "prior.attention_heads": 2, "baseline.width": 16},
         **{"vae.encoder_width": 16, "vae.decoder_width": 16, "eval.images": 32, "eval.k": 5},
-        **{"train.batch_size": 32, "train.micro_batch": 32, "train.eval_images": 32},
+        **{"train.batch_size": 16, "train.micro_batch": 16, "train.eval_images": 32},
         **{"scale.num_workers": 0, "eval.temperature": 0.5},
     },
     core_seconds={1.0: 2.0},

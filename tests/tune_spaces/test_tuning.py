@@ -1,6 +1,5 @@
 """How a sweep divides its cluster, what stops its trials, what it records, which sweep it goes on with."""
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from npdraw_dist.config.load import build, read_preset
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.training.checkpoint import Criterion
 from tests.helpers.counting import Counting
 from tests.helpers.runs import Refused
 from tests.helpers.spaces import load_space, plan_in
@@ -154,13 +154,14 @@ def test_the_end_of_a_trial_reads_its_own_result_only(
 
 
 def test_tune_hears_of_validations_alone() -> None:
-    """Not of a checkpoint between two of them, which has no score."""
+    """Not of a checkpoint between two of them, nor of a loss that was not finite."""
     callback = object.__new__(_Report)
     callback.metric = METRICS["valid_prior_nll"]
     heard: SimpleQueue[dict[str, Any]] = SimpleQueue()
     callback._training_actor_item_queue = heard
-    key = callback.metric.key
-    callback.after_report(None, [{key: math.nan}], None)
+    key, worst = callback.metric.key, Criterion(callback.metric.key, "min").worst
+    callback.after_report(None, [{key: worst}], None)
+    callback.after_report(None, [{key: worst, "images_seen": 128}], None)
     callback.after_report(None, [{key: 30.0, "images_seen": 256}], None)
     assert heard.get_nowait() == {SCORE: callback.metric.sign * 30.0, IMAGES: 256}
     assert heard.empty()
