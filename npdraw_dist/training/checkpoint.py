@@ -9,6 +9,7 @@ No random state is stored: every draw is seeded by (seed, step, micro-batch), an
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -97,7 +98,10 @@ def save(
 
 
 def read(folder: Path) -> tuple[Tensors, Progress]:
-    """The tensors and the progress of a checkpoint. Raises UserError if it is damaged or of a new format."""
+    """The tensors and the progress of a checkpoint. Raises UserError if it is damaged or of a new format.
+
+    Raises OSError if the storage fails: the checkpoint may be whole.
+    """
     try:
         progress = json.loads((folder / PROGRESS).read_text())
         version_of(progress, str(folder))
@@ -108,7 +112,7 @@ def read(folder: Path) -> tuple[Tensors, Progress]:
         return load_file(folder / STATE), progress
     except OtherFormat:
         raise
-    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (SafetensorError, FileNotFoundError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError(f"the checkpoint {folder} is damaged ({error})") from None
 
 
@@ -140,7 +144,14 @@ def by_age(filesystem: fs.FileSystem, run: str) -> list[str]:
     """The paths of a run's checkpoints, newest first, incomplete ones included."""
     found = filesystem.get_file_info(fs.FileSelector(run, allow_not_found=True))
     folders = (f for f in found if f.type == fs.FileType.Directory)  # Ray Train's own list is a file
-    return sorted((f.path for f in folders if f.base_name.startswith(PREFIX)), reverse=True)
+    own = (f.path for f in folders if re.fullmatch(rf"{PREFIX}\d+(_\d+)?", f.base_name))
+    return sorted(own, key=named, reverse=True)
+
+
+def named(path: str) -> tuple[int, int]:
+    """The step and the generation that the name of a checkpoint says."""
+    step, _, generation = path.rpartition("/")[2].removeprefix(PREFIX).partition("_")
+    return int(step), int(generation or 0)
 
 
 @dataclass(frozen=True)
@@ -195,24 +206,22 @@ def first_readable(
 ) -> Found[Loaded] | None:
     """`load(folder)` of the first of `paths` that is whole; None if there are no paths.
 
-    Raises FirstDamaged or UserError if all are damaged, OtherFormat if another version made one.
+    Raises FirstDamaged or UserError if all are damaged, OtherFormat if another version made one, and OSError
+    if the storage fails: it can come back, and an older one would be taken in silence.
     """
     damaged: list[str] = []
-    unread = False
     for path in paths:
         try:
             with local_copy(filesystem, path) as folder:
                 return Found(load(folder), path, damaged)
         except OtherFormat:  # whole, and newer than those before it
             raise
-        except (UserError, OSError) as error:
-            unread = unread or isinstance(error, OSError)
+        except (UserError, FileNotFoundError) as error:
             damaged.append(f"{display_path(filesystem, path)}: {error}")
-    # Later ones hold more work than may be given up in silence, and a storage can come back.
-    names = [path.rpartition("/")[2].removeprefix(PREFIX).partition("_") for path in paths]
-    if len({step for step, _, _ in names}) == 1 and not unread:
+    names = [named(path) for path in paths]
+    if len({step for step, _ in names}) == 1:  # later ones hold more work than may be given up in silence
         first = FirstDamaged(damaged[0])
-        first.generation = 1 + max(int(generation or 0) for _, _, generation in names)
+        first.generation = 1 + max(generation for _, generation in names)
         raise first
     if damaged:
         raise UserError(
@@ -240,12 +249,14 @@ class Newest(NamedTuple):
 
 def newest(filesystem: fs.FileSystem, run: str, load: Load) -> Newest | None:
     """Calls `load(folder)` on the newest whole checkpoint; None if none. Raises as `first_readable`."""
+    paths = by_age(filesystem, run)
     try:
-        found = first_readable(filesystem, run, by_age(filesystem, run), load)
+        found = first_readable(filesystem, run, paths, load)
     except FirstDamaged as error:
         return Newest({}, error.generation, None, [f"damaged, not used: {error}; begins anew"])
     if found is None:
         return None
     lines = [f"damaged, not used: {line}" for line in found.damaged]
     lines.append(f"resumes from {found.path.rpartition('/')[2]}")
-    return Newest(found.loaded, found.loaded["generation"] + bool(found.damaged), found.path, lines)
+    above = [1 + named(path)[1] for path in paths[: len(found.damaged)]]
+    return Newest(found.loaded, max([found.loaded["generation"], *above]), found.path, lines)

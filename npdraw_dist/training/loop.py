@@ -342,9 +342,11 @@ class Run:
         try:
             checkpoint.save(folder, self.objective, self.optimizer, progress, self.average)
             yield folder, name
-        finally:
-            if not self.context.removes_saved:
-                shutil.rmtree(folder)
+        except BaseException:  # of a full disk or a failed storage: each restart would leave another
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        if not self.context.removes_saved:
+            shutil.rmtree(folder)
 
     def _core_seconds(self) -> tuple[float, float]:
         """CPU seconds of all ranks since they started, and those of them that were no training."""

@@ -13,7 +13,7 @@ from ray.train import PreemptionError, TrainingFailedError, WorkerGroupError
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import LeaseError
-from npdraw_dist.training.checkpoint import by_age
+from npdraw_dist.training.checkpoint import by_age, named
 from npdraw_dist.training.cluster import free_now, living_nodes
 from npdraw_dist.training.failures import (
     Fate,
@@ -41,7 +41,7 @@ class Restarts:
     def __init__(self, filesystem: fs.FileSystem, folder: str, name: str, scale: ScaleConfig) -> None:
         self.filesystem, self.folder, self.name, self.most = filesystem, folder, name, scale.max_failures
         self.failures = 0
-        self.newest: str | None = None  # checkpoint at the last failure
+        self.newest = -1  # step of the newest checkpoint at a failure
 
     def line_of(self, error: TrainingFailedError) -> str:
         """Why the workers start again. Raises UserError or StorageFailed, or the error, if they do not."""
@@ -54,9 +54,9 @@ class Restarts:
         if is_preemption(error):
             return f"workers restart: {what}"
         # The storage is asked: a worker can die before Ray Train hears of its checkpoint.
-        newest = self._newest_checkpoint()
-        self.failures = self.failures + 1 if newest == self.newest else 1
-        self.newest = newest
+        newest = self._newest_step()
+        self.failures = 1 if newest > self.newest else self.failures + 1
+        self.newest = max(newest, self.newest)
         if self.most == -1:
             return f"workers restart: {what}"
         if self.failures <= self.most:
@@ -71,12 +71,15 @@ class Restarts:
             ) from None
         raise error
 
-    def _newest_checkpoint(self) -> str | None:
-        """Its path; the one at the last failure if the storage does not answer."""
+    def _newest_step(self) -> int:
+        """That of the newest checkpoint; -1 if there is none, or the storage does not answer.
+
+        One that was made again since it was damaged has another name, and is no progress.
+        """
         try:
-            return next(iter(by_age(self.filesystem, self.folder)), None)
+            return max((named(path)[0] for path in by_age(self.filesystem, self.folder)), default=-1)
         except OSError:
-            return self.newest
+            return -1
 
 
 def is_preemption(error: BaseException) -> bool:

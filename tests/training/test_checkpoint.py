@@ -1,10 +1,12 @@
 """A checkpoint brings weights and Adam's moments back bit by bit, and holds no pickle."""
 
+import errno
 import json
 import resource
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -195,16 +197,26 @@ def test_a_stage_whose_first_checkpoint_is_damaged_begins_anew(generations: int,
     assert caught.value.generation == generations
 
 
-def test_a_first_checkpoint_that_cannot_be_read_now_is_not_given_up(tmp_path: Path) -> None:
-    checkpoints(tmp_path, 8)
+@pytest.mark.parametrize("steps", [[8], [8, 16]])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(
+    steps: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints(tmp_path, *steps)
+    monkeypatch.setattr(checkpoint, "sha256", Mock(side_effect=OSError(errno.EIO, "timed out")))
+    with pytest.raises(OSError, match="timed out"):
+        newest(tmp_path)
 
-    def away(folder: Path) -> None:
-        raise OSError("timed out")
 
-    local, paths = fs.LocalFileSystem(), checkpoint.by_age(fs.LocalFileSystem(), str(tmp_path))
-    with pytest.raises(UserError, match=r"delete .* to start again: .*timed out") as caught:
-        checkpoint.first_readable(local, str(tmp_path), paths, away)
-    assert not isinstance(caught.value, checkpoint.FirstDamaged)
+def test_the_next_generation_is_above_that_of_every_damaged_checkpoint(tmp_path: Path) -> None:
+    """Its name would be used twice else, and Ray Train deletes by name."""
+    first, second = checkpoints(tmp_path, 8, 16)
+    rewrite(first, generation=0)
+    shutil.copytree(second, f"{second}_1")
+    for folder in tmp_path.glob("*16*"):
+        spoil(folder / "state.safetensors", "a bit")
+    found = checkpoint.newest(fs.LocalFileSystem(), str(tmp_path), lambda folder: checkpoint.read(folder)[1])
+    assert found is not None
+    assert (found.generation, found.path) == (2, str(first))
 
 
 def test_all_damaged_is_an_error_that_names_the_way_out(tmp_path: Path) -> None:

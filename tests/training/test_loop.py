@@ -4,6 +4,7 @@ Shapes: N images, B batch, H x W pixels.
 """
 
 import math
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -201,6 +202,23 @@ def test_two_steps_have_the_decay_of_squared_gradients_that_is_asked_for() -> No
         expected._errors(data(8), 0.0, torch.Generator()).mean().backward()
         optimizer.step()
     torch.testing.assert_close(objective.linear.weight, expected.linear.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_a_report_that_fails_leaves_no_checkpoint_in_the_temporary_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train removes one that it has uploaded; each restart would leave another until the disk is full."""
+
+    class Fails(LocalContext):
+        removes_saved = True
+
+        def report(self, *_: Any, **__: Any) -> None:
+            raise OSError("no space left")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(OSError, match="no space left"):
+        run(Regression(), Fails(), 16)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_budget_between_two_batches_is_rounded_up() -> None:

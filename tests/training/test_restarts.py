@@ -103,6 +103,21 @@ def test_failures_with_a_checkpoint_in_between_are_survived(play: Play) -> None:
     assert lines == [f"workers restart: {DIED} (failure 1 of at most 1 without a new checkpoint)"] * 4
 
 
+def test_a_checkpoint_that_is_made_again_is_no_progress(play: Play) -> None:
+    """Such as one that never becomes whole: each start names it anew."""
+
+    def again(generation: int) -> Fit:
+        def fit(folder: Path) -> Any:
+            (folder / f"checkpoint_000000100_{generation}").mkdir()
+            dies(folder)
+
+        return fit
+
+    result, lines = play([saves_and_dies(100), again(1)], 1)
+    assert isinstance(result, UserError)
+    assert len(lines) == 1
+
+
 def test_failures_in_a_row_end_the_run_with_what_became_of_the_worker(play: Play) -> None:
     result, lines = play([saves_and_dies(2), dies, dies], 2)
     assert isinstance(result, UserError)
