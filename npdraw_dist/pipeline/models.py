@@ -56,7 +56,8 @@ def chosen_model(model: str | None) -> str:
     """
     if model is not None:
         return model_folder(model, f"--model {model}")
-    models = sorted(Path(RUNS).glob("*/model/config.json"), key=lambda path: path.stat().st_mtime)
+    # An evaluation writes config.json anew, and not the weights.
+    models = sorted(Path(RUNS).glob(f"*/model/{WEIGHTS}"), key=lambda path: path.stat().st_mtime)
     if not models:
         print(f"no --model given, and no run under {RUNS}/: taking {OF_PACKAGE}, a model of the package")
         return model_folder(OF_PACKAGE)

@@ -126,7 +126,8 @@ class Baseline(HubModel):
         most = self.rows_at_once
         sizes = [min(most, n - start) for start in range(0, n, most)]
         heat = self.temperature_of(temperature)
-        return [self.generate(size, generator, heat).outputs[-1] for size in sizes]
+        # A view would keep the outputs of all steps.
+        return [self.generate(size, generator, heat).outputs[-1].clone() for size in sizes]
 
     @torch.no_grad()
     def sample_trace(self, n: int, generator: Noise = None, temperature: float | None = None) -> SampleTrace:
