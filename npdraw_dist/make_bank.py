@@ -54,8 +54,8 @@ def main(argv: Sequence[str]) -> None:
 
     try:
         start(experiment, storage or slash or ".", name, [STAGE])
-    except UserError as error:  # it advises the flag of a run
-        error.args = (str(error).replace("--name", "--out"),)
+    except UserError as error:  # it advises the flags of a run
+        error.args = (str(error).replace("--name", "--out").replace("--storage", "--out"),)
         raise
 
 

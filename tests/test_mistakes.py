@@ -206,7 +206,7 @@ train --name listed | runs/listed/bank/manifest.json is unreadable
 train --name $LONG | --name has 300 bytes; at most 200
 train --data.source imagefolder $OWN --data.path pictures --storage pictures/runs | among the pictures
 train --data.source imagefolder $OWN --data.path pictures --storage . --name pictures | among the pictures
-bank --data.source imagefolder $OWN --data.path pictures --out pictures/bank | among the pictures
+bank --data.source imagefolder $OWN --data.path pictures --out pictures/bank | among the pictures & --out
 train --data.source parquet $OWN --data.path tables --storage tables | among the pictures & --storage
 train --storage "" | a path or URI is empty; is a variable unset?
 train --storage http://127.0.0.1:1/x | cannot write to the storage

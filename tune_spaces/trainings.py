@@ -33,8 +33,10 @@ GUARD = ("setpriv", "--pdeathsig", "TERM", "sh", "-c", '[ $PPID = "$0" ] || exit
 
 
 class TrainingStopped(RuntimeError):
-    """A training was told to end or killed, or its storage failed. It is no failure of the trial: the next
-    start goes on with it."""
+    """A training was told to end, was killed, or its storage failed.
+
+    The trial has not failed: the next start goes on with it.
+    """
 
 
 # Trains jobs, in any order; each leaves its run folder, or a result that says why it failed. bool: with the

@@ -43,8 +43,8 @@ class _Report(TuneReportCallback):  # type: ignore[misc]
         self.metric = metric
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        # A checkpoint between two validations has no score, nor has a loss that was not finite, of which the
-        # stage itself tells: both are `Criterion.worst` here.
+        # Two records have no score: that of a checkpoint between two validations, and one whose loss was not
+        # finite. Both hold `Criterion.worst`.
         if abs(metrics[0][self.metric.key]) < sys.float_info.max:
             super().after_report(run_context, [tune_report(metrics[0], self.metric)], None)
 

@@ -302,7 +302,7 @@ def _is_prepared(data: DataConfig) -> bool:
 def known_classes(experiment: Experiment, store: Store, stages: Sequence[str]) -> Sequence[str]:
     """The classes of the data, of the source if a stage reads it, else of the parses.
 
-    None if they are not known, or if the run starts from no model that was told classes.
+    Empty if they are not known, or if the run starts from no model that was told classes.
     """
     if experiment.prior.condition != "class" or not experiment.prior.vocabulary:
         return []
