@@ -115,7 +115,9 @@ class VAEConfig(VAENetwork):
         0, description="images at the end of this stage's budget of which none is moved"
     )
     learning_rate: Positive = Field(1e-3, description="peak of Adam's rate for encoder and decoder")
-    prior_learning_rate: Positive = Field(3e-4, description="peak of Adam's rate for the prior")
+    prior_learning_rate: NonNegative = Field(
+        3e-4, description="peak of Adam's rate for the prior; 0: it stays as its stage left it"
+    )
     weight_decay: NonNegative = Field(
         0.0, description="AdamW's, on matrices of encoder and decoder, of every kind of model"
     )

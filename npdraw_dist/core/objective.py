@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, TypedDict
+from typing import ClassVar, NotRequired, TypedDict
 
 from torch import Tensor, nn
 
@@ -16,13 +16,15 @@ Gather = Callable[[Tensor], Tensor]  # a tensor (...) of each rank -> all of the
 class ParameterGroup(TypedDict):
     """Parameters that the optimizer treats alike. lr: peak learning rate. `params` may be empty.
 
-    matrices: they map features to features, so that Muon may train them.
+    matrices: they map features to features, so that Muon may train them. until: the share of the budget after
+    which they stay as they are.
     """
 
     params: list[nn.Parameter]
     lr: float
     weight_decay: float
     matrices: bool
+    until: NotRequired[float]
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.noise import Noise
-from npdraw_dist.core.objective import Objective, ParameterGroup, ramp
+from npdraw_dist.core.objective import Gather, Objective, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.hard_draws import Loss, hard_loss
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.nn.networks import CHOICES, Networks
+from npdraw_dist.nn.networks import CHOICES, COLDEST, Networks
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior, dropped
 from npdraw_dist.nn.relaxations import binary_concrete, gumbel_softmax, soft_canvas, total_kl
@@ -71,13 +71,23 @@ class VAEObjective(Objective):
         named = dict(self.model.named_parameters())
         temperature = named.pop("temperature")
         rest = {n: p for n, p in named.items() if not n.startswith("prior.")}
-        prior = self.model.prior.named_parameters()
+        prior, config, until = self.model.prior.named_parameters(), self.config, list[ParameterGroup]()
+        if config.draws == 1:  # hard draws do not train q(z|x)
+            q = {n: rest.pop(n) for n in list(rest) if n.startswith("posterior.")}
+            until = decay_groups(q.items(), config.learning_rate, config.weight_decay)
+            for group in until:
+                group["until"] = self.relaxed_share
         return [
-            *decay_groups(rest.items(), self.config.learning_rate, self.config.weight_decay),
+            *decay_groups(rest.items(), config.learning_rate, config.weight_decay),
+            *until,
             # One of these three numbers moves far when draws turn hard.
             {"params": [temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0, "matrices": False},
-            *decay_groups(prior, self.config.prior_learning_rate, PRIOR_DECAY),
+            *decay_groups(prior, config.prior_learning_rate, PRIOR_DECAY),
         ]
+
+    @torch.no_grad()
+    def settle(self, gather: Gather) -> None:
+        self.model.temperature.clamp_(min=COLDEST)  # a colder one would have no gradient
 
     def networks(self) -> list[nn.Module]:
         return [*self.model.prior.blocks, self.model.decoder, self.model.posterior.trunk]

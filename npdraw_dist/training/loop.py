@@ -220,7 +220,8 @@ class Run:
         images_seen = step * self.config.batch_size
         factor = self._rate_factor(images_seen, images)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
-            group["lr"] = peak * factor
+            # Without a rate, also momentum moves nothing.
+            group["lr"] = peak * factor if images_seen / images < group.get("until", math.inf) else 0.0
 
         # gradients
         self.graphs.clear_gradients(self.optimizer)
@@ -240,10 +241,11 @@ class Run:
                 (loss.sum() * scale).backward()
             found = {name: value.detach() for name, value in {"loss": loss, **metrics}.items()}
             self.meters.add({name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in found.items()})
-            mean = found["loss"].mean()
+            mean = found["loss"].nanmean()
             self.averaged += 1
             weight = max(SMOOTHED, 1 / self.averaged)
-            self.loss = mean if self.loss is None else self.loss.lerp(mean, weight)
+            moved = mean if self.loss is None else self.loss.lerp(mean, weight)
+            self.loss = torch.where(moved.isfinite(), moved, 0.0 if self.loss is None else self.loss)
         norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.objective.stepping.clip)
 
         # optimizer

@@ -37,7 +37,7 @@ class Muon(AdamW):
             self.param_groups = groups
         broken: Tensor | None = vars(self).get("found_inf")
         for group in groups:
-            if group["muon"]:
+            if group["muon"] and group["lr"]:
                 self._step(group, broken)
 
     def _step(self, group: dict[str, Any], broken: Tensor | None) -> None:

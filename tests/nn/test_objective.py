@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from npdraw_dist.config.schema import VAEConfig
+from npdraw_dist.config.schema import TrainConfig, VAEConfig
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn.hard_draws import hard_loss, leave_one_out
 from npdraw_dist.nn.likelihoods import binarized
+from npdraw_dist.nn.networks import COLDEST
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import (
     RATIO,
@@ -25,6 +26,8 @@ from npdraw_dist.nn.objective import (
 )
 from npdraw_dist.nn.relaxations import kl_categorical
 from npdraw_dist.nn.steps import StepLogits, log_prob
+from npdraw_dist.training.loop import Run
+from tests.helpers.local_context import LocalContext
 from tests.helpers.tiny_models import (
     GREY,
     KINDS,
@@ -122,6 +125,41 @@ def test_a_single_hard_draw_trains_all_but_the_posterior() -> None:
         assert not (posterior and parameter.grad.any()), name
     for module in (objective.model.decoder, objective.model.prior):
         assert all(parameter.grad.any() for parameter in list(module.parameters())[-2:])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_what_a_single_hard_draw_does_not_train_stays_bit_by_bit(optimizer: str) -> None:
+    """Also momentum moves nothing: steps of Muon would be full ones, however small it is."""
+    objective, batch = vae("path", draws=1, relaxed=0.5)
+    config = TrainConfig.model_validate({"batch_size": 6, "micro_batch": 6, "optimizer": optimizer})
+    run = Run(objective, config, 0, LocalContext())
+    states = []
+    for step in range(6):
+        run.update(step, [(0, batch)], 36)
+        states.append({name: value.clone() for name, value in objective.model.state_dict().items()})
+    q = [name for name in states[0] if name.startswith("posterior.") and "bank" not in name]
+    assert any(not torch.equal(states[1][name], states[2][name]) for name in q)
+    assert all(torch.equal(states[2][name], states[5][name]) for name in q)
+    moved = [name for name in states[0] if not torch.equal(states[2][name], states[5][name])]
+    assert {name.split(".")[0] for name in moved} >= {"decoder", "prior"}
+
+
+def test_a_temperature_stays_where_it_has_a_gradient() -> None:
+    objective, batch = vae("path", draws=2, relaxed=0.0)
+    config = TrainConfig.model_validate({"batch_size": 6, "micro_batch": 6})
+    run = Run(objective, config, 0, LocalContext())
+    with torch.no_grad():
+        objective.model.temperature.fill_(-1.0)
+    run.update(0, [(0, batch)], 6)
+    assert objective.model.temperature.tolist() == pytest.approx([COLDEST] * 3)
+
+
+def test_a_prior_without_a_rate_stays_as_its_stage_left_it() -> None:
+    objective, batch = vae("path", prior_learning_rate=0.0, relaxed=0.0)
+    config = TrainConfig.model_validate({"batch_size": 6, "micro_batch": 6, "optimizer": "muon"})
+    before = {name: value.clone() for name, value in objective.model.prior.named_parameters()}
+    Run(objective, config, 0, LocalContext()).update(0, [(0, batch)], 6)
+    assert all(torch.equal(value, before[name]) for name, value in objective.model.prior.named_parameters())
 
 
 def test_draws_turn_hard_at_the_end() -> None:

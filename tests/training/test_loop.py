@@ -308,6 +308,7 @@ def test_one_broken_step_is_skipped_and_counted() -> None:
         broken.update(step, batches[step], 48)
     assert_equal(whole.objective, broken.objective)
     assert broken.skipped.tolist() == [0, 1]
+    assert math.isfinite(float(broken.loss or "nan"))
     assert not broken.is_broken(3)
     assert broken.meters.stacked()[broken.meters.names().index("skipped_steps")].tolist() == [1, 3]
     broken.skipped.copy_(torch.tensor([0.0, 3.0]))
