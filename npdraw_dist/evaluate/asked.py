@@ -72,7 +72,7 @@ def ask(settings: Asked) -> dict[str, Any]:
         right, drawings = dict.fromkeys(readers, 0), dict.fromkeys(readers, 0)
         for text in texts:
             given = model.given(text, settings.guidance)
-            drawn = given.draw(settings.n, generator, settings.temperature)
+            drawn = given.draw(settings.n, generator=generator, temperature=settings.temperature)
             shown[f"{kind}: {text}"] = drawn.images[:1]
             binary = data.binarize != "none"
             pixels = given.draw_pixels(drawn.canvas, generator, drawn.u) if binary else drawn.images

@@ -185,7 +185,7 @@ class Networks(HubModel):
     ) -> PartSequence:
         """n sequences z ~ p(z); see `StepPrior.sample`. seed: replaces a generator."""
         generator = seeded(self.device, generator, seed)
-        return self.prior.sample(n, generator, temperature, top_k, distinct_places)
+        return self.prior.sample(n, generator, self.temperature_of(temperature), top_k, distinct_places)
 
     @torch.no_grad()
     def prior_log_prob(self, z: PartSequence) -> Tensor:

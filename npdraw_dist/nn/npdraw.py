@@ -87,12 +87,12 @@ class NPDraw(Networks):
     def draw(
         self,
         n: int,
+        condition: Condition | Sequence[Condition] | None = None,
+        seed: int | None = None,
+        *,
         generator: Noise = None,
         temperature: float | None = None,
         top_k: int | None = None,
-        *,
-        seed: int | None = None,
-        condition: Condition | Sequence[Condition] | None = None,
         guidance: float = 1.0,
     ) -> Drawings:
         """n drawings, z ~ p(z) (`StepPrior.sample`) and u ~ p(u|canvas). seed: replaces a generator.
@@ -102,7 +102,8 @@ class NPDraw(Networks):
         """
         require_positive("n", n)
         if condition is not None:
-            return self.given(plain(condition, n), guidance).draw(n, generator, temperature, top_k, seed=seed)
+            given = self.given(plain(condition, n), guidance)
+            return given.draw(n, None, seed, generator=generator, temperature=temperature, top_k=top_k)
         _require_no_guidance(guidance)
         if self.conditions not in (1, n):
             raise UserError(f"the model is given {self.conditions} conditions, for {n} drawings")
@@ -124,15 +125,15 @@ class NPDraw(Networks):
         guidance: float = 1.0,
     ) -> Tensor:
         """The mean images of `draw`, (n, C, H, W)."""
-        drawn = self.draw(n, generator, temperature, top_k, seed=seed, condition=condition, guidance=guidance)
-        return drawn.images
+        how: dict[str, Any] = {"generator": generator, "temperature": temperature, "top_k": top_k}
+        return self.draw(n, condition, seed, guidance=guidance, **how).images
 
     def sample_pixels(self, n: int, generator: Noise = None, temperature: float | None = None) -> Tensor:
-        drawn = self.draw(n, generator, temperature)
+        drawn = self.draw(n, generator=generator, temperature=temperature)
         return self.draw_pixels(drawn.canvas, generator, drawn.u)
 
     def sample_trace(self, n: int, generator: Noise = None, temperature: float | None = None) -> SampleTrace:
-        drawn = self.draw(n, generator, temperature)
+        drawn = self.draw(n, generator=generator, temperature=temperature)
         return self.trace(drawn.z, drawn.u)
 
     @torch.no_grad()

@@ -200,6 +200,9 @@ def test_seeds_in_place_of_generators() -> None:
             model.sample(3, torch.Generator(), seed=5)
     model = model_of(GREY)
     assert torch.equal(model.sample_prior(3, seed=5).what, model.sample_prior(3, seeded(5)).what)
+    assert torch.equal(model.draw(3, None, 5).images, model.draw(3, seed=5).images)
+    likeliest = model.sample_prior(3, seed=5, temperature=1e-50)
+    assert torch.equal(likeliest.what, model.sample_prior(3, seed=6, temperature=1e-6).what)
 
 
 def test_samples_are_drawn_at_the_temperature_of_the_model() -> None:
