@@ -17,7 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".pgm", ".ppm", ".pbm")
+SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".pgm", ".ppm", ".pbm", ".avif", ".heic", ".heif"),  # Pillow tells which of the last three it reads
+)
 MAX_PIXELS = 100_000_000  # a picture with more is refused by its header, before anything is decoded
 LARGE = 1 << 20  # pixels of the square around a picture that is shrunk by a whole factor before it is resized
 SPARE = 4  # it is then at least this many times as wide as its image

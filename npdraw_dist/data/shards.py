@@ -6,6 +6,7 @@ Each shard costs the driver requests, memory and a message, so many small ones a
 import hashlib
 import json
 import math
+import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -191,13 +192,15 @@ class Layout(NamedTuple):
 def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
     """The split of each file is that of its folder below `root`, which may hold the manifest of `prepare`.
 
-    In another folder its name states it, as Hugging Face's `test-00000-of-00001.parquet` does; but not where
-    no file would be left for training: then they are data as a whole, such as a single file is.
+    root: None of a single file or a pattern, whose folders are those below the folder of all files. In
+    another folder its name states it, as Hugging Face's `test-00000-of-00001.parquet` does; but not where no
+    file would be left for training: then they are data as a whole, such as a single file is.
     Prepared data keep their splits; but of those without validation images, `data.valid_fraction` of the
     training images is held out by the hash of the id, and neither is counted. Raises UserError if the
     manifest states images of another shape than `data`.
     """
-    names = tuple(path if root is None else path[len(root) + 1 :] for path in paths)
+    above = posixpath.commonpath([posixpath.dirname(path) for path in paths]) if root is None else root
+    names = tuple(path[len(above) + 1 :] for path in paths)
     folders = [name.split("/")[-2] if "/" in name else None for name in names]
     of_folders = [stated_split(folder) for folder in folders]
     by_name = [own or named_split(path) for own, path in zip(of_folders, paths, strict=True)]

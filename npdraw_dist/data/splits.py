@@ -13,7 +13,12 @@ from npdraw_dist.config.schema import DataConfig
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-NAMED = re.compile(r"(train|test|val|valid|validation|dev)-\d+(-of-\d+)?\.")  # as Hugging Face names shards
+WORDS: dict[str, Split] = {  # as Hugging Face reads names of files and folders
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+TEST_SEED = 0  # test images do not depend on a run's seed: no run may choose by those of another
 Item = TypeVar("Item")
 
 
@@ -34,23 +39,27 @@ def holdout(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item],
     return kept, [items[i] for i in sorted(held)]
 
 
-def stratified(labels: NDArray[np.int64], shares: Sequence[float], seed: int) -> list[list[int]]:
-    """Disjoint index lists with the given shares of each label, then the rest: len(shares) + 1 lists.
+def stratified(labels: NDArray[np.int64], shares: tuple[float, float], seed: int) -> list[list[int]]:
+    """The indices of the test, validation and training images, with the given shares of each label.
 
-    Each class is cut at the rounded cumulative shares of its own seeded permutation.
+    Each class is cut at the rounded cumulative shares of its own permutation, by TEST_SEED; then `seed`
+    permutes what is no test image. shares: of test and valid.
     """
-    parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
+    parts: list[list[int]] = [[], [], []]
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
-        members = members[_generator(seed, f"class-{label}").permutation(len(members))]
-        cuts = np.rint(np.cumsum(shares) * len(members)).astype(int)
-        for part, piece in zip(parts, np.split(members, cuts), strict=True):
+        members = members[_generator(TEST_SEED, f"class-{label}").permutation(len(members))]
+        test, held = np.rint(np.cumsum(shares) * len(members)).astype(int)
+        rest = members[test:]
+        if seed != TEST_SEED:
+            rest = rest[_generator(seed, f"class-{label}").permutation(len(rest))]
+        for part, piece in zip(parts, (members[:test], *np.split(rest, [held - test])), strict=True):
             part.extend(piece.tolist())
     return [sorted(part) for part in parts]
 
 
 def grouped(
-    keys: Sequence[Sequence[Hashable]], labels: NDArray[np.int64], shares: Sequence[float], seed: int
+    keys: Sequence[Sequence[Hashable]], labels: NDArray[np.int64], shares: tuple[float, float], seed: int
 ) -> list[Split]:
     """The split of each of N items. Those that share a key, directly or through others, are in one.
 
@@ -82,19 +91,26 @@ def unit_hash(seed: int, purpose: str, name: str) -> float:
 
 
 def stated_split(word: str | None) -> Split | None:
-    """The split that a folder or a column names; None if it names none."""
-    return "valid" if word in ("val", "validation") else next((s for s in SPLITS if s == word), None)
+    """The split that a folder, as `test` or `split=test`, or a column names; None if it names none."""
+    return None if word is None else WORDS.get(word.lower().removeprefix("split="))
 
 
 def named_split(path: str) -> Split | None:
-    """The split that the name of a shard states, as `validation-00000-of-00002.parquet`; None if none."""
-    found = NAMED.match(path.rpartition("/")[2])
-    return None if found is None else stated_split("valid" if found[1] == "dev" else found[1])
+    """The split that a word in the name of a shard states, as `mnist-train-000000.tar` and `test.parquet`.
+
+    None if there is no such word, or words of two splits.
+    """
+    words = re.findall("[a-z]+", path.rpartition("/")[2].lower())
+    found = {WORDS[word] for word in words if word in WORDS}
+    return found.pop() if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
 class HashSplit:
-    """Splits of a source that is never listed as a whole, by a stable hash of each id."""
+    """Splits of a source that is never listed as a whole, by a stable hash of each id.
+
+    The test split is drawn with TEST_SEED, and with `seed` the others.
+    """
 
     seed: int
     valid: float
@@ -111,8 +127,11 @@ class HashSplit:
         """The split of the row `name`. stated: its split as the source states it, or None."""
         if stated in ("valid", "test"):
             return stated
-        value = unit_hash(self.seed, "split", name)
-        return "test" if value < self.test else "valid" if value < self.test + self.valid else "train"
+        if self.test and unit_hash(TEST_SEED, "split", name) < self.test:
+            return "test"
+        # The hash of what is left is below 1 with any seed, and with TEST_SEED not below `test`.
+        held = self.test + self.valid if self.seed == TEST_SEED else self.valid / (1 - self.test)
+        return "valid" if unit_hash(self.seed, "split", name) < held else "train"
 
     def possible(self, stated: Split | None) -> tuple[Split, ...]:
         """The splits that rows of a file of the split `stated` can fall in."""

@@ -27,6 +27,23 @@ def test_stratified_keeps_the_share_of_each_class() -> None:
     assert Counter(labels[valid].tolist()) == {0: 20, 1: 10, 2: 2}
 
 
+def test_test_images_are_the_same_with_every_seed() -> None:
+    """Else a run could choose by the test images of another."""
+    labels = np.repeat(np.arange(3), [100, 50, 10]).astype(np.int64)
+    drawn = [stratified(labels, (0.1, 0.2), seed) for seed in range(3)]
+    names = [f"n{i}" for i in range(3000)]
+    for seed in range(3):
+        rule = HashSplit(seed, 0.2, 0.3)
+        found = [rule.split_of(name) for name in names]
+        drawn.append([[i for i, s in enumerate(found) if s == split] for split in ("test", "valid", "train")])
+    for same in (drawn[:3], drawn[3:]):
+        assert same[0][0] == same[1][0] == same[2][0]
+        assert len({tuple(valid) for _, valid, _ in same}) == 3
+    for test, valid, _ in drawn[3:]:
+        assert len(test) == pytest.approx(900, abs=120)
+        assert len(valid) == pytest.approx(600, abs=100)
+
+
 def test_subsets_are_exact_and_nested() -> None:
     for small, large in ((0.0001, 0.01), (0.01, 0.1), (0.1, 1.0)):
         few, many = subset(range(1000), small, seed=1), subset(range(1000), large, seed=1)

@@ -86,6 +86,24 @@ def test_folders_that_are_splits(tmp_path: Path) -> None:
     assert [parts[split].ids for split in SPLITS] == [keys(5), keys(5, 10), keys(10, 15)]
 
 
+@pytest.mark.parametrize(
+    ("folders", "counts", "classes"),
+    [
+        (("training", "testing"), (10, 0, 10), 2),
+        (("Train", "Dev", "Test"), (10, 10, 10), 2),
+        (("train", "bus", "car"), (30, 0, 0), 3),  # of vehicles
+    ],
+)
+def test_folders_by_other_names(
+    folders: tuple[str, ...], counts: tuple[int, ...], classes: int, tmp_path: Path
+) -> None:
+    for folder in folders:
+        write_folder(tmp_path / folder, 10)
+    parts = read_all(config("imagefolder", tmp_path, valid_fraction=0.0, test_fraction=0.0))
+    assert tuple(len(parts.get(split, ())) for split in SPLITS) == counts
+    assert len(set(parts["train"].known_labels().tolist())) == classes
+
+
 def test_other_sizes_are_padded_or_cropped_to_the_centre(tmp_path: Path) -> None:
     wide = np.zeros((16, 40, 3), np.uint8)
     wide[:, 12:28] = (10, 20, 30)
@@ -156,6 +174,23 @@ def test_webdataset_bad_samples(tmp_path: Path) -> None:
     assert set(found) == {"b1", "b2", "b4", "k0002", "k0003"}
     assert found["k0002"] == "duplicate id"
     assert found["b2"] == "no image member"
+
+
+def test_webdataset_samples_of_several_pictures(tmp_path: Path) -> None:
+    """The one without a dot counts. Names with a dot, as of Kaggle's cats, would be one sample of all."""
+    masked = [("a.mask.png", png_of(colour(1))), ("a.png", png_of(colour(0))), ("a.cls", b"1" * 5000)]
+    rows = read_train("webdataset", written(tmp_path / "a.tar", [*masked[:2], ("a.cls", b"3")]))
+    np.testing.assert_array_equal(rows.images[0], colour(0).transpose(2, 0, 1))
+    cats = [(f"cat.{n}.png", png_of(colour(n))) for n in range(3)]
+    rows = read_train("webdataset", written(tmp_path / "b.tar", [*masked, *cats, *samples(7, 1)]))
+    assert rows.ids == keys(7, 8)
+    assert reasons(rows)["cat"] == "3 image members, such as 0.png and 1.png"
+    assert reasons(rows)["a"].endswith("is no integer")
+
+
+def written(path: Path, members: list[tuple[str, bytes]]) -> Path:
+    write_tar(path, members)
+    return path
 
 
 def tensors(array: NDArray[Any]) -> pa.ExtensionArray:
@@ -283,12 +318,15 @@ def test_parquet_shards_may_lie_in_a_folder_of_any_name(tmp_path: Path) -> None:
         ),
         (("train-0", "dev-0", "dev-1", "test-0"), (1, 2, 1)),
         (("training-0", "valid/test-0", "test/val-0", "test-0"), (1, 1, 2)),
+        (("train", "test", "validation"), (1, 1, 1)),
+        (("city-train-000000", "city-train-000001", "city-val-000000", "Test"), (2, 1, 1)),
+        (("a", "split=test/a", "latest", "train-test"), (3, 0, 1)),
     ],
 )
 def test_files_state_their_split_by_name(
     names: tuple[str, ...], counts: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """As Hugging Face names them. A folder goes before."""
+    """By a word of it, as for Hugging Face; but not by two. A folder goes before."""
     for number, name in enumerate(names):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         own = [f"{name} {n}" for n in range(20)]
@@ -296,13 +334,15 @@ def test_files_state_their_split_by_name(
         write_tar(tmp_path / f"{name}.tar", samples(20 * number, 20))
     for source in ("parquet", "webdataset"):
         parts = read_all(config(source, tmp_path, valid_fraction=0.0, test_fraction=0.0))
-        assert [len(parts[split]) // 20 for split in SPLITS] == list(counts)
+        assert [len(parts.get(split, ())) // 20 for split in SPLITS] == list(counts)
 
 
-def test_files_of_a_held_out_split_alone_are_data_as_a_whole(tmp_path: Path) -> None:
-    path = tmp_path / "test-00000-of-00001.parquet"
+@pytest.mark.parametrize("name", ["test-00000-of-00001", "test/images"])
+def test_files_of_a_held_out_split_alone_are_data_as_a_whole(name: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{name}.parquet"
+    path.parent.mkdir(exist_ok=True)
     write_table(path, tensors(stacked(20)), id=[f"{n}" for n in range(20)])
-    for where in (path, tmp_path):
+    for where in (path, path.parent):
         assert len(read_train("parquet", where)) == 20
 
 

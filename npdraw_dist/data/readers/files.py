@@ -17,7 +17,7 @@ from npdraw_dist.data.identity import Inputs, list_tree
 from npdraw_dist.data.readers.known import find_data
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import Source, listed
-from npdraw_dist.data.splits import SPLITS, HashSplit, Split, holdout, shuffled, stated_split
+from npdraw_dist.data.splits import SPLITS, TEST_SEED, HashSplit, Split, holdout, shuffled, stated_split
 
 LOCAL = fs.LocalFileSystem()
 CELEBA_CROP = 148  # side of the crop of aligned faces, resized to 64x64 as the authors do
@@ -28,7 +28,6 @@ OMNIGLOT_LAYOUT = "omniglot-py/images_background and omniglot-py/images_evaluati
 # Likelihoods are reported on a split of all alphabets (Burda et al., 2016). Its lists were never published
 # for the PNG files, so a fixed permutation takes as many of the 32,460 images.
 TRAIN, TEST = 24_345, 8_070
-TEST_SEED = 0  # the test set does not depend on the experiment's seed
 
 
 class Item(NamedTuple):
@@ -62,8 +61,9 @@ def _read_files(
 def open_imagefolder(data: DataConfig, seed: int) -> Source:
     """Images in folders at any depth. The first folder is the class; NAME.txt beside NAME.png has words.
 
-    Top folders named train, valid (val, validation) and test are splits, and hold the classes. A split
-    without a folder is taken from the training images by a hash of the path.
+    Top folders with the names of splits (`splits.WORDS`) hold the classes; but `train` alone among others
+    is a class, as of vehicles. A split without a folder is taken from the training images by a hash of the
+    path.
     """
     if data.path is None:
         raise UserError("data.source imagefolder needs --data.path, a folder of images")
@@ -72,7 +72,11 @@ def open_imagefolder(data: DataConfig, seed: int) -> Source:
     names = sorted(filter(is_picture, files))
     if not names:
         raise UserError(f"data.path {data.path} is missing or has no image ({', '.join(SUFFIXES)})")
-    stated = {name: stated_split(name.partition("/")[0]) if "/" in name else None for name in names}
+    top = {name: name.partition("/")[0] for name in names if "/" in name}
+    splits = {folder: stated_split(folder) for folder in top.values()}
+    if set(splits.values()) == {"train", None}:
+        splits = dict.fromkeys(splits)
+    stated = {name: splits[top[name]] if name in top else None for name in names}
     classes = {}  # empty: of an image in no folder
     for name in names:
         folders = name.split("/")[:-1]

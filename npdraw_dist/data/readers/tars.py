@@ -1,5 +1,6 @@
 """WebDataset: tar shards of an image, an optional `cls` and an optional `id` for each key."""
 
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from npdraw_dist.data.shards import FilePart, Source, file_splits, of_files
 from npdraw_dist.data.splits import HashSplit, Split
 
 TARS = (".tar", ".tar.gz", ".tgz")
+LABEL = re.compile(rb"-?\d{1,18}")  # what fits an int64
 
 
 def find_tars(pattern: str) -> tuple[fs.FileSystem, list[tuple[str, int]], str | None]:
@@ -28,7 +30,10 @@ def find_tars(pattern: str) -> tuple[fs.FileSystem, list[tuple[str, int]], str |
 
     `pattern` is a tar, a folder of tars or a brace pattern, local or a URI. Raises UserError.
     """
-    urls = expand_urls(pattern)
+    try:
+        urls = expand_urls(pattern)
+    except ValueError as error:
+        raise UserError(f"data.path {pattern} is no pattern: {error}") from None
     filesystem, first = open_filesystem(urls[0])
     if "://" in pattern:
         head, _, tail = urls[0].partition(first)
@@ -91,10 +96,13 @@ def _read_tar(
     filesystem: fs.FileSystem, path: str, frame: Frame, rule: HashSplit, stated: Split | None, split: Split
 ) -> Rows:
     def image(sample: dict[str, Any]) -> NDArray[np.uint8]:
-        content = next((value for name, value in sample.items() if f".{name}".endswith(SUFFIXES)), None)
-        if content is None:
+        names = [name for name in sample if f".{name}".endswith(SUFFIXES)]
+        names = [name for name in names if "." not in name] or names  # `jpg` before `mask.png`
+        if not names:
             raise BadPicture("no image member")
-        return read_picture(content, frame)
+        if len(names) > 1:
+            raise BadPicture(f"{len(names)} image members, such as {names[0]} and {names[1]}")
+        return read_picture(sample[names[0]], frame)
 
     builder, cut, repeated = RowBuilder(frame.shape), list[str](), set[str]()
     truncated, last = "truncated tar member", ""
@@ -106,7 +114,7 @@ def _read_tar(
         label = sample.get("cls", b"-1").strip()
         if cut == [last]:
             builder.reject(name, truncated)
-        elif not label.removeprefix(b"-").isdigit():
+        elif not LABEL.fullmatch(label):
             builder.reject(name, f"cls {label[:20]!r} is no integer")
         else:
             text = sample.get("txt", b"").decode(errors="replace").strip()
