@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,7 +25,7 @@ from npdraw_dist.pipeline.store import Store
 from tune_spaces.budgets import PROBE, RATE_IMAGES, ROUGH, Job, Rate, base_config, draw_trials
 from tune_spaces.options import NOT_OF_KINDS, Options
 from tune_spaces.results import write_table
-from tune_spaces.space import Kinds
+from tune_spaces.space import Kinds, refuse_settings
 from tune_spaces.trainings import (
     Train,
     core_seconds,
@@ -55,7 +56,7 @@ class Comparison:
         self.space = space.until(options.longest)
         self.base = base_config(space, options.preset, options.file(), flags)
         data, preset = self.base.data, options.preset or space.preset
-        name = options.name or f"comparison-{preset}-{100 * data.fraction:g}"
+        name = options.name or f"{Path(options.space).stem}-{preset}-{100 * data.fraction:g}"
         self.run = Store.open(options.storage, name)
         if self.run.filesystem.type_name not in (*OBJECT_STORES, "local") or "?" in options.storage:
             raise UserError(
@@ -63,6 +64,8 @@ class Comparison:
                 "folder or a URI of s3://, gs:// or abfs:// without options (AWS_ENDPOINT_URL sets a server)"
             )
         self.kinds, self.count = space.chosen(options.kinds), options.num_samples or space.trials
+        for kind in self.kinds:
+            refuse_settings(flags, space.spaces[kind].keys, f"varies in the space of {kind}")
         self.core_seconds = options.core_seconds or space.seconds_of(data.fraction)
         self.seeds = options.seeds or space.seeds.get(data.source, space.other_seeds)
         planned = options.dry_run or execute is not None  # else the data are there
@@ -136,7 +139,13 @@ class Comparison:
                 f"{len(left)} of {len(jobs)} trainings were stopped, such as {left[0].path}; "
                 "the same command goes on with them"
             )
-        return [job for job in jobs if is_trained(self.run, job, with_scores)]
+        done = [job for job in jobs if is_trained(self.run, job, with_scores)]
+        for job in done:  # where the data are now, if they were moved since
+            store = store_of(self.run, job)
+            recorded = inputs.read_inputs(store)
+            if recorded is not None and recorded.setting != job.experiment.data.path:
+                inputs.claim(job.experiment, store)
+        return done
 
     def _missing(self, jobs: Sequence[Job], with_scores: bool) -> list[Job]:
         failed = {result.trial for result in read_results(self.run) if result.status == "failed"}
@@ -213,8 +222,9 @@ class Comparison:
         """What `evaluate --compare` is told of the final runs.
 
         The winners are trained anew with seeds of their own, since the trial's has been chosen among many;
-        and for longer until validation stops improving: the best of these, whether the longest one was still
-        improving, and the one that failed. Each has schedules of its own.
+        and, with the first of these seeds, for longer until validation stops improving: the best of these,
+        whether the longest one was still improving, and the one that failed. Each has schedules of its own.
+        Raises UserError if all seeds of a kind failed.
         """
         first, run = self.base.seed + 1, self.run
         seeds = self.train(
@@ -224,11 +234,15 @@ class Comparison:
                 for job in winners.values()
             ]
         )
-        best, improving = dict(winners), dict.fromkeys(winners, True)
+        best = {job.kind: job for job in reversed(seeds)}
+        if lost := [kind for kind in winners if kind not in best]:
+            raise UserError(f"all seeds of {lost[0]} failed (--retry-failed tries them again)")
+        improving = dict.fromkeys(winners, True)
+        seed_of = {kind: job.experiment.seed for kind, job in best.items()}
         failed: dict[str, str | None] = dict.fromkeys(winners)
         for factor in self.space.longer:
             jobs = [
-                job.with_images(factor * (job.budget or 0), "longer", f"{job.name}-x{factor}")
+                job.with_images(factor * (job.budget or 0), "longer", f"{job.name}-x{factor}", seed_of[kind])
                 for kind, job in winners.items()
                 if improving[kind]
             ]
@@ -281,9 +295,16 @@ def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | 
         print(comparison.note(), file=sys.stderr)  # apart from the trials, a line each
         return
     store = comparison.run
+    if not store.has(PLAN):
+        store.require_own()
     if execute is None:  # all trials read the same data
         first = comparison.trials[0].experiment
         check(first, store, first.stage_names)
+        if inputs.source_of(first, store).count("test") == 0:
+            raise UserError(
+                f"data.source {first.data.source} has no test image, which evaluate --compare needs; raise "
+                f"--data.test_fraction ({first.data.test_fraction:g}), or prepare the data again"
+            )
     if not store.has(PLAN):
         store.make_folder()
     with store.lease("comparison"):

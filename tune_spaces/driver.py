@@ -108,6 +108,7 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
         return
     fresh, new = not plan.run.has(), not plan.run.has("config.yaml")
     if new:  # what cannot run is told before anything is written and Ray is started
+        plan.run.require_own()
         check(plan.base, plan.run, plan.base.stage_names)
         if is_local():
             from tune_spaces.tuning import divide  # imports Ray

@@ -30,7 +30,7 @@ class Options(BaseModel):
     preset: str | None = Field(None, description="a preset; default: the space's")
     config: str | None = Field(None, description="a YAML file of settings over the preset")
     num_samples: PositiveInt | None = dashed(None, "num-samples", "trials in all; default: the space's")
-    name: str | None = Field(None, description="the sweep; default: sweep-<space>-<preset>")
+    name: str | None = Field(None, description="the sweep; default: its space and preset")
     storage: str = Field("runs", description="folder or URI that holds the run folders")
     metric: str | None = Field(None, description="valid_nll or valid_prior_nll; default: the space's")
     search: Literal["random", "optuna"] = Field("random", description="what proposes the trials")

@@ -6,7 +6,6 @@ records itself as the one opening in every run; the same comparison may go on af
 
 import io
 import json
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.data.tasks import map_items
 from npdraw_dist.evaluate.measured import CURVE_IMAGES, KS, Entry, measure, read, references, source_of
-from npdraw_dist.evaluate.protocol import made_by
+from npdraw_dist.evaluate.protocol import images_in, made_by
 from npdraw_dist.evaluate.report import Comparison, write_report
 from npdraw_dist.evaluate.settings import PLAN, EvaluationSettings
 from npdraw_dist.measure.distances import require_enough
@@ -83,7 +82,10 @@ class Sweep:
 
 
 def read_sweep(folder: str) -> Sweep:
-    """Raises UserError if the comparison has not finished, or gave kinds an unequal chance."""
+    """Raises UserError if the comparison has not finished, or kinds had different numbers of trials.
+
+    A kind may have fewer seeds, where some failed; the report says how many.
+    """
     store = Store(*open_filesystem(folder))
     plan = store.read_json(PLAN)
     if "finals" not in plan:
@@ -91,12 +93,6 @@ def read_sweep(folder: str) -> Sweep:
     trials = Counter(trial["kind"] for trial in plan["trials"].values())
     if len(set(trials.values())) > 1:
         raise UserError(f"--compare {folder}: kinds had different numbers of trials, {dict(trials)}")
-    seeds = Counter(final["kind"] for final in plan["finals"] if final["role"] == "seed")
-    if seeds != dict.fromkeys(trials, plan["seeds"]):
-        raise UserError(
-            f"--compare {folder}: of {plan['seeds']} seeds each, there are {dict(seeds)}; train the others "
-            "(the same sweep command with --retry-failed)"
-        )
     return Sweep(store, plan)
 
 
@@ -142,11 +138,11 @@ def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, out: st
     specs = [read_spec(f"{sweep.entries()[0].folder}/model") for sweep in sweeps]
     require_one_of_each(sweeps, specs)
     binarize, served = specs[0].binarize, settings.served
-    counts = [source_of(entry).count("test") for entry in entries]
-    images = min((count for count in counts if count is not None), default=sys.maxsize)
+    extractor = find_extractor(*settings.extractor_flags, specs[0].image_shape)
+    needed = max(served, 0 if extractor is None else extractor.dimensions or 0)
+    images = min(images_in(source_of(sweep.entries()[0]), "test", needed) for sweep in sweeps)
     if served >= images:
         raise UserError(f"--served {served:,} leaves none of {images:,} test images for the differences")
-    extractor = find_extractor(*settings.extractor_flags, specs[0].image_shape)
     if extractor is not None:
         assert extractor.dimensions is not None
         if extractor.dimensions < LEAST_FEATURES:
@@ -154,15 +150,17 @@ def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, out: st
                 f"the extractor has {extractor.dimensions} features; a comparison takes {LEAST_FEATURES} or "
                 "more (npdraw extractor --features 64)"
             )
-        require_enough(images, settings.samples or 0, extractor.dimensions)
+        require_enough(images, settings.samples or 0, extractor.dimensions, "--samples, or no extractor")
     protocol = protocol_of(settings, extractor, binarize)
     open_test_split(sweeps, protocol)
     work = partial(measure, settings=settings, extractor=extractor)
     if not settings.scale.here:
         start_ray(settings.scale)
-    done = map(work, entries) if settings.scale.here else map_items(entries, work)
+    # The longest training of a kind may be one of its seeds.
+    once = list({entry.folder: entry for entry in reversed(entries)}.values())
+    done = map(work, once) if settings.scale.here else map_items(once, work)
     for number, folder in enumerate(done, start=1):
-        console.print(f"{number}/{len(entries)} {folder} is measured", markup=False)
+        console.print(f"{number}/{len(once)} {folder} is measured", markup=False)
     beside: Mapping[str, Any] = {}
     if extractor is not None:  # floor and ceiling of the distances, computed once
         store = sweeps[0].store
@@ -170,7 +168,9 @@ def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, out: st
             store.write_json(references(entries[0], settings, extractor, binarize), REFERENCES)
         beside = store.read_json(REFERENCES)
     facts = {**protocol, "chance_of_each_kind": _chance(sweeps), "made_by": made_by()}
-    return write_report(Comparison([read(entry) for entry in entries], search, beside, facts, served), out)
+    given = {sweep.fraction: (sweep.plan["seeds"], sweep.plan["core_seconds"]) for sweep in sweeps}
+    measured = [read(entry) for entry in entries]
+    return write_report(Comparison(measured, search, beside, facts, given, served), out)
 
 
 def require_one_of_each(sweeps: Sequence[Sweep], specs: Sequence[Spec]) -> None:

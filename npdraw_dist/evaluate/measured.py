@@ -18,8 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from npdraw_dist.config.registry import title_of
 from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_float
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
+from npdraw_dist.data.identity import compare
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.data.splits import Split
@@ -30,7 +32,7 @@ from npdraw_dist.measure.distances import all_distances, neighbours
 from npdraw_dist.measure.features import Extract, ExtractorFile
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.pipeline.inputs import find_run
+from npdraw_dist.pipeline.inputs import find_run, read_inputs
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK, score_images
 from npdraw_dist.pipeline.store import Store
@@ -133,13 +135,20 @@ def read(entry: Entry) -> Measured:
 
 
 def source_of(entry: Entry, fraction: float | None = None) -> Source:
-    """A run's data. fraction: in place of the run's own, of its training images."""
+    """A run's data. fraction: in place of the run's own, of its training images.
+
+    Raises UserError if they changed since the training: test images could be such as it saw.
+    """
     run = find_run(f"{entry.folder}/model")
     assert run is not None
     data = DataConfig.model_validate(run[1]["data"])
     if fraction is not None:
         data = data.model_copy(update={"fraction": fraction})
-    return open_source(data, int(run[1]["seed"]))
+    source = open_source(data, int(run[1]["seed"]))
+    recorded = read_inputs(Store(*open_filesystem(entry.folder)))
+    if recorded is not None and (found := compare(recorded, source.inputs)).changes:
+        raise UserError(f"the data of {entry.folder} changed since its training: {found}; put them back")
+    return source
 
 
 def images_of(entry: Entry, split: Split, fraction: float | None = None) -> Rows:

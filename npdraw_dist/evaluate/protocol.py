@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,7 +19,8 @@ from npdraw_dist.core.storage import open_filesystem, sha256, write_bytes, write
 from npdraw_dist.data.identity import identify
 from npdraw_dist.data.parses import Told
 from npdraw_dist.data.rows import check_rejects
-from npdraw_dist.data.shards import Shard, Source, open_source
+from npdraw_dist.data.shards import Source, open_source
+from npdraw_dist.data.splits import Split
 from npdraw_dist.evaluate.actors import SAMPLES, Evaluation, plan_work, pool_of
 from npdraw_dist.evaluate.edits import NUMBERS
 from npdraw_dist.evaluate.settings import EvaluationSettings
@@ -58,12 +59,17 @@ def _require_samples(settings: EvaluationSettings, file: ExtractorFile | None, i
         require_enough(images, settings.samples or images, file.dimensions)
 
 
-def _counted(shards: Sequence[Shard], dimensions: int) -> int:
-    """How many images the shards have, or a number that is enough for so many features."""
+def images_in(source: Source, split: Split, needed: int) -> int:
+    """How many images a split has; where only reading tells, it may be fewer if more than `needed`.
+
+    Distances need NEIGHBOURS anyway.
+    """
+    if (images := source.count(split)) is not None:
+        return images
     images = 0
-    for shard in shards:
+    for shard in source.shards(split):
         images += len(shard.read())
-        if images > max(dimensions, NEIGHBOURS):
+        if images > max(needed, NEIGHBOURS):
             break
     return images
 
@@ -98,7 +104,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
         record_opening_of(settings.model, "evaluate")
     work = plan_work(shards, total, settings.images, pool.size or 1)
     if file is not None:  # before the likelihood, which may take hours
-        _require_samples(settings, file, work.images or _counted(shards, file.dimensions or 0))
+        _require_samples(settings, file, work.images or images_in(source, split, file.dimensions or 0))
     told = None
     if isinstance(model, NPDraw) and model.vocabulary.kind != "none":
         told = Told(model.vocabulary, source.facts()["classes"])

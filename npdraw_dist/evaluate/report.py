@@ -37,6 +37,7 @@ COSTS = ("parameters", "flops", "core_seconds", "images")
 MORE_IS_BETTER = ("elbo", "precision", "recall")
 PARTS = {"kl_whether", "kl_what", "kl_where"}  # terms of the choices of parts
 MARKS = {"better": "🟩", "worse": "🟥", "open": "⬜"}
+CLOSE = 0.1  # share of its time by which the seeds of a kind may miss it without a word
 Row = Mapping[str, Any]
 
 
@@ -53,13 +54,15 @@ class Comparison:
     """The runs of one or more sweeps, and what stands beside them in the report.
 
     search: fraction -> kind -> NLL of its trials on validation, best first. references: `floor` and `ceiling`
-    -> distance -> value. served: test images that have served for choices; differences leave them out.
+    -> distance -> value. given: fraction -> seeds of each kind, and core-seconds of a training. served: test
+    images that have served for choices; differences leave them out.
     """
 
     measured: Sequence[Measured]
     search: Mapping[float, Mapping[str, Sequence[float]]]
     references: Mapping[str, Mapping[str, float]]
     protocol: Mapping[str, Any]
+    given: Mapping[float, tuple[int, float]]
     served: int = 0
 
     @property
@@ -82,8 +85,8 @@ class Comparison:
     def row(self, run: Measured) -> Row:
         """A run's row of report.parquet: the NLL of all images, of those that served and of the others.
 
-        bits_per_dim: of the others; None for binary data. parts_share: the part of the negative ELBO that
-        the choices of parts cost; None if the kind has none.
+        bits_per_dim: of the others; None for binary data; elbo_others too. parts_share: the part of the
+        negative ELBO that the choices of parts cost; None if the kind has none.
         """
         before, own, nll = served(run.ids, self.served), vars(run.entry), run.nll_iwae
         groups = {"nll": nll, "nll_served": nll[before], "nll_others": nll[~before]}
@@ -100,6 +103,7 @@ class Comparison:
             **means,
             "bits_per_dim": bits,
             "elbo": elbo,
+            "elbo_others": float(run.elbo[~before].mean()) if others is not None else None,
             **{name: run.numbers.get(name) for name in TERMS},
             "parts_share": None if parts is None else -parts / elbo,
             **{name: run.numbers.get(name) for name in (*DISTANCES, *edits.NUMBERS, "valid_nll", *COSTS)},
@@ -193,7 +197,7 @@ def markdown(comparison: Comparison) -> str:
     ]
     for fraction in comparison.fractions:
         lines += [f"## {percent(fraction)} of the images", ""]
-        for part in (_kinds, _terms, _edits, _differences, _curves, _search):
+        for part in (_kinds, _cost, _terms, _edits, _differences, _curves, _search):
             lines += [*part(comparison, fraction), ""]
         if comparison.leading(fraction):
             lines += [f"![samples above their nearest training images](samples-{100 * fraction:g}.png)", ""]
@@ -204,12 +208,18 @@ def markdown(comparison: Comparison) -> str:
 def note(comparison: Comparison) -> str:
     """How the differences are to be read."""
     tested = sum(p == p for p in comparison.corrected.values())  # NaN is not itself
+    kept = ""
+    if comparison.served:
+        kept = (
+            f" NLL and ELBO leave out the {comparison.served:,} images that served; terms, distances, edits "
+            "and curves are of all test images."
+        )
     return (
         "Differences are NP-DRAW minus the other kind, on the same seeds and test images: mean ± half of the "
         f"{1 - LEVEL:.0%} interval by Student's t, over images and seeds together, for distances over seeds "
         f"alone. {MARKS['better']} NP-DRAW is better, {MARKS['worse']} worse, at {LEVEL:.0%} by Holm's "
         f"correction over all {tested} differences of this report; {MARKS['open']} neither is shown. Less is "
-        "better in NLL, both distances and edits, more in ELBO, precision and recall."
+        f"better in NLL, both distances and edits, more in ELBO, precision and recall.{kept}"
     )
 
 
@@ -231,7 +241,7 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
         f"NLL{others}": ("nll_others", 2),
         "NLL, served": ("nll_served", 2),
         f"bits/dim{others}": ("bits_per_dim", 4),
-        "ELBO": ("elbo", 2),
+        f"ELBO{others}": ("elbo_others", 2),
         **{METRICS[name].title: (name, METRICS[name].decimals) for name in DISTANCES},
     }
     rows = []
@@ -246,13 +256,26 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
             parameters, flops, seconds, images = (np.mean([row[name] for row in runs]) for name in COSTS)
             costs = f"{parameters:,.0f}", f"{flops / 1e6:,.1f}", f"{seconds:,.0f}", f"{images:,.0f}"
             trials = str(len(comparison.search.get(fraction, {}).get(kind, ())) or "")
-            rows.append([title, trials, str(len(runs)), *cells, *costs])
+            seeds, given = len(runs), comparison.given[fraction][0]
+            count = f"{seeds} of {given}" if role == "seed" and seeds < given else str(seeds)
+            rows.append([title, trials, count, *cells, *costs])
     for name, what in (("floor", "train"), ("ceiling", "noise")):
         if known := comparison.references.get(name):
             cells = [spread([known], *column) for column in columns.values()]
             rows.append([f"{name}: {what} against test", "", "", *cells, "", "", "", ""])
     costs_head = ("parameters", "MFLOP", "core-seconds", "images seen")
     return table(["model", "trials", "seeds", *columns, *costs_head], rows)
+
+
+def _cost(comparison: Comparison, fraction: float) -> list[str]:
+    """A line if the seeds of a kind took another time than each kind was given, by more than CLOSE."""
+    given, other = comparison.given[fraction][1], []
+    for kind in comparison.kinds:
+        if runs := comparison.runs(fraction, kind):
+            spent = float(np.mean([run.numbers["core_seconds"] for run in runs]))
+            if abs(spent / given - 1) > CLOSE:
+                other.append(f"{title_of(kind)} {spent:,.0f}")
+    return [f"Not at equal cost: of {given:g} core-seconds, {', '.join(other)}."] if other else []
 
 
 def _terms(comparison: Comparison, fraction: float) -> list[str]:

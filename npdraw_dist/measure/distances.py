@@ -27,14 +27,19 @@ def _identity(features: Tensor) -> nn.Module:
     return module
 
 
-def require_enough(real: int, generated: int, dimensions: int) -> None:
-    """Raises UserError if there are too few images for a covariance of D features with full rank."""
+def require_enough(
+    real: int,
+    generated: int,
+    dimensions: int,
+    advice: str = "--samples, --images, or an extractor of fewer features",
+) -> None:
+    """Raises UserError, with `advice`, if there are too few images for a covariance of full rank."""
     least, needed = min(real, generated), max(dimensions, NEIGHBOURS) + 1
     if least < needed:
         which = "real" if real <= generated else "generated"
         raise UserError(
             f"{least:,} {which} images are too few for the covariance of {dimensions:,} features: "
-            f"at least {needed:,} (--samples, --images, or an extractor of fewer features)"
+            f"at least {needed:,} ({advice})"
         )
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,18 @@ from scipy.special import logsumexp
 from npdraw_dist.config.load import build
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.splits import unit_hash
+from npdraw_dist.data.splits import SPLITS, unit_hash
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.comparison import open_test_split, read_sweep, require_one_of_each
-from npdraw_dist.evaluate.measured import CURVE, Entry, Measured, curve_of, flops
+from npdraw_dist.evaluate.measured import CURVE, Entry, Measured, curve_of, flops, source_of
 from npdraw_dist.evaluate.paired import holm, paired
+from npdraw_dist.evaluate.protocol import images_in
 from npdraw_dist.evaluate.report import Comparison, markdown, served, write_report
 from npdraw_dist.nn.likelihoods import binarized
+from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.store import OPENINGS, Store
 from npdraw_dist.training.feed import noise_seed
+from tests.helpers.image_files import change_one, images
 from tests.helpers.runs import Refused
 from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline
 
@@ -65,7 +69,8 @@ def compared(
     measured: list[Measured] | None = None, served: int = 0, search: Any = None, references: Any = None
 ) -> Comparison:
     protocol = {"nll": "IWAE of 100"}
-    return Comparison(measured or fabricated(), search or {}, references or {}, protocol, served)
+    given = {0.1: (3, FACTS["core_seconds"])}
+    return Comparison(measured or fabricated(), search or {}, references or {}, protocol, given, served)
 
 
 def by_image(*values: float, name: str = "image") -> dict[str, float]:
@@ -201,6 +206,28 @@ def test_the_report_has_tables_of_kinds_differences_and_trials(tmp_path: Path) -
     assert ours["parts_share"] == pytest.approx(-9.0 / ours["elbo"])
 
 
+def test_what_is_left_out_or_unequal_is_told() -> None:
+    found = compared(served=20)
+    row = found.row(found.measured[0])
+    assert row["elbo_others"] == pytest.approx(-row["nll_others"] - 5)
+    assert row["elbo_others"] != pytest.approx(row["elbo"])
+    text = markdown(found)
+    assert f"| {row['elbo_others']:.2f} ±" not in text  # a mean over seeds
+    assert "| ELBO, others |" in text
+    assert "leave out the 20 images that served" in text
+    assert "Not at equal cost" not in text
+    dear = [
+        replace(run, numbers={**run.numbers, "core_seconds": 1.3 * run.numbers["core_seconds"]})
+        if run.entry.kind == "vae"
+        else run
+        for run in fabricated()
+        if (run.entry.kind, run.entry.seed) != ("flow", 3)
+    ]
+    text = markdown(compared(dear))
+    assert f"Not at equal cost: of {FACTS['core_seconds']:g} core-seconds, VAE " in text
+    assert "| 2 of 3 |" in text
+
+
 def test_bits_per_dimension_are_told_of_data_that_are_not_binary(tmp_path: Path) -> None:
     write_report(compared(), str(tmp_path))
     assert "bits/dim" not in (tmp_path / "report.md").read_text()
@@ -229,6 +256,24 @@ def swept(tmp_path: Path) -> Path:
         Store(LocalFileSystem(), str(folder / run)).write_json({"opened": []}, OPENINGS)
     (folder / "comparison.json").write_text(json.dumps(plan))
     return folder
+
+
+def test_data_that_changed_since_the_training_are_not_scored(tmp_path: Path) -> None:
+    images(tmp_path / "data", 20)
+    data = {"source": "imagefolder", "path": str(tmp_path / "data"), "image_size": 28, "channels": 1}
+    inputs.claim(build({"data": data, "model": {"kind": "vae"}}), Store.open(str(tmp_path), "run"))
+    entry = Entry(str(tmp_path / "run"), "vae", 1.0, 0, "seed", FACTS)
+    assert sum(source_of(entry).count(split) or 0 for split in SPLITS) == 20
+    change_one(tmp_path / "data")
+    with pytest.raises(UserError, match=r"the data of .*/run changed since its training: .*; put them back"):
+        source_of(entry)
+
+
+def test_images_are_counted_by_reading_where_nothing_else_tells() -> None:
+    shards = [SimpleNamespace(read=lambda: range(10))] * 9
+    unknown: Any = SimpleNamespace(count=lambda split: None, shards=lambda split: shards)
+    assert images_in(unknown, "test", 200) == 90
+    assert 30 < images_in(unknown, "test", 30) < 90  # enough
 
 
 def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
@@ -294,7 +339,6 @@ def test_sweeps_of_one_report_have_other_fractions_of_the_same_data(swept: Path)
     ("edit", "flags", "says"),
     [
         (lambda plan: plan["trials"].update({"vae-1": {"kind": "vae"}}), "", "{'npdraw': 1, 'vae': 2}"),
-        (lambda plan: plan["finals"].pop(), "", "{'npdraw': 2, 'vae': 1}"),
         (lambda plan: plan.pop("finals"), "", "has not finished"),
         (lambda plan: None, "--split valid", "--split"),
         (lambda plan: None, "--served=-5", "served"),

@@ -1,6 +1,7 @@
 """A comparison of kinds: as many trials and as much counted time for each, in pieces, without test images."""
 
 import json
+import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -128,7 +129,7 @@ def test_each_training_takes_the_same_time_and_validation_chooses(tmp_path: Path
         assert SECONDS - batch_s - 0.1 <= spent <= SECONDS + 0.1
     assert plan["winners"] == {kind: f"{kind}-2" for kind in KINDS}
     finals = [(f["run"], f["seed"]) for f in plan["finals"] if f["kind"] == "vae"]
-    assert finals == [("seeds/vae-2-seed-1", 1), ("seeds/vae-2-seed-2", 2), ("longer/vae-2-x2", 0)]
+    assert finals == [("seeds/vae-2-seed-1", 1), ("seeds/vae-2-seed-2", 2), ("longer/vae-2-x2", 1)]
     seeds = [round(final["core_seconds"]) for final in plan["finals"] if final["role"] == "seed"]
     assert seeds == [round(SECONDS)] * 6
     longest = [f for f in plan["finals"] if f["role"] == "longest"]
@@ -175,6 +176,9 @@ def test_a_comparison_whose_data_were_moved_goes_on_and_with_other_data_does_not
     again = Recording()
     plan = compare(tmp_path, again, moved)
     assert {job.kind for job in again.trained} == {"vqvae"}
+    for final in plan["finals"]:  # the report reads the data where they are now
+        _, config = inputs.find_run(str(tmp_path / "c" / final["run"] / "model")) or ("", {})
+        assert config["data"]["path"] == str(tmp_path / "b")
     last = Recording()
     assert compare(tmp_path, last, first) == plan  # with runs of both paths
     assert last.trained == []
@@ -239,6 +243,29 @@ def test_a_trial_that_fails_counts_as_one(tmp_path: Path) -> None:
     assert [row["reason"] for row in rows if row["status"] == "failed"] == ["not finite"] * 3
 
 
+def test_a_seed_that_fails_is_missing_in_the_report_and_all_of_a_kind_are_told(tmp_path: Path) -> None:
+    plan = compare(tmp_path, FakeTrainings(failing=["vae-2-seed-1"]))
+    seeds = Counter(final["kind"] for final in plan["finals"] if final["role"] == "seed")
+    assert seeds == {"npdraw": 2, "vae": 1, "vqvae": 2}
+    assert [f["seed"] for f in plan["finals"] if f["role"] == "longest" and f["kind"] == "vae"] == [2]
+    with pytest.raises(UserError, match="all seeds of vae failed"):
+        compare(tmp_path / "all", FakeTrainings(failing=["vae-2-seed-1", "vae-2-seed-2"]))
+
+
+def test_a_longer_training_is_judged_against_one_of_the_same_cost(tmp_path: Path) -> None:
+    """Where a trial took more than its time, twice the corrected budget may be less than the trial's."""
+
+    def falls(job: Job) -> float:
+        return (
+            third_is_best(job) if job.folder == "trials" else 120 - 4 * math.log2(job.experiment.vae.images)
+        )
+
+    plan = compare(tmp_path, FakeTrainings(falls, later={"npdraw": 2.3}))
+    assert plan["budgets"]["npdraw"] * 2 < plan["rates"]["npdraw-2"]["images"]
+    found = {f["kind"]: (f["run"], f["still_improving"]) for f in plan["finals"] if f["role"] == "longest"}
+    assert found == {kind: (f"longer/{kind}-2-x4", True) for kind in KINDS}
+
+
 def test_why_no_trial_of_a_kind_finished_is_told(tmp_path: Path) -> None:
     failing = [f"vae-{number}-640" for number in range(3)]
     with pytest.raises(UserError, match="no trial of vae finished; the first: not finite"):
@@ -262,6 +289,7 @@ def test_a_longer_training_that_fails_does_not_count_as_the_end_of_improvement(t
         ({"longest": 1}, "--longest 1 leaves no longer training"),
         ({"flags": {"eval": {"split": "test"}}}, "never opens the test split"),
         ({"flags": {"vae": {"images": 5}}}, "--vae.images is decided by the comparison"),
+        ({"flags": {"vae": {"dropout": 0.5}}}, "--vae.dropout varies in the space of"),
     ],
 )
 def test_mistakes_are_told_at_once(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
