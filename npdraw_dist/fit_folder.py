@@ -20,6 +20,8 @@ class Fit(Command):
         "my_pictures --minutes 60 --image_size 64 --name mine",
     )
 
+    stray: ClassVar[str] = "the folder of pictures comes first: npdraw fit FOLDER"
+
     pictures: str = Field(description="the folder of pictures: the word after `npdraw fit`")
     minutes: PositiveFloat = Field(
         10.0, description="time to train in this process; a probe finds the budgets"

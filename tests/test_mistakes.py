@@ -101,6 +101,7 @@ sweep --space smoke --model.kind vae --metric valid_prior_nll | model.kind vae d
 sweep --space smoke --scale.num_workers 0 | scale.num_workers is 0, but the trials of a sweep run on Ray
 sweep --space more_data --eval.split valid | eval.split is valid, but the curve & has test numbers
 sweep --space more_data --scheduler asha | --scheduler ends no trial of the space more_data early
+sweep --space comparison --train.batch_size 128 --dry-run | train.batch_size varies in the space of
 sweep --space comparison --config started.yaml --dry-run | section init is set, but the trials
 sweep --space seeds.py --seed 5 | --seed varies in the space seeds.py; leave it out
 sweep --space unknown_key.py | unknown_key.py: unknown key bank.sise; did you mean bank.size?
@@ -132,12 +133,15 @@ train --data.source parquet $OWN --data.path tables | no column image (it has pi
 train --data.source parquet $OWN --data.path words | the column image is string; it must be a tensor
 train --data.source parquet $OWN --data.path no-table | 0.parquet is no readable Parquet file
 train --data.source webdataset $OWN --data.path empty | data.path empty has no tar shard
+train --data.source webdataset $OWN --data.path tars/{00..02 | tars/{00..02 is no pattern
 train --data.source webdataset $OWN --data.path tars/{00..02}.tar | 2 of 3 tars are missing: & tars/01.tar
 prepare --out new --data.source mnist --data.path empty | lacks the files of mnist
 sweep --space smoke --data.source mnist --data.path empty | lacks the files of mnist
 evaluate --model model --out new.json --data.source mnist --data.path empty | lacks the files of mnist
 train --init.model fashion | init.model knows the classes T-shirt, & but 0, 1, 2, 3, 4, ...: name them
 fit nowhere --storage new | nowhere has no image
+fit --minutes 1 pictures | 'pictures' belongs to no flag; the folder & comes first: npdraw fit FOLDER
+sample mine --out new | 'mine' belongs to no flag; a setting is written --name VALUE
 fit file --minutes 0 --storage new | minutes: & greater than 0
 fit pictures --storage . | among the pictures & storage elsewhere
 fit pictures --name "" --storage new | --name '' is not a run name

@@ -44,12 +44,13 @@ class Command(BaseSettings):
     """Base of a command's flags. The field `key` of a section is the flag `--section.key`.
 
     first_flags: those that the short help names first. main_flags: its others; all if there are none.
-    examples: command lines after the program.
+    examples: command lines after the program. stray: what a word that belongs to no flag is told.
     """
 
     first_flags: ClassVar[tuple[str, ...]] = ()
     main_flags: ClassVar[tuple[str, ...]] = ()
     examples: ClassVar[tuple[str, ...]] = ()
+    stray: ClassVar[str] = "a setting is written --name VALUE"
 
     model_config = SettingsConfigDict(
         extra="forbid", allow_inf_nan=False, cli_hide_none_type=True, cli_avoid_json=True
@@ -73,6 +74,8 @@ class Command(BaseSettings):
 
 class PresetCommand(Command):
     """A command whose settings come from a preset, then a config file, then flags."""
+
+    stray: ClassVar[str] = "a setting is written --section.name VALUE"
 
     @classmethod
     def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
@@ -112,7 +115,7 @@ class Flags(argparse.ArgumentParser):
         if message.startswith(prefix):
             word = message.removeprefix(prefix).split()[0].split("=")[0]
             if not word.startswith("-"):
-                raise UserError(f"{word!r} belongs to no flag; a setting is written --section.name VALUE")
+                raise UserError(f"{word!r} belongs to no flag; {self.command.stray}")
             word = word.lstrip("-")
             known = [setting.name for setting in settings_of(self.command)]
             raise UserError(f"unknown flag --{word}{nearest(word, known)}")

@@ -5,6 +5,7 @@ A local folder and a hub id need no library of the training: `core.storage` is i
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +28,7 @@ from npdraw_dist.nn.generative import GenerativeModel
 
 SAMPLES_FILE = "samples.png"
 # Keys of the results that are not rows of the table.
+NUMBERS = re.compile(r"^## Numbers$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)  # that section of a card
 PROTOCOL = ("split", "n", "k", "protocol")
 UNITS = dict.fromkeys(
     ("nll_iwae", "nll_iwae_se", "elbo", "elbo_se", "nll_iwae_given", "condition_gain", "condition_gain_se"),
@@ -229,6 +231,13 @@ def card_text(
         f"## Citation\n\n```bibtex\n{BIBTEX}\n```",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def with_numbers(card: str, results: Mapping[str, Any]) -> str:
+    """A card, which people may have changed, with other `results`; at its end if it has no such section."""
+    section = "## Numbers\n\n" + _numbers(results) + "\n\n"
+    changed, found = NUMBERS.subn(lambda _: section, card, count=1)
+    return (changed if found else f"{card.rstrip()}\n\n{section}").rstrip() + "\n"
 
 
 def _model(spec: ModelSpec | BaselineSpec, parameters: int) -> str:

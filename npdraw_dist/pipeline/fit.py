@@ -217,6 +217,7 @@ def _budgets(experiment: Experiment, minutes: float, storage: str, name: str) ->
     store = Store.open(storage, name)
     if not store.has(CONFIG):
         return budgets(experiment, minutes)
+    console.print(f"fit: {store.shown()} goes on with the budgets that it began with, whatever minutes is")
     begun = store.config()
     names = {"prior": ("images",), "vae": BUDGETS, "train": ("eval_every_images",)}
     return {

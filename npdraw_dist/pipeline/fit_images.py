@@ -3,6 +3,7 @@
 Shapes: N images, C channels, S side of the square.
 """
 
+import contextlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -312,12 +313,26 @@ def _files(folder: str | Path) -> dict[Path, Path]:
         raise UserError(f"images are at {folder}; copy them here, or give `npdraw train` that --data.path")
     root = Path(folder).expanduser()
     found = {}
-    for path in sorted(root.rglob("*")):
+    for path in sorted(_below(root, ())):
         # A name that is not UTF-8, which Parquet does not take, has its bytes as \xe9.
         name = os.fsencode(path.relative_to(root)).decode(errors="backslashreplace")
         if is_picture(name):
             found[Path(name)] = path
     return found
+
+
+def _below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """All files below a folder, also in linked ones, but not where a link leads back to one `above`."""
+    real = folder.resolve()
+    inside: list[Path] = []
+    if real not in above:
+        with contextlib.suppress(OSError):  # such as lost+found of a disk
+            inside = list(folder.iterdir())
+    for path in inside:
+        if path.is_dir():
+            yield from _below(path, (*above, real))
+        else:
+            yield path
 
 
 def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
@@ -336,7 +351,8 @@ def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
     if hasattr(images, "iter_rows"):  # a Ray Dataset of validation
         rows = images.iter_rows
     elif hasattr(images, "__len__"):
-        rows = partial(map, images.__getitem__, range(len(images)))
+        by_place = getattr(images, "iloc", images)  # of pandas, whose own index is of any kind
+        rows = partial(map, by_place.__getitem__, range(len(images)))
     else:
         kind = type(images).__name__
         raise UserError(f"images are a folder, an array, a tensor or a sequence, not {kind}")
@@ -348,7 +364,7 @@ def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
 def _picture_and_label(value: Any, name: str) -> tuple[Path | bytes | Image.Image, int]:
     """A picture, of which no more than the header is read, and its label; -1: unknown."""
     label: Any = -1
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and value:
         value, label = value[0], value[1] if len(value) > 1 else -1
     elif isinstance(value, Mapping):
         key = next((key for key in KEYS if key in value), None)
@@ -363,7 +379,11 @@ def _picture_and_label(value: Any, name: str) -> tuple[Path | bytes | Image.Imag
         return value, number
     if isinstance(value, str | Path):
         return Path(value), number
-    array = np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
+    try:
+        array = np.asarray(value.cpu() if isinstance(value, torch.Tensor) else value)
+    except ValueError:
+        kind = type(value).__name__
+        raise UserError(f"image {name} is a {kind} of several things; give (picture, label)") from None
     try:
         if (fault := pixel_fault(array)) is not None:
             raise BadPicture(fault)

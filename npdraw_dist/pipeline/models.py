@@ -34,7 +34,7 @@ from npdraw_dist.core.storage import (
 from npdraw_dist.nn import hub
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.growth import grown
-from npdraw_dist.nn.hub import SAMPLES_FILE, card_text
+from npdraw_dist.nn.hub import SAMPLES_FILE, card_text, with_numbers
 from npdraw_dist.nn.npdraw import NPDraw
 
 RUNS = "runs"  # the default --storage of `train`
@@ -270,8 +270,11 @@ def write_results(
     if before and _strength(results) < _strength(before):
         return False
     spec = spec_type(config["spec"]["kind"]).model_validate(config["spec"])
-    shown = filesystem.get_file_info(f"{folder}/{SAMPLES_FILE}").type == fs.FileType.File
-    card = card_text(spec, parameters, results, None, samples=shown)
+    if is_file(filesystem, f"{folder}/{CARD}"):
+        card = with_numbers(read_bytes(filesystem, f"{folder}/{CARD}").decode(), results)
+    else:
+        shown = is_file(filesystem, f"{folder}/{SAMPLES_FILE}")
+        card = card_text(spec, parameters, results, None, samples=shown)
     stated = {**config, "results": dict(results)}
     write_text(filesystem, f"{folder}/{CARD}", card)
     write_text(filesystem, f"{folder}/{CONFIG}", json.dumps(stated, indent=2) + "\n")

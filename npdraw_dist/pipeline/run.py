@@ -99,6 +99,8 @@ def prepare_run(
     if track is not None:
         require_extra(f"--track {track}", track, track)
     check(experiment, store, missing)
+    if new:
+        store.require_own()
     held = stack.enter_context(store.lease())
     if new:
         experiment, is_new = inputs.claim(experiment, store)

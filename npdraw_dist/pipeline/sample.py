@@ -164,7 +164,7 @@ def require_local_folder(out: str) -> None:
 def local_folder(out: str) -> Iterator[Path]:
     """The folder of a command's --out, made if it is missing. Raises UserError if it cannot be written."""
     require_local_folder(out)
-    folder = Path(out)
+    folder = Path(out).expanduser()
     with writing(out):
         folder.mkdir(parents=True, exist_ok=True)
         yield folder

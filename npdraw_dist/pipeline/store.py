@@ -3,10 +3,11 @@
 Each stage's output has a fingerprint of every setting that decides it and of the stages before it.
 """
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from npdraw_dist.data.parses import Parses, Told
 
 CONFIG, INPUTS, METRICS, OPENINGS = "config.yaml", "inputs.parquet", "metrics.json", "test_split.json"
 VOCABULARY = "vocabulary.json"  # in parses/: what conditions can name
+PROBE = ".writable"  # tells whether the storage can be written
 BROKEN = "stopped.json"  # in a run of which a stage had a loss that was not finite
 Watcher = Callable[[Mapping[str, float], str], None]  # takes a row of metrics and its stage
 LONGEST_NAME = 200  # bytes; file systems take 255
@@ -128,9 +130,19 @@ class Store:
             )
         return with_changes(experiment, {"prior": {"vocabulary": found}})
 
+    def require_own(self) -> None:
+        """Raises UserError if the folder of a run that has not begun holds files of something else."""
+        own = (LEASE_FOLDER, OPENINGS, CONFIG, PROBE)  # what a start that was killed leaves, whole or in part
+        with contextlib.suppress(OSError):  # `make_folder` tells
+            here = self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
+            if others := sorted(name for info in here if not (name := info.base_name).startswith(own)):
+                raise UserError(
+                    f"{self.shown()} holds {others[0]} and is no run; take another --name or --storage"
+                )
+
     def make_folder(self) -> None:
         """Creates the run folder. Raises UserError if the storage cannot be written."""
-        probe = self.path(".writable")
+        probe = self.path(PROBE)
         try:
             self.filesystem.create_dir(self.root, recursive=True)
             write_text(self.filesystem, probe, "")
@@ -170,7 +182,7 @@ class Store:
         """Writes the manifest of a finished stage, which also states the version of the package."""
         self.write_json({**values, **stamp()}, folder, "manifest.json")
 
-    @contextmanager
+    @contextlib.contextmanager
     def writing(self, *parts: str) -> Iterator[Path]:
         """A local path for a file or folder, which is copied to the store at the end of the block."""
         with tempfile.TemporaryDirectory() as folder:

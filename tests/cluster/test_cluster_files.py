@@ -226,7 +226,8 @@ def test_a_job_takes_the_code_and_nothing_large_or_secret(tmp_path: Path) -> Non
     copy, packed = tmp_path / "copy", tmp_path / "job.zip"
     for folder in ("npdraw_dist", "tune_spaces", "tests/cluster"):
         shutil.copytree(ROOT / folder, copy / folder)
-    for name in (".env", "deploy/key.pem", "auth_token", ".venv/bin/python"):
+    secrets = (".env", "credentials.env", "password.txt", "deploy/key.pem", "auth_token")
+    for name in (*secrets, ".venv/bin/python", "data/mnist/train-images"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_text("secret")
     for name in ("runs/mnist/model/model.safetensors", ".git/objects/pack/x.pack"):
@@ -238,7 +239,7 @@ def test_a_job_takes_the_code_and_nothing_large_or_secret(tmp_path: Path) -> Non
         names = set(archive.namelist())
     assert packed.stat().st_size < CAP // 10
     assert {name.split("/")[0] for name in names} <= {"npdraw_dist", "tune_spaces", "deploy"}
-    assert not any(name.endswith(".pem") for name in names)
+    assert not names & set(secrets)
     code = [path for path in (ROOT / "npdraw_dist").rglob("*") if path.suffix in (".py", ".yaml")]
     assert {str(path.relative_to(ROOT)) for path in code} <= names
 

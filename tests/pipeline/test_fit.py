@@ -63,6 +63,32 @@ def test_grey_images_of_any_kind(images: Any) -> None:
     assert found.ids == [f"{number:08d}" for number in range(5)]
 
 
+def test_a_series_of_pandas_is_read_by_place(tmp_path: Path) -> None:
+    """A table that was shuffled or filtered has an index of its own."""
+    pd = pytest.importorskip("pandas")
+    for number, image in enumerate(GREY):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    table = pd.DataFrame({"path": [str(tmp_path / f"{n}.png") for n in range(5)], "label": list("abcde")})
+    shuffled = table.iloc[[3, 0, 4, 1]]
+    found, classes = labelled(pictures_of(shuffled["path"]), shuffled["label"], "class")
+    np.testing.assert_array_equal(found.images[:, 0], GREY[[3, 0, 4, 1]])
+    assert [classes[n] for n in found.known_labels()] == ["d", "a", "e", "b"]
+
+
+def test_a_folder_is_read_with_those_that_it_links_to_and_what_cannot_be_read_is_listed(
+    tmp_path: Path,
+) -> None:
+    for name, kind in (("pictures/dogs/0.jfif", "JPEG"), ("elsewhere/1.png", "PNG")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(GREY[0]).save(tmp_path / name, kind)
+    (tmp_path / "pictures" / "cats").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "pictures" / "cats" / "back").symlink_to(tmp_path / "pictures")
+    (tmp_path / "pictures" / "photo.HEIC").write_bytes(b"of a telephone")
+    found = pictures_of(tmp_path / "pictures")
+    assert found.ids == ["cats/1.png", "dogs/0.jfif"]
+    assert [one.id for one in found.rejects] == ["photo.HEIC"]
+
+
 def test_colour_images() -> None:
     expected = COLOUR.transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(pictures_of(torch.from_numpy(COLOUR) / 255).images, expected)
@@ -75,6 +101,8 @@ def test_colour_images() -> None:
         (GREY.astype(np.int64), "int64"),
         (GREY[0], r"\(8, 8\)"),
         (7, "int"),
+        ([[Image.fromarray(GREY[0]), 3]], r"a list of several things; give \(picture, label\)"),
+        ([()], r"shape \(0,\)"),
         ("s3://bucket/pictures", "are at s3"),
     ],
 )
@@ -757,7 +785,9 @@ def test_the_command_fits_a_folder(
     fit_folder.main(command)
     monkeypatch.setattr(fit, "budgets", lambda *_: {"vae": {"images": 96}})
     fit_folder.main(command)
-    assert "all done" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "all done" in told.out
+    assert "goes on with the budgets that it began with" in told.out + told.err
     run = Store.open(str(tmp_path / "runs"), "mine")
     assert run.config().vae.images == 80
     assert npdraw_dist.load(tmp_path / "runs" / "mine").sample(2).shape == (2, 1, 12, 12)

@@ -24,7 +24,7 @@ from npdraw_dist.core.lease import Lease, LeaseLost, World, process_of, this_pro
 from npdraw_dist.core.made_by import FORMAT, stamp
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused, require_format, run_stages
-from npdraw_dist.pipeline.store import Store, fingerprint_of, finished
+from npdraw_dist.pipeline.store import CONFIG, OPENINGS, Store, fingerprint_of, finished
 from npdraw_dist.training.launch import SNAPSHOT, remove_broken_snapshot
 from tests.helpers.in_process import Stopped, stopped
 from tests.helpers.runs import HERE, TINY, Refused, tiny
@@ -53,6 +53,23 @@ def test_a_claim_writes_the_whole_config_and_only_the_same_one_resumes(store: St
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == config
     (tmp_path / "there").mkdir()
     assert not Store.open(str(tmp_path), "there").claim(made)  # no fresh run
+
+
+def test_a_folder_of_other_things_is_no_place_for_a_run(tmp_path: Path, refused: Refused) -> None:
+    (tmp_path / "mine" / "parses").mkdir(parents=True)
+    (tmp_path / "mine" / "parses" / "notes.txt").write_text("mine")
+    for main, flags in (
+        (train.main, ("--model.kind", "vae", "--stages", "parse", "--data.fraction", "0.02")),
+        (sweep.main, ("--space", "smoke")),
+        (sweep.main, ("--space", "comparison", "--preset", "digits")),
+    ):
+        said = refused(main, *flags, "--name", "mine", "--storage", str(tmp_path))
+        assert "mine holds parses and is no run; take another --name or --storage" in said
+    assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["parses", "notes.txt"]
+    # What a start leaves that was killed before it wrote config.yaml is no other thing.
+    for name in (".lease", OPENINGS, f"{CONFIG}.0a1b2c3d.part"):
+        (tmp_path / "killed" / name).mkdir(parents=True)
+    Store.open(str(tmp_path), "killed").require_own()
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
