@@ -46,7 +46,7 @@ class Extractor(Command):
 
 
 def train_extractor(settings: Extractor) -> dict[str, Any]:
-    """Trains on labelled training images; writes `out`, returns its facts. Raises UserError if none are."""
+    """Trains on labelled training images; writes `out`, returns its facts. UserError: none are labelled."""
     import torch
 
     from npdraw_dist.core.process import device_here

@@ -27,7 +27,8 @@ class Fit(Command):
         10.0, description="time to train in this process; a probe finds the budgets"
     )
     image_size: PositiveInt | None = Field(
-        None, description="side of the images, up to 128; if not given, 32 or 64 by the pictures"
+        None,
+        description="side of the images, up to 128; if not given, that of equal small squares, else 32 or 64",
     )
     name: str | None = Field(None, description="name of the run; if not given, that of the folder")
     storage: str = Field("runs", description="folder or URI of the run folder")

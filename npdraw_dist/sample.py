@@ -37,7 +37,7 @@ class Sample(Command):
         None, description="other parts to draw with, of `npdraw bank`; for a model with prior.table pixels"
     )
     use_gpu: bool | None = Field(
-        None, description="draw on a GPU, whose random numbers are others; if not given, if there is one"
+        None, description="draw on a GPU (other random numbers); if not given, where there is one"
     )
 
 

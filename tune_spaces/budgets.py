@@ -61,8 +61,8 @@ class Rate:
 
     @classmethod
     def of(cls, images: Sequence[int], core_seconds: Sequence[float], least: float = 0.0) -> "Rate":
-        """From the counted seconds of two trainings, the shorter one first. least: the share of the second
-        that counts as the cost of its images at least. Raises UserError if they say nothing."""
+        """From the counted seconds of two trainings, the shorter one first. least: the least share of
+        the second that counts as the cost of its images. Raises UserError if they say nothing."""
         few, many = images
         ms = 1000 * (core_seconds[1] - core_seconds[0]) / (many - few)
         ms = max(ms, 1000 * least * core_seconds[1] / many)

@@ -178,9 +178,9 @@ class Comparison:
         return found
 
     def true_budget(self, job: Job, record: dict[str, Any]) -> int:
-        """The images of a winner's seeds: those of its trial, or as many as take the time, if that took more
-        than CLOSE another time: a trial says better what it costs than its rate. Once written down it stays,
-        as long as the winner does."""
+        """The budget of a winner's seeds, in images: its trial's, corrected if the trial missed its time by
+        more than CLOSE, since a trial tells its cost better than its rate. Once written it stays while the
+        winner does."""
         if job.kind in record.get("budgets", {}) and record["winners"][job.kind] == job.name:
             return int(record["budgets"][job.kind])
         budget, spent = job.budget or 0, core_seconds(self.run, job)

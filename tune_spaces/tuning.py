@@ -43,7 +43,7 @@ ENVIRONMENT = {
 # A trial's driver function only waits for workers. A part of a CPU would keep one of them from starting when
 # trials fill the machine, and Tune demands some resource: one byte of memory.
 DRIVER: dict[str, float] = {"memory": 1}
-LOOK_EVERY_S = 10.0  # at the nodes of the cluster, whose number the trials at once follow
+LOOK_EVERY_S = 10.0  # at the cluster's nodes: they set how many trials run at once
 REDUCTION = 2  # ASHA keeps the better half at each rung
 
 

@@ -65,7 +65,7 @@ class Command(BaseSettings):
 
     @classmethod
     def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-        """Whose values settings have that no flag sets, and these values, nested, for the help.
+        """Whose values the settings without a flag have, and these values, nested, for the help.
 
         words: the command line.
         """

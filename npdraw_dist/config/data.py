@@ -28,7 +28,7 @@ def _require_colour(text: str) -> str:
     except (ValueError, AttributeError):
         opaque = False
     if not opaque:
-        raise ValueError(f"{text!r} is no opaque colour, such as white or #ffcc00")
+        raise ValueError(f"{text!r} is no opaque colour; give one such as white or #ffcc00")
     return text
 
 

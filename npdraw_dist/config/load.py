@@ -187,7 +187,7 @@ RATES = ("prior.learning_rate", "vae.learning_rate", "vae.prior_learning_rate")
 
 
 def may_change(run: Experiment, broken: bool = False) -> tuple[str, ...]:
-    """The dotted settings that change no result of `run` but by chance, apart from the path of its data.
+    """The dotted settings that a resumed `run` may change, besides the path of its data.
 
     train.precision is one of them on a CPU only; the stage knows where it runs. broken: a stage of the run
     stopped since its loss was not finite, and may go on with other learning rates.

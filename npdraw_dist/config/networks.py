@@ -131,13 +131,13 @@ class VAEConfig(VAENetwork):
     )
     relaxed_images: Count | None = Field(
         None,
-        description="most images with relaxed draws of z; after them draws are hard, and the gradient of the "
-        "bound unbiased, for at least a third of the budget. If not given, for a third",
+        description="most images with relaxed draws of z; the rest, at least a third of the budget, has hard "
+        "draws and an unbiased gradient. If not given, two thirds are relaxed",
     )
     draws: PositiveInt = Field(
         2,
         description="hard draws of z for each image, each compared with the others; 1: hard draws train "
-        "prior and decoder only, for half the time",
+        "prior and decoder only, in half the time",
     )
     latent_ramp: float = Field(
         0.0,

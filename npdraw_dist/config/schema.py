@@ -39,7 +39,7 @@ class EvalConfig(Section):
     k: PositiveInt = Field(50, description="importance samples of the final likelihood")
     images: PositiveInt = Field(256, description="largest number of images scored")
     temperature: Positive = Field(
-        1.0, description="of the prior in samples; the model states it, and takes it where none is asked for"
+        1.0, description="of the prior in samples; the model keeps it as its default"
     )
 
 

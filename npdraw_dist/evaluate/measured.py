@@ -104,7 +104,7 @@ def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
         **{name: float(entry.facts[name]) for name in ("core_seconds", "images", "valid_nll")},
         **{name: float(torch.cat([s[name] for s in scores]).mean()) for name in TERMS if name in scores[0]},
     }
-    if model.spec.likelihood != "bernoulli":  # bits per dimension of binary data are no custom
+    if model.spec.likelihood != "bernoulli":  # bits per dimension of binary data are not customary
         numbers["dimensions"] = images[0].numel()
     if extractor is not None:  # of binary data both sides are drawn pixels
         extract, samples = extractor.open(torch.device("cpu")), _samples(model, settings)

@@ -88,10 +88,10 @@ def fit(
     valid, valid_labels: other images of any kind, and what they show, for validation; None: a tenth of the
     images. preset: another preset. image_size: the side that pictures are padded (or with `data.fit` cropped)
     and resized to, up to 128. name, storage: of the run folder, as for the command, which `npdraw train`
-    resumes and the same call finds done; without both it is temporary. num_workers: 0 trains in this process,
-    without Ray; others on Ray, on the cluster that RAY_ADDRESS names if there is one. ray: also with one
-    worker. minutes: about how long to train, in this process; a few steps find the budgets; None: the
-    preset's.
+    resumes and the same call finds done; without either it is temporary. num_workers: 0 trains in this
+    process, without Ray; others on Ray, on the cluster that RAY_ADDRESS names if there is one. ray: on Ray
+    with one worker. minutes: about how long to train, in this process; a few steps find the budgets; None:
+    the preset's.
 
     init: a trained model of any kind, or what `npdraw_dist.load` takes, that is trained on with these images:
     the run takes its network and parts, as with `init.model` of the command; a larger `bank.size` adds parts.

@@ -45,7 +45,7 @@ def read_inputs(store: Store) -> Identity | None:
 
 
 def claim(asked: Experiment, store: Store, needed: bool | None = None) -> tuple[Experiment, bool]:
-    """Takes the run folder for a config: the config that names its stages, and whether the run is new.
+    """Claims the run folder; returns the config that names its stages, and whether the run is new.
 
     The first is `asked`, but for settings that a resume may change: it has the run's own, and `store.asked`
     what is done instead. The data of a new run are recorded. needed: whether a later start has to find them;
@@ -128,7 +128,7 @@ def forget(store: Store) -> None:
 
 
 def _write(store: Store, asked: Experiment, found: Identity) -> None:
-    """Also where a record is: with the places and times of now."""
+    """Writes or replaces the record, with today's places and times."""
     identity.save(replace(found, setting=asked.data.path), store.filesystem, store.path(INPUTS))
 
 

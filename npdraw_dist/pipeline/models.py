@@ -193,7 +193,7 @@ class SourceBank:
     def settings(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """The nested settings of a run that starts from it: number and size of its parts.
 
-        Parts of another size than is asked lie side by side.
+        If its parts have another side than is asked, that is the stride too.
         """
         side, given = self.bank.parts.shape[-1], dotted(asked)
         known = given.get("grid.patch") == side and int(given.get("grid.stride", side)) <= side

@@ -30,8 +30,7 @@ from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
 
 STAGE = "vae"
-CALIBRATED = 128  # validation images that fit the posterior's temperatures, with so many draws of z each:
-CALIBRATED_DRAWS = 4
+CALIBRATED, CALIBRATED_DRAWS = 128, 4  # validation images that fit q's temperatures, and draws of z for each
 CALIBRATION = 2**32 - 3  # separates its seeds from those of training and scoring
 
 

@@ -33,7 +33,7 @@ class Serve(Command):
     token: str | None = Field(
         None,
         min_length=1,
-        description=f"what requests must bear, else everyone is answered; better set {TOKEN}",
+        description=f"token that requests must carry, else all are served; better set {TOKEN}",
     )
     rate: PositiveFloat | None = Field(
         None,

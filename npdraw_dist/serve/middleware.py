@@ -59,7 +59,7 @@ class Rate:
 class Guard:
     """Refuses what is without token (401), too frequent (429), too much at once (503), too large or too slow.
 
-    options: its token and rate, of which each replica has its share. at_once: requests that are worked on or
+    options: its token, and its rate, which the replicas share. at_once: requests that are worked on or
     wait; None if something before this server counts them. It stops reading a body at its limits. HEADERS are
     set unless a route set them. There is no header of CORS, so no page of another origin reads an answer.
     """

@@ -37,7 +37,7 @@ Load = Callable[[Path], Progress]
 PREFIX = "checkpoint_"
 KEPT = 2  # checkpoints that validated best; the last one is kept besides
 STATE, PROGRESS = "state.safetensors", "progress.json"
-START = 10  # the average of the first n steps forgets at least as if it had START steps behind it
+START = 10  # the decay after n steps is at most (1 + n) / (START + n), so that early weights fade
 
 
 class Average:

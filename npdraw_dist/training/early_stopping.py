@@ -23,8 +23,9 @@ def far_below(best: float, now: float) -> bool:
 class EarlyStopping:
     """Compares each validation with the best one; those without the criterion's metric do not count.
 
-    progress: of the checkpoint from which training resumes. patience: after so many validations in a row that
-    are far below the best one, and no better than the one before, training has `ended`; 0: never.
+    progress: of the checkpoint from which training resumes. patience: training has `ended` after so many
+    validations far below the best one, none near it between; one better than the one before does not count;
+    0: never.
     """
 
     def __init__(self, criterion: Criterion, progress: dict[str, Any], patience: int = 0) -> None:
@@ -33,7 +34,7 @@ class EarlyStopping:
         self._best: dict[str, Any] | None = saved.get("best")
         self._last: dict[str, Any] | None = saved.get("last")
         self._warned: bool = saved.get("warned", False)
-        self._far: int = saved.get("far", 0)  # validations in a row
+        self._far: int = saved.get("far", 0)  # validations since one near the best
 
     @property
     def ended(self) -> bool:
@@ -53,7 +54,7 @@ class EarlyStopping:
         elif before is None or not self._score(self._last) > self._score(before):
             self._far += 1  # else it is coming back, as after a step that was too large
         if fall is not None and self.ended:
-            ended = f"training ends, after {self._far} such validations in a row (train.patience)"
+            ended = f"training ends, after {self._far} such validations (train.patience)"
             return f"{fall_text(fall)}; {ended}"
         if fall is None or self._warned:
             return None

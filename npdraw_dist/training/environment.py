@@ -36,7 +36,7 @@ LOCAL_RAY = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
-OWN_RAY = "NPDRAW_OWN_RAY"  # tells the processes of a Ray that a command started that no node joins it
+OWN_RAY = "NPDRAW_OWN_RAY"  # set in a Ray that a command started: no node joins it
 
 # Only for a Ray that runs on this machine alone.
 ONE_MACHINE = {

@@ -74,7 +74,7 @@ class Budget:
     """How long a stage trains: `images` in all, with validation and a checkpoint each `report_interval`.
 
     criterion: which metric shows how far validation is from its best. patience: training ends before the
-    budget after so many validations in a row far below it; 0: it does not.
+    budget after so many validations far below it, none near it between; 0: it does not.
     """
 
     images: int

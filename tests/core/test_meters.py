@@ -22,13 +22,6 @@ def test_the_mean_is_in_double_whatever_the_batches_and_ranks() -> None:
         assert means == pytest.approx(expected, abs=1e-12)
 
 
-def test_float32_values_are_summed_in_double() -> None:
-    meters = Meters()
-    meters.add({"x": torch.full((3,), 2.0**24)})
-    meters.add({"x": torch.ones(1)})
-    assert meters.stacked().tolist() == [[3 * 2.0**24 + 1, 4.0]]
-
-
 def test_names_may_come_and_go_and_all_entries_count() -> None:
     """The metrics of relaxed and of hard draws differ."""
     meters = Meters()

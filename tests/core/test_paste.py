@@ -74,15 +74,6 @@ def test_aligned_paste_equals_the_loops(grid: Grid) -> None:
 
 
 @pytest.mark.parametrize("background", [0.0, 1.0])
-def test_an_undrawn_step_leaves_the_canvas(background: float) -> None:
-    grid = replace(GRIDS[2], background=background)
-    bank, z = draw(grid, 1)
-    nothing = PartSequence(torch.zeros_like(z.whether), z.where, z.what)
-    assert (render(bank, nothing, grid) == background).all()
-    assert torch.equal(render(bank, z, grid), render(bank, z.canonical(), grid))
-
-
-@pytest.mark.parametrize("background", [0.0, 1.0])
 def test_a_pixels_gradient_goes_to_the_part_that_shows(background: float) -> None:
     grid = Grid(7, 8, 3, 2, background=background)
     g = torch.Generator().manual_seed(2)

@@ -209,19 +209,6 @@ def test_elbo_below_iwae_below_exact_log_p(kind: tuple[str, ...]) -> None:
         assert float((drawn - exact).exp().mean()) == pytest.approx(1, abs=4.5 * error + 1e-3)
 
 
-@torch.no_grad()
-def test_p_of_x_sums_to_one_over_all_binary_images() -> None:
-    model = tiny_model(tiny_spec("raster"))
-    z = all_sequences(model.spec)
-    x = torch.tensor([[(i >> bit) & 1 for bit in range(8)] for i in range(256)]).view(256, 1, 2, 4).float()
-    log_pz = model.prior_log_prob(z)
-    total = 0.0
-    for row in range(len(z)):
-        output = model.decoder(model.render(z[row : row + 1])).expand(256, -1, -1, -1)
-        total += float(model.likelihood.log_prob(output, x).exp().sum() * log_pz[row].exp())
-    assert total == pytest.approx(1, abs=1e-4)
-
-
 def test_saved_and_loaded_bitwise_without_pickle(tmp_path: Path) -> None:
     model = model_of("aligned", COLOUR | {"background": "white"})
     model.temperature.data.copy_(torch.tensor([1.25, 2.0, 0.8]))

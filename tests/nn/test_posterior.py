@@ -130,17 +130,6 @@ def logits(elements: int) -> torch.Tensor:
     return 2 * torch.randn(3, elements, generator=seeded(elements))
 
 
-@pytest.mark.parametrize(("elements", "most"), [(1, 1), (5, 2), (5, 5), (6, 9)])
-def test_the_normaliser_is_the_sum_over_all_subsets(elements: int, most: int) -> None:
-    w = logits(elements)
-    weights = (w @ subsets(elements, most).float().T).double()
-    value = log_normalizer(w.requires_grad_(), most)
-    torch.testing.assert_close(value.double(), weights.logsumexp(1))
-    value.sum().backward()  # the gradient is the chance of each element
-    chance = weights.softmax(1) @ subsets(elements, most).double()
-    torch.testing.assert_close(w.grad, chance.float())
-
-
 def test_the_likeliest_subset_maximises_the_weight() -> None:
     w = logits(6)
     every = subsets(6, 2)
@@ -159,7 +148,7 @@ def one_by_one(w: torch.Tensor, most: int) -> torch.Tensor:
     return table
 
 
-@pytest.mark.parametrize(("elements", "most"), [(7, 3), (36, 20), (33, 32)])
+@pytest.mark.parametrize(("elements", "most"), [(1, 1), (6, 9), (7, 3), (36, 20), (33, 32)])
 @pytest.mark.parametrize("scale", [1.0, 30.0])
 def test_the_normaliser_is_that_of_the_recursion(elements: int, most: int, scale: float) -> None:
     w = scale * torch.randn(5, elements, generator=seeded(1))

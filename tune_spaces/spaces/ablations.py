@@ -13,7 +13,7 @@ from tune_spaces.space import Choice, Kinds, Settings, Space
 from tune_spaces.spaces.comparison import COMMON, SEQUENCE, SETTINGS, Fields
 from tune_spaces.spaces.comparison import SPACE as DIGITS
 
-# The prior has no stage of its own but for a batch, and q nothing to imitate.
+# The prior's own stage is one batch, and q imitates no parse.
 NO_PARSER: Settings = {"vae.parse_weight": 0.0, "vae.parse_weight_end": 0.0, "prior.images": 1}
 
 OURS = dict(DIGITS.spaces["npdraw"].fields)
