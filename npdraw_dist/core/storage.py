@@ -179,6 +179,13 @@ def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
         return bytes(stream.read())
 
 
+def require_readable(filesystem: fs.FileSystem, path: str) -> None:
+    """Reads a file to its end. Raises OSError, so a failing storage is told from a damaged file."""
+    with filesystem.open_input_stream(path) as stream:
+        while stream.read(1 << 20):
+            pass
+
+
 def write_atomically(filesystem: fs.FileSystem, path: str, write: Callable[[Any], object]) -> None:
     """Calls `write(stream)` on a temporary file and renames it to `path`, which is never there in part.
 

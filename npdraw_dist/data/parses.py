@@ -30,7 +30,7 @@ from torch import Tensor
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.process import background_threads
-from npdraw_dist.core.storage import READERS, read_bytes, write_text
+from npdraw_dist.core.storage import READERS, read_bytes, require_readable, write_text
 from npdraw_dist.core.vocabulary import Vocabulary
 from npdraw_dist.data.rows import Rows
 
@@ -109,6 +109,8 @@ def _opened(
         with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, metadata=footer) as file:
             yield file
     except (OSError, pa.ArrowInvalid) as error:
+        if not isinstance(error, FileNotFoundError):
+            require_readable(filesystem, path)
         why = f"{path} is no readable shard of parses ({error}); run the stage `parse` again"
         raise UserError(why) from None
 

@@ -21,7 +21,7 @@ from pyarrow import fs
 from npdraw_dist.config.prepared import MANIFEST, Prepared, read_prepared
 from npdraw_dist.config.registry import SOURCES, load
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.data.identity import Identity, InputFile, Inputs, compare
 from npdraw_dist.data.readers.known import DOWNLOADS
 from npdraw_dist.data.rows import Rows
@@ -251,17 +251,21 @@ class DataChanged(UserError):
 
 @contextmanager
 def unchanged(data: DataConfig, seed: int, before: Identity, reader: str) -> Iterator[None]:
-    """Raises DataChanged at the end of the block, also after a UserError, if the data are not as `before`."""
+    """Raises DataChanged at the end of the block, also after a UserError, if the data are not as `before`.
+
+    Where they cannot be seen, no shard is given up: StorageFailed, or that error.
+    """
     failed: UserError | None = None
     try:
         yield
     except UserError as error:
         failed = error
     try:
-        changes = str(compare(before, open_source(data, seed).inputs))
-    except UserError as error:  # they are not even there
-        changes = str(error)
-    if changes:
+        now = open_source(data, seed).inputs
+    except UserError as error:
+        unseen = f"whether the data changed while {reader} read them cannot be seen ({error})"
+        raise failed or StorageFailed(f"{unseen}; the same command goes on") from None
+    if changes := str(compare(before, now)):
         raise DataChanged(
             f"the data changed while {reader} read them: {changes}; nothing of what it read is kept: "
             "give the same command again once the data stay as they are"

@@ -54,11 +54,11 @@ def plan_workers(scale: ScaleConfig, say: Callable[[str], None] = print) -> Work
                     said_at = time.monotonic()
                     waited = f"{said_at - started:.0f} of {scale.wait_s} s"
                     say(f"waits for nodes ({waited}): {error}; nodes: {listed(nodes)}")
-            if not asked:  # only an autoscaler reacts to it
-                asked = True
-                gpus = scale.gpus_per_worker if scale.use_gpu else 0.0
-                each = Workers(1, 1, scale.cpus_per_worker or 1, gpus).resources
-                request_resources(bundles=[each] * scale.least_workers)
+            # Only an autoscaler reacts to it. Ray Data and Train overwrite it, so it is asked again.
+            asked = True
+            gpus = scale.gpus_per_worker if scale.use_gpu else 0.0
+            each = Workers(1, 1, scale.cpus_per_worker or 1, gpus).resources
+            request_resources(bundles=[each] * scale.least_workers)
             time.sleep(POLL_S)
     finally:
         if asked:  # it stands until then, also after the job; Ray Train makes its own request

@@ -1,5 +1,6 @@
 """Every environment variable that the project sets, for itself and its workers, with the reason."""
 
+import json
 import os
 import sys
 
@@ -49,11 +50,22 @@ ONE_MACHINE = {
 MANY_PROCESSES = {"RAY_worker_maximum_startup_concurrency": "8"}
 
 
+THREADS = "OMP_NUM_THREADS"
+
+
+def _kept() -> dict[str, str]:
+    """The variables of this process, without the single thread that Ray gives to the command of a job."""
+    job = os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    asked = job is None or THREADS in (json.loads(job).get("runtime_env") or {}).get("env_vars", {})
+    return {key: value for key, value in os.environ.items() if asked or (key, value) != (THREADS, "1")}
+
+
 def restart_with_environment() -> None:
     """Starts this command again with COMPUTE, which libraries read at their start; a command's first call."""
     if {"-h", "--help", "--help-all", "--version"} & set(sys.argv):
         return  # nothing is computed
-    kept = {*os.environ, *(SPIN if "OMP_WAIT_POLICY" in os.environ else ())}  # SPIN would win over that
-    missing = {key: value for key, value in COMPUTE.items() if key not in kept}
-    if missing and sys.platform == "linux":
-        os.execve(sys.executable, sys.orig_argv, {**os.environ, **missing})
+    kept = _kept()
+    held = {*kept, *(SPIN if "OMP_WAIT_POLICY" in kept else ())}  # SPIN would win over that
+    missing = {key: value for key, value in COMPUTE.items() if key not in held}
+    if (missing or len(kept) < len(os.environ)) and sys.platform == "linux":
+        os.execve(sys.executable, sys.orig_argv, {**kept, **missing})

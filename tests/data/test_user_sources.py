@@ -1,9 +1,14 @@
 """The user's own images: folders, tars and Parquet, with all the bad rows that come with them."""
 
+import errno
 import pickle
 import tarfile
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +18,7 @@ from numpy.typing import NDArray
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.readers import files, tables, tars
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
@@ -163,6 +169,34 @@ def test_webdataset_truncated_member_loses_only_what_follows(tmp_path: Path) -> 
     rows = read_train("webdataset", path)
     assert rows.ids == keys(7)
     assert reasons(rows) == {"k0007": "truncated tar member"}
+
+
+@pytest.mark.parametrize("source", ["imagefolder", "webdataset", "parquet"])
+def test_a_storage_that_fails_makes_no_bad_rows(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They would be left out for good, though the pictures are whole."""
+    write_folder(tmp_path / "imagefolder", 8)
+    write_tar(tmp_path / "webdataset" / "a.tar", samples(0, 40))
+    (tmp_path / "parquet").mkdir()
+    write_table(tmp_path / "parquet" / "a.parquet", tensors(stacked(8)), id=[f"{n}" for n in range(8)])
+    data = config(source, tmp_path / source, valid_fraction=0, test_fraction=0)
+    (shard,) = open_source(data, 0).shards("train")
+    if source == "parquet":
+        monkeypatch.setattr(tables.pq.ParquetFile, "read_row_groups", Mock(side_effect=OSError("timed out")))
+        monkeypatch.setattr(tables, "require_readable", Mock(side_effect=OSError("timed out")))
+    elif source == "webdataset":
+        monkeypatch.setattr(tars, "tar_file_iterator", partial(broken_tar, tars.tar_file_iterator))
+    else:
+        monkeypatch.setattr(files, "read_bytes", Mock(side_effect=OSError(errno.EIO, "timed out")))
+    with pytest.raises(OSError, match="timed out"):
+        shard.read()
+
+
+def broken_tar(read: Any, stream: Any, handler: Any, **options: Any) -> Iterator[Any]:
+    """The first files of a tar; then the connection is lost."""
+    yield from islice(read(stream, handler=handler, **options), 5)
+    handler(OSError("timed out"))
 
 
 def test_webdataset_bad_samples(tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import fsspec
 import numpy as np
@@ -17,9 +17,9 @@ from pyarrow import fs
 from npdraw_dist import train
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.storage import write_bytes
-from npdraw_dist.data import shard_writer
+from npdraw_dist.data import shard_writer, shards
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import DataChanged
@@ -155,16 +155,34 @@ def test_data_that_are_gone_are_not_missed_after_the_parse(data: Path, store: St
     assert start(experiment(data), store) == made
 
 
-@pytest.mark.parametrize(("happens", "said"), [(change_one, r"class/3\.bmp"), (shutil.rmtree, "is missing")])
+def test_data_that_cannot_be_seen_are_no_changed_data(
+    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was parsed stays, and the same command goes on once the storage answers again."""
+    made = start(experiment(data), store)
+    bank.run(made, store)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "open_source", Mock(side_effect=UserError("cannot open s3://bucket")))
+        with pytest.raises(
+            StorageFailed, match=r"cannot be seen \(cannot open .*\); the same command goes on"
+        ):
+            parse.run(made, store)
+    done = {path: path.stat().st_mtime_ns for path in Path(store.path("parses")).rglob("*.parquet")}
+    assert done
+    parse.run(start(experiment(data), store), store)
+    assert len(parsed(store)) == 40
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+
+
 def test_data_that_change_while_a_stage_reads_them(
-    happens: Callable[[Path], object], said: str, data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = start(experiment(data), store)
     shutil.copytree(data, data.with_name("kept"))
     for stage, module in ((bank, bank), (parse, shard_writer)):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "map_items", interfering(lambda: happens(data), 1))
-            with pytest.raises(DataChanged, match=said):
+            patch.setattr(module, "map_items", interfering(lambda: change_one(data), 1))
+            with pytest.raises(DataChanged, match=r"class/3\.bmp"):
                 stage.run(made, store)
         assert not store.has("bank" if stage is bank else "parses", "manifest.json")
         shutil.copytree(data.with_name("kept"), data, dirs_exist_ok=True)

@@ -1,5 +1,6 @@
 """How a command, Ray and its workers start, without starting them: environment, memory, backend."""
 
+import json
 import os
 import signal
 import sys
@@ -54,6 +55,18 @@ def test_a_command_starts_again_with_what_is_missing_and_only_once(
         monkeypatch.setenv(key, value)
     restart_with_environment()
     assert len(started) == 1
+
+
+def test_the_command_of_a_job_has_the_threads_of_its_node(
+    started: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray gives it one, as to any process without CPUs, unless the job asks for another number."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    restart_with_environment()
+    for variables in ({}, {"env_vars": {"OMP_NUM_THREADS": "1"}}):
+        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": variables}))
+        restart_with_environment()
+    assert [environment.get("OMP_NUM_THREADS") for environment in started] == ["1", None, "1"]
 
 
 def test_who_says_how_threads_wait_is_obeyed(

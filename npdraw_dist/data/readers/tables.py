@@ -22,7 +22,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import BadPicture, Frame, from_array, read_picture
-from npdraw_dist.core.storage import READERS, list_files, open_filesystem
+from npdraw_dist.core.storage import READERS, list_files, open_filesystem, require_readable
 from npdraw_dist.data.parses import class_names
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import FilePart, Source, file_splits, join_small, of_files, packed
@@ -35,6 +35,7 @@ def _open(filesystem: fs.FileSystem, path: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)  # one wait for all columns
     except (OSError, pa.ArrowInvalid) as error:
+        require_readable(filesystem, path)
         raise UserError(f"{path} is no readable Parquet file ({error}); write it again") from None
 
 
@@ -89,6 +90,7 @@ class TableReader:
             try:
                 table = file.read_row_groups(self.groups, columns=columns)
             except (OSError, pa.ArrowInvalid) as error:
+                require_readable(self.filesystem, self.path)
                 raise UserError(f"{self.path} is damaged ({error}); write it again") from None
         if (rows := self._as_written(table, split)) is not None:
             return rows

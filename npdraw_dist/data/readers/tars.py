@@ -22,6 +22,7 @@ from npdraw_dist.data.shards import FilePart, Source, file_splits, of_files
 from npdraw_dist.data.splits import HashSplit, Split
 
 TARS = (".tar", ".tar.gz", ".tgz")
+ENDS = (tarfile.TarError, EOFError, zlib.error)  # of a file that is damaged or ends too early
 LABEL = re.compile(rb"-?\d{1,18}")  # what fits an int64
 
 
@@ -72,6 +73,8 @@ def _samples(
         return name
 
     def breaks(error: Exception) -> bool:
+        if not isinstance(error, ENDS):  # the connection or the disk failed; the rest may be whole
+            raise error
         cut.append(_key(last))
         return False
 
@@ -84,7 +87,7 @@ def _samples(
             with filesystem.open_input_stream(path) as stream:
                 for file in tar_file_iterator(stream, handler=breaks, rename_files=begins):
                     yield {**file, "__url__": path}
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        except ENDS as error:
             if not last:
                 raise UserError(f"{path} is no readable tar ({error}); write it again") from None
             cut.append(f"{_key(last)} and what follows")
