@@ -1,6 +1,5 @@
 """Section `machine`: what the figures were measured on; and the memory of this process."""
 
-import os
 import platform
 import subprocess
 from contextlib import suppress
@@ -12,6 +11,7 @@ import psutil
 import torch
 
 from npdraw_dist.bench.workload import Facts, Workload, device, median_seconds
+from npdraw_dist.core.process import cpu_count
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "ray")
 SIDE, GPU_SIDE = 2048, 8192  # sides of the matrices: a GPU ends small ones before the next launch
@@ -26,7 +26,7 @@ def run(work: Workload) -> Facts:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "processor": _processor(),
-        "cores": os.cpu_count(),
+        "cores": cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if gpu else None,
         "memory_gb": psutil.virtual_memory().total / 1e9,

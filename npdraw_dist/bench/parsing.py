@@ -1,9 +1,9 @@
 """Sections `parse` and `shards`: images/s of the parser; the cost of an image in a shard."""
 
-import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from pyarrow.fs import LocalFileSystem
 
 from npdraw_dist.bench.workload import Figures, Workload, median_seconds
 from npdraw_dist.config.load import with_changes
+from npdraw_dist.core.process import cpu_count
 from npdraw_dist.data.parses import Parses, ShardFile, to_parquet
 from npdraw_dist.data.repeats import RANGES, RepeatFinder
 from npdraw_dist.data.rows import Rows
@@ -35,14 +36,9 @@ def run(work: Workload) -> Figures:
     errors = torch.cat([parser(batch).squared_error for batch in batches])
     # A thread for each core, and one of torch in each, as in the actors: threads of one operation meet at its
     # end, so on a busy machine they wait longer than they work.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            (seconds,) = median_seconds([lambda: list(map(parser, batches))], REPEATS)
-            (together,) = median_seconds([lambda: list(pool.map(parser, batches))], REPEATS)
-    finally:
-        torch.set_num_threads(threads)
+    with _one_thread(), ThreadPoolExecutor(cpu_count()) as pool:
+        (seconds,) = median_seconds([lambda: list(map(parser, batches))], REPEATS)
+        (together,) = median_seconds([lambda: list(pool.map(parser, batches))], REPEATS)
     return {
         "parse_images_per_s": len(images) / together,
         "parse_images_per_s_of_a_core": len(images) / seconds,
@@ -53,7 +49,7 @@ def run(work: Workload) -> Figures:
 def run_shards(work: Workload) -> Figures:
     """Microseconds of one core and bytes on disk, an image, in the stages that read and write files."""
     _, channels, height, _ = work.images.shape
-    with tempfile.TemporaryDirectory(prefix="npdraw-bench-") as name:
+    with tempfile.TemporaryDirectory(prefix="npdraw-bench-") as name, _one_thread():
         folder = Path(name)
         file = folder / "data" / "train" / "0.parquet"
         file.parent.mkdir(parents=True)
@@ -80,6 +76,16 @@ def run_shards(work: Workload) -> Figures:
             size = sum(file.stat().st_size for file in (folder / where / "train").iterdir())
             figures[f"{what}_bytes_per_image"] = size / ROWS
     return figures
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _image_us(function: Callable[[], object]) -> float:

@@ -4,7 +4,6 @@ The experiment is the same each time: its global batch, its micro-batches, and t
 """
 
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -16,6 +15,7 @@ from npdraw_dist.bench import commands
 from npdraw_dist.bench.workload import Figures, Workload
 from npdraw_dist.config.load import dump, with_changes
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.process import cpu_count
 
 QUICK_IMAGES, FULL_IMAGES = 1_000, 5_000
 QUICK_REPEATS, FULL_REPEATS = 1, 3
@@ -29,7 +29,7 @@ def run(work: Workload) -> Figures:
     least two cores: the third over the second. `data_wait_share`: without Ray, from memory and streamed.
     `startup_s`: from the start of the command, with all stages before the VAE done, to its first step.
     """
-    cores = os.cpu_count() or 1
+    cores = cpu_count()
     layouts = {"plain": (0, cores), f"ray_1x{cores}": (1, cores), f"ray_2x{cores // 2}": (2, cores // 2)}
     if cores == 1:
         del layouts["ray_2x0"]

@@ -244,17 +244,17 @@ def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
 def rows_png(
     rows: Mapping[str, Tensor], captions: Sequence[Sequence[str] | None] | None = None, title: str = ""
 ) -> bytes:
-    """A PNG with a labelled row of N images for each name, of the first row's size.
+    """A PNG with a labelled row of N images for each name, about as large as the largest.
 
     captions: for each row the text below its images, or None. Rows that are wider than a page are cut into
     blocks; each has all labels, and a gap above it.
     """
-    first = next(iter(rows.values()))
-    count, margin = len(first), label_margin(list(rows))
-    tile = tile_side(first)
+    largest = max(rows.values(), key=lambda images: max(images.shape[-2:]))
+    count, margin = len(largest), label_margin(list(rows))
+    tile = tile_side(largest)
     if count > fitting(tile, margin=margin):
-        tile = tile_side(first, SMALL_TILE)
-    blocks = math.ceil(count / fitting(enlarge(first[0], tile).width, margin=margin))
+        tile = tile_side(largest, SMALL_TILE)
+    blocks = math.ceil(count / fitting(enlarge(largest[0], tile).width, margin=margin))
     columns = math.ceil(count / blocks)
     pages = []
     for start in range(0, count, columns):

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import nsmallest
-from itertools import chain, product
+from itertools import chain, groupby, product
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -284,8 +285,12 @@ class Evaluation:
 
     def edits(self, count: int, extractor: ExtractorFile | None) -> dict[str, float]:
         """`measure_edits` of the images, in this process."""
-        batches = (item.batches(item.shard.read()) for item in self.work.slices)
-        images = {key: torch.from_numpy(some.images) for key, some in chain.from_iterable(batches)}
+        images = dict[Key, Tensor]()
+        for _, slices in groupby(self.work.slices, key=attrgetter("number")):
+            own = list(slices)
+            rows = own[0].shard.read()
+            found = chain.from_iterable(item.batches(rows) for item in own)
+            images |= {key: torch.from_numpy(some.images) for key, some in found}
         extract = None if extractor is None else extractor.open(self.model.device)
         given = torch.cat([images[key] for key in sorted(images)])
         return measure_edits(self.model, given, count, self.settings.seed, extract)

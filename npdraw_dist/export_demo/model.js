@@ -581,8 +581,10 @@ const NPDraw = (() => {
       const most = this.prior.ahead.shape[0];
       if (!words.length) throw new Error(`“${text}” has no word`);
       if (words.length > most) throw new Error(`more than ${most} words`);
+      const numbered = entries.every((entry) => /^\d+$/.test(entry) && String(Number(entry)) === entry);
       return words.map((word) => {
-        const index = kind === "class" && /^\d+$/.test(word) && !entries.includes(word) ? Number(word) : entries.indexOf(word);
+        const place = kind === "class" && /^\d+$/.test(word) && !entries.includes(word);
+        const index = !place ? entries.indexOf(word) : numbered ? entries.indexOf(String(Number(word))) : Number(word);
         if (index < 0 || index >= entries.length) throw new Error(`the model does not know “${word}”`);
         return index + 1;
       });

@@ -94,7 +94,8 @@ def fit(
         loss.backward()
         optimizer.step()
         show(min(seen + BATCH, budget))
-    model.eval().standardize(binarized(data.images[:STANDARD], data.binarize, generator).to(device))
+    some = data.images[torch.randperm(len(data.images), generator=generator)[:STANDARD]]  # of any file
+    model.eval().standardize(binarized(some, data.binarize, generator).to(device))
 
 
 @torch.no_grad()

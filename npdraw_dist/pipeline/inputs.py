@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -214,6 +215,8 @@ class SplitImages:
         self._parses = Parses.of_split(filesystem, root, split) if parsed else None
         self._source = None if parsed else _source(model_folder, spec)
         self._opened = split != "test"
+        self._lengths: dict[int, int] = {}  # of the shards that were read
+        self._shard = lru_cache(1)(self._read)
 
     def __len__(self) -> int:
         if self._parses is not None:
@@ -229,10 +232,14 @@ class SplitImages:
             self._opened = True
         if self._parses is not None:
             return self._parses.at(np.array([index])).images
-        for rows in self._shards():
-            if index < len(rows):
-                return torch.from_numpy(rows.images[index : index + 1])
-            index -= len(rows)
+        for number in self._numbers():
+            length = self._lengths.get(number)
+            if length is None or index < length:
+                rows = self._shard(number)
+                if index < len(rows):
+                    return torch.from_numpy(rows.images[index : index + 1])
+                length = len(rows)
+            index -= length
         raise IndexError(f"the last {self._split} images are unreadable")
 
     def find(self, image_id: str) -> Tensor | None:
@@ -240,11 +247,17 @@ class SplitImages:
         if self._parses is not None:
             row = self._parses.find(image_id)
             return None if row is None else self._parses.at(np.array([row])).images
-        rows = next((rows for rows in self._shards() if image_id in rows.ids), None)
+        rows = next((rows for rows in map(self._shard, self._numbers()) if image_id in rows.ids), None)
         return None if rows is None else torch.from_numpy(rows.images[rows.ids.index(image_id)][None])
 
-    def _shards(self) -> Iterator[Rows]:
-        return (shard.read() for shard in (self._source.shards(self._split) if self._source else ()))
+    def _numbers(self) -> range:
+        return range(len(self._source.shards(self._split)) if self._source else 0)
+
+    def _read(self, number: int) -> Rows:
+        assert self._source is not None
+        rows = self._source.shards(self._split)[number].read()
+        self._lengths[number] = len(rows)
+        return rows
 
 
 def image_with_id(model_folder: str, spec: Spec, image_id: str) -> Tensor:

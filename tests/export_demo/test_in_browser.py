@@ -43,6 +43,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 FACTS = Facts("A model <b>", "apache-2.0", 2.03, 1)
 REPLAYED = "#play[aria-label='Replay the drawing']"
+NUMBERED = """(() => {
+  const {asked} = demo.model.spec, before = asked.entries;
+  asked.entries = ["2", "4", "6"];
+  try { demo.model.tokens("0"); return "drawn"; }
+  catch (error) { return [error.message, demo.model.tokens("04")]; }
+  finally { asked.entries = before; }
+})()"""
 PROBE = """(drawings) => drawings.map(({z, noise}) => {
   const {model} = demo, canvas = model.render(z);
   return {
@@ -162,6 +169,8 @@ def test_the_page_draws_what_it_is_asked_for(
         assert after != before
         if asked == "class":
             assert tab.evaluate("[demo.model.tokens('1'), demo.model.tokens('cat')]") == [[2], [1]]
+            # Where all classes are numbers, a number is a name.
+            assert tab.evaluate(NUMBERED) == ["the model does not know “0”", [2]]
         tab.get_by_label("What to draw").fill("!!!")
         tab.get_by_role("button", name="Draw it").click()
         tab.get_by_text("has no word" if asked == "words" else "does not know").wait_for()

@@ -113,9 +113,11 @@ def test_neighbours_are_below_their_samples(tmp_path: Path) -> None:
     assert cells(page, groups, 3) == reading_order(48, 16)
 
 
-def test_rows_that_are_wider_than_a_page_are_cut_into_blocks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", [("image", "canvas", "half"), ("canvas", "image", "half")])
+def test_rows_that_are_wider_than_a_page_are_cut_into_blocks(order: tuple[str, ...], tmp_path: Path) -> None:
     images = random_images(16, 3, 64, 64)
-    rows = {"image": images, "canvas": images[..., ::2, ::2].contiguous(), "reconstruction": images / 2}
+    every = {"image": images, "canvas": images[..., ::2, ::2].contiguous(), "half": images / 2}
+    rows = {name: every[name] for name in order}
     (tmp_path / "page.png").write_bytes(pages.rows_png(rows))
     page = rgb(tmp_path / "page.png")
     assert page.shape[1] <= WIDTH

@@ -4,7 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from npdraw_dist.nn.classifier import Classifier
+from npdraw_dist.nn import classifier
+from npdraw_dist.nn.classifier import Classifier, Labelled, fit
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.likelihoods import DiscretizedLogisticMixture, make_likelihood
 
@@ -68,6 +69,22 @@ def test_an_odd_canvas_is_padded_with_its_background() -> None:
     # The last convolution of 3x3 sees the row that was added.
     torch.testing.assert_close(white(canvas)[..., :6, :], black(padded)[..., :6, :])
     assert not torch.allclose(black(canvas)[..., :6, :], black(padded)[..., :6, :])
+
+
+def test_features_are_standard_also_of_data_in_the_order_of_their_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(classifier, "STANDARD", 100)
+    torch.manual_seed(0)
+    model, dark = Classifier((1, 8, 8), 2, 4), torch.arange(400) < 200
+    images = (
+        torch.randint(56, (400, 1, 8, 8), dtype=torch.uint8) + torch.where(dark, 0, 200)[:, None, None, None]
+    )
+    data = Labelled(images.byte(), dark.long(), "none")
+    fit(model, data, classifier.BATCH, torch.Generator().manual_seed(0), lambda seen: None)
+    features = model(images / 255).detach()
+    assert features.mean(0).abs().max() < 0.3
+    assert (features.std(0) - 1).abs().max() < 0.2
 
 
 def test_features_are_standard_and_scripted_alike() -> None:

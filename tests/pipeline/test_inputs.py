@@ -22,7 +22,7 @@ from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data import shard_writer, shards
 from npdraw_dist.data.parses import to_parquet
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import DataChanged
+from npdraw_dist.data.shards import DataChanged, Shard
 from npdraw_dist.pipeline import bank, parse, run
 from npdraw_dist.pipeline.inputs import SplitImages, claim, find_run, read_digest
 from npdraw_dist.pipeline.models import read_spec
@@ -310,7 +310,9 @@ def test_only_the_question_for_test_numbers_reads_test_images(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_test_numbers_come_to_the_validation_numbers(run_here: Path, tmp_path: Path) -> None:
+def test_test_numbers_come_to_the_validation_numbers(
+    run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The question for the test split is noted each time, with who asked."""
     run = Path(shutil.copytree(run_here, tmp_path / "tiny"))
     (run / "metrics.json").unlink()
@@ -335,7 +337,11 @@ def test_test_numbers_come_to_the_validation_numbers(run_here: Path, tmp_path: P
     (run / "model").rename(away)  # in no run: its config names the data and the splits
     alone = SplitImages(str(away), read_spec(str(away)), "edit")
     assert len(alone) == len(images)
-    assert torch.equal(alone[7], images[7])
+    read = Mock(side_effect=Shard.read)
+    monkeypatch.setattr(Shard, "read", lambda shard: read(shard))
+    found, expected = (torch.cat([some[n] for n in range(len(some))]) for some in (alone, images))
+    assert torch.equal(found, expected)
+    assert read.call_count == 1  # not once for each image
 
 
 def test_validation_images_are_of_all_classes(tmp_path: Path) -> None:

@@ -110,19 +110,22 @@ const finishHalf = () => {
 
 async function showNext(place) {
   if (!drawings.a) return;
-  const {z} = drawings.a, answer = await json("next", {z, ...(place === null ? {} : {place}), n: 12}).catch((error) => { tell(error.message); });
-  if (!answer || openPanel() !== "next" || drawings.a.z !== z) return;
+  const {z} = drawings.a, mine = showNext.last = Symbol();
+  const answer = await json("next", {z, ...(place === null ? {} : {place}), n: 12}).catch((error) => { tell(error.message); });
+  if (!answer || openPanel() !== "next" || drawings.a.z !== z || mine !== showNext.last) return;
   showNext.place = place;
   const at = answer.place, row = Math.floor(at / model.columns) + 1, column = at % model.columns + 1;
   views.a.heat = answer.places; views.a.show(views.a.image, [at]);
   find("next-text").textContent = `Bright places: where the model would draw next (nothing more: ${percent(answer.stop)}). Likeliest parts for row ${row}, column ${column}; click on the canvas for another place.`;
-  find("next-parts").replaceChildren(...answer.parts.map(({part, probability}) => {
+  const list = find("next-parts"), focused = [...list.children].indexOf(document.activeElement);
+  list.replaceChildren(...answer.parts.map(({part, probability}) => {
     const button = document.createElement("button"), patch = document.createElement("span"), text = document.createElement("span");
     patch.className = "part"; showPart(patch, part, 48); text.textContent = percent(probability);
     button.setAttribute("aria-label", `put part ${part}, ${percent(probability)}`); button.append(patch, text);
     button.addEventListener("click", () => { showNext.place = null; put(at, part); });
     return button;
   }));
+  list.children[focused]?.focus();        // for those who choose by keyboard
 }
 const percent = (p) => p >= 0.1 ? `${Math.round(100 * p)}%` : p >= 0.001 ? `${(100 * p).toFixed(1)}%` : "< 0.1%";
 
@@ -198,8 +201,9 @@ async function open(file, target) {
 // Sends the picture with the chosen placement, and shows what was chosen.
 async function place() {
   if (!uploaded) return;
-  const {file, target} = uploaded, form = new FormData(); form.append("file", file);
+  const {file, target} = uploaded, form = new FormData(), mine = place.last = Symbol(); form.append("file", file);
   const answer = await json(`encode?invert=${find("invert").value}&crop=${find("crop").value}`, null, form);
+  if (mine !== place.last) return;        // another picture or placement was asked for since
   if (openPanel() !== "open") showPanel("open");
   find("original").src = png(answer.original); find("placement").hidden = false; find("placement").scrollIntoView({block: "nearest"});
   const {inverted, cropped: [left, top, right, bottom], scaled} = answer.placement;

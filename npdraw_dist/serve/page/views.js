@@ -100,7 +100,9 @@ class GridView extends View {
     else if ((event.key === "Delete" || event.key === "Backspace") && this.name === "a") {
       erase(places(this.anchor ?? this.cursor, this.cursor)); this.anchor = null;
     } else return;
-    event.preventDefault(); this.focused = true; this.say(this.cursor, true); this.paint();
+    event.preventDefault(); this.focused = true; this.paint();
+    if (step || event.key === "Escape") this.say(this.cursor, true);
+    else inTurn(() => this.say(this.cursor, true));  // after the edit
   }
   say(place, aloud = false) {
     const z = drawings[this.name]?.z;
