@@ -19,7 +19,7 @@ from npdraw_dist.config.load import DATA_PATH, build, dump, other_settings, read
 from npdraw_dist.config.networks import PriorNetwork
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import LEASE_FOLDER, Lease
 from npdraw_dist.core.made_by import command_line, fingerprint, stamp, version_of
@@ -158,7 +158,9 @@ class Store:
     def read_json(self, *parts: str) -> dict[str, Any]:
         try:
             return dict(json.loads(read_bytes(self.filesystem, self.path(*parts))))
-        except (OSError, ValueError, TypeError) as error:
+        except OSError as error:
+            raise StorageFailed(f"{self.shown(*parts)} cannot be read now: {error}") from None
+        except (ValueError, TypeError) as error:
             raise UserError(f"{self.shown(*parts)} is unreadable: {error}") from None
 
     def write_json(self, values: Mapping[str, Any], *parts: str) -> None:
