@@ -84,7 +84,7 @@ def test_asked_counts_the_drawings_that_are_read_as_asked(
         of_class = batch.images[batch.condition[:, 0] == 1 + (int(condition) + shift) % 10]
         images = (of_class[:3] > 127).float()
         drawn = SimpleNamespace(images=images, canvas=images, u=None)
-        return SimpleNamespace(draw=lambda *_: drawn, draw_pixels=lambda canvas, *_: canvas)
+        return SimpleNamespace(draw=lambda *_, **__: drawn, draw_pixels=lambda canvas, *_: canvas)
 
     monkeypatch.setattr(NPDraw, "given", given)
     asked.main(["--model", store.path("model"), "--n", "3", "--out", str(tmp_path)])
