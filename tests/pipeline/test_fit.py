@@ -227,6 +227,7 @@ def with_condition(kind: str) -> dict[str, Any]:
     return merge(SMALL, {"prior": {"condition": kind}})
 
 
+@pytest.mark.slow
 def test_images_with_labels_make_a_model_that_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
     images = strokes()
     by_class = npdraw_dist.fit(images, labels=["high" if n % 7 < 3 else "low" for n in range(60)], **SMALL)
@@ -456,6 +457,7 @@ def test_folders_for_validation_have_the_classes_of_the_others(
     assert "1 of 62 pictures are skipped" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_given_bank_is_drawn_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Any, fitted: Path
 ) -> None:
