@@ -47,6 +47,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("--guidance is of a --condition, which is missing")
 
     # Torch takes seconds to import, so the flags are checked first.
+    import torch
+
     from npdraw_dist.core.process import device_here
     from npdraw_dist.pipeline.models import chosen_model, load_model, load_npdraw, read_bank
     from npdraw_dist.pipeline.sample import local_folder, write_samples
@@ -60,7 +62,8 @@ def main(argv: Sequence[str]) -> None:
     if command.condition is not None:
         model = model.given(command.condition, command.guidance)
     with local_folder(command.out) as out:
-        write_samples(model, out, command.n, command.seed, command.temperature)
+        noise = torch.Generator(device).manual_seed(command.seed)
+        write_samples(model.sample_trace(command.n, noise, command.temperature), out)
     print(f"{command.n} samples: {out}/samples.png, {out}/generation.gif, {out}/samples.npz")
 
 

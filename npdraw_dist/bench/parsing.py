@@ -1,9 +1,8 @@
 """Sections `parse` and `shards`: images/s of the parser; the cost of an image in a shard."""
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from npdraw_dist.data.repeats import RANGES, RepeatFinder
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import DONE, ShardFolder, ShardWriter
 from npdraw_dist.data.shards import open_source
+from npdraw_dist.data.tasks import one_thread
 from npdraw_dist.pipeline.parse import AT_ONCE, ParseEncoder
 from npdraw_dist.pipeline.stage_job import make_feed
 
@@ -36,7 +36,7 @@ def run(work: Workload) -> Figures:
     errors = torch.cat([parser(batch).squared_error for batch in batches])
     # A thread for each core, and one of torch in each, as in the actors: threads of one operation meet at its
     # end, so on a busy machine they wait longer than they work.
-    with _one_thread(), ThreadPoolExecutor(cpu_count()) as pool:
+    with one_thread(), ThreadPoolExecutor(cpu_count()) as pool:
         (seconds,) = median_seconds([lambda: list(map(parser, batches))], REPEATS)
         (together,) = median_seconds([lambda: list(pool.map(parser, batches))], REPEATS)
     return {
@@ -49,7 +49,7 @@ def run(work: Workload) -> Figures:
 def run_shards(work: Workload) -> Figures:
     """Microseconds of one core and bytes on disk, an image, in the stages that read and write files."""
     _, channels, height, _ = work.images.shape
-    with tempfile.TemporaryDirectory(prefix="npdraw-bench-") as name, _one_thread():
+    with tempfile.TemporaryDirectory(prefix="npdraw-bench-") as name, one_thread():
         folder = Path(name)
         file = folder / "data" / "train" / "0.parquet"
         file.parent.mkdir(parents=True)
@@ -76,16 +76,6 @@ def run_shards(work: Workload) -> Figures:
             size = sum(file.stat().st_size for file in (folder / where / "train").iterdir())
             figures[f"{what}_bytes_per_image"] = size / ROWS
     return figures
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _image_us(function: Callable[[], object]) -> float:

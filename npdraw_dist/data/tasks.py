@@ -7,6 +7,7 @@ several items at once: while one waits, another computes.
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from traceback import format_exc
@@ -124,13 +125,20 @@ def map_items(
 
 def map_here(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
     for item in items:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # sums in the order of a task, which has one core
-        try:
+        with one_thread():  # sums in the order of a task, which has one core
             result = work(item)
-        finally:
-            torch.set_num_threads(threads)
         yield result
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """The block computes with one thread of torch."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _map_far(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:

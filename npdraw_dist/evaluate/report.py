@@ -275,7 +275,7 @@ def _cost(comparison: Comparison, fraction: float) -> list[str]:
             spent = float(np.mean([run.numbers["core_seconds"] for run in runs]))
             if abs(spent / given - 1) > CLOSE:
                 other.append(f"{title_of(kind)} {spent:,.0f}")
-    return [f"Not at equal cost: of {given:g} core-seconds, {', '.join(other)}."] if other else []
+    return [f"Not at equal cost: of {given:g} core-seconds, {'; '.join(other)}."] if other else []
 
 
 def _terms(comparison: Comparison, fraction: float) -> list[str]:

@@ -581,11 +581,13 @@ const NPDraw = (() => {
       const most = this.prior.ahead.shape[0];
       if (!words.length) throw new Error(`“${text}” has no word`);
       if (words.length > most) throw new Error(`more than ${most} words`);
+      // The number of each class is its name if all names are numbers, else its place.
       const numbered = entries.every((entry) => /^\d+$/.test(entry) && String(Number(entry)) === entry);
+      const labels = entries.map((entry, place) => numbered ? Number(entry) : place);
       return words.map((word) => {
-        const place = kind === "class" && /^\d+$/.test(word) && !entries.includes(word);
-        const index = !place ? entries.indexOf(word) : numbered ? entries.indexOf(String(Number(word))) : Number(word);
-        if (index < 0 || index >= entries.length) throw new Error(`the model does not know “${word}”`);
+        const byNumber = kind === "class" && /^\d+$/.test(word) && !entries.includes(word);
+        const index = byNumber ? labels.indexOf(Number(word)) : entries.indexOf(word);
+        if (index < 0) throw new Error(`the model does not know “${word}”`);
         return index + 1;
       });
     }

@@ -27,8 +27,8 @@ from npdraw_dist.core.model_files import CONFIG, WEIGHTS, first_fact, model_fold
 from npdraw_dist.nn.generative import GenerativeModel
 
 SAMPLES_FILE = "samples.png"
-# Keys of the results that are not rows of the table.
 NUMBERS = re.compile(r"^## Numbers$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)  # that section of a card
+# Keys of the results that are not rows of the table.
 PROTOCOL = ("split", "n", "k", "protocol")
 UNITS = dict.fromkeys(
     ("nll_iwae", "nll_iwae_se", "elbo", "elbo_se", "nll_iwae_given", "condition_gain", "condition_gain_se"),

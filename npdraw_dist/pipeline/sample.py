@@ -21,7 +21,7 @@ from npdraw_dist.measure.curves import panels, save_curves
 from npdraw_dist.measure.distances import neighbours
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.measure.posters import save_neighbours
-from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.nn.generative import GenerativeModel, SampleTrace, seeded
 from npdraw_dist.nn.hub import SAMPLES_FILE
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
@@ -113,10 +113,11 @@ def _draw_and_score(
     settings, seed, split, model = experiment.eval, experiment.seed, experiment.eval.split, model.to(device)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        samples = write_samples(model, folder, SAMPLES, seed)[:PREVIEWS]
         started = time.perf_counter()
-        model.sample(SAMPLES, seed=seed).cpu()  # without the time of pictures
+        trace = model.sample_trace(SAMPLES, seeded(model.device, None, seed))
+        trace.images.cpu()  # waits for a GPU
         drawing_s = time.perf_counter() - started
+        samples = write_samples(trace, folder)[:PREVIEWS]
         if isinstance(model, NPDraw):
             (folder / "reconstructions.png").write_bytes(reconstructions(model, data.images))
         pictures = {path.name: path.read_bytes() for path in folder.iterdir() if path.name in PICTURES}
@@ -179,11 +180,8 @@ def reconstructions(model: NPDraw, images: Tensor) -> bytes:
     return rows_png({"image": x.cpu(), "canvas": drawn.canvas.cpu(), "reconstruction": drawn.images.cpu()})
 
 
-def write_samples(
-    model: GenerativeModel, folder: Path, n: int, seed: int, temperature: float | None = None
-) -> Tensor:
-    """Writes n samples: samples.png, generation.gif and samples.npz; returns their images (n, C, H, W)."""
-    trace = model.sample_trace(n, torch.Generator(model.device).manual_seed(seed), temperature)
+def write_samples(trace: SampleTrace, folder: Path) -> Tensor:
+    """Writes samples.png, generation.gif and samples.npz; returns the images (n, C, H, W)."""
     images = trace.images.cpu()
     save_samples(folder / "samples.png", images, None if trace.canvas is None else trace.canvas.cpu())
     (folder / "generation.gif").write_bytes(trace.gif())

@@ -26,7 +26,7 @@ from npdraw_dist.pipeline import models, sample
 from npdraw_dist.pipeline.models import publish
 from npdraw_dist.pipeline.sample import write_neighbours, write_samples
 from npdraw_dist.pipeline.store import Store
-from tests.helpers.tiny_models import tiny_model, tiny_spec
+from tests.helpers.tiny_models import seeded, tiny_model, tiny_spec
 
 LOCAL = fs.LocalFileSystem()
 
@@ -100,7 +100,7 @@ def test_an_order_sets_how_many_parts_a_frame_draws(order: str, frames: int) -> 
 
 def test_the_samples_that_are_written_are_returned(tmp_path: Path) -> None:
     model, _ = model_and_drawing("path", 3)
-    images = write_samples(model, tmp_path, 3, 0, 1.0)
+    images = write_samples(model.sample_trace(3, seeded(0), 1.0), tmp_path)
     with np.load(tmp_path / "samples.npz") as arrays:
         np.testing.assert_array_equal(arrays["images"], images.numpy())
     assert {path.name for path in tmp_path.iterdir()} == {"samples.png", "generation.gif", "samples.npz"}

@@ -44,13 +44,12 @@ def _read_files(
     """The rows of `items`; the path is the id. invert: dark ink is bright."""
 
     def read(name: str) -> NDArray[np.uint8]:
-        try:
+        try:  # any other OSError is the storage's: the picture may be whole
             content = read_bytes(filesystem, f"{root}/{name}")
         except (PermissionError, FileNotFoundError) as error:
             if not filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):  # it is not mounted
                 raise
             raise BadPicture(f"unreadable file: {error}") from None
-        # Any other OSError is the storage's: the picture may be whole.
         image = read_picture(content, frame)
         return 255 - image if invert else image
 
