@@ -13,13 +13,13 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -29,7 +29,7 @@ from npdraw_dist.core.errors import UserError
 
 PARTIAL = ".part"  # suffix of a file that is still being written
 COPIERS = 8  # threads that send the files of a folder
-READERS = 16  # threads that read many small files: a store at a URI takes a while for each
+READERS = 16  # threads that read many small files
 GB = 1e9
 COMPRESSED = 0.1  # least share that compression leaves of images; scikit-learn's digits keep 0.44
 
@@ -40,6 +40,9 @@ CONNECT_S = 5  # time limit of a server's first answer; there are three attempts
 # Seconds for which a request is repeated at least; the variable holds in this process and those it starts.
 RETRY_VARIABLE, RETRY_S = "NPDRAW_STORAGE_RETRY_S", 300.0
 FIRST_PAUSE_S = 0.025  # of the AWS library's default strategy, which doubles it
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 class PatientS3(fs.S3FileSystem):  # type: ignore[misc]
@@ -179,6 +182,12 @@ def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
         return bytes(stream.read())
 
 
+def in_threads(read: Callable[[Item], Found], items: Iterable[Item], threads: int = READERS) -> list[Found]:
+    """`read(item)` of each, in order, several at once: a store at a URI takes a while for each request."""
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(read, items))
+
+
 def require_readable(filesystem: fs.FileSystem, path: str) -> None:
     """Reads a file to its end. Raises OSError, so a failing storage is told from a damaged file."""
     with filesystem.open_input_stream(path) as stream:
@@ -233,8 +242,7 @@ def copy(source: fs.FileSystem, start: str, target: fs.FileSystem, end: str) -> 
     files = [path for path, _ in list_files(source, start)]
     if not files and source.get_file_info(start).type == fs.FileType.NotFound:
         raise FileNotFoundError(f"{start} does not exist")
-    with ThreadPoolExecutor(COPIERS) as pool:
-        list(pool.map(copy_one, files))
+    in_threads(copy_one, files, COPIERS)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ within the resolution of a store's clock (a second on S3).
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import attrgetter
@@ -20,7 +19,7 @@ from pyarrow import fs
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.process import ray_runs
-from npdraw_dist.core.storage import READERS, display_path, path_of, read_bytes, sha256, write_atomically
+from npdraw_dist.core.storage import display_path, in_threads, path_of, read_bytes, sha256, write_atomically
 from npdraw_dist.data.tasks import map_items
 
 CHECKSUM_MB = 4096  # files up to this size together get checksums, which tell changed data from moved ones
@@ -149,8 +148,7 @@ class Inputs:
             except OSError:  # a stage rejects the image, or names the file
                 return file.path, None
 
-        with ThreadPoolExecutor(READERS) as pool:
-            return dict(pool.map(read, files))
+        return dict(in_threads(read, files))
 
     def folders(self) -> list[Landmarks | None]:
         """As `map_items` takes them: that of the files; None if they are at a URI; [] without files."""

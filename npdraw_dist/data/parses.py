@@ -11,7 +11,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -30,7 +30,7 @@ from torch import Tensor
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.process import background_threads
-from npdraw_dist.core.storage import READERS, read_bytes, require_readable, write_text
+from npdraw_dist.core.storage import in_threads, read_bytes, require_readable, write_text
 from npdraw_dist.core.vocabulary import Vocabulary
 from npdraw_dist.data.rows import Rows
 
@@ -232,8 +232,7 @@ class Parses:
                     parts.append(batch[torch.from_numpy(own[groups == group] - first[group])])
             return Batch.cat(parts)
 
-        with ThreadPoolExecutor(READERS) as pool:
-            found = self._join(list(pool.map(read, np.unique(number).tolist())))
+        found = self._join(in_threads(read, np.unique(number).tolist()))
         return found[torch.from_numpy(np.argsort(order))]
 
     def images(self, limit: int, seed: int) -> Iterator[torch.Tensor]:
@@ -310,8 +309,7 @@ class Parses:
             with _opened(file.path, self.filesystem) as table:
                 return table.read(columns=columns)
 
-        with ThreadPoolExecutor(READERS) as pool:
-            return list(pool.map(read, self.files))
+        return in_threads(read, self.files)
 
     def _join(self, batches: list[Batch]) -> Batch:
         if not batches:

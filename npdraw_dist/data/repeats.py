@@ -6,7 +6,6 @@ task nor the work of the driver grows with the images. Shapes: N ids of a shard.
 
 import hashlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from npdraw_dist.core.storage import READERS, write_bytes
+from npdraw_dist.core.storage import in_threads, write_bytes
 
 Hash = tuple[int, int]  # 128 bits, so that two ids of a billion do not share one
 Hashes = NDArray[np.uint64]  # (N, 2), sorted by the first column
@@ -60,8 +59,7 @@ class RepeatFinder:
 
     def __call__(self, ranges: tuple[int, int]) -> dict[str, set[Hash]]:
         paths = [f"{self.folder}/{name}.ids" for name in self.names]
-        with ThreadPoolExecutor(READERS) as pool:
-            found = list(pool.map(lambda path: read_hashes(self.filesystem, path, *ranges), paths))
+        found = in_threads(lambda path: read_hashes(self.filesystem, path, *ranges), paths)
         hashes = np.concatenate([np.zeros((0, 2), np.uint64), *found])
         values, counts = np.unique(hashes[:, 0], return_counts=True)
         suspects = np.flatnonzero(np.isin(hashes[:, 0], values[counts > 1]))

@@ -12,7 +12,6 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.process import ray_runs
-from npdraw_dist.core.storage import PARTIAL, READERS, list_files, read_bytes, write_bytes, write_text
+from npdraw_dist.core.storage import PARTIAL, in_threads, list_files, read_bytes, write_bytes, write_text
 from npdraw_dist.data.identity import Identity, InputFile
 from npdraw_dist.data.repeats import Hash, RepeatFinder, hash_of, ranges_of, write_hashes
 from npdraw_dist.data.rows import (
@@ -132,9 +131,8 @@ class ShardFolder:
         """shard name -> facts of the whole shards: with a sidecar, a file of its size, and their ids."""
         start, sizes = f"{self.root}/{DONE}/", dict(list_files(self.filesystem, self.root))
         sidecars = [p for p in sizes if p.startswith(start) and p.endswith(".json") and p != start + MARKER]
-        with ThreadPoolExecutor(READERS) as pool:
-            texts = pool.map(lambda path: read_bytes(self.filesystem, path), sidecars)
-            found = [ShardFacts(**json.loads(text)) for text in texts]
+        texts = in_threads(lambda path: read_bytes(self.filesystem, path), sidecars)
+        found = [ShardFacts(**json.loads(text)) for text in texts]
 
         def is_whole(facts: ShardFacts) -> bool:
             whole = sizes.get(f"{self.root}/{facts.file}") == facts.bytes

@@ -8,7 +8,6 @@ import json
 import math
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from npdraw_dist.config.prepared import MANIFEST, Prepared, read_prepared
 from npdraw_dist.config.registry import SOURCES, load
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import StorageFailed, UserError
+from npdraw_dist.core.storage import in_threads
 from npdraw_dist.data.identity import Identity, InputFile, Inputs, compare
 from npdraw_dist.data.readers.known import DOWNLOADS
 from npdraw_dist.data.rows import Rows
@@ -174,9 +174,7 @@ def packed(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
 
 
 def _read_at_once(reads: Sequence[Callable[[Split], Rows]], split: Split) -> Rows:
-    """By threads, since a store takes a while for each."""
-    with ThreadPoolExecutor(READERS) as pool:
-        return Rows.cat(list(pool.map(lambda read: read(split), reads)))
+    return Rows.cat(in_threads(lambda read: read(split), reads, READERS))
 
 
 class Layout(NamedTuple):

@@ -8,7 +8,6 @@ outline of an earlier one of the file, or the image of an earlier one of the sam
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import READERS, display_path, list_files, open_filesystem, read_bytes
+from npdraw_dist.core.storage import display_path, in_threads, list_files, open_filesystem, read_bytes
 from npdraw_dist.data.identity import Inputs
 from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.rows import RowBuilder, Rows
@@ -67,8 +66,7 @@ def open_fonts(data: DataConfig, seed: int) -> Source:
     if not names:
         raise UserError(f"data.path {data.path} is missing or has no font ({', '.join(SUFFIXES)})")
     inputs = Inputs.of_paths(filesystem, names)
-    with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(partial(_faces, display_path(filesystem, inputs.root)), inputs.paths))
+    found = in_threads(partial(_faces, display_path(filesystem, inputs.root)), inputs.paths)
     faces = [face for own, _ in found for face in own]
     broken = {path: why for path, (_, why) in zip(inputs.paths, found, strict=True) if why is not None}
     if not faces:

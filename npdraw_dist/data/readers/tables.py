@@ -6,7 +6,6 @@ Numbers are uint8, or floats in [0, 1].
 """
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -22,7 +21,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import BadPicture, Frame, from_array, read_picture
-from npdraw_dist.core.storage import READERS, list_files, open_filesystem, require_readable
+from npdraw_dist.core.storage import in_threads, list_files, open_filesystem, require_readable
 from npdraw_dist.data.parses import class_names
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import FilePart, Source, file_splits, join_small, of_files, packed
@@ -192,8 +191,7 @@ def open_parquet(data: DataConfig, seed: int) -> Source:
         groups = None if prepared is None else prepared.row_groups(path[len(root) + 1 :], sizes[path])
         return (groups, False, ()) if groups is not None else _footer(filesystem, path)
 
-    with ThreadPoolExecutor(READERS) as pool:
-        footers = list(pool.map(footer, paths))
+    footers = in_threads(footer, paths)
     for path, (of_groups, own_column, _) in zip(paths, footers, strict=True):
         stated = layout.stated[path]
         rule = HashSplit.of(data, seed, SPLITS if own_column else layout.own)
