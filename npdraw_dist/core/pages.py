@@ -127,19 +127,17 @@ def sheet(images: Tensor, columns: int, tile: int, captions: Sequence[str] | Non
     return arrange([enlarge(image, tile) for image in images], columns, captions)
 
 
-def save_bank(path: Path, bank: PartBank, sizes: Tensor | Sequence[int] | None = None) -> None:
+def save_bank(path: Path, bank: PartBank, sizes: Sequence[int]) -> None:
     """The parts: grey ones in the bank's order, coloured ones by colour, above their index in the bank.
 
     sizes: (K,), the number of patches, written below each part.
     """
     colour = bank.channels == 3
     order = colour_order(bank.parts) if colour else list(range(len(bank)))
-    names = [f"#{index}" for index in order] if colour else []
-    patches = [] if sizes is None else [short(int(sizes[index])) for index in order]
-    captions = ["\n".join(lines) for lines in zip(*filter(None, (names, patches)), strict=True)]
+    captions = [f"#{index}\n{short(sizes[index])}" if colour else short(sizes[index]) for index in order]
     page = sheet(bank.parts[torch.tensor(order)], math.ceil(math.sqrt(2 * len(bank))), PART_TILE, captions)
     title = f"{len(bank)} parts" + (", by colour; #: index" if colour else "")
-    with_title(page, title + ("; below: patches" if patches else "")).save(path, optimize=True)
+    with_title(page, f"{title}; below: patches").save(path, optimize=True)
 
 
 def short(number: int) -> str:

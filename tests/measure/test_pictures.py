@@ -35,10 +35,9 @@ def test_sheet_shows_each_image_enlarged(channels: int, side: int, factor: int) 
     assert cells(page, images, factor) == reading_order(5, 3)
 
 
-@pytest.mark.parametrize("sizes", [None, [3, 999, 1_250, 47_000, 2_000_000, 0, 1]])
-def test_a_grey_bank_keeps_its_order(tmp_path: Path, sizes: list[int] | None) -> None:
+def test_a_grey_bank_keeps_its_order(tmp_path: Path) -> None:
     bank = PartBank(random_images(7, 1, 4, 4))
-    pages.save_bank(tmp_path / "bank.png", bank, sizes)
+    pages.save_bank(tmp_path / "bank.png", bank, [3, 999, 1_250, 47_000, 2_000_000, 0, 1])
     assert cells(rgb(tmp_path / "bank.png"), bank.parts, 13) == reading_order(7, 4)
 
 
