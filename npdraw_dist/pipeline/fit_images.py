@@ -49,12 +49,12 @@ PART = "part-"  # begins the names of these shards
 SHOWN = 3  # names of skipped pictures in a warning
 
 Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
-Pixels = tuple[str, int, NDArray[np.uint8] | str]  # id, label, (C, H, W) or why not
 
 
 def seen_of(images: Any) -> tuple[Any, int | None]:
     """The images that decide the settings: of a Ray Dataset some, and how many there are; else all, None."""
-    return (images.take(SEEN), images.count()) if is_dataset(images) else (images, None)
+    is_dataset = hasattr(images, "take") and hasattr(images, "write_parquet")
+    return (images.take(SEEN), images.count()) if is_dataset else (images, None)
 
 
 def pictures_of(
@@ -86,13 +86,15 @@ def pictures_of(
     side = image_size or _side(sizes)
     frame = Frame((channels or (1 if kinds == {True} else 3), side, side), background, fit)
     large = isinstance(images, str | Path) and sum(width * height for width, height in sizes) > AT_ONCE
-    found = _read((one for one in items() if one[0] not in skipped), frame, large)
+    take, readable = partial(_pixels, frame), (one for one in items() if one[0] not in skipped)
     read: list[tuple[str, int, NDArray[np.uint8]]] = []
-    for name, label, image in found:
-        if isinstance(image, str):
-            skipped[name] = image
-        else:
-            read.append((name, label, image))
+    # Threads, as many as torch computes on, where it takes long: Pillow decodes without Python's lock.
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for name, label, image in pool.map(take, readable) if large else map(take, readable):
+            if isinstance(image, str):
+                skipped[name] = image
+            else:
+                read.append((name, label, image))
     rejects = [Reject(name, why) for name, why in skipped.items()]
     if not read:
         why = f" ({reasons(rejects)})" if rejects else ""
@@ -106,20 +108,8 @@ def pictures_of(
     return Rows(list(names), pixels, np.array(labels, np.int64), rejects)
 
 
-def _read(items: Iterable[Item], frame: Frame, large: bool) -> Iterator[Pixels]:
-    """Id, label, and pixels (C, H, W) of each item, or why it cannot be read.
-
-    large: threads read them, as many as torch computes on; Pillow decodes without Python's lock.
-    """
-    take = partial(_pixels, frame=frame)
-    if not large:
-        yield from map(take, items)
-        return
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        yield from pool.map(take, items)
-
-
-def _pixels(item: Item, frame: Frame) -> Pixels:
+def _pixels(frame: Frame, item: Item) -> tuple[str, int, NDArray[np.uint8] | str]:
+    """Id, label, and (C, H, W), or why the picture cannot be read."""
     name, picture, label = item
     try:
         if isinstance(picture, Image.Image):
@@ -247,11 +237,6 @@ def write_shards(rows: Rows, held: Rows | None, classes: Sequence[str], storage:
         raise UserError(f"{folder} holds other images than these; take another name")
     for path in files.keys() - there:
         write_bytes(filesystem, path, files[path])
-
-
-def is_dataset(images: Any) -> bool:
-    """Whether images are a Ray Dataset, which is never held as a whole."""
-    return hasattr(images, "take") and hasattr(images, "write_parquet")
 
 
 def write_dataset(dataset: Any, count: int, held: Rows | None, storage: str, name: str) -> None:
