@@ -110,11 +110,9 @@ def _labelled(source: "Source", split: "Split", data: DataConfig) -> "Labelled":
     from npdraw_dist.data.tasks import map_items
     from npdraw_dist.nn.classifier import Labelled
 
-    found: dict[int, Rows] = {}
     items, folders = list(enumerate(source.shards(split))), source.inputs.folders()
-    for index, part in map_items(items, _read_labelled, folders=folders):
-        found[index] = part
-    rows = [found[index] for index in sorted(found)]
+    found = dict(map_items(items, _read_labelled, folders=folders))
+    rows = [found[index] for index, _ in items]
     images = np.concatenate([np.zeros((0, *data.shape), np.uint8), *(part.images for part in rows)])
     labels = np.concatenate([np.zeros(0, np.int64), *(part.known_labels() for part in rows)])
     return Labelled(torch.from_numpy(images), torch.from_numpy(labels), data.binarize)

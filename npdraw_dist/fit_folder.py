@@ -53,16 +53,7 @@ def main(argv: Sequence[str]) -> None:
     name = command.name
     if name is None:
         name = Path(command.pictures).expanduser().resolve().name
-    fit(
-        command.pictures,
-        image_size=command.image_size,
-        name=name,
-        storage=command.storage,
-        init=command.init,
-        bank=command.bank,
-        valid=command.valid,
-        minutes=command.minutes,
-    )
+    fit(command.pictures, name=name, **command.model_dump(exclude={"pictures", "name"}))
     print(f"{command.storage}/{name}: npdraw sample --model {command.storage}/{name} --out samples")
 
 

@@ -43,8 +43,7 @@ def lines_of(name: str) -> list[str]:
 def main(argv: Sequence[str]) -> None:
     validate(Models, parse_flags(Models, "npdraw_dist.models", argv))
     for name in zoo_names():
-        first, *others = lines_of(name)
-        print("\n  ".join([first, *others]))
+        print("\n  ".join(lines_of(name)))
 
 
 if __name__ == "__main__":

@@ -160,9 +160,8 @@ def fit(
         else:
             write_dataset(images, count, held, root, called)
         if minutes is not None:
-            experiment = resolve(
-                preset, None, merge(asked, _budgets(experiment, minutes, root, called), nested)
-            )
+            asked = merge(asked, _budgets(experiment, minutes, root, called), nested)
+            experiment = resolve(preset, None, asked)
         _say(experiment, preset, pictures, held, count)
         shown = not temporary
         store = start(experiment, root, called, experiment.stage_names, shown, watchers=callbacks)

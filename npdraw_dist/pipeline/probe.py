@@ -40,16 +40,11 @@ def budgets(experiment: Experiment, minutes: float) -> dict[str, dict[str, Any]]
     )
     left = minutes * 60 * (1 - OTHER_SHARE)
     images = _steps(left * (1 - PRIOR_SHARE) / (share * relaxed_s + (1 - share) * hard_s), experiment)
-    scale = images / vae.images
-    shares = vae.relaxed_images, vae.plain_images
-    given = {
-        name: round(scale * count)
-        for name, count in zip(("relaxed_images", "plain_images"), shares, strict=True)
-        if count is not None
-    }
+    given = {"relaxed_images": vae.relaxed_images, "plain_images": vae.plain_images}
+    scaled = {name: round(images / vae.images * count) for name, count in given.items() if count is not None}
     return {
         "prior": {"images": _steps(left * PRIOR_SHARE / prior_s, experiment)},
-        "vae": {"images": images, **given},
+        "vae": {"images": images, **scaled},
         "train": {"eval_every_images": math.ceil(images / VALIDATIONS)},
     }
 
