@@ -34,10 +34,6 @@ MARGIN = 2  # px, at least, between a glyph and the edge
 LEAST_EM = 4  # px; a glyph of hundreds of times the em is no character
 
 
-class NoOutlineFont(Exception):
-    """The reason why a file cannot be used."""
-
-
 @dataclass(frozen=True)
 class Face:
     """A face of the font file `path` below the folder or URI `root`. characters: that have a glyph."""
@@ -100,7 +96,8 @@ def _rejected(shape: tuple[int, int, int], path: str, why: str, split: Split) ->
 def _faces(root: str, path: str) -> tuple[list[Face], str | None]:
     """The faces of a file that have characters, or the reason why it cannot be used."""
     try:
-        blob, faces = hb.Blob(_read(f"{root}/{path}")), list[Face]()
+        content, faces = _read(f"{root}/{path}"), list[Face]()
+        blob = hb.Blob(content)
         number = hb.Face(blob, 0).count
     except Exception as error:  # damaged tables raise errors of any type
         return [], f"unreadable font: {error}"
@@ -111,20 +108,17 @@ def _faces(root: str, path: str) -> tuple[list[Face], str | None]:
         if not set(OUTLINES) & set(face.table_tags):
             return [], f"face {index} has no outlines (tables {', '.join(OUTLINES)})"
         try:
-            family = _open(f"{root}/{path}", index, LEAST_EM).getname()[0] or path
-        except NoOutlineFont as error:
-            return [], str(error)
+            family = _open(content, index, LEAST_EM).getname()[0] or path
+        except (OSError, ValueError) as error:
+            return [], f"FreeType cannot open face {index}: {error}"
         if len(face.unicodes):
             faces.append(Face(root, path, index, family, len(face.unicodes)))
     return faces, None
 
 
-def _open(file: str, index: int, em: int) -> ImageFont.FreeTypeFont:
-    """Raises NoOutlineFont."""
-    try:
-        return ImageFont.truetype(io.BytesIO(_read(file)), em, index, layout_engine=ImageFont.Layout.BASIC)
-    except (OSError, ValueError) as error:
-        raise NoOutlineFont(f"FreeType cannot open face {index}: {error}") from None
+def _open(content: bytes, index: int, em: int) -> ImageFont.FreeTypeFont:
+    """Raises OSError or ValueError if FreeType cannot."""
+    return ImageFont.truetype(io.BytesIO(content), em, index, layout_engine=ImageFont.Layout.BASIC)
 
 
 def _stamp(file: str) -> tuple[int, int | None]:
@@ -236,7 +230,7 @@ class FaceRange:
         try:
             codes, twins = _characters(face.file, _stamp(face.file))[face.index]
             draw = GlyphPen(face, self.side)
-        except (NoOutlineFont, OSError) as error:
+        except (OSError, ValueError) as error:
             raise UserError(f"{face.path}: {error}") from None
         builder, seen = RowBuilder((1, self.side, self.side)), set[bytes | None]()
         for code in codes[self.start : self.stop]:
@@ -264,11 +258,12 @@ class FaceRange:
 
 
 class GlyphPen:
-    """Draws the characters of a face. Raises NoOutlineFont."""
+    """Draws the characters of a face. Raises OSError or ValueError if it cannot be read or opened."""
 
     def __init__(self, face: Face, side: int) -> None:
-        self._face, self._side, self._most = face, side, side - 2 * MARGIN
-        self._fonts: dict[int, ImageFont.FreeTypeFont] = {}
+        self._side, self._most = side, side - 2 * MARGIN
+        self._sized = partial(_open, _read(face.file), face.index)
+        self._fonts = {self._most: self._sized(self._most)}
 
     def __call__(self, character: str) -> NDArray[np.uint8] | None:
         """(S, S) uint8; None if the glyph has no ink."""
@@ -286,7 +281,7 @@ class GlyphPen:
     def _ink(self, character: str, em: int) -> Image.Image | None:
         """The box of the glyph's ink."""
         if em not in self._fonts:
-            self._fonts[em] = _open(self._face.file, self._face.index, em)
+            self._fonts[em] = self._sized(em)
         font = self._fonts[em]
         left, top, right, bottom = font.getbbox(character)
         if right <= left or bottom <= top:
