@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from fontTools.ttLib import TTFont, TTLibError
+from fontTools.ttLib import TTFont
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
@@ -116,10 +116,8 @@ def _bitmaps(content: bytes) -> list[Bitmap]:
             return [Bitmap(glyph, png, texts.of(glyph)) for glyph, png in pictures.items()]
     except NoBitmapFont:
         raise
-    except TTLibError as error:
-        raise NoBitmapFont(f"it is no font: {error}") from None
     except Exception as error:  # a damaged table raises errors of any type
-        raise NoBitmapFont(f"it is a damaged font: {error}") from None
+        raise NoBitmapFont(f"it is no font, or a damaged one: {error}") from None
 
 
 def _pictures(font: TTFont) -> dict[str, bytes]:

@@ -6,6 +6,7 @@ Numbers are uint8, or floats in [0, 1].
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -30,9 +31,12 @@ from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
 COLUMNS = ("id", "image", "label", "split", "shape", "words", "caption")
 
 
-def _open(filesystem: fs.FileSystem, path: str) -> pq.ParquetFile:
+@contextmanager
+def _opened(filesystem: fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
+    """Raises UserError if the file, or what is read of it in the block, is damaged."""
     try:
-        return pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True)  # one wait for all columns
+        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:  # one wait for all columns
+            yield file
     except (OSError, pa.ArrowInvalid) as error:
         require_readable(filesystem, path)
         raise UserError(f"{path} is no readable Parquet file ({error}); write it again") from None
@@ -43,7 +47,7 @@ def _footer(filesystem: fs.FileSystem, path: str) -> tuple[list[int], bool, tupl
 
     Raises UserError if the file is damaged, or its columns cannot be images.
     """
-    with _open(filesystem, path) as file:
+    with _opened(filesystem, path) as file:
         schema, metadata = file.schema_arrow, file.metadata
     if "image" not in schema.names:
         raise UserError(
@@ -84,13 +88,9 @@ class TableReader:
     stated: Split | None
 
     def read(self, split: Split) -> Rows:
-        with _open(self.filesystem, self.path) as file:
+        with _opened(self.filesystem, self.path) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
-            try:
-                table = file.read_row_groups(self.groups, columns=columns)
-            except (OSError, pa.ArrowInvalid) as error:
-                require_readable(self.filesystem, self.path)
-                raise UserError(f"{self.path} is damaged ({error}); write it again") from None
+            table = file.read_row_groups(self.groups, columns=columns)
         if (rows := self._as_written(table, split)) is not None:
             return rows
         builder = RowBuilder(self.frame.shape)
