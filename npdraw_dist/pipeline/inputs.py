@@ -58,14 +58,12 @@ def claim(asked: Experiment, store: Store, needed: bool | None = None) -> tuple[
         fresh = store.claim(asked)
         _write(store, asked, identify(source.inputs))
         return asked, fresh
-    run = store.config()
-    broken = store.is_broken()
-    changes = other_settings(run, asked, broken)
-    others = [change for change in changes if not change.startswith(f"{DATA_PATH}:")]
-    recorded = read_inputs(store)
-    same_data = not others and recorded is not None and _holds_data(run, asked, store, recorded, needed)
-    store.claim(asked, same_data)
-    own, store.asked = settle(run, asked, broken)
+    run, broken = store.config(), store.is_broken()
+    own, instead = settle(run, asked, broken)  # with the run's path, wherever its data are now
+    recorded, same = read_inputs(store), not other_settings(run, own, broken)
+    same_data = same and recorded is not None and _holds_data(run, asked, store, recorded, needed)
+    store.claim(own if same_data else asked)
+    store.asked = instead
     return own, False
 
 

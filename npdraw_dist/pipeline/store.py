@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from npdraw_dist.config.load import DATA_PATH, build, dump, other_settings, read_yaml, with_changes
+from npdraw_dist.config.load import build, dump, other_settings, read_yaml, with_changes
 from npdraw_dist.config.networks import PriorNetwork
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
@@ -221,18 +221,15 @@ class Store:
             self.make_folder()
         return Lease(self.filesystem, self.root, f"{what} {self.shown()}")
 
-    def claim(self, experiment: Experiment, same_data: bool = False) -> bool:
+    def claim(self, experiment: Experiment) -> bool:
         """Writes config.yaml, or compares it with the one of the run. Returns True if the run is new.
 
-        same_data: data.path holds the data of the run, wherever that is. Raises UserError that names the
-        settings that differ.
+        Raises UserError that names the settings that differ.
         """
         if self.has(CONFIG):
-            changes = other_settings(self.config(), experiment, self.is_broken())
-            changed = [one for one in changes if not (same_data and one.startswith(f"{DATA_PATH}:"))]
-            if changed:
+            if changes := other_settings(self.config(), experiment, self.is_broken()):
                 raise UserError(
-                    f"run {self.shown()} has another config ({'; '.join(changed)}); take another --name"
+                    f"run {self.shown()} has another config ({'; '.join(changes)}); take another --name"
                 )
             return False
         here = fs.FileSelector(self.root, allow_not_found=True)
