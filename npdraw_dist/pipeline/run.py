@@ -210,10 +210,10 @@ def _is_done(experiment: Experiment, store: Store, stage: str) -> bool:
     return manifest is not None and (stage != "parse" or parse.has_splits(manifest, experiment))
 
 
-def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts:
+def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> None:
     """Raises UserError if `stages`, none of which is done, cannot run; warns if the disk may be too small.
 
-    Returns the images of each split. Workers of a cluster are checked once it is joined (`require_workers`).
+    Workers of a cluster are checked once it is joined (`require_workers`).
     """
     require_inputs(experiment, store, stages)
     data = store.as_asked(experiment).data
@@ -234,7 +234,6 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts
     advice = "free some, or take another --storage"
     if warning := require_space(store.filesystem, store.root, left, advice):
         printed.print(f"warning: {warning}")
-    return counts
 
 
 def require_inputs(experiment: Experiment, store: Store, stages: Sequence[str]) -> None:
