@@ -30,8 +30,8 @@ class Setting:
     @property
     def is_switch(self) -> bool:
         """Whether it is true or false."""
-        kinds = {self.field.annotation, *get_args(self.field.annotation)} - {NoneType}
-        return bool in kinds and len(kinds - {bool, self.field.annotation}) == 0
+        kind = self.field.annotation
+        return set(get_args(kind) or (kind,)) - {NoneType} == {bool}
 
     def value_in(self, values: Mapping[str, Any]) -> Any:
         """What it is without its flag: in nested `values`, else its default."""

@@ -67,12 +67,11 @@ class Spec(ImageNetwork):
 
     @staticmethod
     def shared(experiment: Experiment) -> dict[str, Any]:
-        data = SplitSpec.of(experiment)
         return {
             "image_shape": experiment.data.shape,
             "binarize": experiment.data.binarize,
             "temperature": experiment.eval.temperature,
-            "data": data,
+            "data": SplitSpec.of(experiment),
         }
 
 

@@ -261,17 +261,16 @@ def write_shards(
     if too_many:
         _write_rejects(folder, done.values())
         check_rejects(limit.rejects, limit.rows, data)
-    _raise_first(errors)
+    if errors:
+        more = f" (and {len(errors) - 1} more shards failed)" if len(errors) > 1 else ""
+        raise UserError(f"{errors[0]}{more}; what is written stays, and the same command goes on")
     repeated = repeated_in(folder, [done[name] for name in names], writer.across_splits, folders)
     again = [shard for shard in shards if shard.name in repeated]
     spent = {name: done[name].core_seconds for name in repeated}
     mended = replace(writer, repeated=repeated, spent=spent)
-    for result in map_items(again, partial(_facts_or_error, mended), pool, folders):
-        if isinstance(result, UserError):
-            _raise_first([result])
-        else:
-            done[result.shard] = result
-            here_s += 0.0 if ray_runs() else result.core_seconds - spent[result.shard]
+    for facts in map_items(again, mended, pool, folders):
+        done[facts.shard] = facts
+        here_s += 0.0 if ray_runs() else facts.core_seconds - spent[facts.shard]
     written = Written([done[name] for name in names], limit.images - old, tuple(splits), here_s)
     _write_rejects(folder, written.shards)
     check_rejects(written.rejects, written.images + written.rejects, data)
@@ -311,9 +310,3 @@ def repeated_in(
 def _write_rejects(folder: ShardFolder, shards: Iterable[ShardFacts]) -> None:
     lines = [line for facts in shards for line in facts.rejects]
     write_rejects(folder.filesystem, folder.root, lines)
-
-
-def _raise_first(errors: Sequence[UserError]) -> None:
-    if errors:
-        more = f" (and {len(errors) - 1} more shards failed)" if len(errors) > 1 else ""
-        raise UserError(f"{errors[0]}{more}; what is written stays, and the same command goes on")
