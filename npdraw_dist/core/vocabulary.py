@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -61,28 +61,14 @@ def words_in(text: str) -> list[str]:
     return WORD.findall(text.lower())
 
 
-class Stated(Protocol):
-    """The settings of a prior (`config.networks.PriorNetwork`)."""
-
-    @property
-    def condition(self) -> str: ...
-
-    @property
-    def vocabulary(self) -> Sequence[str]: ...
-
-    @property
-    def condition_tokens(self) -> int: ...
-
-
 class Vocabulary:
-    """kind: none, class or words. entries: names of classes, or words and pieces. tokens: A."""
+    """What a prior can be told (`config.networks.PriorNetwork`).
+
+    kind: none, class or words. entries: names of classes, or words and pieces. tokens: A.
+    """
 
     def __init__(self, kind: str, entries: Sequence[str], tokens: int) -> None:
         self.kind, self.entries, self.tokens = kind, entries, tokens
-
-    @classmethod
-    def of(cls, prior: Stated) -> "Vocabulary":
-        return cls(prior.condition, prior.vocabulary, prior.condition_tokens)
 
     def require(self) -> None:
         """Raises UserError if nothing can be asked for."""

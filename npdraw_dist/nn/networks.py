@@ -67,7 +67,8 @@ class Networks(HubModel):
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The conditions that the prior knows."""
-        return Vocabulary.of(self.spec.prior)
+        prior = self.spec.prior
+        return Vocabulary(prior.condition, prior.vocabulary, prior.condition_tokens)
 
     @property
     def plain_prior(self) -> StepPrior:
