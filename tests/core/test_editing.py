@@ -1,7 +1,6 @@
 """Edits against a drawing kept as a plain list of (place, part), and against the canvas."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
-from safetensors import safe_open
 
 from npdraw_dist.core import editing
 from npdraw_dist.core.editing import mask_of
@@ -18,7 +16,6 @@ from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import render
-from tests.helpers.tiny_models import same
 
 GRID = Grid(6, 7, 3, 2)  # 3 x 3 places that overlap and hang over the edge
 PLACES, PARTS = GRID.places, 4
@@ -187,18 +184,6 @@ def test_mistakes_are_refused() -> None:
         editing.checked(short, 5, PLACES, PARTS, where_given=False)
     with pytest.raises(ValueError, match="step t draws at place t"):
         editing.checked(sequence([(3, 0)], PLACES, "path"), PLACES, PLACES, PARTS, where_given=True)
-
-
-def test_a_drawing_is_saved_and_loaded(tmp_path: Path) -> None:
-    z = sequence([(1, 2), (7, 3)], 5, "path")
-    z.save(tmp_path / "z.safetensors", {"order": "path"})
-    again = PartSequence.load(tmp_path / "z.safetensors")
-    assert same(again, z)
-    with safe_open(tmp_path / "z.safetensors", framework="pt") as file:
-        assert file.metadata() == {"order": "path"}
-    (tmp_path / "z.safetensors").write_bytes(b"no drawing")
-    with pytest.raises(UserError, match="not a readable drawing"):
-        PartSequence.load(tmp_path / "z.safetensors")
 
 
 # Places as people name them.
