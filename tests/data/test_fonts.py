@@ -1,7 +1,9 @@
 """The source `fonts`, on fonts that the test builds and on those that matplotlib ships."""
 
+import errno
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import matplotlib
 import numpy as np
@@ -11,7 +13,8 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from fontTools.ttLib import TTCollection, TTFont
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.errors import StorageFailed, UserError
+from npdraw_dist.data.readers import fonts as fonts_reader
 from npdraw_dist.data.readers.fonts import SCRIPTS
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
@@ -91,6 +94,17 @@ def test_each_character_is_drawn_once(folder: Path) -> None:
     assert rows.labels is not None
     assert rows.labels.tolist() == [SCRIPTS["Latn"], SCRIPTS["Latn"], SCRIPTS["Hebr"]]
     assert rows.images.shape == (3, 1, 20, 20)
+
+
+@pytest.mark.parametrize("at", ["listing", "reading"])
+def test_a_storage_that_fails_makes_no_bad_font(
+    at: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All its characters would be left out for good, though the font is whole."""
+    shards = [] if at == "listing" else open_source(fonts(folder), 0).shards("train")
+    monkeypatch.setattr(fonts_reader, "_content", Mock(side_effect=OSError(errno.EIO, "timed out")))
+    with pytest.raises(StorageFailed if at == "listing" else OSError, match="timed out"):
+        [shard.read() for shard in shards] or open_source(fonts(folder), 0)
 
 
 def ink(image: np.ndarray) -> tuple[int, int, int, int]:

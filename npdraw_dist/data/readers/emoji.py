@@ -92,9 +92,10 @@ def _read_pictures(
 
     The id is the text's code points, such as `1F600`, or the glyph's name; two glyphs of one text have both.
     """
+    content = read_bytes(filesystem, path)
     try:
-        bitmaps = {bitmap.glyph: bitmap for bitmap in _bitmaps(read_bytes(filesystem, path))}
-    except (OSError, NoBitmapFont) as error:
+        bitmaps = {bitmap.glyph: bitmap for bitmap in _bitmaps(content)}
+    except NoBitmapFont as error:
         raise UserError(f"{path}: {error}") from None
     texts = {g: names.write_text(names.canonical(b.code_points)) for g, b in bitmaps.items() if b.code_points}
     owners = Counter(texts.values())

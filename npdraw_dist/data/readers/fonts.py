@@ -94,9 +94,12 @@ def _rejected(shape: tuple[int, int, int], path: str, why: str, split: Split) ->
 
 
 def _faces(root: str, path: str) -> tuple[list[Face], str | None]:
-    """The faces of a file that have characters, or the reason why it cannot be used."""
+    """The faces of a file that have characters, or the reason why it cannot be used.
+
+    Raises OSError if the storage fails: the font may be whole.
+    """
+    content, faces = _read(f"{root}/{path}"), list[Face]()
     try:
-        content, faces = _read(f"{root}/{path}"), list[Face]()
         blob = hb.Blob(content)
         number = hb.Face(blob, 0).count
     except Exception as error:  # damaged tables raise errors of any type
@@ -227,10 +230,11 @@ class FaceRange:
 
     def __call__(self, split: Split) -> Rows:
         face = self.face
+        codes, twins = _characters(face.file, _stamp(face.file))[face.index]
+        content = _read(face.file)
         try:
-            codes, twins = _characters(face.file, _stamp(face.file))[face.index]
-            draw = GlyphPen(face, self.side)
-        except (OSError, ValueError) as error:
+            draw = GlyphPen(content, face.index, self.side)
+        except (OSError, ValueError) as error:  # FreeType's
             raise UserError(f"{face.path}: {error}") from None
         builder, seen = RowBuilder((1, self.side, self.side)), set[bytes | None]()
         for code in codes[self.start : self.stop]:
@@ -258,11 +262,11 @@ class FaceRange:
 
 
 class GlyphPen:
-    """Draws the characters of a face. Raises OSError or ValueError if it cannot be read or opened."""
+    """Draws the characters of a face. Raises OSError or ValueError if FreeType cannot open it."""
 
-    def __init__(self, face: Face, side: int) -> None:
+    def __init__(self, content: bytes, index: int, side: int) -> None:
         self._side, self._most = side, side - 2 * MARGIN
-        self._sized = partial(_open, _read(face.file), face.index)
+        self._sized = partial(_open, content, index)
         self._fonts = {self._most: self._sized(self._most)}
 
     def __call__(self, character: str) -> NDArray[np.uint8] | None:
