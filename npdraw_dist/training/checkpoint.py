@@ -242,10 +242,6 @@ class Newest(NamedTuple):
     path: str | None
     lines: list[str]
 
-    @property
-    def images_seen(self) -> int:
-        return int(self.progress.get("record", {}).get("images_seen", 0))
-
 
 def newest(filesystem: fs.FileSystem, run: str, load: Load) -> Newest | None:
     """Calls `load(folder)` on the newest whole checkpoint; None if none. Raises as `first_readable`."""

@@ -57,7 +57,7 @@ class Context:
     rank, world_size = 0, 1
     removes_saved = False  # whether it removes the folder of a checkpoint, once that is kept
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.began = time.time()  # Unix time at which the command began the stage
         self.cpu_started = time.process_time()  # the process can have run tasks before
@@ -114,7 +114,7 @@ class RunContext(Context):
         criterion: Criterion,
         display: Display,
     ) -> None:
-        super().__init__(str(device))
+        super().__init__(device)
         self.filesystem, self.folder, self.display = filesystem, folder, display
         self.criterion, self.shown_at = criterion, 0.0
         self.rows, self.recent = Journal(filesystem, folder), Journal(filesystem, folder, RECENT_ROWS)
@@ -146,7 +146,8 @@ class RunContext(Context):
         """Training goes on from a checkpoint; rank 0 alone calls it."""
         for line in found.lines:
             self.say(line)
-        self.events = Events(self.filesystem, self.folder, found.images_seen)
+        images_seen = int(found.progress.get("record", {}).get("images_seen", 0))
+        self.events = Events(self.filesystem, self.folder, images_seen)
 
     def add_pictures(self, row: Record, pictures: Pictures) -> None:
         self.events.add_pictures(row, pictures)

@@ -121,6 +121,3 @@ class Graphs:
                 for parameter in group["params"]:
                     if parameter.grad is None:
                         parameter.grad = torch.zeros_like(parameter)
-
-
-EAGER = Graphs(used=False)

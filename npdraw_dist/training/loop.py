@@ -25,7 +25,6 @@ from npdraw_dist.training.checkpoint import Average
 from npdraw_dist.training.clock import Clock
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import (
-    EAGER,
     Graphs,
     MicroBatches,
     autocast,
@@ -128,7 +127,8 @@ def train(
         rates = clock.totals().rates(done * config.batch_size)
         context.show_progress(images_seen, rates["images_per_s"], run.note)
         save = not due and context.must_save()
-        if (due or save or run.checks(done)) and run.is_broken(done):
+        looked_at = context.device.type == "cpu" or done % CHECK_EVERY == 0
+        if (due or save or looked_at) and run.is_broken(done):
             return run.summary(done) | {"stopped_at_step": step}
         record = {"images_seen": images_seen, "step": done, **rates}
         if done % log_every == 0 or done == steps:
@@ -201,10 +201,6 @@ class Run:
         self.first = int(saved.get("step", 0))
         return self.first
 
-    def checks(self, done: int) -> bool:
-        """Whether to look after `done` steps at those that were skipped; seldom if that waits for a GPU."""
-        return self.context.device.type == "cpu" or done % CHECK_EVERY == 0
-
     def is_broken(self, done: int) -> bool:
         """Whether too many of this start's steps, up to the `done`-th of the stage, had no finite gradient.
 
@@ -218,7 +214,9 @@ class Run:
         """One step of the optimizer, skipped without a finite gradient. Nothing here waits for a GPU."""
         # schedule
         images_seen = step * self.config.batch_size
-        factor = self._rate_factor(images_seen, images)
+        stepping = self.objective.stepping
+        fall = RATE_FALL * images if stepping.falls else 0.0
+        factor = learning_rate_factor(images_seen, images, stepping.warmup * images, fall)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
             # Without a rate, also momentum moves nothing.
             group["lr"] = peak * factor if images_seen / images < group.get("until", math.inf) else 0.0
@@ -246,7 +244,7 @@ class Run:
             weight = max(SMOOTHED, 1 / self.averaged)
             moved = mean if self.loss is None else self.loss.lerp(mean, weight)
             self.loss = torch.where(moved.isfinite(), moved, 0.0 if self.loss is None else self.loss)
-        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), self.objective.stepping.clip)
+        norm = nn.utils.clip_grad_norm_(self.objective.parameters(), stepping.clip)
 
         # optimizer
         # Averaged gradients are the same on all ranks, so all ranks skip the same steps.
@@ -264,12 +262,6 @@ class Run:
         slots = torch.zeros(self.context.world_size, *values.shape, device=values.device)
         slots[self.context.rank] = values
         return self.context.sum(slots)
-
-    def _rate_factor(self, images_seen: int, images: int) -> float:
-        """The learning rates as a part of their peaks."""
-        stepping = self.objective.stepping
-        fall = RATE_FALL * images if stepping.falls else 0.0
-        return learning_rate_factor(images_seen, images, stepping.warmup * images, fall)
 
     def note(self) -> str:
         """What progress says beside the count: the loss of rank 0 of late, and the last validation."""
@@ -294,7 +286,7 @@ class Run:
         sums = summed(self.meters, self.context)
         record |= {f"train/{name}": total / count for name, (total, count) in sums.items()}
         with nullcontext() if self.average is None else self.average.in_place():
-            means = validate(self.objective, valid, self.config, self.seed, self.context, self.graphs)
+            means = self.validate(valid)
         record |= {f"valid/{name}": value for name, value in means.items()}
         record["learning_rate"] = self.optimizer.param_groups[0]["lr"]
         self.meters.reset()
@@ -304,6 +296,21 @@ class Run:
         self.context.say(self.stopping.line(record))
         with self._checkpoint(record) as (folder, name):
             self.context.report(record, folder, name)
+
+    def validate(self, valid: Batch) -> dict[str, float]:
+        """Means of the objective's metrics over the validation images, with the same noise each time."""
+        objective, context, meters = self.objective, self.context, Meters()
+        objective.eval()
+        with torch.no_grad():
+            starts = range(0, len(valid), self.config.micro_batch)
+            for index, start in enumerate(starts):
+                if index % context.world_size == context.rank or len(starts) < context.world_size:
+                    batch = valid[start : start + self.config.micro_batch].to(context.device)
+                    noise = noise_of_rows(noise_seed(self.seed, 2**32 - 1), start, len(batch), context)
+                    self.graphs.begin()
+                    meters.add(objective.evaluate(batch, noise))
+        objective.train()
+        return {name: total / count for name, (total, count) in summed(meters, context).items()}
 
     def paint(self, record: dict[str, Any], valid: Batch, paint: Paint) -> None:
         """Keeps pictures of the model as it is now. Only rank 0 does."""
@@ -371,29 +378,6 @@ class Run:
             **{name: value for name, value in first.items() if value is not None},
             **self.stopping.summary(),
         }
-
-
-def validate(
-    objective: Objective,
-    valid: Batch,
-    config: TrainConfig,
-    seed: int,
-    context: Context,
-    graphs: Graphs = EAGER,
-) -> dict[str, float]:
-    """Means of the objective's metrics over the validation images, with the same noise each time."""
-    meters = Meters()
-    objective.eval()
-    with torch.no_grad():
-        starts = range(0, len(valid), config.micro_batch)
-        for index, start in enumerate(starts):
-            if index % context.world_size == context.rank or len(starts) < context.world_size:
-                batch = valid[start : start + config.micro_batch].to(context.device)
-                noise = noise_of_rows(noise_seed(seed, 2**32 - 1), start, len(batch), context)
-                graphs.begin()
-                meters.add(objective.evaluate(batch, noise))
-    objective.train()
-    return {name: total / count for name, (total, count) in summed(meters, context).items()}
 
 
 def noise_of_rows(seed: int, first: int, count: int, context: Context) -> RowNoise:

@@ -17,7 +17,7 @@ from npdraw_dist.training.device import (
     refuse_tf32,
     usable,
 )
-from npdraw_dist.training.loop import Run, validate
+from npdraw_dist.training.loop import Run
 from npdraw_dist.training.workers import has_compiler
 from tests.helpers.gpu import needs_gpu, on_gpu
 from tests.helpers.local_context import LocalContext
@@ -122,7 +122,7 @@ def trained(run: Run, experiment: Experiment) -> Iterator[dict[str, float]]:
     for step, images in STEPS:
         run.update(step, chunks, images)
         valid = batch_of(experiment, 6)
-        yield validate(run.objective, valid, run.config, 0, run.context, run.graphs)
+        yield run.validate(valid)
 
 
 def test_gradients_in_place_give_the_same_weights() -> None:

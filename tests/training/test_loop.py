@@ -24,7 +24,7 @@ from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import MemoryFeed, Share
-from npdraw_dist.training.loop import Budget, Data, Run, train, validate
+from npdraw_dist.training.loop import Budget, Data, Run, train
 from tests.helpers.local_context import LocalContext
 
 SIDE, STEPS, PARTS = 28, 36, 4
@@ -240,7 +240,7 @@ def test_validation_metrics_are_sums_over_counts() -> None:
     """10 images in micro-batches of 4, 4 and 2: each image counts alike."""
     objective = Regression()
     valid = data(10, 1)
-    means = validate(objective, valid, settings(), 5, LocalContext())
+    means = Run(objective, settings(), 5, LocalContext()).validate(valid)
     with torch.no_grad():
         errors = objective._errors(valid, 0.0, torch.Generator())
     assert means == {"error": pytest.approx(float(errors.double().mean()))}
@@ -290,7 +290,7 @@ def test_validation_sees_the_average_and_a_stage_passes_it_on(tmp_path: Path) ->
     tensors, _ = checkpoint.read(path)
     passed_on = Regression()
     passed_on.load_state_dict(checkpoint.weights(tensors))
-    again = validate(passed_on, data(10, 1), config, 5, LocalContext())
+    again = Run(passed_on, config, 5, LocalContext()).validate(data(10, 1))
     assert {f"valid/{name}": value for name, value in again.items()}.items() <= record.items()
     for name, value in objective.state_dict().items():
         assert torch.equal(value, tensors[f"trained/{name}"])
