@@ -6,7 +6,6 @@ Attention is written out. Sampling computes the whole prefix again at every step
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, W channels of a token.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -37,18 +36,16 @@ def run(work: Workload) -> Figures:
     prior = DensePrior.of(model, convolved=True).eval()
     z = subject.batch.z.to(model.device)
 
-    def compared(ours: Callable[[], object], reference: Callable[[], object]) -> list[float]:
-        return median_seconds([ours, reference], repeats, warm_up=1)
-
-    def seeded() -> torch.Generator:
-        return torch.Generator(model.device).manual_seed(0)
-
-    render_s, dense_s = compared(
-        partial(model.render, z, steps=True), partial(render_steps, model.bank_parts, z, model.grid)
-    )
-    images_s, recomputed_s = compared(
-        lambda: model.sample(SAMPLES, seeded()), lambda: sample(model, prior, SAMPLES, seeded())
-    )
+    rendered = [
+        partial(model.render, z, steps=True),
+        partial(render_steps, model.bank_parts, z, model.grid),
+    ]
+    sampled = [
+        lambda: model.sample(SAMPLES, seed=0),
+        lambda: sample(model, prior, SAMPLES, torch.Generator(model.device).manual_seed(0)),
+    ]
+    render_s, dense_s = median_seconds(rendered, repeats, warm_up=1)
+    images_s, recomputed_s = median_seconds(sampled, repeats, warm_up=1)
     return {
         "render_batch": size,
         "render_canvases_per_s": size * z.steps / render_s,

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from npdraw_dist.bench.workload import Facts, Workload, device, median_seconds
-from npdraw_dist.core.process import cpu_count
+from npdraw_dist.bench.workload import Facts, Workload, median_seconds
+from npdraw_dist.core.process import cpu_count, device_here
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "ray")
 SIDE, GPU_SIDE = 2048, 8192  # sides of the matrices: a GPU ends small ones before the next launch
@@ -19,13 +19,13 @@ SIDE, GPU_SIDE = 2048, 8192  # sides of the matrices: a GPU ends small ones befo
 
 def run(work: Workload) -> Facts:
     """Hardware, versions, commit, date (UTC); `sgemm_gflops`, and `bf16_gflops` if there is a GPU."""
-    gpu, repeats = device().type == "cuda", 3 if work.quick else 9
+    gpu, repeats = device_here().type == "cuda", 3 if work.quick else 9
     types = {"sgemm": torch.float32, **({"bf16": torch.bfloat16} if gpu else {})}
     products = {name: MatrixProduct(dtype) for name, dtype in types.items()}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if gpu else None,
@@ -50,9 +50,9 @@ class MatrixProduct:
     """A square matrix product into an existing buffer; TF32 is off unless the user turned it on."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        side = SIDE if device().type == "cpu" else GPU_SIDE
+        side = SIDE if device_here().type == "cpu" else GPU_SIDE
         self.flops = 2 * side**3
-        self.a, self.b = torch.rand(2, side, side, device=device()).to(dtype)
+        self.a, self.b = torch.rand(2, side, side, device=device_here()).to(dtype)
         self.out = torch.empty_like(self.a)
         self()
 
@@ -87,9 +87,10 @@ def _commit() -> str | None:
     return None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Its name as Linux tells it, else as Python does."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
-    return platform.processor()
+    return platform.processor() or platform.machine()

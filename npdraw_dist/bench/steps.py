@@ -22,11 +22,13 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_f
 
 from npdraw_dist.bench import machine
 from npdraw_dist.bench.dense import DenseVAEObjective
-from npdraw_dist.bench.workload import Figures, Subject, Workload, device
+from npdraw_dist.bench.workload import Figures, Subject, Workload
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.process import device_here
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
+from npdraw_dist.pipeline.probe import timed_step
 from npdraw_dist.training.context import Context
-from npdraw_dist.training.device import autocast_dtype, flushed_denormals, timed
+from npdraw_dist.training.device import autocast_dtype, timed
 from npdraw_dist.training.environment import ALLOCATOR
 from npdraw_dist.training.loop import Run
 from npdraw_dist.training.workers import has_compiler
@@ -34,7 +36,6 @@ from npdraw_dist.training.workers import has_compiler
 DENSE_BATCH, QUICK_DENSE_BATCH = 500, 64
 REPEATS, QUICK_REPEATS = 11, 3
 DENSE_REPEATS = 3
-MANY = 1 << 30  # images of a budget in which one step makes no progress
 
 Trainers = dict[str, "WorkerProcess"]
 
@@ -51,17 +52,15 @@ def run(work: Workload) -> Figures:
     A GPU adds, of a step, `*_launches` of kernels and `*_busy`, the share of the time in which it computes.
     """
     dense_size = QUICK_DENSE_BATCH if work.quick else DENSE_BATCH
-    size, gpu = work.experiment.train.batch_size, device().type == "cuda"
+    size = work.experiment.train.batch_size
     dense = ["dense"] if work.dense else []
-    others = ["compiled"] if has_compiler() and not work.quick else []
-    with _started(Subject.of(work, max(size, dense_size)), ["prior", "vae", *dense, *others]) as trainers:
+    compiled = ["compiled"] if has_compiler() and not work.quick else []
+    with _started(Subject.of(work, max(size, dense_size)), ["prior", "vae", *dense, *compiled]) as trainers:
         figures = _beside_product(trainers, work)
-        for kind in others:
-            s = _medians(trainers, ["vae", kind], size, REPEATS)
-            figures |= {
-                f"{kind}_speedup": s["vae"] / s[kind],
-                f"{kind}_start_s": trainers[kind].call("start_s"),
-            }
+        if compiled:
+            s = _medians(trainers, ["vae", "compiled"], size, REPEATS)
+            figures["compiled_speedup"] = s["vae"] / s["compiled"]
+            figures["compiled_start_s"] = trainers["compiled"].call("start_s")
         if work.dense:
             s = _medians(trainers, ["vae", "dense"], dense_size, 1 if work.quick else DENSE_REPEATS)
             dense_mb = trainers["dense"].call("peak_mb")
@@ -77,7 +76,7 @@ def run(work: Workload) -> Figures:
             }
         for kind in ("prior", "vae"):
             figures[f"{kind}_step_peak_mb"] = trainers[kind].call("peak_mb")
-            if gpu:
+            if device_here().type == "cuda":
                 launches, busy = trainers[kind].call("profiled", size)
                 figures |= {f"{kind}_step_launches": launches, f"{kind}_step_busy": busy}
     return figures
@@ -87,7 +86,7 @@ def _beside_product(trainers: Trainers, work: Workload) -> Figures:
     """The product is in the numbers that the step's own products have."""
     experiment, kinds = work.experiment, ("vae", "prior")
     size = experiment.train.batch_size
-    dtype = autocast_dtype(device(), experiment.train.precision) or torch.float32
+    dtype = autocast_dtype(device_here(), experiment.train.precision) or torch.float32
     facts = {kind: trainers[kind].call("facts", size) for kind in kinds}
     product = machine.MatrixProduct(dtype)
     steps: dict[str, Callable[[], float]] = {"product": lambda: timed(product)[1]}
@@ -160,7 +159,7 @@ class Trainer:
         self.batch, self.dense = subject.batch, kind == "dense"
         settings = subject.experiment.train.model_copy(update={"compile": kind == "compiled"})
         self.micro_batch = settings.micro_batch
-        context = Context(device=str(device()))
+        context = Context(device_here())
         self.run = Run(_objective(subject, kind), settings, subject.experiment.seed, context)
         started = time.perf_counter()
         if settings.compile:
@@ -176,12 +175,7 @@ class Trainer:
 
         hard: a step of the VAE after those with relaxed draws.
         """
-        step = size if self.dense else self.micro_batch
-        chunks = [(start, self.batch[start : min(start + step, size)]) for start in range(0, size, step)]
-        # The second step of two is past the relaxed draws.
-        first, budget = (1, 1 + self.run.config.batch_size) if hard else (0, MANY)
-        with flushed_denormals():
-            _, seconds = timed(lambda: self.run.update(first, chunks, budget))
+        seconds = timed_step(self.run, self.batch[:size], size if self.dense else self.micro_batch, hard)
         assert not self.run.skipped.any(), "a first step is finite"
         return seconds
 

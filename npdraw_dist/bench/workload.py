@@ -18,6 +18,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import Batch, PartBank
+from npdraw_dist.core.process import device_here
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
@@ -39,11 +40,6 @@ def median_seconds(functions: Sequence[Callable[[], object]], repeats: int, warm
     """
     turns = [[timed(function)[1] for function in functions] for _ in range(warm_up + repeats)]
     return [statistics.median(taken) for taken in zip(*turns[warm_up:], strict=True)]
-
-
-def device() -> torch.device:
-    """The GPU if there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -124,4 +120,4 @@ class Subject:
         torch.manual_seed(self.experiment.seed)
         model = NPDraw(ModelSpec.of(self.experiment))
         model.set_bank(self.bank)
-        return model.to(device())
+        return model.to(device_here())

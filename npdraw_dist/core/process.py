@@ -48,7 +48,7 @@ def ray_runs() -> bool:
     return ray is not None and ray.is_initialized()
 
 
-def device_here(use_gpu: bool | None, flag: str = "scale.use_gpu") -> "torch.device":
+def device_here(use_gpu: bool | None = None, flag: str = "scale.use_gpu") -> "torch.device":
     """A GPU of this machine; None: if there is one, else the CPU. Raises UserError if there must be one."""
     import torch  # it takes seconds
 

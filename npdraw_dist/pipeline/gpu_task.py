@@ -91,7 +91,7 @@ class _Process:
 
     def run(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, float]:
         cpu_started = time.process_time()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = device_here()
         refuse_tf32(device)
         return work(device, *arguments), time.process_time() - cpu_started
 

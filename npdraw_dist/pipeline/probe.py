@@ -62,19 +62,22 @@ def _random_batch(model: NPDraw, size: int) -> Batch:
     return Batch.of(images, z, torch.randint(known + 1, (size, tokens)) if tokens else None)
 
 
-def _seconds(objective: Objective, batch: Batch, experiment: Experiment, hard: bool = False) -> float:
-    """Of an image in a step. hard: a step of the VAE after those with relaxed draws."""
-    device = device_here(experiment.scale.use_gpu)
-    run = Run(objective, experiment.train, experiment.seed, Context(device=str(device)))
-    step = experiment.train.micro_batch
-    chunks = [
-        (start, batch[start : start + step].to(run.context.device)) for start in range(0, len(batch), step)
-    ]
+def timed_step(run: Run, batch: Batch, micro_batch: int, hard: bool = False) -> float:
+    """Seconds of a training step. hard: a step of the VAE after those with relaxed draws."""
+    chunks = [(start, batch[start : start + micro_batch]) for start in range(0, len(batch), micro_batch)]
     # The second step of two is past the relaxed draws.
-    first, budget = (1, 1 + experiment.train.batch_size) if hard else (0, MANY)
+    first, budget = (1, 1 + run.config.batch_size) if hard else (0, MANY)
     with flushed_denormals():
-        run.update(first, chunks, budget)
-        taken: list[float] = []
-        while sum(taken) < PROBE_S or len(taken) < 2:
-            taken.append(timed(lambda: run.update(first, chunks, budget))[1])
+        return timed(lambda: run.update(first, chunks, budget))[1]
+
+
+def _seconds(objective: Objective, batch: Batch, experiment: Experiment, hard: bool = False) -> float:
+    """Of an image in a step. hard: as of `timed_step`."""
+    settings, context = experiment.train, Context(device_here(experiment.scale.use_gpu))
+    run = Run(objective, settings, experiment.seed, context)
+    there = batch.to(context.device)
+    timed_step(run, there, settings.micro_batch, hard)
+    taken: list[float] = []
+    while sum(taken) < PROBE_S or len(taken) < 2:
+        taken.append(timed_step(run, there, settings.micro_batch, hard))
     return min(taken) / len(batch)

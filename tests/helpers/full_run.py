@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
+from npdraw_dist.bench.machine import processor
+
 
 def git(*words: str) -> str:
     return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
@@ -22,14 +24,6 @@ def tests(junit: Path) -> dict[str, int]:
     )
     failed = failures + errors
     return {"passed": total - skipped - failed, "skipped": skipped, "failed": failed}
-
-
-def processor() -> str:
-    """Its name as Linux tells it, else as Python does."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (names or [platform.processor() or platform.machine()])[0]
 
 
 if __name__ == "__main__":
