@@ -17,7 +17,6 @@ from multiprocessing import get_context
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
 from npdraw_dist.bench import machine
@@ -49,7 +48,6 @@ def run(work: Workload) -> Figures:
     defaults, as it runs without this project.
     `compiled_speedup`, without --quick and with a C++ compiler: the time of a VAE step over that with
     `train.compile`, of which a GPU replays CUDA graphs; `compiled_start_s`: until it is compiled.
-    A GPU adds, of a step, `*_launches` of kernels and `*_busy`, the share of the time in which it computes.
     """
     dense_size = QUICK_DENSE_BATCH if work.quick else DENSE_BATCH
     size = work.experiment.train.batch_size
@@ -76,9 +74,6 @@ def run(work: Workload) -> Figures:
             }
         for kind in ("prior", "vae"):
             figures[f"{kind}_step_peak_mb"] = trainers[kind].call("peak_mb")
-            if device_here().type == "cuda":
-                launches, busy = trainers[kind].call("profiled", size)
-                figures |= {f"{kind}_step_launches": launches, f"{kind}_step_busy": busy}
     return figures
 
 
@@ -185,14 +180,6 @@ class Trainer:
             self.update(size)
         trained = sum(p.numel() for p in self.run.objective.parameters() if p.requires_grad)
         return {"flops": counter.get_total_flops(), "parameters": trained}
-
-    def profiled(self, size: int) -> tuple[int, float]:
-        """Kernels of a step that the GPU runs, and the share of the time of a step in which it does."""
-        seconds = self.update(size)
-        with profile(activities=[ProfilerActivity.CUDA]) as seen:
-            self.update(size)
-        kernels = [e for e in seen.events() or [] if e.device_type == torch.autograd.DeviceType.CUDA]
-        return len(kernels), sum(kernel.time_range.elapsed_us() for kernel in kernels) / 1e6 / seconds
 
     def peak_mb(self) -> float:
         """The most memory that steps took so far, without weights, moments, data and libraries."""
