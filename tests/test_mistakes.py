@@ -101,6 +101,15 @@ sweep --space smoke --model.kind vae --metric valid_prior_nll | model.kind vae d
 sweep --space smoke --scale.num_workers 0 | scale.num_workers is 0, but the trials of a sweep run on Ray
 sweep --space more_data --eval.split valid | eval.split is valid, but the curve & has test numbers
 sweep --space more_data --scheduler asha | --scheduler ends no trial of the space more_data early
+sweep --space smoke --eval.split test | a sweep never opens the test split; train its best.yaml
+sweep --space smoke --kinds vae,npdraw | --kinds is a flag of --space comparison
+sweep --space smoke --core-seconds 9 | --core-seconds is a flag of --space comparison
+sweep --space comparison --scheduler asha | --scheduler is no flag of a comparison
+sweep --space comparison --kinds npdraw,vea | unknown kind 'vea'; did you mean vae?
+sweep --space comparison --kinds vae | two kinds or more
+sweep --space comparison --longest 1 | --longest 1 leaves no longer training
+sweep --space comparison --eval.split test | never opens the test split; evaluate --compare opens it once
+sweep --space comparison --vae.images 5 | vae.images is decided by the comparison
 sweep --space comparison --train.batch_size 128 --dry-run | train.batch_size varies in the space of
 sweep --space comparison --config started.yaml --dry-run | section init is set, but the trials
 sweep --space seeds.py --seed 5 | --seed varies in the space seeds.py; leave it out
@@ -137,6 +146,8 @@ train --data.source webdataset $OWN --data.path tars/{00..02 | tars/{00..02 is n
 train --data.source webdataset $OWN --data.path tars/{00..02}.tar | 2 of 3 tars are missing: & tars/01.tar
 prepare --out new --data.source mnist --data.path empty | lacks the files of mnist
 sweep --space smoke --data.source mnist --data.path empty | lacks the files of mnist
+sweep --space comparison --data.path nowhere --scale.num_workers 0 | nowhere is no folder
+sweep --space comparison --data.path nowhere --scale.num_workers 1 | nowhere is no folder
 evaluate --model model --out new.json --data.source mnist --data.path empty | lacks the files of mnist
 train --init.model fashion | init.model knows the classes T-shirt, & but 0, 1, 2, 3, 4, ...: name them
 fit nowhere --storage new | nowhere has no image

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -201,12 +200,6 @@ def test_the_longest_training_is_bounded_and_a_second_start_may_go_further(tmp_p
     assert [f["run"] for f in finals if f["role"] == "longest"] == [f"longer/{kind}-2-x4" for kind in KINDS]
 
 
-@pytest.mark.parametrize("flag", ["--kinds=vae,npdraw", "--core-seconds=9"])
-def test_flags_of_a_comparison_are_refused_elsewhere(flag: str) -> None:
-    with pytest.raises(UserError, match=f"{flag.split('=')[0]} is a flag of --space comparison"):
-        sweep.main(["--space", "smoke", "--dry-run", flag])
-
-
 @pytest.mark.parametrize(
     "folder", ["trials", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rates", "seeds"))]
 )
@@ -278,24 +271,6 @@ def test_a_longer_training_that_fails_does_not_count_as_the_end_of_improvement(t
     assert longest == {"npdraw": None, "vae": "longer/vae-2-x2", "vqvae": None}
     finals = compare(tmp_path, retry_failed=True)["finals"]
     assert all(f["failed"] is None for f in finals if f["role"] == "longest")
-
-
-@pytest.mark.parametrize(
-    ("changes", "line"),
-    [
-        ({"kinds": "npdraw,vea"}, "did you mean vae"),
-        ({"kinds": "vae"}, "two kinds or more"),
-        ({"scheduler": "asha"}, "--scheduler is no flag of a comparison"),
-        ({"longest": 1}, "--longest 1 leaves no longer training"),
-        ({"flags": {"eval": {"split": "test"}}}, "never opens the test split"),
-        ({"flags": {"vae": {"images": 5}}}, "--vae.images is decided by the comparison"),
-        ({"flags": {"vae": {"dropout": 0.5}}}, "--vae.dropout varies in the space of"),
-    ],
-)
-def test_mistakes_are_told_at_once(tmp_path: Path, changes: dict[str, Any], line: str) -> None:
-    with pytest.raises(UserError, match=line):
-        compare(tmp_path, **changes)
-    assert not (tmp_path / "c").exists()
 
 
 def test_rates_that_are_not_todays_are_told(tmp_path: Path, said: list[str]) -> None:

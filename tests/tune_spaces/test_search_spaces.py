@@ -95,12 +95,9 @@ def test_trials_share_the_stages_that_their_settings_do_not_change() -> None:
 
 
 def test_only_a_curve_opens_the_test_split() -> None:
-    flags: dict[str, Any] = {"eval": {"split": "test"}}
     for curve, split in ((False, "valid"), (True, "test")):
         space = Space({"bank.size": Choice((10, 20))}, 2, curve=curve)
         assert driver.base_config(Options(space="mine.py"), space, {}).eval.split == split
-    with pytest.raises(UserError, match="never opens the test split"):
-        driver.base_config(Options(space="smoke"), load_space("smoke"), flags)
 
 
 def test_a_curve_stops_no_trial_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,14 +87,6 @@ def test_a_training_told_to_end_has_not_failed(tmp_path: Path, monkeypatch: Patc
     assert len(compare(tmp_path, num_samples=1)["spent"]) == 3
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_data_that_is_not_there_is_told_before_anything_is_written(tmp_path: Path, workers: int) -> None:
-    where = ["--data.path", str(tmp_path / "nowhere"), "--scale.num_workers", str(workers)]
-    with pytest.raises(UserError, match="nowhere is no folder"):
-        sweep.main(["--space", "comparison", "--storage", str(tmp_path), "--name", "c", *where])
-    assert not (tmp_path / "c").exists()
-
-
 @pytest.mark.skipif(shutil.which(GUARD[0]) is None, reason="no setpriv")
 def test_a_training_neither_outlives_its_parent_nor_begins_without_it(tmp_path: Path) -> None:
     waiting = tmp_path / "waiting.py"
