@@ -19,14 +19,7 @@ from npdraw_dist.pipeline.progress import console
 from npdraw_dist.training.cluster import living_nodes, plan_workers
 from npdraw_dist.training.failures import is_of_storage, reason_of
 from npdraw_dist.training.metrics_log import read_metrics
-from npdraw_dist.training.workers import (
-    Node,
-    describe_gpus,
-    local_resources,
-    most_cpus,
-    plan_local,
-    room,
-)
+from npdraw_dist.training.workers import Node, describe_gpus, local_resources, most_cpus, plan_local, room
 from tune_spaces.options import Options
 from tune_spaces.shared_stages import trial_store
 from tune_spaces.space import IMAGES, SCORE, Choice, Space

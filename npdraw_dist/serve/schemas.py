@@ -9,11 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 MAX_STEPS = 4096  # limit of any model, so that a request is small
 MAX_APPEARANCE = 2**18  # characters
-SEEDS = 2**32
 
 Index = Annotated[int, Field(ge=0, lt=2**31)]
 Places = Annotated[list[Index], Field(max_length=MAX_STEPS)]
-Seed = Annotated[int, Field(ge=0, lt=SEEDS)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Temperature = Annotated[float, Field(gt=0, le=10, description="temperature of the prior; low is less varied")]
 Choice = Literal["auto", "yes", "no"]
 Crop = Literal["auto", "no"]

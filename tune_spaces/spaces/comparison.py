@@ -87,12 +87,7 @@ SPACE = Kinds(
                 "baseline.latents": Choice((8, 16, 32)),
             },
         ),
-        "draw": Space(
-            {
-                **COMMON,
-                "size": Choice(DRAWS),
-            },
-        ),
+        "draw": Space({**COMMON, "size": Choice(DRAWS)}),
         "air": Space(
             {
                 **COMMON,

@@ -34,9 +34,7 @@ SPACE = Kinds(
         "npdraw-without-map": Space({**PARTS, "vae.latents": Choice((0, 16, 32))}, preset="emoji"),
         "vae": DIGITS.spaces["vae"],
         "map": Space({**DIGITS.spaces["vae"].fields, "baseline.local": Choice((4, 8))}),
-        "vqvae": Space(
-            {**DIGITS.spaces["vqvae"].fields, "baseline.codes": Choice((128, 256, 512))},
-        ),
+        "vqvae": Space({**DIGITS.spaces["vqvae"].fields, "baseline.codes": Choice((128, 256, 512))}),
         "flow": DIGITS.spaces["flow"],
     },
     settings={**SETTINGS, "train.shift": 2.0},
