@@ -1,4 +1,4 @@
-"""Plots of the finished trials of a sweep: by field, all fields at once, and loss against cost.
+"""Plots of the finished trials of a sweep: by field, loss against cost, loss against training images.
 
 A loss is the sweep's metric, in nats per image: less is better.
 """
@@ -8,7 +8,6 @@ import statistics
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -17,7 +16,6 @@ from tune_spaces.space import Value
 from tune_spaces.trials import TrialResult
 
 COLUMNS = 3
-MAP = "viridis"  # the best is darkest
 LOG_SPAN = 10.0  # positive numbers that span more than this factor get a logarithmic axis
 
 Ticks = list[tuple[float, str]]
@@ -77,29 +75,6 @@ def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
     """size: of a panel, inches."""
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flatten())
-
-
-def parallel_plot(results: Sequence[TrialResult], metric: str) -> Figure:
-    """Parallel coordinates: an axis for each setting and one for the metric, a line for each trial."""
-    ordered = sorted(results, key=lambda result: -result.numbers[metric])  # the best on top
-    keys = varied(results)
-    figure, (axis,) = _panels(1, 1, (2.0 + 1.7 * (len(keys) + 1), 5.0))
-    columns: list[list[Value]] = [[result.settings.get(key) for result in ordered] for key in keys]
-    columns.append([result.numbers[metric] for result in ordered])
-    heights = []
-    for at, column in enumerate(columns):
-        xs, ticks = positions(column)
-        low, high = min(xs), max(xs)
-        span = high - low or 1.0
-        axis.axvline(at, color="0.6", linewidth=0.8)
-        for x, text in ticks or [(low, f"{low:.3g}"), (high, f"{high:.3g}")]:
-            axis.text(at + 0.04, (x - low) / span, text, fontsize=8, va="center")
-        heights.append([(x - low) / span for x in xs])
-    for line in zip(*heights, strict=True):
-        axis.plot(line, color=colormaps[MAP](line[-1]), linewidth=2, alpha=0.85)
-    axis.set_xticks(range(len(columns)), [*keys, f"{metric} (nats)"])
-    axis.set(yticks=[], xlim=(-0.2, len(keys) + 0.6))
-    return figure
 
 
 def curve_plot(results: Sequence[TrialResult]) -> Figure:

@@ -14,7 +14,7 @@ from npdraw_dist.core.storage import write_atomically, write_text
 from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.store import Store
-from tune_spaces.plots import curve_plot, field_plots, parallel_plot, pareto_plot, varied
+from tune_spaces.plots import curve_plot, field_plots, pareto_plot, varied
 from tune_spaces.space import IMAGES, SCORE
 from tune_spaces.trials import TrialResult, label
 
@@ -116,7 +116,6 @@ def write_results(
     figures = {
         **({"curve.png": curve_plot(finished)} if curve else {}),
         "fields.png": field_plots(finished, metric),
-        "parallel.png": parallel_plot(finished, metric),
         "pareto.png": pareto_plot(finished, metric, ("parameters", "seconds")),
     }
     for name, figure in figures.items():

@@ -88,7 +88,7 @@ def test_the_files_are_written(run: Store, tmp_path: Path) -> None:
     text = (tmp_path / "best.yaml").read_text()
     assert "The best trial, a" in text.splitlines()[0]
     assert build(yaml.safe_load(text)) == best
-    for name in ("fields.png", "parallel.png", "pareto.png"):
+    for name in ("fields.png", "pareto.png"):
         assert (tmp_path / name).read_bytes()[:4] == PNG
 
 
