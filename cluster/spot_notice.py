@@ -4,10 +4,10 @@ It runs beside Ray on the workers of aws.yaml and gcp.yaml. Ray drains the node:
 goes on without it; it is no failure (docs/cluster.md).
 """
 
+import http.client
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ def _request(url: str, headers: Mapping[str, str], method: str = "GET") -> str |
     try:
         with opener.open(request, timeout=TIMEOUT_S) as answer:
             return str(answer.read().decode())
-    except (urllib.error.URLError, TimeoutError, ConnectionError):
+    except (OSError, http.client.HTTPException):  # such as an answer that is cut off
         return None
 
 

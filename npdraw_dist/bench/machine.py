@@ -47,7 +47,7 @@ def run(work: Workload) -> Facts:
 
 
 class MatrixProduct:
-    """A square matrix product into an existing buffer; TF32 is off unless the user turned it on."""
+    """A square matrix product into an existing buffer; TF32 is off, as in training."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         side = SIDE if device_here().type == "cpu" else GPU_SIDE

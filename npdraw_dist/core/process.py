@@ -49,13 +49,27 @@ def ray_runs() -> bool:
 
 
 def device_here(use_gpu: bool | None = None, flag: str = "scale.use_gpu") -> "torch.device":
-    """A GPU of this machine; None: if there is one, else the CPU. Raises UserError if there must be one."""
+    """A GPU of this machine, without TF32; None: if there is one, else the CPU.
+
+    Raises UserError if there must be a GPU.
+    """
     import torch  # it takes seconds
 
     gpu = torch.cuda.is_available()
     if use_gpu and not gpu:
         raise UserError(f"{flag} is true, but this machine has no GPU (--{flag} false: the CPU)")
-    return torch.device("cuda" if gpu and use_gpu is not False else "cpu")
+    device = torch.device("cuda" if gpu and use_gpu is not False else "cpu")
+    refuse_tf32(device)
+    return device
+
+
+def refuse_tf32(device: "torch.device") -> None:
+    """Turns TF32, which keeps 10 bits, off for float32 products on a GPU; cuDNN takes it by default."""
+    if device.type == "cuda":
+        import torch
+
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def background_threads(count: int, name: str) -> ThreadPoolExecutor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import device_here, ray_runs
+from npdraw_dist.core.process import device_here, ray_runs, refuse_tf32
 from npdraw_dist.data.parses import Told
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
@@ -37,7 +37,6 @@ from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.progress import console, stage_progress
 from npdraw_dist.pipeline.scores import BATCH, bank_usage, part_counts, score_images, summary
-from npdraw_dist.training.device import refuse_tf32
 from npdraw_dist.training.feed import noise_seed
 from npdraw_dist.training.workers import asked_of_ray, listed, room
 

@@ -15,7 +15,6 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import device_here, ray_runs
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.training import workers
-from npdraw_dist.training.device import refuse_tf32
 from npdraw_dist.training.environment import COMPUTE
 
 WAIT_S = 30.0  # how often it is said that there is no free GPU
@@ -50,7 +49,6 @@ def on_gpu(
     """
     if scale.here or not has_gpu(scale):
         device = device_here(scale.use_gpu) if scale.here else torch.device("cpu")
-        refuse_tf32(device)
         return work(device, *arguments), 0.0
     import ray
 
@@ -92,7 +90,6 @@ class _Process:
     def run(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, float]:
         cpu_started = time.process_time()
         device = device_here()
-        refuse_tf32(device)
         return work(device, *arguments), time.process_time() - cpu_started
 
 

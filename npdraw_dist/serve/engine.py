@@ -22,6 +22,7 @@ from npdraw_dist.core.images import canvas_bytes, png
 from npdraw_dist.core.pages import bank_sheet, looks_order
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import Frame
+from npdraw_dist.core.process import refuse_tf32
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
@@ -29,7 +30,6 @@ from npdraw_dist.pipeline.inputs import SplitImages, find_run
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import exports, proposals, schemas
 from npdraw_dist.serve.uploads import place_picture
-from npdraw_dist.training.device import refuse_tf32
 
 EXAMPLES = 6  # from each origin
 SEEN_IMAGES = 64  # validation images of which the examples are chosen

@@ -57,7 +57,7 @@ class Rate:
 
 
 class Guard:
-    """Refuses what is without token (401), too frequent (429), too much at once (503), too large or too slow.
+    """Refuses what is too frequent (429), without token (401), too much at once (503), too large or too slow.
 
     options: its token, and its rate, which the replicas share. at_once: requests that are worked on or
     wait; None if something before this server counts them. It stops reading a body at its limits. HEADERS are
@@ -110,13 +110,14 @@ class Guard:
             self._ongoing -= 1
 
     def _refusal(self, scope: Scope) -> Response | None:
-        if not self._has_token(scope["path"], Headers(scope=scope).get("authorization", "")):
-            detail = "give the server's token: Authorization: Bearer TOKEN"
-            return JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
+        # The rate comes first, so that it bounds guesses of the token too.
         wait_s = 0.0 if self._rate is None else self._rate.wait_s((scope.get("client") or ("unknown",))[0])
         if wait_s:
             detail = f"more than {self._options.rate:g} requests a second from this address"
             return JSONResponse({"detail": detail}, 429, {"Retry-After": str(int(wait_s) + 1)})
+        if not self._has_token(scope["path"], Headers(scope=scope).get("authorization", "")):
+            detail = "give the server's token: Authorization: Bearer TOKEN"
+            return JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
         if self._at_once is not None and self._ongoing >= self._at_once:
             return PlainTextResponse("too many requests wait; try again", 503)
         return None

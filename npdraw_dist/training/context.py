@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.images import png
 from npdraw_dist.core.lease import Lease
+from npdraw_dist.core.process import refuse_tf32
 from npdraw_dist.core.storage import copy, display_path, local_copy, write_bytes
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.checkpoint import KEPT, Criterion
-from npdraw_dist.training.device import refuse_tf32, usable
+from npdraw_dist.training.device import usable
 from npdraw_dist.training.environment import PREEMPTION_WATCHER
 from npdraw_dist.training.metrics_log import RECENT_ROWS, Events, Journal, Pictures, Record
 

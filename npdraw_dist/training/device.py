@@ -58,13 +58,6 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
-def refuse_tf32(device: torch.device) -> None:
-    """Turns TF32, which keeps 10 bits, off for float32 products on a GPU; cuDNN takes it by default."""
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-
-
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
     """Flushes this thread's results below 1.2e-38, which a CPU is slow with, to 0 in this block."""

@@ -20,6 +20,7 @@ from npdraw_dist.core.meters import Meters
 from npdraw_dist.core.noise import Noise, RowNoise, dropout_noise
 from npdraw_dist.core.objective import Objective, learning_rate_factor
 from npdraw_dist.core.parts import Batch
+from npdraw_dist.core.process import refuse_tf32
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.checkpoint import Average
 from npdraw_dist.training.clock import Clock
@@ -32,7 +33,6 @@ from npdraw_dist.training.device import (
     compile_networks,
     flushed_denormals,
     prepare_ahead,
-    refuse_tf32,
 )
 from npdraw_dist.training.early_stopping import EarlyStopping
 from npdraw_dist.training.feed import Feed, noise_seed

@@ -81,7 +81,9 @@ class Events:
     def _add(self, summaries: Iterator[Any], images_seen: int) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        if not self._path or (self._made.tell() > LARGEST and not self._local):
+        size = self._made.tell()
+        # What an object store has not taken yet goes with the next event, in the same file.
+        if not self._path or (size > LARGEST and size == self._written and not self._local):
             names = (path.rpartition("/")[2] for path, _ in list_files(self.filesystem, self.folder))
             self._begin(sum(name.startswith(EVENTS) for name in names) + 1)
         for summary in summaries:

@@ -17,9 +17,11 @@ class Metadata(BaseHTTPRequestHandler):
     """Both clouds' services. A notice is there if `taken` is set."""
 
     taken = False
+    cut_off = False
 
     def _answer(self, status: int, text: str = "") -> None:
         self.send_response(status)
+        self.send_header("Content-Length", str(len(text) + self.cut_off))
         self.end_headers()
         self.wfile.write(text.encode())
 
@@ -44,7 +46,7 @@ class Metadata(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def metadata() -> Iterator[str]:
-    Metadata.taken = False
+    Metadata.taken = Metadata.cut_off = False
     with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
         threading.Thread(target=server.serve_forever).start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -56,6 +58,8 @@ def test_a_notice_is_seen_once_it_is_there(notice: Callable[[str], bool], metada
     assert notice(metadata) is False
     Metadata.taken = True
     assert notice(metadata) is True
+    Metadata.cut_off = True
+    assert notice(metadata) is False
     assert notice("http://127.0.0.1:9") is False  # nobody answers
 
 

@@ -58,6 +58,8 @@ def test_an_address_may_make_so_many_requests_a_second(grey: Served) -> None:
     answers = [client.get("/healthz") for _ in range(3)]
     assert [answer.status_code for answer in answers] == [200, 200, 429]
     assert int(answers[-1].headers["retry-after"]) >= 1
+    client = grey.client_of(rate=0.2, token="secret")  # guesses of the token count
+    assert [client.get("/v1/model").status_code for _ in range(2)] == [401, 429]
 
 
 def test_more_requests_than_may_wait_are_refused(grey: Served, monkeypatch: pytest.MonkeyPatch) -> None:

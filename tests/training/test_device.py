@@ -9,12 +9,12 @@ from torch._dynamo.utils import counters
 
 from npdraw_dist.config.schema import Experiment, TrainConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.process import refuse_tf32
 from npdraw_dist.training.device import (
     Graphs,
     autocast,
     autocast_dtype,
     prepare_ahead,
-    refuse_tf32,
     usable,
 )
 from npdraw_dist.training.loop import Run

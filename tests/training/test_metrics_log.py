@@ -9,6 +9,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -19,7 +20,7 @@ from pyarrow import fs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from npdraw_dist.core import storage
-from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
+from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes, write_bytes
 from npdraw_dist.training import metrics_log
 from npdraw_dist.training.metrics_log import Events, Journal, read_metrics
 from tests.helpers.counting import Counting
@@ -121,6 +122,25 @@ def test_tensorboard_reads_the_events_of_a_store_of_objects(
     paths = [path for path, _ in list_files(filesystem, folder)]
     assert len(paths) > 2
     for path in paths:
+        (tmp_path / path.rpartition("/")[2]).write_bytes(read_bytes(filesystem, path))
+    check(tmp_path)
+
+
+def test_events_that_an_object_store_did_not_take_go_with_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics_log, "LARGEST", 1)
+    answers = cycle([None, OSError("busy")])
+
+    def sometimes(filesystem: fs.FileSystem, path: str, content: bytes) -> None:
+        if error := next(answers):
+            raise error
+        write_bytes(filesystem, path, content)
+
+    monkeypatch.setattr(metrics_log, "write_bytes", sometimes)
+    filesystem, folder = open_filesystem(f"memory://{uuid.uuid4().hex}")
+    fill(filesystem, folder)
+    for path, _ in list_files(filesystem, folder):
         (tmp_path / path.rpartition("/")[2]).write_bytes(read_bytes(filesystem, path))
     check(tmp_path)
 
