@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from npdraw_dist.core.grid import Grid
@@ -29,29 +30,13 @@ def extract(images: NDArray[np.uint8], grid: Grid, min_energy: float) -> NDArray
     return grid.ink(found)
 
 
-def _extract(images: NDArray[np.uint8], grid: Grid, min_energy: float) -> NDArray[np.uint8]:
-    count, channels = images.shape[:2]
-    left, right, top, bottom = grid.margins
-    padded = np.pad(images, ((0, 0), (0, 0), (top, bottom), (left, right)))
-    rows, columns = (np.tile(axis, (count, 1)) for axis in grid.padded_corners.numpy().T)
-    image, place = np.nonzero(_energy(padded, rows, columns, grid.patch) >= min_energy)
-    windows = sliding_window_view(padded, (grid.patch, grid.patch), (2, 3))
-    kept = windows[image, :, rows[image, place], columns[image, place]]
-    return kept.reshape(len(image), channels * grid.patch**2)
-
-
-def _energy(
-    padded: NDArray[np.uint8], rows: NDArray[np.int64], columns: NDArray[np.int64], patch: int
-) -> NDArray[np.float64]:
-    """(N, L), from a summed-area table."""
-    squares = np.square(padded, dtype=np.int64).sum(1)
-    table = np.pad(squares.cumsum(1).cumsum(2), ((0, 0), (1, 0), (1, 0)))
-    image = np.arange(len(padded))[:, None]
-    below, beyond = rows + patch, columns + patch
-    total = table[image, below, beyond] - table[image, rows, beyond]
-    total += table[image, rows, columns] - table[image, below, columns]
-    energy: NDArray[np.float64] = total / (255.0**2 * padded.shape[1] * patch**2)
-    return energy
+def _extract(ink: NDArray[np.uint8], grid: Grid, min_energy: float) -> NDArray[np.uint8]:
+    padded = grid.of_ink.pad(torch.from_numpy(ink))
+    squares = padded.double().square().sum(1, keepdim=True)  # their sums are exact
+    total = F.avg_pool2d(squares, grid.patch, grid.stride, divisor_override=1)[:, 0]  # (N, rows, columns)
+    enough = total / (255.0**2 * ink.shape[1] * grid.patch**2) >= min_energy
+    windows = padded.unfold(2, grid.patch, grid.stride).unfold(3, grid.patch, grid.stride)
+    return windows.permute(0, 2, 3, 1, 4, 5)[enough].flatten(1).numpy()
 
 
 ALL = 2**64 - 1  # the largest key
