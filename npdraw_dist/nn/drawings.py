@@ -6,7 +6,7 @@ Shapes: B drawings, T steps, C channels, P patch side, h x w canvas, H x W image
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,20 +19,12 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, png, tiled, to_pil
 from npdraw_dist.core.pages import save_samples
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.nn.generative import SampleTrace
+
+if TYPE_CHECKING:
+    from npdraw_dist.nn.npdraw import NPDraw
 
 SHOWN = 16  # drawings of a batch on a page
 COLUMNS, ENLARGED = 8, 2  # drawings in a row of a picture; factor of their size
-
-
-class Drawer(Protocol):
-    """What drawings take of their model."""
-
-    bank_parts: Tensor
-
-    def decode(self, canvas: Tensor, u: Tensor | None) -> Tensor: ...
-
-    def trace(self, z: PartSequence, u: Tensor | None) -> SampleTrace: ...
 
 
 @dataclass(frozen=True)
@@ -46,7 +38,7 @@ class Drawings:
     z: PartSequence
     canvas: Tensor
     u: Tensor | None
-    model: Drawer = field(repr=False)
+    model: "NPDraw" = field(repr=False)
 
     @cached_property
     def images(self) -> Tensor:
