@@ -46,12 +46,11 @@ def stopping_log_prob(logits: Tensor) -> Tensor:
 class Objects:
     """T objects drawn from q as if all were present: presence logits, ratios and KLs in nats, (B, T).
 
-    windows: (B, T, 3). log_ratio: log p - log q of where and what. outputs: (B, T + 1, Q, H, W), likelihood
-    parameters with the first n objects.
+    log_ratio: log p - log q of where and what. outputs: (B, T + 1, Q, H, W), likelihood parameters with the
+    first n objects.
     """
 
     presence: Tensor
-    windows: Tensor
     log_ratio: Tensor
     kl_where: Tensor
     kl_what: Tensor
@@ -111,11 +110,9 @@ class AIR(Baseline):
             ratio = p_where.log_prob(where) - q_where.log_prob(where)
             ratio = ratio + p_what.log_prob(what) - q_what.log_prob(what)
             logit = self.presence(state[0])[:, 0]
-            found.append((logit, window, ratio, q_where.kl(p_where), q_what.kl(p_what)))
-        presence, windows, ratios, kl_where, kl_what = (
-            torch.stack(values, 1) for values in zip(*found, strict=True)
-        )
-        return Objects(presence, windows, ratios, kl_where, kl_what, torch.stack(outputs, 1))
+            found.append((logit, ratio, q_where.kl(p_where), q_what.kl(p_what)))
+        presence, ratios, kl_where, kl_what = (torch.stack(values, 1) for values in zip(*found, strict=True))
+        return Objects(presence, ratios, kl_where, kl_what, torch.stack(outputs, 1))
 
     def window(self, where: Tensor) -> Tensor:
         """The Gaussian where (..., 3) -> a window (scale, x, y) whose centre lies in the image."""
