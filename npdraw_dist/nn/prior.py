@@ -114,26 +114,23 @@ class StepPrior(nn.Module, ABC):
         self, z: PartSequence, condition: Tensor | None = None
     ) -> Generator[Tensor, Tensor | None, None]:
         """The state h (B, W) before each step, with a KV cache. The caller fills z, as for `tokens`."""
+        blocks = [block for block in self.blocks if isinstance(block, CausalBlock)]
+        caches = [block.cache(len(z), self.ahead + self.steps, self.position) for block in blocks]
+        tokens, index = self.tokens(z, condition), None
         with self.held():
-            yield from self._states(z, condition)
+            for number in range(self.ahead + self.steps):
+                x = tokens.send(index)[:, None]
+                for block, cache in zip(blocks, caches, strict=True):
+                    x = block.step(x, number, cache)
+                if number < self.ahead:
+                    continue
+                index = yield self.norm(x[:, 0])
+                if index is not None:
+                    caches = [(first[index], second[index]) for first, second in caches]
 
     def held(self) -> AbstractContextManager[None]:
         """Computes what the calls inside share once, where the weights do not change."""
         return nullcontext()
-
-    def _states(self, z: PartSequence, condition: Tensor | None) -> Generator[Tensor, Tensor | None, None]:
-        blocks = [block for block in self.blocks if isinstance(block, CausalBlock)]
-        caches = [block.cache(len(z), self.ahead + self.steps, self.position) for block in blocks]
-        tokens, index = self.tokens(z, condition), None
-        for number in range(self.ahead + self.steps):
-            x = tokens.send(index)[:, None]
-            for block, cache in zip(blocks, caches, strict=True):
-                x = block.step(x, number, cache)
-            if number < self.ahead:
-                continue
-            index = yield self.norm(x[:, 0])
-            if index is not None:
-                caches = [(first[index], second[index]) for first, second in caches]
 
     def draw_step(
         self,
