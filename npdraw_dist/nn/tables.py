@@ -98,12 +98,8 @@ class CodeTable(Table):
         self._held: dict[str, Tensor] | None = None
 
     @abstractmethod
-    def make_codes(self) -> Tensor:
-        """(K, R)."""
-
     def codes(self) -> Tensor:
         """(K, R)."""
-        return self.once("codes", self.make_codes)
 
     def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What `make` returns; inside `held` the first result of this name."""
@@ -148,8 +144,9 @@ class FactorisedTable(CodeTable):
         if self.look is not None:
             self.look.set_bank(parts)
 
-    def make_codes(self) -> Tensor:
-        return self.code if self.look is None else self.look() + self.code
+    def codes(self) -> Tensor:
+        look = self.look
+        return self.code if look is None else self.once("codes", lambda: look() + self.code)
 
     def forward(self, where: Tensor, what: Tensor) -> Tensor:
         vectors: Tensor = self.out(F.embedding(where, self.place) * F.embedding(what, self.codes()))
@@ -187,9 +184,8 @@ class PixelTable(CodeTable):
     def set_bank(self, parts: Tensor) -> None:
         self.look.set_bank(parts)
 
-    def make_codes(self) -> Tensor:
-        codes: Tensor = self.look()
-        return codes
+    def codes(self) -> Tensor:
+        return self.once("codes", self.look)
 
     def forward(self, where: Tensor, what: Tensor) -> Tensor:
         codes = self.codes()
