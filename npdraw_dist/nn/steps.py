@@ -7,6 +7,7 @@ probability prod_{l in S} exp(w_l) / Z, where Z sums over all such sets.
 Shapes: B batch, T steps, L places, K parts, S groups of choices, N tables, M entries of a table.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -102,18 +103,16 @@ class Terms:
 class AlignedLayout:
     """Step t is place t, so that q, whether (B, L) and what (B, L, K) logits, factorises over steps."""
 
+    steps = sys.maxsize  # the most parts of a drawing: no limit but the places
+
     def sample(self, q: StepLogits, bank: Tensor, generator: Noise) -> PartSequence:
         """One draw z ~ q for each row. bank: parts (K, C, P, P)."""
-        drawn = sample_subset(q.whether, self.most(q), generator)
+        drawn = sample_subset(q.whether, self.steps, generator)
         return self.arranged(drawn, categorical_sample(q.what, generator), bank)
 
     def likeliest(self, q: StepLogits, bank: Tensor) -> PartSequence:
         """The most likely places, with their most likely parts."""
-        return self.arranged(likeliest_subset(q.whether, self.most(q)), q.what.argmax(-1), bank)
-
-    def most(self, q: StepLogits) -> int:
-        """T, the most parts of a drawing."""
-        return q.whether.shape[1]
+        return self.arranged(likeliest_subset(q.whether, self.steps), q.what.argmax(-1), bank)
 
     def log_prob(self, q: StepLogits, z: PartSequence) -> Tensor:
         """log q(z), (B,) nats, of drawings in this order, such as draws and parses."""
@@ -141,9 +140,6 @@ class FreeLayout(AlignedLayout):
 
     def __init__(self, order: Free, grid: Grid, steps: int) -> None:
         self.order, self.grid, self.steps = order, grid, steps
-
-    def most(self, q: StepLogits) -> int:
-        return self.steps
 
     def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
         energy = self.grid.ink(bank).square().sum((1, 2, 3))[what]  # stands for the gain in a parse
