@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from npdraw_dist.core import editing
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.orders import LAST, ORDERS, Free
@@ -55,11 +54,9 @@ class Effort:
 
 
 class Completer:
-    """Draws what is missing. bank: parts (K, C, P, P). temperature divides all logits of the prior."""
+    """Draws what is missing. bank: parts (K, C, P, P). temperature > 0 divides all logits of the prior."""
 
     def __init__(self, prior: StepPrior, bank: Tensor, temperature: float, effort: Effort) -> None:
-        if temperature <= 0:
-            raise ValueError(f"temperature is {temperature}; it must be above 0")
         self.prior, self.spec, self.temperature, self.effort = prior, prior.spec, temperature, effort
         self.order = ORDERS[prior.spec.order]
         self.energy = self.spec.grid.ink(bank).square().sum((1, 2, 3))
@@ -199,18 +196,12 @@ def evidence_of(grid: Grid, bank: Tensor, canvas: Tensor, sketch: Tensor) -> Ten
 
 
 def require_kept(z: PartSequence, keep: Tensor, prior: StepPrior) -> Kept:
-    """What z (B, T) holds at the places `keep` (B, L) bool.
+    """What z (B, T), which the prior can draw, holds at the places `keep` (B, L) bool.
 
-    Raises ValueError if a shape or a number is wrong, or if the order has one part a place and z keeps two.
+    Raises ValueError if the order has one part a place and z keeps two.
     """
-    spec, places = prior.spec, prior.spec.grid.places
-    if keep.dtype != torch.bool or keep.shape != (len(z), places):
-        raise ValueError(
-            f"keep is bool ({places},) or ({len(z)}, {places}), not {keep.dtype} {tuple(keep.shape)}"
-        )
-    z = editing.checked(z, spec.steps, places, spec.parts, spec.where_given)
     z = PartSequence(z.whether & keep.gather(1, z.where), z.where, z.what).canonical()
     held = z.where.new_zeros(keep.shape).scatter_add(1, z.where, z.whether.long())
-    if spec.aligned and (held > 1).any():
+    if prior.spec.aligned and (held > 1).any():
         raise ValueError(f"z has {int(held.max())} parts at a kept place; in order aligned there is one")
     return Kept(z, keep)

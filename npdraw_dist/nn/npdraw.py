@@ -253,8 +253,7 @@ class NPDraw(Networks):
         generator = seeded(self.device, generator, seed)
         given = self.checked(x).to(self.device) if isinstance(x, PartSequence) else self.drawings(x)
         z = given if isinstance(given, PartSequence) else given.z
-        mask = mask_of(keep, self.spec.grid, len(z), "keep").to(z.where.device)
-        mask = mask.expand(len(z), -1) if mask.ndim == 1 else mask
+        mask = mask_of(keep, self.spec.grid, len(z), "keep").to(z.where.device).expand(len(z), -1)
         evidence = None
         if sketch is not None:
             if not self.spec.aligned:
