@@ -78,45 +78,31 @@ class EmptyCanvasGain:
         # processes of Ray crashed as they ended.
         self._work: dict[int, _Workspace] = {}
 
-    def scores(self, images: Tensor) -> Tensor:
-        """(B, C, h, w), float in [0, 1] or uint8 -> (K, L*B). The next call in this thread overwrites it."""
-        work = self._unfolded(images)
-        weight = self.byte_weight if images.dtype == torch.uint8 else self.weight
-        return torch.mm(weight, work.columns, out=work.scores)
-
-    def _unfolded(self, images: Tensor) -> _Workspace:
-        """The workspace, with the pixels of the places of these images."""
-        work = self._workspace(len(images))
-        work.images.copy_(images)  # converting and transposing bytes in one copy is slower
-        self.grid.crop(work.padded.permute(3, 0, 1, 2)).copy_(work.images)
-        pixels = len(work.columns) - len(self.kind)
-        work.columns[:pixels].view(work.windows.shape).copy_(work.windows)
-        return work
-
     def best(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The nearest part of each place of images (B, C, h, w), float in [0, 1] or uint8.
 
         Returns gain and part (B, L), 0 where no part gains `least`, and |x|^2 (B,), the error of an empty
         canvas.
         """
-        gain, part = self._best_of_lit(images) if self.skips else best_rows(self.scores(images))
-        floats = self._workspace(len(images)).images
-        energy = torch.linalg.vector_norm(floats.flatten(1), dim=1).square_()
-        if images.dtype == torch.uint8:
-            energy /= 255**2
+        work, white = self._workspace(len(images)), 255 if images.dtype == torch.uint8 else 1
+        work.images.copy_(images)  # converting and transposing bytes in one copy is slower
+        self.grid.crop(work.padded.permute(3, 0, 1, 2)).copy_(work.images)
+        pixels = work.columns[: len(work.columns) - len(self.kind)]
+        pixels.view(work.windows.shape).copy_(work.windows)
+        weight = self.byte_weight if white == 255 else self.weight
+        if self.skips:
+            lit = (pixels.amax(0) > white * self.dim).nonzero()[:, 0]
+            gain, part = self._best_of(lit, work, weight)
+        else:
+            gain, part = best_rows(torch.mm(weight, work.columns, out=work.scores))
+        energy = torch.linalg.vector_norm(work.images.flatten(1), dim=1).square_().div_(white**2)
         return gain.view(self.grid.places, -1).t(), part.view(self.grid.places, -1).t(), energy
 
-    def _best_of_lit(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """The maximum of each column of `scores` and its first row; 0 and 0 at dim places."""
-        work = self._unfolded(images)
-        weight, dim = self.weight, self.dim
-        if images.dtype == torch.uint8:
-            weight, dim = self.byte_weight, self.dim * 255
-        lit = (work.columns[: len(work.columns) - len(self.kind)].amax(0) > dim).nonzero()[:, 0]
+    def _best_of(self, lit: Tensor, work: _Workspace, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The largest score of each column `lit` and its first row; 0 and 0 of the other columns."""
         rows, count = len(work.scores), len(lit)
-        columns = work.columns.index_select(1, lit)
         scores = work.scores.flatten()[: rows * count].view(rows, count)
-        best, first = best_rows(torch.mm(weight, columns, out=scores))
+        best, first = best_rows(torch.mm(weight, work.columns.index_select(1, lit), out=scores))
         gain, part = best.new_zeros(work.columns.shape[1]), first.new_zeros(work.columns.shape[1])
         gain[lit], part[lit] = best, first
         return gain, part
