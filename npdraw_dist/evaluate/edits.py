@@ -14,10 +14,6 @@ from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.training.feed import noise_seed
 
 EDITS = 500  # of a comparison
-NUMBERS = (
-    *(f"{made}_{where}" for made in ("edit", "reconstructed", "pasted") for where in ("inside", "outside")),
-    *("edit_features", "pasted_features"),
-)
 EDITING = 2**32 - 9  # keeps the seed apart
 AT_ONCE = 64
 LEAST, MOST = 0.25, 0.75  # sides of a region, as shares of the image's

@@ -22,12 +22,11 @@ from npdraw_dist.config.registry import in_order, title_of
 from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.storage import write_files
 from npdraw_dist.data.splits import unit_hash
-from npdraw_dist.evaluate import edits
 from npdraw_dist.evaluate.measured import TERMS, Measured
 from npdraw_dist.evaluate.paired import LEVEL, Difference, holm, paired, standard_error
 from npdraw_dist.evaluate.plots import by_fraction, intervals, percent, picture
 from npdraw_dist.measure.bounds import bits_per_dim
-from npdraw_dist.measure.metrics import METRICS
+from npdraw_dist.measure.metrics import EDITED, METRICS
 
 OURS = "npdraw"
 OF_IMAGES = ("nll_iwae", "elbo")
@@ -106,7 +105,7 @@ class Comparison:
             "elbo_others": float(run.elbo[~before].mean()) if others is not None else None,
             **{name: run.numbers.get(name) for name in TERMS},
             "parts_share": None if parts is None else -parts / elbo,
-            **{name: run.numbers.get(name) for name in (*DISTANCES, *edits.NUMBERS, "valid_nll", *COSTS)},
+            **{name: run.numbers.get(name) for name in (*DISTANCES, *EDITED, "valid_nll", *COSTS)},
         }
 
     def values(self, run: Measured, name: str) -> dict[str, float]:
@@ -285,7 +284,7 @@ def _terms(comparison: Comparison, fraction: float) -> list[str]:
 
 def _edits(comparison: Comparison, fraction: float) -> list[str]:
     """Errors of edits, beside those of reconstructions and of pasted pixels."""
-    return _numbers(comparison, fraction, "edits (squared errors)", edits.NUMBERS)
+    return _numbers(comparison, fraction, "edits (squared errors)", tuple(EDITED))
 
 
 def _numbers(comparison: Comparison, fraction: float, title: str, names: Sequence[str]) -> list[str]:

@@ -29,6 +29,16 @@ class Metric:
         return "" if value is None else f"{value:,.{self.decimals}f}"
 
 
+# Edits: a region of one image on another, decoded (`evaluate/edits.py`).
+EDITED = {
+    **{
+        f"{made}_{where}": Metric(f"{made} {where}", 4)
+        for made in ("edit", "reconstructed", "pasted")
+        for where in ("inside", "outside")
+    },
+    "edit_features": Metric("edit, features", 3),
+    "pasted_features": Metric("pasted, features", 3),
+}
 METRICS = {
     # Bounds on log p(x); means over images.
     "nll_iwae": Metric("NLL", 2, "nats", standard_error=True, compared=True),
@@ -53,14 +63,7 @@ METRICS = {
     "kernel_distance": Metric("kernel distance", 4, compared=True),
     "precision": Metric("precision", 3, compared=True),
     "recall": Metric("recall", 3, compared=True),
-    # Edits: a region of one image on another, decoded (`evaluate/edits.py`).
-    **{
-        f"{made}_{where}": Metric(f"{made} {where}", 4)
-        for made in ("edit", "reconstructed", "pasted")
-        for where in ("inside", "outside")
-    },
-    "edit_features": Metric("edit, features", 3),
-    "pasted_features": Metric("pasted, features", 3),
+    **EDITED,
     # Parts and canvas.
     "canvas_mse": Metric("canvas MSE", 4),
     "mean_parts": Metric("parts an image", 1),
