@@ -42,8 +42,7 @@ FOLDER, ARRAYS = "comparison", "arrays.npz"
 DONE = "numbers.json"  # written last
 KS = (1, 5, 10, 50, 100, 500, 1000, 5000)  # of the curve
 # Of the ELBO, in nats; a kind has some of them.
-KL_TERMS = ("whether", "what", "where", "presence", "appearance")
-TERMS = ("reconstruction", *(f"kl_{name}" for name in KL_TERMS), "kl")
+TERMS = ("reconstruction", "kl_whether", "kl_what", "kl_where", "kl_presence", "kl_appearance", "kl")
 CURVE_IMAGES = 16
 SHOWN_SAMPLES = 12
 AT_ONCE = 64  # samples or images whose features are computed at once

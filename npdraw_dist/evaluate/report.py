@@ -27,10 +27,10 @@ from npdraw_dist.evaluate.paired import LEVEL, Difference, holm, paired, standar
 from npdraw_dist.evaluate.plots import by_fraction, intervals, percent, picture
 from npdraw_dist.measure.bounds import bits_per_dim
 from npdraw_dist.measure.metrics import EDITED, METRICS
+from npdraw_dist.pipeline.models import DISTANCES
 
 OURS = "npdraw"
 OF_IMAGES = ("nll_iwae", "elbo")
-DISTANCES = ("frechet_distance", "kernel_distance", "precision", "recall")
 EDITS = ("edit_inside", "edit_outside", "edit_features")  # less is better
 COSTS = ("parameters", "flops", "core_seconds", "images")
 MORE_IS_BETTER = ("elbo", "precision", "recall")
