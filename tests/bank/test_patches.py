@@ -34,13 +34,6 @@ def test_places_are_those_of_the_grid(rng: np.random.Generator, grid: Grid) -> N
     np.testing.assert_array_equal(white, 255 - got)
 
 
-def test_on_white_near_white_patches_are_dropped() -> None:
-    grid = Grid(5, 5, 3, 3, background=1.0)  # a row and a column hang over
-    assert len(extract(np.full((2, 1, 5, 5), 250, np.uint8), grid, 0.01)) == 0
-    black = extract(np.zeros((1, 1, 5, 5), np.uint8), grid, 0.01).reshape(4, 3, 3)
-    assert [int((patch == 255).sum()) for patch in black] == [0, 3, 3, 5]
-
-
 def numbered(sizes: list[int]) -> list[np.ndarray]:
     """Blocks of rows (n, 4), all different."""
     rows = np.arange(sum(sizes), dtype=np.uint32)[:, None].view(np.uint8)

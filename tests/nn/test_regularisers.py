@@ -30,15 +30,6 @@ def test_a_value_is_zeroed_with_probability_p(p: float, shape: tuple[int, ...]) 
     torch.testing.assert_close(out[out != 0], torch.full(((out != 0).sum(),), 1 / (1 - p)), rtol=1e-4, atol=0)
 
 
-def test_neighbours_are_independent() -> None:
-    """Values that share 64 random bits: both are zeroed with probability p^2."""
-    torch.manual_seed(0)
-    p, groups = 0.3, Dropout(0.3)(torch.ones(200_000, 4)) == 0
-    for other in (1, 2, 3):
-        both = float((groups[:, 0] & groups[:, other]).double().mean())
-        assert abs(both - p * p) < 4 * (p * p * (1 - p * p) / len(groups)) ** 0.5
-
-
 def test_the_gradient_passes_where_the_value_does() -> None:
     torch.manual_seed(0)
     x = torch.rand(1000, requires_grad=True)
