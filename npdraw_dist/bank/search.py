@@ -21,7 +21,6 @@ from npdraw_dist.core.process import is_there
 TEMPORARY_BYTES = 256 << 20
 BLOCK = 1 << 20  # distances at once: 4 MB stay in a processor's cache
 STEPS_PER_PIXEL_UNIT = 2.0**16
-FEW = 16  # so many nearest are found by a pass each, more by a partial sort
 
 
 class Searcher:
@@ -77,7 +76,10 @@ class Products:
     def search(
         self, queries: NDArray[np.float32], count: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Squared distances and rows, (q, count), of the nearest to `queries` (q, D), the nearest first."""
+        """Squared distances and rows, (q, count), of the nearest to `queries` (q, D), the nearest first.
+
+        Of equally near ones the first comes first.
+        """
         lengths = np.einsum("qd,qd->q", queries, queries)[:, None]
         distances = np.empty((len(queries), count), np.float32)
         rows = np.empty((len(queries), count), np.int64)
@@ -86,28 +88,12 @@ class Products:
             block = slice(start, start + step)
             apart = queries[block] @ self._doubled
             apart += self._squares  # |x|^2, the same for all vectors, is added to the nearest only
-            near, rows[block] = _smallest(apart, count)
-            distances[block] = np.maximum(near + lengths[block], 0)
-        return distances, rows
-
-
-def _smallest(values: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """The smallest of `values` (q, n) in each row and their columns, (q, count) each, sorted by both.
-
-    Overwrites `values`.
-    """
-    if count > FEW:
-        found = np.argpartition(values, count - 1, axis=1)[:, :count]
-        order = np.lexsort((found, np.take_along_axis(values, found, 1)), axis=1)
-        columns = np.take_along_axis(found, order, 1)
-        return np.take_along_axis(values, columns, 1), columns
-    every, columns = np.arange(len(values)), np.empty((len(values), count), np.int64)
-    smallest = np.empty((len(values), count), np.float32)
-    for turn in range(count):
-        columns[:, turn] = column = values.argmin(1)
-        smallest[:, turn] = values[every, column]
-        values[every, column] = np.inf
-    return smallest, columns
+            every = np.arange(len(apart))
+            for turn in range(count):
+                rows[block, turn] = nearest = apart.argmin(1)
+                distances[block, turn] = apart[every, nearest]
+                apart[every, nearest] = np.inf
+        return np.maximum(distances + lengths, 0), rows
 
 
 @cache

@@ -105,11 +105,10 @@ def test_the_nearest_are_those_of_brute_force(
     np.testing.assert_allclose(squared, np.take_along_axis(apart, rows, 1), atol=1e-5)
 
 
-@pytest.mark.parametrize("count", [3, 20])
-def test_of_equally_near_ones_the_first_comes_first(count: int) -> None:
+def test_of_equally_near_ones_the_first_comes_first() -> None:
     vectors = np.repeat(np.eye(4, dtype=np.float32), 8, 0)
-    rows = search.Products(vectors).search(np.eye(4, dtype=np.float32)[:1], count)[1][0]
-    np.testing.assert_array_equal(rows[: min(count, 8)], np.arange(min(count, 8)))
+    rows = search.Products(vectors).search(np.eye(4, dtype=np.float32)[:1], 20)[1][0]
+    np.testing.assert_array_equal(rows[:8], np.arange(8))
 
 
 def test_a_bank_is_the_same_as_with_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
