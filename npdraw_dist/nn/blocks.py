@@ -94,10 +94,12 @@ Cache = tuple[Tensor, Tensor]  # what a block keeps of the steps so far, batch f
 class CausalBlock(nn.Module, ABC):
     """Mixes the steps so far, then an MLP of each step; both add to x, after a norm."""
 
-    norm1: nn.LayerNorm
-    norm2: nn.LayerNorm
     mlp: nn.Sequential
-    dropout: Dropout
+
+    def __init__(self, settings: PriorSpec) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(settings.width), nn.LayerNorm(settings.width)
+        self.dropout = Dropout(settings.dropout)
 
     @abstractmethod
     def mixed(self, x: Tensor) -> Tensor:
@@ -137,13 +139,11 @@ class TransformerBlock(CausalBlock):
     """Causal self-attention. The cache has keys and values in buffers of all T steps, (B, H, T, D) each."""
 
     def __init__(self, settings: PriorSpec) -> None:
-        super().__init__()
+        super().__init__(settings)
         width, self.heads, self.head_width = settings.width, settings.attention_heads, settings.head_width
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * self.heads * self.head_width)
         self.out = nn.Linear(self.heads * self.head_width, width)
         self.mlp = _mlp(settings, self.out)
-        self.dropout = Dropout(settings.dropout)
 
     def mixed(self, x: Tensor) -> Tensor:
         q, k, v = self._qkv(x)
@@ -177,13 +177,11 @@ class LSTMBlock(CausalBlock):
     """An LSTM over the steps (Hochreiter and Schmidhuber 1997). The cache is its state, (B, W) each."""
 
     def __init__(self, settings: PriorSpec) -> None:
-        super().__init__()
+        super().__init__(settings)
         width = settings.width
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.lstm = ExactLSTM(width, width, batch_first=True)
         self.out = nn.Linear(width, width)
         self.mlp = _mlp(settings, self.out)
-        self.dropout = Dropout(settings.dropout)
 
     def mixed(self, x: Tensor) -> Tensor:
         mixed: Tensor = self.out(self.lstm(self.norm1(x))[0])
