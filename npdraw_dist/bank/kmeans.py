@@ -143,8 +143,7 @@ def plus_plus(patches: NDArray[np.uint8], k: int, rng: np.random.Generator) -> N
 
 def _squared(x: NDArray[Any], squares: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
     """(n, rows)."""
-    found: NDArray[Any] = squares[:, None] - 2 * (x @ x[rows].T) + squares[rows]
-    return found
+    return squares[:, None] - 2 * (x @ x[rows].T) + squares[rows]
 
 
 class Exemplars(NamedTuple):

@@ -103,8 +103,7 @@ def _libraries() -> ThreadpoolController:
 
 def one_blas_thread() -> AbstractContextManager[Any]:
     """So that threads of the caller do not compete with those of BLAS."""
-    limit: AbstractContextManager[Any] = _libraries().limit(limits=1, user_api="blas")
-    return limit
+    return _libraries().limit(limits=1, user_api="blas")
 
 
 def quantized(centroids: NDArray[Any]) -> NDArray[np.float32]:
@@ -143,12 +142,10 @@ class Assigner:
         """
         lengths = np.einsum("nd,nd->n", patches, patches)
         terms = 5 * lengths + 4 * np.maximum(squared, 0)
-        margin: NDArray[np.float32] = (patches.shape[1] + 4) * np.float32(2.0**-22) * terms
-        return margin
+        return (patches.shape[1] + 4) * np.float32(2.0**-22) * terms
 
     def _scores(self, patches: NDArray[np.float32]) -> NDArray[np.float64]:
         """(n, K): x.c - |c|^2 / 2, largest for the nearest c; x.c is exact."""
         # Not `@`: the threads of BLAS would compete with those of the caller.
         products = np.einsum("nd,kd->nk", patches.astype(np.float64), self._centroids)
-        scores: NDArray[np.float64] = products - self._halves
-        return scores
+        return products - self._halves

@@ -75,8 +75,7 @@ class PatchShard:
     def take(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Those of this shard among the `indices` over all shards."""
         rows = indices - self.start
-        found: NDArray[np.uint8] = self.patches[rows[(rows >= 0) & (rows < len(self.patches))]]
-        return found
+        return self.patches[rows[(rows >= 0) & (rows < len(self.patches))]]
 
     def distinct(self, limit: int) -> NDArray[np.uint8]:
         """(at most `limit`, D): different patches of this shard; all of them if there are fewer."""
@@ -115,8 +114,7 @@ class PatchShard:
             chunk = self._chunk(start)
             first = unique_rows(self.patches[start : start + len(chunk)])
             index = self._searcher.index(chunk[first])
-            rows: NDArray[np.int64] = index.search(centroids, min(count, len(first)))[1]
-            return first[rows] + start
+            return first[index.search(centroids, min(count, len(first)))[1]] + start
 
         rows = np.empty((len(centroids), 0), np.int64)
         for found in self._map(nearest_in_chunk):
@@ -137,8 +135,7 @@ class PatchShard:
 
     def _distances(self, centroids: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.float64]:
         apart = self.patches[rows] - centroids[:, None].astype(np.float64)
-        squared: NDArray[np.float64] = np.einsum("kmd,kmd->km", apart, apart)
-        return squared
+        return np.einsum("kmd,kmd->km", apart, apart)
 
     def _closest(
         self, centroids: NDArray[np.float32], rows: NDArray[np.int64], count: int
@@ -154,8 +151,7 @@ def sums(chunk: NDArray[np.float32], nearest: NDArray[np.int64], k: int) -> NDAr
     from scipy.sparse import csc_matrix  # it takes a moment
 
     ones, ends = np.ones(len(chunk), np.float32), np.arange(len(chunk) + 1)
-    found: NDArray[np.float32] = csc_matrix((ones, nearest, ends), (k, len(chunk))) @ chunk
-    return found
+    return csc_matrix((ones, nearest, ends), (k, len(chunk))) @ chunk
 
 
 def sums_on(
@@ -164,8 +160,7 @@ def sums_on(
     """`sums` on a device; exact there too, in whatever order it adds."""
     zeros = torch.zeros(k, chunk.shape[1], device=device)
     rows, index = torch.from_numpy(chunk).to(device), torch.from_numpy(nearest).to(device)
-    found: NDArray[np.float32] = zeros.index_add_(0, index, rows).cpu().numpy()
-    return found
+    return zeros.index_add_(0, index, rows).cpu().numpy()
 
 
 def _with_starts(parts: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[NDArray[np.uint8], int]]:

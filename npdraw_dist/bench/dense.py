@@ -110,7 +110,7 @@ class ConvStem(nn.Module):
         seen = F.pad(seen, (0, 0, 0, 0, 0, 0, 1, 0))[:, :-1]
         h = F.silu(self.cells(self.grid.of_ink.pad(seen.flatten(0, 1))))
         h = F.silu(h + self.mix(h))
-        return self.out(h.flatten(1)).view(*seen.shape[:2], -1)  # type: ignore[no-any-return]
+        return self.out(h.flatten(1)).view(*seen.shape[:2], -1)
 
 
 class DensePrior(nn.Module):

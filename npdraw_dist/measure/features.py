@@ -87,8 +87,7 @@ class ExtractorFile:
             raise UserError(f"the extractor {self.name} gives {given}; wanted {wanted}")
         if not torch.isfinite(found).all():
             raise UserError(f"the extractor {self.name} gives NaN or infinite features")
-        features: Tensor = found.float().cpu()
-        return features
+        return found.float().cpu()
 
 
 def find_extractor(

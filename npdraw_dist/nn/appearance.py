@@ -146,8 +146,7 @@ class GlobalAppearance(Appearance):
 
     def features(self, u: Tensor) -> Tensor:
         coarse = F.silu(self.spread(u)).view(-1, COARSE, *self.coarse_size)
-        added: Tensor = self.out(F.interpolate(coarse, size=self.size))
-        return added
+        return self.out(F.interpolate(coarse, size=self.size))
 
 
 class LocalAppearance(Appearance):
@@ -183,8 +182,7 @@ class LocalAppearance(Appearance):
         return joined
 
     def features(self, u: Tensor) -> Tensor:
-        added: Tensor = self.out(F.silu(self.spread(u)))
-        return added[..., : self.size[0], : self.size[1]]
+        return self.out(F.silu(self.spread(u)))[..., : self.size[0], : self.size[1]]
 
 
 def make_appearance(spec: ModelSpec) -> Appearance | None:

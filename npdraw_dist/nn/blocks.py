@@ -84,8 +84,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        added: Tensor = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return x + added
+        return x + self.conv2(self.dropout(F.silu(self.norm2(h))))
 
 
 Cache = tuple[Tensor, Tensor]  # what a block keeps of the steps so far, batch first
@@ -116,14 +115,12 @@ class CausalBlock(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, W) -> (B, T, W); step t sees the steps up to t."""
         x = x + self.dropout(self.mixed(x))
-        added: Tensor = self.dropout(self.mlp(self.norm2(x)))
-        return x + added
+        return x + self.dropout(self.mlp(self.norm2(x)))
 
     def step(self, x: Tensor, step: int, cache: Cache) -> Tensor:
         """`forward` of one step alone, as `mixed_step`."""
         x = x + self.mixed_step(x, step, cache)
-        added: Tensor = self.mlp(self.norm2(x))
-        return x + added
+        return x + self.mlp(self.norm2(x))
 
 
 def _mlp(settings: PriorSpec, out: nn.Linear) -> nn.Sequential:
@@ -169,8 +166,7 @@ class TransformerBlock(CausalBlock):
 
     def _merged(self, attended: Tensor) -> Tensor:
         """(B, H, T, D) -> (B, T, W)."""
-        merged: Tensor = self.out(attended.transpose(1, 2).flatten(2))
-        return merged
+        return self.out(attended.transpose(1, 2).flatten(2))
 
 
 class LSTMBlock(CausalBlock):
@@ -184,15 +180,13 @@ class LSTMBlock(CausalBlock):
         self.mlp = _mlp(settings, self.out)
 
     def mixed(self, x: Tensor) -> Tensor:
-        mixed: Tensor = self.out(self.lstm(self.norm1(x))[0])
-        return mixed
+        return self.out(self.lstm(self.norm1(x))[0])
 
     def mixed_step(self, x: Tensor, step: int, cache: Cache) -> Tensor:
         hidden, state = self.lstm(self.norm1(x), tuple(kept[None] for kept in cache))
         for kept, new in zip(cache, state, strict=True):
             kept.copy_(new[0])
-        mixed: Tensor = self.out(hidden)
-        return mixed
+        return self.out(hidden)
 
     def cache(self, batch: int, steps: int, like: Tensor) -> Cache:
         shape = (batch, self.lstm.hidden_size)

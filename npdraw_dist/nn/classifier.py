@@ -50,13 +50,11 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> features (B, D)."""
-        features: Tensor = self.trunk(images * 2 - 1)
-        return (features - self.shift) / self.scale
+        return (self.trunk(images * 2 - 1) - self.shift) / self.scale
 
     def logits(self, images: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, N)."""
-        logits: Tensor = self.head(F.relu(self.trunk(images * 2 - 1)))
-        return logits
+        return self.head(F.relu(self.trunk(images * 2 - 1)))
 
     @torch.no_grad()
     def standardize(self, images: Tensor) -> None:

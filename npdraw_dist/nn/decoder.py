@@ -57,5 +57,4 @@ class Decoder(nn.Module):
         near = canvas * 2 - 1
         if self.upscale > 1:
             near = F.interpolate(near, scale_factor=float(self.upscale), mode="bilinear")
-        output: Tensor = self.last(torch.cat([h, near], 1))
-        return output
+        return self.last(torch.cat([h, near], 1))

@@ -77,8 +77,7 @@ class Drawings:
 
     def numpy(self) -> NDArray[Any]:
         """The images as an array (B, C, H, W), floats in [0, 1]."""
-        array: NDArray[Any] = self.images.cpu().numpy()
-        return array
+        return self.images.cpu().numpy()
 
     def save(self, path: str | Path) -> None:
         """Writes a file by the ending of its name.

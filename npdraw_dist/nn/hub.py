@@ -121,8 +121,7 @@ def config_of(spec: ModelSpec | BaselineSpec, results: Mapping[str, Any] | None)
 
 def make_model(spec: ModelSpec | BaselineSpec) -> HubModel:
     """An untrained model."""
-    model: HubModel = load_code(KINDS[spec.kind].code)(spec)
-    return model
+    return load_code(KINDS[spec.kind].code)(spec)
 
 
 def load(where: str | Path) -> HubModel:

@@ -188,8 +188,7 @@ class DiscretizedLogisticMixture(Likelihood):
 
 
 def make_likelihood(name: str, channels: int, components: int = 10) -> Likelihood:
-    likelihood: Likelihood = load(LIKELIHOODS[name].code)(channels, components)
-    return likelihood
+    return load(LIKELIHOODS[name].code)(channels, components)
 
 
 def binarized(images: Tensor, how: str, generator: Noise) -> Tensor:

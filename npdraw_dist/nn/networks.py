@@ -148,10 +148,10 @@ class Networks(HubModel):
     def likelihood_of(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:
         """Parameters of p(x|canvas, u), (B, Q, H, W). u: None is the mean of p(u|canvas)."""
         if self.appearance is None:
-            return self.decoder(canvas)  # type: ignore[no-any-return]
+            return self.decoder(canvas)
         if u is None:
             u = self.appearance.prior(canvas).mean
-        return self.decoder(canvas, self.appearance.features(u))  # type: ignore[no-any-return]
+        return self.decoder(canvas, self.appearance.features(u))
 
     @torch.no_grad()
     def decode(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:

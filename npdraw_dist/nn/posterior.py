@@ -70,8 +70,7 @@ class FreeHead(nn.Module):
     def forward(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Features (B, L, W), padded ink x -> whether (B, L); what without the fit, and fit: (B, L, K)."""
         logits = self.out(features)
-        fit: Tensor = self.fit(x)
-        return logits[..., 0], logits[..., 1:], fit.flatten(2).transpose(1, 2)
+        return logits[..., 0], logits[..., 1:], self.fit(x).flatten(2).transpose(1, 2)
 
 
 class PixelHead(nn.Module):
@@ -143,8 +142,7 @@ class Posterior(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> features on the grid (B, W, rows, columns)."""
-        features: Tensor = self.trunk(self.grid.ink(x))
-        return features
+        return self.trunk(self.grid.ink(x))
 
     def forward(self, x: Tensor) -> StepLogits:
         """(B, C, H, W) in [0, 1] -> whether (B, L), no where, what (B, L, K)."""

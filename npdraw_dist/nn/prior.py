@@ -65,8 +65,7 @@ class StepPrior(nn.Module, ABC):
 
     def whether_logits(self, h: Tensor) -> Tensor:
         """(...), given the state h (..., W)."""
-        logits: Tensor = self.whether_head(h)[..., 0]
-        return logits
+        return self.whether_head(h)[..., 0]
 
     def where_logits(self, h: Tensor) -> Tensor | None:
         """(..., L), given the state h (..., W); None if step t is place t."""
@@ -212,8 +211,7 @@ class Prior(StepPrior):
         return added * whether[..., None]
 
     def _token(self, canvas: Tensor, before: Tensor, nothing: Tensor, position: Tensor) -> Tensor:
-        last: Tensor = self.last(before)
-        return canvas + last + nothing[..., None] * self.blank + position
+        return canvas + self.last(before) + nothing[..., None] * self.blank + position
 
     def what_logits(self, h: Tensor, where: Tensor) -> Tensor:
         state = self.what_state(h)
@@ -221,8 +219,7 @@ class Prior(StepPrior):
             state = state + self.chosen_place(where)
         state = F.gelu(state)
         if self.what_head is not None:
-            logits: Tensor = self.what_head(state)
-            return logits
+            return self.what_head(state)
         assert isinstance(self.drawn, PixelTable)
         return self.drawn.logits(state, where)
 

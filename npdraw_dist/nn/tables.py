@@ -86,8 +86,7 @@ class PartCodes(nn.Module):
 
     def forward(self) -> Tensor:
         mean, deviation = self.moments
-        codes: Tensor = self.second(F.gelu(self.first((self.bank_parts.flatten(1) - mean) / deviation)))
-        return codes
+        return self.second(F.gelu(self.first((self.bank_parts.flatten(1) - mean) / deviation)))
 
 
 class CodeTable(Table):
@@ -149,12 +148,10 @@ class FactorisedTable(CodeTable):
         return self.code if look is None else self.once("codes", lambda: look() + self.code)
 
     def forward(self, where: Tensor, what: Tensor) -> Tensor:
-        vectors: Tensor = self.out(F.embedding(where, self.place) * F.embedding(what, self.codes()))
-        return vectors
+        return self.out(F.embedding(where, self.place) * F.embedding(what, self.codes()))
 
     def weights(self) -> Tensor:
-        pairs: Tensor = self.out(self.place[:, None] * self.codes())
-        return pairs.flatten(0, 1)
+        return self.out(self.place[:, None] * self.codes()).flatten(0, 1)
 
 
 class PixelTable(CodeTable):
@@ -189,13 +186,12 @@ class PixelTable(CodeTable):
 
     def forward(self, where: Tensor, what: Tensor) -> Tensor:
         codes = self.codes()
-        at_place: Tensor = self.out(F.embedding(where, self.place) * F.embedding(what, codes))
+        at_place = self.out(F.embedding(where, self.place) * F.embedding(what, codes))
         return at_place + F.embedding(what, self.anywhere())
 
     def weights(self) -> Tensor:
         codes = self.codes()
-        pairs: Tensor = self.out(self.place[:, None] * codes) + self.anywhere()
-        return pairs.flatten(0, 1)
+        return (self.out(self.place[:, None] * codes) + self.anywhere()).flatten(0, 1)
 
     def anywhere(self) -> Tensor:
         """What a part adds at any place, (K, W)."""

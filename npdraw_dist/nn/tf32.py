@@ -15,13 +15,12 @@ from npdraw_dist.nn.blocks import ExactConv2d, at_least_float32, exactly
 
 def _allowed() -> AbstractContextManager[None]:
     cudnn = torch.backends.cudnn
-    found: AbstractContextManager[None] = cudnn.flags(
+    return cudnn.flags(
         enabled=cudnn.enabled,
         benchmark=cudnn.benchmark,
         deterministic=cudnn.deterministic,
         allow_tf32=True,
     )
-    return found
 
 
 @torch.library.custom_op("npdraw::tf32_convolution", mutates_args=())
@@ -68,8 +67,7 @@ class Tf32Conv2d(ExactConv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         if not input.is_cuda or not torch.is_autocast_enabled("cuda"):
-            plain: Tensor = super().forward(input)
-            return plain
+            return super().forward(input)
         assert self.bias is not None
         assert isinstance(self.padding, tuple)
         with exactly(input):

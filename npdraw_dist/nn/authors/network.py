@@ -109,8 +109,7 @@ class CanvasPrior(StepPrior):
             yield self.stem(torch.cat([canvas, covered], 1)) + self.position[1 + t]
 
     def what_logits(self, h: Tensor, where: Tensor) -> Tensor:
-        logits: Tensor = self.what_head(h)
-        return logits
+        return self.what_head(h)
 
 
 class FlatTrunk(nn.Module):
@@ -148,8 +147,7 @@ class FlatPosterior(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, W)."""
-        features: Tensor = self.trunk(self.grid.ink(x))  # its convolutions pad with 0, the background's ink
-        return features
+        return self.trunk(self.grid.ink(x))  # its convolutions pad with 0, the background's ink
 
     def forward(self, x: Tensor) -> StepLogits:
         """(B, C, H, W) in [0, 1] -> whether (B, T), where (B, T, L), what (B, T, K)."""
@@ -186,8 +184,7 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(x)
-        added: Tensor = self.layers(x)
-        return x + added
+        return x + self.layers(x)
 
 
 class StridedDecoder(nn.Module):
@@ -216,5 +213,5 @@ class StridedDecoder(nn.Module):
     def forward(self, canvas: Tensor) -> Tensor:
         height, width = canvas.shape[-2:]
         drawn = ink(canvas, self.background)
-        output: Tensor = self.layers(F.pad(drawn, (0, -width % 4, 0, -height % 4)))
+        output = self.layers(F.pad(drawn, (0, -width % 4, 0, -height % 4)))
         return output[..., : height * self.upscale, : width * self.upscale]

@@ -86,8 +86,7 @@ class AIR(Baseline):
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, W): the features of the whole image that every step sees."""
-        embedded: Tensor = self.look(x.flatten(1))
-        return embedded
+        return self.look(x.flatten(1))
 
     def infer(self, x: Tensor, embedded: Tensor, generator: Noise, temperature: float = 1.0) -> Objects:
         """T objects on x (B, C, H, W). Temperature 0 takes the means."""

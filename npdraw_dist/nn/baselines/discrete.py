@@ -42,8 +42,7 @@ class SequencePrior(nn.Module):
         x = before.cumsum(1) + self.last(before) + self.position
         for block in self.blocks:
             x = block(x)
-        normed: Tensor = self.norm(x)
-        return normed
+        return self.norm(x)
 
     def walk(self, n: int) -> Generator[Tensor, Tensor, None]:
         """Yields the state (n, W) before each place, with a cache; the caller sends what it adds (n, W)."""

@@ -130,7 +130,7 @@ class DRAW(Baseline):
     def _write(self, state: Tensor) -> Tensor:
         """What a step adds to the canvas, (B, Q, H, W)."""
         _, height, width = self.spec.image_shape
-        patch: Tensor = self.patch(self.dropout(state))
+        patch = self.patch(self.dropout(state))
         patch = patch.view(-1, len(self.first_canvas), self.spec.write, self.spec.write)
         return write(patch, self._write_window(state), height, width)
 

@@ -35,8 +35,7 @@ class PartPrior(SequencePrior):
 
     def added(self, whether: Tensor, what: Tensor, place: Tensor) -> Tensor:
         """What parts add to the sum: whether (...), what (..., D), place (..., W) -> (..., W)."""
-        added: Tensor = self.what(what) * place * whether[..., None]
-        return added
+        return self.what(what) * place * whether[..., None]
 
     def forward(self, whether: Tensor, what: Tensor) -> tuple[Tensor, Gaussian]:
         """whether (B, L) in [0, 1], what (B, L, D) -> logits of whether (B, L) and p(what)."""
@@ -95,16 +94,14 @@ class GaussianParts(DiscreteBaseline):
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> logits of whether, means and log standard deviations of what, (B, L, 1 + 2 D)."""
-        embedded: Tensor = self.head(self.trunk(self.grid.ink(x)).flatten(2).transpose(1, 2))
-        return embedded
+        return self.head(self.trunk(self.grid.ink(x)).flatten(2).transpose(1, 2))
 
     def decode_parts(self, gate: Tensor, what: Tensor) -> Tensor:
         """gate (B, L) in [0, 1], what (B, L, D) -> likelihood parameters (B, Q, H, W)."""
         ink = torch.sigmoid(self.pixels(what)) * gate[..., None]
         side = self.grid.patch
         parts = ink.unflatten(2, (self.spec.image_shape[0], side, side))
-        output: Tensor = self.decoder(self.grid.ink(paste_aligned(parts, self.grid.of_ink)))
-        return output
+        return self.decoder(self.grid.ink(paste_aligned(parts, self.grid.of_ink)))
 
     def _kl(self, logits: Tensor, q: Gaussian, whether: Tensor, what: Tensor) -> dict[str, Tensor]:
         """The KL of each place, (B, L) by name, averaged over its own choices, given a draw before it."""

@@ -49,15 +49,13 @@ class MapVAE(Baseline):
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> features of the cells (B, W, rows, columns)."""
-        embedded: Tensor = self.encoder(whole_cells(x))
-        return embedded
+        return self.encoder(whole_cells(x))
 
     def decode_latents(self, spread: Tensor, u: Tensor) -> Tensor:
         """Features of z (B, W, rows, columns), u (B, L, D) -> likelihood parameters (B, Q, H, W)."""
         _, height, width = self.spec.image_shape
         cells = spread + self.added(u.transpose(1, 2).unflatten(2, self.size))
-        output: Tensor = self.decoder(cells)[..., :height, :width]
-        return output
+        return self.decoder(cells)[..., :height, :width]
 
     def _posterior_of_cells(self, embedded: Tensor, spread: Tensor) -> Gaussian:
         """Features of x and of z (B, W, rows, columns) -> q(u|x, z), (B, L, D)."""

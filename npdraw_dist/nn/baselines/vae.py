@@ -91,14 +91,12 @@ class ConvVAE(Baseline):
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> means and log standard deviations of q, (B, 2 Z)."""
-        embedded: Tensor = self.encoder(whole_cells(x))
-        return embedded
+        return self.encoder(whole_cells(x))
 
     def decode_latents(self, z: Tensor) -> Tensor:
         """(B, Z) -> likelihood parameters (B, Q, H, W)."""
         _, height, width = self.spec.image_shape
-        output: Tensor = self.decoder(z)[..., :height, :width]
-        return output
+        return self.decoder(z)[..., :height, :width]
 
     def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
         q = gaussian(embedded)

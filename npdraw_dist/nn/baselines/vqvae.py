@@ -71,8 +71,7 @@ class CodePrior(SequencePrior):
         return torch.stack(found, 1)
 
     def _logits(self, h: Tensor) -> Tensor:
-        logits: Tensor = self.head(F.gelu(self.state(h)))
-        return logits
+        return self.head(F.gelu(self.state(h)))
 
 
 class VQVAE(DiscreteBaseline):
@@ -109,8 +108,7 @@ class VQVAE(DiscreteBaseline):
 
     def encode(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> vectors (B, L, D)."""
-        vectors: Tensor = self.encoder(whole_cells(x))
-        return vectors.flatten(2).transpose(1, 2)
+        return self.encoder(whole_cells(x)).flatten(2).transpose(1, 2)
 
     def logits(self, vectors: Tensor) -> Tensor:
         """Vectors (B, L, D) -> minus their squared distances to the codes, times s, (B, L, K)."""
@@ -128,8 +126,7 @@ class VQVAE(DiscreteBaseline):
         """Vectors of codes (B, L, D) -> likelihood parameters (B, Q, H, W)."""
         _, height, width = self.spec.image_shape
         grid = codes.transpose(1, 2).unflatten(2, (self.rows, self.columns))
-        output: Tensor = self.decoder(grid)[..., :height, :width]
-        return output
+        return self.decoder(grid)[..., :height, :width]
 
     @torch.no_grad()
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
