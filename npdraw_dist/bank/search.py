@@ -21,6 +21,7 @@ from npdraw_dist.core.process import is_there
 TEMPORARY_BYTES = 256 << 20
 BLOCK = 1 << 20  # distances at once: 4 MB stay in a processor's cache
 STEPS_PER_PIXEL_UNIT = 2.0**16
+_libraries = cache(ThreadpoolController)  # to look for them takes milliseconds
 
 
 class Searcher:
@@ -94,11 +95,6 @@ class Products:
                 distances[block, turn] = apart[every, nearest]
                 apart[every, nearest] = np.inf
         return np.maximum(distances + lengths, 0), rows
-
-
-@cache
-def _libraries() -> ThreadpoolController:
-    return ThreadpoolController()
 
 
 def one_blas_thread() -> AbstractContextManager[Any]:

@@ -162,7 +162,6 @@ def _checked_data(settings: EvaluationSettings, spec: Spec) -> DataConfig:
 
 def _protocol(settings: EvaluationSettings, model: GenerativeModel, source: Source) -> dict[str, Any]:
     filesystem, path = open_filesystem(settings.model)
-    assert isinstance(model, torch.nn.Module)
     inputs = identify(source.inputs).digest
     known = None if model.spec.data is None else model.spec.data.inputs
     return {

@@ -109,7 +109,8 @@ class ConvVAE(Baseline):
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
         """Swaps the first of the Gaussians, which have no order, of the mean of q."""
         of_a, of_b = (gaussian(self.embed(x)).mean for x in (a, b))
-        taken = torch.arange(self.spec.latents, device=a.device) < self.spec.latents * _share(inside)
+        share = inside.float().mean((1, 2))[:, None]  # of the image, (B, 1)
+        taken = torch.arange(self.spec.latents, device=a.device) < self.spec.latents * share
         return self.likelihood.mean(self.decode_latents(torch.where(taken, of_b, of_a)))
 
     def prior_terms(self, q: Gaussian, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,11 +126,6 @@ class ConvVAE(Baseline):
     def generate(self, n: int, generator: Noise, temperature: float) -> PriorDraws:
         z = self.draw_prior(n, generator, temperature)
         return self.one_step(self.decode_latents(z), {"z": z})
-
-
-def _share(inside: Tensor) -> Tensor:
-    """inside (B, H, W) bool -> the part of the image that it is, (B, 1)."""
-    return inside.float().mean((1, 2))[:, None]
 
 
 class LearnedPriorVAE(ConvVAE):
