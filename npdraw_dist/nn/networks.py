@@ -180,12 +180,13 @@ class Networks(HubModel):
         generator: Noise = None,
         temperature: float = 1.0,
         top_k: int | None = None,
+        distinct_places: bool = False,
         *,
         seed: int | None = None,
     ) -> PartSequence:
         """n sequences z ~ p(z); see `StepPrior.sample`. seed: replaces a generator."""
         generator = seeded(self.device, generator, seed)
-        return self.prior.sample(n, generator, self.temperature_of(temperature), top_k)
+        return self.prior.sample(n, generator, self.temperature_of(temperature), top_k, distinct_places)
 
     @torch.no_grad()
     def prior_log_prob(self, z: PartSequence) -> Tensor:

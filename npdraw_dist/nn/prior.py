@@ -93,11 +93,12 @@ class StepPrior(nn.Module, ABC):
         generator: Noise = None,
         temperature: float = 1.0,
         top_k: int | None = None,
+        distinct_places: bool = False,
     ) -> PartSequence:
         """n sequences z ~ p(z), with a KV cache. temperature divides all logits.
 
-        top_k: only the k most likely parts are drawn. `log_prob` knows neither. Raises UserError if
-        temperature is not above 0, or top_k less than 1.
+        top_k: only the k most likely parts are drawn. distinct_places: no place is drawn twice. `log_prob`
+        knows none of the three. Raises UserError if temperature is not above 0, or top_k less than 1.
         """
         if not temperature > 0:
             raise UserError(f"temperature is {temperature}; it must be above 0")
@@ -105,8 +106,14 @@ class StepPrior(nn.Module, ABC):
             require_positive("top_k", top_k)
         where = torch.zeros(n, self.steps, dtype=torch.int64, device=self.position.device)
         z = PartSequence(where.bool(), where, where.clone())
+        used = where.new_zeros(n, self.places, dtype=torch.bool) if distinct_places else None
+        places = torch.arange(self.places, device=where.device)
         for t, h in enumerate(self.states(z)):
-            z.whether[:, t], z.where[:, t], z.what[:, t] = self.draw_step(h, t, generator, temperature, top_k)
+            z.whether[:, t], z.where[:, t], z.what[:, t] = self.draw_step(
+                h, t, generator, temperature, top_k, used
+            )
+            if used is not None:
+                used |= (z.where[:, t, None] == places) & z.whether[:, t, None]
         return z if self.spec.where_given else z.canonical()
 
     def states(
@@ -138,15 +145,22 @@ class StepPrior(nn.Module, ABC):
         generator: Noise = None,
         temperature: float = 1.0,
         top_k: int | None = None,
+        used: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws whether, where and what of a step, each (B,), given the state h (B, W) before it."""
+        """Draws whether, where and what of a step, each (B,), given the state h (B, W) before it.
+
+        used: (B, L) bool, places to leave out unless all are used.
+        """
         chance = torch.sigmoid(self.whether_logits(h) / temperature)
         whether = uniform(chance.shape, generator, h) < chance
         places = self.where_logits(h)
         if places is None:
             where = torch.full_like(whether, step, dtype=torch.int64)
         else:
-            where = categorical_sample(places / temperature, generator)
+            places = places / temperature
+            if used is not None:
+                places = places.masked_fill(used & ~used.all(1, keepdim=True), -torch.inf)
+            where = categorical_sample(places, generator)
         logits = self.what_logits(h, where) / temperature
         if top_k is not None and top_k < self.parts:
             least = logits.topk(top_k, -1).values[:, -1:]

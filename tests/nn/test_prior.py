@@ -144,13 +144,21 @@ def test_samples_have_the_frequencies_of_log_prob(kind: Kind) -> None:
         assert torch.equal(z.where, torch.arange(spec.steps).expand_as(z.where))
 
 
-def test_top_k_changes_the_sampler() -> None:
+def test_top_k_and_distinct_places_change_the_sampler() -> None:
     prior = tiny_prior(tiny_spec("raster", **LONGER))
     one = prior.sample(64, seeded(), top_k=1)
     assert torch.equal(one.what[one.whether], prior(one).what.argmax(-1)[one.whether])
+
+    def repeats(z: PartSequence) -> int:
+        places = [w[on].tolist() for on, w in zip(z.whether, z.where, strict=True)]
+        return sum(len(p) - len(set(p)) for p in places)
+
     free = prior.sample(64, seeded())
+    assert repeats(free) > 0
     assert same(prior.sample(64, seeded()), free), "the generator alone decides"
-    assert not same(one, free)
+    distinct = prior.sample(64, seeded(), distinct_places=True)
+    assert repeats(distinct) == 0
+    assert distinct.whether.sum() > 64
     with pytest.raises(ValueError, match="above 0"):
         prior.sample(1, temperature=0.0)
 
