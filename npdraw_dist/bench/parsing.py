@@ -13,7 +13,8 @@ from pyarrow.fs import LocalFileSystem
 from npdraw_dist.bench.workload import Figures, Workload, median_seconds
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.core.process import cpu_count
-from npdraw_dist.data.parses import Parses, ShardFile, to_parquet
+from npdraw_dist.data.parquet import to_parquet
+from npdraw_dist.data.parses import Parses, ShardFile
 from npdraw_dist.data.repeats import RANGES, RepeatFinder
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import DONE, ShardFolder, ShardWriter

@@ -16,12 +16,9 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import threading
-import time
 import uuid
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +27,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.process_table import Process, World, this_process
 from npdraw_dist.core.storage import PARTIAL, impatient, read_bytes, write_text
 
 LEASE_FOLDER = ".lease"
@@ -43,81 +41,6 @@ ANNOUNCED_POLL_S = 0.2
 def is_lease(path: str) -> bool:
     """Whether a file belongs to a lease, and so is no content of its folder."""
     return f"/{LEASE_FOLDER}/" in path
-
-
-@dataclass(frozen=True)
-class Process:
-    """A process. boot: the kernel's start and the namespace of process numbers; "" where it is not known.
-
-    start: ticks from the kernel's start, which no correction of the clock changes, so that a number that was
-    given again is not taken for it.
-    """
-
-    host: str
-    boot: str
-    pid: int
-    start: int
-
-
-def _boot() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return ""
-
-
-def process_of(pid: int) -> Process:
-    """A process of this machine that runs."""
-    boot = _boot()
-    return Process(socket.gethostname(), boot, pid, _state(pid)[1] if boot else 0)
-
-
-def this_process() -> Process:
-    return process_of(os.getpid())
-
-
-def _state(pid: int) -> tuple[str, int]:
-    """The letter of a process's state, and its start in ticks. Raises OSError if it is gone or hidden."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # its name can be anything
-    return fields[0], int(fields[19])
-
-
-def is_running(process: Process) -> bool | None:
-    """Whether the process lives; None if this machine cannot know."""
-    if not process.boot or process.boot != _boot():
-        return None
-    try:
-        state, start = _state(process.pid)
-        return start == process.start and state not in "ZX"  # ended, and not waited for
-    except PermissionError:
-        return None
-    except (FileNotFoundError, ProcessLookupError):
-        try:
-            os.kill(process.pid, 0)
-        except PermissionError:
-            return None  # hidden: a process of another user
-        except OSError:
-            return False
-        return False
-
-
-def _seconds() -> float:
-    """Monotonic seconds, including suspend where the system has such a clock."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-@dataclass(frozen=True)
-class World:
-    """What a lease knows of the world: this process, which processes run, and a clock.
-
-    now: seconds, never backwards. sleep: waits for seconds.
-    """
-
-    process: Process
-    is_running: Callable[[Process], bool | None] = is_running
-    now: Callable[[], float] = _seconds
-    sleep: Callable[[float], None] = time.sleep
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from npdraw_dist.core.storage import (
     writing,
 )
 from npdraw_dist.data.identity import Identity, compare, identify
-from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Show, write_shards
 from npdraw_dist.data.shards import DataChanged, Source, open_source, unchanged

@@ -35,7 +35,7 @@ from npdraw_dist.core.pictures import (
 )
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes, write_bytes
 from npdraw_dist.core.vocabulary import MOST_CLASSES, as_python
-from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.rows import Reject, Rows
 
 SHARD_ROWS = 2048

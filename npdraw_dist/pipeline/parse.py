@@ -21,7 +21,8 @@ from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.vocabulary import MOST_CLASSES, learned, words_in
-from npdraw_dist.data.parses import to_parquet, write_list
+from npdraw_dist.data.parquet import to_parquet
+from npdraw_dist.data.parses import write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
 from npdraw_dist.data.shards import DataChanged, Source

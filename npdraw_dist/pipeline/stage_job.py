@@ -21,7 +21,8 @@ from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.core.paste import render
-from npdraw_dist.data.parses import Parses, index_type
+from npdraw_dist.data.parquet import index_type
+from npdraw_dist.data.parses import Parses
 from npdraw_dist.nn.baselines.base import BaselineObjective
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective

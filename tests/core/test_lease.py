@@ -16,18 +16,8 @@ from pyarrow import fs
 
 from npdraw_dist.core import lease as leases
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import (
-    DEAD_AFTER_S,
-    Holder,
-    Lease,
-    LeaseError,
-    LeaseLost,
-    Process,
-    World,
-    is_running,
-    process_of,
-    this_process,
-)
+from npdraw_dist.core.lease import DEAD_AFTER_S, Holder, Lease, LeaseError, LeaseLost
+from npdraw_dist.core.process_table import Process, World, is_running, process_of, this_process
 
 LOCAL = fs.LocalFileSystem()
 

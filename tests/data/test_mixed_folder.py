@@ -14,7 +14,7 @@ from PIL import Image
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import Frame, read_picture
-from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.pipeline.fit_images import pictures_of
 from tests.helpers import mixed_folder

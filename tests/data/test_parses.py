@@ -16,6 +16,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data import parses as module
+from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.parses import (
     READ_BYTES,
     Parses,
@@ -24,7 +25,6 @@ from npdraw_dist.data.parses import (
     Told,
     read_range,
     to_batch,
-    to_parquet,
     write_list,
 )
 from npdraw_dist.data.rows import Rows

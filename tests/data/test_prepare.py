@@ -17,7 +17,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import is_lease
 from npdraw_dist.data import identity, shard_writer
 from npdraw_dist.data.identity import compare, identify
-from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.prepare import prepare
 from npdraw_dist.data.readers import tables
 from npdraw_dist.data.rows import Rows

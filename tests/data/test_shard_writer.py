@@ -20,7 +20,8 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.storage import copy, list_files, open_filesystem, write_bytes
 from npdraw_dist.data import repeats, shard_writer, shards
 from npdraw_dist.data.identity import Inputs
-from npdraw_dist.data.parses import Parses, to_parquet, write_list
+from npdraw_dist.data.parquet import to_parquet
+from npdraw_dist.data.parses import Parses, write_list
 from npdraw_dist.data.repeats import Hash, RepeatFinder, hash_of, ranges_of, read_hashes, write_hashes
 from npdraw_dist.data.rows import Reject, RejectLimit, Rows
 from npdraw_dist.data.shard_writer import (

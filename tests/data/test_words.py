@@ -18,7 +18,8 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.core.vocabulary import Vocabulary, learned, words_in
-from npdraw_dist.data.parses import Parses, Told, to_parquet
+from npdraw_dist.data.parquet import to_parquet
+from npdraw_dist.data.parses import Parses, Told
 from npdraw_dist.data.prepare import prepare
 from npdraw_dist.data.readers import emoji_names
 from npdraw_dist.data.rows import Rows

@@ -12,7 +12,8 @@ from pyarrow import fs
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.storage import list_files, write_bytes
-from npdraw_dist.data.parses import Parses, ShardFile, to_parquet, write_list
+from npdraw_dist.data.parquet import to_parquet
+from npdraw_dist.data.parses import Parses, ShardFile, write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS, Split

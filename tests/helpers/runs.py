@@ -11,7 +11,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import write_bytes
-from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.rows import list_parses

@@ -20,7 +20,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data import shard_writer, shards
-from npdraw_dist.data.parses import to_parquet
+from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import DataChanged, Shard
 from npdraw_dist.pipeline import bank, parse, run

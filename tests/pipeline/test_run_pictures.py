@@ -18,7 +18,8 @@ import npdraw_dist
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import write_bytes
-from npdraw_dist.data.parses import to_parquet, write_list
+from npdraw_dist.data.parquet import to_parquet
+from npdraw_dist.data.parses import write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.measure.curves import SURROGATE, panels
 from npdraw_dist.nn.npdraw import NPDraw

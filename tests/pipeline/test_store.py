@@ -20,8 +20,9 @@ from npdraw_dist.config.cli import parse_flags
 from npdraw_dist.config.load import resolve, with_changes
 from npdraw_dist.config.schema import STAGES, Experiment
 from npdraw_dist.core.errors import OtherFormat, UserError
-from npdraw_dist.core.lease import Lease, LeaseLost, World, process_of, this_process
+from npdraw_dist.core.lease import Lease, LeaseLost
 from npdraw_dist.core.made_by import FORMAT, stamp
+from npdraw_dist.core.process_table import World, process_of, this_process
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused, require_format, run_stages
 from npdraw_dist.pipeline.store import CONFIG, OPENINGS, Store, fingerprint_of, finished

@@ -23,7 +23,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import BadPicture, Frame, from_array, read_picture
 from npdraw_dist.core.storage import in_threads, list_files, open_filesystem, require_readable
-from npdraw_dist.data.parses import class_names
+from npdraw_dist.data.parquet import class_names
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import FilePart, Source, file_splits, join_small, of_files, packed
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
