@@ -7,7 +7,6 @@ within the resolution of a store's clock (a second on S3).
 
 import hashlib
 import json
-import posixpath
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -118,7 +117,11 @@ class Inputs:
     @classmethod
     def of_paths(cls, filesystem: fs.FileSystem, paths: Sequence[str]) -> "Inputs":
         """The inputs at single files; their root is the deepest folder that holds them all."""
-        root = posixpath.commonpath([posixpath.dirname(path) for path in paths]).rstrip("/")
+        folders = [path.split("/")[:-1] for path in paths]
+        shared = folders[0]
+        while any(folder[: len(shared)] != shared for folder in folders):
+            shared = shared[:-1]
+        root = "/".join(shared)
         return cls(filesystem, root, tuple(path[len(root) + 1 :] if root else path for path in paths))
 
     @property

@@ -6,6 +6,7 @@ Each shard costs the driver requests, memory and a message, so many small ones a
 import hashlib
 import json
 import math
+import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -196,8 +197,8 @@ def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], r
     training images is held out by the hash of the id, and neither is counted. Raises UserError if the
     manifest states images of another shape than `data`.
     """
-    alone = Inputs.of_paths(filesystem, paths)
-    names = alone.paths if root is None else tuple(path[len(root) + 1 :] for path in paths)
+    above = posixpath.commonpath([posixpath.dirname(path) for path in paths]) if root is None else root
+    names = tuple(path[len(above) + 1 :] for path in paths)
     folders = [name.split("/")[-2] if "/" in name else None for name in names]
     of_folders = [stated_split(folder) for folder in folders]
     by_name = [own or named_split(path) for own, path in zip(of_folders, paths, strict=True)]
@@ -205,7 +206,7 @@ def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], r
     stated = dict(zip(paths, of_folders if no_training else by_name, strict=True))
     own = frozenset(s for s in stated.values() if s)
     if root is None:
-        return Layout(alone, stated, own)
+        return Layout(Inputs.of_paths(filesystem, paths), stated, own)
     prepared = read_prepared(filesystem, root)
     if prepared is None:
         return Layout(Inputs(filesystem, root, names, is_folder=True), stated, own)
