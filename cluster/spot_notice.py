@@ -30,7 +30,7 @@ def _request(url: str, headers: Mapping[str, str], method: str = "GET") -> str |
     request = urllib.request.Request(url, headers=dict(headers), method=method)
     try:
         with opener.open(request, timeout=TIMEOUT_S) as answer:
-            return str(answer.read().decode())
+            return str(answer.read().decode(errors="replace"))
     except (OSError, http.client.HTTPException):  # such as an answer that is cut off
         return None
 

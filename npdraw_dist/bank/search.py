@@ -21,6 +21,7 @@ from npdraw_dist.core.process import is_there
 TEMPORARY_BYTES = 256 << 20
 BLOCK = 1 << 20  # distances at once: 4 MB stay in a processor's cache
 STEPS_PER_PIXEL_UNIT = 2.0**16
+FEW = 16  # so many nearest are found by a pass each, more by sorting
 _libraries = cache(ThreadpoolController)  # to look for them takes milliseconds
 
 
@@ -89,6 +90,10 @@ class Products:
             block = slice(start, start + step)
             apart = queries[block] @ self._doubled
             apart += self._squares  # |x|^2, the same for all vectors, is added to the nearest only
+            if count > FEW:
+                rows[block] = np.argsort(apart, 1, kind="stable")[:, :count]
+                distances[block] = np.take_along_axis(apart, rows[block], 1)
+                continue
             every = np.arange(len(apart))
             for turn in range(count):
                 rows[block, turn] = nearest = apart.argmin(1)

@@ -1,6 +1,7 @@
 """Command lines from typed fields, by pydantic-settings. A user's error is one line and exit status 2."""
 
 import argparse
+import errno
 import re
 import sys
 import traceback
@@ -19,8 +20,9 @@ from npdraw_dist.config.help import render, settings_of
 from npdraw_dist.config.load import merge, nearest, preset_names, read_file, read_preset, validated
 from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.core import process
-from npdraw_dist.core.errors import BAD_PATH, MISTAKE, TRY_AGAIN, StorageFailed, UserError
+from npdraw_dist.core.errors import MISTAKE, TRY_AGAIN, StorageFailed, UserError
 
+BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # of the system, where a user names a file
 PRESET = "digits"  # of a command that names none
 SHELLS = ("bash", "zsh", "tcsh")  # that complete
 Own = TypeVar("Own", bound=BaseModel)

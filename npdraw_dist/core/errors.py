@@ -1,8 +1,5 @@
 """The exceptions that a command turns into one line and an exit status, and a check that raises one."""
 
-import errno
-
-BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # of the system, where a user names a file
 MISTAKE = 2  # exit status of a command after a UserError
 TRY_AGAIN = 75  # and if its storage failed: EX_TEMPFAIL of sysexits.h, which Python has on Unix only
 

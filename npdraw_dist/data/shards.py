@@ -20,7 +20,7 @@ from pyarrow import fs
 from npdraw_dist.config.prepared import MANIFEST, Prepared, read_prepared
 from npdraw_dist.config.registry import SOURCES, load
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import BAD_PATH, StorageFailed, UserError
+from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.storage import in_threads
 from npdraw_dist.data.identity import Identity, InputFile, Inputs, compare
 from npdraw_dist.data.readers.known import DOWNLOADS
@@ -231,18 +231,13 @@ def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], r
 
 
 def open_source(data: DataConfig, seed: int, download: bool = True) -> Source:
-    """The data set that `data` names, its splits drawn with `seed`.
+    """The data set that `data` names, its splits drawn with `seed`. Raises UserError if it is missing.
 
-    Raises UserError if it is missing, StorageFailed if the storage does not give it now.
     download: torchvision may download missing files of a known set.
     """
     before = DOWNLOADS.set(download)
     try:
         source: Source = load(SOURCES[data.source].code)(data, seed)
-    except OSError as error:
-        if error.errno in BAD_PATH:
-            raise
-        raise StorageFailed(f"the data {data.path} cannot be read now: {error}") from None
     finally:
         DOWNLOADS.reset(before)
     return source

@@ -200,6 +200,7 @@ def require_kept(z: PartSequence, keep: Tensor, prior: StepPrior) -> Kept:
 
     Raises ValueError if the order has one part a place and z keeps two.
     """
+    z = z.canonical()
     z = PartSequence(z.whether & keep.gather(1, z.where), z.where, z.what).canonical()
     held = z.where.new_zeros(keep.shape).scatter_add(1, z.where, z.whether.long())
     if prior.spec.aligned and (held > 1).any():

@@ -110,12 +110,15 @@ class Guard:
             self._ongoing -= 1
 
     def _refusal(self, scope: Scope) -> Response | None:
-        # The rate comes first, so that it bounds guesses of the token too.
-        wait_s = 0.0 if self._rate is None else self._rate.wait_s((scope.get("client") or ("unknown",))[0])
+        address = (scope.get("client") or ("unknown",))[0]
+        known = self._has_token(scope["path"], Headers(scope=scope).get("authorization", ""))
+        # Guesses have a rate of their own: those who know the token may have the same address behind a proxy.
+        name = address if known else f"{address} without token"
+        wait_s = 0.0 if self._rate is None else self._rate.wait_s(name)
         if wait_s:
             detail = f"more than {self._options.rate:g} requests a second from this address"
             return JSONResponse({"detail": detail}, 429, {"Retry-After": str(int(wait_s) + 1)})
-        if not self._has_token(scope["path"], Headers(scope=scope).get("authorization", "")):
+        if not known:
             detail = "give the server's token: Authorization: Bearer TOKEN"
             return JSONResponse({"detail": detail}, 401, {"WWW-Authenticate": "Bearer"})
         if self._at_once is not None and self._ongoing >= self._at_once:

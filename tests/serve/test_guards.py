@@ -60,6 +60,7 @@ def test_an_address_may_make_so_many_requests_a_second(grey: Served) -> None:
     assert int(answers[-1].headers["retry-after"]) >= 1
     client = grey.client_of(rate=0.2, token="secret")  # guesses of the token count
     assert [client.get("/v1/model").status_code for _ in range(2)] == [401, 429]
+    assert client.get("/v1/model", headers={"Authorization": "Bearer secret"}).status_code == 200
 
 
 def test_more_requests_than_may_wait_are_refused(grey: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,10 @@ def _faces(root: str, path: str) -> tuple[list[Face], str | None]:
 
     Raises OSError if the storage fails: the font may be whole.
     """
-    content, faces = _read(f"{root}/{path}"), list[Face]()
+    try:
+        content, faces = _read(f"{root}/{path}"), list[Face]()
+    except (FileNotFoundError, PermissionError) as error:
+        return [], f"unreadable font: {error}"
     try:
         blob = hb.Blob(content)
         number = hb.Face(blob, 0).count
