@@ -91,7 +91,7 @@ def fit(
     resumes and the same call finds done; without either it is temporary. num_workers: 0 trains in this
     process, without Ray; others on Ray, on the cluster that RAY_ADDRESS names if there is one. ray: on Ray
     with one worker. minutes: about how long to train, in this process; a few steps find the budgets; None:
-    the preset's.
+    24,000 images a stage, or the preset's where pictures are nearly binary.
 
     init: a trained model of any kind, or what `npdraw_dist.load` takes, that is trained on with these images:
     the run takes its network and parts, as with `init.model` of the command; a larger `bank.size` adds parts.
