@@ -1,11 +1,13 @@
 """`npdraw_dist.fit` of few images with tiny budgets, also for the examples of README, docs and notebooks."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import npdraw_dist
 from npdraw_dist.config.load import merge
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.pipeline import fit
@@ -51,3 +53,24 @@ def fit_few(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(fit, "pictures_of", few)
     monkeypatch.setattr(fit, "suited", quickly)
+
+
+def a_callback_ends(capsys: pytest.CaptureFixture[str], **where: Any) -> None:
+    """What a callback raises ends a training, also if it looks like a fault of the storage; the checkpoint of
+    that moment is kept. where: arguments of `fit`."""
+    long = {**SMALL, "prior": {**SMALL["prior"], "images": 6400}}
+    seen: list[float] = []
+
+    def stop(row: Mapping[str, float], stage: str) -> None:
+        seen.append(row["images_seen"])
+        if "valid/nll" in row:
+            raise ConnectionError(stage)
+
+    with pytest.raises(ConnectionError, match="prior"):
+        npdraw_dist.fit(strokes(), **long, **where, callbacks=[stop])
+    assert max(seen) < 6400
+    capsys.readouterr()
+    seen.clear()
+    with pytest.raises(ConnectionError):
+        npdraw_dist.fit(strokes(), **long, **where, callbacks=[stop])
+    assert "prior: resumes from checkpoint_" in capsys.readouterr().out

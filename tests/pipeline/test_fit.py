@@ -38,7 +38,7 @@ from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.pipeline.train_stage import validation_images
 from tests.helpers.in_process import Stopped
 from tests.helpers.tiny_baselines import TINY_PRIOR, tiny_baseline
-from tests.helpers.tiny_fit import SMALL, fit_few, strokes
+from tests.helpers.tiny_fit import SMALL, a_callback_ends, fit_few, strokes
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 from tests.pipeline.conftest import LONGER
 from tune_spaces import sweep
@@ -499,63 +499,8 @@ def test_a_given_bank_is_drawn_with(
     assert "holds no bank.safetensors" in nowhere
 
 
-@pytest.mark.slow
-@pytest.mark.ray
-@pytest.mark.usefixtures("local_ray")
-def test_a_ray_dataset_stays_on_its_cluster(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Some rows decide the settings; the others never come to this process."""
-    from ray.data import Dataset, from_items
-
-    rows, came, real = [{"image": image, "label": 1} for image in strokes()], list[Any](), Dataset.iter_rows
-
-    def counted(dataset: Any, *arguments: Any, **options: Any) -> Any:
-        for row in real(dataset, *arguments, **options):
-            came.extend([row] if "image" in row else [])  # the pipeline has data sets of its own
-            yield row
-
-    monkeypatch.setattr(Dataset, "iter_rows", counted)
-    monkeypatch.setattr(fit_images, "SEEN", 20)
-    where: dict[str, Any] = {"name": "bars", "storage": str(tmp_path)}
-    model = npdraw_dist.fit(from_items(rows), **SMALL, **where)
-    assert 0 < len(came) <= 20
-    assert isinstance(model, NPDraw)
-    assert model.draw(2, seed=0).images.shape == (2, 1, 12, 12)
-    assert "60 grey images of 12x12" in capsys.readouterr().out
-    store = Store.open(str(tmp_path), "bars")
-    assert sum(len(store.parses(split)) for split in ("train", "valid")) == 60
-    npdraw_dist.fit(from_items(rows), **SMALL, **where)
-    assert "all done" in capsys.readouterr().out
-    for others, valid in ((rows[:50], None), (rows, strokes()[:8])):
-        with pytest.raises(UserError, match="holds other images than these"):
-            npdraw_dist.fit(from_items(others), valid=valid, **SMALL, **where)
-    with pytest.raises(UserError, match="has a column `label`"):
-        npdraw_dist.fit(from_items(rows), labels=[1] * 60)
-
-
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=[pytest.mark.ray, pytest.mark.slow])])
-def test_what_a_callback_raises_ends_the_training(
-    workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Also on Ray, and if it looks like a fault of the storage; the checkpoint of that moment is kept."""
-    where: dict[str, Any] = {"name": "bars", "storage": str(tmp_path), "num_workers": workers}
-    long = {**SMALL, "prior": {**SMALL["prior"], "images": 6400}}
-    seen: list[float] = []
-
-    def stop(row: Mapping[str, float], stage: str) -> None:
-        seen.append(row["images_seen"])
-        if "valid/nll" in row:
-            raise ConnectionError(stage)
-
-    with pytest.raises(ConnectionError, match="prior"):
-        npdraw_dist.fit(strokes(), **long, **where, callbacks=[stop])
-    assert max(seen) < 6400
-    capsys.readouterr()
-    seen.clear()
-    with pytest.raises(ConnectionError):
-        npdraw_dist.fit(strokes(), **long, **where, callbacks=[stop])
-    assert "prior: resumes from checkpoint_" in capsys.readouterr().out
+def test_what_a_callback_raises_ends_the_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a_callback_ends(capsys, name="bars", storage=str(tmp_path), num_workers=0)
 
 
 def test_a_kind_with_codes_trains_scores_and_samples() -> None:
