@@ -70,6 +70,11 @@ class Vocabulary:
     def __init__(self, kind: str, entries: Sequence[str], tokens: int) -> None:
         self.kind, self.entries, self.tokens = kind, entries, tokens
 
+    @classmethod
+    def of(cls, prior: Any) -> "Vocabulary":
+        """prior: its settings, a `config.networks.PriorNetwork`."""
+        return cls(prior.condition, prior.vocabulary, prior.condition_tokens)
+
     def require(self) -> None:
         """Raises UserError if nothing can be asked for."""
         if self.kind == "none":

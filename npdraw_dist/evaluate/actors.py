@@ -22,7 +22,7 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import device_here, ray_runs, refuse_tf32
+from npdraw_dist.core.process import device_here, ray_runs
 from npdraw_dist.data.parses import Told
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
@@ -179,8 +179,7 @@ class Measure:
         told: Told | None = None,
     ) -> None:
         self.told = told
-        self.device = torch.device("cuda" if gpu and torch.cuda.is_available() else "cpu")
-        refuse_tf32(self.device)
+        self.device = device_here(None if gpu else False)
         torch.set_num_threads(1)  # an actor has one CPU; more threads would also sum in another order
         self.model, self.settings = model.to(self.device), settings
         self.extract = None if extractor is None else extractor.open(self.device)

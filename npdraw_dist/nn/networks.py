@@ -67,8 +67,7 @@ class Networks(HubModel):
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The conditions that the prior knows."""
-        prior = self.spec.prior
-        return Vocabulary(prior.condition, prior.vocabulary, prior.condition_tokens)
+        return Vocabulary.of(self.spec.prior)
 
     @property
     def plain_prior(self) -> StepPrior:

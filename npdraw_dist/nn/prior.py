@@ -261,7 +261,7 @@ class Told(nn.Module):
 
     def __init__(self, prior: PriorSpec) -> None:
         super().__init__()
-        vocabulary = Vocabulary(prior.condition, prior.vocabulary, prior.condition_tokens)
+        vocabulary = Vocabulary.of(prior)
         self.tokens = vocabulary.tokens
         self.register_buffer("inner", vocabulary.inner(), persistent=False)
         self.word = nn.Parameter(torch.randn(len(self.inner), prior.width) * START)

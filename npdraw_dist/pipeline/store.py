@@ -109,8 +109,8 @@ class Store:
         """
         told = None
         if experiment is not None and experiment.takes_condition:
-            prior, classes = experiment.prior, self.read_json("parses", VOCABULARY)["classes"]
-            told = Told(Vocabulary(prior.condition, prior.vocabulary, prior.condition_tokens), classes)
+            classes = self.read_json("parses", VOCABULARY)["classes"]
+            told = Told(Vocabulary.of(experiment.prior), classes)
         return Parses.of_split(self.filesystem, self.path("parses"), split, told)
 
     def with_vocabulary(self, experiment: Experiment) -> Experiment:

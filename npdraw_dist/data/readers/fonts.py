@@ -99,7 +99,7 @@ def _faces(root: str, path: str) -> tuple[list[Face], str | None]:
     Raises OSError if the storage fails: the font may be whole.
     """
     try:
-        content, faces = _read(f"{root}/{path}"), list[Face]()
+        content = _read(f"{root}/{path}")
     except (FileNotFoundError, PermissionError) as error:
         return [], f"unreadable font: {error}"
     try:
@@ -109,6 +109,7 @@ def _faces(root: str, path: str) -> tuple[list[Face], str | None]:
         return [], f"unreadable font: {error}"
     if number == 0:
         return [], "it is no font"
+    faces = list[Face]()
     for index in range(number):
         face = hb.Face(blob, index)
         if not set(OUTLINES) & set(face.table_tags):
