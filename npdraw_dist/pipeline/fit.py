@@ -154,6 +154,7 @@ def fit(
         asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers or int(ray)}}, nested)
         experiment = resolve(preset, None, asked)
         if count is None:
+            _require_told(experiment, pictures, classes)
             stack.enter_context(_removed_if_refused(run))
             few = (pictures, held) if held is not None else held_of_few(pictures, experiment)
             write_shards(*few, classes, root, called)
@@ -171,6 +172,16 @@ def fit(
         stages = [stage for stage in ("prior", "vae") if store.has(stage)]
         model.history = {stage: read_metrics(store.filesystem, store.path(stage)) for stage in stages}
         return model
+
+
+def _require_told(experiment: Experiment, pictures: Rows, classes: Sequence[str]) -> None:
+    """Raises UserError if the prior takes a condition that no image has, before anything is made of them."""
+    if not experiment.takes_condition or experiment.prior.vocabulary:
+        return
+    kind = experiment.prior.condition
+    if not (any(pictures.words or ()) if kind == "words" else classes or pictures.known_labels().max() >= 0):
+        name = "classes" if kind == "class" else "words"
+        raise UserError(f"prior.condition is {kind}, and the images have no {name}; give labels")
 
 
 @contextmanager

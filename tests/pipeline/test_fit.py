@@ -297,8 +297,10 @@ def test_labels_that_do_not_match_are_refused(tmp_path: Path) -> None:
         Image.fromarray(GREY[number]).save(tmp_path / f"{number}.png")
     with pytest.raises(UserError, match="a folder are its folders"):
         npdraw_dist.fit(tmp_path, labels=[1, 2, 3])
-    with pytest.raises(UserError, match="have no classes"):
-        npdraw_dist.fit(GREY.repeat(12, 0), **with_condition("class"))
+    for kind, name in (("class", "classes"), ("words", "words")):
+        with pytest.raises(UserError, match=f"have no {name}"):
+            npdraw_dist.fit(GREY.repeat(12, 0), storage=tmp_path / "runs", **with_condition(kind))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_label_of_an_item_may_be_a_tensor() -> None:
