@@ -40,27 +40,30 @@ def file_of(nodeid: str) -> str:
 
 
 @cache
-def needs_ray(file: str) -> bool:
-    """Whether a test of the file needs Ray. Those of several nodes share their marks."""
+def group_of(file: str) -> str:
+    """`ray`: its tests need the one local Ray of the tests. `nodes`: they start clusters of several nodes."""
     text = (ROOT / file).read_text()
-    return any(word in text for word in ("mark.ray", "mark.cluster", "helpers.testbed"))
+    if "helpers.testbed" in text:
+        return "nodes"
+    return "ray" if "mark.ray" in text else "rest"
 
 
-class OneRay(LoadScopeScheduling):
-    """All files that need Ray go to one process, which has one Ray; each other file to any process."""
+class Groups(LoadScopeScheduling):
+    """One process runs all files of `ray`, and one those of `nodes`; each other file goes to any process."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = file_of(nodeid)
-        return "ray" if needs_ray(file) else file
+        group = group_of(file)
+        return file if group == "rest" else group
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneRay:
-    return OneRay(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Groups:
+    return Groups(config, log)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before pytest chooses by marks, and after a random order
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
-    """Marks the slow cases of grids. Tests of Ray come first, since they take longest."""
+    """Marks the slow cases of grids. Tests that take longest come first."""
     grids: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("few") is not None:
@@ -72,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> Generator[None]:
             if index not in kept:
                 item.add_marker(pytest.mark.slow)
     yield
-    items.sort(key=lambda item: not needs_ray(file_of(item.nodeid)))
+    items.sort(key=lambda item: ("ray", "nodes", "rest").index(group_of(file_of(item.nodeid))))
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -84,7 +87,10 @@ def pytest_runtestloop() -> None:
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """Ends Ray after the last of its tests: beside its idle processes the others take far longer."""
-    if nextitem is not None and needs_ray(file_of(item.nodeid)) and not needs_ray(file_of(nextitem.nodeid)):
+    if nextitem is None:
+        return
+    here, there = (group_of(file_of(each.nodeid)) for each in (item, nextitem))
+    if here == "ray" and there != "ray":
         import ray
 
         ray.shutdown()

@@ -119,6 +119,7 @@ def test_completions_have_the_conditional_distribution(
         assert naive > 3 * value or "network" in changes, name
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("heads", ["chained", "independent"])
 def test_a_finished_sketch_has_the_posterior_distribution(heads: str) -> None:
     """p(z | a kept place) times p(ink | z), enumerated; paper says nothing."""

@@ -212,6 +212,7 @@ def test_scoring_fits_a_quarter_of_a_small_gpu(preset: str, kind: str) -> None:
     assert 0.001 < peak_gb(preset, kind, K_CHUNK) < 3.0
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_side_of_an_image() -> None:
     sides = {"data": {"image_size": 256}, "grid": {"patch": 16, "stride": 16, "downscale": 2}}
     assert 0.5 < peak_gb("emoji", "npdraw", GPU_CHUNK // BATCH, sides) < 1.5  # 512 rows at once: 21 GB
