@@ -7,8 +7,8 @@ of the fraction; the test split stays closed until `evaluate --compare` opens it
 Cost: a kind has 10 trials, 5 seeds of the winner (source mnist; 3 elsewhere) and up to 2 + 4 times the time
 for the row "until it stops improving", so 21 times `core_seconds`: for 7 kinds 10 hours of a core at 100%, 5
 at 10%, 2.5 at 1%, and a fifth more for cost measurements and scores.
-Best known result, ten trials a kind: at 100% of MNIST-8k, docs/results/2026-12-01-comparison.md; at 10% and
-1%, docs/results/2026-11-30-comparison.md.
+Best known result, ten trials a kind: at 100% of MNIST-8k, docs/results/2026-12-01-comparison.md, and at four
+times the budget docs/results/2026-12-02-four-times.md; at 10% and 1%, docs/results/2026-11-30-comparison.md.
 """
 
 from tune_spaces.space import Choice, Kinds, Range, Settings, Space
