@@ -15,6 +15,7 @@ from pyarrow import fs
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.lease import LeaseError
 from npdraw_dist.core.model_files import WEIGHTS
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.storage import (
@@ -34,14 +35,12 @@ from npdraw_dist.pipeline.fit_images import (
     canvas_scale,
     classes_of,
     held_out,
-    images_folder,
     labelled,
     pictures_of,
     reasons,
     seen_of,
-    write_dataset,
-    write_shards,
 )
+from npdraw_dist.pipeline.fit_shards import images_folder, write_dataset, write_shards
 from npdraw_dist.pipeline.models import BANK, SourceModel, load_model
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.progress import console, results
@@ -145,21 +144,24 @@ def fit(
             raise UserError("valid_labels are of images for validation; give valid too")
         suiting, chosen = suited(pictures, count)
         preset = preset or suiting
-        if start_from is not None:  # else the model says what the network is
+        if start_from is not None:  # the model says what the network is
             sizes = {name: value for name, value in chosen["data"].items() if name != "binarize"}
-            chosen = {"data": sizes, "eval": chosen["eval"], "scale": chosen["scale"]}
+            kept = {name: chosen[name] for name in ("train", "eval", "scale")}
+            chosen = {**kept, "data": sizes, **_budgets_of(chosen)}
         if nested.get("init", {}).get("bank") is not None:
             chosen.pop("bank", None)  # it has as many parts as it has
         data = {"source": "parquet", "path": images_folder(root, called)}
         asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers or int(ray)}}, nested)
         experiment = resolve(preset, None, asked)
+        if minutes is not None:
+            _require_probe(experiment, nested)
+        stack.enter_context(_removed_if_refused(run))
         if count is None:
             _require_told(experiment, pictures, classes)
-            stack.enter_context(_removed_if_refused(run))
             few = (pictures, held) if held is not None else held_of_few(pictures, experiment)
             write_shards(*few, classes, root, called)
         else:
-            write_dataset(images, count, held, root, called)
+            write_dataset(images, pictures, count, held, root, called)
         if minutes is not None:
             asked = merge(asked, _budgets(experiment, minutes, root, called), nested)
             experiment = resolve(preset, None, asked)
@@ -172,6 +174,20 @@ def fit(
         stages = [stage for stage in ("prior", "vae") if store.has(stage)]
         model.history = {stage: read_metrics(store.filesystem, store.path(stage)) for stage in stages}
         return model
+
+
+def _require_probe(experiment: Experiment, given: Mapping[str, Any]) -> None:
+    """Raises UserError if no probe can find budgets, or `given` settings have some."""
+    kind = experiment.model.kind
+    if kind != "npdraw":
+        raise UserError(
+            f"minutes is for NP-DRAW, and the model is of kind {kind}: call fit without minutes, or npdraw "
+            "train --init.model MODEL"
+        )
+    if not experiment.scale.here:
+        raise UserError("minutes is for a training in this process; leave out num_workers and ray")
+    if sections := [stage for stage in ("prior", "vae") if "images" in given.get(stage, {})]:
+        raise UserError(f"minutes decides {sections[0]}.images; leave one of them out")
 
 
 def _require_told(experiment: Experiment, pictures: Rows, classes: Sequence[str]) -> None:
@@ -194,6 +210,8 @@ def _removed_if_refused(run: Store) -> Iterator[None]:
     there = bool(list_files(run.filesystem, folder))
     try:
         yield
+    except LeaseError:  # the other owner trains on them
+        raise
     except UserError:
         if not there and not run.has(CONFIG) and list_files(run.filesystem, folder):
             run.filesystem.delete_dir(folder)
@@ -222,8 +240,6 @@ def _beside(storage: str, name: str, what: str, file: str, save: Callable[[Path]
 
 def _budgets(experiment: Experiment, minutes: float, storage: str, name: str) -> dict[str, Any]:
     """Settings for so much time; those that a run of this name began with, if there is one."""
-    if experiment.scale.num_workers != 0 or experiment.model.kind != "npdraw":
-        raise UserError("minutes is for NP-DRAW in this process; leave out num_workers, ray and model.kind")
     store = Store.open(storage, name)
     if not store.has(CONFIG):
         return budgets(experiment, minutes)
@@ -270,6 +286,12 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{key} is no section of settings; write, such as, vae={{'images': 60_000}}")
         nested = merge(nested, {section: {field: value} if dot else value})
     return nested
+
+
+def _budgets_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of nested settings the budgets of prior and VAE."""
+    found = {stage: settings.get(stage, {}) for stage in ("prior", "vae")}
+    return {stage: {name: own[name] for name in BUDGETS if name in own} for stage, own in found.items()}
 
 
 def held_of_few(rows: Rows, experiment: Experiment) -> tuple[Rows, Rows | None]:

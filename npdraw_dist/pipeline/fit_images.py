@@ -1,10 +1,9 @@
-"""Images of any Python kind as rows, with what `fit` is told of each, and as shards of a run.
+"""Images of any Python kind as rows, with what `fit` is told of each.
 
 Shapes: N images, C channels, S side of the square.
 """
 
 import contextlib
-import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import (
@@ -33,19 +31,14 @@ from npdraw_dist.core.pictures import (
     read_picture,
     to_image,
 )
-from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes, write_bytes
 from npdraw_dist.core.vocabulary import MOST_CLASSES, as_python
-from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.rows import Reject, Rows
 
-SHARD_ROWS = 2048
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # pixels of a side; an image has up to 4 times as many
 KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
 SEEN = 1000  # pictures of a Ray Dataset that decide sizes and settings
 AT_ONCE = 10**9  # pixels of a folder that one thread reads in some seconds
-COUNT = "count.txt"  # beside the shards of a Ray Dataset: how many images they hold
-PART = "part-"  # begins the names of these shards
 SHOWN = 3  # names of skipped pictures in a warning
 
 Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
@@ -119,6 +112,13 @@ def _pixels(frame: Frame, item: Item) -> tuple[str, int, NDArray[np.uint8] | str
         return name, label, str(error)
 
 
+def _label(given: Any) -> Any:
+    """A label as it was meant: tables give numbers as floats where some are missing."""
+    if not isinstance(given, float):
+        return given
+    return None if isnan(given) else int(given) if given.is_integer() else given
+
+
 def labelled(
     pictures: Rows,
     labels: Sequence[int | str | None],
@@ -131,7 +131,7 @@ def labelled(
     are known. What is not known is -1 among whole numbers, None or NaN. Raises UserError if the numbers
     differ, a class is another, or no label is known.
     """
-    given = [None if isinstance(label, float) and isnan(label) else label for label in as_python(labels)]
+    given = [_label(label) for label in as_python(labels)]
     if all(label is None or type(label) is int for label in given):  # True is a name
         given = [None if label == -1 else label for label in given]
     if len(given) != len(pictures) + len(pictures.rejects):
@@ -210,88 +210,6 @@ def reasons(skipped: Sequence[Reject]) -> str:
     return "; ".join([*shown, "..."] if len(skipped) > SHOWN else shown)
 
 
-def images_folder(storage: str, name: str) -> str:
-    """Where the images of a run lie, beside it."""
-    folder = f"{storage.rstrip('/')}/{name}-images"
-    filesystem, root = open_filesystem(folder)
-    return root if isinstance(filesystem, fs.LocalFileSystem) else folder
-
-
-def write_shards(rows: Rows, held: Rows | None, classes: Sequence[str], storage: str, name: str) -> None:
-    """Writes the images as shards to the `images_folder`. UserError: others lie there.
-
-    held: images for validation, which then have a folder of their own.
-    """
-    folder = images_folder(storage, name)
-    filesystem, root = open_filesystem(folder)
-    folders = {root: rows} if held is None else {f"{root}/train": rows, f"{root}/valid": held}
-    files = {
-        f"{where}/images-{first // SHARD_ROWS:05d}.parquet": to_parquet(
-            images.take(range(first, min(first + SHARD_ROWS, len(images)))), classes=classes
-        )
-        for where, images in folders.items()
-        for first in range(0, len(images), SHARD_ROWS)
-    }
-    there = {path for path, _ in list_files(filesystem, root)}
-    if any(path not in files or read_bytes(filesystem, path) != files[path] for path in there):
-        raise UserError(f"{folder} holds other images than these; take another name")
-    for path in files.keys() - there:
-        write_bytes(filesystem, path, files[path])
-
-
-def write_dataset(dataset: Any, count: int, held: Rows | None, storage: str, name: str) -> None:
-    """Writes the pictures of a Ray Dataset as shards to the `images_folder`, on the cluster.
-
-    A later start finds them there. Raises UserError if there are others in number, or for validation.
-    """
-    from ray.data.datasource import FilenameProvider
-
-    class InOrder(FilenameProvider):  # Ray's own names are random, and ids and splits follow from the names
-        def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
-            return f"{PART}{task_index:05d}.parquet"
-
-    folder = images_folder(storage, name)
-    filesystem, root = open_filesystem(folder)
-    files = {} if held is None else {f"{root}/valid/images.parquet": to_parquet(held)}
-    files[f"{root}/{COUNT}"] = str(count).encode()  # the last one: it says that all is written
-    there = [path for path, _ in list_files(filesystem, root)]
-    beside = {path for path in there if not path.startswith(f"{root}/train/{PART}")}
-    whole = f"{root}/{COUNT}" in beside  # else an interrupted write may have left some
-    if beside - files.keys() or (whole and {p: read_bytes(filesystem, p) for p in beside} != files):
-        raise UserError(f"{folder} holds other images than these; take another name")
-    if not whole:
-        encoded = dataset.map(_encoded)
-        options = encoded.context.execution_options  # also those of the user's dataset
-        before, options.preserve_order = options.preserve_order, True
-        try:
-            names = InOrder()
-            encoded.write_parquet(
-                f"{root}/train", filesystem=filesystem, filename_provider=names, mode="overwrite"
-            )
-        finally:
-            options.preserve_order = before
-        for path, content in files.items():
-            write_bytes(filesystem, path, content)
-
-
-def _encoded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a Ray Dataset as the source `parquet` takes it. Runs on any node.
-
-    The run skips and lists what it cannot read; so a fault does not end the job.
-    """
-    try:
-        picture, label = _picture_and_label(row, "of the dataset")
-        if isinstance(picture, Path):
-            picture = picture.read_bytes()
-    except (OSError, UserError):
-        picture, label = b"", -1
-    if isinstance(picture, Image.Image):
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        picture = file.getvalue()
-    return {"image": picture, "label": label}
-
-
 def _files(folder: str | Path) -> dict[Path, Path]:
     """Path below the folder -> path, of its pictures. Raises UserError on a URI."""
     if "://" in str(folder):
@@ -342,11 +260,11 @@ def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
         kind = type(images).__name__
         raise UserError(f"images are a folder, an array, a tensor or a sequence, not {kind}")
     return lambda: (
-        (f"{number:08d}", *_picture_and_label(value, f"{number:08d}")) for number, value in enumerate(rows())
+        (f"{number:08d}", *picture_and_label(value, f"{number:08d}")) for number, value in enumerate(rows())
     )
 
 
-def _picture_and_label(value: Any, name: str) -> tuple[Path | bytes | Image.Image, int]:
+def picture_and_label(value: Any, name: str) -> tuple[Path | bytes | Image.Image, int]:
     """A picture, of which no more than the header is read, and its label; -1: unknown."""
     label: Any = -1
     if isinstance(value, tuple) and value:

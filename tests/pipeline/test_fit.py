@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ from npdraw_dist import NPDraw, PartBank, fit_folder, train
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.lease import LeaseHeld
 from npdraw_dist.core.vocabulary import as_python
 from npdraw_dist.data import rows
 from npdraw_dist.data.shards import open_source
@@ -31,6 +33,7 @@ from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.pipeline import bank, fit, fit_images, parse, prior, run, vae
 from npdraw_dist.pipeline.fit import held_of_few, suited
 from npdraw_dist.pipeline.fit_images import labelled, pictures_of
+from npdraw_dist.pipeline.fit_shards import write_shards
 from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.models import source_model
 from npdraw_dist.pipeline.probe import budgets
@@ -270,6 +273,7 @@ def test_labels_are_classes_or_words(labels: Any, kind: str | None, classes: tup
         ([3, -1, 0, 1, -1], None, ("0", "1", "2", "3"), [3, -1, 0, 1, -1]),
         (np.array([-1, 1, 1, 0, 0]), None, ("0", "1"), [-1, 1, 1, 0, 0]),
         ([1, None, 0, -1, 1], None, ("0", "1"), [1, -1, 0, -1, 1]),
+        (np.array([1.0, np.nan, 0.0, -1.0, 1.0]), None, ("0", "1"), [1, -1, 0, -1, 1]),  # as pandas has them
         ([None, "b", "a", float("nan"), "b"], "class", ("a", "b"), [-1, 1, 0, -1, 1]),
         ([None, "b", "-1", "b", "b"], None, ("-1", "b"), [-1, 1, 0, 1, 1]),
         ([None, "a b", "c", "d", float("nan")], None, (), ["", "a b", "c", "d", ""]),
@@ -314,6 +318,9 @@ def test_the_label_of_an_item_may_be_a_tensor() -> None:
         (GREY, {"data": {"path": "elsewhere"}}, "data.path follows from the images"),
         (GREY, {"minutes": -3}, "minutes is -3"),
         (GREY, {"minutes": "10"}, "minutes is '10'"),
+        (GREY, {"minutes": 5, "vae": {"images": 100}}, "minutes decides vae.images"),
+        (GREY, {"minutes": 5, "model": {"kind": "vae"}}, "the model is of kind vae"),
+        (GREY, {"minutes": 5, "num_workers": 1}, "training in this process"),
         (GREY, {"image_size": 0}, "image_size is 0"),
         (GREY, {"data": {"image_size": -5}}, "image_size is -5"),
         (GREY, {"name": ""}, "is not a run name"),
@@ -390,8 +397,43 @@ def test_images_that_were_there_stay_when_a_fit_is_refused(
     assert sorted(tmp_path.rglob("*.parquet")) == shards
 
 
+def test_images_stay_when_another_process_has_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: Any, **__: Any) -> None:
+        raise LeaseHeld("another process trains")
+
+    monkeypatch.setattr(fit, "start", start)
+    with pytest.raises(LeaseHeld):
+        npdraw_dist.fit(strokes(), name="mine", storage=tmp_path, **SMALL)
+    assert list((tmp_path / "mine-images").iterdir())
+
+
+def test_images_of_a_fit_that_was_killed_are_known_again(tmp_path: Path) -> None:
+    """With half of a file, and by another version of pyarrow, which writes other bytes."""
+    pictures = pictures_of(strokes(5))
+    write_shards(pictures, None, ("a", "b"), str(tmp_path), "mine")
+    (file,) = (tmp_path / "mine-images").iterdir()
+    pq.write_table(pq.read_table(file), file, compression="none")
+    written = file.read_bytes()
+    file.with_name(f"{file.name}.1a2b3c4d.part").write_bytes(written[:9])
+    write_shards(pictures, None, ("a", "b"), str(tmp_path), "mine")
+    assert [path.read_bytes() for path in (tmp_path / "mine-images").iterdir()] == [written]
+    for other, classes in ((pictures.take([0, 1, 2, 4, 3]), ("a", "b")), (pictures, ("a", "c"))):
+        with pytest.raises(UserError, match="holds other images"):
+            write_shards(other, None, classes, str(tmp_path), "mine")
+
+
 def test_grey_images_are_coloured_for_a_model_of_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings_of(monkeypatch, GREY, init="emoji").data.shape == (3, 32, 32)
+
+
+def test_a_model_that_is_trained_on_keeps_the_budget_and_no_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    anew, trained_on = (settings_of(monkeypatch, COLOUR, **init) for init in ({}, {"init": "emoji"}))
+    assert trained_on.train.mirror == anew.train.mirror == 0
+    for name in ("images", "plain_images"):
+        assert getattr(trained_on.vae, name) == getattr(anew.vae, name)
+    assert trained_on.prior.images == anew.prior.images
 
 
 def test_a_side_among_the_settings_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,7 +41,7 @@ def test_a_ray_dataset_stays_on_its_cluster(
     assert sum(len(store.parses(split)) for split in ("train", "valid")) == 60
     npdraw_dist.fit(from_items(rows), **SMALL, **where)
     assert "all done" in capsys.readouterr().out
-    for others, valid in ((rows[:50], None), (rows, strokes()[:8])):
+    for others, valid in ((rows[:50], None), (rows[::-1], None), (rows, strokes()[:8])):
         with pytest.raises(UserError, match="holds other images than these"):
             npdraw_dist.fit(from_items(others), valid=valid, **SMALL, **where)
     with pytest.raises(UserError, match="has a column `label`"):
