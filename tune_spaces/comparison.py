@@ -314,6 +314,8 @@ def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | 
                 f"{store.shown()} was compared on the test split: nothing is trained any more; "
                 "take another --name"
             )
+        if record.pop("finals", None) is not None:  # it has not finished until this start has
+            store.write_json(record, PLAN)
         comparison.require_data()
         if options.retry_failed:
             forget_failed(store)

@@ -83,17 +83,18 @@ def curve_plot(results: Sequence[TrialResult]) -> Figure:
     Bars are standard errors over the test images.
     """
     figure, (axis,) = _panels(1, 1, (6.4, 4.4))
-    for number, (kind, entry) in enumerate(KINDS.items()):
+    for number, kind in enumerate([*KINDS, None]):  # None: the space varies no kind
         of_kind = [result.numbers for result in results if result.settings.get("model.kind") == kind]
         if not of_kind:
             continue
-        names = ("train_images", "test_nll", "test_nll_se", "valid_nll")
-        points = sorted([found[name] for name in names] for found in of_kind)
-        images, test, errors, valid = np.transpose(points)
-        axis.errorbar(
-            images, test, errors, color=f"C{number}", marker="o", capsize=3, label=f"{entry.title}, test"
+        points = sorted(
+            (found["train_images"], found["test_nll"], found.get("test_nll_se", 0.0), found["valid_nll"])
+            for found in of_kind  # one image has no error
         )
-        axis.plot(images, valid, color=f"C{number}", linestyle=":", label=f"{entry.title}, validation")
+        images, test, errors, valid = np.transpose(points)
+        title = "" if kind is None else f"{KINDS[kind].title}, "
+        axis.errorbar(images, test, errors, color=f"C{number}", marker="o", capsize=3, label=f"{title}test")
+        axis.plot(images, valid, color=f"C{number}", linestyle=":", label=f"{title}validation")
     axis.set(xscale="log", xlabel="training images", ylabel="NLL (nats per image)")
     axis.grid(alpha=0.3)
     axis.legend()

@@ -9,7 +9,7 @@ from typing import Any
 
 from npdraw_dist.core.errors import UserError
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 MODEL = "model"  # subfolder of a run
 ZOO = Path(__file__).parents[1] / "zoo"  # models that come with the package
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
@@ -71,7 +71,7 @@ def _download(text: str, said: str, options: dict[str, Any]) -> str:
     if found is None:
         raise UserError(f"{said} is no id of the hub, org/name or org/name@revision")
     given = options.pop("revision", None)
-    options |= {"revision": found["revision"] or given, "allow_patterns": [CONFIG, WEIGHTS]}
+    options |= {"revision": found["revision"] or given, "allow_patterns": [CARD, CONFIG, WEIGHTS]}
     try:
         return str(snapshot_download(found["id"], **options))
     except RepositoryNotFoundError:

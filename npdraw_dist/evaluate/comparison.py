@@ -8,6 +8,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -132,6 +133,13 @@ def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, out: st
     settings: k, samples, extractor, seed, served and scale count. Raises UserError, before a test split is
     opened if the test images are too few.
     """
+    with ExitStack() as stack:
+        for folder in folders:  # no sweep goes on meanwhile
+            stack.enter_context(read_sweep(folder).store.lease("comparison"))
+        return _compare(folders, settings, out)
+
+
+def _compare(folders: Sequence[str], settings: EvaluationSettings, out: str) -> list[str]:
     sweeps = [read_sweep(folder) for folder in folders]
     search = {sweep.fraction: sweep.search() for sweep in sweeps}
     entries = [entry for sweep in sweeps for entry in sweep.entries()]

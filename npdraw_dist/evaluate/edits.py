@@ -16,6 +16,7 @@ from npdraw_dist.training.feed import noise_seed
 EDITS = 500  # of a comparison
 EDITING = 2**32 - 9  # keeps the seed apart
 AT_ONCE = 64
+FEATURES, BETWEEN = ("edit_features", "pasted_features"), "between"
 LEAST, MOST = 0.25, 0.75  # sides of a region, as shares of the image's
 
 
@@ -51,12 +52,15 @@ def measure_edits(
         }
         if extract is not None:
             of = [extract(image.float()) for image in (edited, kept, pasted, a, b)]
-            between = (of[3] - of[4]).square().sum(1).mean()
-            for name, found in (("edit_features", of[0]), ("pasted_features", of[1])):
-                terms[name] = (found - of[2]).square().sum(1) / between
+            terms |= {
+                name: (found - of[2]).square().sum(1) for name, found in zip(FEATURES, of[:2], strict=True)
+            }
+            terms[BETWEEN] = (of[3] - of[4]).square().sum(1)
         for name, values in terms.items():
             sums[name] = sums.get(name, torch.zeros(())) + values.double().sum().cpu()
-    return {name: float(total) / count for name, total in sums.items()}
+    means = {name: float(total) / count for name, total in sums.items()}
+    between = means.pop(BETWEEN, 1.0)
+    return {name: value / between if name in FEATURES else value for name, value in means.items()}
 
 
 def random_regions(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:

@@ -22,12 +22,16 @@ class EvaluationSettings(BaseModel):
         "package; none with --compare"
     )
     split: Literal["train", "valid", "test"] = Field("test", description="the split to measure on")
-    k: PositiveInt = Field(50, description="importance samples of the likelihood")
+    k: PositiveInt = Field(
+        50, description="importance samples of the likelihood; if not given, with --compare SWEEP 100"
+    )
     images: PositiveInt | None = Field(
         None, description="at most so many images of the split, by the hash of their id; if not given, all"
     )
     samples: PositiveInt | None = Field(
-        None, description="samples for the distance; if not given, as many as real images"
+        None,
+        description="samples for the distance; if not given, as many as real images, with --compare SWEEP "
+        "10,000",
     )
     fid_weights: str | None = dashed(None, "fid-weights", "file of Inception weights, for the FID")
     extractor: str | None = Field(
@@ -43,7 +47,9 @@ class EvaluationSettings(BaseModel):
     served: Count = Field(
         0, description="for --compare SWEEP: test images that served for choices (those of --images)"
     )
-    seed: Seed = Field(0, description="seed of noise and samples; if not given, the run's")
+    seed: Seed = Field(
+        0, description="seed of noise and samples; if not given, the run's, with --compare SWEEP 0"
+    )
     split_seed: Seed | None = dashed(
         None, "split-seed", "seed of the splits, for a model that does not state its own"
     )

@@ -6,6 +6,8 @@ A local folder and a hub id need no library of the training: `core.storage` is i
 import contextlib
 import json
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -23,7 +25,7 @@ from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_type
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import png, tiled
 from npdraw_dist.core.made_by import stamp, version_of
-from npdraw_dist.core.model_files import CONFIG, WEIGHTS, first_fact, model_folder
+from npdraw_dist.core.model_files import CARD, CONFIG, WEIGHTS, first_fact, model_folder
 from npdraw_dist.nn.generative import GenerativeModel
 
 SAMPLES_FILE = "samples.png"
@@ -87,17 +89,26 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     ) -> str | None:
         """Writes config.json, model.safetensors and, unless there is one, the card README.md.
 
-        model_card_kwargs: `samples`, how many are drawn for the card (0), and `repo_id`. others:
-        huggingface_hub's.
+        save_directory: a folder; a model that is there stays whole until this one is written. Raises
+        UserError if it is a URI. model_card_kwargs: `samples`, how many are drawn for the card (0), and
+        `repo_id`. others: huggingface_hub's.
         """
+        if "://" in str(save_directory):
+            raise UserError(f"{save_directory} is a URI; save to a folder, and copy that")
         card = dict(model_card_kwargs or {})
-        folder = Path(save_directory)
-        if count := card.get("samples", 0):
-            folder.mkdir(parents=True, exist_ok=True)
-            sheet = png(tiled(self.sample(count, seed=0), COLUMNS), ENLARGED)
-            (folder / SAMPLES_FILE).write_bytes(sheet)
+        folder = Path(save_directory).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
         config = config or config_of(self.spec, self.results)
-        return super().save_pretrained(folder, config=config, model_card_kwargs=card, **others)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as made:
+            if (folder / CARD).exists():
+                shutil.copy(folder / CARD, made)
+            if count := card.get("samples", 0):
+                sheet = png(tiled(self.sample(count, seed=0), COLUMNS), ENLARGED)
+                Path(made, SAMPLES_FILE).write_bytes(sheet)
+            done = super().save_pretrained(made, config=config, model_card_kwargs=card, **others)
+            for file in sorted(Path(made).iterdir(), key=lambda file: file.name == CONFIG):
+                file.replace(folder / file.name)
+        return done
 
     def push_to_hub(
         self, repo_id: str, *, model_card_kwargs: dict[str, Any] | None = None, **others: Any

@@ -175,7 +175,7 @@ def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) ->
     """The seed of the splits of `data`, so that no image of the model's training is scored as held out.
 
     seed: as the user gave it, for a model that does not know its own. Raises UserError if there is none, or
-    if seed or fractions contradict those of the model.
+    if seed, fractions or `split_by` contradict those of the model.
     """
     known = spec.data
     if known is None:
@@ -190,10 +190,11 @@ def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) ->
             f"--split-seed is {seed}, but the splits of --model {model} have the seed {known.seed}"
         )
     if data.source == known.source:
-        for name in ("valid_fraction", "test_fraction"):
+        for name in ("valid_fraction", "test_fraction", "split_by"):
             own, stated = getattr(known, name), getattr(data, name)
             if stated != own:
-                raise UserError(f"--data.{name} is {stated:g}, but --model {model} was trained with {own:g}")
+                told = [f"{value:g}" if isinstance(value, float) else value for value in (stated, own)]
+                raise UserError(f"--data.{name} is {told[0]}, but --model {model} was trained with {told[1]}")
     return known.seed
 
 

@@ -21,7 +21,7 @@ from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of, spec_type
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.model_files import CONFIG, WEIGHTS, model_folder
+from npdraw_dist.core.model_files import CARD, CONFIG, WEIGHTS, ZOO, model_folder
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.storage import (
     is_file,
@@ -39,7 +39,7 @@ from npdraw_dist.nn.npdraw import NPDraw
 
 RUNS = "runs"  # the default --storage of `train`
 OF_PACKAGE = "emoji"  # the model that is taken where there is none
-CARD, BANK = "README.md", "bank.safetensors"
+BANK = "bank.safetensors"
 # Numbers that a model folder states, of one split: how many images and importance samples, the bounds.
 MEASURED = (
     *("n", "k", "nll_iwae", "nll_iwae_se", "elbo", "elbo_se", "bits_per_dim"),
@@ -281,21 +281,24 @@ def write_results(
     return True
 
 
-def _strength(results: Mapping[str, Any]) -> tuple[bool, int]:
-    """Of published numbers: whether they are of the test split, and of how many images."""
-    return results.get("split") == "test", results.get("n", 0)
+def _strength(results: Mapping[str, Any]) -> tuple[bool, int, int]:
+    """Of published numbers: whether they are of the test split, of how many images, by how many samples."""
+    return results.get("split") == "test", results.get("n", 0), results.get("k", 0)
 
 
 def publish(model: str, evaluation: Mapping[str, Any]) -> str | None:
     """Takes the result of `evaluate` over into the folder or URI `model`; returns the path of its card.
 
-    None if the numbers stay as they are: the folder is a download of the hub or may only be read, the data
-    are not those of the training, or the folder has numbers of the test split and these are of another one,
-    or of fewer images.
+    None if the numbers stay as they are: the model comes with the package, is a download of the hub or may
+    only be read, the data are not those of the training, or the folder has numbers of the test split and
+    these are of another one, of fewer images or by a smaller k.
     """
-    cached = Path(HF_HUB_CACHE).resolve()  # files of a download belong to a commit on the hub
-    downloaded = "://" not in model and Path(model).resolve().is_relative_to(cached)
-    if downloaded or evaluation["protocol"]["data_of_training"] != "same":
+    others = (
+        ZOO.resolve(),
+        Path(HF_HUB_CACHE).resolve(),
+    )  # files of a download belong to a commit on the hub
+    not_ours = "://" not in model and any(map(Path(model).resolve().is_relative_to, others))
+    if not_ours or evaluation["protocol"]["data_of_training"] != "same":
         return None
     parameters = evaluation["protocol"]["parameters"]
     with contextlib.suppress(OSError):

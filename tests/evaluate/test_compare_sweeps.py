@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate import measured
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.store import OPENINGS
+from npdraw_dist.pipeline.store import OPENINGS, Store
 from tests.helpers.runs import Refused
 from tune_spaces import sweep
 
@@ -80,6 +80,8 @@ def test_a_small_comparison_from_trials_to_the_report(
         return draw(model, n, generator, temperature)
 
     monkeypatch.setattr(NPDraw, "sample_pixels", spied)
+    with Store.open(str(tmp_path), "c").lease("comparison"):  # such as of a sweep that goes on
+        assert "comparison" in refused(evaluate.main, *flags)
     evaluate.main(flags)
     assert heats == {1.0}  # that of all kinds, whatever a config draws at
     text = (tmp_path / "report" / "report.md").read_text()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.evaluate import edits
 from npdraw_dist.evaluate.edits import measure_edits, random_regions
 from npdraw_dist.nn.generative import GenerativeModel
 from tests.helpers.tiny_baselines import strokes, tiny_baseline
@@ -56,7 +57,7 @@ PASTE = fake(lambda a, b, inside: torch.where(inside[:, None], b, a))
 IGNORE = fake(lambda a, b, inside: a + 0.1)  # A, a little brighter, whatever is swapped
 
 
-def test_the_numbers_are_squared_errors_in_the_region_and_elsewhere() -> None:
+def test_the_numbers_are_squared_errors_in_the_region_and_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     images = torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8, generator=seeded())
     exact = measure_edits(PASTE, images, 100, 0, lambda x: x.flatten(1))
     assert set(exact.values()) == {0.0}
@@ -68,6 +69,8 @@ def test_the_numbers_are_squared_errors_in_the_region_and_elsewhere() -> None:
     assert 0.1 < found["edit_features"] < 0.5  # about the share of the region
     assert found == measure_edits(IGNORE, images, 100, 0, lambda x: x.flatten(1))
     assert found["edit_inside"] != measure_edits(IGNORE, images, 100, 1)["edit_inside"]
+    monkeypatch.setattr(edits, "AT_ONCE", 3)
+    assert measure_edits(IGNORE, images, 100, 0, lambda x: x.flatten(1)) == pytest.approx(found)
 
 
 def test_regions_are_rectangles_of_a_quarter_to_three_quarters_of_a_side() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from npdraw_dist import extractor, train
 from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.config.spec import SplitSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import unit_hash
@@ -149,6 +150,12 @@ def test_the_data_of_a_run_need_not_be_told_again(run_here: Path) -> None:
     with pytest.raises(UserError, match="--split-seed"):  # a model that names no splits
         require_split("model", tiny_spec(), DataConfig(), None)
     assert require_split("model", tiny_spec(), DataConfig(), 5) == 5
+    splits = SplitSpec(source="emoji", fraction=1.0, valid_fraction=0.1, test_fraction=0.1, seed=3)
+    spec = tiny_spec().model_copy(update={"data": splits})
+    own = splits.data((3, 32, 32))
+    assert require_split("model", spec, own, None) == 3
+    with pytest.raises(UserError, match=r"--data\.split_by is variant, .* trained with face"):
+        require_split("model", spec, own.model_copy(update={"split_by": "variant"}), None)
 
 
 def test_runs_are_compared_if_they_were_measured_the_same_way(

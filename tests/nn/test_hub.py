@@ -95,7 +95,10 @@ def test_a_model_goes_to_the_hub_and_back(hub: Path, tmp_path: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "ray", None)  # as if not installed
     monkeypatch.chdir(tmp_path)
     model = small()
-    model.save_pretrained("model")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model.save_pretrained("~/model")
+    with pytest.raises(UserError, match="is a URI"):
+        model.save_pretrained("s3://bucket/model")
     assert model.push_to_hub("me/tiny", commit_message="the first") == URL
     files = {path.name: path.read_bytes() for path in (hub / "me" / "tiny").iterdir()}
     assert set(files) == {"README.md", "config.json", "model.safetensors", "samples.png"}
@@ -112,7 +115,8 @@ def test_a_model_goes_to_the_hub_and_back(hub: Path, tmp_path: Path, monkeypatch
     edit.main(["--model", "me/tiny", *drawings, "--out", "made"])
     assert Path("drawn/samples.png").is_file()
     assert Path("made/completion.png").is_file()
-    assert {path.name for path in Path("cache").iterdir()} == {"config.json", "model.safetensors"}
+    cached = {path.name for path in Path("cache").iterdir()}
+    assert cached == {"README.md", "config.json", "model.safetensors"}  # the card states the licence
 
 
 def test_a_folder_a_run_and_a_uri(run: Path) -> None:

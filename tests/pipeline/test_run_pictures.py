@@ -178,10 +178,13 @@ def test_better_numbers_stay_and_those_of_the_test_split_replace_others(
     assert publish(str(folder), evaluation(n=100, nll_iwae=11.0)) is not None  # measured again
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert json.loads(before["config.json"])["results"]["nll_iwae"] == 11.0
-    for worse in (evaluation(n=99), evaluation("valid", n=999), evaluation(data="other", n=999)):
-        assert publish(str(folder), {**worse, "nll_iwae": 1.0}) is None
-    monkeypatch.setattr(models, "HF_HUB_CACHE", str(folder.parent))  # a download stays as it is
-    assert publish(str(folder), evaluation(nll_iwae=10.0)) is None
+    worse = (evaluation(n=99), evaluation(k=1), evaluation("valid", n=999), evaluation(data="other", n=999))
+    for numbers in worse:
+        assert publish(str(folder), {**numbers, "nll_iwae": 1.0}) is None
+    for name in ("HF_HUB_CACHE", "ZOO"):  # a download stays as it is, and so does a model of the package
+        with monkeypatch.context() as patch:
+            patch.setattr(models, name, folder.parent)
+            assert publish(str(folder), evaluation(nll_iwae=10.0)) is None
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from npdraw_dist.config.load import build, with_changes
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.evaluate.comparison import read_sweep
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.fake_trainings import MS, SECONDS, FakeTrainings, compare, plan_of, third_is_best
@@ -156,6 +157,20 @@ def test_a_second_start_adds_kinds_and_trains_only_these(tmp_path: Path) -> None
     assert {name: plan["rates"][name] for name in two["rates"]} == two["rates"]
     with pytest.raises(UserError, match="another sweep"):  # no kind is taken away
         compare(tmp_path, kinds="npdraw,vae")
+
+
+def test_a_comparison_that_is_extended_has_not_finished_until_the_new_kind_has(tmp_path: Path) -> None:
+    class Killed(FakeTrainings):
+        def __call__(self, run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
+            raise KeyboardInterrupt
+
+    compare(tmp_path, kinds="npdraw,vae")
+    assert read_sweep(str(tmp_path / "c")).plan["finals"]
+    with pytest.raises(KeyboardInterrupt):
+        compare(tmp_path, Killed())
+    with pytest.raises(UserError, match="has not finished"):
+        read_sweep(str(tmp_path / "c"))
+    assert compare(tmp_path)["finals"]
 
 
 class Recording(FakeTrainings):

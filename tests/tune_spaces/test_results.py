@@ -138,6 +138,10 @@ def test_a_curve_has_a_line_for_each_kind_by_images(curve: list[TrialResult]) ->
         text: container for container, text in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     assert set(lines) == {"NP-DRAW, test", "VAE, test", "NP-DRAW, validation", "VAE, validation"}
+    for result in curve:  # of one test image each, and of the kind of the preset
+        del result.numbers["test_nll_se"], result.settings["model.kind"]
+    (axis,) = curve_plot(curve).axes
+    assert axis.get_legend_handles_labels()[1] == ["validation", "test"]
     data, _, (bars,) = lines["VAE, test"]
     assert np.asarray(data.get_data()).tolist() == [[100, 1000], [99, 85]]
     assert [np.ptp(segment[:, 1]) / 2 for segment in bars.get_segments()] == [4, 3]
