@@ -12,7 +12,7 @@ from npdraw_dist.training.environment import restart_with_environment
 
 
 class Sample(Command):
-    """Draws samples: samples.png, generation.gif (the canvas growing) and samples.npz."""
+    """Draws samples: samples.png (the first 256), generation.gif (the canvas growing) and samples.npz."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "--out samples",

@@ -269,6 +269,7 @@ train --data.valid_fraction 0 | no validation image, and train.select best needs
 evaluate --model model --out new.json --scale.use_gpu true | 1 worker needs 1 GPU; the cluster has 0
 serve --model model --replicas 2 --use_gpu true | --use_gpu true: 2 replicas need 2 GPUs; there are 0
 serve --model model --token pässword | a token is of ASCII without spaces
+serve --model model --token p%41 | a token is of ASCII without spaces
 serve --model model --port $PORT | cannot listen at 127.0.0.1:$PORT & choose another --port
 serve --model model --host nowhere.invalid | cannot listen at nowhere.invalid:8000 & --host
 sweep --space smoke --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has 2

@@ -235,7 +235,10 @@ class Lease:
 
     def _generations(self) -> list[int]:
         """All that are there, lowest first."""
-        found = self.filesystem.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))
+        try:
+            found = self.filesystem.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))
+        except FileNotFoundError:  # removed, after pyarrow had seen that it is there
+            return []
         names = [info.base_name.partition(".") for info in found if info.type == fs.FileType.File]
         return sorted(int(stem) for stem, _, suffix in names if stem.isdigit() and suffix == "json")
 

@@ -30,6 +30,7 @@ LINE = 20  # height of a line of text, px
 PAPER, INK, OUTLINE = (236, 236, 236), (70, 70, 70), (240, 60, 40)
 PART_TILE = 50
 PREVIEWS = 16
+MOST = 256  # samples on a page; of many more no viewer opens it
 EDIT_TILE = 224
 GREY_CHROMA = 0.06  # mean difference of a pixel's largest and least channel below which a part looks grey
 HUES = 12  # groups of equal hues, of 30 degrees each
@@ -227,7 +228,8 @@ def bank_sheet(bank: PartBank, columns: int) -> bytes:
 
 def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
     """images (N, C, H, W), canvases (N, C, h, w): a grid of pairs, canvas left and image right, or of images
-    alone. At most 8 in a row, and no more than fit a page."""
+    alone, of the first MOST. At most 8 in a row, and no more than fit a page."""
+    images, canvases = images[:MOST], None if canvases is None else canvases[:MOST]
     columns = min(math.ceil(math.sqrt(len(images))), 8)
     if canvases is None:
         sheet(images, min(columns, fitting(tile_side(images))), TILE).save(path, optimize=True)

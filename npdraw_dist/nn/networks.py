@@ -100,6 +100,11 @@ class Networks(HubModel):
         """How many the model is given; 1 without any."""
         return len(self.prior.condition) if isinstance(self.prior, GivenPrior) else 1
 
+    def require_conditions(self, n: int) -> None:
+        """Raises UserError unless the model is given one condition for n drawings, or n."""
+        if self.conditions not in (1, n):
+            raise UserError(f"the model is given {self.conditions} conditions, for {n} drawings")
+
     @property
     def grid(self) -> Grid:
         """The places of the canvas."""
@@ -135,11 +140,12 @@ class Networks(HubModel):
         if isinstance(x, Tensor):
             require_images(x, self.spec.image_shape)
         x = self.as_input(x)
-        return self.layout.likeliest(self.infer(x), self.bank_parts)
+        parts = x.split(self.rows_at_once)
+        return PartSequence.cat([self.layout.likeliest(self.infer(part), self.bank_parts) for part in parts])
 
     def render(self, z: PartSequence, steps: bool = False) -> Tensor:
         """z -> canvas (B, C, h, w) in [0, 1]; with `steps` the canvas after each step, (B, T, C, h, w)."""
-        z = z.canonical()
+        z = z.canonical().to(self.device)
         if steps:
             return paste_steps(gather_parts(self.bank_parts, z, self.grid), z.where, self.grid)
         return render(self.bank_parts, z, self.grid)
@@ -155,6 +161,8 @@ class Networks(HubModel):
     @torch.no_grad()
     def decode(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:
         """canvas (B, C, h, w) -> mean image (B, C, H, W) in [0, 1]; see `likelihood_of`."""
+        if len(canvas) == 0:  # torch's pixel_unshuffle leaves these as they are
+            return canvas.new_zeros(0, *self.spec.image_shape)
         return torch.cat([self.likelihood.mean(params) for params in self._in_chunks(canvas, u)])
 
     @torch.no_grad()
@@ -164,9 +172,9 @@ class Networks(HubModel):
         return torch.cat(drawn)
 
     def _in_chunks(self, canvas: Tensor, u: Tensor | None) -> Iterator[Tensor]:
-        most = self.rows_at_once
-        parts = [None] * -(-len(canvas) // most) if u is None else torch.split(u, most)
-        for part, latents in zip(torch.split(canvas, most), parts, strict=True):
+        parts = canvas.split(self.rows_at_once)
+        of_parts = [None] * len(parts) if u is None else u.split(self.rows_at_once)
+        for part, latents in zip(parts, of_parts, strict=True):
             yield self.likelihood_of(part, latents)
 
     def infer_appearance(self, x: Tensor, canvas: Tensor) -> Inferred | None:
@@ -184,13 +192,15 @@ class Networks(HubModel):
         seed: int | None = None,
     ) -> PartSequence:
         """n sequences z ~ p(z); see `StepPrior.sample`. seed: replaces a generator."""
+        self.require_conditions(n)
         generator = seeded(self.device, generator, seed)
         return self.prior.sample(n, generator, self.temperature_of(temperature), top_k, distinct_places)
 
     @torch.no_grad()
     def prior_log_prob(self, z: PartSequence) -> Tensor:
         """log p(z), (B,) nats, teacher-forced, exact. Raises ValueError on drawings of another model."""
-        return self.prior.log_prob(self.checked(z))
+        self.require_conditions(len(z))
+        return self.prior.log_prob(self.checked(z).to(self.device))
 
     def checked(self, z: PartSequence) -> PartSequence:
         """z as this model draws it (`editing.checked`). Raises ValueError if it can draw no such z."""

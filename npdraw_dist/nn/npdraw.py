@@ -25,7 +25,7 @@ from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.generative import SampleTrace, at_centres, seeded
 from npdraw_dist.nn.hard_draws import hard_loss
 from npdraw_dist.nn.networks import Networks
-from npdraw_dist.nn.prior import dropped
+from npdraw_dist.nn.prior import GivenPrior, dropped
 from npdraw_dist.nn.steps import log_prob_steps
 
 BANK = "bank_parts"  # the name of the parts in all networks that look at them
@@ -53,8 +53,11 @@ class NPDraw(Networks):
         train q(z|x). images: as `as_input` takes them. condition: of all images, or one for each; training
         drops some. Raises UserError on images or conditions that the model does not take.
         """
+        require_positive("draws", draws)
         x, tokens = self.as_input(images), None
         if condition is not None:
+            if isinstance(self.prior, GivenPrior):
+                raise UserError("the model is given a condition already; call that without one")
             asked = one_each(condition, len(x))
             tokens = dropped(self.vocabulary.rows(asked).to(x.device), generator)
         with torch.set_grad_enabled(torch.is_grad_enabled() and draws > 1):
@@ -73,7 +76,10 @@ class NPDraw(Networks):
             if not torch.equal(x.model.bank_parts.to(self.device), self.bank_parts):
                 raise ValueError("drawings of a model with other parts; give their images, or their z")
             self.checked(x.z)
-            return x
+            if x.canvas.device == self.device:
+                return x
+            u = None if x.u is None else x.u.to(self.device)
+            return Drawings(x.z.to(self.device), x.canvas.to(self.device), u, self)
         if isinstance(x, PartSequence):
             z = self.checked(x).to(self.device)
             return Drawings(z, self.render(z), u, self)
@@ -105,8 +111,6 @@ class NPDraw(Networks):
             given = self.given(plain(condition, n), guidance)
             return given.draw(n, None, seed, generator=generator, temperature=temperature, top_k=top_k)
         _require_no_guidance(guidance)
-        if self.conditions not in (1, n):
-            raise UserError(f"the model is given {self.conditions} conditions, for {n} drawings")
         generator = seeded(self.device, generator, seed)
         z = self.sample_prior(n, generator, self.temperature_of(temperature), top_k)
         canvas = self.render(z)
@@ -183,6 +187,7 @@ class NPDraw(Networks):
         step has 0. images: as `drawings` takes them.
         """
         z = self.drawings(images).z
+        self.require_conditions(len(z))
         nats = -log_prob_steps(self.prior(z).float32(), z)
         if not self.spec.where_given:
             nats = nats * z.whether
@@ -307,6 +312,11 @@ class NPDraw(Networks):
         classes = torch.arange(1, 1 + len(self.vocabulary.entries), device=x.device)
         bounds = [shared + self.plain_prior.log_prob(z, number.view(1, 1)) for number in classes]
         return torch.stack(bounds).view(len(classes), k, -1).logsumexp(1).argmax(0)
+
+    def log_weights(self, x: Any, k: int = 50, generator: Noise = None) -> Tensor:
+        if self.conditions > 1:
+            raise UserError(f"the model is given {self.conditions} conditions; log_weights takes one")
+        return super().log_weights(x, k, generator)
 
     @torch.no_grad()
     def compose(self, a: Any, b: Any, places: Any) -> Drawings:

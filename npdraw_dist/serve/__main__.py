@@ -32,8 +32,8 @@ def main(argv: Sequence[str]) -> None:
     model = load_npdraw(folder)  # an error here is one line; in a replica it is a long traceback
     rate = command.rate or (None if command.host in LOOPBACK else STRANGERS_RATE)
     token = command.token or os.environ.get(TOKEN) or None
-    if token and not (token.isascii() and token.isprintable() and " " not in token):
-        raise UserError("a token is of ASCII without spaces: clients send other letters in different ways")
+    if token and not (token.isascii() and token.isprintable() and not set(token) & set(" &%")):
+        raise UserError("a token is of ASCII without spaces, & and %: clients send others in different ways")
     options = command.model_copy(update={"token": token, "rate": rate})
     require_free(options.host, options.port)
     on_ray = os.environ.get("RAY_ADDRESS") or options.replicas > 1

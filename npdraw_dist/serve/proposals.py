@@ -12,7 +12,7 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.completion import Effort, require_kept
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.particles import AlignedRules, weighted_particles
+from npdraw_dist.nn.particles import AlignedRules, first_parts, weighted_particles
 from npdraw_dist.nn.steps import log_prob
 from npdraw_dist.serve.schemas import NextResponse, PartChance
 
@@ -61,12 +61,12 @@ def _free(model: NPDraw, z: PartSequence, place: int | None, n: int) -> NextResp
 
 
 def _aligned(model: NPDraw, z: PartSequence, place: int | None, n: int) -> NextResponse:
-    drawn = z.whether[:, : model.grid.places].clone()
+    drawn, _ = first_parts(z, model.grid.places)
     generator = torch.Generator(model.device).manual_seed(0)  # equal requests get equal answers
     rules = AlignedRules(model.prior, require_kept(z, drawn, model.prior).repeat(PARTICLES), 1.0)
     found, log_weight = weighted_particles(model.prior, rules, PARTICLES, generator)
     weight = log_weight[0].double().softmax(0)
-    new = (found.whether & ~drawn).double()  # (M, L)
+    new = (first_parts(found, model.grid.places)[0] & ~drawn).double()  # (M, L)
     places = (weight[:, None] * new / new.sum(1, keepdim=True).clamp(min=1)).sum(0)
     stop = float((weight * (new.sum(1) == 0)).sum())
     at = int(places.argmax()) if place is None else place

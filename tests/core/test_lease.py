@@ -174,6 +174,28 @@ def test_an_unreadable_lease_is_followed_when_nothing_changes_it(tmp_path: Path)
     assert time.seconds >= DEAD_AFTER_S
 
 
+def test_a_folder_that_is_removed_while_it_is_listed_has_no_owner(tmp_path: Path) -> None:
+    """As another owner does that ends."""
+    folder = tmp_path / "a"
+
+    class Removing:
+        """Lists the folder as pyarrow does: looks first, then reads."""
+
+        left = 1
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(LOCAL, name)
+
+        def get_file_info(self, of: object) -> object:
+            if isinstance(of, fs.FileSelector) and self.left:
+                self.left = 0
+                raise FileNotFoundError(of.base_dir)
+            return LOCAL.get_file_info(of)
+
+    with Lease(Removing(), str(folder), "a") as lease:  # type: ignore[arg-type]
+        assert lease.generation == 1
+
+
 def test_a_folder_that_was_removed_does_not_come_back(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     held = make(folder)

@@ -86,7 +86,7 @@ def test_a_small_difference_is_seen_on_any_background(tmp_path: Path, value: flo
     assert near.sum() > far.sum() + 150, "the larger the darker"
 
 
-def test_samples_are_pairs_of_one_size_on_a_page(tmp_path: Path) -> None:
+def test_samples_are_pairs_of_one_size_on_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, canvases = random_images(14, 3, 64, 64), random_images(14, 3, 32, 32)
     pages.save_samples(tmp_path / "samples.png", images, canvases)
     page = rgb(tmp_path / "samples.png")
@@ -99,6 +99,9 @@ def test_samples_are_pairs_of_one_size_on_a_page(tmp_path: Path) -> None:
     assert found(page, enlarged(images[5], 2)) == (top, left + 128 + 1)
     pages.save_samples(tmp_path / "images.png", images[:5], None)
     assert cells(rgb(tmp_path / "images.png"), images[:5], 2) == reading_order(5, 3)
+    monkeypatch.setattr(pages, "MOST", 5)
+    pages.save_samples(tmp_path / "first.png", images, None)
+    np.testing.assert_array_equal(rgb(tmp_path / "first.png"), rgb(tmp_path / "images.png"))
 
 
 def test_neighbours_are_below_their_samples(tmp_path: Path) -> None:

@@ -134,15 +134,29 @@ def test_a_model_that_is_given_several_conditions_has_as_many_drawings(number: i
     assert len(several.draw(number, seed=0)) == number
     with pytest.raises(UserError, match=f"given {number} conditions; give them to `complete` itself"):
         several.complete(random_drawings(several.spec, number), [])
+    for ask in (several.prior_log_prob, several.surprise):
+        assert len(ask(random_drawings(several.spec, number))) == number
+        with pytest.raises(UserError, match=f"given {number} conditions, for {2 * number} drawings"):
+            ask(random_drawings(several.spec, 2 * number))
+    with pytest.raises(UserError, match="log_weights takes one"):
+        several.log_weights(torch.zeros(number, 1, 2, 4))
 
 
 def test_a_model_under_a_condition_is_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is given a condition"):
-        model_of("aligned").given("cat").save_pretrained(tmp_path / "model")
+    """What was saved before stays whole."""
+    model = model_of("aligned")
+    model.save_pretrained(tmp_path / "model")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    for name in ("model", "new"):
+        with pytest.raises(UserError, match="is given a condition"):
+            model.given("cat").save_pretrained(tmp_path / name)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
 
 
 def test_another_condition_takes_the_place_of_the_first() -> None:
     model = model_of("aligned")
+    with pytest.raises(UserError, match="given a condition already"):
+        model.given("cat")(torch.zeros(3, 1, 2, 4), "dog")
     z, told = random_drawings(model.spec, 8), model.given("cat")
     assert torch.equal(told.given("dog").prior_log_prob(z), model.given("dog").prior_log_prob(z))
     x = torch.rand(6, 1, 2, 4, generator=seeded(3)).round()

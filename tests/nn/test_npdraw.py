@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical
 
 import npdraw_dist
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.nn import generative
@@ -207,6 +208,15 @@ def test_elbo_below_iwae_below_exact_log_p(kind: tuple[str, ...]) -> None:
         ratio = (log_w - exact).exp()
         error = float((q @ (ratio - 1) ** 2) / 4000) ** 0.5
         assert float((drawn - exact).exp().mean()) == pytest.approx(1, abs=4.5 * error + 1e-3)
+
+
+def test_of_no_drawings_there_are_no_images() -> None:
+    model = model_of("aligned", COLOUR)
+    drawn = model.draw(3, seed=0)
+    chosen = model.drawings(drawn.z)[drawn.z.whether.sum(1) > 99]
+    assert chosen.images.shape == (0, *model.spec.image_shape)
+    with pytest.raises(UserError, match="draws"):
+        model(drawn.images, draws=0)
 
 
 def test_saved_and_loaded_bitwise_without_pickle(tmp_path: Path) -> None:

@@ -31,6 +31,18 @@ def test_the_next_step_of_a_free_order_is_that_of_the_prior() -> None:
     assert (sum(found.places), found.stop) == (0, 1)
 
 
+def test_a_step_of_the_authors_model_may_draw_at_any_place() -> None:
+    model = tiny_model(
+        tiny_spec(image_shape=(1, 2, 6), steps=3, parts=3, network="authors", heads="independent")
+    )
+    z = PartSequence(
+        torch.tensor([[True, False, False]]), torch.tensor([[2, 0, 0]]), torch.tensor([[1, 0, 0]])
+    )
+    found = proposals.next_part(model, z, None, 2)
+    assert (found.places[2], found.place < 2) == (0, True)
+    assert sum(found.places) + found.stop == pytest.approx(1)
+
+
 def test_the_next_part_of_an_aligned_drawing_is_given_also_what_comes_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
