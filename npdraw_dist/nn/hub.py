@@ -105,7 +105,10 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
             if count := card.get("samples", 0):
                 sheet = png(tiled(self.sample(count, seed=0), COLUMNS), ENLARGED)
                 Path(made, SAMPLES_FILE).write_bytes(sheet)
-            done = super().save_pretrained(made, config=config, model_card_kwargs=card, **others)
+            repo_id = others.pop("repo_id", None) or folder.name  # huggingface_hub's default
+            done = super().save_pretrained(
+                made, config=config, model_card_kwargs=card, repo_id=repo_id, **others
+            )
             for file in sorted(Path(made).iterdir(), key=lambda file: file.name == CONFIG):
                 file.replace(folder / file.name)
         return done

@@ -116,7 +116,9 @@ def _label(given: Any) -> Any:
     """A label as it was meant: tables give numbers as floats where some are missing."""
     if not isinstance(given, float):
         return given
-    return None if isnan(given) else int(given) if given.is_integer() else given
+    if isnan(given):
+        return None
+    return int(given) if given.is_integer() else given
 
 
 def labelled(

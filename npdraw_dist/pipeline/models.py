@@ -293,11 +293,8 @@ def publish(model: str, evaluation: Mapping[str, Any]) -> str | None:
     only be read, the data are not those of the training, or the folder has numbers of the test split and
     these are of another one, of fewer images or by a smaller k.
     """
-    others = (
-        ZOO.resolve(),
-        Path(HF_HUB_CACHE).resolve(),
-    )  # files of a download belong to a commit on the hub
-    not_ours = "://" not in model and any(map(Path(model).resolve().is_relative_to, others))
+    fixed = (ZOO.resolve(), Path(HF_HUB_CACHE).resolve())  # a download belongs to a commit on the hub
+    not_ours = "://" not in model and any(map(Path(model).resolve().is_relative_to, fixed))
     if not_ours or evaluation["protocol"]["data_of_training"] != "same":
         return None
     parameters = evaluation["protocol"]["parameters"]

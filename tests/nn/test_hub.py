@@ -99,6 +99,8 @@ def test_a_model_goes_to_the_hub_and_back(hub: Path, tmp_path: Path, monkeypatch
     model.save_pretrained("~/model")
     with pytest.raises(UserError, match="is a URI"):
         model.save_pretrained("s3://bucket/model")
+    assert model.save_pretrained("named", push_to_hub=True) == URL  # as its folder, if no id is given
+    assert (hub / "named" / "config.json").is_file()
     assert model.push_to_hub("me/tiny", commit_message="the first") == URL
     files = {path.name: path.read_bytes() for path in (hub / "me" / "tiny").iterdir()}
     assert set(files) == {"README.md", "config.json", "model.safetensors", "samples.png"}
