@@ -76,6 +76,7 @@ def test_the_list_has_each_model_with_its_numbers(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("name", [name for name in NAMES if name in FILES])
 def test_the_numbers_of_a_card_are_made_again(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
