@@ -23,7 +23,7 @@ from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.pipeline.train_stage import selected_record
 from npdraw_dist.training.cluster import require_here
 from npdraw_dist.training.environment import RAY
-from npdraw_dist.training.failures import is_of_storage, reason_of
+from npdraw_dist.training.failures import is_of_storage, lost_workers, reason_of
 from npdraw_dist.training.launch import quiet_logs
 from tune_spaces.shared_stages import build_alone, shared_stages, trial_store
 from tune_spaces.space import IMAGES, METRICS, SCORE, Metric, Point
@@ -57,8 +57,9 @@ def tune_report(record: Mapping[str, Any], metric: Metric) -> dict[str, float]:
 def run_trial(config: dict[str, Any], plan: Plan, folders: Sequence[Landmarks]) -> None:
     """The driver function. It records a failure with its reason, then raises it to Tune.
 
-    A failure of the storage is not the trial's: none is recorded, so Tune starts it again, scale.max_failures
-    times, and after that the next start of the sweep does.
+    A storage that failed, or another process that was lost, is not the trial's failure: none is recorded, so
+    Tune starts it again, scale.max_failures times. After that a lost process is recorded; after a failure of
+    the storage the next start of the sweep goes on.
     folders: what the node has to see.
     """
     for name, value in RAY.items():
@@ -76,7 +77,7 @@ def run_trial(config: dict[str, Any], plan: Plan, folders: Sequence[Landmarks]) 
     try:
         last, numbers = _train(trial, plan, folders)
     except Exception as error:
-        if not is_of_storage(error):
+        if not is_of_storage(error) and lost_workers(error) is None:
             write_result(plan.run, trial.result("failed", reason=reason_of(error)))
         raise
     write_result(plan.run, trial.result("finished", numbers={**numbers, **last}, score=last[SCORE]))

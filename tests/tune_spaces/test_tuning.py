@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pyarrow import fs
+from ray.exceptions import ActorDiedError
 
 from npdraw_dist.config.load import build, read_preset
 from npdraw_dist.config.schema import ScaleConfig
@@ -103,15 +104,17 @@ def test_a_stopped_trial_is_recorded_with_its_settings(plan: Plan) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "recorded"),
+    ("error", "at_once", "recorded"),
     [
-        (StorageFailed("stage vae stopped because its storage failed"), []),
-        (OSError(28, "No space left on device"), []),
-        (UserError("the loss of stage vae turned non-finite"), ["failed"]),
+        (StorageFailed("stage vae stopped because its storage failed"), [], []),
+        (OSError(28, "No space left on device"), [], []),
+        (ActorDiedError(), [], ["failed"]),  # a process of the trial's that is not one of its workers
+        (UserError("the loss of stage vae turned non-finite"), ["failed"], ["failed"]),
     ],
 )
-def test_a_storage_that_failed_is_no_failure_of_a_trial(
+def test_what_is_no_failure_of_a_trial_is_tried_again(
     error: Exception,
+    at_once: list[str],
     recorded: list[str],
     plan: Plan,
     monkeypatch: pytest.MonkeyPatch,
@@ -127,7 +130,7 @@ def test_a_storage_that_failed_is_no_failure_of_a_trial(
     config = {"point": {"prior.depth": 1}}
     with pytest.raises(type(error)):
         run_trial(config, plan, ())
-    assert [result.status for result in read_results(plan.run)] == recorded
+    assert [result.status for result in read_results(plan.run)] == at_once
     ended: Any = SimpleNamespace(config=config, get_pickled_error=lambda: error)
     SweepCallback(plan, 2).on_trial_error(0, [], ended)  # Tune gives up
     assert [result.status for result in read_results(plan.run)] == recorded
