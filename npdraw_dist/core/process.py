@@ -19,8 +19,9 @@ FLAGS = {
     "--quiet": "print results, warnings and errors only",
     "--verbose": "also print Ray's log, and where an error arose",
 }
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 
 _logger = logging.getLogger("npdraw_dist")
 
@@ -51,7 +52,7 @@ def ray_runs() -> bool:
 
 
 def device_here(use_gpu: bool | None = None, flag: str = "scale.use_gpu") -> "torch.device":
-    """A GPU of this machine, without TF32; None: if there is one, else the CPU, by `keep_memory`.
+    """A GPU of this machine, without TF32; None: if there is one, else the CPU, where it calls `keep_memory`.
 
     Raises UserError if there must be a GPU.
     """
@@ -70,8 +71,8 @@ def device_here(use_gpu: bool | None = None, flag: str = "scale.use_gpu") -> "to
 def keep_memory() -> None:
     """This process keeps the memory of tensors that are freed, where glibc allocates it.
 
-    Otherwise glibc gives that of each large tensor back, and the system clears every page of the next one: a
-    quarter of the time of an evaluation (`docs/results`).
+    Otherwise glibc gives that of each large tensor back, and the system clears every page of the next one: up
+    to a quarter of the time of an evaluation (`docs/results`).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's alone
     if mallopt is not None:

@@ -10,7 +10,7 @@ pytestmark = MARKS
 
 SIZES = (Size(1), Size(4))
 LATER = (Size(1, 1), Size(2, 1))  # two workers of 1 CPU
-LATE_S = 30.0
+LATE_S = 60.0
 
 
 def test_a_job_waits_for_gpus_is_placed_right_and_survives_the_loss_of_one(tmp_path: Path) -> None:
