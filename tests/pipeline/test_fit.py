@@ -25,12 +25,13 @@ from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import LeaseHeld
+from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.vocabulary import as_python
 from npdraw_dist.data import rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.nn.baselines.vqvae import VQVAE
-from npdraw_dist.nn.objective import VAEObjective
-from npdraw_dist.pipeline import bank, fit, fit_images, parse, prior, run, vae
+from npdraw_dist.nn.objective import PriorObjective, VAEObjective
+from npdraw_dist.pipeline import bank, fit, fit_images, parse, prior, probe, run, vae
 from npdraw_dist.pipeline.fit import held_of_few, suited
 from npdraw_dist.pipeline.fit_images import labelled, pictures_of
 from npdraw_dist.pipeline.fit_shards import write_shards
@@ -750,17 +751,26 @@ def test_an_id_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert experiment.prior.width == local.prior.width
 
 
-@pytest.mark.slow
-def test_budgets_take_about_the_time_that_is_given() -> None:
-    """Twice the time, about twice the images; the shares of the budget stay."""
+def test_budgets_take_about_the_time_that_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By steps whose seconds are known: the stages fill the time that is not of other work."""
     settings = merge(suited(pictures_of(strokes(60)))[1], {"data": {"source": "parquet", "path": "x"}})
     experiment = resolve("digits", None, settings)
-    short, long = (budgets(experiment, minutes) for minutes in (2.0, 8.0))
-    ratio = long["vae"]["images"] / short["vae"]["images"]
-    assert 2 < ratio < 8
-    share = long["vae"]["relaxed_images"] / long["vae"]["images"]
-    assert share == pytest.approx(experiment.vae.relaxed_share, rel=0.01)
-    assert long["prior"]["images"] > short["prior"]["images"]
+    prior_s, relaxed_s, hard_s = 1.0, 4.0, 2.0
+    step = probe.timed_step
+
+    def timed_step(run: Any, batch: Batch, micro_batch: int, hard: bool = False) -> float:
+        assert step(run, batch, micro_batch, hard) > 0
+        return prior_s if isinstance(run.objective, PriorObjective) else hard_s if hard else relaxed_s
+
+    monkeypatch.setattr(probe, "timed_step", timed_step)
+    relaxed_share, size = experiment.vae.relaxed_share, experiment.train.batch_size
+    per_image = (relaxed_share * relaxed_s + (1 - relaxed_share) * hard_s) / size
+    for minutes in (60.0, 240.0):
+        found = budgets(experiment, minutes)
+        images = found["vae"]["images"]
+        seconds = found["prior"]["images"] * prior_s / size + images * per_image
+        assert seconds == pytest.approx(minutes * 60 * (1 - probe.OTHER_SHARE), rel=0.01)
+        assert found["vae"]["relaxed_images"] == pytest.approx(relaxed_share * images, rel=0.01)
 
 
 def test_the_command_fits_a_folder(
