@@ -120,11 +120,12 @@ class Comparison:
         """What the whole comparison takes, in a line."""
         trainings = self.count + self.seeds + sum(self.space.longer)  # at most, of a kind
         hours = trainings * len(self.kinds) * self.core_seconds / 3600
-        longer = " + ".join(map(str, self.space.longer))
+        times = " + ".join(map(str, self.space.longer))
+        longer = f" and up to {times} times as long until it stops improving" if times else ""
         return (
-            f"{len(self.kinds)} kinds, each {self.count} trials, {self.seeds} seeds of the best and up "
-            f"to {longer} times as long until it stops improving, {self.core_seconds:g} counted seconds of a "
-            f"core each: at most {hours:.1f} hours of a core, besides scores"
+            f"{len(self.kinds)} kinds, each {self.count} trials, {self.seeds} seeds of the best{longer}, "
+            f"{self.core_seconds:g} counted seconds of a core each: at most {hours:.1f} hours of a core, "
+            "besides scores"
         )
 
     def train(self, jobs: Sequence[Job], with_scores: bool = True) -> list[Job]:
@@ -258,6 +259,7 @@ class Comparison:
             *(
                 self._final(best[k], "longest", still_improving=improving[k], failed=failed[k])
                 for k in winners
+                if self.space.longer
             ),
         ]
 

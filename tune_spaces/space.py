@@ -177,7 +177,7 @@ class Kinds:
     spaces: kind of model, or a variant such as `npdraw-lstm` -> the ranges of its trials. settings: over the
     preset, for all kinds. core_seconds: fraction of the training images -> counted seconds of a core of each
     training. seeds: data source -> trainings of each winner; `other_seeds` of sources that are not named.
-    longer: factors of the time for the row "until it stops improving".
+    longer: factors of the time for the row "until it stops improving"; without any there is no such row.
     """
 
     spaces: Mapping[str, Space]
@@ -200,11 +200,11 @@ class Kinds:
         return self.core_seconds[min(larger)]
 
     def until(self, longest: int | None) -> "Kinds":
-        """These with factors of `longer` up to `longest` (None: all). Raises UserError if none is left."""
+        """These with factors of `longer` up to `longest` (None: all). Raises UserError if it leaves none."""
         left = tuple(factor for factor in self.longer if longest is None or factor <= longest)
-        if not left:
-            shortest = min(self.longer)
-            raise UserError(f"--longest {longest} leaves no longer training; the shortest is {shortest}")
+        if longest is not None and not left:
+            all_of = ", ".join(map(str, self.longer)) or "none"
+            raise UserError(f"--longest {longest} leaves no longer training; the space has {all_of}")
         return replace(self, longer=left)
 
     def chosen(self, names: str | None) -> list[str]:

@@ -11,6 +11,7 @@ from tests.helpers.spaces import load_kinds
 from tune_spaces import comparison, trainings
 from tune_spaces.budgets import Job
 from tune_spaces.options import Options
+from tune_spaces.space import Kinds
 from tune_spaces.trials import TrialResult, write_result
 
 FIXED = {"npdraw": 2.0, "vae": 0.5, "vqvae": 1.0}  # core-seconds of a training, whatever its budget
@@ -73,12 +74,13 @@ def compare(
     folder: Path,
     execute: trainings.Train | None = None,
     flags: Mapping[str, Any] = MappingProxyType({}),
+    space: Kinds | None = None,
     **changes: Any,
 ) -> dict[str, Any]:
     """A comparison of three kinds, with three trials each, in `folder`/c; its plan. changes: of options."""
     own = {"storage": str(folder), "name": "c", "core_seconds": SECONDS, "seeds": 2, "num_samples": 3}
     options = Options(**{"space": "comparison", "kinds": ",".join(FIXED), **own, **changes})
-    comparison.run(options, load_kinds("comparison"), dict(flags), execute or FakeTrainings())
+    comparison.run(options, space or load_kinds("comparison"), dict(flags), execute or FakeTrainings())
     return plan_of(folder)
 
 

@@ -5,6 +5,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -213,6 +214,17 @@ def test_the_longest_training_is_bounded_and_a_second_start_may_go_further(tmp_p
     finals = compare(tmp_path, again)["finals"]
     assert [job.name for job in again.trained] == [f"{kind}-2-x4" for kind in KINDS]
     assert [f["run"] for f in finals if f["role"] == "longest"] == [f"longer/{kind}-2-x4" for kind in KINDS]
+
+
+def test_a_space_without_longer_trainings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = replace(load_kinds("comparison"), longer=())
+    options = Options(space="comparison", storage=str(tmp_path), name="c", seeds=2, dry_run=True)
+    comparison.run(options, space, {})
+    assert "2 seeds of the best, " in capsys.readouterr().err
+    finals = compare(tmp_path, space=space)["finals"]
+    assert Counter(f["role"] for f in finals) == {"seed": 2 * len(KINDS)}
+    with pytest.raises(UserError, match="--longest 2 leaves no longer training; the space has none"):
+        compare(tmp_path, space=space, longest=2)
 
 
 @pytest.mark.parametrize(
