@@ -6,7 +6,8 @@ budgets are written down here before anything is trained.
 
 Cost: a model has 10 trials, 5 seeds and up to 2 + 4 times the time for the row "until it stops improving", so
 21 times `core_seconds`: for 4 models 3 hours of a core at 100%, and a fifth more for rates and scores.
-Known result, at 40 core-seconds: docs/results/2026-12-01-ablations.md.
+Known results: at 40 core-seconds docs/results/2026-12-01-ablations.md; at 120, without a search,
+docs/results/2026-12-02-ablations.md.
 """
 
 from tune_spaces.space import Choice, Kinds, Settings, Space
