@@ -11,7 +11,7 @@ Best known result, six trials a kind, with 10% of the images: NP-DRAW 3.369 ± 0
 3.448 ± 0.016; NP-DRAW 0.696 ± 0.003 on glyphs, VAE 0.771 ± 0.003
 (docs/results/2026-11-30-comparison.md). Of emoji in 90 core-seconds: 3.220 ± 0.004 with
 parts and a map, 3.385 ± 0.010 with parts alone, 3.343 ± 0.025 with a map alone, 3.540 ± 0.029 with neither;
-of glyphs in 60: 0.840, 0.839, 0.865 and 0.942 (docs/results/2026-12-01-parts-and-gaussians.md,
+of glyphs (other faces) in 60: 0.840, 0.839, 0.865 and 0.942 (docs/results/2026-12-01-parts-and-gaussians.md,
 ...-glyphs.md).
 """
 
