@@ -81,14 +81,12 @@ class Comparison:
 
     def facts(self) -> dict[str, Any]:
         """What the comparison is: a second start with others is refused."""
-        data = self.base.data.deciding()
-        data.pop("path", None)  # data may be moved; each run knows its files
         found = {
             "fraction": self.base.data.fraction,
             "core_seconds": self.core_seconds,
             "seeds": self.seeds,
             "trials": {job.name: {"kind": job.kind, "settings": job.settings} for job in self.trials},
-            "config": {**self.base.deciding(), "data": data},
+            "config": self.base.made(),
         }
         return dict(json.loads(json.dumps(found)))
 

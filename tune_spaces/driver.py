@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from npdraw_dist.config.load import DATA_PATH, merge, with_changes
+from npdraw_dist.config.load import merge, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
@@ -59,20 +59,19 @@ def claim(plan: Plan, options: Options) -> Plan:
     UserError that names what differs if it holds another sweep, or the files that changed.
     """
     run = plan.run
-    if {"data.source", DATA_PATH}.intersection(plan.space.keys):  # each trial records its own
+    if {"data.source", "data.path"}.intersection(plan.space.keys):  # each trial records its own
         if not run.has("config.yaml"):
             inputs.source_of(plan.base, run)
         run.claim(plan.base)
     else:
         try:
-            base, _ = inputs.claim(plan.base, run, needed=False)
+            inputs.claim(plan.base, run, needed=False)
         except inputs.DataChanged:
             for built in cached(run, "parse"):
                 inputs.drop_unfinished_parses(built)
             raise
-        run.asked = {section: values for section, values in run.asked.items() if section == "data"}
         run.elsewhere[inputs.INPUTS] = run.root
-        plan = replace(plan, base=base)
+    plan = replace(plan, base=plan.base.model_copy(update={"train": run.config().train}))
     facts = {
         "space": json.loads(json.dumps(dict(plan.space.fields), default=vars)),
         "metric": plan.metric,
@@ -167,8 +166,7 @@ def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:
     if results:
         first = ranked(results, plan.metric)[0]
         if first.finished:
-            asked = plan.run.as_asked(plan.trial(first.point).experiment)
-            best = with_changes(asked, {"eval": {"split": "test"}})
+            best = with_changes(plan.trial(first.point).experiment, {"eval": {"split": "test"}})
         write_results(plan.run, results, plan.metric, best, plan.space.curve)
     if len(results) < count:
         printed.print(f"{len(results)} of {count} trials are done; the same command resumes the sweep")

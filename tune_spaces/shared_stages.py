@@ -16,8 +16,9 @@ from pyarrow import fs
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease, LeaseHeld
+from npdraw_dist.core.made_by import fingerprint
 from npdraw_dist.pipeline.inputs import READ_DATA
-from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of, finished
+from npdraw_dist.pipeline.store import FOLDERS, INPUTS, Store, fingerprint_of, finished
 
 SHARED = ("bank", "parse", "prior")  # those of them that the model's kind has
 POLL_S = 0.5
@@ -33,14 +34,17 @@ class SharedStage:
 
     @property
     def name(self) -> str:
-        return f"{self.stage}-{fingerprint_of(self.experiment, self.stage)}"
+        name = f"{self.stage}-{fingerprint_of(self.experiment, self.stage)}"
+        if INPUTS in self.run.elsewhere:  # all trials have the same data
+            return name
+        return f"{name}-{fingerprint({'path': self.experiment.data.path})}"
 
     @property
     def store(self) -> Store:
         """The store that the stage is built in; the stages before it are in stores of their own."""
         root = self.run.path("cache", self.name)
         before = SHARED[: SHARED.index(self.stage)]
-        return Store(self.run.filesystem, root, _folders(self.run, self.experiment, before), self.run.asked)
+        return Store(self.run.filesystem, root, _folders(self.run, self.experiment, before))
 
     def is_built(self) -> bool:
         return finished(self.store, self.experiment, self.stage) is not None
@@ -96,8 +100,7 @@ def needs_data(run: Store, trials: Sequence[Experiment]) -> bool:
 
 def trial_store(run: Store, experiment: Experiment, trial: str) -> Store:
     """The run folder of a trial; its shared stages are in the cache."""
-    folders = _folders(run, experiment, SHARED)
-    return Store(run.filesystem, run.path("trials", trial), folders, run.asked)
+    return Store(run.filesystem, run.path("trials", trial), _folders(run, experiment, SHARED))
 
 
 def _folders(run: Store, experiment: Experiment, stages: Sequence[str]) -> dict[str, str]:

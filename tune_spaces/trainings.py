@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from npdraw_dist.config.load import dump, settle
+from npdraw_dist.config.load import dump
 from npdraw_dist.core.errors import TRY_AGAIN
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.pipeline import sample
@@ -54,7 +54,7 @@ def is_trained(run: Store, job: Job, with_scores: bool = False) -> bool:
     store = store_of(run, job)
     if not store.has(CONFIG):
         return False
-    own, _ = settle(store.config(), job.experiment)  # data may have been moved since
+    own = job.experiment
     return finished(store, own, "vae") is not None and (not with_scores or sample.is_done(own, store))
 
 

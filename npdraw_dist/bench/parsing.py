@@ -21,7 +21,8 @@ from npdraw_dist.data.shard_writer import DONE, ShardFolder, ShardWriter
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.tasks import one_thread
 from npdraw_dist.pipeline.parse import AT_ONCE, ParseEncoder
-from npdraw_dist.pipeline.stage_job import make_feed
+from npdraw_dist.pipeline.stage_job import make_feed, row_bytes
+from npdraw_dist.training.feed import Share
 
 QUICK_IMAGES, FULL_IMAGES = 4_000, 20_000
 REPEATS, SHARD_REPEATS = 7, 5
@@ -70,8 +71,8 @@ def run_shards(work: Workload) -> Figures:
         figures["ids_us_per_image"] = _image_us(lambda: finder((0, RANGES)))
         (parses,) = (folder / "parses" / "train").iterdir()
         stream = Parses(LocalFileSystem(), (ShardFile(str(parses), ROWS),))
-        batch = {"batch_size": FEED_BATCH, "micro_batch": FEED_BATCH}
-        steps = make_feed(stream, with_changes(experiment, {"train": batch})).steps(0)
+        share = Share(FEED_BATCH, FEED_BATCH, experiment.seed)
+        steps = make_feed(stream, share, row_bytes(experiment)).steps(0)
         figures["stream_us_per_image"] = _image_us(lambda: list(islice(steps, ROWS // FEED_BATCH)))
         for what, where in (("prepare", "data"), ("parse", "parses")):
             size = sum(file.stat().st_size for file in (folder / where / "train").iterdir())

@@ -99,7 +99,7 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
     network = of("parse_bytes_per_image") + gradients / global_batch(experiment, kind, cluster)
     reports = math.ceil(images / report_interval(int(images), experiment.train.eval_every_images))
     fixed_s = reports * cluster.report_s
-    if not is_streamed(experiment, int(images)):
+    if not is_streamed(experiment, kind, int(images)):
         return Stage(kind, 0.0, gpu_us, network, fixed_s=fixed_s)
     # Each read, and once the footer of each file; a worker that reads in another order reads them anew.
     files = math.ceil(images / experiment.data.rows_a_shard)
@@ -110,7 +110,7 @@ def _training(kind: str, experiment: Experiment, figures: Facts, cluster: Cluste
 
 def global_batch(experiment: Experiment, kind: str, cluster: Cluster) -> int:
     """Images of a step of a stage that trains: its batch, or more if a GPU had no micro-batch of it."""
-    return max(experiment.batch_of(kind), experiment.train.micro_batch * cluster.gpus)
+    return max(experiment.train_of(kind).batch_size, experiment.train.micro_batch * cluster.gpus)
 
 
 def show(experiment: Experiment, figures: Facts, images: float, gpus: int) -> None:

@@ -11,7 +11,7 @@ from PIL import ImageColor
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from npdraw_dist.config.registry import SOURCES, OrderName, SourceName
-from npdraw_dist.config.section import NO_EFFECT_ON_RESULT, AsNumber, NonNegative, Section, Share
+from npdraw_dist.config.section import AsNumber, NonNegative, RunHalf, Section, Share
 from npdraw_dist.core.grid_sizes import GridSizes
 
 if TYPE_CHECKING:
@@ -32,9 +32,22 @@ def _require_colour(text: str) -> str:
     return text
 
 
-class DataConfig(Section):
+class DataRun(RunHalf):
+    path: str | None = Field(
+        None, description="folder, pattern or URI of the data set; digits needs none"
+    )  # the data decide, not their place
+    cache_mb: NonNegative = Field(
+        1024,
+        description="training data up to this size is read into memory once; more is streamed, in "
+        "another random order",
+    )
+    max_bad_fraction: Share = Field(
+        0.01, description="a stage stops if a larger share of the rows is unreadable"
+    )
+
+
+class DataConfig(DataRun):
     source: SourceName = Field("digits", description="the data set")
-    path: str | None = Field(None, description="its folder, pattern or URI; digits needs none")
     image_size: PositiveInt | None = Field(None, description="side in pixels, of user sources")
     fit: Literal["pad", "crop"] = Field(
         "pad", description="keep a picture that is not square whole, or crop it to the centre (user sources)"
@@ -60,14 +73,6 @@ class DataConfig(Section):
     )
     shard_rows: PositiveInt | None = Field(
         None, description="images per shard; default: as many as hold 8 MB, and 8192 at most"
-    )
-    cache_mb: Annotated[NonNegative, NO_EFFECT_ON_RESULT] = Field(
-        1024,
-        description="training data up to this size is read into memory once; more is streamed, in "
-        "another random order",
-    )
-    max_bad_fraction: Annotated[Share, NO_EFFECT_ON_RESULT] = Field(
-        0.01, description="a stage stops if a larger share of the rows is unreadable"
     )
 
     @property
@@ -131,13 +136,14 @@ class GridConfig(Section):
         return Grid(**asdict(self.sizes_of(image_shape, centred)))
 
 
-class BankConfig(Section):
+class BankRun(RunHalf):
+    shards: PositiveInt = Field(1, description="Ray actors that share the clustering; 1: one process")
+
+
+class BankConfig(BankRun):
     size: PositiveInt = Field(50, description="K, number of parts")
     max_patches: PositiveInt = Field(2_000_000, description="patches clustered at most, a seeded sample")
     min_energy: Share = Field(0.01, description="patches whose ink has a smaller mean square are dropped")
-    shards: Annotated[PositiveInt, NO_EFFECT_ON_RESULT] = Field(
-        1, description="Ray actors that share the clustering; 1: one process"
-    )
 
 
 class ParseConfig(Section):

@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_settings import CLI_SUPPRESS
 
-from npdraw_dist.config.section import FOUND
 from npdraw_dist.core import process
 
 WIDEST = 110  # columns
@@ -61,7 +61,7 @@ def settings_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[
         alias = field.validation_alias
         if is_section(inner):
             yield from settings_of(inner, (*path, name))
-        elif FOUND not in field.metadata:
+        elif CLI_SUPPRESS not in field.metadata:
             shown = str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
             yield Setting(".".join((*path, shown)), (*path, name), field)
 

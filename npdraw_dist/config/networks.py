@@ -8,9 +8,10 @@ import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic_settings import CliSuppress
 
 from npdraw_dist.config.registry import KINDS, LikelihoodName
-from npdraw_dist.config.section import FOUND, NO_EFFECT_ON_RESULT, Count, NonNegative, Positive, Section
+from npdraw_dist.config.section import Count, NonNegative, Positive, RunHalf, Section
 
 TableKind = Literal["joint", "factorised", "pixels"]
 BlockKind = Literal["transformer", "lstm"]
@@ -19,7 +20,15 @@ MOST_WORDS = 8  # tokens of a condition of words
 HARD_SHARE = 0.33  # least share of the VAE's budget, at its end, with hard draws
 
 
-class PriorNetwork(Section):
+class PriorVocabulary(RunHalf):
+    """What a run finds in its data, which decide it, or takes from `init.model`."""
+
+    vocabulary: CliSuppress[tuple[str, ...]] = Field(
+        (), description="names of the classes, or words and pieces of words, of the training images"
+    )
+
+
+class PriorNetwork(PriorVocabulary):
     """The network of the prior (paper section 3.1)."""
 
     depth: PositiveInt = Field(4, description="blocks")
@@ -39,10 +48,7 @@ class PriorNetwork(Section):
         "factorised: a product of (L + K) x 4 x width. Codes of a vqvae have no pixels: joint",
     )
     condition: ConditionKind = Field(
-        "none", description="what the prior is told of an image: nothing, its class, or words about it"
-    )
-    vocabulary: Annotated[tuple[str, ...], FOUND, NO_EFFECT_ON_RESULT] = Field(
-        (), description="names of the classes, or words and pieces of words, of the training images"
+        "none", description="what the prior is conditioned on: nothing, the image's class, or words about it"
     )
 
     @property

@@ -4,9 +4,10 @@ The sections are in `config/data.py`, `networks.py` and `training.py`; what conc
 here. Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in images.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
+from pydantic_settings import CliSuppress
 
 from npdraw_dist.config.data import BankConfig, DataConfig, GridConfig, ParseConfig
 from npdraw_dist.config.networks import (
@@ -17,7 +18,7 @@ from npdraw_dist.config.networks import (
     VAEConfig,
 )
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, ORDERS, KindName
-from npdraw_dist.config.section import FOUND, NO_EFFECT_ON_RESULT, Positive, Section, Seed
+from npdraw_dist.config.section import Positive, RunHalf, Section, Seed
 from npdraw_dist.config.training import ScaleConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -32,10 +33,13 @@ class ModelConfig(Section):
     )
 
 
-class EvalConfig(Section):
-    split: Annotated[Literal["valid", "test"], NO_EFFECT_ON_RESULT] = Field(
+class EvalRun(RunHalf):
+    split: Literal["valid", "test"] = Field(
         "test", description="the split of the final numbers; with valid no test image is ever read"
     )
+
+
+class EvalConfig(EvalRun):
     k: PositiveInt = Field(50, description="importance samples of the final likelihood")
     images: PositiveInt = Field(256, description="largest number of images scored")
     temperature: Positive = Field(
@@ -43,21 +47,26 @@ class EvalConfig(Section):
     )
 
 
-class InitConfig(Section):
-    """What a run starts from: a trained model, whose network becomes that of the run, or a part bank."""
+class InitRun(RunHalf):
+    """Paths of what a run starts from, which may move: its content decides, as `InitConfig.sha256`."""
 
-    # What they hold decides, not where they lie: `sha256` is compared.
-    model: Annotated[str | None, NO_EFFECT_ON_RESULT] = Field(
+    model: str | None = Field(
         None,
-        description="a trained model of any kind to start from: a model folder, a run, a URI or an id of the "
-        "hub. The run takes its network, and its parts if it has any; a larger bank.size adds parts to them",
+        description="a model of any kind to start from: a model folder, a run (also one that stopped: its "
+        "newest checkpoint), a URI or an id of the hub. The new run takes its network, and its parts if it "
+        "has any; a larger bank.size adds parts to them",
     )
-    bank: Annotated[str | None, NO_EFFECT_ON_RESULT] = Field(
+    bank: str | None = Field(
         None,
-        description="a part bank that the run takes, with number and size of its parts: of `npdraw bank`, or "
-        "of another run; a larger bank.size adds parts of the run's images",
+        description="a part bank to start from, made by `npdraw bank` or by another run. The new run takes "
+        "number and size of its parts; a larger bank.size adds parts of the run's images",
     )
-    sha256: Annotated[str | None, FOUND] = Field(
+
+
+class InitConfig(InitRun):
+    """What a run starts from: a model, whose network becomes that of the run, or a part bank."""
+
+    sha256: CliSuppress[str | None] = Field(
         None, description="of the weights of init.model, or of the file of init.bank"
     )
 
@@ -85,7 +94,7 @@ class Experiment(Section):
     vae: VAEConfig = VAEConfig()
     authors: AuthorsConfig = AuthorsConfig()
     train: TrainConfig = TrainConfig()
-    scale: Annotated[ScaleConfig, NO_EFFECT_ON_RESULT] = ScaleConfig()
+    scale: ScaleConfig = ScaleConfig()
     model: ModelConfig = ModelConfig()
     baseline: BaselineConfig = BaselineConfig()
     eval: EvalConfig = EvalConfig()
@@ -98,17 +107,19 @@ class Experiment(Section):
 
     @property
     def takes_condition(self) -> bool:
-        """Whether the prior is told something of each image."""
+        """Whether the prior is conditioned on something known of each image."""
         return self.model.kind == "npdraw" and self.prior.condition != "none"
 
     def section_of(self, stage: str) -> PriorConfig | VAEConfig:
         """The settings of a stage that trains. Baselines train in stage `vae`."""
         return self.prior if stage == "prior" else self.vae
 
-    def batch_of(self, stage: str) -> int:
-        """The global batch of a stage that trains, in images."""
-        size = self.train.batch_size
-        return min(size, AUTHORS_PRIOR_BATCH) if self.authors.model and stage == "prior" else size
+    def train_of(self, stage: str) -> TrainConfig:
+        """How a stage is trained: section `train`, but the authors' prior has a batch of its own."""
+        if not (self.authors.model and stage == "prior"):
+            return self.train
+        batch = min(self.train.batch_size, AUTHORS_PRIOR_BATCH)
+        return self.train.model_copy(update={"batch_size": batch})
 
     @property
     def canvas_grid(self) -> "Grid":
@@ -145,7 +156,7 @@ class Experiment(Section):
             raise ValueError("model.kind flow couples halves of z; it takes baseline.latents 2 or more")
         if self.scale.least_workers > self.scale.most_workers:
             raise ValueError(f"scale.num_workers is {self.scale.num_workers}; write the smaller number first")
-        smallest = min(map(self.batch_of, self.stage_names))
+        smallest = min(self.train_of(stage).batch_size for stage in self.stage_names)
         if self.scale.most_workers > smallest:
             raise ValueError(
                 f"scale.num_workers is {self.scale.num_workers}, but a batch has {smallest} images; lower it"

@@ -1,14 +1,8 @@
-"""What all sections of the config share: the base class, the mark of a setting, and types of values."""
+"""What all sections of the config share: the base classes of their two halves, and types of values."""
 
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-
-# Marks a setting, or a whole section, that says how a run is carried out and does not change its result. A
-# resumed run may change it, and no fingerprint contains it. This is the only list of such settings;
-# `may_change` in `config/load.py` names a few more that fingerprints contain.
-NO_EFFECT_ON_RESULT = "no effect on the result"
-FOUND = "found by the run, not set by a user"
 
 Count = Annotated[int, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch.Generator takes
@@ -24,12 +18,20 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
-    def deciding(self) -> dict[str, Any]:
-        """The settings that decide the result, as plain JSON values."""
-        values = self.model_dump(mode="json")
-        found: dict[str, Any] = {}
-        for name, field in type(self).model_fields.items():
-            value = getattr(self, name)
-            if NO_EFFECT_ON_RESULT not in field.metadata:
-                found[name] = value.deciding() if isinstance(value, Section) else values[name]
-        return found
+    def made(self) -> dict[str, Any]:
+        """The settings that decide what is made, as plain JSON values: all but those of a `RunHalf`."""
+        bases = (
+            base for base in type(self).__mro__ if issubclass(base, RunHalf) and RunHalf in base.__bases__
+        )
+        run_half = {name for base in bases for name in base.model_fields}
+        values = self.model_dump(mode="json", exclude=run_half)
+        sections = {name: getattr(self, name) for name in values}
+        made = {name: one.made() for name, one in sections.items() if isinstance(one, Section)}
+        return {name: value for name, value in (values | made).items() if value != {}}
+
+
+class RunHalf(Section):
+    """Base of the settings of a section that say how it is run, not what is made.
+
+    A section inherits its own. A resume may change these settings, and no fingerprint contains them.
+    """

@@ -2,22 +2,31 @@
 
 import math
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt
 
-from npdraw_dist.config.section import Count, NonNegative, Section, Share
+from npdraw_dist.config.section import Count, NonNegative, RunHalf, Share
 
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-class TrainConfig(Section):
+class TrainRun(RunHalf):
+    micro_batch: PositiveInt = Field(
+        64, description="largest number of images in one forward pass of a worker"
+    )
+    precision: Precision = Field(
+        "auto",
+        description="on a GPU: auto takes bfloat16 if the GPU has it natively, else float32; a CPU: float32",
+    )
+    compile: bool = Field(
+        False, description="torch.compile the networks; takes a minute at the start and a C++ compiler"
+    )
+
+
+class TrainConfig(TrainRun):
     # Steps
     batch_size: PositiveInt = Field(128, description="global batch in images, over all workers")
-    micro_batch: PositiveInt = Field(
-        64,
-        description="most images of one forward pass of a worker; a resumed run may change it",
-    )
     rate_batch: PositiveInt | None = Field(
         None,
         description="global batch for which the learning rates are given; another batch multiplies them by "
@@ -27,13 +36,6 @@ class TrainConfig(Section):
         "adamw",
         description="adamw; or muon, which trains matrices of at least 16 x 16 by Muon, the rest by AdamW, "
         "at the same rates",
-    )
-    precision: Precision = Field(
-        "auto",
-        description="on a GPU: auto takes bfloat16 if the GPU has it natively, else float32; a CPU: float32",
-    )
-    compile: bool = Field(
-        False, description="torch.compile the networks; takes a minute at the start and a C++ compiler"
     )
     # Moved images: each move is drawn uniformly up to its limit, in both directions; the image is parsed anew
     augmented: Share = Field(
@@ -64,6 +66,12 @@ class TrainConfig(Section):
         "those of relaxed draws; 0, or train.select last: never",
     )
 
+    def made(self) -> dict[str, Any]:
+        values = super().made()
+        if self.select == "last":  # the last checkpoint does not depend on when the others are made
+            del values["eval_every_images"]
+        return values
+
     @property
     def rate_scale(self) -> float:
         """What the peak learning rates are multiplied by.
@@ -87,8 +95,8 @@ def _worker_count(value: object) -> int | str:
     return str(value) if found[1] else int(str(value))
 
 
-class ScaleConfig(Section):
-    """It does not change the result."""
+class ScaleConfig(RunHalf):
+    """How a run is spread over processes and machines."""
 
     num_workers: Annotated[int | str, BeforeValidator(_worker_count)] = Field(
         1,

@@ -15,7 +15,7 @@ import torch
 from pyarrow import fs
 from torch import Tensor
 
-from npdraw_dist.config.load import DATA_PATH, other_settings, read_yaml, settle
+from npdraw_dist.config.load import read_yaml
 from npdraw_dist.config.schema import DataConfig, Experiment
 from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
@@ -45,49 +45,43 @@ def read_inputs(store: Store) -> Identity | None:
     return identity.load(store.filesystem, store.path(INPUTS)) if store.has(INPUTS) else None
 
 
-def claim(asked: Experiment, store: Store, needed: bool | None = None) -> tuple[Experiment, bool]:
-    """Claims the run folder; returns the config that names its stages, and whether the run is new.
+def claim(experiment: Experiment, store: Store, needed: bool | None = None) -> bool:
+    """Claims the run folder; returns whether the run is new, whose data are then recorded.
 
-    The first is `asked`, but for settings that a resume may change: it has the run's own, and `store.asked`
-    what is done instead. The data of a new run are recorded. needed: whether a later start has to find them;
-    if not given, unless the stages that read them have finished. Raises UserError that names the settings
-    that differ, or the files of the data.
+    needed: whether a later start has to find the data; if not given, unless the stages that read them have
+    finished. Raises UserError that names the settings that differ, or the files of the data.
     """
     if not store.has(CONFIG):
-        source = open_source(asked.data, asked.seed)  # a wrong path is reported before anything is written
-        fresh = store.claim(asked)
-        _write(store, asked, identify(source.inputs))
-        return asked, fresh
-    run, broken = store.config(), store.is_broken()
-    own, instead = settle(run, asked, broken)  # with the run's path, wherever its data are now
-    recorded, same = read_inputs(store), not other_settings(run, own, broken)
-    same_data = same and recorded is not None and _holds_data(run, asked, store, recorded, needed)
-    store.claim(own if same_data else asked)
-    store.asked = instead
-    return own, False
+        source = open_source(experiment.data, experiment.seed)  # a wrong path is reported before writing
+        fresh = store.claim(experiment)
+        _write(store, experiment, identify(source.inputs))
+        return fresh
+    store.claim(experiment)
+    recorded = read_inputs(store)
+    if recorded is not None:
+        _require_data(experiment, store, recorded, needed)
+    return False
 
 
-def _holds_data(
-    run: Experiment, asked: Experiment, store: Store, recorded: Identity, needed: bool | None
-) -> bool:
-    """Whether data.path of `asked` holds the recorded data, whose times and place are then recorded anew.
+def _require_data(experiment: Experiment, store: Store, recorded: Identity, needed: bool | None) -> None:
+    """Raises UserError if data.path does not hold the recorded data; else records their times and place.
 
-    False where they are gone and not needed. Raises UserError if the data are others.
+    They may be gone where they are not needed.
     """
     if needed is None:
-        readers = [FOLDERS[stage] for stage in READ_DATA if stage in asked.stage_names]
+        readers = [FOLDERS[stage] for stage in READ_DATA if stage in experiment.stage_names]
         needed = not all(store.has(folder, "manifest.json") for folder in readers)
-    needed = needed or run.data.path != asked.data.path
+    needed = needed or experiment.data.path != recorded.setting
     try:  # a set that nobody will read is not downloaded again
-        source = open_source(asked.data, asked.seed, download=needed)
+        source = open_source(experiment.data, experiment.seed, download=needed)
     except UserError:
         if needed:
             raise
-        return False
+        return
     found = compare(recorded, source.inputs)
     if found.changes and found.identity.root != recorded.root:
         raise UserError(
-            f"{DATA_PATH} {asked.data.path} holds other data than those of run {store.shown()} "
+            f"data.path {experiment.data.path} holds other data than those of run {store.shown()} "
             f"({recorded.root}): {found}; take another --name, or give the path of its data"
         )
     if found.changes:
@@ -95,9 +89,8 @@ def _holds_data(
         raise DataChanged(
             f"the data of run {store.shown()} changed: {found}; take another --name, or put the data back"
         )
-    if replace(found.identity, setting=asked.data.path) != recorded:
-        _write(store, asked, found.identity)
-    return True
+    if replace(found.identity, setting=experiment.data.path) != recorded:
+        _write(store, experiment, found.identity)
 
 
 def drop_unfinished_parses(store: Store) -> None:
@@ -116,8 +109,7 @@ def folders(store: Store, stages: Sequence[str]) -> list[Landmarks]:
 
 def source_of(experiment: Experiment, store: Store) -> Source:
     """The data of the run, where they are now. Raises UserError if they are not there."""
-    asked = store.as_asked(experiment)
-    return open_source(asked.data, asked.seed)
+    return open_source(experiment.data, experiment.seed)
 
 
 def forget(store: Store) -> None:
@@ -126,9 +118,9 @@ def forget(store: Store) -> None:
         store.filesystem.delete_file(store.path(INPUTS))
 
 
-def _write(store: Store, asked: Experiment, found: Identity) -> None:
+def _write(store: Store, experiment: Experiment, found: Identity) -> None:
     """Writes or replaces the record, with today's places and times."""
-    identity.save(replace(found, setting=asked.data.path), store.filesystem, store.path(INPUTS))
+    identity.save(replace(found, setting=experiment.data.path), store.filesystem, store.path(INPUTS))
 
 
 @contextmanager
@@ -137,12 +129,11 @@ def reading(experiment: Experiment, store: Store, stage: str) -> Iterator[tuple[
 
     Raises DataChanged if they are not those of the record at the end of it, also after a UserError.
     """
-    source, asked = source_of(experiment, store), store.as_asked(experiment)
-    recorded = read_inputs(store)
+    source, recorded = source_of(experiment, store), read_inputs(store)
     if recorded is None:
         recorded = identify(source.inputs)
-        _write(store, asked, recorded)
-    with unchanged(asked.data, asked.seed, recorded, f"the stage {stage}"):
+        _write(store, experiment, recorded)
+    with unchanged(experiment.data, experiment.seed, recorded, f"the stage {stage}"):
         yield source, recorded.digest
 
 

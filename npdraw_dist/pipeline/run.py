@@ -92,7 +92,7 @@ def prepare_run(
     require_format(store, experiment.stage_names)
     new, fresh = not store.has(CONFIG), not store.has()
     if not new:
-        experiment, _ = inputs.claim(experiment, store)
+        inputs.claim(experiment, store)
     missing = unfinished(experiment, store, stages)
     if not missing:
         return experiment, missing, None
@@ -102,10 +102,8 @@ def prepare_run(
     if new:
         store.require_own()
     held = stack.enter_context(store.lease())
-    if new:
-        experiment, is_new = inputs.claim(experiment, store)
-        if fresh and is_new:
-            stack.enter_context(removed_if_refused(store, held))
+    if new and inputs.claim(experiment, store) and fresh:
+        stack.enter_context(removed_if_refused(store, held))
     stack.enter_context(logged(store))
     console.note(f"stages {', '.join(missing)}, npdraw_dist {__version__}")
     if not experiment.scale.here:
@@ -115,7 +113,7 @@ def prepare_run(
         start_ray(experiment.scale)
         require_shared(inputs.folders(store, missing))
     require_workers(experiment, missing)
-    stack.enter_context(tracked(store.as_asked(experiment), store, track))
+    stack.enter_context(tracked(experiment, store, track))
     return experiment, missing, held
 
 
@@ -216,7 +214,7 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> None:
     Workers of a cluster are checked once it is joined (`require_workers`).
     """
     require_inputs(experiment, store, stages)
-    data = store.as_asked(experiment).data
+    data = experiment.data
     if data.source in LIKE_OWN and data.path is not None and set(stages) & set(inputs.READ_DATA):
         require_apart(data.path, store.filesystem, store.root, "the run", "--storage")
     counts = image_counts(experiment, store, stages)

@@ -68,6 +68,10 @@ class StageJob:
     given: Any
 
     @property
+    def settings(self) -> TrainConfig:
+        return self.experiment.train_of(self.stage)
+
+    @property
     def images(self) -> int:
         """The training budget of the stage."""
         return self.experiment.section_of(self.stage).images
@@ -75,7 +79,7 @@ class StageJob:
 
 def work(job: StageJob, context: Context) -> dict[str, Any]:
     """One rank of a training run; returns the loop's summary."""
-    experiment, settings = job.experiment, job.experiment.train
+    experiment, settings = job.experiment, job.settings
     given: Given = job.given
     if not experiment.scale.here:
         import ray
@@ -88,20 +92,24 @@ def work(job: StageJob, context: Context) -> dict[str, Any]:
     objective = job.make_objective(experiment, given.start)
     bank = None if given.parts is None else PartBank(given.parts.to(context.device))
     some = job.parses if given.train is None else given.train
-    feed = make_feed(some, experiment, context.rank, context.world_size)
+    share = Share(
+        settings.batch_size, settings.micro_batch, experiment.seed, context.rank, context.world_size
+    )
+    feed = make_feed(some, share, row_bytes(experiment))
     data = Data(feed, given.valid, moves(experiment, bank, job.stage), painter(experiment, bank))
     patience = settings.patience if settings.select == "best" else 0
     budget = Budget(job.images, settings.eval_every_images, CRITERIA[job.stage], patience)
     return train(objective, data, settings, budget, experiment.seed, context)
 
 
-def make_feed(data: Batch | Parses, experiment: Experiment, rank: int = 0, world_size: int = 1) -> Feed:
-    """The images of one rank: of a batch in memory, or of parses, which are read as they are needed."""
-    batch, micro = experiment.train.batch_size, experiment.train.micro_batch
-    share = Share(batch, micro, experiment.seed, rank, world_size)
+def make_feed(data: Batch | Parses, share: Share, size: int) -> Feed:
+    """The images of one rank: of a batch in memory, or of parses, which are read as they are needed.
+
+    size: bytes of a row.
+    """
     if isinstance(data, Batch):
         return MemoryFeed(data, share)
-    size = row_bytes(experiment)
+    batch = share.batch_size
     window = max(2 * batch, max(SHUFFLE_BYTES, SHUFFLE_BYTES_EACH * batch) // size)
     groups = data.groups(size)
     return StreamFeed(groups.rows, partial(data.stream, groups), share, window)
@@ -114,12 +122,12 @@ def row_bytes(experiment: Experiment) -> int:
     return math.prod(experiment.data.shape) + steps * (1 + 2 * index)
 
 
-def is_streamed(experiment: Experiment, rows: int) -> bool:
+def is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
     """Whether `rows` training images are streamed, not read into memory."""
     # A stream deals each rank a share of an epoch; below a batch there is nothing to share out.
     return (
         rows * row_bytes(experiment) > experiment.data.cache_mb * 2**20
-        and rows >= experiment.train.batch_size
+        and rows >= experiment.train_of(stage).batch_size
     )
 
 
@@ -144,7 +152,7 @@ class Moves:
 
 
 def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | None:
-    """The moves of a stage's training images, or None. experiment: with the settings of the stage."""
+    """The moves of a stage's training images; None if the run moves none."""
     parser = None if bank is None else Parser.of(experiment, bank)
     return Moves(experiment, stage, parser) if experiment.train.augmented else None
 

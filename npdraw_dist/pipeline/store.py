@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from npdraw_dist.config.load import build, dump, other_settings, read_yaml, with_changes
+from npdraw_dist.config.load import build, differences, dump, read_yaml, with_changes
 from npdraw_dist.config.networks import PriorNetwork
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
@@ -38,7 +38,6 @@ from npdraw_dist.data.parses import Parses, Told
 CONFIG, INPUTS, METRICS, OPENINGS = "config.yaml", "inputs.parquet", "metrics.json", "test_split.json"
 VOCABULARY = "vocabulary.json"  # in parses/: what conditions can name
 PROBE = ".writable"  # tells whether the storage can be written
-BROKEN = "stopped.json"  # in a run of which a stage had a loss that was not finite
 Watcher = Callable[[Mapping[str, float], str], None]  # takes a row of metrics and its stage
 LONGEST_NAME = 200  # bytes; file systems take 255
 FOLDERS = {"bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}  # stage -> its folder
@@ -48,19 +47,13 @@ class Store:
     """A run folder on any filesystem that pyarrow or fsspec knows. Paths are relative to it.
 
     elsewhere: folder of the run -> the root that holds it instead (the trials of a sweep share stages).
-    asked: nested settings that a resume does otherwise than config.yaml says (`config.load`).
     watchers: see each row of a stage's metrics as it comes. failed: what one of them raised.
     """
 
     def __init__(
-        self,
-        filesystem: fs.FileSystem,
-        root: str,
-        elsewhere: Mapping[str, str] | None = None,
-        asked: Mapping[str, Any] | None = None,
+        self, filesystem: fs.FileSystem, root: str, elsewhere: Mapping[str, str] | None = None
     ) -> None:
         self.filesystem, self.root, self.elsewhere = filesystem, root, dict(elsewhere or {})
-        self.asked = dict(asked or {})
         self.watchers: list[Watcher] = []
         self.failed: Exception | None = None
 
@@ -207,14 +200,6 @@ class Store:
             told = f"{shown} is not a config of this version: {error}; take another --name"
             raise UserError(told) from None
 
-    def is_broken(self) -> bool:
-        """Whether a stage stopped since its loss was not finite: its learning rate may be another since."""
-        return self.has(BROKEN)
-
-    def as_asked(self, experiment: Experiment) -> Experiment:
-        """`experiment`, whose settings name the stages of the run, as it is carried out this time."""
-        return with_changes(experiment, self.asked) if self.asked else experiment
-
     def lease(self, what: str = "run") -> Lease:
         """Keeps other drivers off the run in its block; creates the folder. Raises UserError if it cannot."""
         if not self.has(CONFIG):
@@ -224,10 +209,10 @@ class Store:
     def claim(self, experiment: Experiment) -> bool:
         """Writes config.yaml, or compares it with the one of the run. Returns True if the run is new.
 
-        Raises UserError that names the settings that differ.
+        Raises UserError that names the settings that differ and that a resume may not change.
         """
         if self.has(CONFIG):
-            if changes := other_settings(self.config(), experiment, self.is_broken()):
+            if changes := differences(self.config().made(), experiment.made()):
                 raise UserError(
                     f"run {self.shown()} has another config ({'; '.join(changes)}); take another --name"
                 )
@@ -244,14 +229,14 @@ class Store:
 def fingerprint_of(experiment: Experiment, stage: str) -> str:
     """The fingerprint of `stage`'s output. Raises KeyError if the model's kind has no such stage."""
     found, chain = {}, ""
-    for name, settings in _deciding(experiment).items():
+    for name, settings in _made(experiment).items():
         found[name] = chain = fingerprint({**settings, "input": chain})
     return found[stage]
 
 
-def _deciding(experiment: Experiment) -> dict[str, dict[str, Any]]:
+def _made(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """stage -> the settings that decide its output, in the order of the stages."""
-    e = experiment.deciding()
+    e = experiment.made()
     binarize = e["data"].pop("binarize")  # only the likelihood sees binarised images
     vae = {"vae": e["vae"], "binarize": binarize, "model": e["model"]}
     sample = {"eval": e["eval"]}

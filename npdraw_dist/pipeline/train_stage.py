@@ -14,7 +14,7 @@ from npdraw_dist.core.process import device_here
 from npdraw_dist.pipeline import stage_job
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
-from npdraw_dist.pipeline.store import BROKEN, Store, fingerprint_of
+from npdraw_dist.pipeline.store import CONFIG, Store, fingerprint_of
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import RunContext, run_here
 from npdraw_dist.training.early_stopping import fall_text
@@ -62,17 +62,13 @@ def run_stage(
     sent to the workers once. `callbacks` see each report of Ray Train. Raises UserError if the loss turned
     non-finite.
     """
-    own, experiment = experiment, with_settings_of(stage, store.as_asked(experiment))
     settings, scale = experiment.train, experiment.scale
     require_compiler(settings.compile)
     job = _make_job(experiment, store, stage, make_objective, start)
     workers = plan(scale)
-    if workers.gpu and settings.precision != own.train.precision:
-        raise UserError(
-            f"train.precision: {own.train.precision} -> {settings.precision} changes the result on a GPU; "
-            "leave it as it was, or take another --name"
-        )
-    console.print(f"{stage}: {_shares(experiment, workers)}")
+    if workers.gpu:
+        _require_precision(settings.precision, store)
+    console.print(f"{stage}: {_shares(job, workers)}")
     started = time.perf_counter()
     with stage_progress(stage, job.images) as show:
         display, criterion = StageDisplay(store, stage, show), stage_job.CRITERIA[stage]
@@ -88,7 +84,17 @@ def run_stage(
             run = TrainRun(stage_job.work, job, *who, *whose, callbacks, folders)
             summary = run_training(run, display)
     # Measured by the clock of this command: the workers' machines may have other times.
-    return _trained(own, store, stage, settings.select, summary, time.perf_counter() - started)
+    return _trained(experiment, store, stage, summary, time.perf_counter() - started)
+
+
+def _require_precision(precision: str, store: Store) -> None:
+    """Raises UserError if a resumed run has another precision, which changes the result on a GPU alone."""
+    before = store.config().train.precision if store.has(CONFIG) else precision
+    if precision != before:
+        raise UserError(
+            f"train.precision: {before} -> {precision} changes the result on a GPU; leave it as it was, or "
+            "take another --name"
+        )
 
 
 def plan(scale: ScaleConfig) -> Workers:
@@ -101,23 +107,24 @@ def plan(scale: ScaleConfig) -> Workers:
 
 
 def _trained(
-    experiment: Experiment, store: Store, stage: str, select: str, summary: dict[str, Any], seconds: float
+    experiment: Experiment, store: Store, stage: str, summary: dict[str, Any], seconds: float
 ) -> Trained:
-    """summary: of the loop, of rank 0. Prints a warning if validation fell."""
+    """summary: what the loop of rank 0 returned. Prints a warning if validation fell."""
+    select = experiment.train.select
+    lower = (
+        f"take another --name and a lower --{stage}.learning_rate; --init.model {store.shown()} starts from "
+        "the newest checkpoint with finite weights, if there is one"
+    )
     if "stopped_at_step" in summary:
-        store.write_json({"stage": stage, "step": summary["stopped_at_step"]}, BROKEN)
         raise UserError(
             f"the loss of stage {stage} turned non-finite too often, at last at step "
-            f"{summary['stopped_at_step']}; the last checkpoint, if there is one, is kept in "
-            f"{store.shown(stage)}, and the same command with a lower --{stage}.learning_rate goes on"
+            f"{summary['stopped_at_step']}; {lower}"
         )
     found = selected_checkpoint(store, stage, select)
     tensors, progress = found.loaded
     if not math.isfinite(progress["record"].get(stage_job.CRITERIA[stage].name, 0.0)):
-        store.write_json({"stage": stage, "step": progress["record"]["step"]}, BROKEN)
         raise UserError(
-            f"the loss of stage {stage} turned non-finite, and its weights are of no use; delete "
-            f"{store.shown(stage)}, and give the same command with a lower --{stage}.learning_rate"
+            f"the loss of stage {stage} turned non-finite, and its weights are of no use; {lower}"
         )
     seen, earlier_s = progress["record"]["images_seen"], summary.pop("earlier_s")
     manifest = {
@@ -129,20 +136,12 @@ def _trained(
         "validation_core_seconds": round(summary["validation_core_seconds"], 2),
         "selected_at": seen,
     }
-    if store.asked:  # what config.yaml says otherwise, such as a lower rate after a loss that was not finite
-        manifest["asked"] = store.asked
     if (note := fall_note(summary)) is not None:
         passed_on = f"the {select} weights, those after {seen:,} images"
         if select == "last":
             passed_on += ", as train.select last says; the best checkpoint is kept beside them"
         results.print(f"[bold red]WARNING {stage}: {note}; passed on: {passed_on}")
     return manifest, tensors, progress["record"]
-
-
-def with_settings_of(stage: str, experiment: Experiment) -> Experiment:
-    """`experiment` whose section `train` has the batch of this stage."""
-    changes = {"batch_size": experiment.batch_of(stage)}
-    return experiment.model_copy(update={"train": experiment.train.model_copy(update=changes)})
 
 
 def fall_note(manifest: Mapping[str, Any]) -> str | None:
@@ -160,7 +159,7 @@ def _make_job(
     start: stage_job.Start,
 ) -> stage_job.StageJob:
     parses = store.parses("train", experiment)
-    streamed = stage_job.is_streamed(experiment, len(parses))
+    streamed = stage_job.is_streamed(experiment, stage, len(parses))
     size = len(parses) * stage_job.row_bytes(experiment) / 2**20
     console.print(
         f"{stage}: {len(parses):,} training images of {size:,.1f} MB are "
@@ -171,7 +170,7 @@ def _make_job(
     bank = load_bank(experiment, store) if with_bank else None
     pictures = {} if bank is None else {"bank": stage_job.bank_sheet(bank)}
     events = Events(store.filesystem, store.path(stage))
-    events.begin(flat(experiment.deciding()), stage_job.CRITERIA[stage].name, pictures)
+    events.begin(flat(experiment.made()), stage_job.CRITERIA[stage].name, pictures)
     valid = validation_images(store, experiment.train.eval_images, experiment.seed, experiment)
     train = None if streamed else parses.in_id_order()
     given: Any = stage_job.Given(start, valid, train, None if bank is None else bank.parts)
@@ -214,13 +213,13 @@ def selected_record(store: Store, stage: str) -> Record:
     return next(record for record in reversed(records) if record["images_seen"] == seen)
 
 
-def _shares(experiment: Experiment, workers: Workers) -> str:
+def _shares(job: stage_job.StageJob, workers: Workers) -> str:
     """Who trains, and how the global batch, which does not depend on their number, is divided among them."""
-    settings, batch = experiment.train, experiment.train.batch_size
+    settings, batch = job.settings, job.settings.batch_size
     shares = sorted({-(-batch // count) for count in (workers.least, workers.most)})
     who = f"this process, {workers.cpus} thread{'s' * (workers.cpus > 1)}"
     scale = "" if settings.rate_scale == 1 else f"; learning rates x {settings.rate_scale:.3g}"
     return (
-        f"{who if experiment.scale.here else workers}, a global batch of {batch}, at most "
+        f"{who if job.experiment.scale.here else workers}, a global batch of {batch}, at most "
         f"{' to '.join(map(str, shares))} a worker, in micro-batches of {settings.micro_batch} or less{scale}"
     )

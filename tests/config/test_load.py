@@ -24,7 +24,6 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.nn.baselines.base import Baseline
 from npdraw_dist.nn.likelihoods import Likelihood
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.train_stage import with_settings_of
 from npdraw_dist.training.loop import report_interval
 
 CLUSTER = {"mnist_cluster": "mnist", "celeba_cluster": "celeba"}
@@ -45,7 +44,8 @@ def test_a_preset_gives_a_model_and_its_dump_is_the_same_experiment(name: str, t
     for workers in ("2:8", 3):  # as README has them
         scaled = resolve(name, None, {"scale": {"num_workers": workers}})
         for stage in ("prior", "vae"):
-            assert scaled.batch_of(stage) == experiment.batch_of(stage) >= scaled.scale.most_workers
+            assert scaled.train_of(stage) == experiment.train_of(stage)
+            assert experiment.train_of(stage).batch_size >= scaled.scale.most_workers
 
 
 def test_flags_lie_over_the_file_and_the_file_over_the_preset(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_the_rates_of_another_batch() -> None:
 
 def test_a_stage_with_a_batch_of_its_own_has_the_rates_of_that_batch() -> None:
     own = resolve("authors", None, {"train": {"batch_size": 500, "micro_batch": 50, "rate_batch": 125}})
-    prior, vae = (with_settings_of(stage, own).train for stage in ("prior", "vae"))
+    prior, vae = (own.train_of(stage) for stage in ("prior", "vae"))
     assert (prior.batch_size, prior.rate_scale) == (64, math.sqrt(64 / 125))
     assert (vae.batch_size, vae.rate_scale) == (500, 2)
 

@@ -30,7 +30,6 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 from npdraw_dist.pipeline.stage_job import moves
-from npdraw_dist.pipeline.train_stage import with_settings_of
 from tests.helpers.tiny_baselines import KINDS
 
 META = torch.device("meta")
@@ -161,7 +160,7 @@ def test_a_baseline_trains_scores_and_samples(kind: str, likelihood: str) -> Non
 @pytest.mark.few(1)
 @pytest.mark.parametrize("name", [n for n in preset_names() if resolve(n, None, {}).train.augmented])
 def test_moved_images_are_parsed_on_the_device(name: str) -> None:
-    settings = with_settings_of("vae", resolve(name, None, {}))
+    settings = resolve(name, None, {})
     model = on_meta(settings)
     assert isinstance(model, NPDraw)
     change = moves(settings, PartBank(model.bank_parts), "vae")

@@ -30,7 +30,8 @@ def test_a_process_that_parsed_ends_without_a_crash(tmp_path: Path) -> None:
     """A tensor in `threading.local` is freed while its thread ends, which crashed a thread of Ray."""
     before = dict(logs_of_actors())
     store = Store.open(str(tmp_path), "run")
-    experiment, _ = claim(build({"scale": {"num_workers": 1}}), store)
+    experiment = build({"scale": {"num_workers": 1}})
+    claim(experiment, store)
     bank.run(experiment, store)
     parse.run(experiment, store)
     until(lambda: not any(Path(f"/proc/{process}").exists() for process, _ in logs_of_actors()))

@@ -78,7 +78,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 @pytest.fixture
 def experiment(tmp_path: Path, store: Store) -> Experiment:
     """Of 40 images: 4 shards of training, and one each of validation and test."""
-    return claim(asked(images(tmp_path / "data", 40), data={"shard_rows": 8}), store)[0]
+    found = asked(images(tmp_path / "data", 40), data={"shard_rows": 8})
+    claim(found, store)
+    return found
 
 
 def shards(store: Store, *splits: str) -> int:

@@ -9,9 +9,9 @@ import pytest
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.pipeline import train_stage
+from npdraw_dist.pipeline import stage_job, train_stage
 from npdraw_dist.pipeline.inputs import claim
-from npdraw_dist.pipeline.store import BROKEN, Store, fingerprint_of
+from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.training import cluster, launch
 from npdraw_dist.training.workers import Workers
 from tests.helpers.in_process import Stopped, stopped
@@ -32,12 +32,15 @@ def fingerprints(**sections: Any) -> dict[str, str]:
         ({"grid": {"background": "black"}}, None),
         ({"parse": {"order": "raster"}}, "parse"),
         ({"prior": {"depth": 2}}, "prior"),
-        ({"train": {"micro_batch": 32}}, "prior"),
+        ({"train": {"micro_batch": 32, "compile": True, "precision": "float32"}}, None),
+        ({"train": {"patience": 1}}, "prior"),
+        ({"train": {"select": "last"}}, "prior"),
         ({"vae": {"images": 512}}, "vae"),
         ({"authors": {"model": True}, "prior": {"heads": "independent"}}, "bank"),
         ({"data": {"binarize": "threshold"}}, "vae"),
         ({"eval": {"k": 5}}, "sample"),
-        ({"bank": {"shards": 4}, "data": {"cache_mb": 1, "max_bad_fraction": 0.5}}, None),
+        ({"bank": {"shards": 4}, "data": {"path": "x", "cache_mb": 1, "max_bad_fraction": 0.5}}, None),
+        ({"init": {"model": "x"}, "eval": {"split": "valid"}}, None),
         ({"scale": {"num_workers": 2, "max_failures": 0, "use_gpu": False}}, None),
     ],
 )
@@ -86,16 +89,16 @@ def changed(**train: Any) -> Experiment:
 def test_a_resume_may_change_some_and_no_others(store: Store, tmp_path: Path) -> None:
     before = Path(store.path("config.yaml")).read_bytes()
     for train in ({"compile": True, "precision": "bfloat16", "eval_every_images": 256}, {"micro_batch": 32}):
-        own, fresh = claim(changed(**train), store)
-        assert not fresh
+        other = changed(**train)
+        assert not claim(other, store)
         for stage in RUN.stage_names:
-            assert fingerprint_of(own, stage) == fingerprint_of(RUN, stage)
-        assert store.as_asked(own) == changed(**train)
-        # The next start without the flags does what the run did at first.
-        own, _ = claim(RUN, store)
-        assert store.as_asked(own) == own == RUN
-    with pytest.raises(UserError, match=r"another config \(train\.patience: 3 -> 1\)"):
-        claim(changed(compile=True, patience=1), store)
+            assert fingerprint_of(other, stage) == fingerprint_of(RUN, stage)
+    for other, said in (
+        (changed(compile=True, patience=1), r"train\.patience: 3 -> 1"),
+        (with_changes(RUN, {"vae": {"learning_rate": 1e-4}}), r"vae\.learning_rate: 0\.001 -> 0\.0001"),
+    ):
+        with pytest.raises(UserError, match=rf"another config \({said}\)"):
+            claim(other, store)
     assert Path(store.path("config.yaml")).read_bytes() == before
     # Where the best checkpoint is taken, their times count.
     best = Store.open(str(tmp_path), "best")
@@ -105,41 +108,30 @@ def test_a_resume_may_change_some_and_no_others(store: Store, tmp_path: Path) ->
         claim(changed(select="best", eval_every_images=256), best)
 
 
-def test_only_a_stage_whose_loss_broke_goes_on_with_another_rate(store: Store) -> None:
-    slower = with_changes(RUN, {"vae": {"learning_rate": 1e-4}})
-    with pytest.raises(UserError, match=r"vae\.learning_rate"):
-        claim(slower, store)
-    store.write_json({"stage": "vae", "step": 7}, BROKEN)
-    store.write_manifest({}, "vae")  # also after it has ended with the other rate
-    own, _ = claim(slower, store)
-    assert fingerprint_of(own, "vae") == fingerprint_of(RUN, "vae")
-    assert store.as_asked(own) == slower
-    with pytest.raises(UserError, match=r"another config \(train\.patience: 3 -> 1\)"):
-        claim(with_changes(slower, {"train": {"patience": 1}}), store)
-
-
-def start_stage(store: Store, asked: Experiment, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+def start_stage(
+    store: Store, experiment: Experiment, gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> Experiment:
     """Runs a stage up to its training; returns the experiment of its workers."""
     jobs: list[Experiment] = []
 
-    def make_job(experiment: Experiment, *rest: object) -> SimpleNamespace:
+    def make_job(experiment: Experiment, *rest: object) -> stage_job.StageJob:
         jobs.append(experiment)
-        return SimpleNamespace(parses=(), images=1, experiment=experiment, stage="prior")
+        return stage_job.StageJob("prior", experiment, SimpleNamespace, (), None)  # type: ignore[arg-type]
 
     monkeypatch.setattr(train_stage, "_make_job", make_job)
     monkeypatch.setattr(cluster, "plan_workers", lambda *_: Workers(1, 1, 1, gpu))
     monkeypatch.setattr(launch, "run_training", stopped)
-    own, _ = claim(asked, store)
+    claim(experiment, store)
     with pytest.raises(Stopped):
-        train_stage.run_stage(own, store, "prior", SimpleNamespace, None)  # type: ignore[arg-type]
+        train_stage.run_stage(experiment, store, "prior", SimpleNamespace, None)  # type: ignore[arg-type]
     return jobs[0]
 
 
-def test_the_workers_do_what_is_asked_but_for_another_precision_on_a_gpu(
+def test_the_workers_take_what_a_resume_changes_but_no_other_precision_on_a_gpu(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = changed(precision="float32", eval_every_images=256)
-    assert start_stage(store, asked, False, monkeypatch) == asked
+    other = changed(precision="float32", eval_every_images=256)
+    assert start_stage(store, other, False, monkeypatch) == other
     assert start_stage(store, changed(micro_batch=32), False, monkeypatch).train.micro_batch == 32
     assert start_stage(store, changed(eval_every_images=256), True, monkeypatch).train.precision == "auto"
     with pytest.raises(UserError, match=r"train\.precision: auto -> float32"):

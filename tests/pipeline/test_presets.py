@@ -20,7 +20,8 @@ from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.nn.appearance import LocalAppearance
 from npdraw_dist.nn.authors.training import AuthorsObjective
 from npdraw_dist.parse.parser import Parse, Parser
-from npdraw_dist.pipeline import prior, stage_job, train_stage, vae
+from npdraw_dist.pipeline import prior, vae
+from npdraw_dist.training.feed import MemoryFeed, Share
 from npdraw_dist.training.loop import Budget, Data
 from npdraw_dist.training.loop import train as run_loop
 from tests.helpers.local_context import LocalContext
@@ -104,11 +105,11 @@ def test_a_tiny_form_of_the_authors_model_trains_both_stages_and_samples() -> No
     second = vae.make_objective(experiment, {**parts, **weights})
     assert isinstance(second, AuthorsObjective)
     for stage, objective in (("prior", first), ("vae", second)):
-        own = train_stage.with_settings_of(stage, experiment)
+        own = experiment.train_of(stage)
         before = {name: value.clone() for name, value in objective.named_parameters()}
-        data = Data(stage_job.make_feed(random_batch(24), own), random_batch(6))
-        images = 2 * own.train.batch_size
-        summary = run_loop(objective, data, own.train, Budget(images, images), 0, LocalContext())
+        data = Data(MemoryFeed(random_batch(24), Share(own.batch_size, own.micro_batch, 0)), random_batch(6))
+        images = 2 * own.batch_size
+        summary = run_loop(objective, data, own, Budget(images, images), 0, LocalContext())
         assert summary["images"] == images
         for name, value in objective.named_parameters():
             frozen = stage == "vae" and (name.startswith("model.prior.") or name == "model.temperature")

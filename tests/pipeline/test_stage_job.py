@@ -21,7 +21,7 @@ from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import prior, stage_job
 from npdraw_dist.pipeline.stage_job import moved, moves
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training.feed import StreamFeed
+from npdraw_dist.training.feed import Share, StreamFeed
 from tests.helpers.in_process import Stopped
 from tests.helpers.runs import tiny
 from tests.helpers.tiny_models import same, seeded
@@ -33,7 +33,7 @@ def test_what_memory_holds_is_not_streamed() -> None:
     # A row is 28 * 28 + 36 * (1 + 2 + 2) = 964 bytes, so 1 MB holds 1,087.7 of them.
     for cache_mb, rows, streamed in ((1, 1087, False), (1, 1088, True), (0, 127, False)):  # 127: no batch
         experiment = tiny(cache_mb=cache_mb)
-        assert stage_job.is_streamed(experiment, rows) is streamed
+        assert stage_job.is_streamed(experiment, "prior", rows) is streamed
 
 
 def test_rows_of_a_stream_are_of_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +42,8 @@ def test_rows_of_a_stream_are_of_many_files(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(stage_job, "SHUFFLE_BYTES", 1 << 20)
     monkeypatch.setattr(stage_job, "SHUFFLE_BYTES_EACH", 0)
     monkeypatch.setattr(parses, "READ_BYTES", 256 << 10)
-    feed = stage_job.make_feed(Parses(LOCAL, every), tiny())
+    share = Share(tiny().train.batch_size, 64, 0)
+    feed = stage_job.make_feed(Parses(LOCAL, every), share, stage_job.row_bytes(tiny()))
     assert isinstance(feed, StreamFeed)
     read: list[RowRange] = []
 

@@ -15,7 +15,6 @@ from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.parse.greedy import StaticGreedyChooser
 from npdraw_dist.parse.parser import MIN_GAIN
 from npdraw_dist.pipeline.stage_job import Moves, moves
-from npdraw_dist.pipeline.train_stage import with_settings_of
 from npdraw_dist.training.loop import Run
 from tests.helpers.gpu import Waits, needs_gpu
 from tests.helpers.local_context import LocalContext
@@ -38,7 +37,7 @@ def experiment_of(name: str) -> Experiment:
 
 
 def run_of(experiment: Experiment, stage: str, augment: Moves | None = None, device: str = "cpu") -> Run:
-    own = with_settings_of(stage, experiment).train
+    own = experiment.train_of(stage)
     one = own.model_copy(update={"batch_size": 4, "micro_batch": 4})
     return Run(objective_of(experiment, stage), one, 0, LocalContext(device=device), augment)
 
@@ -62,7 +61,7 @@ def phases(experiment: Experiment, stage: str) -> Iterator[tuple[int, int]]:
 def moves_on_gpu(experiment: Experiment, stage: str) -> Moves | None:
     """The moves of a stage's images, parsed as on a GPU."""
     bank = bank_of(experiment)
-    found = moves(with_settings_of(stage, experiment), bank, stage)
+    found = moves(experiment, bank, stage)
     if found is not None and found.parser is not None and not experiment.canvas_grid.disjoint:
         limits = (experiment.steps, MIN_GAIN)
         found.parser.chooser = StaticGreedyChooser(bank, experiment.canvas_grid, *limits)
@@ -103,7 +102,7 @@ def test_nothing_is_copied_from_the_host(name: str, stage: str) -> None:
 def test_a_step_does_not_wait_for_the_gpu_that_is_there(name: str, stage: str) -> None:
     experiment = experiment_of(name)
     parts = bank_of(experiment).parts.to("cuda")
-    augment = moves(with_settings_of(stage, experiment), PartBank(parts), stage)
+    augment = moves(experiment, PartBank(parts), stage)
     trained = run_of(experiment, stage, augment, "cuda")
     pinned = batch_of(experiment).pin_memory()
     for step, images in phases(experiment, stage):

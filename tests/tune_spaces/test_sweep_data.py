@@ -16,7 +16,7 @@ from tests.helpers.image_files import SIDE, change_one, images
 from tests.helpers.in_process import interfering, killed
 from tests.helpers.spaces import plan_in
 from tune_spaces.driver import claim
-from tune_spaces.shared_stages import SharedStage, cached, needs_data, trial_store
+from tune_spaces.shared_stages import SharedStage, cached, needs_data
 from tune_spaces.space import Choice, Space
 from tune_spaces.sweep import Options, main
 from tune_spaces.trials import Plan, write_result
@@ -88,7 +88,7 @@ def test_moved_data_go_on_in_the_same_trials(data: Path, tmp_path: Path) -> None
     made = plan.trial({}).experiment
     store = SharedStage(plan.run, made, "bank").store
     assert bank.run(made, store)["data"]["path"] == str(moved)
-    assert trial_store(plan.run, made, names[0]).as_asked(made).data.path == str(moved)
+    assert made.data.path == str(moved)
     # The best config is for a run of its own: with the data where they are now.
     numbers = dict.fromkeys(("valid_nll", "test_nll", "seconds", "parameters"), 1.0)
     write_result(plan.run, plan.trial({}).result("finished", numbers=numbers))
