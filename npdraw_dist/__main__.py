@@ -1,10 +1,14 @@
 """npdraw COMMAND ...: all commands by one name. `npdraw train` is `python -m npdraw_dist.train`."""
 
-import runpy
 import sys
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
 from typing import NamedTuple
 
 from npdraw_dist import __version__
+from npdraw_dist.config.cli import print_script, run_command
+from npdraw_dist.config.load import require_known
 
 
 class Entry(NamedTuple):
@@ -14,8 +18,14 @@ class Entry(NamedTuple):
     does: str
 
     @property
+    def file(self) -> str:
+        """The module of its function `main`."""
+        return self.flags.partition(":")[0]
+
+    @property
     def module(self) -> str:
-        return self.flags.partition(":")[0].removesuffix(".__main__")
+        """What `python -m` takes."""
+        return self.file.removesuffix(".__main__")
 
 
 COMMANDS = {
@@ -74,23 +84,20 @@ def main() -> None:
         print(HELP)
     elif name == "--version":
         print(f"npdraw {__version__}")
-    elif name in COMMANDS:
-        sys.argv = [f"npdraw {name}", *rest]
-        runpy.run_module(COMMANDS[name].module, run_name="__main__")
     elif name == COMPLETION and rest in (["--help"], ["-h"]):
         print(f"usage: npdraw {name} bash | zsh | tcsh")
-    elif name == COMPLETION:
-        from npdraw_dist.config.cli import print_script, run_command
-
-        sys.argv = [f"npdraw {name}", *rest]
-        run_command(lambda words: print_script(words, COMMANDS))
     else:
-        from npdraw_dist.config.load import nearest
+        sys.argv = [f"npdraw {name}", *rest]
+        run_command(partial(run, name))
 
-        names = [*COMMANDS, COMPLETION]
-        known = f"{nearest(name, names)} (known: {', '.join(names)})"
-        print(f"error: unknown command {name!r}{known}", file=sys.stderr)
-        sys.exit(2)
+
+def run(name: str, words: Sequence[str]) -> None:
+    """Runs the command `name`. Raises UserError on an unknown one."""
+    require_known("command", name, [*COMMANDS, COMPLETION])
+    if name == COMPLETION:
+        print_script(words, COMMANDS)
+    else:
+        import_module(COMMANDS[name].file).main(words)
 
 
 if __name__ == "__main__":

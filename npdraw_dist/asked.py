@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from npdraw_dist.config.cli import parse_flags, run_command, validate
 from npdraw_dist.evaluate.settings import Asked
-from npdraw_dist.training.environment import restart_with_environment
 
 
 def main(argv: Sequence[str]) -> None:
@@ -23,5 +22,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_environment()
     run_command(main)

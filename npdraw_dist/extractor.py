@@ -11,7 +11,6 @@ from pydantic import Field, PositiveInt
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.environment import restart_with_environment
 
 if TYPE_CHECKING:  # torch and Ray take seconds to import, so the flags are checked first
     from npdraw_dist.data.rows import Rows
@@ -133,5 +132,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_environment()
     run_command(main)

@@ -6,7 +6,6 @@ from typing import ClassVar
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
-from npdraw_dist.training.environment import restart_with_environment
 
 
 class Fit(Command):
@@ -58,5 +57,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_environment()
     run_command(main)

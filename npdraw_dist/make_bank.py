@@ -9,7 +9,6 @@ from npdraw_dist.config.cli import PRESET, PresetCommand, own_flags, parse_flags
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.environment import restart_with_environment
 
 STAGE = "bank"
 
@@ -60,5 +59,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_environment()
     run_command(main)

@@ -8,7 +8,6 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from npdraw_dist.config.cli import Command, Model, parse_flags, run_command, validate
 from npdraw_dist.config.schema import Seed
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.environment import restart_with_environment
 
 
 class Sample(Command):
@@ -68,5 +67,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_environment()
     run_command(main)

@@ -9,7 +9,6 @@ from pydantic import BaseModel, Field
 from npdraw_dist.config.cli import PRESET, PresetCommand, dashed, own_flags, parse_flags, run_command
 from npdraw_dist.config.load import dump, names_in, resolve
 from npdraw_dist.config.schema import STAGES, Experiment
-from npdraw_dist.training.environment import restart_with_environment
 
 
 class Options(BaseModel):
@@ -78,5 +77,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_environment()
     run_command(main)

@@ -7,7 +7,6 @@ from npdraw_dist.config.cli import Command, own_flags, parse_flags, run_command
 from npdraw_dist.config.help import marked
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.environment import restart_with_environment
 from tune_spaces.options import Options
 
 
@@ -54,5 +53,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_environment()
     run_command(main)

@@ -20,7 +20,6 @@ from npdraw_dist.config.schema import (
     VAEConfig,
 )
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.environment import restart_with_environment
 
 
 class Options(BaseModel):
@@ -114,5 +113,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_environment()
     run_command(main)

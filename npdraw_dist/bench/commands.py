@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.environment import COMPUTE
 
 STOP_S = 30  # a server has this long to end
 
 
 def start(module: str, *flags: str) -> subprocess.Popen[str]:
-    """Starts `python -m module`, which sets the variables of COMPUTE itself. A server asks for no token."""
-    environment = {k: v for k, v in os.environ.items() if k not in {"RAY_ADDRESS", "NPDRAW_TOKEN", *COMPUTE}}
+    """Starts `python -m module`. A server asks for no token."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "NPDRAW_TOKEN")}
     command, pipe = [sys.executable, "-m", module, *flags], subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
 

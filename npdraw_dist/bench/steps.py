@@ -4,11 +4,10 @@ Each form is in a process of its own, so that its memory is its own. They work i
 meets all of them.
 """
 
-import os
 import pickle
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
@@ -28,7 +27,6 @@ from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.pipeline.probe import timed_step
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import autocast_dtype, timed
-from npdraw_dist.training.environment import ALLOCATOR
 from npdraw_dist.training.loop import Run
 from npdraw_dist.training.workers import has_compiler
 
@@ -44,8 +42,7 @@ def run(work: Workload) -> Figures:
 
     `vae_step_*` (with relaxed draws), `prior_step_*` and `vae_hard_step_images_per_s` (with hard draws, if
     the experiment has them) are of the experiment's batch in its micro-batches. `*_vs_dense` are of a batch
-    of 500 (64 with --quick): ours in micro-batches, the dense reference as a whole and with the allocator's
-    defaults, as it runs without this project.
+    of 500 (64 with --quick): ours in micro-batches, the dense reference as a whole.
     `compiled_speedup`, without --quick and with a C++ compiler: the time of a VAE step over that with
     `train.compile`, of which a GPU replays CUDA graphs; `compiled_start_s`: until it is compiled.
     """
@@ -115,12 +112,11 @@ def _medians(trainers: Trainers, kinds: Sequence[str], size: int, repeats: int) 
 
 @contextmanager
 def _started(subject: Subject, kinds: Sequence[str]) -> Iterator[Trainers]:
-    """A process for each kind, all ready. `dense` is without our settings of the allocator."""
+    """A process for each kind, all ready."""
     with ExitStack() as stack:
         trainers = {}
         for kind in kinds:
-            without = ALLOCATOR if kind == "dense" else ()
-            process = WorkerProcess(Trainer, subject, kind, torch.get_num_threads(), without=without)
+            process = WorkerProcess(Trainer, subject, kind, torch.get_num_threads())
             trainers[kind] = stack.enter_context(process)
         for trainer in trainers.values():
             trainer.made.result()  # nothing is measured while one still loads or compiles
@@ -196,18 +192,13 @@ def _objective(subject: Subject, kind: str) -> PriorObjective | VAEObjective:
 
 
 class WorkerProcess(ProcessPoolExecutor):
-    """`make(*arguments)` in a new process that ends with the `with` block; `call` asks it.
+    """`make(*arguments)` in a new process that ends with the `with` block; `call` asks it."""
 
-    without: environment variables of this process that the new one does not get.
-    """
-
-    def __init__(self, make: Callable[..., Any], *arguments: Any, without: Collection[str] = ()) -> None:
+    def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
         super().__init__(1, get_context("spawn"))  # a fork would begin with all of this process's memory
         self.name = f"{make.__name__}{tuple(a for a in arguments if isinstance(a, str | int))}"
-        removed = {name: os.environ.pop(name) for name in without if name in os.environ}
         # Pickled here: torch would make the pool send tensors as shared memory.
         self.made = self.submit(_make, pickle.dumps((make, arguments)))
-        os.environ.update(removed)
 
     def call(self, name: str, *arguments: Any) -> Any:
         """What its method returns or raises, or its attribute. Raises UserError if the process was killed."""

@@ -195,6 +195,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
     A storage that failed does so with status 75: the same command can work later.
     """
+    process.prepare_to_compute()
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:

@@ -8,7 +8,6 @@ from pydantic import Field, PositiveFloat
 from npdraw_dist.config.cli import Command, Model, parse_flags, run_command, validate
 from npdraw_dist.config.schema import Seed
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.environment import restart_with_environment
 
 if TYPE_CHECKING:
     from npdraw_dist.edit.pictures import Edits
@@ -157,5 +156,4 @@ def _check_pairs(command: Edit) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_environment()
     run_command(main)

@@ -8,7 +8,6 @@ from npdraw_dist.config.cli import parse_flags, run_command, validate
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import device_here, require_extra
 from npdraw_dist.evaluate.settings import PLAN, RESULT, Evaluate, EvaluationSettings
-from npdraw_dist.training.environment import restart_with_environment
 
 OF_SWEEPS = ("k", "samples", "extractor", "fid-weights", "seed", "served", "scale")
 
@@ -104,5 +103,4 @@ def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_environment()
     run_command(main)

@@ -6,7 +6,6 @@ from typing import ClassVar
 from pydantic import Field, PositiveFloat
 
 from npdraw_dist.config.cli import Command, Model, parse_flags, run_command, validate
-from npdraw_dist.training.environment import restart_with_environment
 
 BROWSER_SEEDS = 2**32  # seeds that the page's generator takes
 
@@ -51,5 +50,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    restart_with_environment()
     run_command(main)

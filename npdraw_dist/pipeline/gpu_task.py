@@ -12,10 +12,9 @@ import torch
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import device_here, ray_runs
+from npdraw_dist.core.process import COMPUTE, device_here, ray_runs
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.training import workers
-from npdraw_dist.training.environment import COMPUTE
 
 WAIT_S = 30.0  # how often it is said that there is no free GPU
 

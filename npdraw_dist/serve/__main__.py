@@ -14,7 +14,6 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import require_extra
 from npdraw_dist.serve import LOOPBACK, STRANGERS_RATE, TOKEN, Serve
-from npdraw_dist.training.environment import restart_with_environment
 
 if TYPE_CHECKING:
     from npdraw_dist.nn.npdraw import NPDraw
@@ -77,5 +76,4 @@ def _on_ray(folder: str, options: Serve) -> Callable[[], None]:
 
 
 if __name__ == "__main__":
-    restart_with_environment()
     run_command(main)

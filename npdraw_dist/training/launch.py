@@ -30,7 +30,7 @@ from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import KEPT, Criterion, by_age
 from npdraw_dist.training.cluster import require_here, unusable_gpu
 from npdraw_dist.training.context import Display, Job, RayContext, Result
-from npdraw_dist.training.environment import COMPUTE, LOCAL_RAY, ONE_MACHINE, RAY
+from npdraw_dist.training.environment import LOCAL_RAY, ONE_MACHINE, RAY
 from npdraw_dist.training.mailbox import start_mailbox
 from npdraw_dist.training.ray_patches import Trainer
 from npdraw_dist.training.restarts import Restarts, Waiting
@@ -169,7 +169,7 @@ class TrainRun(Generic[Job, Result]):
                 ),
                 callbacks=list(self.callbacks),
                 # Workers of a local Ray inherit COMPUTE from this process.
-                worker_runtime_env={"env_vars": COMPUTE} if can_grow() else {},
+                worker_runtime_env={"env_vars": process.COMPUTE} if can_grow() else {},
             ),
         )
 

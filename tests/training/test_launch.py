@@ -1,6 +1,5 @@
 """How a command, Ray and its workers start, without starting them: environment, memory, backend."""
 
-import json
 import os
 import signal
 import sys
@@ -16,7 +15,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.environment import ALLOCATOR, COMPUTE, SPIN, restart_with_environment
 from npdraw_dist.training.launch import (
     ClusterTorchConfig,
     backend_for,
@@ -25,60 +23,6 @@ from npdraw_dist.training.launch import (
     start_ray,
 )
 from npdraw_dist.training.workers import Workers
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
-    """The environments of the processes that were started."""
-    found: list[dict[str, str]] = []
-    monkeypatch.setattr(os, "execve", lambda program, arguments, environment: found.append(environment))
-    monkeypatch.setattr(sys, "platform", "linux")
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    for name in (*COMPUTE, "OMP_WAIT_POLICY"):
-        monkeypatch.delenv(name, raising=False)
-    return found
-
-
-def test_a_command_starts_again_with_what_is_missing_and_only_once(
-    started: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
-    restart_with_environment()
-    assert started == []
-    monkeypatch.setattr(sys, "argv", ["train.py"])
-    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    restart_with_environment()
-    (environment,) = started
-    assert environment.items() >= ALLOCATOR.items()
-    assert environment["GOMP_SPINCOUNT"] == "7"
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
-    restart_with_environment()
-    assert len(started) == 1
-
-
-def test_the_command_of_a_job_has_the_threads_of_its_node(
-    started: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray gives it one, as to any process without CPUs, unless the job asks for another number."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    restart_with_environment()
-    for variables in ({}, {"env_vars": {"OMP_NUM_THREADS": "1"}}):
-        monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps({"runtime_env": variables}))
-        restart_with_environment()
-    assert [environment.get("OMP_NUM_THREADS") for environment in started] == ["1", None, "1"]
-
-
-def test_who_says_how_threads_wait_is_obeyed(
-    started: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    restart_with_environment()
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    restart_with_environment()
-    with_ours, with_theirs = started
-    assert with_ours.items() >= SPIN.items()
-    assert not SPIN.keys() & with_theirs.keys()
-    assert with_theirs.items() >= ALLOCATOR.items()
 
 
 def test_a_machine_with_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
