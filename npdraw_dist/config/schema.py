@@ -52,9 +52,8 @@ class InitRun(RunHalf):
 
     model: str | None = Field(
         None,
-        description="a model of any kind to start from: a model folder, a run (also one that stopped: its "
-        "newest checkpoint), a URI or an id of the hub. The new run takes its network, and its parts if it "
-        "has any; a larger bank.size adds parts to them",
+        description="a model of any kind to start from: a model folder, a run, a URI or an id of the hub. "
+        "The new run takes its network, and its parts if it has any; a larger bank.size adds parts to them",
     )
     bank: str | None = Field(
         None,

@@ -4,13 +4,20 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+import torch
 
 from npdraw_dist.config.load import flat
 from npdraw_dist.config.schema import Experiment, ScaleConfig
+from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.process import device_here
+from npdraw_dist.nn.hub import make_model
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline import stage_job
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
@@ -21,6 +28,7 @@ from npdraw_dist.training.early_stopping import fall_text
 from npdraw_dist.training.metrics_log import Events, Record, read_metrics
 from npdraw_dist.training.workers import Workers, require_compiler, worker_here
 
+STOPPED = "stopped"  # folder of the model that a stage had before its loss turned non-finite
 # What the manifest says of a finished training, and the weights and metrics that were selected.
 Trained = tuple[dict[str, Any], checkpoint.Tensors, Record]
 
@@ -111,20 +119,17 @@ def _trained(
 ) -> Trained:
     """summary: what the loop of rank 0 returned. Prints a warning if validation fell."""
     select = experiment.train.select
-    lower = (
-        f"take another --name and a lower --{stage}.learning_rate; --init.model {store.shown()} starts from "
-        "the newest checkpoint with finite weights, if there is one"
-    )
     if "stopped_at_step" in summary:
         raise UserError(
             f"the loss of stage {stage} turned non-finite too often, at last at step "
-            f"{summary['stopped_at_step']}; {lower}"
+            f"{summary['stopped_at_step']}; {keep_stopped(experiment, store, stage)}"
         )
     found = selected_checkpoint(store, stage, select)
     tensors, progress = found.loaded
     if not math.isfinite(progress["record"].get(stage_job.CRITERIA[stage].name, 0.0)):
         raise UserError(
-            f"the loss of stage {stage} turned non-finite, and its weights are of no use; {lower}"
+            f"the loss of stage {stage} turned non-finite, and its weights are of no use; "
+            f"{keep_stopped(experiment, store, stage)}"
         )
     seen, earlier_s = progress["record"]["images_seen"], summary.pop("earlier_s")
     manifest = {
@@ -142,6 +147,45 @@ def _trained(
             passed_on += ", as train.select last says; the best checkpoint is kept beside them"
         results.print(f"[bold red]WARNING {stage}: {note}; passed on: {passed_on}")
     return manifest, tensors, progress["record"]
+
+
+def keep_stopped(experiment: Experiment, store: Store, stage: str) -> str:
+    """Writes the newest checkpoint with finite weights as the model `stopped/`; returns what a user can do.
+
+    Networks that no stage has trained yet have random weights in it.
+    """
+    lower, run = f"--{stage}.learning_rate", (store.filesystem, store.path(stage))
+    try:
+        found = checkpoint.first_readable(*run, checkpoint.by_age(*run), partial(_finite, stage))
+    except UserError:
+        found = None
+    if found is None:
+        return f"no checkpoint has finite weights; take another --name and a lower {lower}"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(experiment.seed)
+        model: Any = make_model(spec_of(experiment))
+    if isinstance(model, NPDraw) and store.has("bank", "manifest.json"):
+        model.set_bank(load_bank(experiment, store))
+    tensors, record = found.loaded
+    trained, prefix = (model.prior, "prior.") if stage == "prior" else (model, "model.")
+    trained.load_state_dict(checkpoint.weights(tensors, prefix))
+    with store.writing(STOPPED) as folder:
+        model.save_pretrained(folder)
+    relaxed = experiment.vae.relaxed_share * experiment.vae.images
+    left = relaxed if stage == "prior" else max(relaxed - record["images_seen"], 0)
+    return (
+        f"another --name with --init.model {store.shown(STOPPED)} --vae.relaxed_images {left:.0f} and a "
+        f"lower {lower} starts from the newest checkpoint with finite weights"
+    )
+
+
+def _finite(stage: str, folder: Path) -> tuple[checkpoint.Tensors, Record]:
+    """A checkpoint. Raises UserError if its weights or its validation are not finite."""
+    tensors, progress = checkpoint.read(folder)
+    score = progress["record"].get(stage_job.CRITERIA[stage].name, 0.0)
+    if not math.isfinite(score) or not all(value.isfinite().all() for value in tensors.values()):
+        raise UserError("it is not finite")
+    return tensors, progress["record"]
 
 
 def fall_note(manifest: Mapping[str, Any]) -> str | None:

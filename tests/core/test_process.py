@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -87,7 +88,13 @@ def test_who_says_how_threads_wait_is_obeyed(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_command_of_a_job_has_the_threads_of_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray gives it one, as to any process without CPUs, unless the job asks for another number."""
     found = []
-    for job in (None, {}, {"runtime_env": {}}, {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}}):
+    jobs: tuple[dict[str, Any] | None, ...] = (
+        None,
+        {},
+        {"runtime_env": {}},
+        {"runtime_env": {"env_vars": {"OMP_NUM_THREADS": "1"}}},
+    )
+    for job in jobs:
         monkeypatch.setenv("OMP_NUM_THREADS", "1")
         if job is not None:
             monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))

@@ -1,6 +1,10 @@
 """`scale.num_workers 0`: a run in this process, without Ray. test_pipeline.py compares it with one of Ray."""
 
+import hashlib
 import json
+import math
+import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -11,16 +15,19 @@ import numpy as np
 import pytest
 import torch
 from pyarrow import fs
+from safetensors.torch import load_file, save_file
 
 from npdraw_dist import train
-from npdraw_dist.config.load import with_changes
+from npdraw_dist.config.load import resolve, with_changes
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.data.tasks import AT_ONCE, map_items
 from npdraw_dist.pipeline import prior
+from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.stage_job import CRITERIA
-from npdraw_dist.pipeline.train_stage import selected_checkpoint
+from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.train_stage import STOPPED, keep_stopped, selected_checkpoint
 from npdraw_dist.training.checkpoint import KEPT
 from npdraw_dist.training.context import RunContext, run_here
 from npdraw_dist.training.loop import Run
@@ -181,8 +188,35 @@ def test_a_loss_that_breaks_is_told(steps: int, said: str, tmp_path: Path) -> No
     store = random_parses(tmp_path)
     images = steps * experiment().train.batch_size
     broken = experiment(prior={"learning_rate": 1e30, "images": images, "plain_images": 0})
-    with pytest.raises(UserError, match=f"the loss of stage prior turned {said}"):
+    with pytest.raises(UserError, match=f"the loss of stage prior turned {said}.*no checkpoint has finite"):
         prior.run(broken, store)
+    assert not store.has(STOPPED)
+
+
+def test_a_run_starts_from_the_newest_finite_checkpoint_of_one_that_stopped(tmp_path: Path) -> None:
+    store = random_parses(tmp_path)
+    prior.run(experiment(), store)
+    newest = tmp_path / "prior" / "checkpoint_000000004"
+    broken = Path(shutil.copytree(newest, tmp_path / "prior" / "checkpoint_000000005"))
+    state = load_file(broken / "state.safetensors")
+    whole = {name: value.clone() for name, value in state.items()}
+    state[next(name for name in state if name.startswith("model/prior."))].fill_(math.nan)
+    save_file(state, broken / "state.safetensors")
+    progress = json.loads((broken / "progress.json").read_text())
+    digest = hashlib.sha256((broken / "state.safetensors").read_bytes()).hexdigest()
+    (broken / "progress.json").write_text(json.dumps({**progress, "sha256": digest}))
+    advice = keep_stopped(experiment(), store, "prior")
+    flags = re.search(
+        r"--init.model (\S+) --vae.relaxed_images (\d+) and a lower --prior.learning_rate", advice
+    )
+    assert flags is not None
+    model = load_npdraw(flags[1])
+    for name, value in model.prior.state_dict().items():
+        assert torch.equal(value, whole[f"model/prior.{name}"]), name
+    settings = {"init": {"model": flags[1]}, "vae": {"relaxed_images": int(flags[2]), "images": 512}}
+    new = resolve("digits", None, settings)
+    assert new.vae.relaxed_share == pytest.approx(experiment().vae.relaxed_share, abs=1 / 512)
+    assert new.prior.width == experiment().prior.width
 
 
 def test_a_run_without_validation_images_takes_the_last_weights(tmp_path: Path) -> None:
@@ -192,6 +226,10 @@ def test_a_run_without_validation_images_takes_the_last_weights(tmp_path: Path) 
     assert "temperature" not in manifest  # nothing fits it
     assert manifest["selected_at"] == manifest["images"]
     assert (tmp_path / "x" / "metrics.json").exists()
+    store = Store.open(str(tmp_path), "x")  # as if its loss had turned non-finite after that
+    assert "--vae.relaxed_images 0 and" in keep_stopped(store.config(), store, "vae")
+    stopped, done = (load_npdraw(store.path(name)) for name in (STOPPED, "model"))
+    assert all(torch.equal(*pair) for pair in zip(stopped.parameters(), done.parameters(), strict=True))
 
 
 def fails(text: str) -> None:
