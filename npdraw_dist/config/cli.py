@@ -92,19 +92,29 @@ class PresetCommand(Command):
 class Flags(argparse.ArgumentParser):
     """The parser of a command's flags; its errors are UserErrors that name the nearest flag.
 
-    prog: how the command is started. actions: name of a setting -> its action. source: parses `words`.
+    prog: how the command is started. actions: name of a setting -> its action. common: those of every
+    command. source: parses `words`.
     """
 
     def __init__(self, command: type[Command], prog: str, words: Sequence[str]) -> None:
-        super().__init__(prog=prog, allow_abbrev=False)
+        super().__init__(prog=prog, allow_abbrev=False, add_help=False)
         self.command, self.words, self.actions = command, words, dict[str, argparse.Action]()
-        self.add_argument("--help-all", action=_HelpAll, nargs=0, dest=argparse.SUPPRESS, help="all settings")
-        self.add_argument("--version", action="version", version=f"npdraw {__version__}")
-        for flag, what in process.FLAGS.items():  # for completion: `parse_flags` takes them out
-            self.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=what)
+        hidden = {"default": argparse.SUPPRESS}
+        self.common = [
+            self.add_argument("--help", "-h", action="help", help="the settings that matter"),
+            self.add_argument("--help-all", action=_HelpAll, nargs=0, dest="help", help="all settings"),
+            # For completion: `parse_flags` takes them out.
+            *(
+                self.add_argument(flag, action="store_true", help=what, **hidden)
+                for flag, what in process.FLAGS.items()
+            ),
+            self.add_argument(
+                "--version", action="version", version=f"npdraw {__version__}", help="print the version"
+            ),
+        ]
         self.source: CliSettingsSource[Any] = CliSettingsSource(
             command,
-            cli_parse_args=_usual(words, command),
+            cli_parse_args=list(words),
             root_parser=self,
             add_argument_method=partial(_add_argument, self.actions),
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -122,8 +132,7 @@ class Flags(argparse.ArgumentParser):
         raise UserError(message)
 
     def format_help(self, everything: bool = False) -> str:
-        values = self.command.without_flags(self.words)
-        return render(self.prog, self.command, self.actions, values, everything)
+        return render(self, everything)
 
 
 class _HelpAll(argparse.Action):
@@ -134,32 +143,25 @@ class _HelpAll(argparse.Action):
 
 
 def _add_argument(actions: dict[str, argparse.Action], parser: Any, *flags: str, **options: Any) -> Any:
-    """Adds a flag, also to `actions`.
+    """Adds a flag, also to `actions`, with other spellings that no help shows: `-` and `_` are the same.
 
     A one-letter field has two dashes, as in `--n 64`; pydantic-settings gives it one. A switch needs no
-    value: `--dry-run` is `--dry-run true`.
+    value: `--dry-run` is `--dry-run true`, and `--no-dry-run` is `--dry-run false`.
     """
+    names = [flag.lstrip("-") for flag in flags]
+    spelled = {word for name in names for word in (name.replace("_", "-"), name.replace("-", "_"))}
+    hidden = {**options, "help": argparse.SUPPRESS}
     if options.get("metavar") == "bool":
+        off = [f"--no{dash}{word}" for word in sorted(spelled) for dash in "-_"]
+        del hidden["metavar"]
+        parser.add_argument(*off, action="store_const", const="false", **hidden)
         options |= {"nargs": "?", "const": "true"}
+        hidden = {**options, "help": argparse.SUPPRESS}
+    if others := [f"--{word}" for word in sorted(spelled - set(names))]:
+        parser.add_argument(*others, **hidden)
     action = parser.add_argument(*flags, *(f"-{flag}" for flag in flags if len(flag) == 2), **options)
-    actions |= {flag.lstrip("-"): action for flag in flags}
+    actions |= dict.fromkeys(names, action)
     return action
-
-
-def _usual(words: Sequence[str], command: type[Command]) -> list[str]:
-    """`words` with the usual name of each flag: `-` and `_` are the same, and `--no-x` is `--x false`."""
-    names = {setting.name.replace("-", "_"): setting for setting in settings_of(command)}
-    usual = []
-    for word in words:
-        flag, equals, value = word.partition("=")
-        name = flag[2:].replace("-", "_") if flag.startswith("--") else ""
-        off = names.get(name.removeprefix("no_"))
-        if name in names:
-            word = f"--{names[name].name}{equals}{value}"
-        elif off is not None and off.is_switch and not equals:
-            word = f"--{off.name}=false"
-        usual.append(word)
-    return usual
 
 
 def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> dict[str, Any]:

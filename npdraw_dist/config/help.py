@@ -1,19 +1,17 @@
 """The help of a command: the settings that matter, or all of them, with the values that they will have."""
 
 import argparse
+import copy
 import inspect
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import NoneType
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import CLI_SUPPRESS
-
-from npdraw_dist.core import process
 
 WIDEST = 110  # columns
 TEXT_AT = 34  # the column of the descriptions, at most
@@ -26,12 +24,6 @@ class Setting:
     name: str
     path: tuple[str, ...]
     field: FieldInfo
-
-    @property
-    def is_switch(self) -> bool:
-        """Whether it is true or false."""
-        kind = self.field.annotation
-        return set(get_args(kind) or (kind,)) - {NoneType} == {bool}
 
     def value_in(self, values: Mapping[str, Any]) -> Any:
         """What it is without its flag: in nested `values`, else its default."""
@@ -66,67 +58,64 @@ def settings_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[
             yield Setting(".".join((*path, shown)), (*path, name), field)
 
 
-def render(
-    prog: str,
-    command: Any,
-    actions: Mapping[str, argparse.Action],
-    of_values: tuple[str, Mapping[str, Any]],
-    everything: bool,
-) -> str:
-    """The help of a `config.cli.Command`, started as `prog`: its main flags, or all.
+def main_groups(command: Any) -> dict[str, Sequence[str]]:
+    """Title -> flags of the short help of a `config.cli.Command`."""
+    if not command.first_flags:
+        return {"flags": command.main_flags or [one.name for one in settings_of(command)]}
+    return {"those that matter most": command.first_flags, "others": command.main_flags}
 
-    actions: name of a setting -> what pydantic-settings made of it. of_values: as of `without_flags`.
-    """
+
+def section_groups(command: Any) -> dict[str, Sequence[str]]:
+    """Title -> flags of the long help: all, by section."""
+    groups: dict[str, list[str]] = {}
+    for one in settings_of(command):
+        groups.setdefault(one.name.rpartition(".")[0] or "flags", []).append(one.name)
+    return dict(groups)
+
+
+def render(parser: Any, everything: bool) -> str:
+    """The help of a `config.cli.Flags`: its main flags, or all, with the values that they have by default."""
+    command, prog = parser.command, parser.prog
     settings = {one.name: one for one in settings_of(command)}
-    whose, values = of_values
-    first = () if everything else command.first_flags
-    main = settings if everything or not command.main_flags else (*first, *command.main_flags)
+    groups = section_groups(command) if everything else main_groups(command)
+    whose, values = command.without_flags(parser.words)
     width = min(WIDEST, shutil.get_terminal_size((WIDEST, 0)).columns)
-    lines = [f"  {prog} {example}".rstrip() for example in command.examples]
-    lines = ["examples:", *lines] if lines else []
-    if len(main) < len(settings):
-        lines += ["", f"{len(settings) - len(main)} more settings: {prog} --help-all"]
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        usage=f"{prog} [--FLAG VALUE ...]",
-        description=inspect.cleandoc(command.__doc__ or ""),
-        epilog="\n".join(lines).strip(),
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, TEXT_AT, width),
-        add_help=False,
-    )
-    whose = f"values without a flag: those of {whose}" if whose else ""
-    groups = {}
-    if first:
-        groups["first"] = parser.add_argument_group("those that matter most", whose or None)
-        whose = ""
-    groups[""] = parser.add_argument_group("others" if first else "flags", whose or None)
-    for name in main:
-        section = "first" if name in first else name.rpartition(".")[0] if everything else ""
-        if section not in groups:
-            groups[section] = parser.add_argument_group(section)
-        _add(groups[section], settings[name], values, str(actions[name].metavar or ""))
-    common = parser.add_argument_group("of every command")
-    common.add_argument("--help", action="store_true", help="the settings that matter")
-    common.add_argument("--help-all", action="store_true", help="all settings")
-    for flag, what in process.FLAGS.items():
-        common.add_argument(flag, action="store_true", help=what)
-    common.add_argument("--version", action="store_true", help="print the version")
-    return parser.format_help()
+    form = argparse.RawDescriptionHelpFormatter(prog, 2, TEXT_AT, width)
+    form.add_usage(f"{prog} [--FLAG VALUE ...]", [], [])
+    form.add_text(inspect.cleandoc(command.__doc__ or ""))
+    for number, (title, names) in enumerate(groups.items()):
+        form.start_section(title)
+        form.add_text(f"values without a flag: those of {whose}" if whose and number == 0 else None)
+        form.add_arguments([_shown(parser.actions[name], settings[name], values) for name in names])
+        form.end_section()
+    form.start_section("of every command")
+    form.add_arguments(parser.common)
+    form.end_section()
+    lines = ["examples:", *(f"  {prog} {example}".rstrip() for example in command.examples)]
+    lines = lines if command.examples else []
+    if more := len(settings) - sum(map(len, groups.values())):
+        lines += ["", f"{more} more settings: {prog} --help-all"]
+    form.add_text("\n".join(lines).strip())
+    return form.format_help()
 
 
-def _add(group: Any, one: Setting, values: Mapping[str, Any], kind: str) -> None:
-    """Adds the line of a setting to a group of argparse. kind: as pydantic-settings writes it, as "{a,b}"."""
-    value, text = one.value_in(values), one.field.description or ""
-    off = one.is_switch and value is False
+def _shown(action: argparse.Action, one: Setting, values: Mapping[str, Any]) -> argparse.Action:
+    """The action of a setting as the help shows it: with its value in `values`, and a short type."""
+    shown, value, text = copy.copy(action), one.value_in(values), one.field.description or ""
+    switch, kind = action.nargs == "?", str(action.metavar or "")
+    off = switch and value is False
     if one.field.is_required():
         text += " (required)"
     elif value is not None and value != [] and not off:
         text += f" ({str(value).lower() if isinstance(value, bool) else value})"
-    text = text.replace("%", "%%")
-    if off:
-        group.add_argument(f"--{one.name}", action="store_true", help=text)
-        return
-    shown = kind.strip("{}").replace(",", "|").replace("Path", "path") or None
     if several := re.fullmatch(r"(list|tuple)\[(\w+).*\]", kind):
-        shown = f"{several[2]} ..." if several[1] == "list" else f"{several[2]},..."
-    group.add_argument(f"--{one.name}", metavar="true|false" if one.is_switch else shown, help=text)
+        kind = f"{several[2]} ..." if several[1] == "list" else f"{several[2]},..."
+    else:
+        kind = "true|false" if switch else kind.strip("{}").replace(",", "|").replace("Path", "path")
+    shown.option_strings, shown.nargs, shown.help = (
+        [f"--{one.name}"],
+        0 if off else None,
+        text.replace("%", "%%"),
+    )
+    shown.metavar = kind or None
+    return shown
