@@ -27,12 +27,13 @@ class Fit(Command):
     )
     image_size: PositiveInt | None = Field(
         None,
-        description="side of the images, up to 128; if not given, that of equal small squares, else 32 or 64",
+        description="side of the images, up to 128; if not given, the pictures' own if all are equal small "
+        "squares, else 32 or 64",
     )
     name: str | None = Field(None, description="name of the run; if not given, that of the folder")
     storage: str = Field("runs", description="folder or URI of the run folder")
     init: str | None = Field(None, description="a trained model to start from, such as emoji")
-    bank: str | None = Field(None, description="a part bank to draw with, of `npdraw bank`")
+    bank: str | None = Field(None, description="a part bank to draw with, made by `npdraw bank`")
     valid: str | None = Field(
         None, description="a folder of other pictures, for validation; if not given, a tenth of the pictures"
     )

@@ -27,23 +27,25 @@ class Sample(Command):
         None, description="temperature of the prior; below 1 is less varied; if not given, the model's own"
     )
     condition: str | None = Field(
-        None, description="what to draw, of a model that takes a condition: a class, or words"
+        None, description="what to draw, for a conditioned model: a class, or words"
     )
     guidance: NonNegativeFloat = Field(
-        1.0, description="how far the condition decides: 0 not at all, 1 as it was trained, above 1 more"
+        1.0, description="strength of the condition: 0 ignores it, 1 is as trained, more strengthens it"
     )
     bank: str | None = Field(
-        None, description="other parts to draw with, of `npdraw bank`; for a model with prior.table pixels"
+        None,
+        description="another part bank to draw with, made by `npdraw bank`; for a model with prior.table "
+        "pixels",
     )
     use_gpu: bool | None = Field(
-        None, description="draw on a GPU (other random numbers); if not given, where there is one"
+        None, description="draw on a GPU, with other random numbers; if not given, if there is one"
     )
 
 
 def main(argv: Sequence[str]) -> None:
     command: Sample = validate(Sample, parse_flags(Sample, "npdraw_dist.sample", argv))
     if command.condition is None and command.guidance != 1:
-        raise UserError("--guidance is of a --condition, which is missing")
+        raise UserError("--guidance needs a --condition")
 
     # Torch takes seconds to import, so the flags are checked first.
     import torch

@@ -167,7 +167,7 @@ sample --out new --model models/lacks-weights | models/lacks-weights is damaged 
 sample --out new --model model --condition cat | takes no condition & --prior.condition class or words
 sample --out new --model model --bank nowhere | --bank nowhere holds no bank.safetensors & npdraw bank
 sample --out new --model model --guidance -1 | guidance: & greater than or equal to 0
-sample --out new --model model --guidance 5 | --guidance is of a --condition
+sample --out new --model model --guidance 5 | --guidance needs a --condition
 bank --bank.size 5 | --out is missing
 bank --out .new | --out '.new' is not a run name
 bank --out . | is no new folder

@@ -99,13 +99,12 @@ class Flags(argparse.ArgumentParser):
     def __init__(self, command: type[Command], prog: str, words: Sequence[str]) -> None:
         super().__init__(prog=prog, allow_abbrev=False, add_help=False)
         self.command, self.words, self.actions = command, words, dict[str, argparse.Action]()
-        hidden = {"default": argparse.SUPPRESS}
         self.common = [
             self.add_argument("--help", "-h", action="help", help="the settings that matter"),
             self.add_argument("--help-all", action=_HelpAll, nargs=0, dest="help", help="all settings"),
             # For completion: `parse_flags` takes them out.
             *(
-                self.add_argument(flag, action="store_true", help=what, **hidden)
+                self.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=what)
                 for flag, what in process.FLAGS.items()
             ),
             self.add_argument(
@@ -117,7 +116,6 @@ class Flags(argparse.ArgumentParser):
             cli_parse_args=list(words),
             root_parser=self,
             add_argument_method=partial(_add_argument, self.actions),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
 
     def error(self, message: str) -> NoReturn:

@@ -33,9 +33,9 @@ def _require_colour(text: str) -> str:
 
 
 class DataRun(RunHalf):
-    path: str | None = Field(
-        None, description="folder, pattern or URI of the data set; digits needs none"
-    )  # the data decide, not their place
+    """Where the data lie, and how they are read: the images decide, not their place."""
+
+    path: str | None = Field(None, description="folder, pattern or URI of the data set; digits needs none")
     cache_mb: NonNegative = Field(
         1024,
         description="training data up to this size is read into memory once; more is streamed, in "
@@ -48,7 +48,7 @@ class DataRun(RunHalf):
 
 class DataConfig(DataRun):
     source: SourceName = Field("digits", description="the data set")
-    image_size: PositiveInt | None = Field(None, description="side in pixels, of user sources")
+    image_size: PositiveInt | None = Field(None, description="side in pixels (user sources)")
     fit: Literal["pad", "crop"] = Field(
         "pad", description="keep a picture that is not square whole, or crop it to the centre (user sources)"
     )
@@ -60,13 +60,15 @@ class DataConfig(DataRun):
     )
     split_by: Literal["face", "character", "variant"] = Field(
         "face",
-        description="what is held out: of fonts families of faces, or characters of all faces; of emoji all "
-        "variants of an emoji, or single variants, such as one tone of skin",
+        description="what is held out: families of font faces, or characters in all faces; all variants of "
+        "an emoji, or single variants such as one skin tone",
     )
     fraction: float = Field(1.0, gt=0, le=1, description="share of the training images, seeded and nested")
-    valid_fraction: float = Field(0.1, ge=0, lt=1, description="share of the training images held out")
+    valid_fraction: float = Field(
+        0.1, ge=0, lt=1, description="share of the training images held out for validation"
+    )
     test_fraction: float = Field(
-        0.1, ge=0, lt=1, description="share held out where a source has no test split"
+        0.1, ge=0, lt=1, description="share held out for tests, if the source has no test split"
     )
     binarize: Binarize = Field(
         "dynamic", description="grey to binary: a new Bernoulli draw each time, x > 0.5, or not at all"
@@ -143,9 +145,9 @@ class BankRun(RunHalf):
 class BankConfig(BankRun):
     size: PositiveInt = Field(50, description="K, number of parts")
     max_patches: PositiveInt = Field(2_000_000, description="patches clustered at most, a seeded sample")
-    min_energy: Share = Field(0.01, description="patches whose ink has a smaller mean square are dropped")
+    min_energy: Share = Field(0.01, description="patches with a smaller mean square of their ink are dropped")
 
 
 class ParseConfig(Section):
-    steps: PositiveInt | None = Field(None, description="T; all places of the grid where not given")
+    steps: PositiveInt | None = Field(None, description="T; if not given, the number of places of the grid")
     order: OrderName = Field("aligned", description="order of the steps")

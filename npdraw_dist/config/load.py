@@ -139,15 +139,15 @@ def resolve(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Exper
     Raises UserError.
     """
     own, first = read_file(config) if config else {}, read_preset(preset)
-    asked = merge(first, own, flags)
-    init = asked.get("init")
+    given = merge(first, own, flags)
+    init = given.get("init")
     names = [name for name in STARTS if isinstance(init, Mapping) and init.get(name) is not None]
     if not isinstance(init, Mapping) or len(names) != 1:
-        return build(asked)
+        return build(given)
     source = load_code(STARTS[names[0]]).read(str(init[names[0]]), init.get("sha256"))
     known = {"init": {"sha256": source.sha256}}
     try:
-        experiment = build(merge(first, source.settings(asked), own, flags, known))
+        experiment = build(merge(first, source.settings(given), own, flags, known))
     except UserError as error:
         raise UserError(f"{error} ({source})") from None
     source.require_fit(experiment)

@@ -39,13 +39,14 @@ class PriorNetwork(PriorVocabulary):
         "transformer", description="how the prior sees the steps before: attention, or the state of an LSTM"
     )
     heads: Literal["chained", "independent"] = Field(
-        "chained", description="p(what) is given where, or both are given the hidden state alone"
+        "chained",
+        description="chained: p(what) depends on where; independent: both depend on the hidden state alone",
     )
     table: TableKind = Field(
         "pixels",
-        description="what is known of a part at a place. pixels: all that prior and posterior know of a part "
-        "follows from its pixels, so another bank can be put in; joint: L x K x width free numbers; "
-        "factorised: a product of (L + K) x 4 x width. Codes of a vqvae have no pixels: joint",
+        description="how a part at a place is embedded. pixels: from the part's pixels alone, so that "
+        "another bank can replace it; joint: L x K x width free numbers; factorised: a product of (L + K) x "
+        "4 x width. A vqvae, whose codes have no pixels, takes joint",
     )
     condition: ConditionKind = Field(
         "none", description="what the prior is conditioned on: nothing, the image's class, or words about it"
@@ -66,7 +67,7 @@ class PriorNetwork(PriorVocabulary):
 class PriorConfig(PriorNetwork):
     images: PositiveInt = Field(60_000, description="training budget in images")
     plain_images: Count = Field(
-        0, description="images at the end of this stage's budget of which none is moved"
+        0, description="final images of this stage's budget that are trained without augmentation"
     )
     learning_rate: Positive = Field(2e-3, description="peak of Adam's rate")
 
@@ -101,8 +102,9 @@ class VAENetwork(ImageNetwork):
     decoder_depth: Count = Field(2, description="residual blocks of the decoder")
     latents: Annotated[int | str, BeforeValidator(_latents)] = Field(
         0,
-        description="Gaussians for what parts cannot say; the canvas alone still decodes. A number of the "
-        "image, such as 16; or map:8, so many of each 4x4 pixels of the canvas, whose prior sees the canvas",
+        description="Gaussians for details that parts cannot express; the canvas alone still decodes. 16: so"
+        " many for the image; map:8: so many for each 4x4 pixels of the canvas, with a prior that sees the "
+        "canvas",
     )
 
     @property
@@ -118,19 +120,22 @@ class VAENetwork(ImageNetwork):
 class VAEConfig(VAENetwork):
     images: PositiveInt = Field(60_000, description="training budget in images")
     plain_images: Count = Field(
-        0, description="images at the end of this stage's budget of which none is moved"
+        0, description="final images of this stage's budget that are trained without augmentation"
     )
     learning_rate: Positive = Field(1e-3, description="peak of Adam's rate for encoder and decoder")
     prior_learning_rate: NonNegative = Field(
         3e-4, description="peak of Adam's rate for the prior; 0: it stays as its stage left it"
     )
     weight_decay: NonNegative = Field(
-        0.0, description="AdamW's, on matrices of encoder and decoder, of every kind of model"
+        0.0,
+        description="AdamW's weight decay of the matrices in encoder and decoder, for every kind of model",
     )
     beta: NonNegative = Field(1.0, description="training weight of the KL; no reported number contains it")
-    parse_weight: NonNegative = Field(20.0, description="lambda at 0 images: cross-entropy of q to the parse")
+    parse_weight: NonNegative = Field(
+        20.0, description="lambda at the start: the weight of q's cross-entropy to the parse"
+    )
     parse_weight_end: NonNegative = Field(
-        0.0, description="lambda at the end of relaxed draws; hard draws have none"
+        0.0, description="lambda at the end of relaxed draws; with hard draws it is 0"
     )
     tau_end: Positive = Field(
         0.5, description="Gumbel-softmax temperature at the end of relaxed draws; it is 1 at first"

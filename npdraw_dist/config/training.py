@@ -37,13 +37,13 @@ class TrainConfig(TrainRun):
         description="adamw; or muon, which trains matrices of at least 16 x 16 by Muon, the rest by AdamW, "
         "at the same rates",
     )
-    # Moved images: each move is drawn uniformly up to its limit, in both directions; the image is parsed anew
+    # Augmentation: a move is drawn uniformly between minus and plus its limit, and the moved image is parsed
     augmented: Share = Field(
-        0.0, description="share of the training images that are moved, of every kind of model"
+        0.0, description="share of the training images that are moved, for every kind of model"
     )
-    shift: NonNegative = Field(0.0, description="limit of a moved image's shift, pixels of each axis")
-    rotate: float = Field(0.0, ge=0, le=180, description="limit of its rotation, degrees")
-    stretch: NonNegative = Field(0.0, description="limit of the logarithm of its stretching, of each axis")
+    shift: NonNegative = Field(0.0, description="limit of a moved image's shift along each axis, in pixels")
+    rotate: float = Field(0.0, ge=0, le=180, description="limit of its rotation, in degrees")
+    stretch: NonNegative = Field(0.0, description="limit of the logarithm of its stretching along each axis")
     shear: NonNegative = Field(0.0, description="limit of its shear, the slope of an upright line")
     mirror: Share = Field(0.0, description="chance that it is mirrored, left to right")
     # Validation, and what a stage passes on
@@ -52,18 +52,19 @@ class TrainConfig(TrainRun):
     )
     eval_images: PositiveInt = Field(512, description="largest number of validation images")
     select: Literal["last", "best"] = Field(
-        "best", description="the weights that a stage passes on: those that validated best, or the last ones"
+        "best",
+        description="the weights that a stage passes on: those with the best validation, or the last ones",
     )
     average_images: NonNegative = Field(
         0.0,
-        description="validate and pass on an exponential moving average of the weights, over about so many "
+        description="validate and pass on an exponential moving average of the weights over about so many "
         "images; 0: the weights themselves",
     )
     patience: Count = Field(
         3,
-        description="a stage ends before its budget after so many validations that are far below the best "
-        "one, none of them near it between; one that is better than the one before does not count, nor do "
-        "those of relaxed draws; 0, or train.select last: never",
+        description="a stage ends early after so many validations far below the best one, if none between "
+        "came near the best; a validation that is better than the one before does not count, nor does one "
+        "with relaxed draws; 0, or train.select last: never",
     )
 
     def made(self) -> dict[str, Any]:
@@ -74,7 +75,7 @@ class TrainConfig(TrainRun):
 
     @property
     def rate_scale(self) -> float:
-        """What the peak learning rates are multiplied by.
+        """The factor of the peak learning rates.
 
         The square-root scaling rule of Malladi, Lyu, Panigrahi and Arora 2022, "On the SDEs and scaling rules
         for adaptive gradient algorithms"; Adam's decays and epsilon, which it changes too, stay.
@@ -83,7 +84,7 @@ class TrainConfig(TrainRun):
 
     @property
     def whole_pixels(self) -> bool:
-        """Whether moves take the nearest pixel, so that a mirrored, shifted image keeps its sharpness."""
+        """Whether a move takes the nearest pixel, so that mirrored and shifted images stay sharp."""
         return not (self.rotate or self.stretch or self.shear)
 
 
@@ -105,21 +106,24 @@ class ScaleConfig(RunHalf):
         "names a cluster",
     )
     use_gpu: bool | None = Field(
-        None, description="GPUs for the workers; if not given, if there are enough of them"
+        None, description="whether workers have GPUs; if not given, they do if there are enough GPUs"
     )
     gpus_per_worker: float = Field(
         1.0,
         ge=0.01,
         le=1,
-        description="the share of a GPU that a worker has, if it has one; 0.25 puts four workers, or four "
-        "trials, of a small model on a GPU (a share is rounded up to 1/n)",
+        description="the share of a GPU that a worker takes; 0.25 puts four workers, or four trials, of a "
+        "small model on a GPU (a share is rounded up to 1/n)",
     )
     cpus_per_worker: PositiveInt | None = Field(
         None,
-        description="CPUs of each Ray worker; if not given, they share all of the nodes that they can be on",
+        description="CPUs of each Ray worker; if not given, the workers share all CPUs of the nodes that fit"
+        " them",
     )
     max_failures: int = Field(
-        3, ge=-1, description="failures in a row without a new checkpoint that a stage survives; -1: no limit"
+        3,
+        ge=-1,
+        description="failures without a new checkpoint between them that a stage survives; -1: no limit",
     )
     wait_s: Count = Field(20, description="seconds to wait for nodes to join if there are too few")
     timeout_s: PositiveInt = Field(300, description="seconds after which a silent worker counts as failed")

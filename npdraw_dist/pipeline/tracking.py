@@ -64,7 +64,7 @@ def _line(error: Exception) -> str:
 
 
 def _run_in(store: Store, service: str, begin: Callable[[], str]) -> str:
-    """The run's name in a service, where `begin` makes it if it has none."""
+    """The service's id of the run, which `begin` creates on first use."""
     found = store.read_json(KNOWN) if store.has(KNOWN) else {}
     if service not in found:
         found[service] = begin()
