@@ -112,10 +112,6 @@ def _shown(action: argparse.Action, one: Setting, values: Mapping[str, Any]) -> 
         kind = f"{several[2]} ..." if several[1] == "list" else f"{several[2]},..."
     else:
         kind = "true|false" if switch else kind.strip("{}").replace(",", "|").replace("Path", "path")
-    shown.option_strings, shown.nargs, shown.help = (
-        [f"--{one.name}"],
-        0 if off else None,
-        text.replace("%", "%%"),
-    )
-    shown.metavar = kind or None
+    shown.option_strings, shown.help = [f"--{one.name}"], text.replace("%", "%%")
+    shown.nargs, shown.metavar = 0 if off else None, kind or None
     return shown

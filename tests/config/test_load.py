@@ -11,13 +11,14 @@ import yaml
 from npdraw_dist.config.load import (
     build,
     differences,
+    dotted,
     dump,
     preset_names,
     read_preset,
     resolve,
 )
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, ORDERS, SOURCES, load
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core import orders
 from npdraw_dist.core.errors import UserError
@@ -67,6 +68,19 @@ def test_differences_name_dotted_keys() -> None:
     found = differences(old.model_dump(mode="json"), new.model_dump(mode="json"))
     assert found == ["parse.order: aligned -> raster", "parse.steps: None -> 12", "seed: 0 -> 2"]
     assert differences(yaml.safe_load(dump(old)), old.model_dump(mode="json")) == []
+
+
+def test_what_is_made_does_not_depend_on_how_it_is_run() -> None:
+    """Of section `scale` no setting decides."""
+    experiment = build({})
+    run_half = set(dotted(experiment.model_dump(mode="json"))) - set(dotted(experiment.made()))
+    assert {name for name in run_half if not name.startswith("scale.")} == {
+        *("data.path", "data.cache_mb", "data.max_bad_fraction", "bank.shards", "prior.vocabulary"),
+        *("train.micro_batch", "train.precision", "train.compile", "eval.split", "init.model", "init.bank"),
+    }
+    assert {f"scale.{name}" for name in ScaleConfig.model_fields} <= run_half
+    last = build({"train": {"select": "last"}})
+    assert set(dotted(experiment.made())) - set(dotted(last.made())) == {"train.eval_every_images"}
 
 
 def test_the_spec_fills_in_the_widths() -> None:
