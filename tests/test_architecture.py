@@ -25,6 +25,7 @@ ALLOWED: dict[str, set[str]] = {
         *("core.errors", "core.grid", "core.grid_sizes", "core.model_files", "core.process", "core.storage"),
     },
     **{room: {"core", "config"} for room in MIDDLE},
+    "nn": {"core", "config", "measure.metrics"},  # the card of a model names units
     "pipeline": {"core", "config"} | MIDDLE,
     **{room: {"core", "config", "pipeline"} | MIDDLE for room in COMMAND_ROOMS},
     "tune_spaces": {"core", "config", "pipeline", "training", "measure.metrics"},

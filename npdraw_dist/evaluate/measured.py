@@ -30,6 +30,7 @@ from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.bounds import LogMeanExp
 from npdraw_dist.measure.distances import all_distances, neighbours
 from npdraw_dist.measure.features import Extract, ExtractorFile
+from npdraw_dist.measure.metrics import group
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.pipeline.inputs import find_run, read_inputs
@@ -41,8 +42,6 @@ from npdraw_dist.training.feed import noise_seed
 FOLDER, ARRAYS = "comparison", "arrays.npz"
 DONE = "numbers.json"  # written last
 KS = (1, 5, 10, 50, 100, 500, 1000, 5000)  # of the curve
-# Of the ELBO, in nats; a kind has some of them.
-TERMS = ("reconstruction", "kl_whether", "kl_what", "kl_where", "kl_presence", "kl_appearance", "kl")
 CURVE_IMAGES = 16
 SHOWN_SAMPLES = 12
 AT_ONCE = 64  # samples or images whose features are computed at once
@@ -97,11 +96,12 @@ def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
     scores = [score_images(model, batch, settings.k, seed, 0, number) for number, batch in batches]
     arrays: dict[str, Any] = {"ids": np.array(rows.ids)}
     arrays |= {name: torch.cat([part[name] for part in scores]).numpy() for name in ("nll_iwae", "elbo")}
+    terms = [name for name in group("term") if name in scores[0]]
     numbers: dict[str, float] = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops": flops(model, images[:1]),
         **{name: float(entry.facts[name]) for name in ("core_seconds", "images", "valid_nll")},
-        **{name: float(torch.cat([s[name] for s in scores]).mean()) for name in TERMS if name in scores[0]},
+        **{name: float(torch.cat([s[name] for s in scores]).mean()) for name in terms},
     }
     if model.spec.likelihood != "bernoulli":  # bits per dimension of binary data are not customary
         numbers["dimensions"] = images[0].numel()

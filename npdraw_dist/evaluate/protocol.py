@@ -25,7 +25,7 @@ from npdraw_dist.evaluate.actors import SAMPLES, Evaluation, plan_work, pool_of
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS, require_enough
 from npdraw_dist.measure.features import ExtractorFile, find_extractor
-from npdraw_dist.measure.metrics import EDITED, METRICS, format_metrics
+from npdraw_dist.measure.metrics import METRICS, format_metrics, group
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import find_run, record_opening_of, require_split
@@ -205,9 +205,9 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{result['n']:,} images of {protocol['data']['source']} {result['split']}, IWAE {result['k']}, "
         f"binarize {protocol['binarize']}, seed {protocol['seed']}",
-        format_metrics(result, *(name for name in METRICS if name not in EDITED)),
+        format_metrics(result, *(name for name in METRICS if name not in group("edit"))),
     ]
-    if edits := format_metrics(result, *EDITED):
+    if edits := format_metrics(result, *group("edit")):
         lines.append(f"squared errors of {edits}")
     if "distance" in result:
         how = protocol["distance"]

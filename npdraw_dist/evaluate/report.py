@@ -22,18 +22,14 @@ from npdraw_dist.config.registry import in_order, title_of
 from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.storage import write_files
 from npdraw_dist.data.splits import unit_hash
-from npdraw_dist.evaluate.measured import TERMS, Measured
+from npdraw_dist.evaluate.measured import Measured
 from npdraw_dist.evaluate.paired import LEVEL, Difference, holm, paired, standard_error
 from npdraw_dist.evaluate.plots import by_fraction, intervals, percent, picture
 from npdraw_dist.measure.bounds import bits_per_dim
-from npdraw_dist.measure.metrics import EDITED, METRICS
-from npdraw_dist.pipeline.models import DISTANCES
+from npdraw_dist.measure.metrics import METRICS, TESTED, group
 
 OURS = "npdraw"
 OF_IMAGES = ("nll_iwae", "elbo")
-EDITS = ("edit_inside", "edit_outside", "edit_features")  # less is better
-COSTS = ("parameters", "flops", "core_seconds", "images")
-MORE_IS_BETTER = ("elbo", "precision", "recall")
 PARTS = {"kl_whether", "kl_what", "kl_where"}  # terms of the choices of parts
 MARKS = {"better": "🟩", "worse": "🟥", "open": "⬜"}
 CLOSE = 0.1  # share of its time by which the seeds of a kind may miss it without a word
@@ -103,9 +99,10 @@ class Comparison:
             "bits_per_dim": bits,
             "elbo": elbo,
             "elbo_others": float(run.elbo[~before].mean()) if others is not None else None,
-            **{name: run.numbers.get(name) for name in TERMS},
+            **{name: run.numbers.get(name) for name in group("term")},
             "parts_share": None if parts is None else -parts / elbo,
-            **{name: run.numbers.get(name) for name in (*DISTANCES, *EDITED, "valid_nll", *COSTS)},
+            **{name: run.numbers.get(name) for name in (*group("distance"), *group("edit"))},
+            **{name: run.numbers.get(name) for name in ("valid_nll", *group("cost"))},
         }
 
     def values(self, run: Measured, name: str) -> dict[str, float]:
@@ -123,7 +120,7 @@ class Comparison:
         """
         others = [kind for kind in self.kinds if kind != OURS]
         found: dict[tuple[float, str, str], Difference] = {}
-        for fraction, name, kind in product(self.fractions, (*OF_IMAGES, *DISTANCES, *EDITS), others):
+        for fraction, name, kind in product(self.fractions, TESTED, others):
             ours, theirs = (
                 {run.entry.seed: self.values(run, name) for run in self.runs(fraction, each)}
                 for each in (OURS, kind)
@@ -142,7 +139,8 @@ class Comparison:
         """Whether NP-DRAW is shown to be `better` or `worse` in a difference; else it is `open`."""
         if not self.corrected[key] <= LEVEL:
             return "open"
-        return "better" if (self.differences[key].mean > 0) == (key[1] in MORE_IS_BETTER) else "worse"
+        more = self.differences[key].mean > 0
+        return "better" if more == (METRICS[key[1]].better == "more") else "worse"
 
 
 def write_report(comparison: Comparison, out: str) -> list[str]:
@@ -213,12 +211,13 @@ def note(comparison: Comparison) -> str:
             f" NLL and ELBO leave out the {comparison.served:,} images that served; terms, distances, edits "
             "and curves are of all test images."
         )
+    more = ", ".join(METRICS[name].title for name in TESTED if METRICS[name].better == "more")
     return (
         "Differences are NP-DRAW minus the other kind, on the same seeds and test images: mean ± half of the "
         f"{1 - LEVEL:.0%} interval by Student's t, over images and seeds together, for distances over seeds "
         f"alone. {MARKS['better']} NP-DRAW is better, {MARKS['worse']} worse, at {LEVEL:.0%} by Holm's "
-        f"correction over all {tested} differences of this report; {MARKS['open']} neither is shown. Less is "
-        f"better in NLL, both distances and edits, more in ELBO, precision and recall.{kept}"
+        f"correction over all {tested} differences of this report; {MARKS['open']} neither is shown. More is "
+        f"better in {more}, less in all others.{kept}"
     )
 
 
@@ -241,7 +240,7 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
         "NLL, served": ("nll_served", 2),
         f"bits/dim{others}": ("bits_per_dim", 4),
         f"ELBO{others}": ("elbo_others", 2),
-        **{METRICS[name].title: (name, METRICS[name].decimals) for name in DISTANCES},
+        **{METRICS[name].title: (name, METRICS[name].decimals) for name in group("distance")},
     }
     rows = []
     for kind, role in product(comparison.kinds, ("seed", "longest")):
@@ -252,8 +251,8 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
                 ends = "still improving" if still else "a longer training failed"
                 title += f", longest: {ends}" if still or failed else ", until it stops improving"
             cells = [spread(runs, *column) for column in columns.values()]
-            parameters, flops, seconds, images = (np.mean([row[name] for row in runs]) for name in COSTS)
-            costs = f"{parameters:,.0f}", f"{flops / 1e6:,.1f}", f"{seconds:,.0f}", f"{images:,.0f}"
+            means = {name: float(np.mean([row[name] for row in runs])) for name in group("cost")}
+            costs = [METRICS[name].format(mean) for name, mean in means.items()]
             trials = str(len(comparison.search.get(fraction, {}).get(kind, ())) or "")
             seeds, given = len(runs), comparison.given[fraction][0]
             count = f"{seeds} of {given}" if role == "seed" and seeds < given else str(seeds)
@@ -262,7 +261,7 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
         if known := comparison.references.get(name):
             cells = [spread([known], *column) for column in columns.values()]
             rows.append([f"{name}: {what} against test", "", "", *cells, "", "", "", ""])
-    costs_head = ("parameters", "MFLOP", "core-seconds", "images seen")
+    costs_head = [METRICS[name].title for name in group("cost")]
     return table(["model", "trials", "seeds", *columns, *costs_head], rows)
 
 
@@ -279,12 +278,12 @@ def _cost(comparison: Comparison, fraction: float) -> list[str]:
 
 def _terms(comparison: Comparison, fraction: float) -> list[str]:
     """The terms of the ELBO, and the share of its nats that parts carry."""
-    return _numbers(comparison, fraction, "terms of the ELBO", (*TERMS, "parts_share"))
+    return _numbers(comparison, fraction, "terms of the ELBO", (*group("term"), "parts_share"))
 
 
 def _edits(comparison: Comparison, fraction: float) -> list[str]:
     """Errors of edits, beside those of reconstructions and of pasted pixels."""
-    return _numbers(comparison, fraction, "edits (squared errors)", tuple(EDITED))
+    return _numbers(comparison, fraction, "edits (squared errors)", group("edit"))
 
 
 def _numbers(comparison: Comparison, fraction: float, title: str, names: Sequence[str]) -> list[str]:

@@ -26,13 +26,13 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import png, tiled
 from npdraw_dist.core.made_by import stamp, version_of
 from npdraw_dist.core.model_files import CARD, CONFIG, WEIGHTS, first_fact, model_folder
+from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.nn.generative import GenerativeModel
 
 SAMPLES_FILE = "samples.png"
 NUMBERS = re.compile(r"^## Numbers$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)  # that section of a card
 # Keys of the results that are not rows of the table.
 PROTOCOL = ("split", "n", "k", "protocol")
-NATS = ("nll_iwae", "elbo", "condition_gain")  # what metrics in nats begin with
 HEADER = """---
 library_name: npdraw_dist
 license: apache-2.0
@@ -269,7 +269,7 @@ def _numbers(results: Mapping[str, Any] | None) -> str:
     if results is None or not {"n", "split", "k"} <= results.keys():
         return "Not measured. `npdraw evaluate --model DIR --data.source SOURCE` measures them."
     rows = [
-        f"| `{name}` | {value:,.4f}{' nats' if name.startswith(NATS) else ''} |"
+        f"| `{name}` | {value:,.4f} {METRICS[name.removesuffix('_se')].unit}".rstrip() + " |"
         for name, value in results.items()
         if name not in PROTOCOL and isinstance(value, int | float)
     ]

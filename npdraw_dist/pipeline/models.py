@@ -31,6 +31,7 @@ from npdraw_dist.core.storage import (
     sha256,
     write_text,
 )
+from npdraw_dist.measure.metrics import PUBLISHED
 from npdraw_dist.nn import hub
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.growth import grown
@@ -40,12 +41,8 @@ from npdraw_dist.nn.npdraw import NPDraw
 RUNS = "runs"  # the default --storage of `train`
 OF_PACKAGE = "emoji"  # the model that is taken where there is none
 BANK = "bank.safetensors"
-# Numbers that a model folder states, of one split: how many images and importance samples, the bounds.
-MEASURED = (
-    *("n", "k", "nll_iwae", "nll_iwae_se", "elbo", "elbo_se", "bits_per_dim"),
-    *("nll_iwae_given", "condition_gain", "condition_gain_se"),
-)
-DISTANCES = ("frechet_distance", "kernel_distance", "precision", "recall")
+# Numbers of one split that a model folder states: how many images and importance samples, and the metrics.
+STATED = ("n", "k", *PUBLISHED)
 
 
 def chosen_model(model: str | None) -> str:
@@ -306,7 +303,7 @@ def publish(model: str, evaluation: Mapping[str, Any]) -> str | None:
 
 def _results(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     protocol, made_by = evaluation["protocol"], evaluation["made_by"]
-    numbers = {name: evaluation[name] for name in (*MEASURED, *DISTANCES) if name in evaluation}
+    numbers = {name: evaluation[name] for name in STATED if name in evaluation}
     told = f"Measured by `npdraw evaluate` {made_by['version']} on {made_by['date'][:10]}"
     told += f", seed {protocol['seed']}"
     distance = protocol["distance"]

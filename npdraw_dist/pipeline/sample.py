@@ -27,7 +27,7 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.gpu_task import on_gpu
-from npdraw_dist.pipeline.models import MEASURED, load_model, write_results
+from npdraw_dist.pipeline.models import STATED, load_model, write_results
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import Numbers, score
 from npdraw_dist.pipeline.store import METRICS, Store, fingerprint_of, required
@@ -91,7 +91,7 @@ def _publish(experiment: Experiment, store: Store, metrics: Mapping[str, Any], p
     split = experiment.eval.split
     results = {
         "split": split,
-        **{name: metrics[f"{split}/{name}"] for name in MEASURED if f"{split}/{name}" in metrics},
+        **{name: metrics[f"{split}/{name}"] for name in STATED if f"{split}/{name}" in metrics},
         "protocol": f"Measured at the end of the training, with seed {experiment.seed}.",
     }
     with store.reading("samples.png") as drawn, store.writing("model", SAMPLES_FILE) as path:
