@@ -111,9 +111,7 @@ def base_config(
 ) -> Experiment:
     """The config that all kinds share. Raises UserError if a flag sets what the comparison decides."""
     if flags.get("eval", {}).get("split") == "test":
-        raise UserError(
-            "--eval.split test: a sweep never opens the test split; evaluate --compare opens it once"
-        )
+        raise UserError("--eval.split test: a sweep never opens the test split; npdraw report opens it once")
     refuse_settings(flags, DECIDED, "is decided by the comparison")
     fixed = {"eval": {"split": "valid"}}
     base = build(merge(read_preset(preset or space.preset), nested(space.settings), file, flags, fixed))

@@ -1,7 +1,7 @@
 """Runs a comparison of kinds of models: what the command `sweep` does with a space of `Kinds`.
 
 Its folder holds comparison.json, the plan with all that was decided, and the runs: rates/ (the cost of an
-image), trials/, seeds/ and longer/. A second start does what is missing. `evaluate --compare` reads the plan.
+image), trials/, seeds/ and longer/. A second start does what is missing. `npdraw report` reads the plan.
 """
 
 import json
@@ -38,7 +38,7 @@ from tune_spaces.trainings import (
 )
 from tune_spaces.trials import TrialResult, claim_facts, forget_failed, label, read_results
 
-PLAN = "comparison.json"
+PLAN, OPENED = "comparison.json", "opened.json"  # what was decided; how the test split was opened
 FAIR = (0.75, 1.33)  # shares of core_seconds between which the median of a kind's trials should be
 CLOSE = 0.1  # share of core_seconds by which a winner may miss them before its budget is corrected
 GAIN = 0.0025  # share by which a longer training has to lower the NLL, to be counted as an improvement
@@ -104,7 +104,7 @@ class Comparison:
             kinds = {trial["kind"] for trial in planned.values()}
             kept = {name: trial for name, trial in facts["trials"].items() if trial["kind"] in kinds}
             record = claimed({**facts, "trials": kept})
-            if kept != facts["trials"] and not self.run.has("opened.json"):
+            if kept != facts["trials"] and not self.run.has(OPENED):
                 self.run.write_json({**record, "trials": facts["trials"]}, PLAN)
         return claimed(facts)
 
@@ -220,7 +220,7 @@ class Comparison:
         return found
 
     def finals(self, winners: dict[str, Job]) -> list[dict[str, Any]]:
-        """What `evaluate --compare` is told of the final runs.
+        """What `npdraw report` is told of the final runs.
 
         The winners are trained anew with seeds of their own, since the trial's has been chosen among many;
         and, with the first of these seeds, for longer until validation stops improving: the best of these,
@@ -304,14 +304,14 @@ def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | 
         check(first, store, first.stage_names)
         if inputs.source_of(first, store).count("test") == 0:
             raise UserError(
-                f"data.source {first.data.source} has no test image, which evaluate --compare needs; raise "
+                f"data.source {first.data.source} has no test image, which npdraw report needs; raise "
                 f"--data.test_fraction ({first.data.test_fraction:g}), or prepare the data again"
             )
     if not store.has(PLAN):
         store.make_folder()
     with store.lease("comparison"):
         record = comparison.claim()
-        if store.has("opened.json"):
+        if store.has(OPENED):
             raise UserError(
                 f"{store.shown()} was compared on the test split: nothing is trained any more; "
                 "take another --name"
@@ -351,4 +351,4 @@ def _write_results(comparison: Comparison, done: Sequence[Job], winners: dict[st
     write_text(run.filesystem, run.path("best.yaml"), f"# The best trial by validation, {best.name}.\n{text}")
     for kind, job in winners.items():
         printed.print(f"{kind}: {job.name}, valid NLL {valid_nll(run, job):.2f} ({label(job.settings)})")
-    printed.print(f"next: npdraw evaluate --compare {run.shown()} --out FOLDER")
+    printed.print(f"next: npdraw report --sweeps {run.shown()} --out FOLDER")

@@ -20,9 +20,9 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate import __main__ as evaluate
-from npdraw_dist.evaluate.actors import GENERATED
 from npdraw_dist.evaluate.edits import measure_edits
 from npdraw_dist.evaluate.protocol import with_defaults
+from npdraw_dist.evaluate.work import GENERATED
 from npdraw_dist.measure.distances import all_distances
 from npdraw_dist.measure.features import facts_of
 from npdraw_dist.pipeline.inputs import require_split

@@ -14,7 +14,6 @@ import pytest
 
 from npdraw_dist.config.load import build, with_changes
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.evaluate.comparison import read_sweep
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.fake_trainings import MS, SECONDS, FakeTrainings, compare, plan_of, third_is_best
@@ -31,6 +30,7 @@ from tune_spaces.budgets import (
     split_shares,
     with_budget,
 )
+from tune_spaces.opening import read_sweep
 from tune_spaces.options import Options
 
 KINDS = ("npdraw", "vae", "vqvae")

@@ -4,7 +4,6 @@ It is written from the numbers of the runs alone, so it can be written again wit
 Shapes: S seeds, N images. A number belongs to an image, or to a whole run.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +11,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import yaml
 from numpy.typing import NDArray
@@ -22,11 +19,12 @@ from npdraw_dist.config.registry import in_order, title_of
 from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.storage import write_files
 from npdraw_dist.data.splits import unit_hash
-from npdraw_dist.evaluate.measured import Measured
-from npdraw_dist.evaluate.paired import LEVEL, Difference, holm, paired, standard_error
-from npdraw_dist.evaluate.plots import by_fraction, intervals, percent, picture
 from npdraw_dist.measure.bounds import bits_per_dim
 from npdraw_dist.measure.metrics import METRICS, TESTED, group
+from npdraw_dist.measure.paired import LEVEL, Difference, holm, paired, standard_error
+from npdraw_dist.measure.tables import markdown_table, parquet, percent
+from tune_spaces.measured import Measured
+from tune_spaces.plots import by_fraction, intervals, picture
 
 OURS = "npdraw"
 OF_IMAGES = ("nll_iwae", "elbo")
@@ -176,12 +174,6 @@ def write_report(comparison: Comparison, out: str) -> list[str]:
     return write_files(out, files)
 
 
-def parquet(rows: Sequence[Row]) -> bytes:
-    file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows)), file)
-    return file.getvalue()
-
-
 def markdown(comparison: Comparison) -> str:
     """The tables of kinds, terms, differences, NLL by k and trials at each fraction; then the protocol."""
     lines = [
@@ -221,16 +213,6 @@ def note(comparison: Comparison) -> str:
     )
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, without its empty columns; none without rows."""
-    if not rows:
-        return []
-    cells = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
-    lines = ["| " + " | ".join(line) + " |" for line in zip(*cells, strict=True)]
-    lines.insert(1, "|---|" + "---:|" * (len(cells) - 1))
-    return lines
-
-
 def _kinds(comparison: Comparison, fraction: float) -> list[str]:
     """A row for each kind, the mean ± standard error over its seeds, one for its longest training; then the
     floor and the ceiling of the distances."""
@@ -262,7 +244,7 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
             cells = [spread([known], *column) for column in columns.values()]
             rows.append([f"{name}: {what} against test", "", "", *cells, "", "", "", ""])
     costs_head = [METRICS[name].title for name in group("cost")]
-    return table(["model", "trials", "seeds", *columns, *costs_head], rows)
+    return markdown_table(["model", "trials", "seeds", *columns, *costs_head], rows)
 
 
 def _cost(comparison: Comparison, fraction: float) -> list[str]:
@@ -294,7 +276,7 @@ def _numbers(comparison: Comparison, fraction: float, title: str, names: Sequenc
         cells = [spread(runs, name, METRICS[name].decimals) for name in names]
         if any(cells):
             rows.append([title_of(kind), *cells])
-    return table([title, *(METRICS[name].title for name in names)], rows)
+    return markdown_table([title, *(METRICS[name].title for name in names)], rows)
 
 
 def spread(rows: Sequence[Row], name: str, decimals: int) -> str:
@@ -316,7 +298,7 @@ def _differences(comparison: Comparison, fraction: float) -> list[str]:
         if seeds := [str(comparison.differences[key].seeds) for key in own if key]:
             cells = ["" if key is None else _interval(comparison, key) for key in own]
             rows.append([title_of(kind), seeds[0], *cells])
-    return table(["NP-DRAW minus", "seeds", *(METRICS[name].title for name in names)], rows)
+    return markdown_table(["NP-DRAW minus", "seeds", *(METRICS[name].title for name in names)], rows)
 
 
 def _interval(comparison: Comparison, key: tuple[float, str, str]) -> str:
@@ -330,7 +312,7 @@ def _curves(comparison: Comparison, fraction: float) -> list[str]:
     runs = comparison.leading(fraction)
     ks = sorted(runs[0].curve) if runs else []
     rows = [[run.entry.title, *(f"{run.curve[k]:.2f}" for k in ks)] for run in runs]
-    return table(["NLL of some images by k", *(f"{k:,}" for k in ks)], rows)
+    return markdown_table(["NLL of some images by k", *(f"{k:,}" for k in ks)], rows)
 
 
 def _search(comparison: Comparison, fraction: float) -> list[str]:
@@ -346,7 +328,7 @@ def _search(comparison: Comparison, fraction: float) -> list[str]:
         rows.append([title_of(kind), *cells, seeds])
     head = ["NLL on validation", "best trial", *map(str, range(2, most + 1)), "seeds of it"]
     told = "All trials have the same validation images. Other seeds may hold out others."
-    return [*table(head, rows), "", told]
+    return [*markdown_table(head, rows), "", told]
 
 
 def _samples(runs: Sequence[Measured]) -> bytes:
