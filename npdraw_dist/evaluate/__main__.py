@@ -55,8 +55,8 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
 
         require_gpu(settings.scale)
     result, written = protocol.evaluate(settings, "num_workers" in flags.get("scale", {}), out)
-    card = publish(settings.model, result)
-    print("\n".join([*protocol.summary_lines(result), *written, *filter(None, [card])]))
+    stated = publish(settings.model, result)
+    print("\n".join([*protocol.summary_lines(result), *written, *filter(None, [stated])]))
 
 
 def _ask(out: str | None, flags: dict[str, Any]) -> None:

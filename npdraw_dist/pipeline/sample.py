@@ -81,13 +81,13 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         "sample/seconds": round(time.perf_counter() - started + before.get("sample/seconds", 0.0), 2),
         "sample/core_seconds": round(spent, 2),
     }
-    _publish(experiment, store, metrics, manifests["vae"]["parameters"])
+    _publish(experiment, store, metrics)
     store.write_json(metrics, METRICS)
     return metrics
 
 
-def _publish(experiment: Experiment, store: Store, metrics: Mapping[str, Any], parameters: int) -> None:
-    """Numbers and samples in the model folder: its config.json, its card and samples.png."""
+def _publish(experiment: Experiment, store: Store, metrics: Mapping[str, Any]) -> None:
+    """Writes numbers and samples to the model folder: config.json and samples.png."""
     split = experiment.eval.split
     results = {
         "split": split,
@@ -96,7 +96,7 @@ def _publish(experiment: Experiment, store: Store, metrics: Mapping[str, Any], p
     }
     with store.reading("samples.png") as drawn, store.writing("model", SAMPLES_FILE) as path:
         shutil.copyfile(drawn, path)
-    write_results(store.filesystem, store.path("model"), results, parameters)
+    write_results(store.filesystem, store.path("model"), results)
 
 
 def _draw_and_score(

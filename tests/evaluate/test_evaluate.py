@@ -114,7 +114,8 @@ def test_the_numbers_are_those_of_every_image_in_order(evaluated: Path, classifi
     assert (how["n_real"], how["n_generated"], how["features"]) == (IMAGES, SAMPLES, 8)
     assert how["extractor_sha256"] == hashlib.sha256(classifier.read_bytes()).hexdigest()
     assert (evaluated / "evaluation.png").exists()
-    assert f"{found['nll_iwae']:,.4f}" in (evaluated / "model" / "README.md").read_text()
+    stated = json.loads((evaluated / "model" / "config.json").read_text())["results"]
+    assert (stated["nll_iwae"], stated["recall"]) == (found["nll_iwae"], found["recall"])
 
 
 def ids(run: Path, *splits: str) -> set[str]:

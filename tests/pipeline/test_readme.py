@@ -90,7 +90,7 @@ def test_the_commands_run(tiny_run: Path, users_folder: Path, capsys: pytest.Cap
             Path("my.yaml").write_text(printed)
     assert Path("runs/from_shards/metrics.json").is_file()
     assert Path("samples/generation.gif").stat().st_size > 1000
-    assert "Measured by `npdraw evaluate`" in Path("runs/digits/model/README.md").read_text()
+    assert "Measured by `npdraw evaluate`" in Path("runs/digits/model/config.json").read_text()
 
 
 def test_the_notebook_of_the_cluster_runs(
