@@ -62,7 +62,7 @@ def test_a_small_comparison_from_trials_to_the_report(
     plan = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert len(plan["finals"]) == 6
     records = list((tmp_path / "c").glob("*/*/" + OPENINGS))
-    assert len(records) == 3 * 2 + 2 + 4 + 2  # rates, trials, seeds, longer
+    assert len(records) == 2 + 2 + 4 + 2  # rates, trials, seeds, longer
     assert all(json.loads(record.read_text())["opened"] == [] for record in records)
 
     flags = ["--sweeps", str(tmp_path / "c"), "--k", "5", "--scale.num_workers", "0"]
