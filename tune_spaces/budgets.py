@@ -1,6 +1,5 @@
 """The trainings of a comparison: the config of each, and the budget of images that takes the counted time."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,7 +82,7 @@ def ms_an_image(job: Job) -> float | str:
     """
     experiment = job.experiment
     try:
-        found = cost(experiment, time.process_time)
+        found = cost(experiment, cores=True)
     except Exception as error:
         return reason_of(error)
     share = experiment.prior.images / experiment.vae.images

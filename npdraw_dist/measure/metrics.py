@@ -55,10 +55,6 @@ def _distance(title: str, decimals: int, better: Better) -> Metric:
     return Metric(title, decimals, "distance", "", better, compared=True, tested=True, published=True)
 
 
-def _edit(title: str, decimals: int, tested: bool) -> Metric:
-    return Metric(title, decimals, "edit", "", "less", tested=tested)
-
-
 METRICS = {
     "nll_iwae": _bound("NLL", "less", compared=True, tested=True, published=True),
     "nll_iwae_given": _bound("NLL given the condition", "less", published=True),
@@ -81,14 +77,13 @@ METRICS = {
     "precision": _distance("precision", 3, "more"),
     "recall": _distance("recall", 3, "more"),
     # A region of one image on another, decoded (`evaluate/edits.py`).
-    "edit_inside": _edit("edit inside", 4, tested=True),
-    "edit_outside": _edit("edit outside", 4, tested=True),
-    "reconstructed_inside": _edit("reconstructed inside", 4, tested=False),
-    "reconstructed_outside": _edit("reconstructed outside", 4, tested=False),
-    "pasted_inside": _edit("pasted inside", 4, tested=False),
-    "pasted_outside": _edit("pasted outside", 4, tested=False),
-    "edit_features": _edit("edit, features", 3, tested=True),
-    "pasted_features": _edit("pasted, features", 3, tested=False),
+    **{
+        f"{made}_{where}": Metric(f"{made} {where}", 4, "edit", "", "less", tested=made == "edit")
+        for made in ("edit", "reconstructed", "pasted")
+        for where in ("inside", "outside")
+    },
+    "edit_features": Metric("edit, features", 3, "edit", "", "less", tested=True),
+    "pasted_features": Metric("pasted, features", 3, "edit", "", "less"),
     "canvas_mse": Metric("canvas MSE", 4, "parts", "", "less"),
     "mean_parts": Metric("parts an image", 1, "parts"),
     "active_parts": Metric("parts an image", 1, "parts"),

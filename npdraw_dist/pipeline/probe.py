@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,10 +44,10 @@ class Cost:
         return relaxed_share * self.relaxed + (1 - relaxed_share) * self.hard
 
 
-def cost(experiment: Experiment, clock: Callable[[], float] = time.perf_counter) -> Cost:
+def cost(experiment: Experiment, cores: bool = False) -> Cost:
     """By a few steps of the untrained model of `experiment` on random images, in this process.
 
-    clock: what the seconds are read from; `time.process_time` counts those of cores.
+    cores: counts seconds of cores, whatever else runs on them, instead of the clock's.
     """
     torch.manual_seed(experiment.seed)
     model, size, vae = make_model(spec_of(experiment)), experiment.train.batch_size, experiment.vae
@@ -56,13 +55,13 @@ def cost(experiment: Experiment, clock: Callable[[], float] = time.perf_counter)
         images = torch.randint(256, (size, *model.spec.image_shape), dtype=torch.uint8)
         nothing = torch.zeros(size, 1, dtype=torch.int64)
         batch = Batch(images, nothing.bool(), nothing, nothing)
-        seconds = _seconds(BaselineObjective(model, vae), batch, experiment, clock)
+        seconds = _seconds(BaselineObjective(model, vae), batch, experiment, cores)
         return Cost(0.0, seconds, seconds)
     assert isinstance(model, NPDraw)
     model.set_bank(PartBank(torch.rand_like(model.bank_parts)))
     batch = _random_batch(model, size)
-    prior = _seconds(PriorObjective(model.prior, experiment.prior.learning_rate), batch, experiment, clock)
-    steps = (_seconds(VAEObjective(model, vae), batch, experiment, clock, hard) for hard in (False, True))
+    prior = _seconds(PriorObjective(model.prior, experiment.prior.learning_rate), batch, experiment, cores)
+    steps = (_seconds(VAEObjective(model, vae), batch, experiment, cores, hard) for hard in (False, True))
     return Cost(prior, *steps)
 
 
@@ -109,7 +108,7 @@ def _seconds(
     objective: Objective,
     batch: Batch,
     experiment: Experiment,
-    clock: Callable[[], float],
+    cores: bool,
     hard: bool = False,
 ) -> float:
     """Seconds an image of a step. hard: as of `timed_step`."""
@@ -119,7 +118,7 @@ def _seconds(
     timed_step(run, there, settings.micro_batch, hard)
     taken: list[float] = []
     while sum(taken) < PROBE_S or len(taken) < 2:
-        started = clock()
-        timed_step(run, there, settings.micro_batch, hard)
-        taken.append(clock() - started)
+        started = time.process_time()
+        seconds = timed_step(run, there, settings.micro_batch, hard)
+        taken.append(time.process_time() - started if cores else seconds)
     return min(taken) / len(batch)

@@ -111,14 +111,14 @@ def test_the_budget_takes_the_time_in_whole_batches() -> None:
 
 def test_the_cost_of_an_image_is_that_of_all_training_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = Cost(prior=0.001, relaxed=0.002, hard=0.004)
-    monkeypatch.setattr(budgets, "cost", lambda experiment, clock: seconds)
+    monkeypatch.setattr(budgets, "cost", lambda experiment, cores: seconds)
     space = load_kinds("comparison")
     job = draw_trials(space, base_config(space, None, {}, {}), ["npdraw"], 1)[0]
     own = {"vae": {"images": 1000, "relaxed_images": 250}, "prior": {"images": 500}}
     job = replace(job, experiment=with_changes(job.experiment, own))
     assert budgets.ms_an_image(job) == pytest.approx(0.25 * 2 + 0.75 * 4 + 0.5 * 1)
 
-    def fails(experiment: object, clock: object) -> Cost:
+    def fails(experiment: object, cores: bool) -> Cost:
         raise UserError("not possible")
 
     monkeypatch.setattr(budgets, "cost", fails)
