@@ -14,7 +14,7 @@ import pytest
 
 from npdraw_dist.config.load import build, with_changes
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.pipeline import inputs
+from npdraw_dist.pipeline import inputs, probe
 from npdraw_dist.pipeline.probe import Cost
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.fake_trainings import MS, SECONDS, FakeTrainings, compare, plan_of, third_is_best
@@ -123,6 +123,17 @@ def test_the_cost_of_an_image_is_that_of_all_training_stages(monkeypatch: pytest
 
     monkeypatch.setattr(budgets, "cost", fails)
     assert budgets.ms_an_image(job) == "not possible"
+
+
+@pytest.mark.parametrize("kind", ["npdraw", "flow"])
+def test_the_steps_of_a_kind_are_timed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "PROBE_S", 0.0)
+    space = load_kinds("comparison")
+    small = {"train": {"micro_batch": 8}, "data": {"source": "digits"}}
+    (job,) = draw_trials(space, base_config(space, None, {}, small), [kind], 1)
+    ms = budgets.ms_an_image(job)
+    assert isinstance(ms, float)
+    assert ms > 0
 
 
 def test_a_dry_run_lists_a_line_a_trial(capsys: pytest.CaptureFixture[str]) -> None:
