@@ -39,7 +39,6 @@ COMMANDS = {
     "evaluate": Entry(
         "npdraw_dist.evaluate.__main__:Evaluate", "measure a model on a split, or compare runs"
     ),
-    "asked": Entry("npdraw_dist.asked:Asked", "measure whether a model draws what it is asked for"),
     "extractor": Entry(
         "npdraw_dist.extractor:Extractor", "train a classifier whose features measure distances"
     ),
@@ -52,6 +51,7 @@ COMMANDS = {
     "presets": Entry("npdraw_dist.presets:Presets", "list the presets of `npdraw train`"),
     "prepare": Entry("npdraw_dist.prepare:Prepare", "write a data set once as Parquet or tar shards"),
     "sweep": Entry("tune_spaces.sweep:Sweep", "search settings with Ray Tune"),
+    "report": Entry("tune_spaces.report:Report", "compare the models of finished comparisons, once, on test"),
     "bench": Entry("npdraw_dist.bench.__main__:Bench", "measure this machine, and plan a cluster"),
 }
 COMPLETION = "completion"

@@ -25,9 +25,11 @@ ALLOWED: dict[str, set[str]] = {
         *("core.errors", "core.grid", "core.grid_sizes", "core.model_files", "core.process", "core.storage"),
     },
     **{room: {"core", "config"} for room in MIDDLE},
+    "nn": {"core", "config", "measure.metrics"},  # the card of a model names units
     "pipeline": {"core", "config"} | MIDDLE,
     **{room: {"core", "config", "pipeline"} | MIDDLE for room in COMMAND_ROOMS},
-    "tune_spaces": {"core", "config", "pipeline", "training", "measure.metrics"},
+    # A comparison takes the numbers of each of its models from `evaluate`.
+    "tune_spaces": {"core", "config", "pipeline", "evaluate"} | MIDDLE,
     "cluster": {"config"},
 }
 # A command that is one file.
@@ -38,7 +40,6 @@ COMMAND = {
 FILES: dict[str, set[str]] = {
     "__init__": {"core.images", "core.parts", "nn.drawings", "nn.hub", "nn.npdraw", "pipeline.fit"},
     "prepare": COMMAND | {"data.shards", "data.prepare"},
-    "asked": COMMAND | {"evaluate.asked", "evaluate.settings"},
     "extractor": COMMAND | {"data", "measure.features", "nn.classifier", "training.feed"},
 }
 RAY = {"data", "bank", "training", "pipeline", "tune_spaces", "cluster"} | COMMAND_ROOMS

@@ -20,9 +20,9 @@ from tests.helpers.mistake_world import contents, small_machine, taken_port, wri
 from tests.helpers.runs import Refused
 
 MODULES = {
-    **{name: f"npdraw_dist.{name}" for name in ("train", "prepare", "sample", "extractor", "asked")},
+    **{name: f"npdraw_dist.{name}" for name in ("train", "prepare", "sample", "extractor")},
     **{name: f"npdraw_dist.{name}.__main__" for name in ("evaluate", "edit", "serve", "bench")},
-    "sweep": "tune_spaces.sweep",
+    **{name: f"tune_spaces.{name}" for name in ("sweep", "report")},
     "bank": "npdraw_dist.make_bank",
     "export": "npdraw_dist.export_demo.__main__",
     "fit": "npdraw_dist.fit_folder",
@@ -86,7 +86,13 @@ evaluate --model model --out new.json --split tests | --split: & 'train', 'valid
 evaluate --out new.json | --model is missing
 evaluate --model models/sound | --out is missing & --out FILE.json
 evaluate --compare runs/mine | --compare needs --out
-evaluate --compare runs/mine --k 3 --out new | --compare of runs takes --out only, not --k & is no sweep
+evaluate --compare runs/mine --k 3 --out new | --compare takes --out only, not --k
+evaluate --model model --guidance 2 --out new | --guidance is a flag of --asked; leave it out
+evaluate --asked --model model | --asked needs --out
+evaluate --asked --model model --k 3 --out new | --asked takes no --k (it takes
+report --out new | --sweeps is missing
+report --sweeps runs/mine | --out is missing
+report --sweeps runs/mine --split valid --out new | --split
 bench --only step,serv | unknown section 'serv'; did you mean serve? & known: machine, bank
 bench --only step --plan | --only & --plan
 bench --images 3 | --images, --gpus and --from need --plan
@@ -108,7 +114,7 @@ sweep --space comparison --scheduler asha | --scheduler is no flag of a comparis
 sweep --space comparison --kinds npdraw,vea | unknown kind 'vea'; did you mean vae?
 sweep --space comparison --kinds vae | two kinds or more
 sweep --space comparison --longest 1 | --longest 1 leaves no longer training
-sweep --space comparison --eval.split test | never opens the test split; evaluate --compare opens it once
+sweep --space comparison --eval.split test | never opens the test split; npdraw report opens it once
 sweep --space comparison --vae.images 5 | vae.images is decided by the comparison
 sweep --space comparison --train.batch_size 128 --dry-run | train.batch_size varies in the space of
 sweep --space comparison --config started.yaml --dry-run | section init is set, but the trials
@@ -156,7 +162,7 @@ sample mine --out new | 'mine' belongs to no flag; a setting is written --name V
 fit file --minutes 0 --storage new | minutes: & greater than 0
 fit pictures --storage . | among the pictures & storage elsewhere
 fit pictures --name "" --storage new | --name '' is not a run name
-asked --model model --out new | takes no condition & --prior.condition
+evaluate --asked --model model --out new | takes no condition & --prior.condition
 sample --out new --model nowhere | model nowhere is no model folder & digits, emoji, emoji64, fashion, glyphs
 sample --out new --model runs/mine | --model runs/mine is a run without a model yet & again to finish it
 sample --out new --model models/unweighted | models/unweighted is damaged & model.safetensors

@@ -8,11 +8,11 @@ from npdraw_dist.config.load import build, merge, read_preset, with_changes
 from npdraw_dist.config.registry import kind_of
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.pipeline.probe import cost
+from npdraw_dist.training.failures import reason_of
 from tune_spaces.space import Kinds, Point, Value, nested, refuse_settings, require_scratch, setting_of
 
-RATE_IMAGES = (640, 2560)  # budgets of the two trainings that tell roughly what an image costs
-ROUGH = 0.25  # `least` of their rate: a bad measurement cannot make the probe much longer than its share
-PROBE = 6  # a third one has about 1/PROBE of the core-seconds: the times of shorter ones scatter too much
+RATE_IMAGES = 640  # of the training that tells the fixed cost
 VALIDATIONS = 20  # in a training, however long. They are not counted
 LEAST_BATCHES = 20  # in any training, whatever an image costs
 PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
@@ -41,6 +41,10 @@ class Job:
     def path(self) -> str:
         return f"{self.folder}/{self.name}"
 
+    def start(self) -> "Job":
+        """A short training, which tells what the same costs for any budget."""
+        return self.with_images(RATE_IMAGES, "rates", f"{self.name}-start")
+
     def with_images(self, images: int, folder: str, name: str, seed: int | None = None) -> "Job":
         """The training of this config for `images`, as a run of its own."""
         changes: dict[str, Any] = {} if seed is None else {"seed": seed}
@@ -60,24 +64,29 @@ class Rate:
     ms: float
 
     @classmethod
-    def of(cls, images: Sequence[int], core_seconds: Sequence[float], least: float = 0.0) -> "Rate":
-        """From the counted seconds of two trainings, the shorter one first. least: the least share of
-        the second that counts as the cost of its images. Raises UserError if they say nothing."""
-        few, many = images
-        ms = 1000 * (core_seconds[1] - core_seconds[0]) / (many - few)
-        ms = max(ms, 1000 * least * core_seconds[1] / many)
-        if ms <= 0:
-            raise UserError(
-                f"{many:,} images took {core_seconds[1]:.2f} core-seconds and {few:,} images "
-                f"{core_seconds[0]:.2f}: no rate can be told; delete the folder rates and start again"
-            )
-        return cls(max(core_seconds[0] - few * ms / 1000, 0.0), ms)
+    def of(cls, ms: float, images: int, core_seconds: float) -> "Rate":
+        """From the cost of an image, and that of a training on `images`."""
+        return cls(max(core_seconds - images * ms / 1000, 0.0), ms)
 
     def images(self, core_seconds: float, experiment: Experiment) -> int:
         """The budget that takes so many counted seconds, in whole batches."""
         batch = experiment.train.batch_size
         images = int((core_seconds - self.fixed_s) * 1000 / self.ms)
         return max(images // batch, LEAST_BATCHES) * batch
+
+
+def ms_an_image(job: Job) -> float | str:
+    """Milliseconds of a core that an image of the budget costs in training; a reason if it fails.
+
+    The prior sees its own number of images meanwhile.
+    """
+    experiment = job.experiment
+    try:
+        found = cost(experiment, cores=True)
+    except Exception as error:
+        return reason_of(error)
+    share = experiment.prior.images / experiment.vae.images
+    return 1000 * (found.vae(experiment.vae.relaxed_share) + share * found.prior)
 
 
 def with_budget(experiment: Experiment, images: int) -> Experiment:
@@ -111,9 +120,7 @@ def base_config(
 ) -> Experiment:
     """The config that all kinds share. Raises UserError if a flag sets what the comparison decides."""
     if flags.get("eval", {}).get("split") == "test":
-        raise UserError(
-            "--eval.split test: a sweep never opens the test split; evaluate --compare opens it once"
-        )
+        raise UserError("--eval.split test: a sweep never opens the test split; npdraw report opens it once")
     refuse_settings(flags, DECIDED, "is decided by the comparison")
     fixed = {"eval": {"split": "valid"}}
     base = build(merge(read_preset(preset or space.preset), nested(space.settings), file, flags, fixed))

@@ -1,13 +1,13 @@
 """Runs a comparison of kinds of models: what the command `sweep` does with a space of `Kinds`.
 
 Its folder holds comparison.json, the plan with all that was decided, and the runs: rates/ (the cost of an
-image), trials/, seeds/ and longer/. A second start does what is missing. `evaluate --compare` reads the plan.
+image), trials/, seeds/ and longer/. A second start does what is missing. `npdraw report` reads the plan.
 """
 
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,13 @@ from typing import Any
 from npdraw_dist.config.load import dump, with_changes
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import OBJECT_STORES, write_text
+from npdraw_dist.data.tasks import map_items
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.run import check
 from npdraw_dist.pipeline.store import Store
-from tune_spaces.budgets import PROBE, RATE_IMAGES, ROUGH, Job, Rate, base_config, draw_trials
+from tune_spaces.budgets import Job, Rate, base_config, draw_trials, ms_an_image
 from tune_spaces.options import NOT_OF_KINDS, Options
 from tune_spaces.results import write_table
 from tune_spaces.space import Kinds, refuse_settings
@@ -36,19 +37,29 @@ from tune_spaces.trainings import (
     store_of,
     valid_nll,
 )
-from tune_spaces.trials import TrialResult, claim_facts, forget_failed, label, read_results
+from tune_spaces.trials import TrialResult, claim_facts, forget_failed, label, read_results, write_result
 
-PLAN = "comparison.json"
+PLAN, OPENED = "comparison.json", "opened.json"  # what was decided; how the test split was opened
 FAIR = (0.75, 1.33)  # shares of core_seconds between which the median of a kind's trials should be
 CLOSE = 0.1  # share of core_seconds by which a winner may miss them before its budget is corrected
 GAIN = 0.0025  # share by which a longer training has to lower the NLL, to be counted as an improvement
+
+Probe = Callable[[Sequence[Job]], Sequence[float | str]]  # `ms_an_image` of jobs
 
 
 class Comparison:
     """A comparison. run: its folder. trials: of all kinds, `count` of each, in the order of the plan."""
 
-    def __init__(self, options: Options, space: Kinds, flags: dict[str, Any], execute: Train | None) -> None:
-        """execute: trains jobs; if not given, on Ray, or in this process with scale.num_workers 0.
+    def __init__(
+        self,
+        options: Options,
+        space: Kinds,
+        flags: dict[str, Any],
+        execute: Train | None,
+        probe: Probe | None,
+    ) -> None:
+        """execute: trains jobs; if not given, on Ray, or in this process with scale.num_workers 0. probe: as
+        `_probe` if not given.
 
         Raises UserError on flags that a comparison does not take, or an impossible config.
         """
@@ -73,11 +84,21 @@ class Comparison:
         self.trials = draw_trials(space, self.base, self.kinds, self.count, own_valid)
         there = partial(on_ray, at_once=options.max_concurrent_trials)
         self.execute = execute or (here if self.base.scale.here else there)
+        self.probe = probe or self._probe
 
     def _has_own_validation(self) -> bool:
         """Whether there are validation images without any share held out. Raises UserError without data."""
         base = with_changes(self.base, {"data": {"valid_fraction": 0.0}})
         return bool(inputs.source_of(base, self.run).shards("valid"))
+
+    def _probe(self, jobs: Sequence[Job]) -> list[float | str]:
+        """`ms_an_image` of each, on a core of the cluster or, one after the other, of this process."""
+        if jobs and not self.base.scale.here:
+            from npdraw_dist.training.launch import start_ray  # Ray takes seconds to import
+
+            start_ray(self.base.scale.model_copy(update={"num_workers": 1}))
+        measured = dict(map_items([*enumerate(jobs)], _measured))
+        return [measured[number] for number in range(len(jobs))]
 
     def facts(self) -> dict[str, Any]:
         """What the comparison is: a second start with others is refused."""
@@ -102,14 +123,13 @@ class Comparison:
             kinds = {trial["kind"] for trial in planned.values()}
             kept = {name: trial for name, trial in facts["trials"].items() if trial["kind"] in kinds}
             record = claimed({**facts, "trials": kept})
-            if kept != facts["trials"] and not self.run.has("opened.json"):
+            if kept != facts["trials"] and not self.run.has(OPENED):
                 self.run.write_json({**record, "trials": facts["trials"]}, PLAN)
         return claimed(facts)
 
     def require_data(self) -> None:
         """Raises UserError if data.path holds other data than those of an earlier training."""
-        few = RATE_IMAGES[0]
-        for job in (job.with_images(few, "rates", f"{job.name}-{few}") for job in self.trials):
+        for job in (job.start() for job in self.trials):
             if (store := store_of(self.run, job)).has(inputs.INPUTS):
                 inputs.claim(job.experiment, store)
                 return
@@ -155,25 +175,18 @@ class Comparison:
 
         A trial whose measurement failed has none; it counts as one of its kind.
         """
-        trials = {job.name: job for job in self.trials if job.name not in known}
-        few, many = RATE_IMAGES
-
-        def counted(budgets: dict[str, int], ending: str) -> dict[str, float]:
-            jobs = {n: trials[n].with_images(budgets[n], "rates", f"{n}-{ending}") for n in budgets}
-            done = self.train(list(jobs.values()), with_scores=False)
-            return {n: core_seconds(self.run, job) for n, job in jobs.items() if job in done}
-
-        first, second = (counted(dict.fromkeys(trials, n), str(n)) for n in RATE_IMAGES)
-        budgets = {}
-        for name in [name for name in trials if name in first and name in second]:
-            rate = Rate.of(RATE_IMAGES, (first[name], second[name]), ROUGH)
-            images = rate.images(self.core_seconds / PROBE, trials[name].experiment)
-            budgets[name] = max(images, many)
-        found = dict(known)
-        for name, seconds in counted(budgets, "probe").items():
-            rate = Rate.of((few, budgets[name]), (first[name], seconds))
-            images = rate.images(self.core_seconds, trials[name].experiment)
-            found[name] = {"fixed_s": round(rate.fixed_s, 3), "ms": round(rate.ms, 4), "images": images}
+        found, starts = dict(known), {job.start().name: job for job in self.trials if job.name not in known}
+        trained = self.train([job.start() for job in starts.values()], with_scores=False)
+        failed = {result.trial for result in read_results(self.run)}
+        todo = [job for job in trained if job.name not in failed]
+        for job, ms in zip(todo, self.probe(todo), strict=True):
+            trial = starts[job.name]
+            if isinstance(ms, str):
+                write_result(self.run, TrialResult(job.name, "failed", job.point, job.settings, reason=ms))
+                continue
+            rate = Rate.of(ms, job.budget or 0, core_seconds(self.run, job))
+            images = rate.images(self.core_seconds, trial.experiment)
+            found[trial.name] = {"fixed_s": round(rate.fixed_s, 3), "ms": round(rate.ms, 4), "images": images}
         return found
 
     def true_budget(self, job: Job, record: dict[str, Any]) -> int:
@@ -187,7 +200,8 @@ class Comparison:
         if close or images_seen(self.run, job) < budget:
             return budget
         fixed = min(record["rates"][job.name]["fixed_s"], spent / 2)
-        return Rate.of((0, budget), (fixed, spent)).images(self.core_seconds, job.experiment)
+        rate = Rate(fixed, 1000 * (spent - fixed) / budget)
+        return rate.images(self.core_seconds, job.experiment)
 
     def unfair(self, done: Sequence[Job]) -> list[str]:
         """A line for each kind whose trials took another time than they were given: this sweep measured their
@@ -209,7 +223,7 @@ class Comparison:
         for kind in self.kinds:
             mine = [job for job in done if job.kind == kind]
             if not mine:
-                # A result is of a trial, or of one of its measurements: `vae-0`, `vae-0-probe`.
+                # A result is of a trial, or of one of its measurements: `vae-0`, `vae-0-start`.
                 of_kind = re.compile(rf"{re.escape(kind)}-\d+(-\w+)?")
                 failed = [r.reason for r in read_results(self.run) if of_kind.fullmatch(r.trial)]
                 reason = next(filter(None, failed), "stopped")
@@ -218,7 +232,7 @@ class Comparison:
         return found
 
     def finals(self, winners: dict[str, Job]) -> list[dict[str, Any]]:
-        """What `evaluate --compare` is told of the final runs.
+        """What `npdraw report` is told of the final runs.
 
         The winners are trained anew with seeds of their own, since the trial's has been chosen among many;
         and, with the first of these seeds, for longer until validation stops improving: the best of these,
@@ -285,9 +299,15 @@ class Comparison:
         return TrialResult(job.name, "finished", job.point, job.settings, numbers, nll)
 
 
-def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | None = None) -> None:
-    """The comparison of `options`. execute: as of `Comparison`. Raises UserError."""
-    comparison = Comparison(options, space, flags, execute)
+def run(
+    options: Options,
+    space: Kinds,
+    flags: dict[str, Any],
+    execute: Train | None = None,
+    probe: Probe | None = None,
+) -> None:
+    """The comparison of `options`. execute, probe: as of `Comparison`. Raises UserError."""
+    comparison = Comparison(options, space, flags, execute, probe)
     if options.dry_run:
         for job in comparison.trials:  # a line each, whose first word is the kind
             varied = label({key: value for key, value in job.settings.items() if key != "model.kind"})
@@ -302,14 +322,14 @@ def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | 
         check(first, store, first.stage_names)
         if inputs.source_of(first, store).count("test") == 0:
             raise UserError(
-                f"data.source {first.data.source} has no test image, which evaluate --compare needs; raise "
+                f"data.source {first.data.source} has no test image, which npdraw report needs; raise "
                 f"--data.test_fraction ({first.data.test_fraction:g}), or prepare the data again"
             )
     if not store.has(PLAN):
         store.make_folder()
     with store.lease("comparison"):
         record = comparison.claim()
-        if store.has("opened.json"):
+        if store.has(OPENED):
             raise UserError(
                 f"{store.shown()} was compared on the test split: nothing is trained any more; "
                 "take another --name"
@@ -339,6 +359,10 @@ def run(options: Options, space: Kinds, flags: dict[str, Any], execute: Train | 
         _write_results(comparison, done, winners)
 
 
+def _measured(numbered: tuple[int, Job]) -> tuple[int, float | str]:
+    return numbered[0], ms_an_image(numbered[1])
+
+
 def _write_results(comparison: Comparison, done: Sequence[Job], winners: dict[str, Job]) -> None:
     """results.parquet, best.yaml, and the winners on the screen."""
     run = comparison.run
@@ -349,4 +373,4 @@ def _write_results(comparison: Comparison, done: Sequence[Job], winners: dict[st
     write_text(run.filesystem, run.path("best.yaml"), f"# The best trial by validation, {best.name}.\n{text}")
     for kind, job in winners.items():
         printed.print(f"{kind}: {job.name}, valid NLL {valid_nll(run, job):.2f} ({label(job.settings)})")
-    printed.print(f"next: npdraw evaluate --compare {run.shown()} --out FOLDER")
+    printed.print(f"next: npdraw report --sweeps {run.shown()} --out FOLDER")

@@ -2,6 +2,7 @@
 
 The result of a trial is a JSON file in <run>/results/. These files are the only memory of a sweep: a trial
 with a result is not run again, one without a result is.
+(`Tuner.restore` would read a pickle from the run folder, and runs no more trials than the first start had.)
 """
 
 import json

@@ -36,7 +36,7 @@ Model = Annotated[  # of commands that use a trained one
 # Names of settings whose value is a file or a folder.
 FILES = {
     *("path", "out", "bank", "config", "model", "storage", "from"),
-    *("compare", "extractor", "posters", "attributes", "a", "b"),
+    *("compare", "sweeps", "extractor", "posters", "attributes", "a", "b"),
 }
 
 

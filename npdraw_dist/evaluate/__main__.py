@@ -1,53 +1,34 @@
 """npdraw evaluate: the numbers of a trained model and their protocol, or a table of runs."""
 
 from collections.abc import Sequence
-from itertools import takewhile
 from typing import Any
 
-from npdraw_dist.config.cli import parse_flags, run_command, validate
+from npdraw_dist.config.cli import own_flags, parse_flags, run_command, validate
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import device_here, require_extra
-from npdraw_dist.evaluate.settings import PLAN, RESULT, Evaluate, EvaluationSettings
-
-OF_SWEEPS = ("k", "samples", "extractor", "fid-weights", "seed", "served", "scale")
-
-
-def spread(argv: Sequence[str], flag: str) -> list[str]:
-    """Turns `--flag A B` into `--flag A --flag B`, which pydantic-settings can parse."""
-    words: list[str] = []
-    rest = list(argv)
-    while rest:
-        word = rest.pop(0)
-        values = list(takewhile(lambda w: not w.startswith("--"), rest)) if word == flag else []
-        words += [w for value in values for w in (flag, value)] if values else [word]
-        rest = rest[len(values) :]
-    return words
-
+from npdraw_dist.evaluate.settings import RESULT, Asked, Evaluate, EvaluationSettings, Mode, Questions, spread
 
 # Torch and Ray take seconds to import, so each function checks its flags before it imports them.
 
 
 def main(argv: Sequence[str]) -> None:
     flags: dict[str, Any] = parse_flags(Evaluate, "npdraw_dist.evaluate", spread(argv, "--compare"))
+    mode = own_flags(Mode, flags)
+    if mode.asked:
+        _ask(mode.out, flags)
+        return
+    for flag in Questions.model_fields:
+        if flag in flags:
+            raise UserError(f"--{flag} is a flag of --asked; leave it out")
     for flag in ("fid-weights", "extractor"):
         if flag in flags:
             require_extra(f"--{flag}", "metrics", "torchmetrics", "torch_fidelity")
-    out, runs = flags.pop("out", None), flags.pop("compare", [])
-    if runs:
-        _compare(runs, out, flags)
+    if mode.compare:
+        _compare(mode.compare, mode.out, flags)
         return
-    if "served" in flags:
-        raise UserError("--served is a flag of --compare SWEEP ...; leave it out")
     if "model" not in flags:
         raise UserError("--model is missing: a run such as runs/digits (or --compare RUN ...)")
-    _evaluate(out, flags)
-
-
-def _settings(flags: dict[str, Any]) -> EvaluationSettings:
-    from npdraw_dist.training.workers import placed
-
-    found: EvaluationSettings = validate(EvaluationSettings, flags)
-    return found.model_copy(update={"scale": placed(found.scale)})
+    _evaluate(mode.out, flags)
 
 
 def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
@@ -55,9 +36,11 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
     from npdraw_dist.evaluate import protocol
     from npdraw_dist.pipeline.inputs import find_run
     from npdraw_dist.pipeline.models import chosen_model, publish
+    from npdraw_dist.training.workers import placed
 
     flags["model"] = chosen_model(flags["model"])
-    settings = _settings(protocol.with_defaults(flags))
+    settings: EvaluationSettings = validate(EvaluationSettings, protocol.with_defaults(flags))
+    settings = settings.model_copy(update={"scale": placed(settings.scale)})
     if out is None:
         run = find_run(settings.model)
         if run is None:
@@ -71,35 +54,40 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
 
         require_gpu(settings.scale)
     result, written = protocol.evaluate(settings, "num_workers" in flags.get("scale", {}), out)
-    card = publish(settings.model, result)
-    print("\n".join([*protocol.summary_lines(result), *written, *filter(None, [card])]))
+    stated = publish(settings.model, result)
+    print("\n".join([*protocol.summary_lines(result), *written, *filter(None, [stated])]))
+
+
+def _ask(out: str | None, flags: dict[str, Any]) -> None:
+    if out is None:
+        raise UserError("--asked needs --out, the folder of what it writes")
+    for flag in flags:
+        if flag not in Asked.model_fields:
+            raise UserError(f"--asked takes no --{flag} (it takes {', '.join(Asked.model_fields)})")
+    settings: Asked = validate(Asked, {**flags, "out": out})
+
+    from npdraw_dist.evaluate.asked import ask
+
+    for name, facts in ask(settings).items():
+        for kind in ("seen", "held_out"):
+            if facts[f"{kind}_drawings"]:
+                print(
+                    f"{name}, {kind.replace('_', ' ')}: {facts[f'{kind}_right']:.1%} of "
+                    f"{facts[f'{kind}_drawings']} drawings are read as requested"
+                )
+    print(f"{settings.out}/asked.json, {settings.out}/asked.png")
 
 
 def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:
     if out is None:
         raise UserError("--compare needs --out, the folder of what it writes")
-    from npdraw_dist.core.storage import is_file, open_filesystem, require_writable
-
-    sweeps = any(is_file(*open_filesystem(f"{run}/{PLAN}")) for run in runs)
     for flag in flags:
-        if not sweeps:
-            raise UserError(
-                f"--compare of runs takes --out only, not --{flag}: they are evaluated already "
-                f"({runs[0]} is no sweep --space comparison)"
-            )
-        if flag not in OF_SWEEPS:
-            raise UserError(f"--{flag} is no flag of --compare SWEEP ... (it takes {', '.join(OF_SWEEPS)})")
+        raise UserError(f"--compare takes --out only, not --{flag}: the runs are evaluated already")
+    from npdraw_dist.core.storage import require_writable
+    from npdraw_dist.evaluate.runs_table import compare_runs
+
     require_writable(out, folder=True)
-    if sweeps:
-        from npdraw_dist.evaluate.comparison import compare_sweeps
-
-        settings = _settings({"k": 100, "samples": 10_000, "model": runs[0], **flags})
-        paths = compare_sweeps(runs, settings, out)
-    else:
-        from npdraw_dist.evaluate.runs_table import compare_runs
-
-        paths = compare_runs(runs, out)
-    print("\n".join(paths))
+    print("\n".join(compare_runs(runs, out)))
 
 
 if __name__ == "__main__":

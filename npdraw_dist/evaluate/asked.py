@@ -1,14 +1,14 @@
-"""Whether drawings have the attributes that were asked for, as classifiers of real images read them.
+"""`evaluate --asked`: whether drawings have the attributes that were requested, read by classifiers.
 
-An attribute has alternatives, such as the tones of skin; of a model that is told a class they are the
-classes. A classifier of each attribute is trained on the training images that have it; its share of held-out
-real images is what drawings are compared with. *Seen* questions are conditions of training images,
-*held out* ones come in validation alone, with words that training has.
-Shapes: n drawings of a question, C channels, H x W image.
+An attribute has alternatives, such as the tones of skin; for a model that is conditioned on a class, the
+classes are the alternatives. A classifier of each attribute is trained on the training images that have it.
+Its accuracy on held-out real images is what the accuracy on drawings is compared with. *Seen* conditions are
+those of training images; *held out* ones come in validation alone, with words that training has.
+Shapes: n drawings of a condition, C channels, H x W image.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +30,9 @@ from npdraw_dist.pipeline.models import chosen_model, load_npdraw
 from npdraw_dist.pipeline.sample import local_folder, require_local_folder
 from npdraw_dist.pipeline.store import Store
 
-FEATURES, IMAGES = 64, 60_000  # of a classifier, and those that train it
+FEATURES, IMAGES = 64, 60_000  # of a classifier; images that train it
 MOVED = 2  # pixels by which its training images are shifted
-SHOWN, COLUMNS, TILE = 20, 4, 320  # questions on the sheet
+SHOWN, COLUMNS, TILE = 20, 4, 320  # conditions on the sheet
 
 Alternatives = Mapping[str, frozenset[str]]  # name -> its words
 
@@ -40,50 +40,32 @@ Alternatives = Mapping[str, frozenset[str]]  # name -> its words
 def ask(settings: Asked) -> dict[str, Any]:
     """Writes asked.json and asked.png; returns the numbers of each attribute.
 
-    Raises UserError on a model that cannot be asked, or a file of attributes that does not fit.
+    Raises UserError if the model takes no condition, or if the file of attributes does not fit it.
     """
     require_local_folder(settings.out)  # before the work, which takes minutes
     folder = chosen_model(settings.model)
     model = load_npdraw(folder)
     model.vocabulary.require()
     attributes = _attributes(settings.attributes, model)
-    data = _Told(model, folder)
+    data = _Conditions(model, folder)
     torch.manual_seed(settings.seed)
     readers = {name: _Reader(data, each, settings.seed) for name, each in attributes.items()}
     for name, reader in readers.items():
         read = "none" if reader.right is None else f"{reader.right:.1%}"
         print(f"{name}: {read} of {len(reader.valid.labels)} held-out images are read right")
     questions = {
-        kind: shuffled(
-            [
-                text
-                for text in texts
-                if any(reader.asked(data.words(text)) >= 0 for reader in readers.values())
-            ],
-            settings.seed,
-            "questions",
-        )[: settings.questions]
+        kind: _chosen(texts, data, readers, settings)
         for kind, texts in (("seen", data.seen), ("held_out", data.held_out))
     }
     found: dict[str, Any] = {name: reader.facts() for name, reader in readers.items()}
     shown = dict[str, Tensor]()
     generator = torch.Generator().manual_seed(settings.seed)
     for kind, texts in questions.items():
-        right, drawings = dict.fromkeys(readers, 0), dict.fromkeys(readers, 0)
-        for text in texts:
-            given = model.given(text, settings.guidance)
-            drawn = given.draw(settings.n, generator=generator, temperature=settings.temperature)
-            shown[f"{kind}: {text}"] = drawn.images[:1]
-            binary = data.binarize != "none"
-            pixels = given.draw_pixels(drawn.canvas, generator, drawn.u) if binary else drawn.images
-            for name, reader in readers.items():
-                truth = reader.asked(data.words(text))
-                if truth >= 0:
-                    right[name] += int((reader.read(pixels) == truth).sum())
-                    drawings[name] += settings.n
-        for name in readers:
-            share = right[name] / drawings[name] if drawings[name] else None
-            found[name] |= {f"{kind}_right": share, f"{kind}_drawings": drawings[name]}
+        counts, first = _count(model, texts, readers, data, generator, settings)
+        shown |= {f"{kind}: {text}": image for text, image in first.items()}
+        for name, (right, drawings) in counts.items():
+            share = right / drawings if drawings else None
+            found[name] |= {f"{kind}_right": share, f"{kind}_drawings": drawings}
     stated = {name: getattr(settings, name) for name in ("guidance", "temperature", "seed", "n")}
     captions = list(shown)[-SHOWN:] if questions["held_out"] else list(shown)[:SHOWN]
     with local_folder(settings.out) as out:
@@ -92,6 +74,40 @@ def ask(settings: Asked) -> dict[str, Any]:
         images = torch.cat([shown[caption] for caption in captions])
         sheet(images, COLUMNS, TILE, [_two_lines(caption) for caption in captions]).save(out / "asked.png")
     return found
+
+
+def _chosen(
+    texts: Sequence[str], data: "_Conditions", readers: Mapping[str, "_Reader"], settings: Asked
+) -> list[str]:
+    """At most settings.questions of the conditions that have an attribute."""
+    having = [
+        text for text in texts if any(reader.requested(data.words(text)) >= 0 for reader in readers.values())
+    ]
+    return shuffled(having, settings.seed, "questions")[: settings.questions]
+
+
+def _count(
+    model: NPDraw,
+    texts: Sequence[str],
+    readers: Mapping[str, "_Reader"],
+    data: "_Conditions",
+    generator: torch.Generator,
+    settings: Asked,
+) -> tuple[dict[str, tuple[int, int]], dict[str, Tensor]]:
+    """Attribute -> how many drawings are read right, of how many; and the first drawing of each condition."""
+    right, drawings, first = dict.fromkeys(readers, 0), dict.fromkeys(readers, 0), dict[str, Tensor]()
+    for text in texts:
+        given = model.given(text, settings.guidance)
+        drawn = given.draw(settings.n, generator=generator, temperature=settings.temperature)
+        first[text] = drawn.images[:1]
+        binary = data.binarize != "none"
+        pixels = given.draw_pixels(drawn.canvas, generator, drawn.u) if binary else drawn.images
+        for name, reader in readers.items():
+            truth = reader.requested(data.words(text))
+            if truth >= 0:
+                right[name] += int((reader.read(pixels) == truth).sum())
+                drawings[name] += settings.n
+    return {name: (right[name], drawings[name]) for name in readers}, first
 
 
 def _two_lines(text: str) -> str:
@@ -103,28 +119,26 @@ def _two_lines(text: str) -> str:
 def _attributes(path: str | None, model: NPDraw) -> dict[str, Alternatives]:
     if model.vocabulary.kind == "class":
         if path is not None:
-            raise UserError("--attributes is for a model that is told words; this one is told a class")
+            raise UserError("--attributes is for a model conditioned on words; this one takes a class")
         return {"class": {name: frozenset([name]) for name in model.vocabulary.entries}}
     if path is None:
-        raise UserError("--attributes is missing: the model is told words")
+        raise UserError("--attributes is missing: the model is conditioned on words")
     values = read_file(Path(path))
     if not values or not all(texts and isinstance(texts, list) for texts in values.values()):
         raise UserError(f"--attributes {path}: each attribute has a list of its alternatives")
     return {name: {str(text): frozenset(words_in(str(text))) for text in values[name]} for name in values}
 
 
-class _Told:
-    """The images of the model's run, with what it was told of each as one would ask for it.
+class _Conditions:
+    """The images of the model's run, and the condition of each as a person would write it.
 
-    A text is "" where the model was told pieces of words.
+    A text is "" where the condition has pieces of words.
     """
 
     def __init__(self, model: NPDraw, folder: str) -> None:
         run = find_run(folder)
         if run is None:
-            raise UserError(
-                f"--model {folder} is in no run folder, which would have the images that are needed"
-            )
+            raise UserError(f"--model {folder} is in no run folder; --asked needs the images of its run")
         store = Store(*open_filesystem(run[0]))
         experiment = store.with_vocabulary(build(run[1]))
         self.shape, self.binarize = model.spec.image_shape, experiment.data.binarize
@@ -150,9 +164,9 @@ class _Told:
 
 
 class _Reader:
-    """A classifier of one attribute. right: its share of the validation images that have it, if any do."""
+    """A classifier of one attribute. right: its accuracy on validation images; None if none has it."""
 
-    def __init__(self, data: _Told, alternatives: Alternatives, seed: int) -> None:
+    def __init__(self, data: _Conditions, alternatives: Alternatives, seed: int) -> None:
         self.alternatives = alternatives
         self.train = self._labelled(data, data.train, data.train_texts)
         self.valid = self._labelled(data, data.valid, data.valid_texts)
@@ -166,14 +180,14 @@ class _Reader:
         fit(self.network, moved, IMAGES, generator, lambda _: None)
         self.right = accuracy(self.network, self.valid, generator)
 
-    def asked(self, words: frozenset[str]) -> int:
-        """The number of the alternative with the most words, all of `words`; -1 if there is not one."""
+    def requested(self, words: frozenset[str]) -> int:
+        """The alternative whose words are all in `words`, the one with the most; -1 if none or several."""
         sizes = [len(each) if each <= words else 0 for each in self.alternatives.values()]
         most = max(sizes)
         return sizes.index(most) if most and sizes.count(most) == 1 else -1
 
-    def _labelled(self, data: _Told, batch: Batch, texts: list[str]) -> Labelled:
-        labels = torch.tensor([self.asked(data.words(text)) for text in texts])
+    def _labelled(self, data: _Conditions, batch: Batch, texts: list[str]) -> Labelled:
+        labels = torch.tensor([self.requested(data.words(text)) for text in texts])
         return Labelled(batch.images[labels >= 0], labels[labels >= 0], data.binarize)
 
     @torch.no_grad()

@@ -21,11 +21,11 @@ from npdraw_dist.data.parses import Told
 from npdraw_dist.data.rows import check_rejects
 from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.data.splits import Split
-from npdraw_dist.evaluate.actors import SAMPLES, Evaluation, plan_work, pool_of
 from npdraw_dist.evaluate.settings import EvaluationSettings
+from npdraw_dist.evaluate.work import SAMPLES, Evaluation, plan_work, pool_of
 from npdraw_dist.measure.distances import KERNEL_SUBSET_SIZE, KERNEL_SUBSETS, NEIGHBOURS, require_enough
 from npdraw_dist.measure.features import ExtractorFile, find_extractor
-from npdraw_dist.measure.metrics import EDITED, METRICS, format_metrics
+from npdraw_dist.measure.metrics import METRICS, format_metrics, group
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import find_run, record_opening_of, require_split
@@ -81,9 +81,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     """
     started, scale, split = time.perf_counter(), settings.scale, settings.split
     model = load_model(settings.model)
-    if settings.pixels == "auto":
-        pixels = "drawn" if model.spec.likelihood == "bernoulli" else "mean"
-        settings = settings.model_copy(update={"pixels": pixels})
+    settings = settings.for_likelihood(model.spec.likelihood)
     data = _checked_data(settings, model.spec)
     file = find_extractor(*settings.extractor_flags, model.spec.image_shape)
     split_seed = require_split(settings.model, model.spec, data, settings.split_seed)
@@ -104,10 +102,10 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     work = plan_work(shards, total, settings.images, pool.size or 1)
     if file is not None:  # before the likelihood, which may take hours
         _require_samples(settings, file, work.images or images_in(source, split, file.dimensions or 0))
-    told = None
+    conditions = None
     if isinstance(model, NPDraw) and model.vocabulary.kind != "none":
-        told = Told(model.vocabulary, source.facts()["classes"])
-    evaluation = Evaluation(model, settings, work, pool, told)
+        conditions = Told(model.vocabulary, source.facts()["classes"])
+    evaluation = Evaluation(model, settings, work, pool, conditions)
     result, ids = evaluation.likelihood()
     if settings.images is None:
         check_rejects(result["rejected"], result["n"] + result["rejected"], data, listed=False)
@@ -205,9 +203,9 @@ def summary_lines(result: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{result['n']:,} images of {protocol['data']['source']} {result['split']}, IWAE {result['k']}, "
         f"binarize {protocol['binarize']}, seed {protocol['seed']}",
-        format_metrics(result, *(name for name in METRICS if name not in EDITED)),
+        format_metrics(result, *(name for name in METRICS if name not in group("edit"))),
     ]
-    if edits := format_metrics(result, *EDITED):
+    if edits := format_metrics(result, *group("edit")):
         lines.append(f"squared errors of {edits}")
     if "distance" in result:
         how = protocol["distance"]

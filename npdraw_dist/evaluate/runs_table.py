@@ -1,4 +1,4 @@
-"""`evaluate --compare` of evaluated runs: a table and samples; all must be measured by the same protocol.
+"""`evaluate --compare`: a table and samples of evaluated runs, which must have the same protocol.
 
 To add a column, set `compared` of a metric in measure/metrics.
 """
@@ -15,10 +15,9 @@ from npdraw_dist.config.registry import KINDS
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.storage import open_filesystem, write_files
-from npdraw_dist.evaluate.plots import percent
-from npdraw_dist.evaluate.report import parquet, table
 from npdraw_dist.evaluate.settings import RESULT
 from npdraw_dist.measure.metrics import COMPARED, METRICS
+from npdraw_dist.measure.tables import markdown_table, parquet, percent
 from npdraw_dist.pipeline.inputs import find_run
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.store import Store
@@ -127,7 +126,7 @@ def compare_runs(folders: Sequence[str], out: str) -> list[str]:
 def markdown(runs: Sequence[Run]) -> str:
     """The table, and below it the protocol that all rows share."""
     rows = [[*run.label, *(METRICS[name].format(run.row[name]) for name in COMPARED)] for run in runs]
-    lines = table(["run", "model", "fraction", "seed", *COMPARED], rows)
+    lines = markdown_table(["run", "model", "fraction", "seed", *COMPARED], rows)
     protocol = yaml.safe_dump(runs[0].protocol(), sort_keys=False)
     note = "NLL and ELBO in nats per image. The protocol of all rows:"
     return "\n".join([*lines, "", note, "", "```yaml", f"{protocol}```", ""])

@@ -1,88 +1,123 @@
-"""Every number that a command reports, registered once: its title, unit and decimals.
+"""Every number that a command reports, declared once: title, unit, decimals, direction and group.
 
-To add a metric, compute it where its inputs are (`pipeline/scores.py` for a number of each image) and add
-one line to METRICS. Tables, printed lines and standard errors follow. Imports nothing, so that any room
-may read it.
+To add a metric, compute it where its inputs are (`pipeline/scores.py` for a number of each image) and add one
+line to METRICS. Tables, printed lines, standard errors, model folders and reports read the declaration. This
+file imports nothing of the package, so any room may read it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+# bound: of log p(x). term: of the ELBO. distance: between samples and images. edit: squared errors of edits.
+# parts: how a model uses parts. cost: what a model of a comparison cost. run: what a run took.
+Group = Literal["bound", "term", "distance", "edit", "parts", "cost", "run"]
+Better = Literal["more", "less"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a number is shown.
+    """How a number is shown and compared.
 
-    title: its name in a line of text. unit: the text after the value. standard_error: a mean over images
-    that is reported with its standard error, as NAME_se. compared: a column of `evaluate --compare`.
+    title: its name in a line of text. unit: the text after the value. better: whether a larger or a smaller
+    value is better; None if neither is. standard_error: the number is a mean over images and is reported
+    with its standard error, as NAME_se. compared: a column of the table of runs (`evaluate --compare`).
+    tested: a comparison tests its difference between models. published: the folder of a model states it.
+    scale: the number is divided by it before it is shown.
     """
 
     title: str
     decimals: int
+    group: Group
     unit: str = ""
+    better: Better | None = None
     standard_error: bool = False
     compared: bool = False
+    tested: bool = False
+    published: bool = False
+    scale: float = 1
 
     def format(self, value: float | None) -> str:
         """The value with its decimals, without unit; "" for None."""
-        return "" if value is None else f"{value:,.{self.decimals}f}"
+        return "" if value is None else f"{value / self.scale:,.{self.decimals}f}"
 
 
-# Edits: a region of one image on another, decoded (`evaluate/edits.py`).
-EDITED = {
+def _bound(title: str, better: Better, **more: Any) -> Metric:
+    """A bound in nats, a mean over images."""
+    return Metric(title, 2, "bound", "nats", better, standard_error=True, **more)
+
+
+def _term(title: str) -> Metric:
+    return Metric(title, 2, "term", "nats")
+
+
+def _distance(title: str, decimals: int, better: Better) -> Metric:
+    return Metric(title, decimals, "distance", "", better, compared=True, tested=True, published=True)
+
+
+METRICS = {
+    "nll_iwae": _bound("NLL", "less", compared=True, tested=True, published=True),
+    "nll_iwae_given": _bound("NLL given the condition", "less", published=True),
+    "condition_gain": _bound("gain of the condition", "more", published=True),
+    "nll_iwae_se": Metric("standard error of the NLL", 2, "bound", "nats", compared=True),
+    "elbo": _bound("ELBO", "more", compared=True, tested=True, published=True),
+    "bits_per_dim": Metric("bits/dim", 4, "bound", "", "less", compared=True, published=True),
+    "authors_estimator": _bound("authors' estimator", "less"),
+    "reconstruction": _term("log p(x|z)"),  # a kind of model has some of the terms
+    "effective_samples": Metric("effective samples", 1, "bound"),
+    "kl_whether": _term("KL of whether"),
+    "kl_what": _term("KL of what"),
+    "kl_where": _term("KL of where"),
+    "kl_presence": _term("KL of presence"),
+    "kl_appearance": _term("KL of appearance"),
+    "kl": _term("KL"),
+    "parts_share": Metric("share of parts", 3, "parts"),
+    "frechet_distance": _distance("Frechet distance", 3, "less"),
+    "kernel_distance": _distance("kernel distance", 4, "less"),
+    "precision": _distance("precision", 3, "more"),
+    "recall": _distance("recall", 3, "more"),
+    # A region of one image on another, decoded (`evaluate/edits.py`).
     **{
-        f"{made}_{where}": Metric(f"{made} {where}", 4)
+        f"{made}_{where}": Metric(f"{made} {where}", 4, "edit", "", "less", tested=made == "edit")
         for made in ("edit", "reconstructed", "pasted")
         for where in ("inside", "outside")
     },
-    "edit_features": Metric("edit, features", 3),
-    "pasted_features": Metric("pasted, features", 3),
+    "edit_features": Metric("edit, features", 3, "edit", "", "less", tested=True),
+    "pasted_features": Metric("pasted, features", 3, "edit", "", "less"),
+    "canvas_mse": Metric("canvas MSE", 4, "parts", "", "less"),
+    "mean_parts": Metric("parts an image", 1, "parts"),
+    "active_parts": Metric("parts an image", 1, "parts"),
+    "active_objects": Metric("objects an image", 1, "parts"),
+    "bank_used": Metric("fraction of the bank in use", 3, "parts"),
+    "bank_perplexity": Metric("bank perplexity", 1, "parts"),
+    "prior_nll": Metric("prior NLL", 2, "bound", "nats", "less"),
+    "parameters": Metric("parameters", 0, "cost", compared=True),
+    "flops": Metric("MFLOP", 1, "cost", scale=1e6),
+    "core_seconds": Metric("core-seconds", 0, "cost"),
+    "images": Metric("images seen", 0, "cost"),
+    "images_seen": Metric("images seen", 0, "run", compared=True),
+    "train_seconds": Metric("seconds", 0, "run", compared=True),
 }
-METRICS = {
-    # Bounds on log p(x); means over images.
-    "nll_iwae": Metric("NLL", 2, "nats", standard_error=True, compared=True),
-    "nll_iwae_given": Metric("NLL given the condition", 2, "nats", standard_error=True),
-    "condition_gain": Metric("gain of the condition", 2, "nats", standard_error=True),
-    "nll_iwae_se": Metric("standard error of the NLL", 2, "nats", compared=True),
-    "elbo": Metric("ELBO", 2, "nats", standard_error=True, compared=True),
-    "bits_per_dim": Metric("bits/dim", 4, compared=True),
-    "authors_estimator": Metric("authors' estimator", 2, "nats", standard_error=True),
-    "reconstruction": Metric("log p(x|z)", 2, "nats"),
-    "effective_samples": Metric("effective samples", 1),
-    # Terms of the KL, or the whole of it.
-    "kl_whether": Metric("KL of whether", 2, "nats"),
-    "kl_what": Metric("KL of what", 2, "nats"),
-    "kl_where": Metric("KL of where", 2, "nats"),
-    "kl_presence": Metric("KL of presence", 2, "nats"),
-    "kl_appearance": Metric("KL of appearance", 2, "nats"),
-    "kl": Metric("KL", 2, "nats"),
-    "parts_share": Metric("share of parts", 3),
-    # Distances between samples and images.
-    "frechet_distance": Metric("Frechet distance", 3, compared=True),
-    "kernel_distance": Metric("kernel distance", 4, compared=True),
-    "precision": Metric("precision", 3, compared=True),
-    "recall": Metric("recall", 3, compared=True),
-    **EDITED,
-    # Parts and canvas.
-    "canvas_mse": Metric("canvas MSE", 4),
-    "mean_parts": Metric("parts an image", 1),
-    "active_parts": Metric("parts an image", 1),
-    "active_objects": Metric("objects an image", 1),
-    "bank_used": Metric("fraction of the bank in use", 3),
-    "bank_perplexity": Metric("bank perplexity", 1),
-    "prior_nll": Metric("prior NLL", 2, "nats"),
-    # What the model and its training cost.
-    "parameters": Metric("parameters", 0, compared=True),
-    "images_seen": Metric("images seen", 0, compared=True),
-    "train_seconds": Metric("seconds", 0, compared=True),
-}
+
+
+def group(name: Group) -> tuple[str, ...]:
+    """The names of the metrics of a group, in the order of METRICS."""
+    return tuple(key for key, metric in METRICS.items() if metric.group == name)
+
+
 COMPARED = tuple(name for name, metric in METRICS.items() if metric.compared)
+TESTED = tuple(name for name, metric in METRICS.items() if metric.tested)
 WITH_ERROR = tuple(name for name, metric in METRICS.items() if metric.standard_error)
+PUBLISHED = tuple(
+    key
+    for name, metric in METRICS.items()
+    if metric.published
+    for key in (name, *([f"{name}_se"] if metric.standard_error else []))
+)
 
 
 def format_metrics(numbers: Mapping[str, Any], *names: str, prefix: str = "") -> str:
-    """`NLL 88.21 ± 0.40 nats, ELBO -94.10 ± 0.45 nats`: all metrics that `numbers` holds, or `names` of them.
+    """`NLL 88.21 ± 0.40 nats, ELBO -94.10 ± 0.45 nats`: all metrics that `numbers` has, or `names` of them.
 
     prefix: of the keys of `numbers`, such as `test/`.
     """

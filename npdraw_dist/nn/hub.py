@@ -5,7 +5,6 @@ A local folder and a hub id need no library of the training: `core.storage` is i
 
 import contextlib
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model
@@ -26,29 +25,12 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import png, tiled
 from npdraw_dist.core.made_by import stamp, version_of
 from npdraw_dist.core.model_files import CARD, CONFIG, WEIGHTS, first_fact, model_folder
+from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.nn.generative import GenerativeModel
 
 SAMPLES_FILE = "samples.png"
-NUMBERS = re.compile(r"^## Numbers$.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)  # that section of a card
 # Keys of the results that are not rows of the table.
 PROTOCOL = ("split", "n", "k", "protocol")
-NATS = ("nll_iwae", "elbo", "condition_gain")  # what metrics in nats begin with
-HEADER = """---
-library_name: npdraw_dist
-license: apache-2.0
-pipeline_tag: unconditional-image-generation
-tags:
-- image-generation
-- np-draw
-- model_hub_mixin
----"""
-BIBTEX = """@inproceedings{zeng2021npdraw,
-  title     = {{NP-DRAW: A Non-Parametric Structured Latent Variable Model for Image Generation}},
-  author    = {Zeng, Xiaohui and Urtasun, Raquel and Zemel, Richard and Fidler, Sanja and Liao, Renjie},
-  booktitle = {Conference on Uncertainty in Artificial Intelligence (UAI)},
-  year      = {2021},
-  note      = {arXiv:2106.13435}
-}"""
 SAMPLES, COLUMNS, ENLARGED = 64, 8, 3  # on the picture of a card
 
 
@@ -121,10 +103,10 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
         return str(super().push_to_hub(repo_id, model_card_kwargs=card, **others))
 
     def generate_model_card(self, *_: Any, **card: Any) -> ModelCard:
-        """The card; see `card_text`."""
+        """The card; see `card_of`."""
         parameters = sum(parameter.numel() for parameter in self.parameters())
         shown = bool(card.get("samples", 0))
-        return ModelCard(card_text(self.spec, parameters, self.results, card.get("repo_id"), shown))
+        return card_of(self.spec, parameters, self.results, card.get("repo_id"), shown)
 
 
 def config_of(spec: ModelSpec | BaselineSpec, results: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -217,97 +199,38 @@ def readable(said: str) -> Iterator[None]:
         raise UserError(f"{said} is damaged or of another version: {first_fact(error)}") from None
 
 
-def card_text(
+def card_of(
     spec: ModelSpec | BaselineSpec,
     parameters: int,
     results: Mapping[str, Any] | None,
     repo_id: str | None,
     samples: bool,
-) -> str:
-    """Markdown with the hub's metadata, `results` as `config_of` has them, and SAMPLES_FILE if `samples`."""
-    channels, height, width = spec.image_shape
-    images = f"{height}x{width} {'colour' if channels == 3 else 'grey'} images"
-    source = "" if spec.data is None else f" of `{spec.data.source}`"
-    sections = [
-        HEADER,
-        f"# {KINDS[spec.kind].title} of {images}{source}",
-        f"![samples]({SAMPLES_FILE})" if samples else "",
-        _model(spec, parameters),
-        "## Numbers\n\n" + _numbers(results),
-        "## Data\n\n" + _data(spec),
-        "## Use\n\n" + _snippet(spec, repo_id),
-        "## Limits\n\n" + _limits(spec),
-        "## Licence\n\nThe code and these weights: Apache-2.0. The training data have their own.",
-        f"## Citation\n\n```bibtex\n{BIBTEX}\n```",
-    ]
-    return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def with_numbers(card: str, results: Mapping[str, Any]) -> str:
-    """A card, which people may have changed, with other `results`; at its end if it has no such section."""
-    section = "## Numbers\n\n" + _numbers(results) + "\n\n"
-    changed, found = NUMBERS.subn(lambda _: section, card, count=1)
-    return (changed if found else f"{card.rstrip()}\n\n{section}").rstrip() + "\n"
-
-
-def _model(spec: ModelSpec | BaselineSpec, parameters: int) -> str:
-    facts = [f"{parameters:,} parameters", f"likelihood {spec.likelihood}", f"binarize {spec.binarize}"]
-    if isinstance(spec, ModelSpec):
-        grid = spec.grid
-        facts += [
-            f"{spec.parts} parts of {spec.patch}x{spec.patch} pixels",
-            f"{grid.rows}x{grid.columns} places",
-            f"{spec.steps} steps in order {spec.order}",
-        ]
-        what = "An image is drawn part by part: whether, where and what, from a bank of real image patches."
-    else:
-        what = "A baseline, trained as NP-DRAW is."
-    return f"{what} {'; '.join(facts)}. Saved by npdraw_dist {__version__}."
-
-
-def _numbers(results: Mapping[str, Any] | None) -> str:
-    if results is None or not {"n", "split", "k"} <= results.keys():
-        return "Not measured. `npdraw evaluate --model DIR --data.source SOURCE` measures them."
-    rows = [
-        f"| `{name}` | {value:,.4f}{' nats' if name.startswith(NATS) else ''} |"
-        for name, value in results.items()
-        if name not in PROTOCOL and isinstance(value, int | float)
-    ]
-    how = f"{results['n']:,} images of the split `{results['split']}`, {results['k']} importance samples."
-    return "\n".join(
-        [f"{how} {results.get('protocol', '')}".rstrip(), "", "| metric | value |", "|---|---|", *rows]
+) -> ModelCard:
+    """The card from the template card.md. results: as `config_of` has them. samples: shows SAMPLES_FILE."""
+    rows = {}
+    if results is not None and {"n", "split", "k"} <= results.keys():
+        rows = {
+            name: f"{value:,.4f} {METRICS[name.removesuffix('_se')].unit}".rstrip()
+            for name, value in results.items()
+            if name not in PROTOCOL and isinstance(value, int | float)
+        }
+    data = ModelCardData(
+        library_name="npdraw_dist",
+        license="apache-2.0",
+        pipeline_tag="unconditional-image-generation",
+        tags=["image-generation", "np-draw", "model_hub_mixin"],
     )
-
-
-def _data(spec: ModelSpec | BaselineSpec) -> str:
-    if spec.data is None:
-        return "Not stated."
-    data = spec.data
-    told = (
-        f"Source `{data.source}`; {data.valid_fraction:g} of it for validation, {data.test_fraction:g} for "
-        f"the test split unless it has one of its own; seed of the splits {data.seed}."
+    card: ModelCard = ModelCard.from_template(
+        data,
+        template_path=str(Path(__file__).with_name("card.md")),
+        spec=spec,
+        title=KINDS[spec.kind].title,
+        of_parts=isinstance(spec, ModelSpec),
+        parameters=parameters,
+        results=results,
+        rows=rows,
+        where=json.dumps(repo_id or "path/of/this/folder"),
+        samples=samples,
+        version=__version__,
     )
-    return told if data.inputs is None else f"{told} Digest of the files: `{data.inputs}`."
-
-
-def _snippet(spec: ModelSpec | BaselineSpec, repo_id: str | None) -> str:
-    lines = [
-        "import npdraw_dist",
-        "",
-        f"model = npdraw_dist.load({json.dumps(repo_id or 'path/of/this/folder')})",
-        "images = model.sample(16, seed=0)  # (16, C, H, W) in [0, 1]",
-    ]
-    if isinstance(spec, ModelSpec):
-        lines += ["again = model.reconstruct(images)", "top = model.complete(images, keep='0:2,:', seed=0)"]
-    return "```python\n" + "\n".join(lines) + "\n```"
-
-
-def _limits(spec: ModelSpec | BaselineSpec) -> str:
-    channels, height, width = spec.image_shape
-    told = [f"It takes and draws {channels}x{height}x{width} images that look like its training data."]
-    if spec.binarize != "none":
-        told.append("It knows pixels that are 0 or 1; greys of a picture are thresholded at 0.5.")
-    if isinstance(spec, ModelSpec):
-        told.append("It draws with the parts of its bank, which are patches of training images.")
-    told.append("Nobody has tested it for decisions about people.")
-    return " ".join(told)
+    return card

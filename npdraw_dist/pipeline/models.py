@@ -1,6 +1,6 @@
 """Trained models: which folder, loaded and checked; and what a run with `init.model` takes of one.
 
-A model's numbers are in its own folder, in config.json and on its card README.md.
+A model's numbers are in config.json of its folder.
 """
 
 import contextlib
@@ -19,9 +19,9 @@ from npdraw_dist.config.load import dotted, flat
 from npdraw_dist.config.networks import BaselineConfig, ImageNetwork, PriorNetwork, VAENetwork
 from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of, spec_type
+from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.model_files import CARD, CONFIG, WEIGHTS, ZOO, model_folder
+from npdraw_dist.core.model_files import CONFIG, WEIGHTS, ZOO, model_folder
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.storage import (
     is_file,
@@ -31,21 +31,17 @@ from npdraw_dist.core.storage import (
     sha256,
     write_text,
 )
+from npdraw_dist.measure.metrics import PUBLISHED
 from npdraw_dist.nn import hub
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.growth import grown
-from npdraw_dist.nn.hub import SAMPLES_FILE, card_text, with_numbers
 from npdraw_dist.nn.npdraw import NPDraw
 
 RUNS = "runs"  # the default --storage of `train`
 OF_PACKAGE = "emoji"  # the model that is taken where there is none
 BANK = "bank.safetensors"
-# Numbers that a model folder states, of one split: how many images and importance samples, the bounds.
-MEASURED = (
-    *("n", "k", "nll_iwae", "nll_iwae_se", "elbo", "elbo_se", "bits_per_dim"),
-    *("nll_iwae_given", "condition_gain", "condition_gain_se"),
-)
-DISTANCES = ("frechet_distance", "kernel_distance", "precision", "recall")
+# Numbers of one split that a model folder states: how many images and importance samples, and the metrics.
+STATED = ("n", "k", *PUBLISHED)
 
 
 def chosen_model(model: str | None) -> str:
@@ -256,27 +252,17 @@ def start_weights(experiment: Experiment, bank: PartBank) -> dict[str, Tensor]:
     return grown(ModelSpec.of(experiment), source_model(experiment).state_dict(), bank.parts)
 
 
-def write_results(
-    filesystem: fs.FileSystem, folder: str, results: Mapping[str, Any], parameters: int
-) -> bool:
-    """Writes config.json and the card of the model in `folder` with these numbers; returns whether it did.
+def write_results(filesystem: fs.FileSystem, folder: str, results: Mapping[str, Any]) -> bool:
+    """Writes these numbers to config.json of the model in `folder`; returns whether it did.
 
     Numbers that it has of the test split stay if these are of another one, or of fewer images. results: as
-    `nn.hub.config_of` says. parameters: how many the model has. The card comes first: as long as config.json
-    lacks the numbers, they are not published.
+    `nn.hub.config_of` says.
     """
     config = json.loads(read_bytes(filesystem, f"{folder}/{CONFIG}"))
     before = config.get("results") or {}
     if before and _strength(results) < _strength(before):
         return False
-    spec = spec_type(config["spec"]["kind"]).model_validate(config["spec"])
-    if is_file(filesystem, f"{folder}/{CARD}"):
-        card = with_numbers(read_bytes(filesystem, f"{folder}/{CARD}").decode(), results)
-    else:
-        shown = is_file(filesystem, f"{folder}/{SAMPLES_FILE}")
-        card = card_text(spec, parameters, results, None, samples=shown)
     stated = {**config, "results": dict(results)}
-    write_text(filesystem, f"{folder}/{CARD}", card)
     write_text(filesystem, f"{folder}/{CONFIG}", json.dumps(stated, indent=2) + "\n")
     return True
 
@@ -287,7 +273,7 @@ def _strength(results: Mapping[str, Any]) -> tuple[bool, int, int]:
 
 
 def publish(model: str, evaluation: Mapping[str, Any]) -> str | None:
-    """Takes the result of `evaluate` over into the folder or URI `model`; returns the path of its card.
+    """Writes the result of `evaluate` to the folder or URI `model`; returns the path of its config.json.
 
     None if the numbers stay as they are: the model comes with the package, is a download of the hub or may
     only be read, the data are not those of the training, or the folder has numbers of the test split and
@@ -297,16 +283,15 @@ def publish(model: str, evaluation: Mapping[str, Any]) -> str | None:
     not_ours = "://" not in model and any(map(Path(model).resolve().is_relative_to, fixed))
     if not_ours or evaluation["protocol"]["data_of_training"] != "same":
         return None
-    parameters = evaluation["protocol"]["parameters"]
     with contextlib.suppress(OSError):
-        if write_results(*open_filesystem(model), _results(evaluation), parameters):
-            return f"{model.rstrip('/')}/{CARD}"
+        if write_results(*open_filesystem(model), _results(evaluation)):
+            return f"{model.rstrip('/')}/{CONFIG}"
     return None
 
 
 def _results(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     protocol, made_by = evaluation["protocol"], evaluation["made_by"]
-    numbers = {name: evaluation[name] for name in (*MEASURED, *DISTANCES) if name in evaluation}
+    numbers = {name: evaluation[name] for name in STATED if name in evaluation}
     told = f"Measured by `npdraw evaluate` {made_by['version']} on {made_by['date'][:10]}"
     told += f", seed {protocol['seed']}"
     distance = protocol["distance"]

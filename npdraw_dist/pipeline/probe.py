@@ -1,15 +1,19 @@
-"""How many images the stages of a run can train on in a given time, by a few steps of each."""
+"""What an image costs in the training stages of a run, by a few steps of each; budgets for a given time."""
 
 import math
+import time
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.config.spec import ModelSpec
+from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.core.process import device_here
+from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
+from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.training.context import Context
@@ -24,26 +28,55 @@ LEAST_STEPS = 20
 MANY = 1 << 30  # images of a budget in which the first step makes no progress
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Seconds an image of the training steps.
+
+    prior: 0 for a kind without that stage. relaxed, hard: of the VAE, by its draws of z; a baseline has one.
+    """
+
+    prior: float
+    relaxed: float
+    hard: float
+
+    def vae(self, relaxed_share: float) -> float:
+        """Seconds an image of the stage `vae`. relaxed_share: of its images."""
+        return relaxed_share * self.relaxed + (1 - relaxed_share) * self.hard
+
+
+def cost(experiment: Experiment, cores: bool = False) -> Cost:
+    """By a few steps of the untrained model of `experiment` on random images, in this process.
+
+    cores: counts seconds of cores, whatever else runs on them, instead of the clock's.
+    """
+    torch.manual_seed(experiment.seed)
+    model, size, vae = make_model(spec_of(experiment)), experiment.train.batch_size, experiment.vae
+    if isinstance(model, Baseline):
+        images = torch.randint(256, (size, *model.spec.image_shape), dtype=torch.uint8)
+        nothing = torch.zeros(size, 1, dtype=torch.int64)
+        batch = Batch(images, nothing.bool(), nothing, nothing)
+        seconds = _seconds(BaselineObjective(model, vae), batch, experiment, cores)
+        return Cost(0.0, seconds, seconds)
+    assert isinstance(model, NPDraw)
+    model.set_bank(PartBank(torch.rand_like(model.bank_parts)))
+    batch = _random_batch(model, size)
+    prior = _seconds(PriorObjective(model.prior, experiment.prior.learning_rate), batch, experiment, cores)
+    steps = (_seconds(VAEObjective(model, vae), batch, experiment, cores, hard) for hard in (False, True))
+    return Cost(prior, *steps)
+
+
 def budgets(experiment: Experiment, minutes: float) -> dict[str, dict[str, Any]]:
     """Settings of the budgets of prior and VAE that take about `minutes` in this process.
 
     The shares of relaxed and of plain images stay those of `experiment`.
     """
-    torch.manual_seed(experiment.seed)
-    model = NPDraw(ModelSpec.of(experiment))
-    model.set_bank(PartBank(torch.rand_like(model.bank_parts)))
-    batch = _random_batch(model, experiment.train.batch_size)
-    vae, share = experiment.vae, experiment.vae.relaxed_share
-    prior_s = _seconds(PriorObjective(model.prior, experiment.prior.learning_rate), batch, experiment)
-    relaxed_s, hard_s = (
-        _seconds(VAEObjective(model, vae), batch, experiment, hard) for hard in (False, True)
-    )
+    vae, an_image = experiment.vae, cost(experiment)
     left = minutes * 60 * (1 - OTHER_SHARE)
-    images = _steps(left * (1 - PRIOR_SHARE) / (share * relaxed_s + (1 - share) * hard_s), experiment)
+    images = _steps(left * (1 - PRIOR_SHARE) / an_image.vae(vae.relaxed_share), experiment)
     given = {"relaxed_images": vae.relaxed_images, "plain_images": vae.plain_images}
     scaled = {name: round(images / vae.images * count) for name, count in given.items() if count is not None}
     return {
-        "prior": {"images": _steps(left * PRIOR_SHARE / prior_s, experiment)},
+        "prior": {"images": _steps(left * PRIOR_SHARE / an_image.prior, experiment)},
         "vae": {"images": images, **scaled},
         "train": {"eval_every_images": math.ceil(images / VALIDATIONS)},
     }
@@ -71,13 +104,21 @@ def timed_step(run: Run, batch: Batch, micro_batch: int, hard: bool = False) -> 
         return timed(lambda: run.update(first, chunks, budget))[1]
 
 
-def _seconds(objective: Objective, batch: Batch, experiment: Experiment, hard: bool = False) -> float:
-    """Of an image in a step. hard: as of `timed_step`."""
+def _seconds(
+    objective: Objective,
+    batch: Batch,
+    experiment: Experiment,
+    cores: bool,
+    hard: bool = False,
+) -> float:
+    """Seconds an image of a step. hard: as of `timed_step`."""
     settings, context = experiment.train, Context(device_here(experiment.scale.use_gpu))
     run = Run(objective, settings, experiment.seed, context)
     there = batch.to(context.device)
     timed_step(run, there, settings.micro_batch, hard)
     taken: list[float] = []
     while sum(taken) < PROBE_S or len(taken) < 2:
-        taken.append(timed_step(run, there, settings.micro_batch, hard))
+        started = time.process_time()
+        seconds = timed_step(run, there, settings.micro_batch, hard)
+        taken.append(time.process_time() - started if cores else seconds)
     return min(taken) / len(batch)

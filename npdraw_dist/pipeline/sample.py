@@ -27,7 +27,7 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.gpu_task import on_gpu
-from npdraw_dist.pipeline.models import MEASURED, load_model, write_results
+from npdraw_dist.pipeline.models import STATED, load_model, write_results
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import Numbers, score
 from npdraw_dist.pipeline.store import METRICS, Store, fingerprint_of, required
@@ -81,22 +81,22 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         "sample/seconds": round(time.perf_counter() - started + before.get("sample/seconds", 0.0), 2),
         "sample/core_seconds": round(spent, 2),
     }
-    _publish(experiment, store, metrics, manifests["vae"]["parameters"])
+    _publish(experiment, store, metrics)
     store.write_json(metrics, METRICS)
     return metrics
 
 
-def _publish(experiment: Experiment, store: Store, metrics: Mapping[str, Any], parameters: int) -> None:
-    """Numbers and samples in the model folder: its config.json, its card and samples.png."""
+def _publish(experiment: Experiment, store: Store, metrics: Mapping[str, Any]) -> None:
+    """Writes numbers and samples to the model folder: config.json and samples.png."""
     split = experiment.eval.split
     results = {
         "split": split,
-        **{name: metrics[f"{split}/{name}"] for name in MEASURED if f"{split}/{name}" in metrics},
+        **{name: metrics[f"{split}/{name}"] for name in STATED if f"{split}/{name}" in metrics},
         "protocol": f"Measured at the end of the training, with seed {experiment.seed}.",
     }
     with store.reading("samples.png") as drawn, store.writing("model", SAMPLES_FILE) as path:
         shutil.copyfile(drawn, path)
-    write_results(store.filesystem, store.path("model"), results, parameters)
+    write_results(store.filesystem, store.path("model"), results)
 
 
 def _draw_and_score(

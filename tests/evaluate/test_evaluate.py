@@ -20,9 +20,9 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.evaluate import __main__ as evaluate
-from npdraw_dist.evaluate.actors import GENERATED
 from npdraw_dist.evaluate.edits import measure_edits
 from npdraw_dist.evaluate.protocol import with_defaults
+from npdraw_dist.evaluate.work import GENERATED
 from npdraw_dist.measure.distances import all_distances
 from npdraw_dist.measure.features import facts_of
 from npdraw_dist.pipeline.inputs import require_split
@@ -114,7 +114,8 @@ def test_the_numbers_are_those_of_every_image_in_order(evaluated: Path, classifi
     assert (how["n_real"], how["n_generated"], how["features"]) == (IMAGES, SAMPLES, 8)
     assert how["extractor_sha256"] == hashlib.sha256(classifier.read_bytes()).hexdigest()
     assert (evaluated / "evaluation.png").exists()
-    assert f"{found['nll_iwae']:,.4f}" in (evaluated / "model" / "README.md").read_text()
+    stated = json.loads((evaluated / "model" / "config.json").read_text())["results"]
+    assert (stated["nll_iwae"], stated["recall"]) == (found["nll_iwae"], found["recall"])
 
 
 def ids(run: Path, *splits: str) -> set[str]:

@@ -30,6 +30,7 @@ class FakeTrainings:
     """Leaves what a training leaves. nll(job): its validation NLL. failing: names of runs that fail.
 
     later: kind -> by what its cost is multiplied after the rates were measured. ended: runs that ended early.
+    unprobed: runs whose steps fail.
     """
 
     def __init__(
@@ -38,7 +39,9 @@ class FakeTrainings:
         failing: Sequence[str] = (),
         later: Mapping[str, float] = MappingProxyType({}),
         ended: Sequence[str] = (),
+        unprobed: Sequence[str] = (),
     ) -> None:
+        self.unprobed = unprobed
         self.nll, self.failing, self.later, self.ended = nll, failing, later, ended
         self.trained = list[Job]()
 
@@ -50,6 +53,9 @@ class FakeTrainings:
                 continue
             write_result(run, TrialResult(job.name, "failed", job.point, job.settings, reason="not finite"))
 
+    def probe(self, jobs: Sequence[Job]) -> list[float | str]:
+        return ["not finite" if job.name in self.unprobed else MS[job.kind] for job in jobs]
+
     def _leave(self, store: Store, job: Job, with_scores: bool) -> None:
         experiment = job.experiment
         store.claim(experiment)
@@ -58,8 +64,6 @@ class FakeTrainings:
         spent = FIXED[job.kind] + MS[job.kind] * images / 1000
         if job.folder != "rates":
             spent *= self.later.get(job.kind, 1.0)
-        elif job.name.endswith("-2560"):
-            spent *= 1.5  # something else ran beside it
         for stage in stages:
             made = {"core_seconds": spent / len(stages), "images": images, "parameters": 1000}
             if stage in ("prior", "vae"):
@@ -80,7 +84,9 @@ def compare(
     """A comparison of three kinds, with three trials each, in `folder`/c; its plan. changes: of options."""
     own = {"storage": str(folder), "name": "c", "core_seconds": SECONDS, "seeds": 2, "num_samples": 3}
     options = Options(**{"space": "comparison", "kinds": ",".join(FIXED), **own, **changes})
-    comparison.run(options, space or load_kinds("comparison"), dict(flags), execute or FakeTrainings())
+    fakes = execute if isinstance(execute, FakeTrainings) else FakeTrainings()
+    kinds = space or load_kinds("comparison")
+    comparison.run(options, kinds, dict(flags), execute or fakes, fakes.probe)
     return plan_of(folder)
 
 

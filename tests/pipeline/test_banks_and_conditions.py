@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from npdraw_dist import NPDraw, PartBank, asked, make_bank, sample
+from npdraw_dist import NPDraw, PartBank, make_bank, sample
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.pipeline import run
 from npdraw_dist.pipeline.models import read_bank
 from npdraw_dist.pipeline.run import start
@@ -74,10 +75,10 @@ def test_commands_make_a_bank_and_draw_with_it(store: Store, model: NPDraw, tmp_
 @pytest.mark.parametrize(
     ("shift", "least", "most"), [(0, 0.8, 1.0), pytest.param(1, 0.0, 0.2, marks=pytest.mark.slow)]
 )
-def test_asked_counts_the_drawings_that_are_read_as_asked(
+def test_drawings_that_are_read_as_requested_are_counted(
     shift: int, least: float, most: float, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a model that draws real images of the class that is asked, or of the next one."""
+    """Of a model that draws real images of the requested class, or of the next one."""
     batch = store.parses("valid", store.with_vocabulary(store.config())).in_id_order()
 
     def given(_: NPDraw, condition: str, guidance: float) -> SimpleNamespace:
@@ -87,7 +88,7 @@ def test_asked_counts_the_drawings_that_are_read_as_asked(
         return SimpleNamespace(draw=lambda *_, **__: drawn, draw_pixels=lambda canvas, *_: canvas)
 
     monkeypatch.setattr(NPDraw, "given", given)
-    asked.main(["--model", store.path("model"), "--n", "3", "--out", str(tmp_path)])
+    evaluate.main(["--asked", "--model", store.path("model"), "--n", "3", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "asked.json").read_text())
     assert found["questions"] == {"seen": found["questions"]["seen"], "held_out": []}
     assert sorted(found["questions"]["seen"]) == [str(digit) for digit in range(10)]
@@ -134,7 +135,7 @@ def test_an_attribute_without_alternatives_is_refused(tmp_path: Path, refused: R
     prior = spec.prior.model_copy(update={"condition": "words", "vocabulary": ("red",)})
     tiny_model(spec.model_copy(update={"prior": prior})).save_pretrained(tmp_path / "model")
     (tmp_path / "attributes.yaml").write_text("skin: []")
-    flags = ["--model", str(tmp_path / "model"), "--attributes", str(tmp_path / "attributes.yaml")]
-    assert "list of its alternatives" in refused(asked.main, *flags, "--out", str(tmp_path / "out"))
-    assert "is a URI" in refused(asked.main, *flags, "--out", "s3://bucket/x")
+    flags = ["--asked", "--model", str(tmp_path / "model"), "--attributes", str(tmp_path / "attributes.yaml")]
+    assert "list of its alternatives" in refused(evaluate.main, *flags, "--out", str(tmp_path / "out"))
+    assert "is a URI" in refused(evaluate.main, *flags, "--out", "s3://bucket/x")
     assert not (tmp_path / "out").exists()

@@ -17,8 +17,8 @@ from npdraw_dist.bank.build import build_bank
 from npdraw_dist.config.schema import BankConfig, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.tasks import Loaded, Pool
-from npdraw_dist.evaluate.actors import Found, pool_of
-from npdraw_dist.evaluate.actors import run as run_items
+from npdraw_dist.evaluate.work import Found, pool_of
+from npdraw_dist.evaluate.work import run as run_items
 from npdraw_dist.pipeline import gpu_task
 from npdraw_dist.pipeline.gpu_task import on_gpu
 from npdraw_dist.training import cluster

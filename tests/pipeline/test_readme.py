@@ -13,15 +13,15 @@ import pytest
 
 from npdraw_dist import extractor, prepare
 from npdraw_dist.__main__ import COMMANDS
-from npdraw_dist.asked import Asked
 from npdraw_dist.bench.__main__ import Bench
 from npdraw_dist.config.cli import parse_flags, validate
 from npdraw_dist.evaluate import __main__ as evaluate
-from npdraw_dist.evaluate.__main__ import Evaluate, spread
+from npdraw_dist.evaluate.settings import Evaluate, spread
 from npdraw_dist.fit_folder import Fit
 from tests.helpers.notebooks import run as run_cells
 from tests.helpers.runs import TINY
 from tests.helpers.tiny_fit import fit_few
+from tune_spaces.report import Report
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -34,7 +34,6 @@ PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES.sp
 # Commands whose own tests run them, and their flags.
 ELSEWHERE: dict[str, Any] = {
     "npdraw_dist.bench": Bench,
-    "npdraw_dist.asked": Asked,
 }
 
 
@@ -71,7 +70,9 @@ def test_the_commands_run(tiny_run: Path, users_folder: Path, capsys: pytest.Cap
             # Other tests train; here the flags are tested.
             main([*argv, *(() if "--dry-run" in argv else ("--dry-run",))])
         elif "runs/comparison-mnist_cpu-10" in argv:  # which takes hours to train
-            parse_flags(Evaluate, module, spread(argv, "--compare"))
+            parse_flags(Report, module, spread(argv, "--sweeps"))
+        elif "--asked" in argv:  # of models that nothing trains in this test
+            parse_flags(Evaluate, module, argv)
         elif "MNIST_FOLDER" in argv:
             parse_flags(extractor.Extractor, module, argv)
         elif module in ELSEWHERE:
@@ -89,7 +90,7 @@ def test_the_commands_run(tiny_run: Path, users_folder: Path, capsys: pytest.Cap
             Path("my.yaml").write_text(printed)
     assert Path("runs/from_shards/metrics.json").is_file()
     assert Path("samples/generation.gif").stat().st_size > 1000
-    assert "Measured by `npdraw evaluate`" in Path("runs/digits/model/README.md").read_text()
+    assert "Measured by `npdraw evaluate`" in Path("runs/digits/model/config.json").read_text()
 
 
 def test_the_notebook_of_the_cluster_runs(

@@ -14,16 +14,14 @@ import pytest
 
 from npdraw_dist.config.load import build, with_changes
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.evaluate.comparison import read_sweep
-from npdraw_dist.pipeline import inputs
+from npdraw_dist.pipeline import inputs, probe
+from npdraw_dist.pipeline.probe import Cost
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.fake_trainings import MS, SECONDS, FakeTrainings, compare, plan_of, third_is_best
 from tests.helpers.image_files import change_one, images
 from tests.helpers.spaces import load_kinds
-from tune_spaces import comparison, sweep
+from tune_spaces import budgets, comparison, sweep
 from tune_spaces.budgets import (
-    RATE_IMAGES,
-    ROUGH,
     Job,
     Rate,
     base_config,
@@ -31,6 +29,7 @@ from tune_spaces.budgets import (
     split_shares,
     with_budget,
 )
+from tune_spaces.opening import read_sweep
 from tune_spaces.options import Options
 
 KINDS = ("npdraw", "vae", "vqvae")
@@ -97,22 +96,44 @@ def test_of_data_with_validation_images_of_their_own_the_fraction_is_exact(tmp_p
     images(tmp_path / ("valid" if own else "other"))
     data = {"source": "imagefolder", "path": str(tmp_path), "image_size": 28, "channels": 1, "fraction": 0.1}
     options = Options(space="comparison", storage=str(tmp_path), name="c", kinds=",".join(KINDS))
-    planned = comparison.Comparison(options, load_kinds("comparison"), {"data": data}, None)
+    planned = comparison.Comparison(options, load_kinds("comparison"), {"data": data}, None, None)
     (fraction,) = {job.experiment.data.fraction for job in planned.trials}
     assert fraction == pytest.approx(0.1 if own else 0.08 / 0.98)
 
 
-def test_the_budget_follows_from_two_short_trainings() -> None:
-    rate = Rate.of((640, 2560), [0.5 + 0.64, 0.5 + 2.56])
-    assert (rate.fixed_s, rate.ms) == (pytest.approx(0.5), pytest.approx(1.0))
+def test_the_budget_takes_the_time_in_whole_batches() -> None:
+    rate = Rate.of(1.0, 640, 0.5 + 0.64)
+    assert (rate.fixed_s, rate.ms) == (pytest.approx(0.5), 1.0)
     assert rate.images(30.0, build({})) == 29_500 // 128 * 128
-    with pytest.raises(UserError, match="no rate can be told"):
-        Rate.of((640, 2560), [1.0, 0.9])
-    # A probe is bounded however wrong the first trainings are: an image costs 1 ms, they say other things.
-    for short in ((1.0, 0.9), (0.1, 4.0), (9.0, 9.2)):
-        images = Rate.of(RATE_IMAGES, short, ROUGH).images(5.0, build({}))
-        assert 20 * 128 <= images <= 4 * 5.0 / (short[1] / 2560)
-        assert Rate.of((640, images), (1.14, 0.5 + images / 1000)).ms == pytest.approx(1.0)
+    assert Rate.of(1.0, 640, 0.6).fixed_s == 0
+    assert Rate(40.0, 1.0).images(30.0, build({})) == 20 * 128  # the least
+
+
+def test_the_cost_of_an_image_is_that_of_all_training_stages(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = Cost(prior=0.001, relaxed=0.002, hard=0.004)
+    monkeypatch.setattr(budgets, "cost", lambda experiment, cores: seconds)
+    space = load_kinds("comparison")
+    job = draw_trials(space, base_config(space, None, {}, {}), ["npdraw"], 1)[0]
+    own = {"vae": {"images": 1000, "relaxed_images": 250}, "prior": {"images": 500}}
+    job = replace(job, experiment=with_changes(job.experiment, own))
+    assert budgets.ms_an_image(job) == pytest.approx(0.25 * 2 + 0.75 * 4 + 0.5 * 1)
+
+    def fails(experiment: object, cores: bool) -> Cost:
+        raise UserError("not possible")
+
+    monkeypatch.setattr(budgets, "cost", fails)
+    assert budgets.ms_an_image(job) == "not possible"
+
+
+@pytest.mark.parametrize("kind", ["npdraw", "flow"])
+def test_the_steps_of_a_kind_are_timed(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "PROBE_S", 0.0)
+    space = load_kinds("comparison")
+    small = {"train": {"micro_batch": 8}, "data": {"source": "digits"}}
+    (job,) = draw_trials(space, base_config(space, None, {}, small), [kind], 1)
+    ms = budgets.ms_an_image(job)
+    assert isinstance(ms, float)
+    assert ms > 0
 
 
 def test_a_dry_run_lists_a_line_a_trial(capsys: pytest.CaptureFixture[str]) -> None:
@@ -254,7 +275,7 @@ def test_a_stopped_comparison_chooses_nothing_and_goes_on(tmp_path: Path, folder
 
 
 def test_a_trial_that_fails_counts_as_one(tmp_path: Path) -> None:
-    fake = FakeTrainings(failing=["vae-2", "npdraw-0-640", "vqvae-1-probe"])
+    fake = FakeTrainings(failing=["vae-2", "npdraw-0-start"], unprobed=["vqvae-1-start"])
     plan = compare(tmp_path, fake)
     assert plan["winners"]["vae"] == "vae-0"
     assert len(plan["trials"]) == 9
@@ -287,7 +308,7 @@ def test_a_longer_training_is_judged_against_one_of_the_same_cost(tmp_path: Path
 
 
 def test_why_no_trial_of_a_kind_finished_is_told(tmp_path: Path) -> None:
-    failing = [f"vae-{number}-640" for number in range(3)]
+    failing = [f"vae-{number}-start" for number in range(3)]
     with pytest.raises(UserError, match="no trial of vae finished; the first: not finite"):
         compare(tmp_path, FakeTrainings(failing=failing))
 

@@ -81,7 +81,7 @@ def test_a_training_told_to_end_has_not_failed(tmp_path: Path, monkeypatch: Patc
     """Nor one that was killed, or whose storage failed."""
     program = f"import os, signal as s, sys; {end}"
     monkeypatch.setattr(trainings, "tied", lambda *_: [sys.executable, "-S", "-c", program])
-    with pytest.raises(UserError, match=r"3 of 3 trainings were stopped, such as rates/npdraw-0-640"):
+    with pytest.raises(UserError, match=r"3 of 3 trainings were stopped, such as rates/npdraw-0-start"):
         compare(tmp_path, here, num_samples=1)
     assert not (tmp_path / "c" / "results").exists()
     assert len(compare(tmp_path, num_samples=1)["spent"]) == 3

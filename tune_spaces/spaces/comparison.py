@@ -2,7 +2,7 @@
 
 Answers: which kind has the best likelihood, and the best samples, at 100%, 10% and 1% of the images? Ranges
 and budgets are written down here before anything is trained. Validation images decide, a fifth of the images
-of the fraction; the test split stays closed until `evaluate --compare` opens it once.
+of the fraction; the test split stays closed until `npdraw report` opens it once.
 
 Cost: a kind has 10 trials, 5 seeds of the winner (source mnist; 3 elsewhere) and up to 2 + 4 times the time
 for the row "until it stops improving", so 21 times `core_seconds`: for 7 kinds 10 hours of a core at 100%, 5

@@ -8,12 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from torch import Tensor, nn
 
-from npdraw_dist.evaluate import __main__ as evaluate
-from npdraw_dist.evaluate import measured
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.store import OPENINGS, Store
 from tests.helpers.runs import Refused
-from tune_spaces import sweep
+from tune_spaces import measured, report, sweep
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -64,13 +62,13 @@ def test_a_small_comparison_from_trials_to_the_report(
     plan = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert len(plan["finals"]) == 6
     records = list((tmp_path / "c").glob("*/*/" + OPENINGS))
-    assert len(records) == 3 * 2 + 2 + 4 + 2  # rates, trials, seeds, longer
+    assert len(records) == 2 + 2 + 4 + 2  # rates, trials, seeds, longer
     assert all(json.loads(record.read_text())["opened"] == [] for record in records)
 
-    flags = ["--compare", str(tmp_path / "c"), "--k", "5", "--scale.num_workers", "0"]
+    flags = ["--sweeps", str(tmp_path / "c"), "--k", "5", "--scale.num_workers", "0"]
     flags += ["--out", str(tmp_path / "report")]
-    assert "leaves none of" in refused(evaluate.main, *flags, "--served", "5000")
-    assert "too few" in refused(evaluate.main, *flags, "--extractor", f"{__name__}:Many")
+    assert "leaves none of" in refused(report.main, *flags, "--served", "5000")
+    assert "too few" in refused(report.main, *flags, "--extractor", f"{__name__}:Many")
     assert all(json.loads(record.read_text())["opened"] == [] for record in records)
     flags += ["--extractor", f"{__name__}:Pixels", "--samples", "100", "--served", "50"]
     draw, heats = NPDraw.sample_pixels, set[float | None]()
@@ -81,8 +79,8 @@ def test_a_small_comparison_from_trials_to_the_report(
 
     monkeypatch.setattr(NPDraw, "sample_pixels", spied)
     with Store.open(str(tmp_path), "c").lease("comparison"):  # such as of a sweep that goes on
-        assert "comparison" in refused(evaluate.main, *flags)
-    evaluate.main(flags)
+        assert "comparison" in refused(report.main, *flags)
+    report.main(flags)
     assert heats == {1.0}  # that of all kinds, whatever a config draws at
     text = (tmp_path / "report" / "report.md").read_text()
     assert all(words in text for words in ("| NP-DRAW minus | seeds |", "floor: train", "ceiling: noise"))
@@ -94,9 +92,9 @@ def test_a_small_comparison_from_trials_to_the_report(
         assert row["flops"] > 0
         assert 0 <= row["recall"] <= 1
 
-    evaluate.main(flags)  # measures nothing again, and no run is opened twice
+    report.main(flags)  # measures nothing again, and no run is opened twice
     assert pq.read_table(tmp_path / "report" / "report.parquet").to_pylist() == rows
     assert all(len(json.loads(record.read_text())["opened"]) <= 1 for record in records)
     other = [word if word != "5" else "6" for word in flags]
-    assert "opened by another protocol" in refused(evaluate.main, *other)
+    assert "opened by another protocol" in refused(report.main, *other)
     assert "nothing is trained any more" in refused(sweep.main, *command, "--data.fraction", "0.5")

@@ -1,7 +1,7 @@
-"""The work of an evaluation, done by actors of Ray or in this process: bounds on log p(x), and distances.
+"""The work of an evaluation, done by a pool of processes or in this one: bounds on log p(x), and distances.
 
 A split has shards, and a shard has batches of BATCH images. The noise of a batch is seeded by its key, and
-what belongs to batches is sorted by key before anything is summed: the number of actors changes no result.
+all that belongs to batches is sorted by key before it is summed: the number of actors changes no result.
 No batch is padded. Shapes: B images of a batch, C channels, H x W pixels, K parts of the bank, N real
 images, M generated ones, D features.
 """
@@ -29,26 +29,25 @@ from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.data.tasks import Loaded, Pool, map_items
 from npdraw_dist.evaluate.edits import measure_edits
+from npdraw_dist.evaluate.measure import Measure
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import all_distances
 from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.nn.generative import GenerativeModel
-from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.progress import console, stage_progress
-from npdraw_dist.pipeline.scores import BATCH, bank_usage, part_counts, score_images, summary
-from npdraw_dist.training.feed import noise_seed
+from npdraw_dist.pipeline.scores import BATCH, bank_usage, part_counts, summary
 from npdraw_dist.training.workers import asked_of_ray, listed, room
 
 SAMPLES = 64  # samples of a batch, which has noise of its own seed
 REAL, GENERATED = 2**32 - 3, 2**32 - 4  # keep the seeds apart
 
-Key = tuple[int, int]  # of a batch: numbers of its shard in the split and of the batch there; -1 of samples
+Key = tuple[int, int]  # (shard in the split, batch in the shard); shard -1 has the samples
 
 
 @dataclass
 class Found:
-    """What came of an item. images: how many it has. values: of each batch, arrays by name.
+    """The numbers of an item. images: how many it has. values: key of a batch -> arrays by name.
 
     rejects: unreadable rows of the item's shard, counted at one of its items.
     """
@@ -80,10 +79,10 @@ def pool_of(scale: ScaleConfig, sized: bool) -> Pool:
 
 
 def run(title: str, items: Sequence[Any], total: int, work: Any, pool: Pool | None = None) -> list[Any]:
-    """`work(item)` of each item, in any order, in actors of `pool`, else in tasks; without Ray here.
+    """`work(item)` of each item, in any order: by a pool or in tasks on Ray, else in this process.
 
-    Each result has `images`, which count towards the `total`. Says so if no node has a GPU free for an actor
-    now. Raises the UserError that an item raises.
+    Each result has `images`, which count towards the `total`. Prints a line if no node has a free GPU for an
+    actor now. Raises the UserError that an item raises.
     """
     if pool is not None and pool.gpus and ray_runs():
         from npdraw_dist.training.cluster import free_now, living_nodes
@@ -163,11 +162,11 @@ def plan_work(shards: Sequence[Shard], total: int | None, limit: int | None, act
     return Work([ShardSlice(*shard, first, stride, threshold) for shard, first in starts], total or 0)
 
 
-class Measure:
-    """Scores of images; or with an extractor features of images, as the model takes them, and of samples.
+class Worker:
+    """Measures the items of an evaluation: scores of images; or, with an extractor, features of images and
+    of samples.
 
-    settings.pixels: `drawn` binarizes real images and draws samples from p(x|z), `mean` does neither. told:
-    what the model is told of each image, for numbers with and without it.
+    conditions: gives the condition of each image, for numbers with and without it.
     """
 
     def __init__(
@@ -176,52 +175,36 @@ class Measure:
         settings: EvaluationSettings,
         gpu: bool,
         extractor: ExtractorFile | None = None,
-        told: Told | None = None,
+        conditions: Told | None = None,
     ) -> None:
-        self.told = told
-        self.device = device_here(None if gpu else False)
+        self.conditions, self.scored = conditions, extractor is None
         torch.set_num_threads(1)  # an actor has one CPU; more threads would also sum in another order
-        self.model, self.settings = model.to(self.device), settings
-        self.extract = None if extractor is None else extractor.open(self.device)
+        self.measure = Measure(model, settings, gpu, extractor)
         self._read: tuple[str, Rows] | None = None  # the last shard
 
     def __call__(self, item: ShardSlice | SampleBatch) -> Found:
         if isinstance(item, SampleBatch):
-            draw = self.model.sample_pixels if self.settings.pixels == "drawn" else self.model.sample
-            samples = draw(item.samples, self._generator(GENERATED, item.number), self.settings.temperature)
-            return Found(item.samples, {(-1, item.number): self._features("generated", samples)})
+            features = self.measure.sample_features(item.samples, (GENERATED, item.number))
+            return Found(item.samples, {(-1, item.number): {"generated": features.numpy()}})
         if self._read is None or self._read[0] != item.shard.name:
             self._read = (item.shard.name, item.shard.read())
         rows = self._read[1]
         found = Found(rejects=len(rows.rejects) if item.first == 0 else 0)
         for key, some in item.batches(rows):
-            images = torch.from_numpy(some.images)
-            if self.extract is None:
-                condition = None if self.told is None else self.told.of_rows(some)
-                found.values[key] = self._scores(key, images, condition)
-            else:
-                found.values[key] = self._features("real", self._real(key, images.to(self.device)))
+            found.values[key] = self._numbers(key, some)
             found.ids += some.ids
             found.images += len(some)
         return found
 
-    def _scores(self, key: Key, images: Tensor, condition: Tensor | None) -> dict[str, NDArray[Any]]:
-        k, seed = self.settings.k, self.settings.seed
-        scores = score_images(self.model, images, k, seed, *key, condition=condition)
-        if isinstance(self.model, NPDraw):
-            scores["counts"] = part_counts(self.model, images, self.settings.seed, *key)[None]
+    def _numbers(self, key: Key, rows: Rows) -> dict[str, NDArray[Any]]:
+        images, model = torch.from_numpy(rows.images), self.measure.model
+        if not self.scored:
+            return {"real": self.measure.real_features(images, (REAL, *key)).numpy()}
+        condition = None if self.conditions is None else self.conditions.of_rows(rows)
+        scores = self.measure.scores(images, key, condition)
+        if isinstance(model, NPDraw):
+            scores["counts"] = part_counts(model, images, self.measure.how.seed, *key)[None]
         return {name: values.numpy() for name, values in scores.items()}
-
-    def _features(self, name: str, images: Tensor) -> dict[str, NDArray[Any]]:
-        assert self.extract is not None
-        return {name: self.extract(images).numpy()}
-
-    def _real(self, key: Key, images: Tensor) -> Tensor:
-        how = self.model.spec.binarize if self.settings.pixels == "drawn" else "none"
-        return binarized(images, how, self._generator(REAL, *key))
-
-    def _generator(self, *key: int) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(noise_seed(self.settings.seed, *key))
 
 
 def in_batch_order(results: Sequence[Found]) -> dict[str, Tensor]:
@@ -242,13 +225,13 @@ class Evaluation:
     settings: EvaluationSettings
     work: Work
     pool: Pool
-    told: Told | None = None
+    conditions: Told | None = None
 
     def _measured(
         self, title: str, samples: Sequence[SampleBatch], extractor: ExtractorFile | None
     ) -> tuple[list[Found], dict[str, Tensor]]:
-        given = (self.settings, self.pool.gpus > 0, extractor, self.told)
-        actor: Loaded[Any, Found] = Loaded(Measure, self.model, *given)
+        given = (self.settings, self.pool.gpus > 0, extractor, self.conditions)
+        actor: Loaded[Any, Found] = Loaded(Worker, self.model, *given)
         total = self.work.images + sum(batch.samples for batch in samples)
         found = run(title, [*self.work.slices, *samples], total, actor, self.pool)
         return found, in_batch_order(found)

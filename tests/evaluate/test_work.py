@@ -13,7 +13,7 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.data.tasks import Pool
-from npdraw_dist.evaluate.actors import Found, ShardSlice, in_batch_order, plan_work, pool_of
+from npdraw_dist.evaluate.work import Found, ShardSlice, in_batch_order, plan_work, pool_of
 from npdraw_dist.pipeline.scores import BATCH
 
 

@@ -1,4 +1,4 @@
-"""`evaluate --compare` of sweeps of `--space comparison`: opens their test split once, measures, reports.
+"""What `npdraw report` does: opens the test split of finished comparisons once, measures, writes the report.
 
 A run whose test split was opened before is refused: a choice could have been made by it. The first start
 records itself as the one opening in every run; the same comparison may go on after a kill, no other one.
@@ -20,19 +20,20 @@ from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.data.tasks import map_items
-from npdraw_dist.evaluate.measured import CURVE_IMAGES, KS, Entry, measure, read, references, source_of
 from npdraw_dist.evaluate.protocol import images_in, made_by
-from npdraw_dist.evaluate.report import Comparison, write_report
-from npdraw_dist.evaluate.settings import PLAN, EvaluationSettings
+from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import require_enough
 from npdraw_dist.measure.features import ExtractorFile, find_extractor
 from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.launch import start_ray
+from tune_spaces.comparison import OPENED, PLAN
+from tune_spaces.measured import CURVE_IMAGES, KS, Entry, measure, read, references, source_of
+from tune_spaces.report_tables import Comparison, write_report
 
-OPENED, REFERENCES, RESULTS = "opened.json", "references.json", "results.parquet"
-OPENED_BY = "evaluate --compare"
+REFERENCES, RESULTS = "references.json", "results.parquet"
+OPENED_BY = "report"
 LEAST_FEATURES = 64
 
 
@@ -63,7 +64,7 @@ class Sweep:
             content = io.BytesIO(read_bytes(self.store.filesystem, self.store.path(RESULTS)))
             rows = pq.read_table(content, columns=["trial", "valid_nll"]).to_pylist()
         except (OSError, ValueError) as error:
-            raise UserError(f"--compare {self.store.shown()}: {RESULTS} is unreadable ({error})") from None
+            raise UserError(f"{self.store.shown()}: {RESULTS} is unreadable ({error})") from None
         found: dict[str, list[float]] = {trial["kind"]: [] for trial in self.plan["trials"].values()}
         for row in rows:
             if row["valid_nll"] is not None:
@@ -90,10 +91,10 @@ def read_sweep(folder: str) -> Sweep:
     store = Store(*open_filesystem(folder))
     plan = store.read_json(PLAN)
     if "finals" not in plan:
-        raise UserError(f"--compare {folder} has not finished; the same sweep command goes on with it")
+        raise UserError(f"{folder} has not finished; the same sweep command goes on with it")
     trials = Counter(trial["kind"] for trial in plan["trials"].values())
     if len(set(trials.values())) > 1:
-        raise UserError(f"--compare {folder}: kinds had different numbers of trials, {dict(trials)}")
+        raise UserError(f"{folder}: kinds had different numbers of trials, {dict(trials)}")
     return Sweep(store, plan)
 
 
@@ -107,11 +108,11 @@ def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> Non
         store, begun = sweep.store, sweep.store.has(OPENED)
         if begun and (changed := differences(store.read_json(OPENED), protocol)):
             raise UserError(
-                f"--compare {store.shown()}: its test split was opened by another protocol "
+                f"{store.shown()}: its test split was opened by another protocol "
                 f"({'; '.join(changed)}); repeat that one"
             )
         for run in sweep.runs:
-            found, name = run.openings(), f"--compare {run.shown()}"
+            found, name = run.openings(), f"{run.shown()}"
             if found is None and run.has():  # a trial that failed before it began has no folder
                 raise UserError(f"{name} does not say whether its test split was ever opened")
             if found and not (begun and [opening["by"] for opening in found] == [OPENED_BY]):
@@ -127,25 +128,24 @@ def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> Non
                 run.record_opening(OPENED_BY)
 
 
-def compare_sweeps(folders: Sequence[str], settings: EvaluationSettings, out: str) -> list[str]:
+def report(folders: Sequence[str], settings: EvaluationSettings, served: int, out: str) -> list[str]:
     """Measures what is missing and writes the report; returns the paths of its files.
 
-    settings: k, samples, extractor, seed, served and scale count. Raises UserError, before a test split is
-    opened if the test images are too few.
+    settings: k, samples, extractor, seed and scale count. served: test images that were used for earlier
+    choices. Raises UserError; if the test images are too few, before a test split is opened.
     """
     with ExitStack() as stack:
         for folder in folders:  # no sweep goes on meanwhile
             stack.enter_context(read_sweep(folder).store.lease("comparison"))
-        return _compare(folders, settings, out)
+        return _report(folders, settings, served, out)
 
 
-def _compare(folders: Sequence[str], settings: EvaluationSettings, out: str) -> list[str]:
+def _report(folders: Sequence[str], settings: EvaluationSettings, served: int, out: str) -> list[str]:
     sweeps = [read_sweep(folder) for folder in folders]
     search = {sweep.fraction: sweep.search() for sweep in sweeps}
     entries = [entry for sweep in sweeps for entry in sweep.entries()]
     specs = [read_spec(f"{sweep.entries()[0].folder}/model") for sweep in sweeps]
     require_one_of_each(sweeps, specs)
-    binarize, served = specs[0].binarize, settings.served
     extractor = find_extractor(*settings.extractor_flags, specs[0].image_shape)
     needed = max(served, 0 if extractor is None else extractor.dimensions or 0)
     images = min(images_in(source_of(sweep.entries()[0]), "test", needed) for sweep in sweeps)
@@ -159,7 +159,7 @@ def _compare(folders: Sequence[str], settings: EvaluationSettings, out: str) -> 
                 "more (npdraw extractor --features 64)"
             )
         require_enough(images, settings.samples or 0, extractor.dimensions, "--samples, or no extractor")
-    protocol = protocol_of(settings, extractor, binarize)
+    protocol = protocol_of(settings, served, extractor, specs[0].binarize)
     open_test_split(sweeps, protocol)
     work = partial(measure, settings=settings, extractor=extractor)
     if not settings.scale.here:
@@ -173,7 +173,7 @@ def _compare(folders: Sequence[str], settings: EvaluationSettings, out: str) -> 
     if extractor is not None:  # floor and ceiling of the distances, computed once
         store = sweeps[0].store
         if not store.has(REFERENCES):
-            store.write_json(references(entries[0], settings, extractor, binarize), REFERENCES)
+            store.write_json(references(entries[0], settings, extractor), REFERENCES)
         beside = store.read_json(REFERENCES)
     facts = {**protocol, "chance_of_each_kind": _chance(sweeps), "made_by": made_by()}
     given = {sweep.fraction: (sweep.plan["seeds"], sweep.plan["core_seconds"]) for sweep in sweeps}
@@ -185,25 +185,22 @@ def require_one_of_each(sweeps: Sequence[Sweep], specs: Sequence[Spec]) -> None:
     """specs: of a model of each sweep. Raises UserError if two sweeps have one fraction, or other data."""
     fractions = [sweep.fraction for sweep in sweeps]
     if len(set(fractions)) < len(fractions):
-        raise UserError(f"--compare: two sweeps have the same fraction ({', '.join(map(str, fractions))})")
+        raise UserError(f"two sweeps have the same fraction ({', '.join(map(str, fractions))})")
     data = [spec.data and (spec.data.source, spec.data.inputs) for spec in specs]
     other = [sweep.store.shown() for sweep, found in zip(sweeps, data, strict=True) if found != data[0]]
     if other:
-        raise UserError(
-            f"--compare: {other[0]} has other data than {sweeps[0].store.shown()}; give each its own report"
-        )
+        raise UserError(f"{other[0]} has other data than {sweeps[0].store.shown()}; give each its own report")
 
 
 def protocol_of(
-    settings: EvaluationSettings, extractor: ExtractorFile | None, binarize: str
+    settings: EvaluationSettings, served: int, extractor: ExtractorFile | None, binarize: str
 ) -> dict[str, Any]:
     """What decides the numbers: another one may not open the test split again."""
     pixels = "" if binarize == "none" else "; the same binarised pixels for all runs"
     found: dict[str, Any] = {
         "split": "test, all images, opened once",
         "nll": f"IWAE of {settings.k} sampled log-ratios an image{pixels}",
-        "served": f"{settings.served} images with the smallest hash of the id have served for earlier "
-        "choices",
+        "served": f"{served} images with the smallest hash of the id have served for earlier choices",
         "curve": f"k {', '.join(map(str, KS))} on {CURVE_IMAGES} images",
         "seed": settings.seed,
         "flops": "of the bound at k = 1 of one image",

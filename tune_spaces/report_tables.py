@@ -4,7 +4,6 @@ It is written from the numbers of the runs alone, so it can be written again wit
 Shapes: S seeds, N images. A number belongs to an image, or to a whole run.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,8 +11,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import yaml
 from numpy.typing import NDArray
@@ -22,18 +19,15 @@ from npdraw_dist.config.registry import in_order, title_of
 from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.storage import write_files
 from npdraw_dist.data.splits import unit_hash
-from npdraw_dist.evaluate.measured import TERMS, Measured
-from npdraw_dist.evaluate.paired import LEVEL, Difference, holm, paired, standard_error
-from npdraw_dist.evaluate.plots import by_fraction, intervals, percent, picture
 from npdraw_dist.measure.bounds import bits_per_dim
-from npdraw_dist.measure.metrics import EDITED, METRICS
-from npdraw_dist.pipeline.models import DISTANCES
+from npdraw_dist.measure.metrics import METRICS, TESTED, group
+from npdraw_dist.measure.paired import LEVEL, Difference, holm, paired, standard_error
+from npdraw_dist.measure.tables import markdown_table, parquet, percent
+from tune_spaces.measured import Measured
+from tune_spaces.plots import by_fraction, intervals, picture
 
 OURS = "npdraw"
 OF_IMAGES = ("nll_iwae", "elbo")
-EDITS = ("edit_inside", "edit_outside", "edit_features")  # less is better
-COSTS = ("parameters", "flops", "core_seconds", "images")
-MORE_IS_BETTER = ("elbo", "precision", "recall")
 PARTS = {"kl_whether", "kl_what", "kl_where"}  # terms of the choices of parts
 MARKS = {"better": "🟩", "worse": "🟥", "open": "⬜"}
 CLOSE = 0.1  # share of its time by which the seeds of a kind may miss it without a word
@@ -103,9 +97,10 @@ class Comparison:
             "bits_per_dim": bits,
             "elbo": elbo,
             "elbo_others": float(run.elbo[~before].mean()) if others is not None else None,
-            **{name: run.numbers.get(name) for name in TERMS},
+            **{name: run.numbers.get(name) for name in group("term")},
             "parts_share": None if parts is None else -parts / elbo,
-            **{name: run.numbers.get(name) for name in (*DISTANCES, *EDITED, "valid_nll", *COSTS)},
+            **{name: run.numbers.get(name) for name in (*group("distance"), *group("edit"))},
+            **{name: run.numbers.get(name) for name in ("valid_nll", *group("cost"))},
         }
 
     def values(self, run: Measured, name: str) -> dict[str, float]:
@@ -123,7 +118,7 @@ class Comparison:
         """
         others = [kind for kind in self.kinds if kind != OURS]
         found: dict[tuple[float, str, str], Difference] = {}
-        for fraction, name, kind in product(self.fractions, (*OF_IMAGES, *DISTANCES, *EDITS), others):
+        for fraction, name, kind in product(self.fractions, TESTED, others):
             ours, theirs = (
                 {run.entry.seed: self.values(run, name) for run in self.runs(fraction, each)}
                 for each in (OURS, kind)
@@ -142,7 +137,8 @@ class Comparison:
         """Whether NP-DRAW is shown to be `better` or `worse` in a difference; else it is `open`."""
         if not self.corrected[key] <= LEVEL:
             return "open"
-        return "better" if (self.differences[key].mean > 0) == (key[1] in MORE_IS_BETTER) else "worse"
+        more = self.differences[key].mean > 0
+        return "better" if more == (METRICS[key[1]].better == "more") else "worse"
 
 
 def write_report(comparison: Comparison, out: str) -> list[str]:
@@ -178,12 +174,6 @@ def write_report(comparison: Comparison, out: str) -> list[str]:
     return write_files(out, files)
 
 
-def parquet(rows: Sequence[Row]) -> bytes:
-    file = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows)), file)
-    return file.getvalue()
-
-
 def markdown(comparison: Comparison) -> str:
     """The tables of kinds, terms, differences, NLL by k and trials at each fraction; then the protocol."""
     lines = [
@@ -213,23 +203,14 @@ def note(comparison: Comparison) -> str:
             f" NLL and ELBO leave out the {comparison.served:,} images that served; terms, distances, edits "
             "and curves are of all test images."
         )
+    more = ", ".join(METRICS[name].title for name in TESTED if METRICS[name].better == "more")
     return (
         "Differences are NP-DRAW minus the other kind, on the same seeds and test images: mean ± half of the "
         f"{1 - LEVEL:.0%} interval by Student's t, over images and seeds together, for distances over seeds "
         f"alone. {MARKS['better']} NP-DRAW is better, {MARKS['worse']} worse, at {LEVEL:.0%} by Holm's "
-        f"correction over all {tested} differences of this report; {MARKS['open']} neither is shown. Less is "
-        f"better in NLL, both distances and edits, more in ELBO, precision and recall.{kept}"
+        f"correction over all {tested} differences of this report; {MARKS['open']} neither is shown. More is "
+        f"better in {more}, less in all others.{kept}"
     )
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table, without its empty columns; none without rows."""
-    if not rows:
-        return []
-    cells = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
-    lines = ["| " + " | ".join(line) + " |" for line in zip(*cells, strict=True)]
-    lines.insert(1, "|---|" + "---:|" * (len(cells) - 1))
-    return lines
 
 
 def _kinds(comparison: Comparison, fraction: float) -> list[str]:
@@ -241,7 +222,7 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
         "NLL, served": ("nll_served", 2),
         f"bits/dim{others}": ("bits_per_dim", 4),
         f"ELBO{others}": ("elbo_others", 2),
-        **{METRICS[name].title: (name, METRICS[name].decimals) for name in DISTANCES},
+        **{METRICS[name].title: (name, METRICS[name].decimals) for name in group("distance")},
     }
     rows = []
     for kind, role in product(comparison.kinds, ("seed", "longest")):
@@ -252,8 +233,8 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
                 ends = "still improving" if still else "a longer training failed"
                 title += f", longest: {ends}" if still or failed else ", until it stops improving"
             cells = [spread(runs, *column) for column in columns.values()]
-            parameters, flops, seconds, images = (np.mean([row[name] for row in runs]) for name in COSTS)
-            costs = f"{parameters:,.0f}", f"{flops / 1e6:,.1f}", f"{seconds:,.0f}", f"{images:,.0f}"
+            means = {name: float(np.mean([row[name] for row in runs])) for name in group("cost")}
+            costs = [METRICS[name].format(mean) for name, mean in means.items()]
             trials = str(len(comparison.search.get(fraction, {}).get(kind, ())) or "")
             seeds, given = len(runs), comparison.given[fraction][0]
             count = f"{seeds} of {given}" if role == "seed" and seeds < given else str(seeds)
@@ -262,8 +243,8 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
         if known := comparison.references.get(name):
             cells = [spread([known], *column) for column in columns.values()]
             rows.append([f"{name}: {what} against test", "", "", *cells, "", "", "", ""])
-    costs_head = ("parameters", "MFLOP", "core-seconds", "images seen")
-    return table(["model", "trials", "seeds", *columns, *costs_head], rows)
+    costs_head = [METRICS[name].title for name in group("cost")]
+    return markdown_table(["model", "trials", "seeds", *columns, *costs_head], rows)
 
 
 def _cost(comparison: Comparison, fraction: float) -> list[str]:
@@ -279,12 +260,12 @@ def _cost(comparison: Comparison, fraction: float) -> list[str]:
 
 def _terms(comparison: Comparison, fraction: float) -> list[str]:
     """The terms of the ELBO, and the share of its nats that parts carry."""
-    return _numbers(comparison, fraction, "terms of the ELBO", (*TERMS, "parts_share"))
+    return _numbers(comparison, fraction, "terms of the ELBO", (*group("term"), "parts_share"))
 
 
 def _edits(comparison: Comparison, fraction: float) -> list[str]:
     """Errors of edits, beside those of reconstructions and of pasted pixels."""
-    return _numbers(comparison, fraction, "edits (squared errors)", tuple(EDITED))
+    return _numbers(comparison, fraction, "edits (squared errors)", group("edit"))
 
 
 def _numbers(comparison: Comparison, fraction: float, title: str, names: Sequence[str]) -> list[str]:
@@ -295,7 +276,7 @@ def _numbers(comparison: Comparison, fraction: float, title: str, names: Sequenc
         cells = [spread(runs, name, METRICS[name].decimals) for name in names]
         if any(cells):
             rows.append([title_of(kind), *cells])
-    return table([title, *(METRICS[name].title for name in names)], rows)
+    return markdown_table([title, *(METRICS[name].title for name in names)], rows)
 
 
 def spread(rows: Sequence[Row], name: str, decimals: int) -> str:
@@ -317,7 +298,7 @@ def _differences(comparison: Comparison, fraction: float) -> list[str]:
         if seeds := [str(comparison.differences[key].seeds) for key in own if key]:
             cells = ["" if key is None else _interval(comparison, key) for key in own]
             rows.append([title_of(kind), seeds[0], *cells])
-    return table(["NP-DRAW minus", "seeds", *(METRICS[name].title for name in names)], rows)
+    return markdown_table(["NP-DRAW minus", "seeds", *(METRICS[name].title for name in names)], rows)
 
 
 def _interval(comparison: Comparison, key: tuple[float, str, str]) -> str:
@@ -331,7 +312,7 @@ def _curves(comparison: Comparison, fraction: float) -> list[str]:
     runs = comparison.leading(fraction)
     ks = sorted(runs[0].curve) if runs else []
     rows = [[run.entry.title, *(f"{run.curve[k]:.2f}" for k in ks)] for run in runs]
-    return table(["NLL of some images by k", *(f"{k:,}" for k in ks)], rows)
+    return markdown_table(["NLL of some images by k", *(f"{k:,}" for k in ks)], rows)
 
 
 def _search(comparison: Comparison, fraction: float) -> list[str]:
@@ -347,7 +328,7 @@ def _search(comparison: Comparison, fraction: float) -> list[str]:
         rows.append([title_of(kind), *cells, seeds])
     head = ["NLL on validation", "best trial", *map(str, range(2, most + 1)), "seeds of it"]
     told = "All trials have the same validation images. Other seeds may hold out others."
-    return [*table(head, rows), "", told]
+    return [*markdown_table(head, rows), "", told]
 
 
 def _samples(runs: Sequence[Measured]) -> bytes:

@@ -15,7 +15,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from pyarrow.fs import LocalFileSystem
-from scipy import stats
 from scipy.special import logsumexp
 
 from npdraw_dist.config.load import build
@@ -23,11 +22,8 @@ from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.splits import SPLITS, unit_hash
 from npdraw_dist.evaluate import __main__ as evaluate
-from npdraw_dist.evaluate.comparison import open_test_split, read_sweep, require_one_of_each
-from npdraw_dist.evaluate.measured import CURVE, Entry, Measured, curve_of, flops, source_of
-from npdraw_dist.evaluate.paired import holm, paired
 from npdraw_dist.evaluate.protocol import images_in
-from npdraw_dist.evaluate.report import Comparison, markdown, served, write_report
+from npdraw_dist.measure.paired import paired
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.store import OPENINGS, Store
@@ -35,6 +31,10 @@ from npdraw_dist.training.feed import noise_seed
 from tests.helpers.image_files import change_one, images
 from tests.helpers.runs import Refused
 from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline
+from tune_spaces import report
+from tune_spaces.measured import CURVE, Entry, Measured, curve_of, flops, source_of
+from tune_spaces.opening import open_test_split, read_sweep, require_one_of_each
+from tune_spaces.report_tables import Comparison, markdown, served, write_report
 
 IDS = [f"mnist-test-{i:06d}" for i in range(40)]
 SEARCH = {0.1: {"vae": [91.0, 95.0, 99.5], "flow": [92.0, 93.0]}}
@@ -77,51 +77,7 @@ def by_image(*values: float, name: str = "image") -> dict[str, float]:
     return {f"{name}-{number}": value for number, value in enumerate(values)}
 
 
-def test_errors_are_those_of_paired_images_and_seeds() -> None:
-    a = [by_image(1, 2, 3, 6), by_image(2, 2, 5, 7)]
-    b = [by_image(0, 1, 1, 4), by_image(0, 0, 2, 5)]
-    found = paired([(a[0], b[0]), (a[1], b[1])])  # differences 1 1 2 2 and 2 2 3 2
-    means = [1.5, 1.5, 2.5, 2.0]  # of each image over seeds
-    assert found.mean == pytest.approx(1.875)
-    variance = sum((x - 1.875) ** 2 for x in means) / 3
-    assert found.se_images == pytest.approx(math.sqrt(variance / 4))
-    assert found.se_seeds == pytest.approx(abs(2.25 - 1.5) / 2)  # of two values: half their distance
-    assert found.error == pytest.approx(math.hypot(found.se_images, found.se_seeds))
-    # A seed with images of its own, whose noise is that of the seed's mean: differences 2 2 3.
-    own = paired([(a[0], b[0]), (by_image(2, 2, 5, name="other"), by_image(0, 0, 2, name="other"))])
-    assert (own.se_images, own.se_seeds) == (0, pytest.approx((7 / 3 - 1.5) / 2))
-    assert (own.mean, own.images) == (pytest.approx((1.5 + 7 / 3) / 2), 7)
-    partly = (by_image(2, 2) | {"other-0": 4.0}, by_image(0, 0) | {"other-0": 1.0})
-    assert paired([(a[0], b[0]), partly]).images == 7
-    single = paired([(a[0], b[0])])
-    assert single.se_images > 0
-    assert all(map(math.isnan, (single.error, single.half, single.p_value)))
-    assert paired([({"": 1.0}, {"": 4.0}), ({"": 2.0}, {"": 5.0})]).se_images == 0
-
-
-def test_intervals_and_p_values_are_those_of_a_t_test_over_seeds() -> None:
-    values = [2.0, 2.6, 1.1, 3.0]
-    found = paired([({"": value}, {"": 0.0}) for value in values])
-    reference = stats.ttest_1samp(values, 0.0)
-    low, high = reference.confidence_interval(0.95)
-    assert found.p_value == pytest.approx(reference.pvalue)
-    assert (found.mean - found.half, found.mean + found.half) == (pytest.approx(low), pytest.approx(high))
-
-
-def test_an_interval_over_seeds_and_images_covers_the_truth() -> None:
-    generator, covered, runs = np.random.default_rng(0), 0, 1000
-    for _ in range(runs):
-        of_seeds, of_images = generator.normal(0, 0.5, (3, 1)), generator.normal(0, 0.3, 40)
-        found = of_seeds + of_images + generator.normal(0, 0.3, (3, 40))
-        difference = paired([(by_image(*row), by_image(*np.zeros(40))) for row in found])
-        assert 2 <= difference.degrees <= 2 + 39
-        covered += abs(difference.mean) <= difference.half
-    assert 0.9 < covered / runs < 0.98  # with two standard errors 0.84
-
-
-def test_claims_are_corrected_for_their_number() -> None:
-    found = holm({"a": 0.01, "b": 0.04, "c": math.nan, "d": 0.03, "e": 0.005})
-    assert found == pytest.approx({"a": 0.03, "b": 0.06, "c": math.nan, "d": 0.06, "e": 0.02}, nan_ok=True)
+def test_verdicts_are_of_corrected_claims() -> None:
     comparison = compared()
     verdicts = {key[1:]: comparison.verdict(key) for key in comparison.differences}
     likelihoods = {kind: verdicts["nll_iwae", kind] for kind in ("vae", "flow", "draw")}
@@ -288,7 +244,7 @@ def test_the_test_split_is_opened_once_and_in_pieces(swept: Path) -> None:
     assert [entry.leading for entry in sweep.entries()] == [True, True, False, False]
     open_test_split([sweep], {"k": 100})
     for run in sweep.runs:
-        assert [opening["by"] for opening in run.openings() or []] == ["evaluate --compare"]
+        assert [opening["by"] for opening in run.openings() or []] == ["report"]
     open_test_split([sweep], {"k": 100})  # the same one goes on
     assert all(len(run.openings() or []) == 1 for run in sweep.runs)
     with pytest.raises(UserError, match=r"another protocol \(k: 100 -> 50\)"):
@@ -350,14 +306,14 @@ def test_an_unequal_chance_and_flags_of_one_model_are_refused(
 ) -> None:
     change(swept, edit)
     out = str(swept / "out")
-    assert says in refused(evaluate.main, "--compare", str(swept), "--out", out, *flags.split())
+    assert says in refused(report.main, "--sweeps", str(swept), "--out", out, *flags.split())
     assert "--served" in refused(evaluate.main, "--model", str(swept), "--served", "5")
 
 
 def test_the_curve_is_the_bound_of_the_first_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_baseline("vae")
     images = torch.randint(0, 256, (3, 1, 6, 6), dtype=torch.uint8)
-    monkeypatch.setattr("npdraw_dist.evaluate.measured.KS", (1, 40, 130))
+    monkeypatch.setattr("tune_spaces.measured.KS", (1, 40, 130))
     found = curve_of(model, images, 0)
     assert list(found) == [1, 40, 130]
     generator = torch.Generator().manual_seed(noise_seed(0, CURVE))

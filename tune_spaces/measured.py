@@ -1,11 +1,11 @@
-"""What `evaluate --compare` measures of one run: bounds of each test image, curve of k, distances, cost.
+"""What `npdraw report` measures of a run: bounds of each test image, curve of k, distances, edits and cost.
 
 A run's numbers are in its folder `comparison/`, so a second start measures only what is missing. Noise is
 seeded by the batch: all runs see the same binarised pixels. Shapes: N images, M samples, D features, k draws.
 """
 
 import io
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,23 +26,23 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.data.splits import Split
 from npdraw_dist.evaluate.edits import EDITS, measure_edits
+from npdraw_dist.evaluate.measure import Measure
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.bounds import LogMeanExp
 from npdraw_dist.measure.distances import all_distances, neighbours
-from npdraw_dist.measure.features import Extract, ExtractorFile
+from npdraw_dist.measure.features import ExtractorFile
+from npdraw_dist.measure.metrics import group
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.pipeline.inputs import find_run, read_inputs
 from npdraw_dist.pipeline.models import load_model
-from npdraw_dist.pipeline.scores import BATCH, K_CHUNK, score_images
+from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.feed import noise_seed
 
 FOLDER, ARRAYS = "comparison", "arrays.npz"
 DONE = "numbers.json"  # written last
 KS = (1, 5, 10, 50, 100, 500, 1000, 5000)  # of the curve
-# Of the ELBO, in nats; a kind has some of them.
-TERMS = ("reconstruction", "kl_whether", "kl_what", "kl_where", "kl_presence", "kl_appearance", "kl")
 CURVE_IMAGES = 16
 SHOWN_SAMPLES = 12
 AT_ONCE = 64  # samples or images whose features are computed at once
@@ -91,26 +91,25 @@ def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
     if store.has(FOLDER, DONE):
         return entry.folder
     model = load_model(f"{entry.folder}/model")
+    of_run = Measure(model, settings.for_likelihood(model.spec.likelihood), extractor=extractor)
     rows = images_of(entry, "test")
     images = torch.from_numpy(rows.images)
-    batches = enumerate(images.split(BATCH))
-    scores = [score_images(model, batch, settings.k, seed, 0, number) for number, batch in batches]
+    scores = [of_run.scores(batch, (0, number)) for number, batch in enumerate(images.split(BATCH))]
     arrays: dict[str, Any] = {"ids": np.array(rows.ids)}
     arrays |= {name: torch.cat([part[name] for part in scores]).numpy() for name in ("nll_iwae", "elbo")}
+    terms = [name for name in group("term") if name in scores[0]]
     numbers: dict[str, float] = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops": flops(model, images[:1]),
         **{name: float(entry.facts[name]) for name in ("core_seconds", "images", "valid_nll")},
-        **{name: float(torch.cat([s[name] for s in scores]).mean()) for name in TERMS if name in scores[0]},
+        **{name: float(torch.cat([s[name] for s in scores]).mean()) for name in terms},
     }
     if model.spec.likelihood != "bernoulli":  # bits per dimension of binary data are not customary
         numbers["dimensions"] = images[0].numel()
-    if extractor is not None:  # of binary data both sides are drawn pixels
-        extract, samples = extractor.open(torch.device("cpu")), _samples(model, settings)
-        real = _features(_as_seen(images, model.spec.binarize, seed, REAL), extract)
-        numbers |= all_distances(real, _features(samples, extract), seed)
+    if extractor is not None:
+        numbers |= _distances(of_run, images, settings)
         if model.has_regions:
-            numbers |= measure_edits(model, images, EDITS, seed, extract)
+            numbers |= measure_edits(model, images, EDITS, seed, extractor.open(of_run.device))
     curve: dict[int, float] = {}
     if entry.leading:
         curve = curve_of(model, images[:CURVE_IMAGES], seed)
@@ -186,37 +185,35 @@ def flops(model: GenerativeModel, images: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def _samples(model: GenerativeModel, settings: EvaluationSettings) -> Iterator[Tensor]:
-    """Batches of samples. All kinds have one temperature, whatever their presets draw at."""
-    count, temperature = settings.samples or 0, settings.temperature
-    make = model.sample_pixels if model.spec.likelihood == "bernoulli" else model.sample
-    for number, start in enumerate(range(0, count, AT_ONCE)):
-        generator = torch.Generator(model.device).manual_seed(noise_seed(settings.seed, DRAWN, number))
-        yield make(min(AT_ONCE, count - start), generator, temperature)
+def _distances(measure: Measure, images: Tensor, settings: EvaluationSettings) -> dict[str, float]:
+    """Distances of samples to uint8 images (N, C, H, W)."""
+    count = settings.samples or 0
+    starts = enumerate(range(0, count, AT_ONCE))
+    samples = [measure.sample_features(min(AT_ONCE, count - at), (DRAWN, number)) for number, at in starts]
+    return all_distances(_real_features(measure, images, REAL), torch.cat(samples), settings.seed)
 
 
-def _as_seen(images: Tensor, binarize: str, seed: int, key: int) -> Iterator[Tensor]:
-    """uint8 (N, C, H, W) in batches as models take them: binarised, or as floats in [0, 1]."""
-    for number, batch in enumerate(images.split(AT_ONCE)):
-        yield binarized(batch, binarize, torch.Generator().manual_seed(noise_seed(seed, key, number)))
-
-
-def _features(batches: Iterable[Tensor], extract: Extract) -> Tensor:
-    """Batches of images (B, C, H, W) in [0, 1] -> (sum of B, D)."""
-    return torch.cat([extract(batch.float()) for batch in batches])
+def _real_features(measure: Measure, images: Tensor, stream: int) -> Tensor:
+    """uint8 (N, C, H, W) -> (N, D)."""
+    batches = enumerate(images.split(AT_ONCE))
+    return torch.cat([measure.real_features(batch, (stream, number)) for number, batch in batches])
 
 
 def references(
-    entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile, binarize: str
+    entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
 ) -> dict[str, dict[str, float]]:
-    """`floor`: all training images against the test images. `ceiling`: M images of uniform noise."""
-    extract, seed = extractor.open(torch.device("cpu")), settings.seed
+    """`floor`: all training images against the test images. `ceiling`: M images of uniform noise.
+
+    The images are binarized as for the model of `entry`.
+    """
+    model, seed = load_model(f"{entry.folder}/model"), settings.seed
+    measure = Measure(model, settings.for_likelihood(model.spec.likelihood), extractor=extractor)
     test, train = (torch.from_numpy(images_of(entry, split, 1.0).images) for split in ("test", "train"))
     generator, shape = torch.Generator().manual_seed(noise_seed(seed, NOISE)), test.shape[1:]
     noise = torch.randint(0, 256, (settings.samples or 0, *shape), generator=generator, dtype=torch.uint8)
-    real = _features(_as_seen(test, binarize, seed, REAL), extract)
+    real = _real_features(measure, test, REAL)
     return {
-        name: all_distances(real, _features(_as_seen(images, binarize, seed, NOISE), extract), seed)
+        name: all_distances(real, _real_features(measure, images, NOISE), seed)
         for name, images in (("floor", train), ("ceiling", noise))
     }
 

@@ -1,0 +1,30 @@
+"""Tables as text and as files."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table, without its empty columns; no line if there are no rows."""
+    if not rows:
+        return []
+    cells = [column for column in zip(head, *rows, strict=True) if any(column[1:])]
+    lines = ["| " + " | ".join(line) + " |" for line in zip(*cells, strict=True)]
+    lines.insert(1, "|---|" + "---:|" * (len(cells) - 1))
+    return lines
+
+
+def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """A Parquet file of `rows`."""
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows)), file)
+    return file.getvalue()
+
+
+def percent(fraction: float) -> str:
+    """0.05 -> `5%`."""
+    return f"{100 * fraction:g}%"
