@@ -182,12 +182,11 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 # What a resumed run may change. Fingerprints contain these settings too; a resumed run keeps its own values
 # there, and does what is asked now.
-DATA_PATH = "data.path"  # data may be moved; whether they are the same, their identity tells
 RATES = ("prior.learning_rate", "vae.learning_rate", "vae.prior_learning_rate")
 
 
 def may_change(run: Experiment, broken: bool = False) -> tuple[str, ...]:
-    """The dotted settings that a resumed `run` may change, besides the path of its data.
+    """The dotted settings that a resumed `run` may change.
 
     train.precision is one of them on a CPU only; the stage knows where it runs. broken: a stage of the run
     stopped since its loss was not finite, and may go on with other learning rates.
@@ -211,7 +210,7 @@ def settle(run: Experiment, asked: Experiment, broken: bool = False) -> tuple[Ex
     """
     own: dict[str, Any] = {}
     instead: dict[str, Any] = {}
-    for key in (*may_change(run, broken), DATA_PATH):
+    for key in may_change(run, broken):
         section, _, name = key.partition(".")
         old, new = (getattr(getattr(experiment, section), name) for experiment in (run, asked))
         own.setdefault(section, {})[name] = old
