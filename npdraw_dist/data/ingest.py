@@ -132,10 +132,11 @@ def ingest(
     splits: Sequence[Split] = SPLITS,
     format: Format = "parquet",
     show: Show = lambda images, rate: None,
+    across_splits: bool = False,
 ) -> Written:
     """Writes the shards of `splits` that are not done, in a claimed folder, and rejects.jsonl.
 
-    An id that comes again in a split stays where it came first. Raises UserError on more bad rows than
+    An id that comes again in a split, or with `across_splits` in any, stays where it came first. Raises UserError on more bad rows than
     data.max_bad_fraction, as soon as that is clear, and after all other pieces are written if one is
     unreadable as a whole; what is written stays.
     """
@@ -172,7 +173,7 @@ def ingest(
         more = f" (and {len(errors) - 1} more pieces failed)" if len(errors) > 1 else ""
         raise UserError(f"{errors[0]}{more}; what is written stays, and the same command goes on")
     if not source.unique:
-        here_s += _reject_repeated(write, pieces, done)
+        here_s += _reject_repeated(write, pieces, done, across_splits)
     shards = [done[name] for split in splits for name in names if done[name].split == split]
     written = Written(shards, limit.images - old, tuple(splits), here_s)
     _write_rejects(folder, written.shards)
@@ -184,13 +185,21 @@ def _count(limit: RejectLimit, splits: tuple[Split, ...], shards: Sequence[Shard
     return limit.add(splits, sum(f.rows for f in shards), sum(len(f.rejects) for f in shards))
 
 
-def _reject_repeated(write: Ingest, pieces: Sequence[Piece], done: dict[str, ShardFacts]) -> float:
-    """Writes shards again without the ids that an earlier shard of their split has; returns CPU seconds."""
+def _reject_repeated(
+    write: Ingest, pieces: Sequence[Piece], done: dict[str, ShardFacts], across_splits: bool
+) -> float:
+    """Writes shards again without the ids that an earlier one has, of their split or of any.
+
+    Returns CPU seconds of this process.
+    """
     folder, here_s = write.folder, 0.0
     repeated: dict[str, set[Hash]] = {}
-    for split in write.splits:
-        own = [facts for facts in done.values() if facts.split == split]
-        in_order = sorted(facts.shard for facts in own)
+    for group in [write.splits] if across_splits else [(split,) for split in write.splits]:
+        own = sorted(
+            (facts for facts in done.values() if facts.split in group),
+            key=lambda facts: (SPLITS.index(facts.split), facts.shard),
+        )
+        in_order = [facts.shard for facts in own]
         ids = sum(facts.rows for facts in own)
         repeated |= repeated_ids(folder.filesystem, f"{folder.root}/{DONE}", in_order, ids)
     again = [piece for piece in pieces if any(piece.name(split) in repeated for split in piece.splits)]

@@ -30,7 +30,7 @@ class ShardFacts:
     """
 
     shard: str
-    split: str
+    split: Split
     file: str | None
     rows: int
     bytes: int

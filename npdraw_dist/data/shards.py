@@ -145,8 +145,8 @@ def listed(
 
     A small set is cut for the cores of a machine, unless `data.shard_rows` says how.
     items: what `read`, which is picklable, needs for each image of a split; what is no list can be cut to
-    slices and has a method `take`. `data.fraction` takes the first of the shuffled training items, so subsets are nested and a
-    shard mixes the classes. classes: names of the labels, in order, if they have any.
+    slices and has a method `take`. `data.fraction` takes the first of the shuffled training items, so subsets
+    are nested and a shard mixes the classes. classes: names of the labels, in order, if they have any.
     """
     if not len(items["train"]):
         raise UserError(f"data.source {data.source} has no training image; see --data.path and fractions")

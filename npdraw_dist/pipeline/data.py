@@ -183,7 +183,8 @@ def prepare(
         folder = _out_folder(out, source, format)
         with writing(out):
             folder.claim()
-        written = ingest(source, data, folder, seed, format=format, show=show)
+        # No image of the test split may also be a training image, whatever its shard.
+        written = ingest(source, data, folder, seed, format=format, show=show, across_splits=True)
         manifest = manifest_of(source, folder, written, data, format)
         lease.check()
         write_text(filesystem, f"{root}/{MANIFEST}", json.dumps(manifest, indent=2) + "\n")

@@ -14,16 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from pyarrow import fs
-
-from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.storage import copy, list_files, open_filesystem, write_bytes
-from npdraw_dist.data import repeats, shard_writer, shards
 from npdraw_dist.data.identity import Inputs
-from npdraw_dist.data.parquet import to_parquet
-from npdraw_dist.data.parses import Parses, write_list
-from npdraw_dist.data.repeats import Hash, RepeatFinder, hash_of, ranges_of, read_hashes, write_hashes
-from npdraw_dist.data.rows import Reject, RejectLimit, Rows
 from npdraw_dist.data.shard_writer import (
     Encoded,
     ShardFolder,
@@ -32,6 +23,15 @@ from npdraw_dist.data.shard_writer import (
     repeated_in,
     write_shards,
 )
+from pyarrow import fs
+
+from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.core.storage import copy, list_files, open_filesystem, write_bytes
+from npdraw_dist.data import repeats, shard_writer, shards
+from npdraw_dist.data.parquet import to_parquet
+from npdraw_dist.data.parses import Parses, write_list
+from npdraw_dist.data.repeats import Hash, RepeatFinder, hash_of, ranges_of, read_hashes, write_hashes
+from npdraw_dist.data.rows import Reject, RejectLimit, Rows
 from npdraw_dist.data.shards import Shard, Source
 from tests.helpers.counting import Counting
 from tests.helpers.in_process import map_here
