@@ -73,7 +73,7 @@ class Ingest:
 
     seed: of a random order of the rows of training shards, since data are often sorted, and a stream mixes
     only what it reads together. repeated: shard name -> hashes of ids that an earlier shard has too, which
-    are rejected. spent: shard name -> CPU seconds of writing it before.
+    are rejected; only these shards are written. spent: shard name -> CPU seconds of writing it before.
     """
 
     folder: ShardFolder
@@ -88,8 +88,9 @@ class Ingest:
         """Returns an error if the piece is unreadable as a whole, so that the others go on."""
         started, cpu_started = time.perf_counter(), time.thread_time()
         written = list[ShardFacts]()
+        splits = [s for s in self.splits if not self.repeated or piece.name(s) in self.repeated]
         try:
-            found = piece.read(self.splits)
+            found = piece.read(splits)
         except UserError as error:
             return error
         for split, rows in found.items():
@@ -136,9 +137,9 @@ def ingest(
 ) -> Written:
     """Writes the shards of `splits` that are not done, in a claimed folder, and rejects.jsonl.
 
-    An id that comes again in a split, or with `across_splits` in any, stays where it came first. Raises UserError on more bad rows than
-    data.max_bad_fraction, as soon as that is clear, and after all other pieces are written if one is
-    unreadable as a whole; what is written stays.
+    An id that comes again in a split, or with `across_splits` in any, stays where it came first. Raises
+    UserError on more bad rows than data.max_bad_fraction, as soon as that is clear, and after all other
+    pieces are written if one is unreadable as a whole; what is written stays.
     """
     encode, _ = FORMATS[format]
     write = Ingest(folder, encode, tuple(source.classes), tuple(splits), seed)

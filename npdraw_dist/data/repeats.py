@@ -82,7 +82,7 @@ class Finder:
 
     def __call__(self, ranges: tuple[int, int]) -> dict[int, set[Hash]]:
         found = in_threads(lambda path: self._read(path, *ranges), self.joined)
-        hashes = np.concatenate(found)
+        hashes = np.concatenate([np.zeros((0, 3), np.uint64), *found])
         values, counts = np.unique(hashes[:, 0], return_counts=True)
         suspects = hashes[np.isin(hashes[:, 0], values[counts > 1])]
         seen: set[Hash] = set()
