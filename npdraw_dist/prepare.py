@@ -10,7 +10,7 @@ from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
 
 
 class Prepare(Command):
-    """Writes a data set once as shards with explicit splits, checksums and a manifest.
+    """Reads a data set once and writes shards with explicit splits and a manifest, as the stage data does.
 
     Read it back with --data.source parquet (or webdataset) --data.path OUT. The same command resumes.
     """
@@ -39,9 +39,9 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.data.shards import open_source
 
     source = open_source(settings.data, settings.seed)
-    from npdraw_dist.data.prepare import prepare, require_own
+    from npdraw_dist.pipeline.data import prepare, require_out
 
-    require_own(settings.data, source, settings.out, settings.format)
+    require_out(settings.data, source, settings.out, settings.format)
     from npdraw_dist.training.workers import placed
 
     scale = placed(settings.scale)
@@ -52,11 +52,11 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.pipeline.progress import stage_progress
 
     with stage_progress("prepare", source.count() or 0) as show:
-        manifest = prepare(settings.data, settings.seed, settings.out, settings.format, show)
+        manifest = prepare(settings.data, settings.seed, settings.out, settings.format, source, show)
     splits = ", ".join(f"{name} {count:,}" for name, count in manifest["splits"].items())
     print(
-        f"{settings.out}: {manifest['count']:,} images in {len(manifest['files'])} shards "
-        f"({splits}; {manifest['rejects']} rejected)"
+        f"{settings.out}: {manifest['images']:,} images in {len(manifest['files'])} shards "
+        f"({splits}; {manifest['rejected']} rejected)"
     )
 
 

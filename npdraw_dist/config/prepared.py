@@ -1,4 +1,4 @@
-"""The manifest of a folder that `npdraw prepare` wrote, and the sizes that nobody has to repeat therefore.
+"""The manifest of canonical shards, and the image sizes that nobody has to repeat because it states them.
 
 pyarrow takes a moment to import, and few commands need it here.
 """
@@ -16,30 +16,41 @@ if TYPE_CHECKING:
 
 SIZES = ("channels", "image_size")
 MANIFEST = "manifest.json"
-MAKER = "npdraw_dist.prepare"
+MAKER = "npdraw_dist.data"  # of a manifest beside shards that `npdraw prepare` or a run wrote
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """shape: (C, H, W) of the images. splits: the number of images of each, also of empty ones.
+    """What a manifest states.
 
-    checksums: file below the folder -> (bytes, SHA-256). rows: file -> its rows. row_group: rows of a row
-    group of the Parquet files; None for tars. classes: names of the labels, in order, if known.
+    format: parquet (canonical shards) or webdataset. shape: (C, H, W) of the images. splits: the number of
+    images of each split that was written, also of empty ones. files: split -> file below the folder -> rows.
+    digests: of the rows of each split. classes: names of the labels, in order, if known.
     """
 
+    format: str
     shape: tuple[int, int, int]
     splits: dict[str, int]
-    checksums: dict[str, tuple[int, str]]
-    rows: dict[str, int]
-    row_group: int | None = None
+    files: dict[str, dict[str, int]]
+    digests: dict[str, str]
     classes: tuple[str, ...] = ()
 
-    def row_groups(self, file: str, size: int) -> list[int] | None:
-        """The rows of each row group of a file of `size` bytes; None if the manifest does not tell."""
-        if self.row_group is None or self.checksums.get(file, (None, ""))[0] != size:
-            return None
-        whole, rest = divmod(self.rows[file], self.row_group)
-        return [self.row_group] * whole + ([rest] if rest else [])
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digest of all rows, in whatever order, shards and splits they lie."""
+        return f"{sum(int(digest, 16) for digest in self.digests.values()) % 2**128:032x}"
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Prepared":
+        """Raises an error of any type if `values` are no manifest."""
+        channels, height, width = map(int, values["shape"])
+        splits = {str(split): int(count) for split, count in values["splits"].items()}
+        files: dict[str, dict[str, int]] = {split: {} for split in splits}
+        for item in values["files"]:
+            files[item["split"]][str(item["file"])] = int(item["rows"])
+        shape, classes = (channels, height, width), tuple(map(str, values["classes"]))
+        digests = {str(split): str(digest) for split, digest in values["digests"].items()}
+        return cls(str(values["shards"]), shape, splits, files, digests, classes)
 
 
 def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:
@@ -51,17 +62,7 @@ def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:
         return None
     try:
         values = json.loads(read_bytes(filesystem, path))
-        if values.get("maker") != MAKER:
-            return None
-        channels, height, width = map(int, values["shape"])
-        return Prepared(
-            (channels, height, width),
-            {split: int(values["splits"][split]) for split in ("train", "valid", "test")},
-            {str(item["file"]): (int(item["bytes"]), str(item["sha256"])) for item in values["files"]},
-            {str(item["file"]): int(item["rows"]) for item in values["files"]},
-            int(values["row_group"]) if "row_group" in values else None,
-            tuple(map(str, values.get("data", {}).get("classes", ()))),
-        )
+        return Prepared.of(values) if values.get("maker") == MAKER else None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         shown = display_path(filesystem, path)
         raise UserError(f"{shown} is damaged ({error}); run `npdraw prepare` again") from None

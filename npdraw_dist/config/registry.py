@@ -60,6 +60,7 @@ SOURCES = {
     "imagefolder": Source("data.readers.files:open_imagefolder"),
     "webdataset": Source("data.readers.tars:open_webdataset", prepared=True),
     "parquet": Source("data.readers.tables:open_parquet", prepared=True),
+    "given": Source("data.readers.arrays:open_given"),  # images that a caller of `fit` brings
 }
 LIKELIHOODS = {
     "bernoulli": Likelihood("nn.likelihoods:Bernoulli", binary=True),

@@ -24,7 +24,7 @@ from npdraw_dist.config.training import ScaleConfig, TrainConfig
 if TYPE_CHECKING:
     from npdraw_dist.core.grid import Grid
 
-STAGES = ("bank", "parse", "prior", "vae", "sample")
+STAGES = ("data", "bank", "parse", "prior", "vae", "sample")
 
 
 class ModelConfig(Section):
@@ -102,7 +102,7 @@ class Experiment(Section):
     @property
     def stage_names(self) -> tuple[str, ...]:
         """The stages of the model's kind, in order. Baselines have neither a bank nor a prior of parts."""
-        return STAGES if self.model.kind == "npdraw" else ("parse", "vae", "sample")
+        return STAGES if self.model.kind == "npdraw" else ("data", "vae", "sample")
 
     @property
     def takes_condition(self) -> bool:

@@ -1,8 +1,12 @@
-"""The Parquet file of a shard of images, with their parses or without; `data.parses` names its columns.
+"""The Parquet files of a run: canonical shards of images, and the parses of a shard in the same order.
 
+Images: id string, image fixed-size binary of C * H * W bytes, label int64 (-1 unknown), split string, and
+words string if an image has some; the schema's metadata states the shape. Parses: id, whether, where and what
+as lists of T entries, squared_error float32 (mean over channels and pixels of the canvas).
 Shapes: N images, C channels, H x W pixels, T steps.
 """
 
+import hashlib
 import io
 import json
 import math
@@ -19,12 +23,62 @@ from npdraw_dist.data.rows import Rows
 
 ROW_GROUP_BYTES = 1 << 20  # of images in a row group of a file
 HUGGING_FACE = b"huggingface"  # key of a schema's metadata, in which `datasets` names classes
+SHAPE = b"shape"  # key of a schema's metadata: [C, H, W] of the images
+Z = ("whether", "where", "what")
 
 
-def image_column(images: NDArray[np.uint8]) -> pa.ExtensionArray:
-    """(N, C, H, W) uint8 -> N fixed-shape tensors; works for N = 0."""
-    storage = _lists(images.reshape(len(images), int(np.prod(images.shape[1:]))))
-    return pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.uint8(), images.shape[1:]), storage)
+def rows_a_group(shape: tuple[int, int, int]) -> int:
+    """Rows of each row group, but for the last one, of all files of images of this shape."""
+    return max(ROW_GROUP_BYTES // math.prod(shape), 1)
+
+
+def digest_of(rows: Rows) -> int:
+    """The sum modulo 2**128 of a hash of each row (id, image, label, words): the order does not matter."""
+    total = 0
+    words = rows.words or [""] * len(rows)
+    for name, image, label, text in zip(rows.ids, rows.images, rows.known_labels(), words, strict=True):
+        digest = hashlib.blake2b(f"{name}\0{label}\0{text}\0".encode(), digest_size=16)
+        digest.update(np.ascontiguousarray(image).data)
+        total += int.from_bytes(digest.digest(), "big")
+    return total % 2**128
+
+
+def images_to_parquet(rows: Rows, split: str, classes: Sequence[str] = ()) -> bytes:
+    """The canonical shard of some rows. classes: names of the labels, stated as `datasets` does."""
+    shape = rows.images.shape[1:]
+    size, pixels = math.prod(shape), pa.py_buffer(np.ascontiguousarray(rows.images))
+    columns: dict[str, Any] = {
+        "id": pa.array(rows.ids, pa.string()),
+        "image": pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(rows), [None, pixels]),
+        "label": rows.known_labels(),
+        "split": pa.array([split] * len(rows), pa.string()),
+    }
+    if rows.words is not None:
+        columns["words"] = pa.array(rows.words, pa.string())
+    metadata = {SHAPE: json.dumps(shape)}
+    if classes:
+        features = {"label": {"names": list(classes), "_type": "ClassLabel"}}
+        metadata[HUGGING_FACE] = json.dumps({"info": {"features": features}})
+    return _written(pa.table(columns).replace_schema_metadata(metadata), rows_a_group(shape))
+
+
+def parses_to_parquet(
+    ids: Sequence[str], z: PartSequence, squared_error: NDArray[np.float32], row_group: int
+) -> bytes:
+    """The parses z (N, T) of a shard. where and what are stored as 0 where whether is 0."""
+    z = z.to("cpu").canonical()
+    columns = {
+        "id": pa.array(ids, pa.string()),
+        **{name: _lists(getattr(z, name).numpy()) for name in Z},
+        "squared_error": np.asarray(squared_error, np.float32),
+    }
+    return _written(pa.table(columns), row_group)
+
+
+def _written(table: pa.Table, row_group: int) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, row_group_size=row_group, compression="zstd")
+    return buffer.getvalue()
 
 
 def _lists(rows: NDArray[Any]) -> pa.FixedSizeListArray:
@@ -39,6 +93,32 @@ def index_type(largest: int) -> type[np.int16] | type[np.int32]:
     return np.int16 if largest < 2**15 else np.int32
 
 
+def images_of(table: pa.Table) -> NDArray[np.uint8]:
+    """(N, C, H, W), read-only, of the column `image` of a canonical shard."""
+    shape = json.loads(table.schema.metadata[SHAPE])
+    size, chunks = math.prod(shape), list[NDArray[np.uint8]]()
+    for chunk in table["image"].chunks:
+        pixels = np.frombuffer(chunk.buffers()[1], np.uint8)
+        chunks.append(pixels[size * chunk.offset : size * (chunk.offset + len(chunk))])
+    flat = chunks[0] if len(chunks) == 1 else np.concatenate([np.zeros(0, np.uint8), *chunks])
+    return flat.reshape(-1, *shape)
+
+
+def lists_of(column: pa.ChunkedArray) -> NDArray[Any]:
+    """(N, T) of a column of lists of T entries."""
+    length = column.type.list_size
+    parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    kind = np.dtype(column.type.value_type.to_pandas_dtype())
+    return np.concatenate([np.zeros(0, kind), *parts]).reshape(-1, length)
+
+
+def rows_of(table: pa.Table) -> Rows:
+    """The rows of a canonical shard."""
+    words = table["words"].to_pylist() if "words" in table.column_names else None
+    labels = table["label"].to_numpy().astype(np.int64)
+    return Rows(table["id"].to_pylist(), images_of(table), labels, words=words)
+
+
 def class_names(schema: pa.Schema) -> tuple[str, ...]:
     """The names of the labels that the schema of a Parquet file states; () if none."""
     try:
@@ -46,40 +126,3 @@ def class_names(schema: pa.Schema) -> tuple[str, ...]:
         return tuple(map(str, stated))
     except (KeyError, TypeError, ValueError):
         return ()
-
-
-def to_parquet(
-    rows: Rows,
-    z: PartSequence | None = None,
-    squared_error: NDArray[np.float32] | None = None,
-    row_group: int | None = None,
-    classes: Sequence[str] = (),
-) -> bytes:
-    """The file of a shard: its rows with their parses z (N, T) and squared_error (N,), or without.
-
-    where and what are stored as 0 where whether is 0. row_group: rows of each, by ROW_GROUP_BYTES if None.
-    classes: names of the labels, which the schema then states as Hugging Face's `datasets` does.
-    """
-    columns: dict[str, Any] = {
-        "id": pa.array(rows.ids, pa.string()),
-        "image": image_column(rows.images),
-        "label": rows.known_labels(),
-    }
-    if rows.words is not None:
-        columns["words"] = pa.array(rows.words, pa.string())
-    if z is not None:
-        z = z.to("cpu").canonical()
-        columns |= {
-            "whether": _lists(z.whether.numpy()),
-            "where": _lists(z.where.numpy()),
-            "what": _lists(z.what.numpy()),
-            "squared_error": np.asarray(squared_error, np.float32),
-        }
-    buffer = io.BytesIO()
-    size = row_group or max(ROW_GROUP_BYTES // math.prod(rows.images.shape[1:]), 1)
-    table = pa.table(columns)
-    if classes:
-        features = {"label": {"names": list(classes), "_type": "ClassLabel"}}
-        table = table.replace_schema_metadata({HUGGING_FACE: json.dumps({"info": {"features": features}})})
-    pq.write_table(table, buffer, row_group_size=size, compression="zstd")
-    return buffer.getvalue()

@@ -1,20 +1,18 @@
-"""Parses on disk: Parquet with one row per image, readable by pyarrow, Ray Data and any other reader.
+"""The images and parses of a run as batches: rows of canonical shards with the rows of `parses/` beside them.
 
-Columns: id string, image fixed-shape tensor of uint8, label int64 (-1 unknown), words string (if there are
-any), whether, where and what as lists of T entries, squared_error float32 (mean over channels and pixels of
-the canvas). The shards of a baseline have the columns before `whether` only.
+A shard of parses has the rows of its shard of images in the same order and row groups (`data.parquet` names
+the columns). The images of a baseline have no parses beside them.
 Shapes: N images, C channels, H x W pixels, T steps, G groups.
 """
 
-import json
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -28,14 +26,14 @@ from torch import Tensor
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.process import background_threads
-from npdraw_dist.core.storage import in_threads, read_bytes, require_readable, write_text
+from npdraw_dist.core.storage import in_threads, require_readable
 from npdraw_dist.core.vocabulary import Vocabulary
+from npdraw_dist.data.parquet import Z, images_of, lists_of
 from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.shards import Canonical
 
 # Of rows that a stream reads, and puts in a random order, as one: a request each. A shard is one by default.
 READ_BYTES = 12 << 20
-COLUMNS = ["image", "whether", "where", "what"]  # fields of a Batch
-LIST = "files.json"
 MOST_IDS = 1 << 20  # `sample` chooses from so many
 AHEAD = 3  # reads of a stream at once
 IMAGES_AT_ONCE = 256  # rows of a group that `images` draws
@@ -43,7 +41,7 @@ FOOTERS = 4096  # of files, which a stream keeps
 
 
 class ShardFile(NamedTuple):
-    """A Parquet file of parses. rows: as its metadata says."""
+    """A shard. path: below the root of the images and of the parses. rows: as the manifest says."""
 
     path: str
     rows: int
@@ -107,23 +105,8 @@ def _opened(
     except (OSError, pa.ArrowInvalid) as error:
         if not isinstance(error, FileNotFoundError):
             require_readable(filesystem, path)
-        why = f"{path} is no readable shard of parses ({error}); run the stage `parse` again"
+        why = f"{path} is no readable shard of the run ({error}); delete its folder and run the stage again"
         raise UserError(why) from None
-
-
-def read_range(piece: RowRange, filesystem: fs.FileSystem, footer: pq.FileMetaData | None = None) -> pa.Table:
-    """Reads the row groups that hold the rows; all columns, since what lies together is one request."""
-    with _opened(piece.path, filesystem, footer) as file:
-        first = _first_rows(file)
-        start, stop = first.searchsorted(piece.start, "right") - 1, first[:-1].searchsorted(piece.stop)
-        table = file.read_row_groups(list(range(start, stop)))
-    return table.slice(int(piece.start - first[start]), piece.stop - piece.start)
-
-
-def _first_rows(file: pq.ParquetFile) -> NDArray[np.int64]:
-    """The first row of each row group, then the rows of all."""
-    metadata = file.metadata
-    return np.cumsum([0, *(metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))])
 
 
 @dataclass(frozen=True)
@@ -157,25 +140,28 @@ class Told:
 
 @dataclass(frozen=True)
 class Parses:
-    """The parses of one split: the rows of some Parquet files, one file after another.
+    """The images of one split with their parses: the rows of some shards, one after another.
 
-    Only their names and numbers of rows are in memory. All methods raise UserError if a file is damaged.
+    Only their names and numbers of rows are in memory. images: folder of the canonical shards. parses: that
+    of their parses; None for the images alone. All methods raise UserError if a file is damaged.
     """
 
-    filesystem: fs.FileSystem
     files: tuple[ShardFile, ...]
+    images: tuple[fs.FileSystem, str]
+    parses: tuple[fs.FileSystem, str] | None = None
     told: Told | None = None
 
     @classmethod
-    def of_split(cls, filesystem: fs.FileSystem, root: str, split: str, told: Told | None = None) -> "Parses":
-        """The files of a split in the folder `root` of the stage, by name, from the list that it wrote."""
-        path = f"{root}/{LIST}"
-        try:
-            names = json.loads(read_bytes(filesystem, path)).get(split, {})
-        except (FileNotFoundError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error}); run the stage `parse` again") from None
-        files = sorted(ShardFile(f"{root}/{name}", names[name]) for name in names)
-        return cls(filesystem, tuple(files), told)
+    def of_split(
+        cls,
+        shards: Canonical,
+        split: str,
+        parses: tuple[fs.FileSystem, str] | None = None,
+        told: Told | None = None,
+    ) -> "Parses":
+        """The shards of a split, by name."""
+        files = sorted(ShardFile(*item) for item in shards.manifest.files.get(split, {}).items())
+        return cls(tuple(files), (shards.filesystem, shards.root), parses, told)
 
     def __len__(self) -> int:
         return sum(file.rows for file in self.files)
@@ -189,9 +175,9 @@ class Parses:
 
     def in_id_order(self) -> Batch:
         """All rows, sorted by id, so that their order does not depend on the shards."""
-        tables = self._tables(["id", *self.columns])
+        tables = in_threads(lambda file: self._read(file.path, ["id", *self.columns]), self.files)
         whole = self._join([to_batch(table, self.told) for table in tables])
-        return whole[torch.from_numpy(_id_order(tables))]
+        return whole[torch.from_numpy(_id_order([table["id"] for table in tables]))]
 
     def sample(self, limit: int, seed: int) -> Batch:
         """At most `limit` rows of all files, in random order, by the ids and the seed, not by the shards.
@@ -202,13 +188,13 @@ class Parses:
             most = max(len(self.files) * max(MOST_IDS, limit) // len(self), 1)
             if most < len(self.files):
                 return self.some(most, seed).sample(limit, seed)
-        order = _id_order(self._tables(["id"]))
+        order = _id_order(self._ids())
         chosen = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))[:limit]
         return self.at(order[chosen.numpy()])
 
     def find(self, image_id: str) -> int | None:
         """The row of the image with this id; None if there is none. Reads the ids of all files."""
-        row = pc.index(_ids(self._tables(["id"])), image_id).as_py()
+        row = pc.index(_joined(self._ids()), image_id).as_py()
         return None if row < 0 else int(row)
 
     def at(self, rows: NDArray[np.int64]) -> Batch:
@@ -220,26 +206,24 @@ class Parses:
         def read(index: int) -> Batch:
             file, parts = self.files[index], list[Batch]()
             own = rows[order[number == index]] - (ends[index] - file.rows)
-            with _opened(file.path, self.filesystem) as table:
-                first = _first_rows(table)
-                groups = np.searchsorted(first, own, side="right") - 1
-                for group in np.unique(groups):  # one at a time in memory
-                    batch = to_batch(table.read_row_group(int(group), columns=self.columns), self.told)
-                    parts.append(batch[torch.from_numpy(own[groups == group] - first[group])])
+            first = self._first_rows(file.path)
+            groups = np.searchsorted(first, own, side="right") - 1
+            for group in np.unique(groups):  # one at a time in memory
+                batch = to_batch(self._read(file.path, self.columns, [int(group)]), self.told)
+                parts.append(batch[torch.from_numpy(own[groups == group] - first[group])])
             return Batch.cat(parts)
 
         found = self._join(in_threads(read, np.unique(number).tolist()))
         return found[torch.from_numpy(np.argsort(order))]
 
-    def images(self, limit: int, seed: int) -> Iterator[torch.Tensor]:
+    def some_images(self, limit: int, seed: int) -> Iterator[torch.Tensor]:
         """At most `limit` images, uint8 (M, C, H, W) of a row group each time, drawn by the seed."""
         groups = RowGroups.of(self.files, IMAGES_AT_ONCE)
         for index in np.random.default_rng(seed).permutation(len(groups.rows)):
             if limit <= 0:
                 return
-            piece = groups.piece(index, 0, int(groups.rows[index]))
-            table = read_range(piece, self.filesystem)
-            images = torch.tensor(_array(table["image"]))[:limit]
+            table = self._read_range(groups.piece(index, 0, int(groups.rows[index])), ["image"])
+            images = torch.tensor(images_of(table))[:limit]
             limit -= len(images)
             yield images
 
@@ -259,7 +243,7 @@ class Parses:
             ahead: deque[Future[Batch]] = deque()
             try:
                 for piece in groups.reads(order, ranges):
-                    ahead.append(pool.submit(self._read, piece))
+                    ahead.append(pool.submit(self._batch, piece))
                     if len(ahead) > AHEAD:
                         yield ahead.popleft().result()
                 while ahead:
@@ -267,45 +251,77 @@ class Parses:
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _read(self, piece: RowRange) -> Batch:
-        if isinstance(self.filesystem, fs.LocalFileSystem) and not Path(piece.path).exists():
-            raise FileNotFoundError(f"{piece.path} is not on this machine")
-        return to_batch(read_range(piece, self.filesystem, self._footer(piece.path)), self.told)
+    def _batch(self, piece: RowRange) -> Batch:
+        filesystem, root = self.images
+        path = f"{root}/{piece.path}"
+        if isinstance(filesystem, fs.LocalFileSystem) and not Path(path).exists():
+            raise FileNotFoundError(f"{path} is not on this machine")
+        return to_batch(self._read_range(piece, self.columns), self.told)
 
     @property
     def columns(self) -> list[str]:
         """What a batch is made of, as far as a file has it."""
-        return [*COLUMNS, *(() if self.told is None else (self.told.column,))]
+        return ["image", *(Z if self.parses else ()), *(() if self.told is None else (self.told.column,))]
 
     def texts(self, most: int) -> Iterator[list[str]]:
         """The words of the first files, of about `most` images; nothing if there are none."""
         for file in self.files:
             if most <= 0:
                 return
-            with _opened(file.path, self.filesystem) as table:
-                if "words" in table.schema_arrow.names:
-                    yield table.read(columns=["words"])["words"].to_pylist()
+            table = self._read(file.path, ["words"])
+            if "words" in table.column_names:
+                yield table["words"].to_pylist()
             most -= file.rows
 
+    def _read_range(self, piece: RowRange, columns: Sequence[str]) -> pa.Table:
+        """The columns of some rows; the row groups that hold them are read whole."""
+        first = self._first_rows(piece.path)
+        start, stop = first.searchsorted(piece.start, "right") - 1, first[:-1].searchsorted(piece.stop)
+        table = self._read(piece.path, columns, list(range(start, stop)))
+        return table.slice(int(piece.start - first[start]), piece.stop - piece.start)
+
+    def _read(self, path: str, columns: Sequence[str], groups: Sequence[int] | None = None) -> pa.Table:
+        """The columns of a shard, of its images and of its parses; of all row groups if None."""
+        table = self._part(self.images, path, [name for name in columns if name not in Z], groups)
+        steps = [name for name in columns if name in Z]
+        if steps and self.parses is not None:
+            parsed = self._part(self.parses, path, steps, groups)
+            for name in steps:
+                table = table.append_column(name, parsed[name])
+        return table
+
+    def _part(
+        self, where: tuple[fs.FileSystem, str], path: str, columns: list[str], groups: Sequence[int] | None
+    ) -> pa.Table:
+        filesystem, root = where
+        with _opened(f"{root}/{path}", filesystem, self._footer(where, path)) as file:
+            own = [name for name in columns if name in file.schema_arrow.names]
+            return file.read(columns=own) if groups is None else file.read_row_groups(groups, columns=own)
+
+    def _first_rows(self, path: str) -> NDArray[np.int64]:
+        """The first row of each row group of a shard, then the rows of all."""
+        footer = self._footer(self.images, path)
+        sizes = (footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+        return np.cumsum([0, *sizes])
+
     @cached_property
-    def _footer(self) -> Callable[[str], pq.FileMetaData]:
-        """The footer of the file at a path, read once."""
+    def _footer(self) -> Callable[[tuple[fs.FileSystem, str], str], pq.FileMetaData]:
+        """The footer of a file, read once."""
 
         @lru_cache(FOOTERS)
-        def footer(path: str) -> pq.FileMetaData:
-            with _opened(path, self.filesystem) as file:
+        def footer(is_image: bool, path: str) -> pq.FileMetaData:
+            filesystem, root = self.images if is_image else self.parses or self.images
+            with _opened(f"{root}/{path}", filesystem) as file:
                 return file.metadata
 
-        return footer
+        return lambda where, path: footer(where is self.images, path)
 
-    def _tables(self, columns: list[str]) -> list[pa.Table]:
-        """All rows of each file, read by threads: Ray Data would take seconds to start."""
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_footer"}
 
-        def read(file: ShardFile) -> pa.Table:
-            with _opened(file.path, self.filesystem) as table:
-                return table.read(columns=columns)
-
-        return in_threads(read, self.files)
+    def _ids(self) -> list[pa.ChunkedArray]:
+        """The ids of each file, read by threads: Ray Data would take seconds to start."""
+        return in_threads(lambda file: self._read(file.path, ["id"])["id"], self.files)
 
     def _join(self, batches: list[Batch]) -> Batch:
         if not batches:
@@ -316,35 +332,18 @@ class Parses:
         return Batch.cat(batches)
 
 
-def write_list(filesystem: fs.FileSystem, root: str, rows: Mapping[str, Mapping[str, int]]) -> None:
-    """What `Parses.of_split` reads. rows: split -> path below `root` -> rows of the file."""
-    write_text(filesystem, f"{root}/{LIST}", json.dumps(rows))
+def _joined(ids: list[pa.ChunkedArray]) -> pa.ChunkedArray:
+    return pa.chunked_array([chunk for own in ids for chunk in own.chunks], pa.string())
 
 
-def _ids(tables: list[pa.Table]) -> pa.ChunkedArray:
-    return pa.chunked_array([chunk for table in tables for chunk in table["id"].chunks], pa.string())
-
-
-def _id_order(tables: list[pa.Table]) -> NDArray[np.int64]:
-    return pc.sort_indices(_ids(tables)).to_numpy().astype(np.int64)
+def _id_order(ids: list[pa.ChunkedArray]) -> NDArray[np.int64]:
+    return pc.sort_indices(_joined(ids)).to_numpy().astype(np.int64)
 
 
 def to_batch(table: pa.Table, told: Told | None = None) -> Batch:
     """image, whether, where and what in their types on disk. T is 0 if the table has no steps."""
-    images = torch.tensor(_array(table["image"]))
+    images = torch.tensor(images_of(table))
     condition = () if told is None else (told.read(table),)
     if "whether" not in table.column_names:
         return Batch.of(images, PartSequence.empty(len(images)), *condition)
-    whether, where, what = (torch.tensor(_array(table[name])) for name in COLUMNS[1:])
-    return Batch(images, whether, where, what, *condition)
-
-
-def _array(column: pa.ChunkedArray) -> NDArray[Any]:
-    """A column of lists or tensors as one array: (N, T) or (N, C, H, W)."""
-    whole = column.combine_chunks()
-    if isinstance(whole, pa.ChunkedArray):  # extension arrays stay chunked in some releases
-        whole = pa.concat_arrays(whole.chunks)
-    if isinstance(whole.type, pa.FixedShapeTensorType):
-        flat = whole.storage.flatten().to_numpy(zero_copy_only=False)
-        return flat.reshape(len(whole), *whole.type.shape)
-    return whole.flatten().to_numpy(zero_copy_only=False).reshape(len(whole), whole.type.list_size)
+    return Batch(images, *(torch.tensor(lists_of(table[name])) for name in Z), *condition)

@@ -1,25 +1,29 @@
 """Ids that come in several shards, found by their hashes, which lie in a small file beside each shard.
 
-A range of hashes is the work of one task, which reads that part of every file. So neither the memory of a
-task nor the work of the driver grows with the images. Shapes: N ids of a shard.
+The hashes of GROUP shards are first joined in one file; then a range of hashes is the work of one task, which
+reads that part of the joined files. So a shard's file is read once, and neither the memory of a task nor the
+work of the driver grows with the images. Shapes: N ids of a file.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from npdraw_dist.core.storage import in_threads, write_bytes
+from npdraw_dist.core.storage import in_threads, read_bytes, write_bytes
+from npdraw_dist.data.tasks import map_items
 
 Hash = tuple[int, int]  # 128 bits, so that two ids of a billion do not share one
-Hashes = NDArray[np.uint64]  # (N, 2), sorted by the first column
+Hashes = NDArray[np.uint64]  # (N, 3), sorted by the first column: two halves of a hash, number of the shard
 
 RANGES = 256  # the finest split: by the first byte of a hash
 IDS_AT_ONCE = 1 << 23  # ids that a task looks at, of 24 bytes each
+GROUP = 512  # shards whose hashes are joined in one file
 
 
 def hash_of(image_id: str) -> Hash:
@@ -28,52 +32,70 @@ def hash_of(image_id: str) -> Hash:
 
 
 def write_hashes(filesystem: fs.FileSystem, path: str, ids: Sequence[str]) -> None:
-    """How many hashes there are before each range, then the hashes."""
-    hashes = np.array([hash_of(name) for name in ids], np.uint64).reshape(len(ids), 2)
+    """The hashes of the ids of a shard, in their order."""
+    hashes = np.array([hash_of(name) for name in ids], "<u8").reshape(len(ids), 2)
+    write_bytes(filesystem, path, hashes.tobytes())
+
+
+def repeated_ids(
+    filesystem: fs.FileSystem, folder: str, shards: Sequence[str], ids: int
+) -> dict[str, set[Hash]]:
+    """Shard name -> hashes of ids that an earlier shard has too.
+
+    shards: names of the files <folder>/<name>.ids, the earlier ones first. ids: about how many they hold.
+    """
+    starts = range(0, len(shards), GROUP)
+    join = partial(_join, filesystem, folder, tuple(shards))
+    joined = sorted(map_items(starts, join) if len(starts) > 1 else map(join, starts))
+    tasks = min(max(-(-ids // IDS_AT_ONCE), 1), RANGES)
+    ranges = list(pairwise(np.linspace(0, RANGES, tasks + 1).astype(int).tolist()))
+    find = Finder(filesystem, tuple(joined))
+    found: dict[str, set[Hash]] = {}
+    for result in map_items(ranges, find) if len(ranges) > 1 else map(find, ranges):
+        for number, hashes in result.items():
+            found.setdefault(shards[number], set()).update(hashes)
+    for path in joined:
+        filesystem.delete_file(path)
+    return found
+
+
+def _join(filesystem: fs.FileSystem, folder: str, shards: tuple[str, ...], start: int) -> str:
+    """Joins the hashes of GROUP shards from the number `start` on; returns the path of the file."""
+    own = shards[start : start + GROUP]
+    contents = in_threads(lambda name: read_bytes(filesystem, f"{folder}/{name}.ids"), own)
+    found = [np.frombuffer(content, "<u8").reshape(-1, 2) for content in contents]
+    numbers = np.repeat(np.arange(start, start + len(own), dtype=np.uint64), [len(one) for one in found])
+    hashes = np.column_stack([np.concatenate(found).astype(np.uint64), numbers])
     hashes = hashes[np.argsort(hashes[:, 0], kind="stable")]
-    starts = np.searchsorted(hashes[:, 0] >> np.uint64(56), np.arange(RANGES + 1)).astype("<u8")
-    write_bytes(filesystem, path, starts.tobytes() + hashes.astype("<u8").tobytes())
-
-
-def read_hashes(filesystem: fs.FileSystem, path: str, first: int = 0, last: int = RANGES) -> Hashes:
-    """The hashes of the ranges [first, last)."""
-    whole = (first, last) == (0, RANGES)
-    with filesystem.open_input_stream(path) if whole else filesystem.open_input_file(path) as file:
-        starts = np.frombuffer(file.read(8 * (RANGES + 1)), "<u8")
-        if not whole:
-            file.seek(int(8 * (RANGES + 1 + 2 * starts[first])))
-        content = file.read(int(16 * (starts[last] - starts[first])))
-    return np.frombuffer(content, "<u8").astype(np.uint64).reshape(-1, 2)
+    before = np.searchsorted(hashes[:, 0] >> np.uint64(56), np.arange(RANGES + 1)).astype("<u8")
+    path = f"{folder}/joined-{start // GROUP:05d}"
+    write_bytes(filesystem, path, before.tobytes() + hashes.astype("<u8").tobytes())
+    return path
 
 
 @dataclass(frozen=True)
-class RepeatFinder:
-    """The work of a task: ranges [first, last) -> name of a file -> its hashes that an earlier file has too.
-
-    names: of the files <folder>/<name>.ids, the earlier ones first.
-    """
+class Finder:
+    """Finds in ranges [first, last) the hashes that an earlier shard has too, by the number of a shard."""
 
     filesystem: fs.FileSystem
-    folder: str
-    names: tuple[str, ...]
+    joined: tuple[str, ...]
 
-    def __call__(self, ranges: tuple[int, int]) -> dict[str, set[Hash]]:
-        paths = [f"{self.folder}/{name}.ids" for name in self.names]
-        found = in_threads(lambda path: read_hashes(self.filesystem, path, *ranges), paths)
-        hashes = np.concatenate([np.zeros((0, 2), np.uint64), *found])
+    def __call__(self, ranges: tuple[int, int]) -> dict[int, set[Hash]]:
+        found = in_threads(lambda path: self._read(path, *ranges), self.joined)
+        hashes = np.concatenate([np.zeros((0, 3), np.uint64), *found])
         values, counts = np.unique(hashes[:, 0], return_counts=True)
-        suspects = np.flatnonzero(np.isin(hashes[:, 0], values[counts > 1]))
-        files = np.searchsorted(np.cumsum([len(own) for own in found]), suspects, side="right")
+        suspects = hashes[np.isin(hashes[:, 0], values[counts > 1])]
         seen: set[Hash] = set()
-        repeated: dict[str, set[Hash]] = {}
-        for file, (high, low) in zip(files.tolist(), hashes[suspects].tolist(), strict=True):
+        repeated: dict[int, set[Hash]] = {}
+        for high, low, number in suspects[np.argsort(suspects[:, 2], kind="stable")].tolist():
             if (high, low) in seen:
-                repeated.setdefault(self.names[file], set()).add((high, low))
+                repeated.setdefault(number, set()).add((high, low))
             seen.add((high, low))
         return repeated
 
-
-def ranges_of(ids: int) -> list[tuple[int, int]]:
-    """Ranges for a finder's tasks. ids: of all files together."""
-    tasks = min(-(-ids // IDS_AT_ONCE), RANGES)
-    return list(pairwise(np.linspace(0, RANGES, tasks + 1).astype(int).tolist()))
+    def _read(self, path: str, first: int, last: int) -> Hashes:
+        with self.filesystem.open_input_file(path) as file:
+            before = np.frombuffer(file.read(8 * (RANGES + 1)), "<u8")
+            file.seek(int(8 * (RANGES + 1 + 3 * before[first])))
+            content = file.read(int(24 * (before[last] - before[first])))
+        return np.frombuffer(content, "<u8").astype(np.uint64).reshape(-1, 3)

@@ -90,6 +90,9 @@ class Rows:
         repeated = [Reject(name, "duplicate id") for name in self.ids if name in ids]
         return replace(kept, rejects=[*self.rejects, *repeated])
 
+    def __getitem__(self, index: slice) -> "Rows":
+        return self.take(np.arange(len(self))[index])
+
     def take(self, index: Sequence[int] | NDArray[Any]) -> "Rows":
         """The rows at integer positions `index`, in that order; rejects and `left_out` stay."""
         rows = np.asarray(index, dtype=np.int64)
@@ -162,17 +165,17 @@ def check_rejects(rejects: int, total: int, data: DataConfig, listed: bool = Tru
 
 
 class RejectLimit:
-    """Tells while shards are read, in any order, whether too many rows are bad even if all others are good.
+    """Tells while pieces are read, in any order, whether too many rows are bad even if all others are good.
 
-    splits: that of each shard. total: rows of all shards. If it is None, once LEAST_ROWS rows are read, each
-    shard to come counts as long as those read of its split.
+    splits: those of each piece. total: rows of all pieces. If it is None, once LEAST_ROWS rows are read, each
+    piece to come counts as long as those read of its splits.
     """
 
-    def __init__(self, data: DataConfig, splits: Iterable[str], total: int | None) -> None:
+    def __init__(self, data: DataConfig, splits: Iterable[tuple[str, ...]], total: int | None) -> None:
         self._data, self._total = data, total
-        self._shards = Counter(splits)
-        self._read: Counter[str] = Counter()
-        self._rows: Counter[str] = Counter()
+        self._pieces = Counter(splits)
+        self._read: Counter[tuple[str, ...]] = Counter()
+        self._rows: Counter[tuple[str, ...]] = Counter()
         self.rejects = 0
 
     @property
@@ -185,14 +188,14 @@ class RejectLimit:
         """So far, without rejects."""
         return self.rows - self.rejects
 
-    def add(self, split: str, images: int, rejects: int) -> bool:
-        """Counts a shard that was read. True if too many rows are bad."""
-        self._read[split] += 1
-        self._rows[split] += images + rejects
+    def add(self, splits: tuple[str, ...], images: int, rejects: int) -> bool:
+        """Counts a piece that was read. True if too many rows are bad."""
+        self._read[splits] += 1
+        self._rows[splits] += images + rejects
         self.rejects += rejects
         total: float = max(self._total or 0, self.rows)
         if self._total is None:
             if self.rows < LEAST_ROWS:
                 return False
-            total = sum(rows / self._read[s] * self._shards[s] for s, rows in self._rows.items())
+            total = sum(rows / self._read[s] * self._pieces[s] for s, rows in self._rows.items())
         return self.rejects > self._data.max_bad_fraction * total

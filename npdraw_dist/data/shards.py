@@ -1,83 +1,119 @@
-"""Sources of images as shards, the unit of work of every stage: small picklable descriptions of some images.
+"""Sources of images as pieces, the unit of work of the ingest: small picklable descriptions of some images.
 
-Each shard costs the driver requests, memory and a message, so many small ones are read as one.
+Each piece costs the driver requests, memory and a message, so many small ones are read as one.
 """
 
-import hashlib
-import json
 import math
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
-from operator import attrgetter
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
-from npdraw_dist.config.prepared import MANIFEST, Prepared, read_prepared
+from npdraw_dist.config.prepared import Prepared, read_prepared
 from npdraw_dist.config.registry import SOURCES, load
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import StorageFailed, UserError
-from npdraw_dist.core.storage import in_threads
-from npdraw_dist.data.identity import Identity, InputFile, Inputs, compare
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.storage import display_path, require_readable
+from npdraw_dist.data.listing import common_root, list_paths, stamp_of
+from npdraw_dist.data.parquet import rows_of
 from npdraw_dist.data.readers.known import DOWNLOADS
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import SPLITS, Split, named_split, stated_split, subset
 
-READERS = 8  # threads that read the parts of a shard
-FEW = 1024  # shards of a split that stay as they are: enough for the cores of a cluster, and little work
-MOST_BYTES = 64 << 20  # images of a merged shard
+FEW = 1024  # pieces of a source that stay as they are: enough for the cores of a cluster, and little work
+MOST_BYTES = 64 << 20  # images of a merged piece
 PARTS, LEAST_ROWS = 8, 2048  # shards of a small set of single files, and the least rows of one
+
+# Reads the rows of a piece that are in some splits.
+Read = Callable[[Collection[Split]], dict[Split, Rows]]
+
+
+class Part(NamedTuple):
+    """A file of a source, or a part of one. splits: those that its rows can be in. read: picklable."""
+
+    splits: tuple[Split, ...]
+    read: Read
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Parts of a source that are read together. number: in the source, part of the names of its shards."""
+
+    number: int
+    splits: tuple[Split, ...]
+    reads: tuple[Read, ...]
+
+    def read(self, splits: Collection[Split]) -> dict[Split, Rows]:
+        """The rows in each of `splits`, and those that are skipped.
+
+        Raises UserError if the piece is unreadable as a whole.
+        """
+        wanted = [split for split in self.splits if split in splits]
+        found = [read(wanted) for read in self.reads]
+        return {split: Rows.cat([rows[split] for rows in found]) for split in wanted}
+
+    def name(self, split: Split) -> str:
+        """The name of the shard of its rows in a split, safe as a file name."""
+        return f"{split}-{self.number:05d}"
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A part of a split. name: safe as a file name, as `train-00003`. reads: each gives some of its rows."""
+    """The rows of a piece that are in one split."""
 
     name: str
-    split: str
-    reads: tuple[Callable[[], Rows], ...]
+    split: Split
+    piece: Piece
 
     def read(self) -> Rows:
-        """The images, and the rows that are skipped. Raises UserError if the whole shard is unreadable."""
-        first, *others = self.reads
-        return Rows.cat([first(), *(read() for read in others)]) if others else first()
+        return self.piece.read((self.split,))[self.split]
 
 
 class Source:
-    """A data set as lists of shards.
+    """A data set in pieces.
 
-    reads: the rows of each split, in a fixed order. counts: images of a split before any is rejected; None,
-    or not there, if only reading would tell. inputs: the files that hold images, labels and splits. facts:
-    what else a manifest records, as plain JSON.
+    parts: all of it, in a fixed order. counts: images of a split before any is rejected; None, or not there,
+    if only reading would tell. stamp: changes with the files (`listing.stamp_of`). classes: names of the
+    labels, in order, if known. canonical: its shards, where a manifest states them. unique: whether no id can
+    come twice.
     """
 
     def __init__(
         self,
         data: DataConfig,
         seed: int,
-        reads: Mapping[Split, Sequence[Callable[[], Rows]]],
+        parts: Sequence[Part],
         counts: Mapping[Split, int | None],
-        inputs: Inputs,
-        **facts: Any,
+        stamp: str,
+        classes: Sequence[str] = (),
+        canonical: "Canonical | None" = None,
+        unique: bool = False,
     ) -> None:
-        self._data, self._seed, self._reads, self._counts = data, seed, reads, counts
-        self.inputs, self._facts = inputs, facts
+        self._data, self._seed, self._parts, self._counts = data, seed, parts, counts
+        self.stamp, self.classes, self.canonical, self.unique = stamp, list(classes), canonical, unique
+
+    def pieces(self) -> list[Piece]:
+        """All pieces, in a fixed order. A number means the same rows always."""
+        # A part of unknown length counts as `data.rows_a_shard` images.
+        most = MOST_BYTES // (self._data.rows_a_shard * math.prod(self._data.shape))
+        each = 1 if self.canonical else max(min(len(self._parts) // FEW, most), 1)
+        alike: dict[tuple[Split, ...], list[Read]] = {}
+        for part in self._parts:
+            alike.setdefault(part.splits, []).append(part.read)
+        found = list[Piece]()
+        for splits, reads in alike.items():
+            for start in range(0, len(reads), each):
+                found.append(Piece(len(found), splits, tuple(reads[start : start + each])))
+        return found
 
     def shards(self, split: Split) -> list[Shard]:
         """All shards of a split, in a fixed order. A name means the same rows always."""
-        reads = self._reads[split]
-        # A shard of unknown length counts as `data.rows_a_shard` images.
-        most = MOST_BYTES // (self._data.rows_a_shard * math.prod(self._data.shape))
-        each = max(min(len(reads) // FEW, most), 1)
-        ending = f"x{each}" if each > 1 else ""
-        return [
-            Shard(f"{split}-{number:05d}{ending}", split, tuple(reads[start : start + each]))
-            for number, start in enumerate(range(0, len(reads), each))
-        ]
+        return [Shard(p.name(split), split, p) for p in self.pieces() if split in p.splits]
 
     def count(self, *splits: Split) -> int | None:
         """Images of the splits, or of all, before any is rejected; None if only reading would tell."""
@@ -93,72 +129,56 @@ class Source:
             "seed": self._seed,
             "shape": list(self._data.shape),
             "splits": {split: self.count(split) for split in SPLITS},
-            **self._facts,
+            "classes": self.classes,
         }
 
 
 def listed(
     data: DataConfig,
     seed: int,
-    read: Callable[[Sequence[Any]], Rows],
-    items: Mapping[Split, Sequence[Any]],
-    inputs: Inputs,
+    read: Callable[[Any], Rows],
+    items: Mapping[Split, Any],
+    stamp: str,
     classes: Sequence[str] = (),
 ) -> Source:
     """A source whose images are all known: exact splits, shards of `data.rows_a_shard` rows or less.
 
     A small set is cut for the cores of a machine, unless `data.shard_rows` says how.
-    items: what `read`, which is picklable, needs for each image of a split. `data.fraction` takes the first
-    of the shuffled training items, so subsets are nested and a shard mixes the classes. classes: names of the
-    labels, in order, if they have any.
+    items: what `read`, which is picklable, needs for each image of a split; what is no list can be cut to
+    slices and has a method `take`. `data.fraction` takes the first of the shuffled training items, so subsets
+    are nested and a shard mixes the classes. classes: names of the labels, in order, if they have any.
     """
-    if not items["train"]:
+    if not len(items["train"]):
         raise UserError(f"data.source {data.source} has no training image; see --data.path and fractions")
-    chosen: dict[Split, Sequence[Any]] = {**items, "train": subset(items["train"], data.fraction, seed)}
-    reads: dict[Split, list[Callable[[], Rows]]] = {}
+    chosen: dict[Split, Any] = {**items, "train": subset(items["train"], data.fraction, seed)}
+    parts = list[Part]()
     for split, own in chosen.items():
         each = data.shard_rows or min(data.rows_a_shard, max(len(own) // PARTS, LEAST_ROWS))
-        reads[split] = [partial(read, own[start : start + each]) for start in range(0, len(own), each)]
+        for start in range(0, len(own), each):
+            parts.append(Part((split,), partial(_read_listed, read, split, own[start : start + each])))
     counts = {split: len(own) for split, own in chosen.items()}
-    return Source(data, seed, reads, counts, inputs, classes=list(classes))
+    return Source(data, seed, parts, counts, stamp, classes, unique=True)
 
 
-class FilePart(NamedTuple):
-    """A file, or a part of one. read: gives its rows of one of `splits`; picklable. size: bytes or rows."""
-
-    splits: tuple[Split, ...]
-    read: Callable[[Split], Rows]
-    size: int
+def _read_listed(
+    read: Callable[[Any], Rows], split: Split, items: Sequence[Any], wanted: Collection[Split]
+) -> dict[Split, Rows]:
+    return {split: read(items)} if split in wanted else {}
 
 
 def of_files(
     data: DataConfig,
     seed: int,
-    parts: Sequence[FilePart],
+    parts: Sequence[Part],
     counts: Mapping[Split, int | None],
-    inputs: Inputs,
+    stamp: str,
     classes: Sequence[str] = (),
 ) -> Source:
-    """A source of files that only the workers read: one shard for each part of a file and split."""
+    """A source of files that only the workers read."""
     if not any("train" in part.splits for part in parts):
         raise UserError(f"data.path {data.path} has no training shard of data.source {data.source}")
-    reads = {split: [partial(part.read, split) for part in parts if split in part.splits] for split in SPLITS}
     known: Mapping[Split, int | None] = counts if data.fraction == 1 else {**counts, "train": None}
-    size = sum(part.size for part in parts)
-    return Source(data, seed, reads, known, inputs, pieces=len(parts), size=size, classes=list(classes))
-
-
-def join_small(parts: Sequence[FilePart], rows: int) -> list[FilePart]:
-    """Joins parts that follow each other, have the same splits and at most `rows` rows together."""
-    joined = []
-    for splits, group in groupby(parts, key=attrgetter("splits")):
-        own = list(group)
-        for start, stop in packed([part.size for part in own], rows):
-            some = own[start:stop]
-            reads = tuple(part.read for part in some)
-            read: Callable[[Split], Rows] = partial(_read_at_once, reads) if len(reads) > 1 else reads[0]
-            joined.append(FilePart(splits, read, sum(part.size for part in some)))
-    return joined
+    return Source(data, seed, parts, known, stamp, classes)
 
 
 def packed(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
@@ -173,18 +193,67 @@ def packed(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
         yield start, len(sizes)
 
 
-def _read_at_once(reads: Sequence[Callable[[Split], Rows]], split: Split) -> Rows:
-    return Rows.cat(in_threads(lambda read: read(split), reads, READERS))
+@dataclass(frozen=True)
+class Canonical:
+    """Canonical shards below a folder, by their manifest."""
+
+    filesystem: fs.FileSystem
+    root: str
+    manifest: Prepared
+
+    @classmethod
+    def at(cls, filesystem: fs.FileSystem, root: str) -> "Canonical | None":
+        """The shards in the folder `root`; None if there is no manifest of some. UserError: it is damaged."""
+        manifest = read_prepared(filesystem, root)
+        canonical = manifest is not None and manifest.format == "parquet"
+        return cls(filesystem, root, manifest) if manifest is not None and canonical else None
+
+    @property
+    def shown(self) -> str:
+        return display_path(self.filesystem, self.root)
+
+    def source(self, data: DataConfig, seed: int) -> Source:
+        """The source of these shards as they are. Its shards bear the names of their files."""
+        parts = [
+            Part((split,), partial(self._read, split, file))
+            for split in SPLITS
+            for file in self.manifest.files.get(split, ())
+        ]
+        stated = self.manifest
+        counts: dict[Split, int | None] = {s: stated.splits[s] for s in SPLITS if s in stated.splits}
+        return Source(data, seed, parts, counts, stated.digest, stated.classes, self, unique=True)
+
+    def _read(self, split: Split, file: str, wanted: Collection[Split]) -> dict[Split, Rows]:
+        return {split: self.read(file)} if split in wanted else {}
+
+    def read(self, file: str) -> Rows:
+        """All rows of a file. Raises UserError if it is damaged."""
+        return rows_of(read_table(self.filesystem, f"{self.root}/{file}"))
+
+
+def read_table(filesystem: fs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """A whole file of a run. Raises UserError if it is damaged, OSError if the storage fails."""
+    try:
+        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
+            return file.read(columns=columns)
+    except (OSError, pa.ArrowInvalid) as error:
+        if not isinstance(error, FileNotFoundError):
+            require_readable(filesystem, path)
+        raise UserError(f"{path} is no readable shard ({error}); write it again") from None
 
 
 class Layout(NamedTuple):
     """The splits that folders and a manifest of `npdraw prepare` state. own: those of some file."""
 
-    inputs: Inputs
+    files: pa.Table
     stated: dict[str, Split | None]
     own: frozenset[str]
     counts: Mapping[Split, int | None] = {}
     prepared: Prepared | None = None
+
+    @property
+    def stamp(self) -> str:
+        return stamp_of(self.files)
 
 
 def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
@@ -206,28 +275,32 @@ def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], r
     stated = dict(zip(paths, of_folders if no_training else by_name, strict=True))
     own = frozenset(s for s in stated.values() if s)
     if root is None:
-        return Layout(Inputs.of_paths(filesystem, paths), stated, own)
+        shared = common_root(paths)
+        relative = [path[len(shared) + 1 :] if shared else path for path in paths]
+        return Layout(list_paths(filesystem, shared, relative), stated, own)
+    files = list_paths(filesystem, root, names)
     prepared = read_prepared(filesystem, root)
     if prepared is None:
-        return Layout(Inputs(filesystem, root, names, is_folder=True), stated, own)
-    channels, side, _ = prepared.shape
+        return Layout(files, stated, own)
+    require_shape(data, prepared)
+    counts: dict[Split, int | None] = {split: prepared.splits.get(split) for split in SPLITS}
+    own = frozenset(SPLITS)
+    if not counts["valid"] and data.valid_fraction > 0:
+        own -= {"valid"}
+        counts |= {"train": None, "valid": None}
+    return Layout(files, stated, own, counts, prepared)
+
+
+def require_shape(data: DataConfig, prepared: Prepared) -> None:
+    """Raises UserError if the images were prepared with another shape than `data` states."""
     if prepared.shape != data.shape:
+        channels, side, _ = prepared.shape
         sizes = [f"of {c} channel(s) and {h}x{w} pixels" for c, h, w in (prepared.shape, data.shape)]
         raise UserError(
             f"data.path {data.path} was prepared with images {sizes[0]}, not {sizes[1]}; give "
             f"--data.image_size {side} --data.channels {channels}, or leave out both where no preset states "
             "them"
         )
-    # The rest of the manifest, such as where the images came from, may change.
-    content = json.dumps({"shape": prepared.shape, "splits": prepared.splits}, sort_keys=True).encode()
-    of_images = InputFile(MANIFEST, len(content), None, hashlib.sha256(content).hexdigest())
-    inputs = Inputs(filesystem, root, names, True, prepared.checksums, (of_images,))
-    counts: dict[Split, int | None] = {split: prepared.splits[split] for split in SPLITS}
-    own = frozenset(SPLITS)
-    if not counts["valid"] and data.valid_fraction > 0:
-        own -= {"valid"}
-        counts |= {"train": None, "valid": None}
-    return Layout(inputs, stated, own, counts, prepared)
 
 
 def open_source(data: DataConfig, seed: int, download: bool = True) -> Source:
@@ -241,32 +314,3 @@ def open_source(data: DataConfig, seed: int, download: bool = True) -> Source:
     finally:
         DOWNLOADS.reset(before)
     return source
-
-
-class DataChanged(UserError):
-    """The data changed: what was read of them, and is not finished, is of no use."""
-
-
-@contextmanager
-def unchanged(data: DataConfig, seed: int, before: Identity, reader: str) -> Iterator[None]:
-    """Raises DataChanged at the end of the block, also after a UserError, if the data are not as `before`.
-
-    Where they cannot be seen, no shard is given up: StorageFailed, or that error.
-    """
-    failed: UserError | None = None
-    try:
-        yield
-    except UserError as error:
-        failed = error
-    try:
-        now = open_source(data, seed).inputs
-    except UserError as error:
-        unseen = f"whether the data changed while {reader} read them cannot be seen ({error})"
-        raise failed or StorageFailed(f"{unseen}; the same command goes on") from None
-    if changes := str(compare(before, now)):
-        raise DataChanged(
-            f"the data changed while {reader} read them: {changes}; nothing of what it read is kept: "
-            "give the same command again once the data stay as they are"
-        )
-    if failed is not None:
-        raise failed

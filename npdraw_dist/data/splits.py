@@ -79,9 +79,13 @@ def grouped(
     return [split_of[number] for number in group.tolist()]
 
 
-def subset(items: Sequence[Item], fraction: float, seed: int) -> list[Item]:
-    """The first round(fraction * N), at least 1, of a seeded permutation, so that subsets are nested."""
-    return shuffled(items, seed, "fraction")[: max(1, round(fraction * len(items)))]
+def subset(items: Sequence[Item], fraction: float, seed: int) -> Sequence[Item]:
+    """The first round(fraction * N), at least 1, of a seeded permutation, so that subsets are nested.
+
+    items: a list, or what has a method `take(order)`.
+    """
+    order = _generator(seed, "fraction").permutation(len(items))[: max(1, round(fraction * len(items)))]
+    return items.take(order) if hasattr(items, "take") else [items[i] for i in order]
 
 
 def unit_hash(seed: int, purpose: str, name: str) -> float:
@@ -139,9 +143,10 @@ class HashSplit:
             return (stated,)
         return ("train", *(s for s in SPLITS[1:] if getattr(self, s) > 0))
 
-    def keeps(self, name: str, split: Split, stated: Split | None = None) -> bool:
-        """Whether the row is in `split` and, in the training split, in the subset of `fraction`."""
-        return self.split_of(name, stated) == split and self.in_fraction(name, split)
+    def kept_in(self, name: str, stated: Split | None = None) -> Split | None:
+        """The split of a row; None if it is one of training that the subset of `fraction` leaves out."""
+        split = self.split_of(name, stated)
+        return split if self.in_fraction(name, split) else None
 
     def in_fraction(self, name: str, split: Split) -> bool:
         """Whether the row is in the subset of `fraction`, which is one of the training split."""

@@ -4,8 +4,8 @@ Shapes: N images, C channels, S side of the square.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,11 @@ from pyarrow import fs
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import LeaseError
 from npdraw_dist.core.model_files import WEIGHTS
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.storage import (
     copy,
     is_file,
-    list_files,
     open_filesystem,
     read_bytes,
     require_apart,
@@ -30,8 +28,10 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import HashSplit, unit_hash
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
+from npdraw_dist.pipeline import fit_source
 from npdraw_dist.pipeline.fit_images import (
     LARGEST_CANVAS,
+    Folder,
     canvas_scale,
     classes_of,
     held_out,
@@ -40,7 +40,6 @@ from npdraw_dist.pipeline.fit_images import (
     reasons,
     seen_of,
 )
-from npdraw_dist.pipeline.fit_shards import images_folder, write_dataset, write_shards
 from npdraw_dist.pipeline.models import BANK, SourceModel, load_model
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.progress import console, results
@@ -142,7 +141,8 @@ def fit(
             held = held_out(valid, valid_labels, pictures, labels is not None, classes, framed)
         elif valid_labels is not None:
             raise UserError("valid_labels are of images for validation; give valid too")
-        suiting, chosen = suited(pictures, count)
+        number = len(seen.names) if isinstance(seen, Folder) else count
+        suiting, chosen = suited(pictures, number)
         preset = preset or suiting
         if start_from is not None:  # the model says what the network is
             sizes = {name: value for name, value in chosen["data"].items() if name != "binarize"}
@@ -150,24 +150,29 @@ def fit(
             chosen = {**kept, "data": sizes, **_budgets_of(chosen)}
         if nested.get("init", {}).get("bank") is not None:
             chosen.pop("bank", None)  # it has as many parts as it has
-        data = {"source": "parquet", "path": images_folder(root, called)}
+        data = {"source": "given"}
         asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers or int(ray)}}, nested)
         experiment = resolve(preset, None, asked)
         if minutes is not None:
             _require_probe(experiment, nested)
-        stack.enter_context(_removed_if_refused(run))
         if count is None:
             _require_told(experiment, pictures, classes)
-            few = (pictures, held) if held is not None else held_of_few(pictures, experiment)
-            write_shards(*few, classes, root, called)
-        else:
-            write_dataset(images, pictures, count, held, root, called)
         if minutes is not None:
             asked = merge(asked, _budgets(experiment, minutes, root, called), nested)
             experiment = resolve(preset, None, asked)
-        _say(experiment, preset, pictures, held, count)
+        _say(experiment, preset, pictures, held, number)
+        if count is not None:
+            given = fit_source.of_dataset(images, pictures, count, held, experiment)
+        elif isinstance(seen, Folder) and seen.is_large:
+            given = fit_source.of_folder(seen, held, experiment)
+        else:
+            few = (pictures, held) if held is not None else held_of_few(pictures, experiment)
+            given = fit_source.of_rows(*few, classes, experiment)
         shown = not temporary
-        store = start(experiment, root, called, experiment.stage_names, shown, watchers=callbacks)
+        store = start(
+            experiment, root, called, experiment.stage_names, shown, watchers=callbacks, given=given
+        )
+        store.remove(fit_source.RAW)
         with store.reading("model") as folder:
             model = load_model(str(folder))
         assert isinstance(model, HubModel)
@@ -198,24 +203,6 @@ def _require_told(experiment: Experiment, pictures: Rows, classes: Sequence[str]
     if not (any(pictures.words or ()) if kind == "words" else classes or pictures.known_labels().max() >= 0):
         name = "classes" if kind == "class" else "words"
         raise UserError(f"prior.condition is {kind}, and the images have no {name}; give labels")
-
-
-@contextmanager
-def _removed_if_refused(run: Store) -> Iterator[None]:
-    """Removes the images that this call wrote for a run that is refused before it begins.
-
-    They would block its name.
-    """
-    folder = f"{run.root}-images"
-    there = bool(list_files(run.filesystem, folder))
-    try:
-        yield
-    except LeaseError:  # the other owner trains on them
-        raise
-    except UserError:
-        if not there and not run.has(CONFIG) and list_files(run.filesystem, folder):
-            run.filesystem.delete_dir(folder)
-        raise
 
 
 def _with_bank(bank: PartBank | str | Path, storage: str, name: str) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 Shapes: N images, C channels, S side of the square.
 """
 
-import contextlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -17,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import (
@@ -32,20 +31,55 @@ from npdraw_dist.core.pictures import (
     to_image,
 )
 from npdraw_dist.core.vocabulary import MOST_CLASSES, as_python
+from npdraw_dist.data.listing import list_tree, local_path
 from npdraw_dist.data.rows import Reject, Rows
 
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # pixels of a side; an image has up to 4 times as many
 KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
 SEEN = 1000  # pictures of a Ray Dataset that decide sizes and settings
+# Of a folder with more pictures, these headers and these pixels of a seeded sample decide them.
+HEADERS, SAMPLED = 10_000, 256
 AT_ONCE = 10**9  # pixels of a folder that one thread reads in some seconds
 SHOWN = 3  # names of skipped pictures in a warning
 
 Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
 
 
+class Folder:
+    """The pictures in a local folder. listing: of all its files. names: of the pictures, below `root`."""
+
+    def __init__(self, folder: str | Path) -> None:
+        if "://" in str(folder):
+            raise UserError(
+                f"images are at {folder}; copy them here, or give `npdraw train` that --data.path"
+            )
+        self.root = str(Path(folder).expanduser().absolute())
+        self.listing = list_tree(fs.LocalFileSystem(), self.root)
+        self.names = [name for name in self.listing["path"].to_pylist() if is_picture(name)]
+        if not self.names:
+            raise UserError(f"{self.root} has no image ({', '.join(SUFFIXES)})")
+
+    @property
+    def is_large(self) -> bool:
+        """Whether some pictures decide the settings, and the stage `data` alone reads them all."""
+        return len(self.names) > SAMPLED
+
+    def items(self, most: int) -> list[Item]:
+        """(name, path, label) of all pictures, or of a seeded sample of `most`."""
+        classes = _folders(map(Path, self.names))
+        names = self.names
+        if len(names) > most:
+            names = [names[i] for i in np.sort(np.random.default_rng(0).permutation(len(names))[:most])]
+        tops = [name.partition("/")[0] if "/" in name else None for name in names]
+        labels = [-1 if top is None else classes.index(top) for top in tops]
+        return [(n, local_path(self.root, n), label) for n, label in zip(names, labels, strict=True)]
+
+
 def seen_of(images: Any) -> tuple[Any, int | None]:
-    """The images that decide the settings: of a Ray Dataset some, and how many there are; else all, None."""
+    """The images that decide the settings; and of a Ray Dataset how many there are, else None."""
+    if isinstance(images, str | Path):
+        return Folder(images), None
     is_dataset = hasattr(images, "take") and hasattr(images, "write_parquet")
     return (images.take(SEEN), images.count()) if is_dataset else (images, None)
 
@@ -59,6 +93,8 @@ def pictures_of(
 ) -> Rows:
     """Reads `images`: a folder, an array or tensor, a Ray Dataset, or any sequence of images.
 
+    Of a large folder it reads a sample, which decides the settings.
+
     An array is (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]. An item of a sequence, as
     of a torch Dataset, is an array, a tensor, a PIL image, a path or an encoded picture: alone, before its
     label in a tuple, or under one of KEYS beside `label` in a dict; the label of a file is the number of its
@@ -66,10 +102,13 @@ def pictures_of(
     cropped to the centre), resized to `image_size`, by default SMALL or LARGE, and left out if they cannot be
     read. channels: 1 or 3; None: 1 if all are grey. Raises UserError on anything else.
     """
+    if isinstance(images, str | Path):
+        images = Folder(images)
     items, skipped = _items_of(images), dict[str, str]()
+    looked_at = images.items(HEADERS) if isinstance(images, Folder) else items()
     sizes: list[tuple[int, int]] = []
     kinds: set[bool | None] = set()
-    for name, item, _ in items():
+    for name, item, _ in looked_at:
         try:
             size, grey = _header(item)
             sizes.append(size)
@@ -78,7 +117,7 @@ def pictures_of(
             skipped[name] = str(error)
     side = image_size or _side(sizes)
     frame = Frame((channels or (1 if kinds == {True} else 3), side, side), background, fit)
-    large = isinstance(images, str | Path) and sum(width * height for width, height in sizes) > AT_ONCE
+    large = isinstance(images, Folder) and sum(width * height for width, height in sizes) > AT_ONCE
     take, readable = partial(_pixels, frame), (one for one in items() if one[0] not in skipped)
     read: list[tuple[str, int, NDArray[np.uint8]]] = []
     # Threads, as many as torch computes on, where it takes long: Pillow decodes without Python's lock.
@@ -212,43 +251,10 @@ def reasons(skipped: Sequence[Reject]) -> str:
     return "; ".join([*shown, "..."] if len(skipped) > SHOWN else shown)
 
 
-def _files(folder: str | Path) -> dict[Path, Path]:
-    """Path below the folder -> path, of its pictures. Raises UserError on a URI."""
-    if "://" in str(folder):
-        raise UserError(f"images are at {folder}; copy them here, or give `npdraw train` that --data.path")
-    root = Path(folder).expanduser()
-    found = {}
-    for path in sorted(_below(root, ())):
-        # A name that is not UTF-8, which Parquet does not take, has its bytes as \xe9.
-        name = os.fsencode(path.relative_to(root)).decode(errors="backslashreplace")
-        if is_picture(name):
-            found[Path(name)] = path
-    return found
-
-
-def _below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
-    """All files below a folder, also in linked ones, but not where a link leads back to one `above`."""
-    real = folder.resolve()
-    inside: list[Path] = []
-    if real not in above:
-        with contextlib.suppress(OSError):  # such as lost+found of a disk
-            inside = list(folder.iterdir())
-    for path in inside:
-        if path.is_dir():
-            yield from _below(path, (*above, real))
-        else:
-            yield path
-
-
 def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
     """What gives (id, picture, label) of each item, one at a time and as often as asked."""
-    if isinstance(images, str | Path):
-        files = _files(images)
-        if not files:
-            raise UserError(f"{Path(images).expanduser()} has no image ({', '.join(SUFFIXES)})")
-        classes = _folders(files)
-        labels = {name: classes.index(name.parts[0]) if len(name.parts) > 1 else -1 for name in files}
-        return lambda: ((str(name), path, labels[name]) for name, path in files.items())
+    if isinstance(images, Folder):
+        return partial(iter, images.items(SAMPLED))
     if isinstance(images, Mapping):  # such as the splits of a Hugging Face data set
         raise UserError(f"images are a mapping of {', '.join(map(str, images))}; give one of these")
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim not in (3, 4):

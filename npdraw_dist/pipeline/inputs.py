@@ -1,12 +1,6 @@
-"""The data of a run, recorded once in <run>/inputs.parquet and compared at each later start.
-
-And, by a model's folder, what is known of its training: its run, splits and data, and single images of these.
-"""
+"""What is known about a model's training, by its folder: its run, splits and data, and single images."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -16,140 +10,31 @@ from pyarrow import fs
 from torch import Tensor
 
 from npdraw_dist.config.load import read_yaml
-from npdraw_dist.config.schema import DataConfig, Experiment
+from npdraw_dist.config.prepared import MANIFEST
+from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.storage import display_path, is_file, open_filesystem, read_bytes
-from npdraw_dist.data import identity
-from npdraw_dist.data.identity import Identity, compare, identify
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shard_writer import DONE, MARKER
-from npdraw_dist.data.shards import DataChanged, Source, open_source, unchanged
+from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.data.splits import Split
-from npdraw_dist.pipeline.store import CONFIG, FOLDERS, INPUTS, OPENINGS, Store
+from npdraw_dist.pipeline.store import CONFIG, OPENINGS, Store
 
-READ_DATA = ("bank", "parse")  # the stages that read the data; later ones read parses
 SEEN: tuple[Split, ...] = ("train", "valid")
 
 
-def read_digest(store: Store) -> str | None:
-    """The digest of the run's data, hexadecimal; None if they are not recorded."""
-    recorded = read_inputs(store)
-    return None if recorded is None else recorded.digest
-
-
-def read_inputs(store: Store) -> Identity | None:
-    """The recorded files; None before the first start, and after `forget`."""
-    return identity.load(store.filesystem, store.path(INPUTS)) if store.has(INPUTS) else None
-
-
-def claim(experiment: Experiment, store: Store, needed: bool | None = None) -> bool:
-    """Claims the run folder; returns whether the run is new, whose data are then recorded.
-
-    needed: whether a later start has to find the data; if not given, unless the stages that read them have
-    finished. Raises UserError that names the settings that differ, or the files of the data.
-    """
-    if not store.has(CONFIG):
-        source = open_source(experiment.data, experiment.seed)  # a wrong path is reported before writing
-        fresh = store.claim(experiment)
-        _write(store, experiment, identify(source.inputs))
-        return fresh
-    store.claim(experiment)
-    recorded = read_inputs(store)
-    if recorded is not None:
-        _require_data(experiment, store, recorded, needed)
-    return False
-
-
-def _require_data(experiment: Experiment, store: Store, recorded: Identity, needed: bool | None) -> None:
-    """Raises UserError if data.path does not hold the recorded data; else records their times and place.
-
-    They may be gone where they are not needed.
-    """
-    if needed is None:
-        readers = [FOLDERS[stage] for stage in READ_DATA if stage in experiment.stage_names]
-        needed = not all(store.has(folder, "manifest.json") for folder in readers)
-    needed = needed or experiment.data.path != recorded.setting
-    try:  # a set that nobody will read is not downloaded again
-        source = open_source(experiment.data, experiment.seed, download=needed)
-    except UserError:
-        if needed:
-            raise
-        return
-    found = compare(recorded, source.inputs)
-    if found.changes and found.identity.root != recorded.root:
-        raise UserError(
-            f"data.path {experiment.data.path} holds other data than those of run {store.shown()} "
-            f"({recorded.root}): {found}; take another --name, or give the path of its data"
-        )
-    if found.changes:
-        drop_unfinished_parses(store)
-        raise DataChanged(
-            f"the data of run {store.shown()} changed: {found}; take another --name, or put the data back"
-        )
-    if replace(found.identity, setting=experiment.data.path) != recorded:
-        _write(store, experiment, found.identity)
-
-
-def drop_unfinished_parses(store: Store) -> None:
-    """Forgets the shards of a stage `parse` that was killed: some may be of the data that were changed."""
-    folder = FOLDERS["parse"]
-    if not store.has(folder, "manifest.json") and store.has(folder, DONE, MARKER):
-        store.filesystem.delete_file(store.path(folder, DONE, MARKER))
-
-
-def folders(store: Store, stages: Sequence[str]) -> list[Landmarks]:
-    """What every node has to see for `stages`: the run folder and the data, as far as they are local."""
-    recorded = read_inputs(store) if set(stages) & set(READ_DATA) else None
-    data = None if recorded is None else recorded.landmarks()
-    return store.landmarks() + ([] if data is None else [data])
-
-
-def source_of(experiment: Experiment, store: Store) -> Source:
-    """The data of the run, where they are now. Raises UserError if they are not there."""
-    return open_source(experiment.data, experiment.seed)
-
-
-def forget(store: Store) -> None:
-    """Drops the record of a run that holds nothing made from its data, so that they may be mended."""
-    if store.has(INPUTS):
-        store.filesystem.delete_file(store.path(INPUTS))
-
-
-def _write(store: Store, experiment: Experiment, found: Identity) -> None:
-    """Writes or replaces the record, with today's places and times."""
-    identity.save(replace(found, setting=experiment.data.path), store.filesystem, store.path(INPUTS))
-
-
-@contextmanager
-def reading(experiment: Experiment, store: Store, stage: str) -> Iterator[tuple[Source, str]]:
-    """The data of the run, and their digest, for a stage that reads them inside the block.
-
-    Raises DataChanged if they are not those of the record at the end of it, also after a UserError.
-    """
-    source, recorded = source_of(experiment, store), read_inputs(store)
-    if recorded is None:
-        recorded = identify(source.inputs)
-        _write(store, experiment, recorded)
-    with unchanged(experiment.data, experiment.seed, recorded, f"the stage {stage}"):
-        yield source, recorded.digest
-
-
 def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
-    """The run folder that holds a model folder, and its config with the data's last path; None: in no run.
+    """The run folder that holds a model folder, and its config; None: in no run.
 
     Every run has OPENINGS; a config.yaml alone may be of another program.
     """
     filesystem, path = open_filesystem(model)
     folder = path.rpartition("/")[0]
-    config, inputs = f"{folder}/{CONFIG}", f"{folder}/{INPUTS}"
+    config = f"{folder}/{CONFIG}"
     if not (is_file(filesystem, config) and is_file(filesystem, f"{folder}/{OPENINGS}")):
         return None
     values = read_yaml(read_bytes(filesystem, config).decode(), display_path(filesystem, config))
-    if is_file(filesystem, inputs):
-        values["data"] |= {"path": identity.load(filesystem, inputs).setting}
     is_local = isinstance(filesystem, fs.LocalFileSystem)  # the model's path may be a link, or "."
     return folder if is_local else model.rstrip("/").rpartition("/")[0], values
 
@@ -190,7 +75,7 @@ def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) ->
 
 
 class SplitImages:
-    """Images of a split of a model's data: those that its run parsed, else those of the source.
+    """Images of a split of a model's data: those that its run has read, else those of the source.
 
     A model that is in no run names its source; there are no images if that needs a path, or would have to be
     downloaded. The first test image that is read is an opening of the run's test split, recorded as one by
@@ -198,12 +83,9 @@ class SplitImages:
     """
 
     def __init__(self, model_folder: str, spec: Spec, command: str, split: Split = "test") -> None:
-        filesystem, path = open_filesystem(model_folder)
-        root = f"{path.rpartition('/')[0]}/{FOLDERS['parse']}"
-        parsed = filesystem.get_file_info(f"{root}/{split}").type == fs.FileType.Directory
         self._model, self._command, self._split = model_folder, command, split
-        self._parses = Parses.of_split(filesystem, root, split) if parsed else None
-        self._source = None if parsed else _source(model_folder, spec)
+        self._parses = read_images(model_folder, split)
+        self._source = _source(model_folder, spec) if self._parses is None else None
         self._opened = split != "test"
         self._lengths: dict[int, int] = {}  # of the shards that were read
         self._shard = lru_cache(1)(self._read)
@@ -248,6 +130,20 @@ class SplitImages:
         rows = self._source.shards(self._split)[number].read()
         self._lengths[number] = len(rows)
         return rows
+
+
+def read_images(model_folder: str, split: Split) -> Parses | None:
+    """The images of a split that the run of a model has read; None if there are none."""
+    filesystem, path = open_filesystem(model_folder)
+    store = Store(filesystem, path.rpartition("/")[0])
+    if not (store.has(OPENINGS) and store.has("data", MANIFEST)):
+        return None
+    if split not in store.read_json("data", MANIFEST)["splits"]:
+        return None
+    try:
+        return Parses.of_split(store.shards(), split)
+    except UserError:  # they lie elsewhere, where they are no more
+        return None
 
 
 def image_with_id(model_folder: str, spec: Spec, image_id: str) -> Tensor:

@@ -15,18 +15,19 @@ from npdraw_dist.nn.objective import PriorObjective, told
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.models import start_weights
+from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.stage_job import Start
 from npdraw_dist.pipeline.store import Store, finished, required
 from npdraw_dist.pipeline.train_stage import fall_note, run_stage
 from npdraw_dist.training import checkpoint
 
-STAGE, PREFIX = "prior", "prior."
+NAME, PREFIX = "prior", "prior."
 SCORED = 2048  # parses of the final NLL, or eval.images if that is more
 
 
 def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
     """Trains the prior and writes prior/; returns its manifest (`valid_nll`: nats an image, or None)."""
-    if (manifest := finished(store, experiment, STAGE)) is not None:
+    if (manifest := done(experiment, store)) is not None:
         return manifest
     experiment = store.with_vocabulary(experiment)
     start: Start = {}
@@ -34,11 +35,15 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> 
         start = start_weights(experiment, load_bank(experiment, store))
     elif experiment.authors.model or experiment.prior.table != "joint":  # it looks at the parts' pixels
         start = {"bank_parts": load_bank(experiment, store).parts}
-    manifest, _, record = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
+    manifest, _, record = run_stage(experiment, store, NAME, make_objective, start, callbacks)
     parameters = sum(p.numel() for p in make_prior(ModelSpec.of(experiment)).parameters())
     manifest |= {"valid_nll": record.get("valid/nll"), "parameters": parameters}
-    store.write_manifest(manifest, STAGE)
+    store.write_manifest(manifest, NAME)
     return manifest
+
+
+def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
+    return finished(store, experiment, NAME)
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
@@ -61,8 +66,8 @@ def make_objective(experiment: Experiment, start: Start) -> PriorObjective:
 
 def trained_weights(experiment: Experiment, store: Store) -> dict[str, Tensor]:
     """The state dict of the finished stage's prior."""
-    manifest = required(store, experiment, STAGE)
-    with store.reading(STAGE, manifest["checkpoint"]) as folder:
+    manifest = required(store, experiment, NAME)
+    with store.reading(NAME, manifest["checkpoint"]) as folder:
         return checkpoint.weights(checkpoint.read(folder)[0], PREFIX)
 
 
@@ -80,3 +85,6 @@ def mean_nll(prior: StepPrior, data: Batch, device: torch.device) -> float:
     prior = prior.to(device)
     parts = [data[start : start + 256].to(device) for start in range(0, len(data), 256)]
     return float(torch.cat([-prior.log_prob(part.z, told(prior.spec, part)) for part in parts]).mean())
+
+
+STAGE = Stage(NAME, ("data", "parse"), done, run, describe)

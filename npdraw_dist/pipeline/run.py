@@ -8,14 +8,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
-from typing import Any
 
 import torch
 from rich.table import Column, Table
 
 from npdraw_dist import __version__
 from npdraw_dist.config.load import flat
-from npdraw_dist.config.prepared import read_prepared
+from npdraw_dist.config.prepared import MANIFEST, read_prepared
 from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.config.schema import DataConfig, Experiment
 from npdraw_dist.config.spec import spec_of
@@ -32,23 +31,25 @@ from npdraw_dist.core.storage import (
     require_space,
 )
 from npdraw_dist.data.rows import REJECTS
-from npdraw_dist.data.shard_writer import DONE
+from npdraw_dist.data.shard_folder import DONE
 from npdraw_dist.nn.hub import make_model
-from npdraw_dist.pipeline import bank, inputs, parse, prior, sample, vae
+from npdraw_dist.pipeline import bank, data, parse, prior, sample, vae
+from npdraw_dist.pipeline.data import Given, RunData
 from npdraw_dist.pipeline.models import source_parts
 from npdraw_dist.pipeline.progress import console, logged
 from npdraw_dist.pipeline.progress import results as printed
-from npdraw_dist.pipeline.store import CONFIG, FOLDERS, VOCABULARY, Store, Watcher, finished
+from npdraw_dist.pipeline.stage import Manifest, Stage
+from npdraw_dist.pipeline.store import CONFIG, FOLDERS, VOCABULARY, Store, Watcher
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import plan
 from npdraw_dist.training.checkpoint import KEPT
 from npdraw_dist.training.workers import Workers, is_local, placed, plan_local, require_compiler
 
-Manifest = dict[str, Any]
 Counts = Mapping[str, int | None]  # split -> images; None if only reading would tell
 
-# Stage -> its module: `run`, `describe` (the line of its numbers), and PICTURES in the run folder, if any.
-STAGES: dict[str, Any] = {module.STAGE: module for module in (bank, parse, prior, vae, sample)}
+STAGES: dict[str, Stage] = {
+    stage.name: stage for stage in (data.STAGE, bank.STAGE, parse.STAGE, prior.STAGE, vae.STAGE, sample.STAGE)
+}
 TRAINING = ("prior", "vae")
 LIKE_OWN = ("imagefolder", "parquet")  # sources that read all files of a kind that a run writes too
 SHOWN = 5  # names of classes in a message
@@ -63,25 +64,32 @@ def start(
     list_pictures: bool = True,
     track: str | None = None,
     watchers: Sequence[Watcher] = (),
+    given: Given | None = None,
 ) -> Store:
     """Does what is missing of `stages` in the run `storage`/`name`, a new one or one to resume.
 
-    track: a service that the run is sent to. watchers: see each row of metrics. Raises UserError on a
-    mistake, early where that can be.
+    track: a service that the run is sent to. watchers: see each row of metrics. given: images in place of
+    those of `data.source`. Raises UserError on a mistake, early where that can be.
     """
+    images = RunData(experiment, given)
     store = Store.open(storage, name)
     store.watchers.extend(watchers)
     with ExitStack() as stack:
-        experiment, missing, held = prepare_run(experiment, store, stages, stack, track)
+        experiment, missing, held = prepare_run(experiment, store, stages, stack, images, track)
         if held is None:
             print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
             return store
-        report(store, run_stages(experiment, store, missing, held), list_pictures)
+        report(store, run_stages(experiment, store, missing, held, images), list_pictures)
     return store
 
 
 def prepare_run(
-    experiment: Experiment, store: Store, stages: Sequence[str], stack: ExitStack, track: str | None = None
+    experiment: Experiment,
+    store: Store,
+    stages: Sequence[str],
+    stack: ExitStack,
+    images: RunData,
+    track: str | None = None,
 ) -> tuple[Experiment, Sequence[str], Lease | None]:
     """All checks of a run, cheap ones first; then its lease, log and tracker, until `stack` ends.
 
@@ -92,17 +100,18 @@ def prepare_run(
     require_format(store, experiment.stage_names)
     new, fresh = not store.has(CONFIG), not store.has()
     if not new:
-        inputs.claim(experiment, store)
+        store.claim(experiment)
+        images.require_same(store)
     missing = unfinished(experiment, store, stages)
     if not missing:
         return experiment, missing, None
     if track is not None:
         require_extra(f"--track {track}", track, track)
-    check(experiment, store, missing)
+    check(experiment, store, missing, images)
     if new:
         store.require_own()
     held = stack.enter_context(store.lease())
-    if new and inputs.claim(experiment, store) and fresh:
+    if new and store.claim(experiment) and fresh:
         stack.enter_context(removed_if_refused(store, held))
     stack.enter_context(logged(store))
     console.note(f"stages {', '.join(missing)}, npdraw_dist {__version__}")
@@ -111,7 +120,7 @@ def prepare_run(
         from npdraw_dist.training.launch import start_ray
 
         start_ray(experiment.scale)
-        require_shared(inputs.folders(store, missing))
+        require_shared(store.landmarks())
     require_workers(experiment, missing)
     stack.enter_context(tracked(experiment, store, track))
     return experiment, missing, held
@@ -130,8 +139,9 @@ def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
         raise
     except UserError:
         held.check()  # else the folder is another driver's
-        worth = ("manifest.json", DONE, REJECTS)
-        if not any(store.has(folder, name) for folder in FOLDERS.values() for name in worth):
+        worth = (MANIFEST, REJECTS)
+        has_shards = any(list_files(store.filesystem, store.path(f, DONE))[1:] for f in FOLDERS.values())
+        if not has_shards and not any(store.has(f, name) for f in FOLDERS.values() for name in worth):
             store.remove()
         raise
 
@@ -139,35 +149,40 @@ def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
 def require_format(store: Store, stages: Sequence[str]) -> None:
     """Raises OtherFormat if another version made what this one cannot read; says which others resumed."""
     folders = [FOLDERS[stage] for stage in stages if stage in FOLDERS]
-    made = [folder for folder in folders if store.has(folder, "manifest.json")]
-    found = {version_of(store.read_json(folder, "manifest.json"), store.shown(folder)) for folder in made}
+    made = [folder for folder in folders if store.has(folder, MANIFEST)]
+    found = {version_of(store.read_json(folder, MANIFEST), store.shown(folder)) for folder in made}
     if others := sorted(version for version in found if version not in (None, __version__)):
         console.print(f"{store.shown()}: made by {', '.join(others)}, resumed by {__version__}")
 
 
 def run_stages(
-    experiment: Experiment, store: Store, stages: Sequence[str], held: Lease
+    experiment: Experiment,
+    store: Store,
+    stages: Sequence[str],
+    held: Lease,
+    images: RunData | None = None,
 ) -> dict[str, Manifest]:
     """Runs the stages in order; returns the manifest of each.
 
-    held: the lease on the run. Until a stage has finished, the data may be mended after a user's mistake.
-    Raises LeaseLost if another driver took the run over, StorageFailed if the storage failed.
+    held: the lease on the run. Raises LeaseLost if another driver took the run over, StorageFailed if the
+    storage failed.
     """
     manifests: dict[str, Manifest] = {}
     try:
         for name in (name for name in STAGES if name in stages):
             held.check()
-            manifests[name] = STAGES[name].run(experiment, store)
-            if name == "parse":  # only reading may have told how many images each split has
+            if name == data.NAME:
+                manifests[name] = data.run(experiment, store, images)
                 later = [stage for stage in stages if stage not in manifests]
+                # Only reading may have told how many images each split has, and their classes.
                 require_images(experiment, manifests[name]["splits"], later)
-                if not manifests[name]["data"]["classes"]:  # else they were known before
-                    require_classes(experiment, known_classes(experiment, store, ()))
+                if not manifests[name]["source"]["classes"]:
+                    require_classes(experiment, manifests[name]["classes"])
+            else:
+                manifests[name] = STAGES[name].run(experiment, store)
         return manifests
     except UserError:
         held.check()
-        if not store.has(FOLDERS[experiment.stage_names[0]], "manifest.json"):
-            inputs.forget(store)
         raise
     except Exception as error:
         from npdraw_dist.training.failures import storage_failed  # it imports Ray
@@ -189,37 +204,31 @@ def report(store: Store, manifests: Mapping[str, Manifest], list_pictures: bool 
         )
         table.add_row(name, f"{seconds:.1f}", f"{rate:,.0f}", STAGES[name].describe(manifest))
     printed.print(table)
-    for picture in (picture for stage in STAGES.values() for picture in getattr(stage, "PICTURES", ())):
+    for picture in chain.from_iterable(stage.pictures for stage in STAGES.values()):
         if list_pictures and store.has(picture):
             printed.print(store.shown(picture))
 
 
 def unfinished(experiment: Experiment, store: Store, stages: Sequence[str]) -> list[str]:
     """The stages that lack their output. Raises UserError if one has that of another config."""
-    return [stage for stage in stages if not _is_done(experiment, store, stage)]
+    return [stage for stage in stages if STAGES[stage].done(experiment, store) is None]
 
 
-def _is_done(experiment: Experiment, store: Store, stage: str) -> bool:
-    if stage == "sample":
-        return sample.is_done(experiment, store)
-    if stage == "vae":
-        return vae.done(experiment, store) is not None
-    manifest = finished(store, experiment, stage)
-    return manifest is not None and (stage != "parse" or parse.has_splits(manifest, experiment))
-
-
-def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> None:
+def check(experiment: Experiment, store: Store, stages: Sequence[str], images: RunData | None = None) -> None:
     """Raises UserError if `stages`, none of which is done, cannot run; warns if the disk may be too small.
 
-    Workers of a cluster are checked once it is joined (`require_workers`).
+    images: if they are open already. Workers of a cluster are checked once it is joined (`require_workers`).
     """
     require_inputs(experiment, store, stages)
-    data = experiment.data
-    if data.source in LIKE_OWN and data.path is not None and set(stages) & set(inputs.READ_DATA):
-        require_apart(data.path, store.filesystem, store.root, "the run", "--storage")
-    counts = image_counts(experiment, store, stages)
+    images, source = images or RunData(experiment), experiment.data
+    if source.source in LIKE_OWN and source.path is not None and data.NAME in stages:
+        require_apart(source.path, store.filesystem, store.root, "the run", "--storage")
+    counts = images.counts(store) if data.NAME in stages else read_counts(store)
     require_images(experiment, counts, stages)
-    require_classes(experiment, known_classes(experiment, store, stages))
+    if experiment.prior.condition == "class" and experiment.prior.vocabulary:
+        has = store.has(FOLDERS["data"], VOCABULARY)
+        read = store.read_json(FOLDERS["data"], VOCABULARY)["classes"] if has else []
+        require_classes(experiment, images.classes(store) if data.NAME in stages else read)
     if set(stages) & set(TRAINING):
         require_compiler(experiment.train.compile)
     if is_local():
@@ -238,9 +247,8 @@ def require_inputs(experiment: Experiment, store: Store, stages: Sequence[str]) 
     """Raises UserError if a stage needs the output of another that is neither there nor in `stages`."""
     lacks = {}
     for stage in stages:
-        earlier = experiment.stage_names[: experiment.stage_names.index(stage)]
-        missing = unfinished(experiment, store, [name for name in earlier if name not in stages])
-        if missing and not (stage == "prior" and "parse" not in missing):  # the prior reads parses alone
+        needs = [name for name in STAGES[stage].needs if name in experiment.stage_names]
+        if missing := unfinished(experiment, store, [name for name in needs if name not in stages]):
             lacks[stage] = missing
     if lacks:
         stage, missing = next(iter(lacks.items()))
@@ -251,20 +259,16 @@ def require_inputs(experiment: Experiment, store: Store, stages: Sequence[str]) 
         )
 
 
-def image_counts(experiment: Experiment, store: Store, stages: Sequence[str]) -> Counts:
-    """The images of each split, of the source if a stage reads it, else of the parses. Raises UserError."""
-    if set(stages) & set(inputs.READ_DATA):
-        source = inputs.source_of(experiment, store)
-        return {split: source.count(split) for split in parse.needed_splits(experiment)}
-    if store.has(FOLDERS["parse"], "manifest.json"):
-        counts: Counts = store.read_json(FOLDERS["parse"], "manifest.json").get("splits", {})
-        return counts
-    return {}
+def read_counts(store: Store) -> Counts:
+    """The images of each split that a run has read; {} if it has not."""
+    has = store.has(FOLDERS["data"], MANIFEST)
+    counts: Counts = store.read_json(FOLDERS["data"], MANIFEST)["splits"] if has else {}
+    return counts
 
 
 def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> None:
     """Raises UserError if the images are known to be too few for one of the stages."""
-    data, places, train = experiment.data, experiment.canvas_grid.places, counts.get("train")
+    source, places, train = experiment.data, experiment.canvas_grid.places, counts.get("train")
     if "bank" in stages:
         k, kept = experiment.bank.size, experiment.bank.max_patches
         said = f"bank.size is {k}"
@@ -280,35 +284,22 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
             )
     if counts.get("valid") == 0 and experiment.train.select == "best" and set(stages) & set(TRAINING):
         raise UserError(
-            f"data.source {data.source} has no validation image, and train.select best needs some; raise "
-            f"--data.valid_fraction ({data.valid_fraction:g}) or set --train.select last"
+            f"data.source {source.source} has no validation image, and train.select best needs some; raise "
+            f"--data.valid_fraction ({source.valid_fraction:g}) or set --train.select last"
         )
     scored = experiment.eval.split
     if counts.get(scored) == 0 and "sample" in stages:
-        fraction = getattr(data, f"{scored}_fraction")
+        fraction = getattr(source, f"{scored}_fraction")
         advice = f"raise --data.{scored}_fraction ({fraction:g})"
         if scored == "test":
             again = "prepare the data again with test images"  # what is prepared keeps its splits
-            advice = f"{again if _is_prepared(data) else advice} or set --eval.split valid"
-        raise UserError(f"data.source {data.source} has no {scored} image for the final numbers; {advice}")
+            advice = f"{again if _is_prepared(source) else advice} or set --eval.split valid"
+        raise UserError(f"data.source {source.source} has no {scored} image for the final numbers; {advice}")
 
 
 def _is_prepared(data: DataConfig) -> bool:
     reads = SOURCES[data.source].prepared and data.path is not None
     return reads and read_prepared(*open_filesystem(str(data.path))) is not None
-
-
-def known_classes(experiment: Experiment, store: Store, stages: Sequence[str]) -> Sequence[str]:
-    """The classes of the data, of the source if a stage reads it, else of the parses.
-
-    Empty if they are not known, or if the run starts from no model that was told classes.
-    """
-    if experiment.prior.condition != "class" or not experiment.prior.vocabulary:
-        return []
-    if set(stages) & set(inputs.READ_DATA):
-        return list(inputs.source_of(experiment, store).facts()["classes"])
-    has = store.has(FOLDERS["parse"], VOCABULARY)
-    return list(store.read_json(FOLDERS["parse"], VOCABULARY)["classes"]) if has else []
 
 
 def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
@@ -351,7 +342,7 @@ def expected_size(experiment: Experiment, counts: Counts, stages: Sequence[str])
     kept while one is written. The bank: 4 bytes a value.
     """
     size, pixels = Size(), math.prod(experiment.data.shape)
-    if "parse" in stages:
+    if "data" in stages:
         images = sum(count or 0 for count in counts.values())
         size += Size(COMPRESSED * images * pixels, images * (pixels + 5 * experiment.steps))
     if "bank" in stages:

@@ -30,10 +30,11 @@ from npdraw_dist.pipeline.gpu_task import on_gpu
 from npdraw_dist.pipeline.models import STATED, load_model, write_results
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import Numbers, score
+from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import METRICS, Store, fingerprint_of, required
 from npdraw_dist.training.metrics_log import read_metrics
 
-STAGE = "sample"
+NAME = "sample"
 SAMPLES = 64  # images in samples.png
 PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "neighbours.png", "curves.png")
 SHARDS = 32  # most files of training images that are opened for neighbours.png
@@ -43,19 +44,19 @@ SEARCHED, SEARCHED_BYTES = 10_000, 256 << 20  # training images among which the 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     """Writes the pictures and metrics.json; returns it."""
     manifests = {stage: required(store, experiment, stage) for stage in experiment.stage_names[:-1]}
-    if is_done(experiment, store):
-        return store.metrics()
+    if (metrics := done(experiment, store)) is not None:
+        return metrics
     started, cpu_started = time.perf_counter(), time.process_time()
     before, split = _before(experiment, store), experiment.eval.split
     if split == "test":
-        store.record_opening(STAGE)
+        store.record_opening(NAME)
     with store.reading("model") as folder:
         model = load_model(str(folder))
     experiment = store.with_vocabulary(experiment)
     data = store.parses(split, experiment).sample(experiment.eval.images, experiment.seed)
     scored = prior.scored(experiment, store) if "prior" in manifests else None
-    with stage_progress(STAGE, SAMPLES):
-        made, elsewhere = on_gpu(experiment.scale, STAGE, _draw_and_score, model, data, experiment, scored)
+    with stage_progress(NAME, SAMPLES):
+        made, elsewhere = on_gpu(experiment.scale, NAME, _draw_and_score, model, data, experiment, scored)
         pictures, samples, numbers = made
         for picture, content in pictures.items():
             with store.writing(picture) as path:
@@ -70,7 +71,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     spent = time.process_time() - cpu_started + elsewhere + before.get("sample/core_seconds", 0.0)
     metrics = {
         **{key: before[key] for key in before if key.startswith((f"{other}/", f"prior/{other}_"))},
-        "fingerprint": fingerprint_of(experiment, STAGE),
+        "fingerprint": fingerprint_of(experiment, NAME),
         **numbers,
         **{f"parse/{key}": manifests["parse"][key] for key in of_parts},
         **{
@@ -127,15 +128,16 @@ def _draw_and_score(
     return pictures, samples.clone(), {**numbers, "sample/images_per_s": SAMPLES / drawing_s}
 
 
-def is_done(experiment: Experiment, store: Store) -> bool:
-    """Whether metrics.json has the numbers of this config, of the split that it asks for."""
-    return f"{experiment.eval.split}/nll_iwae" in _before(experiment, store)
+def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
+    """metrics.json if it has the numbers of this config, of the split that it requests; else None."""
+    found = _before(experiment, store)
+    return found if f"{experiment.eval.split}/nll_iwae" in found else None
 
 
 def _before(experiment: Experiment, store: Store) -> dict[str, Any]:
     """The metrics.json that this config has already; {} if none."""
     found = store.metrics()
-    return found if found.get("fingerprint") == fingerprint_of(experiment, STAGE) else {}
+    return found if found.get("fingerprint") == fingerprint_of(experiment, NAME) else {}
 
 
 def describe(metrics: Mapping[str, Any]) -> str:
@@ -151,7 +153,7 @@ def write_neighbours(experiment: Experiment, store: Store, samples: Tensor) -> N
     train = store.parses("train").some(SHARDS, seed)
     limit = min(SEARCHED, max(SEARCHED_BYTES // samples[0].numel(), PREVIEWS))
     with store.writing("neighbours.png") as path:
-        save_neighbours(path, samples, neighbours(samples, train.images(limit, seed), PREVIEWS, seed))
+        save_neighbours(path, samples, neighbours(samples, train.some_images(limit, seed), PREVIEWS, seed))
 
 
 def require_local_folder(out: str) -> None:
@@ -187,3 +189,6 @@ def write_samples(trace: SampleTrace, folder: Path) -> Tensor:
     (folder / "generation.gif").write_bytes(trace.gif())
     np.savez_compressed(folder / "samples.npz", **trace.arrays())
     return images
+
+
+STAGE = Stage(NAME, ("data", "bank", "parse", "prior", "vae"), done, run, describe, PICTURES)

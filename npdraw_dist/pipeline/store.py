@@ -17,6 +17,7 @@ from pyarrow import fs
 
 from npdraw_dist.config.load import build, differences, dump, read_yaml, with_changes
 from npdraw_dist.config.networks import PriorNetwork
+from npdraw_dist.config.prepared import MANIFEST
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import StorageFailed, UserError
@@ -34,13 +35,20 @@ from npdraw_dist.core.storage import (
 )
 from npdraw_dist.core.vocabulary import Vocabulary
 from npdraw_dist.data.parses import Parses, Told
+from npdraw_dist.data.shards import Canonical
 
-CONFIG, INPUTS, METRICS, OPENINGS = "config.yaml", "inputs.parquet", "metrics.json", "test_split.json"
-VOCABULARY = "vocabulary.json"  # in parses/: what conditions can name
+CONFIG, METRICS, OPENINGS = "config.yaml", "metrics.json", "test_split.json"
+VOCABULARY = "vocabulary.json"  # in data/: what conditions can name
 PROBE = ".writable"  # tells whether the storage can be written
 Watcher = Callable[[Mapping[str, float], str], None]  # takes a row of metrics and its stage
 LONGEST_NAME = 200  # bytes; file systems take 255
-FOLDERS = {"bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}  # stage -> its folder
+FOLDERS = {
+    "data": "data",
+    "bank": "bank",
+    "parse": "parses",
+    "prior": "prior",
+    "vae": "vae",
+}  # stage -> its folder
 
 
 class Store:
@@ -96,15 +104,25 @@ class Store:
         return self.filesystem.get_file_info(self.path(*parts)).type != fs.FileType.NotFound
 
     def parses(self, split: str, experiment: Experiment | None = None) -> Parses:
-        """The parses of a split, as the stage `parse` wrote them.
+        """The images of a split, and their parses if there are some.
 
         experiment: `with_vocabulary`, where batches have to say what its prior is told.
         """
         told = None
         if experiment is not None and experiment.takes_condition:
-            classes = self.read_json("parses", VOCABULARY)["classes"]
+            classes = self.read_json("data", VOCABULARY)["classes"]
             told = Told(Vocabulary.of(experiment.prior), classes)
-        return Parses.of_split(self.filesystem, self.path("parses"), split, told)
+        parses = (self.filesystem, self.path("parses")) if self.has("parses", MANIFEST) else None
+        return Parses.of_split(self.shards(), split, parses, told)
+
+    def shards(self) -> Canonical:
+        """The images of a run whose stage `data` has finished. Raises UserError if they are gone."""
+        root = self.read_json("data", MANIFEST).get("root")
+        where = (self.filesystem, self.path("data")) if root is None else open_filesystem(root)
+        found = Canonical.at(*where)
+        if found is None:
+            raise UserError(f"the images of run {self.shown()} are not in {root or self.shown('data')}")
+        return found
 
     def with_vocabulary(self, experiment: Experiment) -> Experiment:
         """`experiment` with the classes or words of its parses, unless it has those of init.model.
@@ -115,7 +133,7 @@ class Store:
         if not experiment.takes_condition or prior.vocabulary:
             return experiment
         name = "classes" if prior.condition == "class" else "words"
-        found = self.read_json("parses", VOCABULARY)[name]
+        found = self.read_json("data", VOCABULARY)[name]
         if not found:
             raise UserError(
                 f"prior.condition is {prior.condition}, and the images of data.source "
@@ -175,7 +193,7 @@ class Store:
 
     def write_manifest(self, values: Mapping[str, Any], folder: str) -> None:
         """Writes the manifest of a finished stage, which also states the version of the package."""
-        self.write_json({**values, **stamp()}, folder, "manifest.json")
+        self.write_json({**values, **stamp()}, folder, MANIFEST)
 
     @contextlib.contextmanager
     def writing(self, *parts: str) -> Iterator[Path]:
@@ -250,12 +268,13 @@ def _made(experiment: Experiment) -> dict[str, dict[str, Any]]:
             network = set(PriorNetwork.model_fields)
             edge["prior"] = {name: value for name, value in e["prior"].items() if name in network}
         return {
-            "parse": {"data": e["data"], "seed": e["seed"]},
+            "data": {"data": e["data"], "seed": e["seed"]},
             "vae": {**vae, "train": e["train"], "baseline": e["baseline"], "init": e["init"], **edge},
             "sample": sample,
         }
     return {
-        "bank": {name: e[name] for name in ("data", "grid", "bank", "authors", "seed", "init")},
+        "data": {"data": e["data"], "seed": e["seed"]},
+        "bank": {name: e[name] for name in ("grid", "bank", "authors", "init")},
         "parse": {"parse": e["parse"]},
         "prior": {"prior": e["prior"], "train": e["train"]},
         "vae": vae,
@@ -266,11 +285,13 @@ def _made(experiment: Experiment) -> dict[str, dict[str, Any]]:
 def finished(store: Store, experiment: Experiment, stage: str) -> dict[str, Any] | None:
     """The manifest of a finished stage, or None. Raises UserError if it is of another config or format."""
     folder = FOLDERS[stage]
-    if not store.has(folder, "manifest.json"):
+    if not store.has(folder, MANIFEST):
         return None
-    manifest = store.read_json(folder, "manifest.json")
+    manifest = store.read_json(folder, MANIFEST)
     version_of(manifest, store.shown(folder))
-    if manifest.get("fingerprint") != fingerprint_of(experiment, stage):
+    images = manifest.get("images_digest")
+    other = images is not None and images != store.read_json("data", MANIFEST)["digests"]["train"]
+    if other or manifest.get("fingerprint") != fingerprint_of(experiment, stage):
         raise UserError(
             f"{store.shown(folder)} was made from another config or input; delete it or take another --name"
         )

@@ -21,15 +21,15 @@ from npdraw_dist.nn.objective import VAEObjective, fit_temperature
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.gpu_task import on_gpu
-from npdraw_dist.pipeline.inputs import read_digest
 from npdraw_dist.pipeline.models import source_model, start_weights
+from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.stage_job import Start
 from npdraw_dist.pipeline.store import Store, finished
 from npdraw_dist.pipeline.train_stage import fall_note, run_stage, validation_images
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
 
-STAGE = "vae"
+NAME = "vae"
 CALIBRATED, CALIBRATED_DRAWS = 128, 4  # validation images that fit q's temperatures, and draws of z for each
 CALIBRATION = 2**32 - 3  # separates its seeds from those of training and scoring
 
@@ -40,10 +40,10 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> 
         return manifest
     experiment = store.with_vocabulary(experiment)
     start = load_start(experiment, store)
-    manifest, tensors, _ = run_stage(experiment, store, STAGE, make_objective, start, callbacks)
+    manifest, tensors, _ = run_stage(experiment, store, NAME, make_objective, start, callbacks)
     spec = spec_of(experiment)
     assert spec.data is not None
-    data = spec.data.model_copy(update={"inputs": read_digest(store)})
+    data = spec.data.model_copy(update={"inputs": store.shards().manifest.digest})
     model = make_model(spec.model_copy(update={"data": data}))
     model.load_state_dict(checkpoint.weights(tensors, "model."))
     cpu_started = time.process_time()
@@ -53,13 +53,13 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> 
         model.save_pretrained(folder)
     parameters = sum(p.numel() for p in model.parameters())
     manifest |= {"core_seconds": round(spent, 2), **calibration, "parameters": parameters}
-    store.write_manifest(manifest, STAGE)
+    store.write_manifest(manifest, NAME)
     return manifest
 
 
 def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
     """The manifest of the stage if it has finished and the model is there. Raises UserError as `finished`."""
-    return finished(store, experiment, STAGE) if store.has("model", WEIGHTS) else None
+    return finished(store, experiment, NAME) if store.has("model", WEIGHTS) else None
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
@@ -76,7 +76,7 @@ def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, 
     generator = torch.Generator().manual_seed(noise_seed(experiment.seed, CALIBRATION))
     x = binarized(images, model.spec.binarize, generator)
     noise = noise_seed(experiment.seed, CALIBRATION, 1)
-    fitted = on_gpu(experiment.scale, STAGE, _fitted, model, x, CALIBRATED_DRAWS, noise)[0]
+    fitted = on_gpu(experiment.scale, NAME, _fitted, model, x, CALIBRATED_DRAWS, noise)[0]
     with torch.no_grad():
         model.temperature.copy_(torch.tensor([fitted[name] for name in CHOICES]))
     return {"temperature": fitted, "calibration_seconds": round(time.perf_counter() - started, 2)}
@@ -109,3 +109,6 @@ def make_objective(experiment: Experiment, start: Start) -> VAEObjective | Basel
     assert not any(name.startswith(prior.PREFIX) for name in missing), missing
     kind = AuthorsObjective if experiment.authors.model else VAEObjective
     return kind(model, experiment.vae)
+
+
+STAGE = Stage(NAME, ("data", "bank", "parse", "prior"), done, run, describe)

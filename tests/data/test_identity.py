@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from npdraw_dist.data.identity import Identity, InputFile, compare, identify
 from pyarrow import fs
 from sklearn.datasets import load_digits
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import identity
-from npdraw_dist.data.identity import Identity, InputFile, compare, identify
 from npdraw_dist.data.shards import Source, open_source
 from tests.helpers.image_files import images, picture, touch, write_tar
 

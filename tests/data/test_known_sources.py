@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from npdraw_dist.data.identity import compare, identify
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -19,7 +20,6 @@ from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.identity import compare, identify
 from npdraw_dist.data.readers import arrays
 from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.shards import open_source

@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from npdraw_dist.data.identity import compare, identify
+from npdraw_dist.data.prepare import prepare
 
 from npdraw_dist import prepare as command
 from npdraw_dist.config.schema import DataConfig, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import is_lease
 from npdraw_dist.data import identity, shard_writer
-from npdraw_dist.data.identity import compare, identify
 from npdraw_dist.data.parquet import to_parquet
-from npdraw_dist.data.prepare import prepare
 from npdraw_dist.data.readers import tables
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import DataChanged, open_source

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from npdraw_dist.data.prepare import prepare
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.data import identity, shard_writer
-from npdraw_dist.data.prepare import prepare
 from tests.helpers.in_process import map_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]

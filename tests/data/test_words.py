@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from npdraw_dist.data.prepare import prepare
 from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import fs
@@ -20,7 +21,6 @@ from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.core.vocabulary import Vocabulary, learned, words_in
 from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.parses import Parses, Told
-from npdraw_dist.data.prepare import prepare
 from npdraw_dist.data.readers import emoji_names
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source

@@ -10,11 +10,10 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.core.storage import write_bytes
-from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.pipeline.store import Store, fingerprint_of
-from tests.helpers.rows import list_parses
+from npdraw_dist.data.splits import Split
+from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of
+from tests.helpers.rows import Parsed, write_run
 
 Refused = Callable[..., str]
 
@@ -41,7 +40,7 @@ TINY = [word for key, value in SETTINGS.items() for word in (f"--{key}", str(val
 HERE = ["--scale.num_workers", "0"]  # after TINY: the whole run in the process of the test, without Ray
 
 # Files of random parses, by split.
-ROWS = {"train": (150, 30, 120), "valid": (40, 40), "test": (50,)}
+ROWS: dict[Split, tuple[int, ...]] = {"train": (150, 30, 120), "valid": (40, 40), "test": (50,)}
 
 
 def tiny(**data: Any) -> Experiment:
@@ -57,23 +56,23 @@ def tiny(**data: Any) -> Experiment:
 
 
 def random_parses(folder: Path) -> Store:
-    """A run folder with parses only, of random steps."""
+    """A run folder with images and parses only, of random steps."""
     generator = torch.Generator().manual_seed(0)
     store = Store(fs.LocalFileSystem(), str(folder))
     count = 0
+    splits: dict[Split, list[Parsed]] = {}
     for split, files in ROWS.items():
-        for number, rows in enumerate(files):
+        for rows in files:
             z = PartSequence(
                 torch.rand(rows, 36, generator=generator) < 0.5,
                 torch.arange(36).expand(rows, -1),
                 torch.randint(20, (rows, 36), generator=generator),
             )
             ids = [f"{i:04d}" for i in range(count, count + rows)]
-            images = np.zeros((rows, 1, 28, 28), np.uint8)
-            path = store.path("parses", split, f"{split}-{number:05d}.parquet")
-            content = to_parquet(Rows(ids, images), z, np.zeros(rows, np.float32))
-            write_bytes(fs.LocalFileSystem(), path, content)
+            splits.setdefault(split, []).append(Parsed(Rows(ids, np.zeros((rows, 1, 28, 28), np.uint8)), z))
             count += rows
-    list_parses(store.filesystem, store.path("parses"))
-    store.write_manifest({"fingerprint": fingerprint_of(tiny(), "parse")}, "parses")
+    write_run(store.filesystem, store.root, splits)
+    for stage in ("data", "parse"):
+        manifest = store.read_json(FOLDERS[stage], "manifest.json")
+        store.write_manifest({**manifest, "fingerprint": fingerprint_of(tiny(), stage)}, FOLDERS[stage])
     return store

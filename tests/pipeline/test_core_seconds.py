@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from npdraw_dist.data.shard_writer import Encoded
 
 from npdraw_dist.config.load import build, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.data import shard_writer
-from npdraw_dist.data.shard_writer import Encoded
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.pipeline import bank, parse, sample
 from npdraw_dist.pipeline.bank import Collected, ShardPatches

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from npdraw_dist.pipeline.fit_shards import write_shards
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import TensorDataset
@@ -34,7 +35,6 @@ from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.pipeline import bank, fit, fit_images, parse, prior, probe, run, vae
 from npdraw_dist.pipeline.fit import held_of_few, suited
 from npdraw_dist.pipeline.fit_images import labelled, pictures_of
-from npdraw_dist.pipeline.fit_shards import write_shards
 from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.models import source_model
 from npdraw_dist.pipeline.probe import budgets

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import ray
 import torch
+from npdraw_dist.data.prepare import prepare
 
 from npdraw_dist.config.load import build, read_preset, with_changes
 from npdraw_dist.config.schema import STAGES, DataConfig, Experiment, ScaleConfig
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import Size
-from npdraw_dist.data.prepare import prepare
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.pipeline import gpu_task
 from npdraw_dist.pipeline import run as pipeline

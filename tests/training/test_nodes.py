@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import pytest
 import ray
 import torch
+from npdraw_dist.data.identity import Identity, InputFile, Inputs
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import BlindNode, Landmarks
-from npdraw_dist.data.identity import Identity, InputFile, Inputs
 from npdraw_dist.data.tasks import Pool, map_items
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training import cluster

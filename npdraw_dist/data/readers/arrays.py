@@ -22,7 +22,7 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.identity import InputFile, Inputs
+from npdraw_dist.data.listing import list_paths, stamp_of
 from npdraw_dist.data.readers.known import find_data, kept
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Source, listed
@@ -75,13 +75,13 @@ def _with_own_test(
     seed: int,
     read: Callable[[Sequence[Any]], Rows],
     sizes: Mapping[str, int],
-    inputs: Inputs,
+    stamp: str,
 ) -> Source:
     """A source whose last part is its test split; validation is a seeded share of the others."""
     *own, test = ([(part, i) for i in range(size)] for part, size in sizes.items())
     train, valid = holdout([row for rows in own for row in rows], data.valid_fraction, seed)
     splits: dict[Split, list[tuple[str, int]]] = {"train": train, "valid": valid, "test": test}
-    return listed(data, seed, read, splits, inputs, CLASSES[data.source])
+    return listed(data, seed, read, splits, stamp, CLASSES[data.source])
 
 
 @cache
@@ -120,11 +120,14 @@ def open_digits(data: DataConfig, seed: int) -> Source:
     parts = stratified(labels.astype(np.int64), (data.test_fraction, data.valid_fraction), seed)
     test, valid, train = ([("", i) for i in part] for part in parts)
     # As scikit-learn gives them: enlarging may round differently on another processor.
-    content = images.tobytes() + labels.tobytes()
-    arrays = InputFile("load_digits", len(content), None, hashlib.sha256(content).hexdigest())
-    inputs = Inputs(LOCAL, "", (), arrays=(arrays,))
+    stamp = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     read = partial(read_rows, digits, "digits-{1:06d}")
-    return listed(data, seed, read, {"train": train, "valid": valid, "test": test}, inputs, DIGITS)
+    return listed(data, seed, read, {"train": train, "valid": valid, "test": test}, stamp, DIGITS)
+
+
+def open_given(data: DataConfig, seed: int) -> Source:
+    """Raises UserError: the images of a call of `fit` come with the call."""
+    raise UserError("the images of this run were given to npdraw_dist.fit; call it again with them")
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -173,9 +176,10 @@ def open_idx(data: DataConfig, seed: int) -> Source:
             images, _ = idx_files(root, part)
             raise UserError(f"{images} holds images of {pixels.shape[2:]}, not {data.shape[1:]} pixels")
         sizes[part] = len(pixels)
-    paths = [str(path) for part in IDX_PREFIXES for path in idx_files(root, part)]
+    names = [path.name for part in IDX_PREFIXES for path in idx_files(root, part)]
+    stamp = stamp_of(list_paths(LOCAL, str(root), names))
     read = partial(read_rows, partial(_idx, root), data.source + "-{}-{:06d}")
-    return _with_own_test(data, seed, read, sizes, Inputs.of_paths(LOCAL, paths))
+    return _with_own_test(data, seed, read, sizes, stamp)
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -211,4 +215,4 @@ def open_cifar(data: DataConfig, seed: int) -> Source:
     root = find_data(data, ("cifar-10-batches-py",), complete, CIFAR_LAYOUT, "CIFAR10", {})
     sizes = {part: len(_cifar(root, part)[0]) for part in CIFAR_BATCHES}
     read = partial(read_rows, partial(_cifar, root), "cifar10-{}-{:05d}")
-    return _with_own_test(data, seed, read, sizes, Inputs(LOCAL, str(root), CIFAR_BATCHES))
+    return _with_own_test(data, seed, read, sizes, stamp_of(list_paths(LOCAL, str(root), CIFAR_BATCHES)))

@@ -19,7 +19,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import Frame, read_picture
 from npdraw_dist.core.storage import open_filesystem, read_bytes
-from npdraw_dist.data.identity import Inputs
+from npdraw_dist.data.listing import list_paths, stamp_of
 from npdraw_dist.data.readers import emoji_names as names
 from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.rows import RowBuilder, Rows
@@ -82,7 +82,8 @@ def open_emoji(data: DataConfig, seed: int) -> Source:
     ):
         splits[split].append((bitmap.glyph, label))
     read = partial(_read_pictures, filesystem, path, Frame(data.shape, data.background))
-    return listed(data, seed, read, splits, Inputs.of_paths(filesystem, [path]), classes)
+    folder, _, file = path.rpartition("/")
+    return listed(data, seed, read, splits, stamp_of(list_paths(filesystem, folder, [file])), classes)
 
 
 def _read_pictures(

@@ -1,11 +1,16 @@
 """Single image files: the user's folders, CelebA (Liu et al., 2015) and Omniglot (Lake et al., 2015)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
 from numpy.typing import NDArray
 from pyarrow import fs
 
@@ -13,7 +18,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import SUFFIXES, BadPicture, Frame, is_picture, read_picture
 from npdraw_dist.core.storage import open_filesystem, read_bytes
-from npdraw_dist.data.identity import Inputs, list_tree
+from npdraw_dist.data.listing import ROWS, list_paths, list_tree, local_path, stamp_of
 from npdraw_dist.data.readers.known import find_data
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import Source, listed
@@ -38,26 +43,73 @@ class Item(NamedTuple):
     words: str = ""
 
 
-def _read_files(
+@dataclass(frozen=True)
+class Files(Sequence[Item]):
+    """N image files. paths: below the root. labels: (N,). words: (N,), whether NAME.txt lies beside each."""
+
+    paths: pa.LargeStringArray
+    labels: NDArray[np.int64]
+    words: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, order: NDArray[np.int64]) -> "Files":
+        """Those at the places `order`."""
+        return Files(self.paths.take(pa.array(order)), self.labels[order], self.words[order])
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Files": ...
+    def __getitem__(self, index: int | slice) -> "Item | Files":
+        if isinstance(index, slice):
+            return self.take(np.arange(len(self))[index])
+        path = self.paths[index].as_py()
+        return Item(path, int(self.labels[index]), words_beside(path) if self.words[index] else "")
+
+
+def words_beside(path: str) -> str:
+    return f"{path.rpartition('.')[0]}.txt"
+
+
+def read_files(
     filesystem: fs.FileSystem, root: str, frame: Frame, invert: bool, items: Sequence[Item]
 ) -> Rows:
-    """The rows of `items`; the path is the id. invert: dark ink is bright."""
+    """The rows of `items`; the path is the id. invert: dark ink is bright.
 
-    def read(name: str) -> NDArray[np.uint8]:
-        try:  # any other OSError is the storage's: the picture may be whole
-            content = read_bytes(filesystem, f"{root}/{name}")
-        except (PermissionError, FileNotFoundError) as error:
-            if not filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):  # it is not mounted
-                raise
-            raise BadPicture(f"unreadable file: {error}") from None
-        image = read_picture(content, frame)
+    The pictures of a large piece are decoded by as many threads as torch has: Pillow leaves the interpreter.
+    """
+
+    def read(item: Item) -> NDArray[np.uint8] | BadPicture:
+        try:
+            return read_picture(_content(filesystem, root, item.path), frame)
+        except BadPicture as error:
+            return error
+
+    def found(image: NDArray[np.uint8] | BadPicture) -> NDArray[np.uint8]:
+        if isinstance(image, BadPicture):
+            raise image
         return 255 - image if invert else image
 
     builder = RowBuilder(frame.shape)
-    for name, label, words in items:
-        text = read_bytes(filesystem, f"{root}/{words}").decode(errors="replace").strip() if words else ""
-        builder.add(name, label, partial(read, name), text)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for item, image in zip(items, pool.map(read, items), strict=True):
+            text = item.words and read_bytes(filesystem, f"{root}/{item.words}").decode(errors="replace")
+            builder.add(item.path, item.label, partial(found, image), text.strip())
     return builder.rows()
+
+
+def _content(filesystem: fs.FileSystem, root: str, path: str) -> bytes:
+    """Raises BadPicture if one file cannot be read; any other OSError is the storage's."""
+    try:
+        if isinstance(filesystem, fs.LocalFileSystem):
+            return local_path(root, path).read_bytes()
+        return read_bytes(filesystem, f"{root}/{path}")
+    except (PermissionError, FileNotFoundError) as error:
+        if not filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):  # it is not mounted
+            raise
+        raise BadPicture(f"unreadable file: {error}") from None
 
 
 def open_imagefolder(data: DataConfig, seed: int) -> Source:
@@ -70,30 +122,43 @@ def open_imagefolder(data: DataConfig, seed: int) -> Source:
     if data.path is None:
         raise UserError("data.source imagefolder needs --data.path, a folder of images")
     filesystem, root = open_filesystem(data.path)
-    files = {file.path for file in list_tree(filesystem, root)}
-    names = sorted(filter(is_picture, files))
-    if not names:
+    listing = list_tree(filesystem, root)
+    items, classes = by_split(listing["path"].combine_chunks(), data, seed)
+    if not any(map(len, items.values())):
         raise UserError(f"data.path {data.path} is missing or has no image ({', '.join(SUFFIXES)})")
-    top = {name: name.partition("/")[0] for name in names if "/" in name}
-    splits = {folder: stated_split(folder) for folder in top.values()}
-    if set(splits.values()) == {"train", None}:
-        splits = dict.fromkeys(splits)
-    stated = {name: splits[top[name]] if name in top else None for name in names}
-    classes = {}  # empty: of an image in no folder
-    for name in names:
-        folders = name.split("/")[:-1]
-        classes[name] = next(iter(folders[1:] if stated[name] else folders), "")
-    labels = {c: i for i, c in enumerate(sorted(set(classes.values()) - {""}))}
-    rule = HashSplit.of(data, seed, own={s for s in stated.values() if s})
-    items: dict[Split, list[Item]] = {split: [] for split in SPLITS}
-    for name in names:
-        words = f"{name.rpartition('.')[0]}.txt"
-        item = Item(name, labels.get(classes[name], -1), words if words in files else "")
-        items[rule.split_of(name, stated[name])].append(item)
-    texts = (item.words for own in items.values() for item in own if item.words)
-    inputs = Inputs(filesystem, root, tuple(sorted({*names, *texts})), is_folder=True)
-    read = partial(_read_files, filesystem, root, frame_of(data), False)
-    return listed(data, seed, read, items, inputs, list(labels))
+    read = partial(read_files, filesystem, root, frame_of(data), False)
+    return listed(data, seed, read, items, stamp_of(listing), classes)
+
+
+def by_split(paths: pa.LargeStringArray, data: DataConfig, seed: int) -> tuple[dict[Split, Files], list[str]]:
+    """The pictures among `paths` by split, and the names of their classes."""
+    pictures = pa.array(np.fromiter(map(is_picture, _strings(paths)), np.bool_, len(paths)))
+    names, texts = paths.filter(pictures), paths.filter(pc.ends_with(paths, ".txt"))
+    beside = pc.is_in(pc.replace_substring_regex(names, r"\.[^.]*$", ".txt"), value_set=texts)
+    tops = dict.fromkeys(name.partition("/")[0] for name in _strings(names) if "/" in name)
+    stated = {folder: stated_split(folder) for folder in tops}
+    if set(stated.values()) == {"train", None}:
+        stated = dict.fromkeys(stated)
+    rule = HashSplit.of(data, seed, own={split for split in stated.values() if split})
+    split_of, class_of = np.empty(len(names), np.int8), np.empty(len(names), np.int64)
+    numbers: dict[str, int] = {}
+    for index, name in enumerate(_strings(names)):
+        top, *folders = name.split("/")[:-1] or [""]
+        own = stated.get(top)
+        split_of[index] = SPLITS.index(rule.split_of(name, own))
+        label = next(iter(folders), "") if own else top
+        class_of[index] = numbers.setdefault(label, len(numbers))
+    classes = sorted(set(numbers) - {""})  # an image in no folder has no class
+    order = {name: number for number, name in enumerate(classes)}
+    labels = np.array([order.get(name, -1) for name in numbers], np.int64)[class_of]
+    files = Files(names, labels, beside.to_numpy(zero_copy_only=False))
+    return {split: files.take(np.flatnonzero(split_of == i)) for i, split in enumerate(SPLITS)}, classes
+
+
+def _strings(array: pa.LargeStringArray) -> Iterator[str]:
+    """The entries of an array, few of which are Python objects at once."""
+    for start in range(0, len(array), ROWS):
+        yield from array[start : start + ROWS].to_pylist()
 
 
 def open_celeba(data: DataConfig, seed: int) -> Source:
@@ -110,10 +175,8 @@ def open_celeba(data: DataConfig, seed: int) -> Source:
             raise UserError(f"{root / PARTITION}, line {number}: expected a file name and 0, 1 or 2")
         items[SPLITS[int(fields[1])]].append(Item(fields[0], -1))
     frame = Frame(data.shape, fit="crop", most=CELEBA_CROP)
-    read = partial(_read_files, LOCAL, str(root / "img_align_celeba"), frame, False)
-    names = [f"img_align_celeba/{name}" for split in SPLITS for name, *_ in items[split]]
-    inputs = Inputs(LOCAL, str(root), (PARTITION, *names), is_folder=True)
-    return listed(data, seed, read, items, inputs)
+    read = partial(read_files, LOCAL, str(root / "img_align_celeba"), frame, False)
+    return listed(data, seed, read, items, stamp_of(list_paths(LOCAL, str(root), [PARTITION])))
 
 
 def open_omniglot(data: DataConfig, seed: int) -> Source:
@@ -136,7 +199,7 @@ def open_omniglot(data: DataConfig, seed: int) -> Source:
     used = shuffled(items, TEST_SEED, "omniglot")[: TRAIN + TEST]
     test = round(len(used) * TEST / (TRAIN + TEST))
     train, valid = holdout(sorted(used[test:]), data.valid_fraction, seed)
-    read = partial(_read_files, LOCAL, str(root), Frame(data.shape), True)
-    inputs = Inputs(LOCAL, str(root), tuple(names), is_folder=True)
+    read = partial(read_files, LOCAL, str(root), Frame(data.shape), True)
+    stamp = stamp_of(list_paths(LOCAL, str(root), names))
     splits: dict[Split, list[Item]] = {"train": train, "valid": valid, "test": sorted(used[:test])}
-    return listed(data, seed, read, splits, inputs, list(labels))
+    return listed(data, seed, read, splits, stamp, list(labels))

@@ -7,7 +7,7 @@ outline of an earlier one of the file, or the image of an earlier one of the sam
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,10 +21,10 @@ from PIL import Image, ImageDraw, ImageFont
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path, in_threads, list_files, open_filesystem, read_bytes
-from npdraw_dist.data.identity import Inputs
+from npdraw_dist.data.listing import common_root, list_paths, stamp_of
 from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.rows import RowBuilder, Rows
-from npdraw_dist.data.shards import FilePart, Source, of_files
+from npdraw_dist.data.shards import Part, Source, of_files
 from npdraw_dist.data.splits import HashSplit, Split, grouped
 
 SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
@@ -61,10 +61,11 @@ def open_fonts(data: DataConfig, seed: int) -> Source:
     names = [path for path, _ in list_files(filesystem, root) if path.lower().endswith(SUFFIXES)]
     if not names:
         raise UserError(f"data.path {data.path} is missing or has no font ({', '.join(SUFFIXES)})")
-    inputs = Inputs.of_paths(filesystem, names)
-    found = in_threads(partial(_faces, display_path(filesystem, inputs.root)), inputs.paths)
+    shared = common_root(names)
+    paths = [path[len(shared) + 1 :] if shared else path for path in names]
+    found = in_threads(partial(_faces, display_path(filesystem, shared)), paths)
     faces = [face for own, _ in found for face in own]
-    broken = {path: why for path, (_, why) in zip(inputs.paths, found, strict=True) if why is not None}
+    broken = {path: why for path, (_, why) in zip(paths, found, strict=True) if why is not None}
     if not faces:
         path, why = next(iter(broken.items()))
         raise UserError(f"no font below data.path {data.path} can be used: {path}: {why}")
@@ -79,18 +80,19 @@ def open_fonts(data: DataConfig, seed: int) -> Source:
         splits = rule.possible(None) if split is None else (split,)
         for start in range(0, face.characters, data.rows_a_shard):
             stop = min(start + data.rows_a_shard, face.characters)
-            read = FaceRange(face, data.image_size or 0, start, stop, rule, split is not None)
-            parts.append(FilePart(splits, read, stop - start))
-    parts += [
-        FilePart(("train",), partial(_rejected, data.shape, path, why), 0) for path, why in broken.items()
-    ]
-    return of_files(data, seed, parts, {}, inputs, list(SCRIPTS))
+            read = FaceRange(face, data.image_size or 0, start, stop, rule, split)
+            parts.append(Part(splits, read))
+    parts += [Part(("train",), partial(_rejected, data.shape, path, why)) for path, why in broken.items()]
+    return of_files(data, seed, parts, {}, stamp_of(list_paths(filesystem, shared, paths)), list(SCRIPTS))
 
 
-def _rejected(shape: tuple[int, int, int], path: str, why: str, split: Split) -> Rows:
-    builder = RowBuilder(shape)
-    builder.reject(path, why)
-    return builder.rows()
+def _rejected(
+    shape: tuple[int, int, int], path: str, why: str, wanted: Collection[Split]
+) -> dict[Split, Rows]:
+    builders = {split: RowBuilder(shape) for split in wanted}
+    for builder in builders.values():
+        builder.reject(path, why)
+    return {split: builder.rows() for split, builder in builders.items()}
 
 
 def _faces(root: str, path: str) -> tuple[list[Face], str | None]:
@@ -220,9 +222,10 @@ def _note(*arguments: Any) -> None:
 
 @dataclass(frozen=True)
 class FaceRange:
-    """Characters [start, stop) of a face in the order of their code points; called with a split.
+    """Reads characters [start, stop) of a face, in the order of their code points, that are in some splits.
 
-    The id is `<file>/<face>/U+<code point>`. side: S. by_face: the whole face is in one split.
+    The id is `<file>/<face>/U+<code point>`. side: S. split: that of the whole face; None if `rule` decides
+    it for each character.
     """
 
     face: Face
@@ -230,9 +233,9 @@ class FaceRange:
     start: int
     stop: int
     rule: HashSplit
-    by_face: bool
+    split: Split | None
 
-    def __call__(self, split: Split) -> Rows:
+    def __call__(self, wanted: Collection[Split]) -> dict[Split, Rows]:
         face = self.face
         codes, twins = _characters(face.file, _stamp(face.file))[face.index]
         content = _read(face.file)
@@ -240,13 +243,14 @@ class FaceRange:
             draw = GlyphPen(content, face.index, self.side)
         except (OSError, ValueError) as error:  # FreeType's
             raise UserError(f"{face.path}: {error}") from None
-        builder, seen = RowBuilder((1, self.side, self.side)), set[bytes | None]()
+        builders = {split: RowBuilder((1, self.side, self.side)) for split in wanted}
+        images = {split: set[bytes | None]() for split in wanted}
         for code in codes[self.start : self.stop]:
             name = f"{face.path}/{face.index}/U+{code:04X}"
-            if not (self.by_face or self.rule.split_of(f"U+{code:04X}") == split):
+            split = self.split or self.rule.split_of(f"U+{code:04X}")
+            if split not in builders or not self.rule.in_fraction(name, split):
                 continue
-            if not self.rule.in_fraction(name, split):
-                continue
+            builder, seen = builders[split], images[split]
             try:
                 image = None if code in twins else draw(chr(code))
             except (OSError, ValueError, MemoryError) as error:  # FreeType's, of a damaged glyph
@@ -262,7 +266,7 @@ class FaceRange:
                 words = f"{unicodedata.name(chr(code), '')} {face.family}".lower().strip()
                 script = SCRIPTS[unicodedata.script(chr(code))]
                 builder.add(name, script, partial(np.expand_dims, image, 0), words)
-        return builder.rows()
+        return {split: builder.rows() for split, builder in builders.items()}
 
 
 class GlyphPen:

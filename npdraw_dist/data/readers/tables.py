@@ -1,11 +1,13 @@
 """Parquet: a column `image`, and optionally `id`, `label`, `split`, `shape` and `words` or `caption`.
 
 `image` is a fixed-shape tensor, a list (with the column `shape`, or of C * H * W values), or the
-bytes of a PNG or JPEG (alone, or in a struct with the field `bytes` as Hugging Face writes it).
+bytes of a PNG or JPEG (alone, or in a struct with the field `bytes` as Hugging Face writes it), or the
+fixed-size binary of a canonical shard, whose schema states the shape.
 Numbers are uint8, or floats in [0, 1].
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
@@ -23,9 +24,9 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import BadPicture, Frame, from_array, read_picture
 from npdraw_dist.core.storage import in_threads, list_files, open_filesystem, require_readable
-from npdraw_dist.data.parquet import class_names
+from npdraw_dist.data.parquet import SHAPE, class_names
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
-from npdraw_dist.data.shards import FilePart, Source, file_splits, join_small, of_files, packed
+from npdraw_dist.data.shards import Canonical, Part, Source, file_splits, of_files, packed, require_shape
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
 
 COLUMNS = ("id", "image", "label", "split", "shape", "words", "caption")
@@ -54,7 +55,8 @@ def _footer(filesystem: fs.FileSystem, path: str) -> tuple[list[int], bool, tupl
             f"{path} has no column image (it has {', '.join(schema.names)}); rename the one that is"
         )
     kind = schema.field("image").type
-    if not (_is_bytes(kind) or _is_numbers(kind)):
+    raw = pa.types.is_fixed_size_binary(kind) and SHAPE in (schema.metadata or {})
+    if not (raw or _is_bytes(kind) or _is_numbers(kind)):
         raise UserError(f"{path}: the column image is {kind}; it must be a tensor, a list or encoded bytes")
     if "label" in schema.names and not pa.types.is_integer(schema.field("label").type):
         raise UserError(f"{path}: the column label is {schema.field('label').type}; it must be an integer")
@@ -73,7 +75,7 @@ def _is_numbers(kind: pa.DataType) -> bool:
 
 @dataclass(frozen=True)
 class TableReader:
-    """Reads the rows of one split in some row groups of a file.
+    """Reads the rows of some splits in some row groups of a file.
 
     first: number of the first row in the file, part of the id if there is no column `id`.
     """
@@ -87,50 +89,25 @@ class TableReader:
     rule: HashSplit
     stated: Split | None
 
-    def read(self, split: Split) -> Rows:
+    def __call__(self, wanted: Collection[Split]) -> dict[Split, Rows]:
         with _opened(self.filesystem, self.path) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
             table = file.read_row_groups(self.groups, columns=columns)
-        if (rows := self._as_written(table, split)) is not None:
-            return rows
-        builder = RowBuilder(self.frame.shape)
+        own_shape = json.loads((table.schema.metadata or {}).get(SHAPE, b"null"))
+        builders: dict[Split | None, RowBuilder] = {split: RowBuilder(self.frame.shape) for split in wanted}
         for number, (own, image, label, word, shape, *texts) in enumerate(_cells(table), self.first):
             name = f"{self.name}-{number:06d}" if own is None else str(own)
             stated = stated_split(word)
-            if not self.rule.keeps(name, split, stated or self.stated):
+            builder = builders.get(self.rule.kept_in(name, stated or self.stated))
+            if builder is None:
                 continue
             if word is not None and stated is None:
                 builder.reject(name, f"split {word!r} is none of train, valid and test")
             else:
                 text = next((str(text) for text in texts if text), "")
-                read = partial(self._image, image, shape)
+                read = partial(self._image, image, shape or own_shape)
                 builder.add(name, -1 if label is None else int(label), read, text)
-        return builder.rows()
-
-    def _as_written(self, table: pa.Table, split: Split) -> Rows | None:
-        """All rows at once, where the images are tensors as they are to be; None where each needs a look."""
-        names, as_is = set(table.schema.names), pa.fixed_shape_tensor(pa.uint8(), self.frame.shape)
-        if table.schema.field("image").type != as_is or "id" not in names or {"split", "shape"} & names:
-            return None
-        texts = [name for name in ("words", "caption") if name in names]
-        if len(texts) > 1 or not all(pa.types.is_string(table.schema.field(name).type) for name in texts):
-            return None
-        if "label" in names and (
-            not pa.types.is_signed_integer(table.schema.field("label").type)
-            or (pc.min(table["label"]).as_py() or 0) < -1
-        ):
-            return None
-        images = [chunk.storage for chunk in table["image"].chunks]
-        if table["image"].null_count or table["id"].null_count or any(i.flatten().null_count for i in images):
-            return None
-        every = [str(name) for name in table["id"].to_pylist()]
-        kept = [i for i, name in enumerate(every) if self.rule.keeps(name, split, self.stated)]
-        if not kept or len(set(every)) < len(every):
-            return None
-        pixels = np.concatenate([i.flatten().to_numpy() for i in images]).reshape(-1, *self.frame.shape)
-        labels = table["label"].fill_null(-1).to_numpy().astype(np.int64) if "label" in names else None
-        words = [text or "" for text in table[texts[0]].to_pylist()] if texts else None
-        return Rows(every, pixels, labels, words=words).take(kept)
+        return {split: builders[split].rows() for split in wanted}
 
     def _image(self, value: pa.Scalar, shape: list[int] | None) -> NDArray[np.uint8]:
         if not value.is_valid:
@@ -139,6 +116,8 @@ class TableReader:
         if _is_bytes(kind):
             content = value["bytes"].as_py() if pa.types.is_struct(kind) else value.as_py()
             return read_picture(content or b"", self.frame)
+        if pa.types.is_fixed_size_binary(kind):
+            return from_array(np.frombuffer(value.as_py(), np.uint8).reshape(shape), self.frame)
         if isinstance(kind, pa.FixedShapeTensorType):
             return from_array(self._tensor(value.value.values, kind), self.frame)
         if value.values.null_count:
@@ -172,7 +151,7 @@ def _cells(table: pa.Table) -> Iterator[tuple[Any, ...]]:
 
 
 def open_parquet(data: DataConfig, seed: int) -> Source:
-    """Each shard has some row groups of a Parquet file, or several small files that `prepare` wrote.
+    """Canonical shards, which `prepare` wrote, as they are; else pieces of some row groups of a file.
 
     The split is the column `split`, or the folder named train, valid or test, or the file's name; else a hash
     of the id tells.
@@ -180,29 +159,26 @@ def open_parquet(data: DataConfig, seed: int) -> Source:
     if data.path is None:
         raise UserError("data.source parquet needs --data.path: a Parquet file, or a folder or URI of them")
     filesystem, root = open_filesystem(data.path)
-    sizes = {p: size for p, size in list_files(filesystem, root) if p == root or p.endswith(".parquet")}
-    paths = list(sizes)
+    canonical = Canonical.at(filesystem, root)
+    if canonical is not None:
+        require_shape(data, canonical.manifest)
+        if data.fraction == 1 and (canonical.manifest.splits.get("valid") or data.valid_fraction == 0):
+            return canonical.source(data, seed)
+    paths = [path for path, _ in list_files(filesystem, root) if path == root or path.endswith(".parquet")]
     if not paths:
         raise UserError(f"data.path {data.path} is missing or has no .parquet file")
     layout = file_splits(data, filesystem, paths, None if paths == [root] else root)
-    parts, frame, prepared = [], frame_of(data), layout.prepared
-
-    def footer(path: str) -> tuple[list[int], bool, tuple[str, ...]]:
-        groups = None if prepared is None else prepared.row_groups(path[len(root) + 1 :], sizes[path])
-        return (groups, False, ()) if groups is not None else _footer(filesystem, path)
-
-    footers = in_threads(footer, paths)
+    parts, frame = [], frame_of(data)
+    footers = in_threads(partial(_footer, filesystem), paths)
     for path, (of_groups, own_column, _) in zip(paths, footers, strict=True):
         stated = layout.stated[path]
+        own_column = own_column and layout.prepared is None
         rule = HashSplit.of(data, seed, SPLITS if own_column else layout.own)
         splits = SPLITS if own_column else rule.possible(stated)
         name = path.rpartition("/")[2] if path == root else path[len(root) + 1 :]
         rows_before = [0, *accumulate(of_groups)]
         for start, stop in packed(of_groups, data.rows_a_shard):
             groups, first = tuple(range(start, stop)), rows_before[start]
-            reader = TableReader(filesystem, path, name, groups, first, frame, rule, stated)
-            parts.append(FilePart(splits, reader.read, rows_before[stop] - first))
-    if prepared is not None:  # its ids are known to differ
-        parts = join_small(parts, data.rows_a_shard)
-    classes = footers[0][2] if prepared is None else prepared.classes
-    return of_files(data, seed, parts, layout.counts, layout.inputs, classes)
+            read = TableReader(filesystem, path, name, groups, first, frame, rule, stated)
+            parts.append(Part(splits, read))
+    return of_files(data, seed, parts, layout.counts, layout.stamp, footers[0][2])

@@ -3,7 +3,7 @@
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import SUFFIXES, BadPicture, Frame, read_picture
 from npdraw_dist.core.storage import list_files, open_filesystem
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
-from npdraw_dist.data.shards import FilePart, Source, file_splits, of_files
+from npdraw_dist.data.shards import Part, Source, file_splits, of_files
 from npdraw_dist.data.splits import HashSplit, Split
 
 TARS = (".tar", ".tar.gz", ".tgz")
@@ -96,8 +96,13 @@ def _samples(
 
 
 def _read_tar(
-    filesystem: fs.FileSystem, path: str, frame: Frame, rule: HashSplit, stated: Split | None, split: Split
-) -> Rows:
+    filesystem: fs.FileSystem,
+    path: str,
+    frame: Frame,
+    rule: HashSplit,
+    stated: Split | None,
+    wanted: Collection[Split],
+) -> dict[Split, Rows]:
     def image(sample: dict[str, Any]) -> NDArray[np.uint8]:
         names = [name for name in sample if f".{name}".endswith(SUFFIXES)]
         names = [name for name in names if "." not in name] or names  # `jpg` before `mask.png`
@@ -107,12 +112,14 @@ def _read_tar(
             raise BadPicture(f"{len(names)} image members, such as {names[0]} and {names[1]}")
         return read_picture(sample[names[0]], frame)
 
-    builder, cut, repeated = RowBuilder(frame.shape), list[str](), set[str]()
+    builders: dict[Split | None, RowBuilder] = {split: RowBuilder(frame.shape) for split in wanted}
+    cut, repeated = list[str](), set[str]()
     truncated, last = "truncated tar member", ""
     for sample in _samples(filesystem, path, cut, repeated):
         last = sample["__key__"]
         name = sample["id"].decode(errors="replace") if "id" in sample else last
-        if not rule.keeps(name, split, stated):
+        builder = builders.get(rule.kept_in(name, stated))
+        if builder is None:
             continue
         label = sample.get("cls", b"-1").strip()
         if cut == [last]:
@@ -125,9 +132,9 @@ def _read_tar(
     others = dict.fromkeys(sorted(repeated), "duplicate id")
     others |= {key: truncated for key in cut if key != last}
     for name, reason in others.items():
-        if rule.keeps(name, split, stated):
+        if (builder := builders.get(rule.kept_in(name, stated))) is not None:
             builder.reject(name, reason)
-    return builder.rows()
+    return {split: builders[split].rows() for split in wanted}
 
 
 def open_webdataset(data: DataConfig, seed: int) -> Source:
@@ -141,9 +148,9 @@ def open_webdataset(data: DataConfig, seed: int) -> Source:
     layout = file_splits(data, filesystem, [path for path, _ in tars], root)
     rule = HashSplit.of(data, seed, layout.own)
     parts = []
-    for path, size in tars:
+    for path, _ in tars:
         stated = layout.stated[path]
         read = partial(_read_tar, filesystem, path, frame_of(data), rule, stated)
-        parts.append(FilePart(rule.possible(stated), read, size))
+        parts.append(Part(rule.possible(stated), read))
     classes = () if layout.prepared is None else layout.prepared.classes
-    return of_files(data, seed, parts, layout.counts, layout.inputs, classes)
+    return of_files(data, seed, parts, layout.counts, layout.stamp, classes)

@@ -1,0 +1,132 @@
+"""The files of a data source as Arrow tables, so that ten million of them are not ten million objects.
+
+Columns: path (below the root of the source, in sorted order), size in bytes, modified in ns since 1970 (null
+where the store has no times).
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+
+import pyarrow as pa
+from pyarrow import fs
+
+from npdraw_dist.core.process import ray_runs
+from npdraw_dist.core.storage import path_of
+from npdraw_dist.data.tasks import map_items
+
+SCHEMA = pa.schema([("path", pa.large_string()), ("size", pa.int64()), ("modified", pa.int64())])
+ROWS = 1 << 16  # files of a piece of a table
+MANY = 64  # folders that tasks list: fewer are listed before a task has started
+LISTED = 16  # folders a task
+File = tuple[str, int, int | None]
+
+
+def list_tree(filesystem: fs.FileSystem, root: str) -> pa.Table:
+    """The files below the folder `root`; no row if there is no such folder.
+
+    Where Ray runs, tasks list the many folders of a shared storage, which takes up to a millisecond a file.
+    Links to local folders are followed, but not back to a folder above. A local name that is not UTF-8, which
+    Parquet does not take, has its bytes as \\xe9; `local_path` finds the file.
+    """
+    local = isinstance(filesystem, fs.LocalFileSystem)
+    files_in = partial(_walk, root) if local else partial(_select, filesystem, root)
+    folders = _top_folders(filesystem, root) if ray_runs() else []
+    if len(folders) < MANY:
+        tables = [_table(files_in(""))]
+    else:
+        some = [folders[start : start + LISTED] for start in range(0, len(folders), LISTED)]
+        tables = [_table(files_in("", deep=False)), *map_items(some, partial(_list_folders, files_in))]
+    return pa.concat_tables(tables).sort_by("path").combine_chunks()
+
+
+def local_path(root: str, path: str) -> Path:
+    """The local file that `list_tree` names."""
+    found = Path(root, path)
+    if "\\x" in path and not found.exists():
+        name = re.sub(rb"\\x([0-9a-f]{2})", lambda byte: bytes.fromhex(byte[1].decode()), os.fsencode(path))
+        found = Path(root, os.fsdecode(name))
+    return found
+
+
+def list_paths(filesystem: fs.FileSystem, root: str, paths: Sequence[str]) -> pa.Table:
+    """The files of these paths below `root`, which are not listed but looked at one by one."""
+    infos = filesystem.get_file_info([f"{root}/{path}" if root else path for path in paths])
+    found = zip(paths, infos, strict=True)
+    return _table((p, i.size, i.mtime_ns) for p, i in found if i.type == fs.FileType.File).sort_by("path")
+
+
+def common_root(paths: Sequence[str]) -> str:
+    """The deepest folder that holds all of the files `paths`; "" if that is the top."""
+    folders = [path.split("/")[:-1] for path in paths]
+    shared = folders[0]
+    while any(folder[: len(shared)] != shared for folder in folders):
+        shared = shared[:-1]
+    return "/".join(shared)
+
+
+def stamp_of(files: pa.Table) -> str:
+    """Hexadecimal SHA-256 of the rows: another one if a file is new, gone or written again."""
+    digest = hashlib.sha256()
+    for batch in files.to_batches(ROWS):
+        digest.update(json.dumps(batch.to_pydict()).encode())
+    return digest.hexdigest()
+
+
+def _list_folders(files_in: Callable[[str], Iterator[File]], folders: Sequence[str]) -> pa.Table:
+    return _table(chain.from_iterable(map(files_in, folders)))
+
+
+def _table(files: Iterable[File]) -> pa.Table:
+    rest = iter(files)
+    pieces = []
+    while some := list(islice(rest, ROWS)):
+        columns = zip(zip(*some, strict=True), SCHEMA, strict=True)
+        pieces.append(pa.table([pa.array(column, field.type) for column, field in columns], SCHEMA))
+    return pa.concat_tables([SCHEMA.empty_table(), *pieces])
+
+
+def _top_folders(filesystem: fs.FileSystem, root: str) -> list[str]:
+    selector = fs.FileSelector(root, allow_not_found=True)
+    try:
+        top = filesystem.get_file_info(selector)
+    except NotADirectoryError:
+        return []
+    return sorted(path_of(info).rpartition("/")[2] for info in top if info.type == fs.FileType.Directory)
+
+
+def _select(filesystem: fs.FileSystem, root: str, folder: str, deep: bool = True) -> Iterator[File]:
+    """The files of a folder below `root`, "" for the root itself, as the store lists them."""
+    start = len(root) + 1 if root else 0
+    where = "/".join(filter(None, (root, folder)))
+    for info in filesystem.get_file_info(fs.FileSelector(where, allow_not_found=True, recursive=deep)):
+        if info.type == fs.FileType.File:
+            yield path_of(info)[start:], info.size, info.mtime_ns
+
+
+def _walk(root: str, folder: str, deep: bool = True, above: tuple[str, ...] = ()) -> Iterator[File]:
+    """The same on a local disk. above: the real paths of the folders on the way here."""
+    where = os.path.join(root, folder)
+    real = os.path.realpath(where)
+    if real in above:
+        return
+    for entry in _scan(where):
+        path = f"{folder}/{entry.name}" if folder else entry.name
+        if entry.is_dir():
+            if deep:
+                yield from _walk(root, path, deep, (*above, real))
+        elif entry.is_file():
+            found = entry.stat()
+            yield os.fsencode(path).decode(errors="backslashreplace"), found.st_size, found.st_mtime_ns
+
+
+def _scan(folder: str) -> Iterator[os.DirEntry[str]]:
+    try:
+        yield from os.scandir(folder)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the last: such as lost+found of a disk
+        return

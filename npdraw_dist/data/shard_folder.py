@@ -1,0 +1,149 @@
+"""A folder of shards that is written resumably: for the canonical shards of images and for their parses.
+
+<root>/<split>/<shard>.<suffix>, <root>/.done/<shard>.json (the sidecar, written after the file, so that a
+killed run goes on at the first shard without one), <root>/.done/source.json (what the shards are made from).
+The driver reads and writes nothing that grows with images.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from pyarrow import fs
+
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.landmarks import Landmarks
+from npdraw_dist.core.storage import PARTIAL, in_threads, list_files, read_bytes, write_bytes, write_text
+from npdraw_dist.data.rows import RejectLine
+from npdraw_dist.data.splits import Split
+
+DONE, MARKER = ".done", "source.json"
+
+
+@dataclass(frozen=True)
+class ShardFacts:
+    """What a sidecar says of a shard. file: None if the shard has no good row. left_out: as in `Rows`.
+
+    digest: of its rows (`parquet.digest_of`), hexadecimal. seconds: to read, encode and write it;
+    core_seconds: CPU seconds of the thread meanwhile. numbers: what the writer states, as sums of errors.
+    """
+
+    shard: str
+    split: Split
+    file: str | None
+    rows: int
+    bytes: int
+    seconds: float
+    core_seconds: float
+    digest: str = "0"
+    rejects: list[RejectLine] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ShardFolder:
+    """made_from: fingerprint of all that decides the content of the shards. suffix: of their files."""
+
+    filesystem: fs.FileSystem
+    root: str
+    made_from: str
+    suffix: str = "parquet"
+
+    def owner(self) -> str | None:
+        """The fingerprint that the folder was claimed for; None if it was not. Raises UserError on damage."""
+        marker = f"{self.root}/{DONE}/{MARKER}"
+        if self.filesystem.get_file_info(marker).type != fs.FileType.File:
+            return None
+        try:
+            return str(json.loads(read_bytes(self.filesystem, marker))["made_from"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{marker} is damaged ({error}); delete the folder {self.root}") from None
+
+    def claim(self) -> None:
+        """Marks the folder as ours; removes shards made from something else, and partial files."""
+        if (owner := self.owner()) != self.made_from:
+            if owner is not None:
+                self.filesystem.delete_dir(self.root)
+            marker = json.dumps({"made_from": self.made_from})
+            write_text(self.filesystem, f"{self.root}/{DONE}/{MARKER}", marker)
+        for path, _ in list_files(self.filesystem, self.root):
+            if path.endswith(PARTIAL):
+                self.filesystem.delete_file(path)
+
+    def landmarks(self) -> Landmarks | None:
+        """Files of a claimed folder that other nodes look for; None if it is at a URI."""
+        if not isinstance(self.filesystem, fs.LocalFileSystem):
+            return None
+        marker = f"{DONE}/{MARKER}"
+        return Landmarks.of("the folder", "--storage or --out", self.root, [marker], with_times=True)
+
+    def path(self, shard: str, split: str) -> str:
+        """The file of a shard, below the root."""
+        return f"{split}/{shard}.{self.suffix}"
+
+    def write(self, facts: ShardFacts, content: bytes) -> ShardFacts:
+        """Writes a shard, then its sidecar; returns the facts. A shard without rows has no file."""
+        path = f"{self.root}/{self.path(facts.shard, facts.split)}"
+        if facts.file is not None:
+            write_bytes(self.filesystem, path, content)
+        elif self.filesystem.get_file_info(path).type == fs.FileType.File:  # all its rows were written before
+            self.filesystem.delete_file(path)
+        sidecar = f"{self.root}/{DONE}/{facts.shard}.json"
+        write_text(self.filesystem, sidecar, json.dumps(asdict(facts)))
+        return facts
+
+    def done(self) -> dict[str, ShardFacts]:
+        """shard name -> facts of the whole shards: those with a sidecar and a file of its size."""
+        start, sizes = f"{self.root}/{DONE}/", dict(list_files(self.filesystem, self.root))
+        sidecars = [p for p in sizes if p.startswith(start) and p.endswith(".json") and p != start + MARKER]
+        texts = in_threads(lambda path: read_bytes(self.filesystem, path), sidecars)
+        found = [ShardFacts(**json.loads(text)) for text in texts]
+        return {
+            facts.shard: facts
+            for facts in found
+            if facts.file is None or sizes.get(f"{self.root}/{facts.file}") == facts.bytes
+        }
+
+
+@dataclass(frozen=True)
+class Written:
+    """All shards of the splits `of`. new: images that this call wrote.
+
+    here_s: CPU seconds that this process spent on them itself, without Ray.
+    """
+
+    shards: Sequence[ShardFacts]
+    new: int
+    of: tuple[Split, ...]
+    here_s: float = 0.0
+
+    @property
+    def images(self) -> int:
+        return sum(facts.rows for facts in self.shards)
+
+    @property
+    def rejects(self) -> int:
+        return sum(len(facts.rejects) for facts in self.shards)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """How many images the source left out, by reason."""
+        return dict(sorted(sum((Counter(facts.left_out) for facts in self.shards), Counter()).items()))
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Images of each split."""
+        return {split: sum(f.rows for f in self.shards if f.split == split) for split in self.of}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Hexadecimal digest of the rows of each split, in whatever order and shards they lie."""
+        sums = {split: sum(int(f.digest, 16) for f in self.shards if f.split == split) for split in self.of}
+        return {split: f"{total % 2**128:032x}" for split, total in sums.items()}
+
+    def files(self) -> list[Mapping[str, object]]:
+        """Each file with its split, rows and bytes."""
+        names = ("file", "split", "rows", "bytes")
+        return [{name: getattr(s, name) for name in names} for s in self.shards if s.file is not None]

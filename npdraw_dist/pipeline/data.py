@@ -1,0 +1,240 @@
+"""Stage `data`: reads the source once and writes the canonical shards that all later stages read.
+
+A source that `npdraw prepare` wrote is canonical already: it is only named in the manifest.
+"""
+
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from npdraw_dist.config.prepared import MANIFEST, Prepared
+from npdraw_dist.config.schema import DataConfig, Experiment
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.lease import Lease, is_lease
+from npdraw_dist.core.storage import (
+    list_files,
+    open_filesystem,
+    require_apart,
+    require_writable,
+    write_text,
+    writing,
+)
+from npdraw_dist.core.vocabulary import learned, words_in
+from npdraw_dist.data.ingest import FORMATS, Format, ingest, manifest_of, settings_print
+from npdraw_dist.data.parses import Parses
+from npdraw_dist.data.shard_folder import ShardFolder
+from npdraw_dist.data.shards import Canonical, Source, open_source
+from npdraw_dist.data.splits import SPLITS, Split
+from npdraw_dist.pipeline.progress import Show, results, stage_progress
+from npdraw_dist.pipeline.stage import Stage
+from npdraw_dist.pipeline.store import VOCABULARY, Store, fingerprint_of, finished
+
+NAME = "data"
+MOST_TEXTS = 1 << 20  # images whose words are counted
+
+
+@dataclass(frozen=True)
+class Given:
+    """Images that a caller brings.
+
+    counts: of each split. stamp: of their source. open: makes the source in a claimed run.
+    """
+
+    counts: Mapping[Split, int | None]
+    classes: Sequence[str]
+    stamp: str
+    open: Callable[[Store], Source]
+
+
+class RunData:
+    """The images of a run that no stage has read yet, opened once. given: in place of `data.source`."""
+
+    def __init__(self, experiment: Experiment, given: Given | None = None) -> None:
+        self._experiment, self._given = experiment, given
+        self._source: Source | None = None
+
+    def require_same(self, store: Store) -> None:
+        """Compares the images with those that a resumed run has read, if it has.
+
+        Raises UserError if others are given, or if they lie at another `data.path` than before and are others.
+        Warns if they changed: the run goes on with what it has read.
+        """
+        manifest, experiment = done(self._experiment, store), self._experiment
+        if manifest is None:
+            return
+        if self._given is not None:
+            require_same(manifest, self._given.stamp, store)
+        elif experiment.data.path != store.config().data.path:
+            source = self.source(store)
+            require_same(manifest, source.stamp, store)
+            if source.canonical is not None:
+                store.write_json({**manifest, "root": source.canonical.shown}, NAME, MANIFEST)
+        else:
+            with contextlib.suppress(UserError):  # they may be gone
+                source = open_source(experiment.data, experiment.seed, download=False)
+                if source.stamp != manifest["stamp"]:
+                    results.print(
+                        f"warning: the files of data.source {experiment.data.source} changed; "
+                        f"{store.shown()} goes on with the images that it has read",
+                        markup=False,
+                    )
+
+    def source(self, store: Store) -> Source:
+        """Raises UserError if it is missing."""
+        if self._source is None and self._given is not None:
+            self._source = self._given.open(store)
+        if self._source is None:
+            self._source = open_source(self._experiment.data, self._experiment.seed)
+        return self._source
+
+    def counts(self, store: Store) -> dict[str, int | None]:
+        """The images of each split that the run reads; None if only reading would tell."""
+        if self._given is not None:
+            return {split: self._given.counts.get(split) for split in needed_splits(self._experiment)}
+        source = self.source(store)
+        return {split: source.count(split) for split in needed_splits(self._experiment)}
+
+    def classes(self, store: Store) -> Sequence[str]:
+        """Their names; empty if they are not known."""
+        return self.source(store).classes if self._given is None else self._given.classes
+
+
+def needed_splits(experiment: Experiment) -> tuple[Split, ...]:
+    """The splits that a run reads: the test split only if its final numbers are of that split."""
+    return SPLITS if experiment.eval.split == "test" else ("train", "valid")
+
+
+def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
+    """The manifest of the finished stage; None if it is missing, or if a split that the run reads is."""
+    manifest = finished(store, experiment, NAME)
+    has_splits = manifest is not None and set(manifest["splits"]) >= set(needed_splits(experiment))
+    return manifest if has_splits else None
+
+
+def run(experiment: Experiment, store: Store, data: RunData | None = None) -> dict[str, Any]:
+    """Writes data/ with the splits that the run reads; returns its manifest. data: if it is open already."""
+    if (manifest := done(experiment, store)) is not None:
+        return manifest
+    before = finished(store, experiment, NAME)  # an earlier command can have read other splits
+    started, cpu_started = time.perf_counter(), time.process_time()
+    source = (data or RunData(experiment)).source(store)
+    if before is not None:
+        require_same(before, source.stamp, store)
+    if "test" in needed_splits(experiment):
+        store.record_opening(NAME)
+    if source.canonical is not None:
+        manifest, shards = _named(source, source.canonical), source.canonical
+        here_s = actors = 0.0
+        new = manifest["images"]
+    else:
+        folder = ShardFolder(store.filesystem, store.path(NAME), f"{settings_print(source)}/{source.stamp}")
+        folder.claim()
+        splits, settings = needed_splits(experiment), experiment.data
+        with stage_progress(NAME, source.count(*splits) or 0) as show:
+            written = ingest(source, settings, folder, experiment.seed, splits, show=show)
+        manifest = manifest_of(source, folder, written, settings)
+        shards = Canonical(store.filesystem, folder.root, Prepared.of(manifest))
+        here_s, actors = written.here_s, sum(facts.core_seconds for facts in written.shards)
+        new = written.new
+    seconds = time.perf_counter() - started
+    manifest |= {
+        "fingerprint": fingerprint_of(experiment, NAME),
+        "seconds": round(seconds + (before or {}).get("seconds", 0.0), 2),
+        "images_per_s": new / seconds,
+        "core_seconds": round(time.process_time() - cpu_started - here_s + actors, 2),
+    }
+    store.write_json(_vocabulary(shards), NAME, VOCABULARY)
+    store.write_manifest(manifest, NAME)
+    return manifest
+
+
+def require_same(manifest: Mapping[str, Any], stamp: str, store: Store) -> None:
+    """Raises UserError if the files of a source changed since a run read them."""
+    if manifest["stamp"] != stamp:
+        raise UserError(
+            f"the images of run {store.shown()} are not those that it has read; take another --name, or put "
+            "them back"
+        )
+
+
+def _named(source: Source, shards: Canonical) -> dict[str, Any]:
+    """The manifest of a run whose shards lie elsewhere."""
+    stated = shards.manifest
+    return {
+        "root": shards.shown,
+        "images": sum(stated.splits.values()),
+        "splits": stated.splits,
+        "rejected": 0,
+        "left_out": {},
+        "digests": stated.digests,
+        "digest": stated.digest,
+        "stamp": source.stamp,
+        "classes": list(stated.classes),
+        "source": source.facts(),
+    }
+
+
+def _vocabulary(shards: Canonical) -> dict[str, list[str]]:
+    """What conditions can name: `classes`, by the source or by number, and `words` of the training images."""
+    counts = Counter[str]()
+    for texts in Parses.of_split(shards, "train").texts(MOST_TEXTS):
+        for text in texts:
+            counts.update(words_in(text))
+    return {"classes": list(shards.manifest.classes), "words": list(learned(counts))}
+
+
+def describe(manifest: Mapping[str, Any]) -> str:
+    """The stage's numbers in the table at the end of a run."""
+    splits = ", ".join(f"{name} {count:,}" for name, count in manifest["splits"].items())
+    return splits + (f"; {manifest['rejected']:,} rejected" if manifest["rejected"] else "")
+
+
+def prepare(
+    data: DataConfig, seed: int, out: str, format: Format, source: Source, show: Show
+) -> dict[str, Any]:
+    """Writes all splits of a source to `out`, a folder or URI; returns the manifest. Resumes.
+
+    Raises UserError on a folder that cannot be used, and as `ingest` does.
+    """
+    filesystem, root = open_filesystem(out)
+    with Lease(filesystem, root, f"--out {out}") as lease:
+        folder = _out_folder(out, source, format)
+        with writing(out):
+            folder.claim()
+        # No image of the test split may also be a training image, whatever its shard.
+        written = ingest(source, data, folder, seed, format=format, show=show, across_splits=True)
+        manifest = manifest_of(source, folder, written, data, format)
+        lease.check()
+        write_text(filesystem, f"{root}/{MANIFEST}", json.dumps(manifest, indent=2) + "\n")
+    return manifest
+
+
+def require_out(data: DataConfig, source: Source, out: str, format: Format) -> None:
+    """Raises UserError if the folder `out` holds something else or cannot be written."""
+    require_writable(out, folder=True)
+    if data.source == format and data.path is not None:  # it reads all files of the kind that are written
+        require_apart(data.path, *open_filesystem(out), "what is prepared", "--out")
+    _out_folder(out, source, format)
+
+
+def _out_folder(out: str, source: Source, format: Format) -> ShardFolder:
+    """The folder of a source. Raises UserError if it holds something else, or the source as it was before."""
+    filesystem, root = open_filesystem(out)
+    settings = settings_print(source, format)
+    folder = ShardFolder(filesystem, root, f"{settings}/{source.stamp}", FORMATS[format][1])
+    with writing(out):
+        owner = folder.owner()
+        if owner is None and not all(is_lease(path) for path, _ in list_files(filesystem, root)):
+            raise UserError(f"--out {out} is not empty; take another, or delete what is there")
+    if owner is not None and owner.partition("/")[0] != settings:
+        raise UserError(f"--out {out} was prepared from another source or config; take another")
+    if owner not in (None, folder.made_from):
+        raise UserError(f"the files of data.source changed since --out {out} was begun; take another --out")
+    return folder
+
+
+STAGE = Stage(NAME, (), done, run, describe)
