@@ -60,8 +60,8 @@ class RunData:
     def require_same(self, store: Store) -> None:
         """Compares the images with those that a resumed run has read, if it has.
 
-        Raises UserError if others are given, or if they lie at another `data.path` than before and are others.
-        Warns if they changed: the run goes on with what it has read.
+        Raises UserError if others are given, or lie at another `data.path` than before. Warns if they
+        changed: the run goes on with what it has read.
         """
         manifest, experiment = done(self._experiment, store), self._experiment
         if manifest is None:
