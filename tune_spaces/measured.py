@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from npdraw_dist.data.identity import compare
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,6 +21,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_float
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
+from npdraw_dist.data.identity import compare
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.data.splits import Split

@@ -17,7 +17,6 @@ from npdraw_dist.core.pictures import Frame, read_picture
 from npdraw_dist.data.parquet import images_to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
-from npdraw_dist.data.splits import SPLITS
 from npdraw_dist.pipeline.fit_images import pictures_of
 from tests.helpers import mixed_folder
 from tests.helpers.image_files import write_tar
@@ -30,9 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return mixed_folder.write(tmp_path_factory.mktemp("mixed"))
 
 
-def of_source(source: Any, path: Path) -> Rows:
+def config(source: Any, path: Path) -> DataConfig:
     own: dict[str, Any] = {"valid_fraction": 0, "test_fraction": 0, "binarize": "none"}
-    return read_all(DataConfig(source=source, path=str(path), image_size=SIDE, channels=3, **own))["train"]
+    return DataConfig(source=source, path=str(path), image_size=SIDE, channels=3, **own)
+
+
+def of_source(source: Any, path: Path) -> Rows:
+    return read_all(config(source, path))["train"]
 
 
 def of_folder(folder: Path, _: Path) -> Rows:
