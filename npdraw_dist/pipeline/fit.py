@@ -15,7 +15,7 @@ from pyarrow import fs
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import LeaseError
+from npdraw_dist.core.lease import Lease, LeaseError, is_lease
 from npdraw_dist.core.model_files import WEIGHTS
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.storage import (
@@ -120,6 +120,8 @@ def fit(
         for folder in (images, valid):
             if isinstance(folder, str | Path) and "://" not in str(folder):
                 require_apart(str(folder), run.filesystem, run.root, "the run", "storage")
+        if not temporary:
+            stack.enter_context(_alone(run))
         start_from, colour = _start_from(init, root, called), False
         if start_from is not None:
             nested = merge({"init": {"model": start_from}}, nested)
@@ -155,7 +157,6 @@ def fit(
         experiment = resolve(preset, None, asked)
         if minutes is not None:
             _require_probe(experiment, nested)
-        stack.enter_context(_removed_if_refused(run))
         if count is None:
             _require_told(experiment, pictures, classes)
             few = (pictures, held) if held is not None else held_of_few(pictures, experiment)
@@ -201,21 +202,33 @@ def _require_told(experiment: Experiment, pictures: Rows, classes: Sequence[str]
 
 
 @contextmanager
-def _removed_if_refused(run: Store) -> Iterator[None]:
-    """Removes the images that this call wrote for a run that is refused before it begins.
+def _alone(run: Store) -> Iterator[None]:
+    """Keeps other calls of `fit` off a run until it begins; from then on the lease on the run does.
 
-    They would block its name.
+    So no other call writes or removes what lies beside the run. If this call is refused before the run
+    begins, the images that it wrote are removed: they would block the name. Raises LeaseHeld.
     """
-    folder = f"{run.root}-images"
-    there = bool(list_files(run.filesystem, folder))
-    try:
+    if run.has(CONFIG):
         yield
-    except LeaseError:  # the other owner trains on them
-        raise
-    except UserError:
-        if not there and not run.has(CONFIG) and list_files(run.filesystem, folder):
-            run.filesystem.delete_dir(folder)
-        raise
+        return
+    folder, storage = f"{run.root}-images", run.root.rpartition("/")[0]
+    made = run.filesystem.get_file_info(storage).type == fs.FileType.NotFound
+
+    def images() -> list[str]:
+        return [path for path, _ in list_files(run.filesystem, folder) if not is_lease(path)]
+
+    with Lease(run.filesystem, folder, f"run {run.shown()}"):
+        before = images()
+        try:
+            yield
+        except LeaseError:  # the other owner trains on them
+            raise
+        except UserError:
+            if not before and not run.has(CONFIG) and list_files(run.filesystem, folder):
+                run.filesystem.delete_dir(folder)
+                if made and not list_files(run.filesystem, storage):
+                    run.filesystem.delete_dir(storage)
+            raise
 
 
 def _with_bank(bank: PartBank | str | Path, storage: str, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from PIL import Image
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.lease import is_lease
 from npdraw_dist.core.storage import PARTIAL, list_files, open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.rows import Rows
@@ -52,8 +53,11 @@ def write_shards(rows: Rows, held: Rows | None, classes: Sequence[str], storage:
 
 
 def _whole_files(filesystem: fs.FileSystem, root: str) -> set[str]:
-    """The files below a folder, without those that a killed process was writing, which are removed."""
-    found = {path for path, _ in list_files(filesystem, root)}
+    """The files below a folder, without its lease and those that a killed process was writing.
+
+    The latter are removed.
+    """
+    found = {path for path, _ in list_files(filesystem, root) if not is_lease(path)}
     partial = {path for path in found if path.endswith(PARTIAL)}
     for path in partial:
         filesystem.delete_file(path)
