@@ -42,7 +42,7 @@ COMMANDS = {
     "presets": Entry("npdraw_dist.presets:Presets", "list the presets of `npdraw train`"),
     "prepare": Entry("npdraw_dist.prepare:Prepare", "write a data set once as Parquet or tar shards"),
     "sweep": Entry("tune_spaces.sweep:Sweep", "search settings with Ray Tune"),
-    "bench": Entry("npdraw_dist.bench.__main__:Bench", "measure this machine, and plan a cluster"),
+    "bench": Entry("npdraw_dist.bench.__main__:Bench", "measure this machine"),
 }
 COMPLETION = "completion"
 HELP = "\n".join(
