@@ -93,10 +93,7 @@ evaluate --asked --model model --k 3 --out new | --asked takes no --k (it takes
 report --out new | --sweeps is missing
 report --sweeps runs/mine | --out is missing
 report --sweeps runs/mine --split valid --out new | --split
-bench --only step,serv | unknown section 'serv'; did you mean serve? & known: machine, bank
-bench --only step --plan | --only & --plan
-bench --images 3 | --images, --gpus and --from need --plan
-bench --plan --from figures/grey.json --quick | --from has the figures
+bench --only step,trainin | unknown section 'trainin'; did you mean training? & known: machine, bank
 sweep --num-samples 2 | --space is missing
 sweep --space structur | did you mean structure?
 sweep --space smoke --num-samples 9 | space has 4 distinct trials; --num-samples 9 is too many
@@ -196,9 +193,6 @@ evaluate --out new.json --model model --extractor own_arrays:Maps | gives (2, 1,
 evaluate --out new.json --model model --extractor own_arrays:Halves --samples 4 | 4 generated images & 5
 evaluate --compare empty --out new | --compare empty is no run folder: it has no config.yaml
 evaluate --compare runs/mine --out new | has no evaluation.json; first: npdraw evaluate --model
-bench --plan --from figures/empty.json | the figures lack pixels; write them again
-bench --plan --from figures/list.json | figures/list.json does not hold figures
-bench --plan --from figures/grey.json --preset cifar10 | 784 values, not 3072 & --preset
 export --model models/vae --out x.html | is of kind vae
 edit --model model --out new --remove :,: | --a is missing
 edit --model model --out new --a sample:1 | nothing to do & --region

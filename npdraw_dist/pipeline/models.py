@@ -61,6 +61,13 @@ def chosen_model(model: str | None) -> str:
     return str(models[-1].parent)
 
 
+def name_of(where: str) -> str:
+    """The last name in the path, URI or hub id; of a run's folder `model` that of the run."""
+    path = str(Path(where).resolve()) if "://" not in where and Path(where).exists() else where
+    names = [name for name in path.split("/") if name not in ("", "model")]
+    return names[-1] if names else "NP-DRAW"
+
+
 def load_model(folder: str) -> GenerativeModel:
     """The model of any kind at what --model takes, in eval mode. Raises UserError if none can be read."""
     said = f"--model {folder}"

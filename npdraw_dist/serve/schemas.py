@@ -233,7 +233,8 @@ class BankResponse(BaseModel):
 
 
 class ModelResponse(BaseModel):
-    name: str | None = Field(description="name of the model's run; null if it is in none")
+    name: str = Field(description="name of the model's run or folder")
+    hash: str = Field(description="of its bank and settings: a drawing suits no model with another hash")
     source: str | None = Field(description="source of the training images; null if not known")
     likelihood: str
     channels: int = Field(description="1 for grey, 3 for colour")

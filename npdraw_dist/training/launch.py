@@ -160,7 +160,9 @@ class TrainRun(Generic[Job, Result]):
                 name=self.name,
                 storage_path=self.storage,
                 storage_filesystem=self.filesystem,
-                failure_config=ray.train.FailureConfig(0, max_preemption_failures=0),  # see `Restarts`
+                failure_config=ray.train.FailureConfig(  # no restart by Ray Train: see `Restarts`
+                    0, max_preemption_failures=0, controller_failure_limit=0
+                ),
                 # Ray Train keeps the last one besides.
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=KEPT,
@@ -219,16 +221,18 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     began = Began(start_mailbox(), time.time(), uuid4().hex)
     restarts = Restarts(run.filesystem, run.folder, run.name, run.scale)
     watch = _Watch(began.mailbox, display, Waiting(run.workers))
+    watch.waiting.begin()
     try:
         with own_interrupts():
             while True:
                 remove_broken_snapshot(run.filesystem, run.folder)
-                watch.waiting.begin()
                 try:
                     result: Result = run.trainer(began).fit().return_value
                     break
                 except ray.train.TrainingFailedError as error:
-                    began.mailbox.say.remote(restarts.line_of(error))
+                    if (line := restarts.line_of(error)) is not None:
+                        began.mailbox.say.remote(line)
+                        watch.waiting.begin()
     except KeyboardInterrupt:
         if watch.failed is None:
             raise

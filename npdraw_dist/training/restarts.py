@@ -28,7 +28,10 @@ from npdraw_dist.training.failures import (
 from npdraw_dist.training.workers import Workers, listed, room
 
 FIRST_S, AGAIN_S = 25.0, 60.0  # until it is said what workers wait for, and said again
-TOO_LARGE = "InsufficientClusterResourcesError"  # Ray Train's, of workers that fit no type of node
+# Names of Ray Train's errors that are not public.
+TOO_LARGE = "InsufficientClusterResourcesError"  # a worker fits no type of node
+NOT_PLACED = "WorkerGroupStartupTimeoutError"  # the cluster has no room for the workers now
+START_FAILED = "WorkerGroupStartupFailedError"  # a worker died before the process group was up
 
 
 class Restarts:
@@ -43,8 +46,13 @@ class Restarts:
         self.failures = 0
         self.newest = -1  # step of the newest checkpoint at a failure
 
-    def line_of(self, error: TrainingFailedError) -> str:
-        """Why the workers start again. Raises UserError or StorageFailed, or the error, if they do not."""
+    def line_of(self, error: TrainingFailedError) -> str | None:
+        """Why the workers start again; None if they go on waiting for a place, which is no failure.
+
+        Raises UserError, StorageFailed or the error itself if they do not start again.
+        """
+        if cause_named(error, NOT_PLACED) is not None:
+            return None
         mistake = first_cause(error, UserError)
         if mistake is not None and not isinstance(mistake, LeaseError):
             raise UserError(str(mistake)) from None  # no restart mends it
@@ -64,7 +72,7 @@ class Restarts:
             return f"workers restart: {what} ({times})"
         if (failed := storage_failed(self.name, error)) is not None:
             raise failed from None
-        if lost_workers(error) is not None:
+        if lost_workers(error) is not None or cause_named(error, START_FAILED) is not None:
             raise UserError(
                 f"stage {self.name} stopped: {what}, and --scale.max_failures {self.most} are used up; what "
                 "was saved is intact, and the same command resumes"
@@ -92,6 +100,8 @@ def what_happened(error: BaseException) -> str:
     """The reason of a restart in one line. A rank that died is named, not those that missed it."""
     if isinstance(error, PreemptionError):
         return f"the node of {name_ranks(error.preemption_info.preempted_ranks)} was taken away"
+    if cause_named(error, START_FAILED) is not None and lost_workers(error) is None:
+        return "a worker died while it started"
     if not isinstance(error, WorkerGroupError) or lost_workers(error) is not None:
         return reason_of(error)
     ranks: dict[str, list[int]] = {}

@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
+from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import proposals
 from npdraw_dist.serve.engine import Engine, open_engine
 from npdraw_dist.serve.schemas import Latents
@@ -76,6 +78,19 @@ def check_same(served: Served, found: list[Json], expected: Drawings, off_by: in
     if expected.u is not None:
         alone = as_bytes(served.model.decode(expected.canvas, None)[0])
         assert (pixels(found[0]["image"]) != alone).any()
+
+
+def test_the_hash_of_a_model_is_that_of_its_bank_and_settings(served: Served) -> None:
+    """By it the page refuses drawings of another model."""
+    model, hashed = served.model, served.get("model")["hash"]
+    assert Engine(model).describe().hash == hashed
+    other = load_npdraw(str(served.folder))
+    other.set_bank(PartBank(1 - model.bank.parts))
+    assert Engine(other).describe().hash != hashed
+    settings = model.spec.model_copy(update={"binarize": "threshold"})
+    other = NPDraw(settings)
+    other.set_bank(model.bank)
+    assert Engine(other).describe().hash != hashed
 
 
 def test_samples_are_those_of_python(served: Served) -> None:

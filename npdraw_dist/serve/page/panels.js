@@ -193,6 +193,7 @@ async function open(file, target) {
   if (file.size > 8 << 20) throw new Error("The file is over 8 MiB");
   if (file.name.endsWith(".json")) {
     let saved; try { saved = JSON.parse(await file.text()); } catch { throw new Error("The file is no saved drawing"); }
+    requireOwn("drawing", saved?.model);
     return load(await json("decode", {z: saved.z}), target, false);
   }
   uploaded = {file, target}; find("invert").value = find("crop").value = "auto";
@@ -225,7 +226,7 @@ async function save(kind) {
   const {z} = drawings.a;
   let blob;
   if (PATHS[kind]) blob = await (await ask(PATHS[kind], {z})).blob();
-  else if (kind === "z") blob = new Blob([JSON.stringify({z}, null, 1)], {type: "application/json"});
+  else if (kind === "z") blob = new Blob([JSON.stringify({model: ownModel(), z}, null, 1)], {type: "application/json"});
   else blob = await large(drawings.a[kind === "smooth" ? "image" : kind], kind === "smooth");
   const anchor = document.createElement("a"); anchor.href = URL.createObjectURL(blob); anchor.download = FILES[kind]; anchor.click();
   setTimeout(() => URL.revokeObjectURL(anchor.href), 10000);
