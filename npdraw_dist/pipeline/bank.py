@@ -15,7 +15,6 @@ from npdraw_dist.bank.patches import ALL, Drawn, Reservoir, draw, extract
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
-from npdraw_dist.core.pages import save_bank
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.process import ray_runs
 from npdraw_dist.data.rows import RejectLimit, RejectLine, check_rejects, reject_lines, write_rejects
@@ -24,6 +23,7 @@ from npdraw_dist.data.tasks import map_items
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
 from npdraw_dist.pipeline.models import source_parts
+from npdraw_dist.pipeline.pictures import save_bank
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
 
