@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import Spec
-from npdraw_dist.core.animation import GROWING_FRAMES, generation_gif
 from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.images import require_images, to_batch
 from npdraw_dist.core.noise import Noise
+from npdraw_dist.nn.animation import GROWING_FRAMES, generation_gif
 from npdraw_dist.nn.likelihoods import binarized, make_likelihood
 from npdraw_dist.nn.relaxations import total_kl
 

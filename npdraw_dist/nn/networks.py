@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core import editing
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.images import require_images
@@ -23,6 +22,7 @@ from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.core.vocabulary import Condition, Vocabulary, plain
+from npdraw_dist.nn import editing
 from npdraw_dist.nn.appearance import Inferred, make_appearance
 from npdraw_dist.nn.authors.network import CanvasPrior, FlatPosterior, PlacedLayout, StridedDecoder
 from npdraw_dist.nn.decoder import Decoder

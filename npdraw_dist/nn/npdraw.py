@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npdraw_dist.core import editing
-from npdraw_dist.core.animation import ANIMATED, GROWING_FRAMES
-from npdraw_dist.core.editing import mask_of, place_of
 from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.images import to_canvas
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.vocabulary import Condition, one_each, plain
+from npdraw_dist.nn import editing
+from npdraw_dist.nn.animation import ANIMATED, GROWING_FRAMES
 from npdraw_dist.nn.appearance import Donor
 from npdraw_dist.nn.completion import Completer, Effort, evidence_of
 from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.editing import mask_of, place_of
 from npdraw_dist.nn.generative import SampleTrace, at_centres, seeded
 from npdraw_dist.nn.hard_draws import hard_loss
 from npdraw_dist.nn.networks import Networks

@@ -14,13 +14,13 @@ from npdraw_dist.bank.build import BankFacts, build_bank, extend_bank
 from npdraw_dist.bank.patches import ALL, Drawn, Reservoir, draw, extract
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes
-from npdraw_dist.core.pages import save_bank
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.process import ray_runs
 from npdraw_dist.data.shards import Canonical
 from npdraw_dist.data.tasks import map_items
 from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
 from npdraw_dist.pipeline.models import source_parts
+from npdraw_dist.pipeline.pictures import save_bank
 from npdraw_dist.pipeline.progress import Show, stage_progress
 from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required

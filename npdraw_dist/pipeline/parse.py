@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes, to_float
-from npdraw_dist.core.pages import save_parse_preview
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.core.process import ray_runs
@@ -25,6 +24,7 @@ from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.data import needed_splits
+from npdraw_dist.pipeline.pictures import save_parse_preview
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished

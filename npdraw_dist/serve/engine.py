@@ -15,20 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npdraw_dist.core import editing
-from npdraw_dist.core.editing import mask_of, place_of
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.images import canvas_bytes, png
+from npdraw_dist.core.images import canvas_bytes, png, tiled
 from npdraw_dist.core.made_by import fingerprint
-from npdraw_dist.core.pages import bank_sheet, looks_order
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import Frame
 from npdraw_dist.core.process import refuse_tf32
+from npdraw_dist.nn import editing
 from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.editing import mask_of, place_of
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.inputs import SplitImages
 from npdraw_dist.pipeline.models import load_npdraw, name_of
+from npdraw_dist.pipeline.pictures import looks_order
 from npdraw_dist.serve import exports, proposals, schemas
 from npdraw_dist.serve.uploads import place_picture
 
@@ -87,7 +87,7 @@ class Engine:
             size=len(bank),
             patch=bank.patch,
             columns=columns,
-            sheet=_text(bank_sheet(bank, columns)),
+            sheet=_text(png(tiled(bank.parts, columns))),
             by_looks=looks_order(bank.parts.cpu()),
         )
 

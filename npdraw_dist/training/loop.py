@@ -16,9 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from npdraw_dist.config.schema import TrainConfig
-from npdraw_dist.core.meters import Meters
 from npdraw_dist.core.noise import Noise, RowNoise, dropout_noise
-from npdraw_dist.core.objective import Objective, learning_rate_factor
+from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.process import refuse_tf32
 from npdraw_dist.training import checkpoint
@@ -36,6 +35,7 @@ from npdraw_dist.training.device import (
 )
 from npdraw_dist.training.early_stopping import EarlyStopping
 from npdraw_dist.training.feed import Feed, noise_seed
+from npdraw_dist.training.meters import Meters, learning_rate_factor
 from npdraw_dist.training.metrics_log import RECENT
 from npdraw_dist.training.muon import Muon
 

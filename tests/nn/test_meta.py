@@ -19,9 +19,9 @@ from npdraw_dist.config.load import merge, preset_names, resolve
 from npdraw_dist.config.registry import LIKELIHOODS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import spec_of
-from npdraw_dist.core.animation import ANIMATED
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
+from npdraw_dist.nn.animation import ANIMATED
 from npdraw_dist.nn.authors.training import AuthorsObjective
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
 from npdraw_dist.nn.generative import GPU_CHUNK

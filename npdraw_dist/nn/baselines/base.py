@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.config.spec import BaselineSpec
-from npdraw_dist.core.animation import ANIMATED
 from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.objective import Gather, Objective, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch
+from npdraw_dist.nn.animation import ANIMATED
 from npdraw_dist.nn.generative import Importance, SampleTrace, seeded
 from npdraw_dist.nn.hard_draws import Loss
 from npdraw_dist.nn.hub import HubModel

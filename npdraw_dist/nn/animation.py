@@ -6,7 +6,6 @@ Shapes: B batch, T steps, C channels (1 or 3), h x w canvas, H x W image.
 import io
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from npdraw_dist.core.pages import (
-    EDIT_TILE,
     INK,
     OUTLINE,
     PAPER,
@@ -96,14 +94,6 @@ def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most:
         now = [mine[-1] if mine else length - 1 for mine in new]  # a sample with fewer parts is finished
         frames.append(page(now, new, f"part {stop} of {parts}"))
     return [*frames, finished]
-
-
-def save_interpolation(path: Path, canvases: Tensor, images: Tensor) -> None:
-    """An endless GIF with a frame for each canvas (N, C, h, w) and image (N, C, H, W); the last is longer."""
-    tile = tile_side(images, EDIT_TILE)
-    pairs = zip(canvases, images, strict=True)
-    frames = [arrange([enlarge(image, tile) for image in pair], 2) for pair in pairs]
-    path.write_bytes(gif(frames, grey=images.shape[1] == 1))
 
 
 def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> bytes:

@@ -1,4 +1,7 @@
-"""Means of metrics, which travel as (sum, count) and are divided once, whatever the sizes of batches."""
+"""What a training step counts: means of metrics, and its learning rate.
+
+Metrics travel as (sum, count) and are divided once, so that the sizes of batches do not matter.
+"""
 
 from collections.abc import Mapping
 
@@ -56,3 +59,10 @@ class Meters:
     def reset(self) -> None:
         self._sums.clear()
         self._counts.clear()
+
+
+def learning_rate_factor(images_seen: float, images: float, warmup: float, fall: float) -> float:
+    """A learning-rate factor: linear from 0 over `warmup` images, 1, linear to 0 over the last `fall`."""
+    rise = (images_seen + 1) / (warmup + 1)
+    left = max(images - images_seen, 0.0) / fall if fall > 0 else 1.0
+    return min(rise, left, 1.0)

@@ -1,9 +1,10 @@
-"""Means over all images, however they were cut into batches and ranks."""
+"""Means over all images, however they are cut into batches and ranks; the learning rate."""
 
+import numpy as np
 import pytest
 import torch
 
-from npdraw_dist.core.meters import Meters
+from npdraw_dist.training.meters import Meters, learning_rate_factor
 
 
 def test_the_mean_is_in_double_whatever_the_batches_and_ranks() -> None:
@@ -43,3 +44,14 @@ def test_sums_that_were_saved_go_on_bitwise() -> None:
             saved = dict(zip(part.names(), part.stacked().tolist(), strict=True))
             rest.restore(saved, torch.device("cpu"))
     assert torch.equal(rest.stacked(), whole.stacked())
+
+
+def test_a_rate_that_stays_and_falls_on_a_line() -> None:
+    rates = [learning_rate_factor(x, 1000, 100, 400) for x in range(1001)]
+    assert rates[:3] == pytest.approx([1 / 101, 2 / 101, 3 / 101])
+    assert set(rates[100:601]) == {1.0}
+    assert np.diff(rates[600:]) == pytest.approx(-1 / 400)
+    assert rates[1000] == 0
+    assert learning_rate_factor(5000, 1000, 100, 400) == 0
+    assert learning_rate_factor(0, 1000, 0, 0) == 1  # no warm-up, no fall
+    assert learning_rate_factor(990, 1000, 0, 0) == 1

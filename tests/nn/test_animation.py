@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from npdraw_dist.core.animation import MAX_GIF_BYTES, generation_gif, save_interpolation
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.pages import LINE, OUTLINE
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps
+from npdraw_dist.nn.animation import MAX_GIF_BYTES, generation_gif
 from tests.helpers.pixels import Pixels, cell, enlarged, few_colours, gif_frames, margin_of, random_images
 
 GRID = Grid(28, 28, 5, 5)
@@ -162,12 +162,3 @@ def test_the_last_frame_of_a_grey_generation_is_exact(tmp_path: Path) -> None:
     for frame in (frames[0], frames[-1]):
         np.testing.assert_array_equal(frame[-116:-4, -116:-4], enlarged(image[0], 4))
         np.testing.assert_array_equal(frame[-232:-120, -116:-4], enlarged(steps[0, -1], 4))
-
-
-def test_an_interpolation_is_a_frame_a_row(tmp_path: Path) -> None:
-    images, canvases = few_colours(random_images(4, 3, 64, 64)), few_colours(random_images(4, 3, 32, 32))
-    save_interpolation(tmp_path / "i.gif", canvases, images)
-    frames, durations = gif_frames(tmp_path / "i.gif")
-    assert len(frames) == 4
-    assert durations[-1] > durations[0]
-    assert np.abs(cell(frames[2], 0, 0, 256) - enlarged(canvases[2], 8)).mean() < 1
