@@ -68,7 +68,7 @@ def build_alone(
 
     Raises UserError if one is still there after scale.timeout_s, or if this node does not see the `folders`.
     """
-    from npdraw_dist.training.cluster import require_here  # imports Ray
+    from npdraw_dist.distributed.nodes import require_here  # imports Ray
 
     require_here(folders)
     what, wait_s = f"the build in {store.shown()}", float(experiment.scale.timeout_s)

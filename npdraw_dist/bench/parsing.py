@@ -19,7 +19,7 @@ from npdraw_dist.data.repeats import RANGES, RepeatFinder
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import DONE, ShardFolder, ShardWriter
 from npdraw_dist.data.shards import open_source
-from npdraw_dist.data.tasks import one_thread
+from npdraw_dist.distributed.tasks import one_thread
 from npdraw_dist.pipeline.parse import AT_ONCE, ParseEncoder
 from npdraw_dist.pipeline.stage_job import make_feed
 

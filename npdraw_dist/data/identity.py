@@ -18,9 +18,9 @@ from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
-from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.storage import display_path, in_threads, path_of, read_bytes, sha256, write_atomically
-from npdraw_dist.data.tasks import map_items
+from npdraw_dist.distributed.start import ray_runs
+from npdraw_dist.distributed.tasks import map_items
 
 CHECKSUM_MB = 4096  # files up to this size together get checksums, which tell changed data from moved ones
 MANY = 64  # folders that tasks list: of fewer, the driver is done before a task has started

@@ -22,7 +22,6 @@ from pyarrow import fs
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
-from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.storage import PARTIAL, in_threads, list_files, read_bytes, write_bytes, write_text
 from npdraw_dist.data.identity import Identity, InputFile
 from npdraw_dist.data.repeats import Hash, RepeatFinder, hash_of, ranges_of, write_hashes
@@ -36,7 +35,8 @@ from npdraw_dist.data.rows import (
 )
 from npdraw_dist.data.shards import Shard, Source
 from npdraw_dist.data.splits import SPLITS, Split
-from npdraw_dist.data.tasks import Pool, map_items
+from npdraw_dist.distributed.start import ray_runs
+from npdraw_dist.distributed.tasks import Pool, map_items
 
 DONE, MARKER = ".done", "source.json"
 

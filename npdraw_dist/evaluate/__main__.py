@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _settings(flags: dict[str, Any]) -> EvaluationSettings:
-    from npdraw_dist.training.workers import placed
+    from npdraw_dist.distributed.start import placed
 
     found: EvaluationSettings = validate(EvaluationSettings, flags)
     return found.model_copy(update={"scale": placed(found.scale)})
@@ -68,7 +68,7 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
     if settings.scale.here:
         device_here(settings.scale.use_gpu)
     else:
-        from npdraw_dist.training.cluster import require_gpu
+        from npdraw_dist.distributed.resources import require_gpu
 
         require_gpu(settings.scale)
     result, written = protocol.evaluate(settings, "num_workers" in flags.get("scale", {}), out)

@@ -19,7 +19,8 @@ from npdraw_dist.config.load import differences
 from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes
-from npdraw_dist.data.tasks import map_items
+from npdraw_dist.distributed.start import start_ray
+from npdraw_dist.distributed.tasks import map_items
 from npdraw_dist.evaluate.measured import CURVE_IMAGES, KS, Entry, measure, read, references, source_of
 from npdraw_dist.evaluate.protocol import images_in, made_by
 from npdraw_dist.evaluate.report import Comparison, write_report
@@ -29,7 +30,6 @@ from npdraw_dist.measure.features import ExtractorFile, find_extractor
 from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training.launch import start_ray
 
 OPENED, REFERENCES, RESULTS = "opened.json", "references.json", "results.parquet"
 OPENED_BY = "evaluate --compare"

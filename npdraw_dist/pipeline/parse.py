@@ -19,7 +19,6 @@ from npdraw_dist.core.images import canvas_bytes, to_float
 from npdraw_dist.core.pages import save_parse_preview
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
-from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.vocabulary import MOST_CLASSES, learned, words_in
 from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.parses import write_list
@@ -27,7 +26,8 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shard_writer import Encoded, ShardFolder, ShardWriter, Written, write_shards
 from npdraw_dist.data.shards import DataChanged, Source
 from npdraw_dist.data.splits import SPLITS, Split
-from npdraw_dist.data.tasks import Pool
+from npdraw_dist.distributed.start import ray_runs
+from npdraw_dist.distributed.tasks import Pool
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import inputs

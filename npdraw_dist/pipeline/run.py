@@ -33,6 +33,9 @@ from npdraw_dist.core.storage import (
 )
 from npdraw_dist.data.rows import REJECTS
 from npdraw_dist.data.shard_writer import DONE
+from npdraw_dist.distributed.failures import storage_failed
+from npdraw_dist.distributed.resources import Workers, plan_local
+from npdraw_dist.distributed.start import is_local, placed
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.pipeline import bank, inputs, parse, prior, sample, vae
 from npdraw_dist.pipeline.models import source_parts
@@ -42,7 +45,6 @@ from npdraw_dist.pipeline.store import CONFIG, FOLDERS, VOCABULARY, Store, Watch
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import plan
 from npdraw_dist.training.checkpoint import KEPT
-from npdraw_dist.training.workers import Workers, is_local, placed, plan_local, require_compiler
 
 Manifest = dict[str, Any]
 Counts = Mapping[str, int | None]  # split -> images; None if only reading would tell
@@ -109,8 +111,8 @@ def prepare_run(
     stack.enter_context(logged(store))
     console.note(f"stages {', '.join(missing)}, npdraw_dist {__version__}")
     if not experiment.scale.here:
-        from npdraw_dist.training.cluster import require_shared
-        from npdraw_dist.training.launch import start_ray
+        from npdraw_dist.distributed.nodes import require_shared
+        from npdraw_dist.distributed.start import start_ray
 
         start_ray(experiment.scale)
         require_shared(inputs.folders(store, missing))
@@ -172,8 +174,6 @@ def run_stages(
             inputs.forget(store)
         raise
     except Exception as error:
-        from npdraw_dist.training.failures import storage_failed  # it imports Ray
-
         if error is store.failed:  # a callback's error is no fault of the storage
             raise
         if (failed := storage_failed(name, error)) is None:
@@ -222,8 +222,6 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> None:
     counts = image_counts(experiment, store, stages)
     require_images(experiment, counts, stages)
     require_classes(experiment, known_classes(experiment, store, stages))
-    if set(stages) & set(TRAINING):
-        require_compiler(experiment.train.compile)
     if is_local():
         require_workers(experiment, stages)
     size, there = expected_size(experiment, counts, stages), 0

@@ -11,6 +11,7 @@ from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.process import device_here
+from npdraw_dist.distributed.resources import Workers, plan_workers, worker_here
 from npdraw_dist.pipeline import stage_job
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
@@ -19,7 +20,6 @@ from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import RunContext, run_here
 from npdraw_dist.training.early_stopping import fall_text
 from npdraw_dist.training.metrics_log import Events, Record, read_metrics
-from npdraw_dist.training.workers import Workers, require_compiler, worker_here
 
 # What the manifest says of a finished training, and the weights and metrics that were selected.
 Trained = tuple[dict[str, Any], checkpoint.Tensors, Record]
@@ -64,7 +64,6 @@ def run_stage(
     """
     own, experiment = experiment, with_settings_of(stage, store.as_asked(experiment))
     settings, scale = experiment.train, experiment.scale
-    require_compiler(settings.compile)
     job = _make_job(experiment, store, stage, make_objective, start)
     workers = plan(scale)
     if workers.gpu and settings.precision != own.train.precision:
@@ -81,7 +80,7 @@ def run_stage(
             context = RunContext(*where, device, criterion, display)
             summary = run_here(stage_job.work, job, context, scale)
         else:
-            from npdraw_dist.training.launch import TrainRun, run_training
+            from npdraw_dist.distributed.run import TrainRun, run_training
 
             who, whose = (workers, scale, criterion), (store.filesystem, store.root, stage)
             folders = tuple(store.landmarks())
@@ -95,8 +94,6 @@ def plan(scale: ScaleConfig) -> Workers:
     """The workers in the running Ray, or without Ray. Raises UserError if few fit."""
     if scale.here:
         return worker_here(scale)
-    from npdraw_dist.training.cluster import plan_workers
-
     return plan_workers(scale, lambda line: console.print(line, markup=False))
 
 
@@ -174,11 +171,7 @@ def _make_job(
     events.begin(flat(experiment.deciding()), stage_job.CRITERIA[stage].name, pictures)
     valid = validation_images(store, experiment.train.eval_images, experiment.seed, experiment)
     train = None if streamed else parses.in_id_order()
-    given: Any = stage_job.Given(start, valid, train, None if bank is None else bank.parts)
-    if not experiment.scale.here:
-        import ray
-
-        given = ray.put(given)  # the workers fetch it once a node
+    given = stage_job.Given(start, valid, train, None if bank is None else bank.parts)
     return stage_job.StageJob(stage, experiment, make_objective, parses, given)
 
 

@@ -9,11 +9,11 @@ import pytest
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.distributed import run as ray_run
+from npdraw_dist.distributed.resources import Workers
 from npdraw_dist.pipeline import train_stage
 from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.store import BROKEN, Store, fingerprint_of
-from npdraw_dist.training import cluster, launch
-from npdraw_dist.training.workers import Workers
 from tests.helpers.in_process import Stopped, stopped
 
 STAGES = ["bank", "parse", "prior", "vae", "sample"]
@@ -85,7 +85,7 @@ def changed(**train: Any) -> Experiment:
 
 def test_a_resume_may_change_some_and_no_others(store: Store, tmp_path: Path) -> None:
     before = Path(store.path("config.yaml")).read_bytes()
-    for train in ({"compile": True, "precision": "bfloat16", "eval_every_images": 256}, {"micro_batch": 32}):
+    for train in ({"precision": "bfloat16", "eval_every_images": 256}, {"micro_batch": 32}):
         own, fresh = claim(changed(**train), store)
         assert not fresh
         for stage in RUN.stage_names:
@@ -95,12 +95,12 @@ def test_a_resume_may_change_some_and_no_others(store: Store, tmp_path: Path) ->
         own, _ = claim(RUN, store)
         assert store.as_asked(own) == own == RUN
     with pytest.raises(UserError, match=r"another config \(train\.patience: 3 -> 1\)"):
-        claim(changed(compile=True, patience=1), store)
+        claim(changed(precision="bfloat16", patience=1), store)
     assert Path(store.path("config.yaml")).read_bytes() == before
     # Where the best checkpoint is taken, their times count.
     best = Store.open(str(tmp_path), "best")
     claim(changed(select="best"), best)
-    claim(changed(select="best", compile=True), best)
+    claim(changed(select="best", precision="bfloat16"), best)
     with pytest.raises(UserError, match=r"\(train\.eval_every_images: 512 -> 256\)"):
         claim(changed(select="best", eval_every_images=256), best)
 
@@ -127,8 +127,8 @@ def start_stage(store: Store, asked: Experiment, gpu: bool, monkeypatch: pytest.
         return SimpleNamespace(parses=(), images=1, experiment=experiment, stage="prior")
 
     monkeypatch.setattr(train_stage, "_make_job", make_job)
-    monkeypatch.setattr(cluster, "plan_workers", lambda *_: Workers(1, 1, 1, gpu))
-    monkeypatch.setattr(launch, "run_training", stopped)
+    monkeypatch.setattr(train_stage, "plan_workers", lambda *_: Workers(1, 1, 1, gpu))
+    monkeypatch.setattr(ray_run, "run_training", stopped)
     own, _ = claim(asked, store)
     with pytest.raises(Stopped):
         train_stage.run_stage(own, store, "prior", SimpleNamespace, None)  # type: ignore[arg-type]

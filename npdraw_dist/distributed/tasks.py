@@ -1,4 +1,4 @@
-"""Work on many items, on Ray or in this process: in tasks, or in processes that keep what they have loaded.
+"""Runs work on many items, on Ray or in this process: in tasks, or in processes that keep what they load.
 
 A request to a store takes as long as work on a thousand images. So where data are at a URI, a core has
 several items at once: while one waits, another computes.
@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from npdraw_dist.core.landmarks import Landmarks, require_seen
-from npdraw_dist.core.process import ray_runs
+from npdraw_dist.distributed.start import ray_runs
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -1,0 +1,119 @@
+"""The causes of an error that Ray wrapped in others. It does not import Ray, which local training lacks."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from npdraw_dist.core.errors import StorageFailed, UserError
+
+LONGEST = 500  # characters of a reason
+CAUSES = ("controller_failure", "health_check_failure", "cause")
+LOST = ("RayActorError", "OutOfMemoryError")  # of Ray: a process ended without an exception of its own
+START_FAILED = "WorkerGroupStartupFailedError"  # of Ray Train: one died before the process group was up
+SILENT = "WorkerHealthCheckTimeoutError"  # of Ray Train: a worker does not answer
+STORE_FULL = ("ObjectStoreFullError", "OutOfDiskError")  # Ray's store spills to the disk
+Chain = tuple[BaseException, ...]  # outermost first
+Cause = TypeVar("Cause", bound=BaseException)
+
+
+def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
+    """Yields each chain of causes, from `error` to an innermost one: a chain for each worker that failed."""
+    chain = (*outer, error)
+    workers = list(getattr(error, "worker_failures", {}).values())
+    single = [_as_text(error), *(getattr(error, name, None) for name in CAUSES), error.__cause__]
+    found = [c for c in workers or single if isinstance(c, BaseException) and c not in chain]
+    for cause in found if workers else found[:1]:
+        yield from cause_chains(cause, chain)
+    if not found:
+        yield chain
+
+
+def _as_text(error: BaseException) -> OSError | None:
+    """The storage's error at the start of Ray Train's controller, which Ray keeps as text."""
+    if type(error).__name__ != "ActorDiedError":
+        return None
+    kinds = ("OSError: ", "PermissionError: ", "FileNotFoundError: ")
+    lines = [line for line in str(error).splitlines() if line.startswith(kinds)]
+    return OSError(lines[0].partition(": ")[2]) if lines else None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    return (cause for chain in cause_chains(error) for cause in chain)
+
+
+def first_cause(error: BaseException, *kinds: type[Cause]) -> Cause | None:
+    """The first cause of one of these kinds; None if there is none."""
+    return next((cause for cause in _causes(error) if isinstance(cause, kinds)), None)
+
+
+def cause_named(error: BaseException, *names: str) -> BaseException | None:
+    """The first cause of a class that bears one of these names, or inherits from one that does."""
+    return next((c for c in _causes(error) if {kind.__name__ for kind in type(c).__mro__} & {*names}), None)
+
+
+def storage_failed(stage: str, error: BaseException) -> StorageFailed | None:
+    """The line for a stage that an error of a disk or another storage ended; None if it was none of these."""
+    if (cause := first_cause(error, OSError) or cause_named(error, *STORE_FULL)) is None:
+        return None
+    return StorageFailed(
+        f"stage {stage} stopped because its storage failed ({cause}); what was saved is intact, and the same "
+        "command resumes"
+    )
+
+
+def is_of_storage(error: BaseException) -> bool:
+    """Whether a storage failed, not what ran on it: the same work can succeed later."""
+    return first_cause(error, StorageFailed, OSError) is not None or (
+        cause_named(error, *STORE_FULL) is not None
+    )
+
+
+def lost(error: BaseException) -> BaseException | None:
+    """The cause if a process ended without an exception of its own: killed, silent, or with its node."""
+    return cause_named(error, *LOST, START_FAILED, SILENT)
+
+
+def is_preemption(error: BaseException) -> bool:
+    """Whether workers were lost because the cloud took back their node."""
+    preempted = any(getattr(cause, "preempted", False) is True for cause in _causes(error))
+    return preempted or cause_named(error, "PreemptionError") is not None
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something failed, in one line: the innermost cause at the ranks that failed first.
+
+    Ranks that were lost are named, not those that missed them.
+    """
+    if (mistake := first_cause(error, UserError)) is not None:
+        return " ".join(str(mistake).split())
+    if (info := getattr(error, "preemption_info", None)) is not None:
+        return f"{_ranks(info.preempted_ranks)} lost: the node was taken away"
+    failures: dict[int, BaseException] = getattr(
+        cause_named(error, "WorkerGroupError"), "worker_failures", {}
+    )
+    died = {rank: failure for rank, failure in failures.items() if cause_named(failure, *LOST)}
+    silent = {rank: failure for rank, failure in failures.items() if cause_named(failure, SILENT)}
+    lines: dict[str, list[int]] = {}
+    for rank, failure in sorted((died or silent or failures).items()):
+        lines.setdefault(_cause_line(failure), []).append(rank)
+    if not lines:
+        return _cause_line(error)
+    line, ranks = next(iter(lines.items()))
+    return f"{_ranks(ranks)} {'died' if died else 'failed'} ({line})"
+
+
+def _cause_line(error: BaseException) -> str:
+    """The innermost cause in one line; of a lost process all that Ray states, such as its node."""
+    gone = cause_named(error, *LOST)
+    if gone is None and cause_named(error, START_FAILED) is not None:
+        return "a worker died while it started"
+    if gone is None and cause_named(error, SILENT) is not None:
+        return "no answer within scale.timeout_s"
+    cause = gone or next(cause_chains(error))[-1]
+    words = [" ".join(line.split()) for line in str(cause).splitlines() if line.strip()]
+    text = " ".join(words) if gone else next(iter(words), "")
+    return f"{type(cause).__name__}: {text}"[:LONGEST]
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    """`rank 1`, or `ranks 0, 1`."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
