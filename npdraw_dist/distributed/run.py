@@ -24,11 +24,11 @@ from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease, LeaseError
 from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.distributed.context import RayContext
+from npdraw_dist.distributed.failures import Restarts
 from npdraw_dist.distributed.mailbox import start_mailbox
 from npdraw_dist.distributed.nodes import require_here, unusable_gpu
 from npdraw_dist.distributed.ray_patches import Trainer
 from npdraw_dist.distributed.resources import Workers, free_now, listed, living_nodes, per_gpu
-from npdraw_dist.distributed.restarts import Restarts
 from npdraw_dist.distributed.start import can_grow, quiet_logs
 from npdraw_dist.training.checkpoint import KEPT, Criterion, by_age
 from npdraw_dist.training.context import Context, Display, Job, Result

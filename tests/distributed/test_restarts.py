@@ -15,7 +15,7 @@ from ray.train import ControllerError, WorkerGroupError
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import StorageFailed, UserError
-from npdraw_dist.distributed import restarts, run
+from npdraw_dist.distributed import failures, run
 from npdraw_dist.distributed.resources import Workers
 from npdraw_dist.distributed.run import AGAIN_S, FIRST_S, TrainRun, run_training
 from npdraw_dist.training.checkpoint import Criterion
@@ -126,7 +126,7 @@ def test_failures_in_a_row_end_the_run_with_what_became_of_the_worker(play: Play
 
 
 def test_a_storage_that_does_not_answer_is_no_progress(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "by_age", Mock(side_effect=OSError("timed out")))
+    monkeypatch.setattr(failures, "by_age", Mock(side_effect=OSError("timed out")))
     monkeypatch.setattr(run, "remove_broken_snapshot", lambda *_: None)
     result, _ = play([saves_and_dies(2), saves_and_dies(4)], 1)
     assert isinstance(result, UserError)
