@@ -114,14 +114,14 @@ def reason_of(error: BaseException) -> str:
 def _cause_line(error: BaseException) -> str:
     """The innermost cause in one line; of a lost process all that Ray states, such as its node."""
     gone = cause_named(error, *LOST)
-    if gone is None and cause_named(error, START_FAILED) is not None:
-        return "a worker died while it started"
     if gone is None and cause_named(error, SILENT) is not None:
         return "no answer within scale.timeout_s"
     cause = gone or next(cause_chains(error))[-1]
     words = [" ".join(line.split()) for line in str(cause).splitlines() if line.strip()]
-    text = " ".join(words) if gone else next(iter(words), "")
-    return f"{type(cause).__name__}: {text}"[:LONGEST]
+    text = f"{type(cause).__name__}: {' '.join(words) if gone else next(iter(words), '')}"[:LONGEST]
+    if cause_named(error, START_FAILED) is None:
+        return text
+    return "a worker died while it started" + (f" ({text})" if gone else "")
 
 
 def _ranks(ranks: Sequence[int]) -> str:

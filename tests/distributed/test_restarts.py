@@ -12,6 +12,7 @@ import ray
 from pyarrow import fs
 from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import StorageFailed, UserError
@@ -57,6 +58,14 @@ class InsufficientClusterResourcesError(Exception):
 
 def too_large(folder: Path) -> Any:
     raise ControllerError(InsufficientClusterResourcesError("Insufficient\nresources"))
+
+
+def dies_at_start(folder: Path) -> Any:
+    raise ControllerError(WorkerGroupStartupFailedError("At least one worker failed to initialize."))
+
+
+def is_not_placed(folder: Path) -> Any:
+    raise ControllerError(WorkerGroupStartupTimeoutError(2))
 
 
 def ends(folder: Path) -> Any:
@@ -123,6 +132,19 @@ def test_failures_in_a_row_end_the_run_with_what_became_of_the_worker(play: Play
     assert str(result).startswith(f"stage prior stopped: {DIED}")
     assert "--scale.max_failures 2" in str(result)
     assert len(lines) == 2
+
+
+def test_starts_that_fail_end_the_run_in_a_line(play: Play) -> None:
+    result, lines = play([dies_at_start, dies_at_start, dies_at_start], 2)
+    assert isinstance(result, UserError)
+    assert str(result).startswith("stage prior stopped: a worker died while it started, and --scale.max_fail")
+    assert len(lines) == 2
+
+
+def test_workers_wait_for_a_place_however_long_and_that_is_no_failure(play: Play) -> None:
+    result, lines = play([*[is_not_placed] * 3, dies, *[is_not_placed] * 3, ends], 1)
+    assert result == {"images": 1024}
+    assert lines == [f"workers restart: {DIED} (failure 1 of at most 1 without a new checkpoint)"]
 
 
 def test_a_storage_that_does_not_answer_is_no_progress(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
