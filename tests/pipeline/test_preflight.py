@@ -211,7 +211,7 @@ def test_the_workers_of_a_cluster_are_checked_once_it_is_joined(cluster: Cluster
     gpu = with_changes(tiny(), {"scale": {"use_gpu": True, "wait_s": 0}})
     for stages in (["bank"], ["prior"]):
         with pytest.raises(
-            UserError, match=r"1 worker of 2 CPUs and a GPU, and has room for 0; nodes: .*: 2 CPUs"
+            UserError, match=r"1 worker of 1 CPU and a GPU, and has room for 0; nodes: .*: 2 CPUs"
         ):
             pipeline.require_workers(gpu, stages)
     large = with_changes(tiny(), {"scale": {"cpus_per_worker": 2}})
