@@ -18,6 +18,7 @@ import ray.train
 import torch
 from pyarrow import fs
 from ray.train.torch import TorchConfig
+from ray.util import remove_placement_group
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.landmarks import Landmarks
@@ -54,6 +55,15 @@ def backend_for(gpus: float) -> str | None:
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        try:
+            self.connect(worker_group, backend_config)
+        except Exception:
+            # Ray Train would leave its CPUs and GPUs taken, and the next start would wait for them.
+            handle = worker_group.get_worker_group_state().placement_group_handle
+            remove_placement_group(handle.placement_group)
+            raise
+
+    def connect(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(choose_gloo_interface)
         # NCCL ends a worker that torch gives no GPU, which then computes on the CPU (`device.usable`).
         if backend_config.backend != "gloo" and not all(worker_group.execute(torch.cuda.is_available)):

@@ -82,9 +82,18 @@ def run_stage(
         else:
             from npdraw_dist.distributed.run import TrainRun, run_training
 
-            who, whose = (workers, scale, criterion), (store.filesystem, store.root, stage)
-            folders = tuple(store.landmarks())
-            run = TrainRun(stage_job.work, job, *who, *whose, callbacks, folders)
+            run = TrainRun(
+                worker=stage_job.work,
+                job=job,
+                workers=workers,
+                scale=scale,
+                criterion=criterion,
+                filesystem=store.filesystem,
+                storage=store.root,
+                name=stage,
+                callbacks=callbacks,
+                folders=tuple(store.landmarks()),
+            )
             summary = run_training(run, display)
     # Measured by the clock of this command: the workers' machines may have other times.
     return _trained(own, store, stage, settings.select, summary, time.perf_counter() - started)
