@@ -18,6 +18,7 @@ from npdraw_dist.data.parquet import parses_to_parquet, rows_a_group
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.shard_folder import ShardFacts, ShardFolder
 from npdraw_dist.data.shards import Canonical
+from npdraw_dist.data.splits import Split
 from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.distributed.tasks import Pool, map_items
 from npdraw_dist.measure.metrics import format_metrics
@@ -91,7 +92,7 @@ class ParseWriter:
     folder: ShardFolder
     parts: NDArray[np.float32]
 
-    def __call__(self, item: tuple[str, str]) -> ShardFacts:
+    def __call__(self, item: tuple[Split, str]) -> ShardFacts:
         """item: split, and file of the shard below the root of the images."""
         split, file = item
         started, cpu_started = time.perf_counter(), time.thread_time()

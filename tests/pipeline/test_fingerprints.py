@@ -77,7 +77,7 @@ RUN = Experiment.model_validate({"train": {"eval_every_images": 512, "select": "
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     store = Store.open(str(tmp_path), "run")
-    claim(RUN, store)
+    store.claim(RUN)
     return store
 
 
@@ -101,10 +101,10 @@ def test_a_resume_may_change_some_and_no_others(store: Store, tmp_path: Path) ->
     assert Path(store.path("config.yaml")).read_bytes() == before
     # Where the best checkpoint is taken, their times count.
     best = Store.open(str(tmp_path), "best")
-    claim(changed(select="best"), best)
-    claim(changed(select="best", precision="bfloat16"), best)
+    best.claim(changed(select="best"))
+    best.claim(changed(select="best", precision="bfloat16"))
     with pytest.raises(UserError, match=r"\(train\.eval_every_images: 512 -> 256\)"):
-        claim(changed(select="best", eval_every_images=256), best)
+        best.claim(changed(select="best", eval_every_images=256))
 
 
 def start_stage(
