@@ -25,8 +25,10 @@ ALLOWED: dict[str, set[str]] = {
         *("core.errors", "core.grid", "core.grid_sizes", "core.model_files", "core.process", "core.storage"),
     },
     **{room: {"core", "config"} for room in MIDDLE},
+    "baselines": {"core", "config", "nn"},
     "pipeline": {"core", "config"} | MIDDLE,
-    **{room: {"core", "config", "pipeline"} | MIDDLE for room in COMMAND_ROOMS},
+    **{room: {"core", "config", "pipeline"} | MIDDLE for room in COMMAND_ROOMS - {"export_demo"}},
+    "export_demo": {"core", "config", "pipeline", "baselines"} | MIDDLE,
     "tune_spaces": {"core", "config", "pipeline", "training", "measure.metrics"},
     "cluster": {"config"},
 }

@@ -56,10 +56,10 @@ train --model.kind flow --baseline.latents 1 | baseline.latents 2 or more
 train --data.source emnist | data.source: & 'fashion_mnist' & not 'emnist'
 train --vae.latents local:4 | vae.latents is 'local:4'; give a number such as 16
 train --model.kind vae --prior.condition class | prior.condition is for our prior over parts
-train --authors.model true --parse.order path | it needs parse.order aligned
-train --authors.model true | authors.model needs prior.heads independent
-train --authors.model true --prior.heads independent --prior.network lstm | authors.model needs prior.network
-train --authors.model true --prior.heads independent --vae.latents 4 | vae.latents adds to the features
+train --model.kind authors --parse.order path | it needs parse.order aligned
+train --model.kind authors | kind authors needs prior.heads independent
+train --model.kind authors --prior.heads independent --prior.network lstm | kind authors needs prior.network
+train --model.kind authors --prior.heads independent --vae.latents 4 | vae.latents adds to the features
 train --vae.likelihood logistic | vae.likelihood logistic needs data.binarize none
 train --data.binarize none | vae.likelihood bernoulli needs data.binarize dynamic or threshold
 train --preset cifar10 --vae.likelihood bernoulli | bernoulli is for grey images; take logistic_mixture
@@ -254,7 +254,6 @@ WITHOUT=optuna sweep --space smoke --search optuna | --search optuna needs npdra
 train --scale.use_gpu true --scale.num_workers 1 | 1 worker needs 1 GPU; the cluster has 0 & 2 CPUs
 train --scale.use_gpu true --stages bank | but this machine has no GPU (--scale.use_gpu false
 train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has 2 & this machine
-train --train.compile true | train.compile needs a C++ compiler: install g++
 train --vae.decoder_width 20000 | needs at least 118.50 GB, and 0.10 GB are free there & --storage
 train --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | and 0.10 GB are free
 RAY_ADDRESS=127.0.0.1:1 train | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1

@@ -193,7 +193,7 @@ def may_change(run: Experiment, broken: bool = False) -> tuple[str, ...]:
     stopped since its loss was not finite, and may go on with other learning rates.
     """
     # Other micro-batches sum in another order.
-    always = ("train.compile", "train.precision", "train.micro_batch")
+    always = ("train.precision", "train.micro_batch")
     # If train.select is best, the checkpoint that a stage passes on depends on when checkpoints are made.
     return (*always, *(RATES * broken), *(["train.eval_every_images"] * (run.train.select == "last")))
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from npdraw_dist.config.registry import KINDS, LikelihoodName
+from npdraw_dist.config.registry import LikelihoodName
 from npdraw_dist.config.section import FOUND, NO_EFFECT_ON_RESULT, Count, NonNegative, Positive, Section
 
 TableKind = Literal["joint", "factorised", "pixels"]
@@ -154,34 +154,25 @@ class VAEConfig(VAENetwork):
         return min(1 - HARD_SHARE, most)
 
 
-class AuthorsConfig(Section):
-    """The code is in `nn/authors`."""
-
-    model: bool = Field(
-        False,
-        description="the networks and the training of the authors' released code, as in the preset authors",
-    )
-
-
-# What the authors' networks and training have that no setting states.
+# What the networks and the training of kind `authors` have that no setting states.
 AUTHORS_HEAD_WIDTH, AUTHORS_MLP = 64, 2048  # the prior's channels of a head, hidden width of a block
 AUTHORS_PRIOR_BATCH = 64  # global batch of the prior's stage, at most
 
 
-def _by_kind(name: str) -> str:
-    return ", ".join(f"{kind} {getattr(KINDS[kind], name)}" for kind in KINDS if getattr(KINDS[kind], name))
-
-
 class BaselineConfig(Section):
-    """Sizes of the baselines; NP-DRAW has none of them. Section `vae` gives budget, rates and likelihood."""
+    """Sizes of the baselines; NP-DRAW has none of them. Section `vae` gives budget, rates and likelihood.
+
+    A kind states its own `latents` and `steps`, which it has if none are given (`baselines/contract.py`).
+    """
 
     latents: PositiveInt | None = Field(
         None,
         description="Gaussians of the image (vae, vamp, flow, map), a step (draw), an object (air) or a part "
-        f"(gaussian); numbers of a code (vqvae); if not given, {_by_kind('latents')}",
+        "(gaussian); numbers of a code (vqvae); if not given, vae, vamp, flow, map 40, vqvae 16, gaussian 8, "
+        "draw 10, air 20",
     )
     steps: PositiveInt | None = Field(
-        None, description=f"draw: glimpses; air: objects; if not given, {_by_kind('steps')}"
+        None, description="draw: glimpses; air: objects; if not given, draw 10, air 3, others 1"
     )
     local: PositiveInt = Field(8, description="map: Gaussians of each cell of 4x4 pixels")
     hidden: PositiveInt = Field(

@@ -32,9 +32,6 @@ class TrainConfig(Section):
         "auto",
         description="on a GPU: auto takes bfloat16 if the GPU has it natively, else float32; a CPU: float32",
     )
-    compile: bool = Field(
-        False, description="torch.compile the networks; takes a minute at the start and a C++ compiler"
-    )
     # Moved images: each move is drawn uniformly up to its limit, in both directions; the image is parsed anew
     augmented: Share = Field(
         0.0, description="share of the training images that are moved, of every kind of model"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from npdraw_dist.config.networks import VAEConfig
 from npdraw_dist.core import editing
 from npdraw_dist.core.animation import ANIMATED, GROWING_FRAMES
 from npdraw_dist.core.editing import mask_of, place_of
@@ -25,7 +26,8 @@ from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.generative import SampleTrace, at_centres, seeded
 from npdraw_dist.nn.hard_draws import hard_loss
 from npdraw_dist.nn.networks import Networks
-from npdraw_dist.nn.prior import GivenPrior, dropped
+from npdraw_dist.nn.objective import PriorObjective, VAEObjective
+from npdraw_dist.nn.prior import GivenPrior, StepPrior, dropped
 from npdraw_dist.nn.steps import log_prob_steps
 
 BANK = "bank_parts"  # the name of the parts in all networks that look at them
@@ -38,6 +40,16 @@ class NPDraw(Networks):
     A new model has an empty bank: call `set_bank`, or load weights. `save_pretrained` and `from_pretrained`
     save and load it without pickle.
     """
+
+    title = "NP-DRAW"
+
+    @classmethod
+    def prior_objective(cls, prior: StepPrior, learning_rate: float) -> PriorObjective:
+        """What stage `prior` minimises to train `prior`, the prior of a model of this class."""
+        return PriorObjective(prior, learning_rate)
+
+    def objective(self, config: VAEConfig) -> VAEObjective:
+        return VAEObjective(self, config)
 
     def forward(
         self,
@@ -163,10 +175,10 @@ class NPDraw(Networks):
         """
         if not isinstance(bank, PartBank):
             raise UserError(f"the bank is a {type(bank).__name__}; give a PartBank")
-        if self.spec.authors or self.spec.prior.table != "pixels":
-            table = "the authors' model" if self.spec.authors else f"prior.table {self.spec.prior.table}"
+        if (table := self.spec.prior.table) != "pixels":
             raise UserError(
-                f"the model has free weights for its parts ({table}); train one with --prior.table pixels"
+                f"the model has free weights for its parts (prior.table {table}); train one with "
+                "--prior.table pixels"
             )
         shape, own = tuple(bank.parts.shape[1:]), tuple(self.bank_parts.shape[1:])
         if shape != own:
@@ -174,7 +186,7 @@ class NPDraw(Networks):
         parts = bank.parts.to(self.device)
         state = {n: parts if n.endswith(BANK) else value for n, value in self.state_dict().items()}
         with torch.random.fork_rng(devices=[]):
-            model = NPDraw(self.spec.model_copy(update={"parts": len(bank)})).to(self.device)
+            model = type(self)(self.spec.model_copy(update={"parts": len(bank)})).to(self.device)
         model.load_state_dict(state)
         return model.eval()
 

@@ -1,8 +1,8 @@
 """The prior p(z): a causal Transformer over the canvas drawn so far (paper section 3.1, eq. 1-2).
 
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
-The authors render the canvas before each step and embed it by convolutions (`nn.authors`). Here its embedding
-is a running sum of table entries, a vector for each pair of place and part.
+The authors render the canvas before each step and embed it by convolutions (kind `authors`). This prior
+embeds it as a running sum of table entries, a vector for each pair of place and part.
 A prior with a condition c, such as a class or words, has tokens of it before the first step: p(z|c). Token 0
 stands for no word, and a condition of zeros is none: training drops some, so one network knows p(z) too.
 Shapes: B batch, A tokens of a condition, T steps, L places, K parts, W channels of a token; `...` any axes.

@@ -10,8 +10,8 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.core.process import device_here
+from npdraw_dist.nn.hub import class_of
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import flushed_denormals, timed
 from npdraw_dist.training.loop import Run
@@ -30,14 +30,12 @@ def budgets(experiment: Experiment, minutes: float) -> dict[str, dict[str, Any]]
     The shares of relaxed and of plain images stay those of `experiment`.
     """
     torch.manual_seed(experiment.seed)
-    model = NPDraw(ModelSpec.of(experiment))
+    model = class_of(spec := ModelSpec.of(experiment), NPDraw)(spec)
     model.set_bank(PartBank(torch.rand_like(model.bank_parts)))
     batch = _random_batch(model, experiment.train.batch_size)
     vae, share = experiment.vae, experiment.vae.relaxed_share
-    prior_s = _seconds(PriorObjective(model.prior, experiment.prior.learning_rate), batch, experiment)
-    relaxed_s, hard_s = (
-        _seconds(VAEObjective(model, vae), batch, experiment, hard) for hard in (False, True)
-    )
+    prior_s = _seconds(model.prior_objective(model.prior, experiment.prior.learning_rate), batch, experiment)
+    relaxed_s, hard_s = (_seconds(model.objective(vae), batch, experiment, hard) for hard in (False, True))
     left = minutes * 60 * (1 - OTHER_SHARE)
     images = _steps(left * (1 - PRIOR_SHARE) / (share * relaxed_s + (1 - share) * hard_s), experiment)
     given = {"relaxed_images": vae.relaxed_images, "plain_images": vae.plain_images}

@@ -35,14 +35,13 @@ from npdraw_dist.data.rows import REJECTS
 from npdraw_dist.data.shard_writer import DONE
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.pipeline import bank, inputs, parse, prior, sample, vae
-from npdraw_dist.pipeline.models import source_parts
 from npdraw_dist.pipeline.progress import console, logged
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.store import CONFIG, FOLDERS, VOCABULARY, Store, Watcher, finished
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import plan
 from npdraw_dist.training.checkpoint import KEPT
-from npdraw_dist.training.workers import Workers, is_local, placed, plan_local, require_compiler
+from npdraw_dist.training.workers import Workers, is_local, placed, plan_local
 
 Manifest = dict[str, Any]
 Counts = Mapping[str, int | None]  # split -> images; None if only reading would tell
@@ -222,8 +221,6 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str]) -> None:
     counts = image_counts(experiment, store, stages)
     require_images(experiment, counts, stages)
     require_classes(experiment, known_classes(experiment, store, stages))
-    if set(stages) & set(TRAINING):
-        require_compiler(experiment.train.compile)
     if is_local():
         require_workers(experiment, stages)
     size, there = expected_size(experiment, counts, stages), 0
@@ -267,12 +264,9 @@ def image_counts(experiment: Experiment, store: Store, stages: Sequence[str]) ->
 def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> None:
     """Raises UserError if the images are known to be too few for one of the stages."""
     data, places, train = experiment.data, experiment.canvas_grid.places, counts.get("train")
-    if "bank" in stages:
+    if "bank" in stages and not experiment.init.has_parts:
         k, kept = experiment.bank.size, experiment.bank.max_patches
         said = f"bank.size is {k}"
-        if experiment.init.has_parts:
-            k -= len(source_parts(experiment))
-            said = f"bank.size adds {k} parts to those that the run starts with"
         if k > kept:
             raise UserError(f"{said}, but bank.max_patches keeps {kept} patches; lower bank.size")
         if train is not None and k > train * places:

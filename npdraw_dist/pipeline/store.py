@@ -255,13 +255,13 @@ def _deciding(experiment: Experiment) -> dict[str, dict[str, Any]]:
     binarize = e["data"].pop("binarize")  # only the likelihood sees binarised images
     vae = {"vae": e["vae"], "binarize": binarize, "model": e["model"]}
     sample = {"eval": e["eval"]}
-    if experiment.model.kind != "npdraw":
+    if not experiment.has_parts:
         # A baseline sees only one fact of the grid: what comes in over the edge of moved images.
         edge = {"background": e["grid"]["background"]}
         kind = KINDS[experiment.model.kind]
-        if kind.places:
+        if kind.has_places:
             edge["grid"] = e["grid"]
-        if kind.sequence:
+        if kind.has_sequence:
             network = set(PriorNetwork.model_fields)
             edge["prior"] = {name: value for name, value in e["prior"].items() if name in network}
         return {
@@ -270,7 +270,7 @@ def _deciding(experiment: Experiment) -> dict[str, dict[str, Any]]:
             "sample": sample,
         }
     return {
-        "bank": {name: e[name] for name in ("data", "grid", "bank", "authors", "seed", "init")},
+        "bank": {name: e[name] for name in ("data", "grid", "bank", "seed", "init", "model")},
         "parse": {"parse": e["parse"]},
         "prior": {"prior": e["prior"], "train": e["train"]},
         "vae": vae,

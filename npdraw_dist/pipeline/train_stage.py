@@ -19,7 +19,7 @@ from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import RunContext, run_here
 from npdraw_dist.training.early_stopping import fall_text
 from npdraw_dist.training.metrics_log import Events, Record, read_metrics
-from npdraw_dist.training.workers import Workers, require_compiler, worker_here
+from npdraw_dist.training.workers import Workers, worker_here
 
 # What the manifest says of a finished training, and the weights and metrics that were selected.
 Trained = tuple[dict[str, Any], checkpoint.Tensors, Record]
@@ -64,7 +64,6 @@ def run_stage(
     """
     own, experiment = experiment, with_settings_of(stage, store.as_asked(experiment))
     settings, scale = experiment.train, experiment.scale
-    require_compiler(settings.compile)
     job = _make_job(experiment, store, stage, make_objective, start)
     workers = plan(scale)
     if workers.gpu and settings.precision != own.train.precision:

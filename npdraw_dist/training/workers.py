@@ -1,7 +1,6 @@
 """How many workers fit on the nodes of a cluster, and how large they can be; this counts without Ray."""
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -120,17 +119,6 @@ class Workers:
 def describe_gpus(gpus: float) -> str:
     """`a GPU` or `1/4 of a GPU`."""
     return "a GPU" if per_gpu(gpus) == 1 else f"1/{per_gpu(gpus)} of a GPU"
-
-
-def has_compiler() -> bool:
-    """Whether torch.compile finds a C++ compiler on this machine."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++"))
-
-
-def require_compiler(needed: bool) -> None:
-    """Raises UserError if train.compile is set (`needed`) and there is no C++ compiler."""
-    if needed and not has_compiler():
-        raise UserError("train.compile needs a C++ compiler: install g++, or name one in CXX")
 
 
 def worker_here(scale: ScaleConfig) -> Workers:

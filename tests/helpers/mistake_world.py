@@ -172,7 +172,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPUS cores, no GPU, no compiler, FREE_BYTES on the disk; and no Ray may be started or asked."""
+    """CPUS cores, no GPU, FREE_BYTES on the disk; and no Ray may be started or asked."""
 
     for name in ("RAY_ADDRESS", "CXX"):
         monkeypatch.delenv(name, raising=False)

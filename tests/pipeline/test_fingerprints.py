@@ -34,7 +34,7 @@ def fingerprints(**sections: Any) -> dict[str, str]:
         ({"prior": {"depth": 2}}, "prior"),
         ({"train": {"micro_batch": 32}}, "prior"),
         ({"vae": {"images": 512}}, "vae"),
-        ({"authors": {"model": True}, "prior": {"heads": "independent"}}, "bank"),
+        ({"model": {"kind": "authors"}, "prior": {"heads": "independent"}}, "bank"),
         ({"data": {"binarize": "threshold"}}, "vae"),
         ({"eval": {"k": 5}}, "sample"),
         ({"bank": {"shards": 4}, "data": {"cache_mb": 1, "max_bad_fraction": 0.5}}, None),
@@ -85,7 +85,7 @@ def changed(**train: Any) -> Experiment:
 
 def test_a_resume_may_change_some_and_no_others(store: Store, tmp_path: Path) -> None:
     before = Path(store.path("config.yaml")).read_bytes()
-    for train in ({"compile": True, "precision": "bfloat16", "eval_every_images": 256}, {"micro_batch": 32}):
+    for train in ({"precision": "bfloat16", "eval_every_images": 256}, {"micro_batch": 32}):
         own, fresh = claim(changed(**train), store)
         assert not fresh
         for stage in RUN.stage_names:
@@ -95,12 +95,12 @@ def test_a_resume_may_change_some_and_no_others(store: Store, tmp_path: Path) ->
         own, _ = claim(RUN, store)
         assert store.as_asked(own) == own == RUN
     with pytest.raises(UserError, match=r"another config \(train\.patience: 3 -> 1\)"):
-        claim(changed(compile=True, patience=1), store)
+        claim(changed(micro_batch=32, patience=1), store)
     assert Path(store.path("config.yaml")).read_bytes() == before
     # Where the best checkpoint is taken, their times count.
     best = Store.open(str(tmp_path), "best")
     claim(changed(select="best"), best)
-    claim(changed(select="best", compile=True), best)
+    claim(changed(select="best", micro_batch=32), best)
     with pytest.raises(UserError, match=r"\(train\.eval_every_images: 512 -> 256\)"):
         claim(changed(select="best", eval_every_images=256), best)
 
