@@ -5,6 +5,7 @@ Write a subclass of `baselines.base.Baseline`, which makes training, scores and 
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor
@@ -23,6 +24,7 @@ class Kind(HubModel):
     default_steps: ClassVar[int] = 1  # baseline.steps, if none is given
     has_sequence: ClassVar[bool] = False  # it has a prior over a sequence: section `prior` has its sizes
     has_places: ClassVar[bool] = False  # it draws at the places of section `grid`
+    searched: ClassVar[Mapping[str, Sequence[float]]] = {}  # setting -> what a comparison's trials take
     spec: BaselineSpec
 
     def embed(self, x: Tensor) -> Tensor:

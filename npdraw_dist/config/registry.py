@@ -61,12 +61,18 @@ class _Kinds(Mapping[str, Any]):
         return {name: points[name] for name in sorted(points, key=lambda name: (name != "npdraw", name))}
 
     def __getitem__(self, name: str) -> Any:
-        """The class. Raises KeyError if there is none of the name, UserError if it cannot be imported."""
+        """The class. Raises KeyError on an unknown name, UserError if its entry point is no such class."""
         point = self.points[name]
         try:
-            return point.load()
+            found = point.load()
         except (ImportError, AttributeError) as error:
             raise UserError(f"the kind {name} cannot be loaded from {point.value}: {error}") from None
+        if not hasattr(found, "title") or not isinstance(found, type):
+            raise UserError(f"the kind {name}, {point.value}, is no class of models (docs/kinds.md)")
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.points
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.points)

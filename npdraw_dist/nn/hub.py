@@ -136,9 +136,9 @@ def config_of(spec: ModelSpec | BaselineSpec, results: Mapping[str, Any] | None)
 
 def class_of(spec: Spec, base: type[Model]) -> type[Model]:
     """The class of models of this spec. Raises UserError unless it is a subclass of `base`."""
-    found = KINDS[spec.kind]
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise UserError(f"the kind {spec.kind} is {found!r}, which is no {base.__name__}")
+    found: type = KINDS[spec.kind]
+    if not issubclass(found, base):
+        raise UserError(f"the kind {spec.kind} is a {found.__name__}, which is no {base.__name__}")
     return found
 
 

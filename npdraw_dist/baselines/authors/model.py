@@ -46,5 +46,6 @@ class AuthorsNPDraw(NPDraw):
     def with_bank(self, bank: PartBank) -> NPDraw:
         """Raises UserError: the networks have free weights for their parts."""
         raise UserError(
-            "the model has free weights for its parts (the authors' model); train one with --prior.table pixels"
+            "the model has free weights for its parts (the authors' model); train one with "
+            "--prior.table pixels"
         )
