@@ -1,11 +1,12 @@
-"""Sections `prior`, `vae`, `authors`, `baseline`: the networks, and how each is trained.
+"""Sections `prior`, `vae`, `baseline`: the networks, and how each is trained.
 
 The settings of a section that make the network are in a class of their own, which model files state too
 (`config/spec.py`). Symbols of the paper: T steps, K parts, L places. Budgets are in images.
 """
 
 import re
-from typing import Annotated, Literal, Self
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
@@ -14,8 +15,25 @@ from npdraw_dist.config.section import FOUND, NO_EFFECT_ON_RESULT, Count, NonNeg
 
 TableKind = Literal["joint", "factorised", "pixels"]
 BlockKind = Literal["transformer", "lstm"]
-ConditionKind = Literal["none", "class", "words"]
-MOST_WORDS = 8  # tokens of a condition of words
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A kind of condition. tokens: before the first step, A. entries: what its vocabulary holds.
+
+    asked: how people ask for it. `core/vocabulary.py` has its class of vocabularies.
+    """
+
+    tokens: int
+    entries: str
+    asked: str
+
+
+CONDITIONS = {"class": Condition(1, "classes", "by class"), "words": Condition(8, "words", "in words")}
+if TYPE_CHECKING:
+    ConditionName = str
+else:
+    ConditionName = Literal["none", *CONDITIONS]
 HARD_SHARE = 0.33  # least share of the VAE's budget, at its end, with hard draws
 
 
@@ -38,8 +56,9 @@ class PriorNetwork(Section):
         "follows from its pixels, so another bank can be put in; joint: L x K x width free numbers; "
         "factorised: a product of (L + K) x 4 x width. Codes of a vqvae have no pixels: joint",
     )
-    condition: ConditionKind = Field(
-        "none", description="what the prior is told of an image: nothing, its class, or words about it"
+    condition: ConditionName = Field(
+        "none",
+        description="what the prior is conditioned on: nothing, the class of an image, or words about it",
     )
     vocabulary: Annotated[tuple[str, ...], FOUND, NO_EFFECT_ON_RESULT] = Field(
         (), description="names of the classes, or words and pieces of words, of the training images"
@@ -48,7 +67,7 @@ class PriorNetwork(Section):
     @property
     def condition_tokens(self) -> int:
         """Tokens before the first step, A."""
-        return {"none": 0, "class": 1, "words": MOST_WORDS}[self.condition]
+        return 0 if self.condition == "none" else CONDITIONS[self.condition].tokens
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:

@@ -194,7 +194,7 @@ class Prior(StepPrior):
         self.what_state = nn.Linear(width, width)
         self.what_head = None if by_pixels else ExactLinear(width, parts)
         self.ahead = prior.condition_tokens
-        self.told = Told(prior) if self.ahead else None
+        self.told = ConditionTokens(prior) if self.ahead else None
         self.chosen_place = (
             nn.Embedding(places, width) if prior.heads == "chained" and not spec.where_given else None
         )
@@ -254,7 +254,7 @@ class Prior(StepPrior):
             canvas = canvas + before
 
 
-class Told(nn.Module):
+class ConditionTokens(nn.Module):
     """The tokens of a condition, (B, A, W): a vector for each word, and of the pieces that it is made of."""
 
     inner: Tensor

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from npdraw_dist.config.load import build, dump, other_settings, read_yaml, with_changes
-from npdraw_dist.config.networks import PriorNetwork
+from npdraw_dist.config.networks import CONDITIONS, PriorNetwork
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import StorageFailed, UserError
@@ -121,7 +121,7 @@ class Store:
         prior = experiment.prior
         if not experiment.takes_condition or prior.vocabulary:
             return experiment
-        name = "classes" if prior.condition == "class" else "words"
+        name = CONDITIONS[prior.condition].entries
         found = self.read_json("parses", VOCABULARY)[name]
         if not found:
             raise UserError(
