@@ -33,9 +33,8 @@ class Source:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """p(x|z). binary: of binarised grey images; else of 8-bit values."""
+    """p(x|z); its class is in `nn/likelihoods.py`. binary: of binarised grey images; else of 8-bit values."""
 
-    code: str  # class with one argument, the number of channels
     binary: bool
 
 
@@ -99,9 +98,9 @@ SOURCES = {
     "parquet": Source("data.readers.tables:open_parquet", prepared=True),
 }
 LIKELIHOODS = {
-    "bernoulli": Likelihood("nn.likelihoods:Bernoulli", binary=True),
-    "logistic": Likelihood("nn.likelihoods:DiscretizedLogistic", binary=False),
-    "logistic_mixture": Likelihood("nn.likelihoods:DiscretizedLogisticMixture", binary=False),
+    "bernoulli": Likelihood(binary=True),
+    "logistic": Likelihood(binary=False),
+    "logistic_mixture": Likelihood(binary=False),
 }
 KINDS = _Kinds()
 

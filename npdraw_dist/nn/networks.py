@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core import editing
+from npdraw_dist.core.animation import ANIMATED, GROWING_FRAMES
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.images import require_images
@@ -25,7 +26,7 @@ from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.core.vocabulary import Condition, Vocabulary, plain
 from npdraw_dist.nn.appearance import Inferred, make_appearance
 from npdraw_dist.nn.decoder import Decoder
-from npdraw_dist.nn.generative import Importance, seeded
+from npdraw_dist.nn.generative import Importance, SampleTrace, seeded
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import CanvasStart
 from npdraw_dist.nn.posterior import Posterior, StepPosterior
@@ -33,6 +34,7 @@ from npdraw_dist.nn.prior import GivenPrior, Prior, StepPrior
 from npdraw_dist.nn.steps import AlignedLayout, FreeLayout, StepLogits, log_prob
 
 CHOICES = ("whether", "where", "what")  # each has a temperature of its logits; *where* seldom has logits
+ALIGNED_FRAMES = 16  # a drawing place by place looks like a printer with a frame for each part
 COLDEST = 0.05  # the lowest temperature of q
 
 
@@ -198,6 +200,21 @@ class Networks(HubModel):
         of_parts = [None] * len(parts) if u is None else u.split(self.rows_at_once)
         for part, latents in zip(parts, of_parts, strict=True):
             yield self.likelihood_of(part, latents)
+
+    @torch.no_grad()
+    def trace(self, z: PartSequence, u: Tensor | None = None) -> SampleTrace:
+        """The images of z and u; the first ANIMATED also have the canvas after each step and its image."""
+        canvas, few = self.render(z), z[:ANIMATED]
+        steps = self.render(few, steps=True)
+        each = None if u is None else u[:ANIMATED].repeat_interleave(steps.shape[1], 0)
+        decoded = self.decode(steps.flatten(0, 1), each).view(*steps.shape[:2], *self.spec.image_shape)
+        corners = self.grid.corners.to(z.where.device)[few.where]
+        sides = torch.full_like(few.where, self.grid.patch)
+        codes = {"whether": z.whether, "where": z.where, "what": z.what}
+        if u is not None:
+            codes["appearance"] = u
+        made = (self.decode(canvas, u), canvas, steps, decoded, few.whether, corners, sides, codes)
+        return SampleTrace(*made, ALIGNED_FRAMES if self.spec.aligned else GROWING_FRAMES)
 
     def infer_appearance(self, x: Tensor, canvas: Tensor) -> Inferred | None:
         """q(u|x, canvas) and p(u|canvas) of images and canvases; None if the model has no such latent."""

@@ -13,13 +13,12 @@ from torch import Tensor
 
 from npdraw_dist.config.networks import VAEConfig
 from npdraw_dist.core import editing
-from npdraw_dist.core.animation import ANIMATED, GROWING_FRAMES
 from npdraw_dist.core.editing import mask_of, place_of
 from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.images import to_canvas
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartBank, PartSequence
-from npdraw_dist.core.vocabulary import Condition, one_each, plain
+from npdraw_dist.core.vocabulary import Classes, Condition, one_each, plain
 from npdraw_dist.nn.appearance import Donor
 from npdraw_dist.nn.completion import Completer, Effort, evidence_of
 from npdraw_dist.nn.drawings import Drawings
@@ -31,7 +30,6 @@ from npdraw_dist.nn.prior import GivenPrior, StepPrior, dropped
 from npdraw_dist.nn.steps import log_prob_steps
 
 BANK = "bank_parts"  # the name of the parts in all networks that look at them
-ALIGNED_FRAMES = 16  # a drawing place by place looks like a printer with a frame for each part
 
 
 class NPDraw(Networks):
@@ -151,21 +149,6 @@ class NPDraw(Networks):
     def sample_trace(self, n: int, generator: Noise = None, temperature: float | None = None) -> SampleTrace:
         drawn = self.draw(n, generator=generator, temperature=temperature)
         return self.trace(drawn.z, drawn.u)
-
-    @torch.no_grad()
-    def trace(self, z: PartSequence, u: Tensor | None = None) -> SampleTrace:
-        """The images of z and u; the first ANIMATED also have the canvas after each step and its image."""
-        canvas, few = self.render(z), z[:ANIMATED]
-        steps = self.render(few, steps=True)
-        each = None if u is None else u[:ANIMATED].repeat_interleave(steps.shape[1], 0)
-        decoded = self.decode(steps.flatten(0, 1), each).view(*steps.shape[:2], *self.spec.image_shape)
-        corners = self.grid.corners.to(z.where.device)[few.where]
-        sides = torch.full_like(few.where, self.grid.patch)
-        codes = {"whether": z.whether, "where": z.where, "what": z.what}
-        if u is not None:
-            codes["appearance"] = u
-        made = (self.decode(canvas, u), canvas, steps, decoded, few.whether, corners, sides, codes)
-        return SampleTrace(*made, ALIGNED_FRAMES if self.spec.aligned else GROWING_FRAMES)
 
     def with_bank(self, bank: PartBank) -> "NPDraw":
         """This model with another bank, also of another K, untrained: a model of its own, in eval mode.
@@ -309,7 +292,7 @@ class NPDraw(Networks):
         All classes are as likely before. Raises UserError if the model takes no class, or k is less than 1.
         """
         require_positive("k", k)
-        if self.spec.prior.condition != "class":
+        if not isinstance(self.vocabulary, Classes):
             raise UserError("the model knows no classes; train one with --prior.condition class")
         x, generator = self.as_input(images), seeded(self.device, None, seed)
         found = [self._class_of(some, k, generator) for some in x.split(max(self.rows_at_once // k, 1))]
