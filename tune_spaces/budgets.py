@@ -8,8 +8,8 @@ from npdraw_dist.config.load import build, merge, read_preset, with_changes
 from npdraw_dist.config.registry import kind_of
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.distributed.failures import reason_of
 from npdraw_dist.pipeline.probe import cost
-from npdraw_dist.training.failures import reason_of
 from tune_spaces.space import Kinds, Point, Value, nested, refuse_settings, require_scratch, setting_of
 
 RATE_IMAGES = 640  # of the training that tells the fixed cost
@@ -139,7 +139,7 @@ def draw_trials(
     data = {} if own_valid else split_shares(base.data.fraction)
     found = []
     for kind in kinds:
-        ranges = space.spaces[kind]
+        ranges = space.of(kind)
         for number, point in enumerate(ranges.latin(base.seed, count)):
             changes = {"model": {"kind": kind_of(kind)}, "data": data, "scale": ALONE}
             experiment = with_changes(base, nested(ranges.settings(point)), changes)

@@ -50,14 +50,6 @@ class Objective(nn.Module, ABC):
         """All trained parameters, each in one group."""
 
     @abstractmethod
-    def networks(self) -> list[nn.Module]:
-        """The modules that are worth compiling: most of the work, and input shapes that do not change."""
-
-    def functions(self) -> list[tuple[object, str]]:
-        """What else is worth compiling: (owner, name of its method), of many small operations."""
-        return []
-
-    @abstractmethod
     def forward(self, batch: Batch, progress: float, generator: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss (B,) and metrics by name, each (B,).
 
@@ -76,19 +68,9 @@ class Objective(nn.Module, ABC):
         """Validation metrics by name, each (B,). No training weight enters them."""
 
 
-# Schedules: pure functions of the images seen, so that a resumed run continues them exactly.
-
-
 def ramp(images_seen: float, start: float, end: float, images: float) -> float:
     """Linear from `start` at 0 images to `end` at `images`, then constant; `end` at once if images is 0."""
     if images <= 0:
         return end
     progress = min(max(images_seen / images, 0.0), 1.0)
     return start + (end - start) * progress
-
-
-def learning_rate_factor(images_seen: float, images: float, warmup: float, fall: float) -> float:
-    """A learning-rate factor: linear from 0 over `warmup` images, 1, linear to 0 over the last `fall`."""
-    rise = (images_seen + 1) / (warmup + 1)
-    left = max(images - images_seen, 0.0) / fall if fall > 0 else 1.0
-    return min(rise, left, 1.0)

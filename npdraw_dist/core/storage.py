@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -30,8 +29,6 @@ from npdraw_dist.core.errors import UserError
 PARTIAL = ".part"  # suffix of a file that is still being written
 COPIERS = 8  # threads that send the files of a folder
 READERS = 16  # threads that read many small files
-GB = 1e9
-COMPRESSED = 0.1  # least share that compression leaves of images; scikit-learn's digits keep 0.44
 
 # pyarrow's name of a filesystem -> scheme. In an object store, a file appears as a whole when its upload is
 # complete, a rename is a copy, and folders need not be created.
@@ -263,7 +260,7 @@ def sha256(filesystem: fs.FileSystem, path: str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-# Where a command writes: found wrong, or too small, before anything is computed.
+# Where a command writes: a mistake is found before anything is computed.
 
 
 def _nearest_folder(path: Path) -> Path:
@@ -319,28 +316,3 @@ def write_files(out: str, files: Mapping[str, bytes]) -> list[str]:
         for name, content in files.items():
             write_bytes(filesystem, f"{path}/{name}", content)
     return [f"{out.rstrip('/')}/{name}" for name in files]
-
-
-@dataclass(frozen=True)
-class Size:
-    """Bytes that will be written. least: even if compression does very well; most: without compression."""
-
-    least: float = 0.0
-    most: float = 0.0
-
-    def __add__(self, other: "Size") -> "Size":
-        return Size(self.least + other.least, self.most + other.most)
-
-
-def require_space(filesystem: fs.FileSystem, folder: str, size: Size, advice: str) -> str | None:
-    """Raises UserError, with `advice`, if the least of `size` does not fit where the local `folder` will be.
-
-    Returns a warning if the most does not fit. The space of an object store is not known.
-    """
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        return None
-    free = shutil.disk_usage(_nearest_folder(Path(folder))).free
-    there = f"GB, and {free / GB:,.2f} GB are free there"
-    if size.least > free:
-        raise UserError(f"{folder} needs at least {size.least / GB:,.2f} {there}; {advice}")
-    return f"{folder} may need up to {size.most / GB:,.2f} {there}" if size.most > free else None

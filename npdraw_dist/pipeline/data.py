@@ -5,7 +5,6 @@ A source that `npdraw prepare` wrote is canonical already: it is only named in t
 
 import contextlib
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +16,9 @@ from npdraw_dist.config.schema import DataConfig, Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease, is_lease
 from npdraw_dist.core.storage import (
-    COMPRESSED,
-    Size,
     list_files,
     open_filesystem,
     require_apart,
-    require_space,
     require_writable,
     write_text,
     writing,
@@ -218,15 +214,11 @@ def prepare(
 
 
 def require_out(data: DataConfig, source: Source, out: str, format: Format) -> None:
-    """Raises UserError if the folder `out` holds something else, cannot be written, or is too small."""
+    """Raises UserError if the folder `out` holds something else or cannot be written."""
     require_writable(out, folder=True)
     if data.source == format and data.path is not None:  # it reads all files of the kind that are written
         require_apart(data.path, *open_filesystem(out), "what is prepared", "--out")
-    folder = _out_folder(out, source, format)
-    images = (source.count() or 0) * math.prod(data.shape)
-    there = sum(size for _, size in list_files(folder.filesystem, folder.root))
-    size = Size(COMPRESSED * images - there, images - there)
-    require_space(folder.filesystem, folder.root, size, "free some, or take another --out")
+    _out_folder(out, source, format)
 
 
 def _out_folder(out: str, source: Source, format: Format) -> ShardFolder:

@@ -12,8 +12,6 @@ from PIL import Image
 from pyarrow import fs
 
 from npdraw_dist import sample
-from npdraw_dist.core import editing
-from npdraw_dist.core.editing import parse_move, parse_region
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import write_bytes
@@ -21,7 +19,9 @@ from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.edit import pictures
+from npdraw_dist.nn import editing
 from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.editing import parse_move, parse_region
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import image_with_id
 from npdraw_dist.pipeline.models import load_npdraw

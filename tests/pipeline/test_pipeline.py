@@ -17,7 +17,7 @@ from npdraw_dist import NPDraw, PartSequence, train
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.paste import render
-from npdraw_dist.training import launch
+from npdraw_dist.distributed import start
 from tests.helpers.in_process import stopped
 from tests.helpers.runs import HERE, TINY
 
@@ -127,7 +127,7 @@ def stamps(*folders: Path) -> dict[str, int]:
 def test_a_finished_run_says_so_and_starts_nothing(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch, "start_ray", stopped)
+    monkeypatch.setattr(start, "start_ray", stopped)
     before = stamps(tiny_run)
     again(tiny_run)
     again(tiny_run, "--scale.num_workers", "2")  # how, not what

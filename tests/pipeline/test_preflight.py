@@ -1,6 +1,5 @@
 """What is known of a run before it starts: its sizes, the stages before, workers and GPUs of a cluster."""
 
-import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,26 +10,19 @@ import ray
 import torch
 from npdraw_dist.data.prepare import prepare
 
-from npdraw_dist.config.load import build, read_preset, with_changes
+from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import STAGES, DataConfig, Experiment, ScaleConfig
-from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import Size
-from npdraw_dist.nn.hub import make_model
-from npdraw_dist.pipeline import gpu_task
+from npdraw_dist.distributed import actors
+from npdraw_dist.distributed.actors import has_gpu, on_gpu
+from npdraw_dist.distributed.resources import Node
+from npdraw_dist.distributed.start import OWN_RAY
 from npdraw_dist.pipeline import run as pipeline
-from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
 from npdraw_dist.pipeline.run import removed_if_refused
 from npdraw_dist.pipeline.store import Store, fingerprint_of
-from npdraw_dist.training.environment import OWN_RAY
-from npdraw_dist.training.workers import Node
 from tests.helpers.runs import random_parses, tiny
 
 COUNTS = {"train": 60, "valid": 20, "test": 20}
-
-
-def free(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size))
 
 
 def finish(store: Store, experiment: Experiment, *stages: str) -> None:
@@ -39,53 +31,6 @@ def finish(store: Store, experiment: Experiment, *stages: str) -> None:
         if stage in stages:
             facts = {"fingerprint": fingerprint_of(experiment, stage), "splits": COUNTS}
             store.write_json(facts, folder, "manifest.json")
-
-
-def test_the_size_of_parses_bank_and_checkpoints() -> None:
-    experiment = build(read_preset("cifar10"))  # 3 x 32 x 32, T 64, K 200, P 4
-    found = pipeline.expected_size(experiment, COUNTS, ["parse"])
-    assert found.most == 100 * (3072 + 5 * 64)
-    assert found.least == pytest.approx(100 * 307.2)
-    bank = 4 * 200 * 3 * 16
-    assert pipeline.expected_size(experiment, {}, ["bank"]) == Size(bank, bank)
-    unknown = {"train": None, "valid": 20, "test": 20}
-    assert pipeline.expected_size(experiment, unknown, ["parse"]).most == 40 * (3072 + 5 * 64)
-
-    experiment = build(read_preset("digits"))
-    whole = sum(value.numel() for value in make_model(spec_of(experiment)).parameters())
-    found = pipeline.expected_size(experiment, {}, ["vae"])
-    assert found == Size(4 * 2 * whole, 12 * 3 * whole)  # 2 are kept of 24,000 / 4,000
-    one = with_changes(experiment, {"train": {"eval_every_images": 24_000}})
-    assert pipeline.expected_size(one, {}, ["vae"]) == Size(4 * whole, 12 * 2 * whole)
-
-
-def test_a_wide_network_is_counted_without_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = with_changes(build(read_preset("digits")), {"vae": {"decoder_width": 200_000}})
-    narrow = build(read_preset("digits"))
-    known = pipeline.parameters(narrow)
-    monkeypatch.setattr(pipeline, "WIDE", 1)
-    assert pipeline.parameters(narrow) == known
-    assert pipeline.parameters(wide)["vae"] > 10**11  # 400 GB and more
-    assert pipeline.parameters(wide)["prior"] == known["prior"]
-
-
-def test_a_disk_that_may_be_too_small_is_warned_of_and_one_that_is_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    experiment, parsed = tiny(), random_parses(tmp_path)
-    size = pipeline.expected_size(experiment, {}, ["prior"])
-    free(monkeypatch, size.most)
-    pipeline.check(experiment, parsed, ["prior"])
-    assert "warning" not in capsys.readouterr().out
-    free(monkeypatch, size.most - 1)
-    pipeline.check(experiment, parsed, ["prior"])
-    assert "warning: " in capsys.readouterr().out
-    free(monkeypatch, size.least - 1)
-    with pytest.raises(UserError, match="take another --storage"):
-        pipeline.check(experiment, parsed, ["prior"])
-    # What an earlier start of the run wrote needs no space again.
-    parsed.write_json({"weights": "x" * 100}, "prior", "checkpoint_0.json")
-    pipeline.check(experiment, parsed, ["prior"])
 
 
 def test_prepared_data_without_test_images_are_prepared_again(tmp_path: Path) -> None:
@@ -210,7 +155,9 @@ def test_the_workers_of_a_cluster_are_checked_once_it_is_joined(cluster: Cluster
     cluster(2)
     gpu = with_changes(tiny(), {"scale": {"use_gpu": True, "wait_s": 0}})
     for stages in (["bank"], ["prior"]):
-        with pytest.raises(UserError, match=r"1 worker needs 1 GPU; the cluster has 0 .*: 2 CPUs"):
+        with pytest.raises(
+            UserError, match=r"1 worker of 1 CPU and a GPU, and has room for 0; nodes: .*: 2 CPUs"
+        ):
             pipeline.require_workers(gpu, stages)
     large = with_changes(tiny(), {"scale": {"cpus_per_worker": 2}})
     assert pipeline.require_workers(large, ["vae"]).cpus == 2
@@ -238,5 +185,5 @@ def test_without_a_gpu_the_driver_does_it_itself(cluster: Cluster) -> None:
     done = on_gpu(ScaleConfig(), "sample", lambda device, *rest: (device, rest), 1, 2)
     assert done == ((torch.device("cpu"), (1, 2)), 0.0)
     # Beside a GPU a process has the threads of its share.
-    threads = [gpu_task._threads([Node(64), Node(32, 4), Node(8, 1)], share) for share in (1, 0.25, 0.01)]
+    threads = [actors._threads([Node(64), Node(32, 4), Node(8, 1)], share) for share in (1, 0.25, 0.01)]
     assert threads == [8, 2, 1]

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pyarrow as pa
@@ -63,8 +62,8 @@ def test_a_range_of_workers_from_0_is_this_process_without_a_cluster(
     def begun(scale: ScaleConfig) -> None:
         raise Stopped(scale.num_workers)
 
-    monkeypatch.setattr("npdraw_dist.training.launch.start_ray", begun)
-    monkeypatch.setattr("npdraw_dist.training.workers.ray_runs", lambda: False)
+    monkeypatch.setattr("npdraw_dist.distributed.start.start_ray", begun)
+    monkeypatch.setattr("npdraw_dist.distributed.start.ray_runs", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     flags = ["--data.source", "digits", "--out", str(out), "--scale.num_workers", "0:2"]
     command.main(flags)
@@ -255,12 +254,3 @@ def test_a_part_of_a_set_is_read_by_the_hash_of_the_id(out: Path) -> None:
     assert 100 < len(few) < 250
     assert set(few.ids) < set(more.ids) < set(original.ids)
     assert_equal(few, original.take([original.ids.index(name) for name in few.ids]))
-
-
-def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
-    out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda path: Mock(free=1000))
-    with pytest.raises(UserError, match=r"needs at least .* GB.*--out"):
-        prepare(DIGITS, 0, str(out), "parquet")
-    assert not out.exists()
