@@ -154,14 +154,14 @@ def ingest(
             todo.append(piece)
         else:
             too_many = _count(limit, piece.splits, [facts for facts in own if facts is not None])
-    old, errors, started, here_s = limit.images, list[UserError](), time.perf_counter(), 0.0
+    old, errors, started, driver_s = limit.images, list[UserError](), time.perf_counter(), 0.0
     by_number = {piece.number: piece for piece in pieces}
     for result in map_items([] if too_many else todo, write, Pool(), [folder.landmarks()]):
         if isinstance(result, UserError):
             errors.append(result)
             continue
         done |= {facts.shard: facts for facts in result}
-        here_s += 0.0 if ray_runs() else sum(facts.core_seconds for facts in result)
+        driver_s += 0.0 if ray_runs() else sum(facts.core_seconds for facts in result)
         number = int(result[0].shard.rpartition("-")[2])
         too_many = _count(limit, by_number[number].splits, result)
         show(limit.images, (limit.images - old) / (time.perf_counter() - started))
@@ -174,9 +174,9 @@ def ingest(
         more = f" (and {len(errors) - 1} more pieces failed)" if len(errors) > 1 else ""
         raise UserError(f"{errors[0]}{more}; what is written stays, and the same command goes on")
     if not source.unique:
-        here_s += _reject_repeated(write, pieces, done, across_splits)
+        driver_s += _reject_repeated(write, pieces, done, across_splits)
     shards = [done[name] for split in splits for name in names if done[name].split == split]
-    written = Written(shards, limit.images - old, tuple(splits), here_s)
+    written = Written(shards, limit.images - old, tuple(splits), driver_s)
     _write_rejects(folder, written.shards)
     check_rejects(written.rejects, written.images + written.rejects, data)
     return written
@@ -193,7 +193,7 @@ def _reject_repeated(
 
     Returns CPU seconds of this process.
     """
-    folder, here_s = write.folder, 0.0
+    folder, driver_s = write.folder, 0.0
     repeated: dict[str, set[Hash]] = {}
     for group in [write.splits] if across_splits else [(split,) for split in write.splits]:
         own = sorted(
@@ -211,8 +211,8 @@ def _reject_repeated(
         if isinstance(result, UserError):
             raise result
         done |= {facts.shard: facts for facts in result}
-        here_s += 0.0 if ray_runs() else sum(f.core_seconds - spent.get(f.shard, 0.0) for f in result)
-    return here_s
+        driver_s += 0.0 if ray_runs() else sum(f.core_seconds - spent.get(f.shard, 0.0) for f in result)
+    return driver_s
 
 
 def manifest_of(

@@ -21,16 +21,17 @@ from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.distributed.tasks import map_items
 
 SCHEMA = pa.schema([("path", pa.large_string()), ("size", pa.int64()), ("modified", pa.int64())])
-ROWS = 1 << 16  # files of a piece of a table
-MANY = 64  # folders that tasks list: fewer are listed before a task has started
-LISTED = 16  # folders a task
+ROWS = 1 << 16  # files that are Python objects at once
+MANY = 64  # from so many top folders on, tasks list them; fewer are listed before a task has started
+LISTED = 16  # folders that a task lists
 File = tuple[str, int, int | None]
 
 
 def list_tree(filesystem: fs.FileSystem, root: str) -> pa.Table:
     """The files below the folder `root`; no row if there is no such folder.
 
-    Where Ray runs, tasks list the many folders of a shared storage, which takes up to a millisecond a file.
+    Where Ray runs, tasks list the top folders if there are many: a shared storage takes up to a millisecond
+    for each file.
     Links to local folders are followed, but not back to a folder above. A local name that is not UTF-8, which
     Parquet does not take, has its bytes as \\xe9; `local_path` finds the file.
     """
@@ -55,7 +56,7 @@ def local_path(root: str, path: str) -> Path:
 
 
 def list_paths(filesystem: fs.FileSystem, root: str, paths: Sequence[str]) -> pa.Table:
-    """The files of these paths below `root`, which are not listed but looked at one by one."""
+    """The files at these paths below `root`. No folder is listed."""
     infos = filesystem.get_file_info([f"{root}/{path}" if root else path for path in paths])
     found = zip(paths, infos, strict=True)
     return _table((p, i.size, i.mtime_ns) for p, i in found if i.type == fs.FileType.File).sort_by("path")
@@ -71,7 +72,7 @@ def common_root(paths: Sequence[str]) -> str:
 
 
 def stamp_of(files: pa.Table) -> str:
-    """Hexadecimal SHA-256 of the rows: another one if a file is new, gone or written again."""
+    """Hexadecimal SHA-256 of the rows. It changes if a file is new, gone or written again."""
     digest = hashlib.sha256()
     for batch in files.to_batches(ROWS):
         digest.update(json.dumps(batch.to_pydict()).encode())
@@ -113,7 +114,7 @@ def _select(filesystem: fs.FileSystem, root: str, folder: str, deep: bool = True
 
 
 def _walk(root: str, folder: str, deep: bool = True, above: tuple[str, ...] = ()) -> Iterator[File]:
-    """The same on a local disk. above: the real paths of the folders on the way here."""
+    """The same on a local disk. above: the real paths of the folders that lead to this one."""
     where = os.path.join(root, folder)
     real = os.path.realpath(where)
     if real in above:

@@ -32,12 +32,12 @@ from npdraw_dist.data.parquet import Z, images_of, lists_of
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Canonical
 
-# Of rows that a stream reads, and puts in a random order, as one: a request each. A shard is one by default.
+# A stream reads rows of so many bytes with one request for each file. By default a shard is one such read.
 READ_BYTES = 12 << 20
-MOST_IDS = 1 << 20  # `sample` chooses from so many
+MOST_IDS = 1 << 20  # `sample` chooses from about so many
 AHEAD = 3  # reads of a stream at once
-IMAGES_AT_ONCE = 256  # rows of a group that `images` draws
-FOOTERS = 4096  # of files, which a stream keeps
+IMAGES_AT_ONCE = 256  # rows of a group that `some_images` draws
+FOOTERS = 4096  # footers of files that a stream keeps
 
 
 class ShardFile(NamedTuple):
@@ -99,7 +99,7 @@ def _opened(
 ) -> Iterator[pq.ParquetFile]:
     """footer: of the file, if known. Raises UserError if the file, or what is read of it, is damaged."""
     try:
-        # All columns are asked for at once: a store answers each request after a while.
+        # All columns are requested at once: a store answers each request after a while.
         with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, metadata=footer) as file:
             yield file
     except (OSError, pa.ArrowInvalid) as error:
@@ -110,8 +110,8 @@ def _opened(
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a batch says to the prior of each image. classes: names of the labels of the data."""
+class Conditions:
+    """What the prior is conditioned on, read for each image. classes: names of the labels of the data."""
 
     vocabulary: Vocabulary
     classes: Sequence[str]
@@ -143,7 +143,7 @@ class Parses:
     files: tuple[ShardFile, ...]
     images: tuple[fs.FileSystem, str]
     parses: tuple[fs.FileSystem, str] | None = None
-    told: Told | None = None
+    conditions: Conditions | None = None
 
     @classmethod
     def of_split(
@@ -151,11 +151,11 @@ class Parses:
         shards: Canonical,
         split: str,
         parses: tuple[fs.FileSystem, str] | None = None,
-        told: Told | None = None,
+        conditions: Conditions | None = None,
     ) -> "Parses":
         """The shards of a split, by name."""
         files = sorted(ShardFile(*item) for item in shards.manifest.files.get(split, {}).items())
-        return cls(tuple(files), (shards.filesystem, shards.root), parses, told)
+        return cls(tuple(files), (shards.filesystem, shards.root), parses, conditions)
 
     def __len__(self) -> int:
         return sum(file.rows for file in self.files)
@@ -170,7 +170,7 @@ class Parses:
     def in_id_order(self) -> Batch:
         """All rows, sorted by id, so that their order does not depend on the shards."""
         tables = in_threads(lambda file: self._read(file.path, ["id", *self.columns]), self.files)
-        whole = self._join([to_batch(table, self.told) for table in tables])
+        whole = self._join([to_batch(table, self.conditions) for table in tables])
         return whole[torch.from_numpy(_id_order([table["id"] for table in tables]))]
 
     def sample(self, limit: int, seed: int) -> Batch:
@@ -203,7 +203,7 @@ class Parses:
             first = self._first_rows(file.path)
             groups = np.searchsorted(first, own, side="right") - 1
             for group in np.unique(groups):  # one at a time in memory
-                batch = to_batch(self._read(file.path, self.columns, [int(group)]), self.told)
+                batch = to_batch(self._read(file.path, self.columns, [int(group)]), self.conditions)
                 parts.append(batch[torch.from_numpy(own[groups == group] - first[group])])
             return Batch.cat(parts)
 
@@ -222,7 +222,7 @@ class Parses:
             yield images
 
     def groups(self, row_bytes: int) -> RowGroups:
-        """What `stream` puts in another order, READ_BYTES each."""
+        """The groups whose order `stream` takes, of READ_BYTES each."""
         return RowGroups.of(self.files, max(READ_BYTES // row_bytes, 1))
 
     def stream(
@@ -250,12 +250,16 @@ class Parses:
         path = f"{root}/{piece.path}"
         if isinstance(filesystem, fs.LocalFileSystem) and not Path(path).exists():
             raise FileNotFoundError(f"{path} is not on this machine")
-        return to_batch(self._read_range(piece, self.columns), self.told)
+        return to_batch(self._read_range(piece, self.columns), self.conditions)
 
     @property
     def columns(self) -> list[str]:
         """What a batch is made of, as far as a file has it."""
-        return ["image", *(Z if self.parses else ()), *(() if self.told is None else (self.told.column,))]
+        return [
+            "image",
+            *(Z if self.parses else ()),
+            *(() if self.conditions is None else (self.conditions.column,)),
+        ]
 
     def texts(self, most: int) -> Iterator[list[str]]:
         """The words of the first files, of about `most` images; nothing if there are none."""
@@ -334,10 +338,10 @@ def _id_order(ids: list[pa.ChunkedArray]) -> NDArray[np.int64]:
     return pc.sort_indices(_joined(ids)).to_numpy().astype(np.int64)
 
 
-def to_batch(table: pa.Table, told: Told | None = None) -> Batch:
+def to_batch(table: pa.Table, conditions: Conditions | None = None) -> Batch:
     """image, whether, where and what in their types on disk. T is 0 if the table has no steps."""
     images = torch.tensor(images_of(table))
-    condition = () if told is None else (told.read(table),)
+    condition = () if conditions is None else (conditions.read(table),)
     if "whether" not in table.column_names:
         return Batch.of(images, PartSequence.empty(len(images)), *condition)
     return Batch(images, *(torch.tensor(lists_of(table[name])) for name in Z), *condition)

@@ -74,8 +74,8 @@ class Rows:
             left_out.update(part.left_out)
         labelled = any(part.labels is not None for part in kept)
         labels = np.concatenate([part.known_labels() for part in kept]) if labelled else None
-        told = any(part.words is not None for part in kept)
-        words = [text for part in kept for text in part.words or [""] * len(part)] if told else None
+        has_words = any(part.words is not None for part in kept)
+        words = [text for part in kept for text in part.words or [""] * len(part)] if has_words else None
         rejects = [reject for part in kept for reject in part.rejects]
         images = np.concatenate([part.images for part in kept])
         return cls(list(ids), images, labels, rejects, dict(left_out), words)
@@ -155,7 +155,7 @@ def write_rejects(filesystem: fs.FileSystem, folder: str, lines: Sequence[Reject
 
 
 def check_rejects(rejects: int, total: int, data: DataConfig, listed: bool = True) -> None:
-    """Raises UserError if that are more than data.max_bad_fraction. listed: rejects.jsonl names them."""
+    """Raises UserError on more rejects than data.max_bad_fraction. listed: rejects.jsonl names them."""
     if rejects > data.max_bad_fraction * total:
         raise UserError(
             f"{rejects} of {total} rows of data.source {data.source} are bad, more than "

@@ -1,7 +1,7 @@
-"""A folder of shards that is written resumably: for the canonical shards of images and for their parses.
+"""A folder of shards that a killed run goes on to write: canonical shards of images, or their parses.
 
-<root>/<split>/<shard>.<suffix>, <root>/.done/<shard>.json (the sidecar, written after the file, so that a
-killed run goes on at the first shard without one), <root>/.done/source.json (what the shards are made from).
+<root>/<split>/<shard>.<suffix> is a shard. <root>/.done/<shard>.json is its sidecar, written after it: a
+shard without one is made again. <root>/.done/source.json says what the shards are made from.
 The driver reads and writes nothing that grows with images.
 """
 
@@ -23,10 +23,10 @@ DONE, MARKER = ".done", "source.json"
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What a sidecar says of a shard. file: None if the shard has no good row. left_out: as in `Rows`.
+    """What a sidecar says about a shard. file: None if the shard has no good row. left_out: as in `Rows`.
 
-    digest: of its rows (`parquet.digest_of`), hexadecimal. seconds: to read, encode and write it;
-    core_seconds: CPU seconds of the thread meanwhile. numbers: what the writer states, as sums of errors.
+    digest: hexadecimal `parquet.digest_of` its rows. seconds: the time to read, encode and write it.
+    core_seconds: the CPU seconds of the thread meanwhile. numbers: what the writer adds, as sums of errors.
     """
 
     shard: str
@@ -44,7 +44,7 @@ class ShardFacts:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """made_from: fingerprint of all that decides the content of the shards. suffix: of their files."""
+    """made_from: fingerprint of all that decides the content of the shards. suffix: that of their files."""
 
     filesystem: fs.FileSystem
     root: str
@@ -111,13 +111,13 @@ class ShardFolder:
 class Written:
     """All shards of the splits `of`. new: images that this call wrote.
 
-    here_s: CPU seconds that this process spent on them itself, without Ray.
+    driver_s: CPU seconds that this process spent on reading and writing them, 0 where Ray's tasks do.
     """
 
     shards: Sequence[ShardFacts]
     new: int
     of: tuple[Split, ...]
-    here_s: float = 0.0
+    driver_s: float = 0.0
 
     @property
     def images(self) -> int:

@@ -1,6 +1,6 @@
-"""Sources of images as pieces, the unit of work of the ingest: small picklable descriptions of some images.
+"""A source of images is cut in pieces, which the ingest reads: small picklable descriptions of some images.
 
-Each piece costs the driver requests, memory and a message, so many small ones are read as one.
+Each piece costs the driver requests, memory and a message, so many small parts of a source are one piece.
 """
 
 import math
@@ -25,8 +25,8 @@ from npdraw_dist.data.readers.known import DOWNLOADS
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import SPLITS, Split, named_split, stated_split, subset
 
-FEW = 1024  # pieces of a source that stay as they are: enough for the cores of a cluster, and little work
-MOST_BYTES = 64 << 20  # images of a merged piece
+FEW = 1024  # so many parts are a piece each: enough for the cores of a cluster, and little work
+MOST_BYTES = 64 << 20  # bytes of the images of a piece of several parts
 PARTS, LEAST_ROWS = 8, 2048  # shards of a small set of single files, and the least rows of one
 
 # Reads the rows of a piece that are in some splits.
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Parts of a source that are read together. number: in the source, part of the names of its shards."""
+    """Parts of a source that are read together. number: of the piece, in the names of its shards."""
 
     number: int
     splits: tuple[Split, ...]
@@ -243,7 +243,7 @@ def read_table(filesystem: fs.FileSystem, path: str, columns: Sequence[str] | No
 
 
 class Layout(NamedTuple):
-    """The splits that folders and a manifest of `npdraw prepare` state. own: those of some file."""
+    """The split of each file, as folders or a manifest of `prepare` state it. own: all stated ones."""
 
     files: pa.Table
     stated: dict[str, Split | None]
@@ -257,14 +257,14 @@ class Layout(NamedTuple):
 
 
 def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
-    """The split of each file is that of its folder below `root`, which may hold the manifest of `prepare`.
+    """The folder of a file below `root` states its split, else the name of the file.
 
-    root: None of a single file or a pattern, whose folders are those below the folder of all files. In
-    another folder its name states it, as Hugging Face's `test-00000-of-00001.parquet` does; but not where no
-    file would be left for training: then they are data as a whole, such as a single file is.
-    Prepared data keep their splits; but of those without validation images, `data.valid_fraction` of the
-    training images is held out by the hash of the id, and neither is counted. Raises UserError if the
-    manifest states images of another shape than `data`.
+    Names state none where no file would be left for training, as where there is a single file. A name such as
+    Hugging Face's `test-00000-of-00001.parquet` states one. root: it may hold the manifest of `prepare`; None
+    for a single file or a pattern, whose folders count below the folder that holds all files.
+    Prepared data keep their splits. If they have no validation images, `data.valid_fraction` of the training
+    images is held out by the hash of the id; then the images of these two splits are not counted. Raises
+    UserError if the manifest states images of another shape than `data`.
     """
     above = posixpath.commonpath([posixpath.dirname(path) for path in paths]) if root is None else root
     names = tuple(path[len(above) + 1 :] for path in paths)

@@ -17,7 +17,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.made_by import command_line
 from npdraw_dist.core.storage import open_filesystem, sha256, write_bytes, write_text, writing
 from npdraw_dist.data.identity import identify
-from npdraw_dist.data.parses import Told
+from npdraw_dist.data.parses import Conditions
 from npdraw_dist.data.rows import check_rejects
 from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.data.splits import Split
@@ -104,7 +104,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
         _require_samples(settings, file, work.images or images_in(source, split, file.dimensions or 0))
     conditions = None
     if isinstance(model, NPDraw) and model.vocabulary.kind != "none":
-        conditions = Told(model.vocabulary, source.facts()["classes"])
+        conditions = Conditions(model.vocabulary, source.facts()["classes"])
     evaluation = Evaluation(model, settings, work, pool, conditions)
     result, ids = evaluation.likelihood()
     if settings.images is None:

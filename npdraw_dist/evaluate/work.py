@@ -23,7 +23,7 @@ from torch import Tensor
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import device_here
-from npdraw_dist.data.parses import Told
+from npdraw_dist.data.parses import Conditions
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.splits import unit_hash
@@ -176,7 +176,7 @@ class Worker:
         settings: EvaluationSettings,
         gpu: bool,
         extractor: ExtractorFile | None = None,
-        conditions: Told | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         self.conditions, self.scored = conditions, extractor is None
         torch.set_num_threads(1)  # an actor has one CPU; more threads would also sum in another order
@@ -226,7 +226,7 @@ class Evaluation:
     settings: EvaluationSettings
     work: Work
     pool: Pool
-    conditions: Told | None = None
+    conditions: Conditions | None = None
 
     def _measured(
         self, title: str, samples: Sequence[SampleBatch], extractor: ExtractorFile | None

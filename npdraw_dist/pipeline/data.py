@@ -128,7 +128,7 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
         store.record_opening(NAME)
     if source.canonical is not None:
         manifest, shards = _named(source, source.canonical), source.canonical
-        here_s = actors = 0.0
+        driver_s = actors = 0.0
         new = manifest["images"]
     else:
         folder = ShardFolder(store.filesystem, store.path(NAME), f"{settings_print(source)}/{source.stamp}")
@@ -138,14 +138,14 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
             written = ingest(source, settings, folder, experiment.seed, splits, show=show)
         manifest = manifest_of(source, folder, written, settings)
         shards = Canonical(store.filesystem, folder.root, Prepared.of(manifest))
-        here_s, actors = written.here_s, sum(facts.core_seconds for facts in written.shards)
+        driver_s, actors = written.driver_s, sum(facts.core_seconds for facts in written.shards)
         new = written.new
     seconds = time.perf_counter() - started
     manifest |= {
         "fingerprint": fingerprint_of(experiment, NAME),
         "seconds": round(seconds + (before or {}).get("seconds", 0.0), 2),
         "images_per_s": new / seconds,
-        "core_seconds": round(time.process_time() - cpu_started - here_s + actors, 2),
+        "core_seconds": round(time.process_time() - cpu_started - driver_s + actors, 2),
     }
     store.write_json(_vocabulary(shards), NAME, VOCABULARY)
     store.write_manifest(manifest, NAME)

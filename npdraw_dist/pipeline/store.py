@@ -34,7 +34,7 @@ from npdraw_dist.core.storage import (
     write_text,
 )
 from npdraw_dist.core.vocabulary import Vocabulary
-from npdraw_dist.data.parses import Parses, Told
+from npdraw_dist.data.parses import Conditions, Parses
 from npdraw_dist.data.shards import Canonical
 
 CONFIG, METRICS, OPENINGS = "config.yaml", "metrics.json", "test_split.json"
@@ -106,14 +106,14 @@ class Store:
     def parses(self, split: str, experiment: Experiment | None = None) -> Parses:
         """The images of a split, and their parses if there are some.
 
-        experiment: `with_vocabulary`, where batches have to say what its prior is told.
+        experiment: `with_vocabulary`, where batches have to hold what its prior is conditioned on.
         """
-        told = None
+        conditions = None
         if experiment is not None and experiment.takes_condition:
             classes = self.read_json("data", VOCABULARY)["classes"]
-            told = Told(Vocabulary.of(experiment.prior), classes)
+            conditions = Conditions(Vocabulary.of(experiment.prior), classes)
         parses = (self.filesystem, self.path("parses")) if self.has("parses", MANIFEST) else None
-        return Parses.of_split(self.shards(), split, parses, told)
+        return Parses.of_split(self.shards(), split, parses, conditions)
 
     def shards(self) -> Canonical:
         """The images of a run whose stage `data` has finished. Raises UserError if they are gone."""

@@ -19,7 +19,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.data import parses as module
 from npdraw_dist.data.parquet import images_of
-from npdraw_dist.data.parses import READ_BYTES, Parses, RowGroups, Told, to_batch
+from npdraw_dist.data.parses import READ_BYTES, Conditions, Parses, RowGroups, to_batch
 from npdraw_dist.data.rows import Rows
 from tests.helpers.counting import Counting
 from tests.helpers.rows import Parsed, numbered, numbers_of, open_parses, write_run
@@ -194,9 +194,9 @@ def test_a_stream_leaves_the_threads_of_torch_to_the_step(
 ) -> None:
     found: list[int] = []
 
-    def noted(table: pa.Table, told: Told | None) -> Batch:
+    def noted(table: pa.Table, conditions: Conditions | None) -> Batch:
         found.append(torch.get_num_threads())
-        return to_batch(table, told)
+        return to_batch(table, conditions)
 
     monkeypatch.setattr(module, "to_batch", noted)
     torch.set_num_threads(2)

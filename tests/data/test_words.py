@@ -21,7 +21,7 @@ from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.vocabulary import Classes, Words, learned, words_in
 from npdraw_dist.data import parquet
 from npdraw_dist.data.parquet import images_to_parquet
-from npdraw_dist.data.parses import Parses, Told
+from npdraw_dist.data.parses import Conditions, Parses
 from npdraw_dist.data.readers import emoji_names
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
@@ -124,7 +124,7 @@ def test_an_emoji_has_the_words_of_its_name() -> None:
     assert emoji_names.words((0xE000,)) == ""
 
 
-def parses_with(told: Told, folder: Path) -> Parses:
+def parses_with(conditions: Conditions, folder: Path) -> Parses:
     """Parses of pictures whose pixels, parts and words all say their number."""
     shards = list[Parsed]()
     for file in range(4):
@@ -140,38 +140,40 @@ def parses_with(told: Told, folder: Path) -> Parses:
         shards.append(Parsed(rows, z))
     with mock.patch.object(parquet, "ROW_GROUP_BYTES", 4 * 8 * 8):
         write_run(LOCAL, str(folder), {"train": shards})
-    return replace(open_parses(LOCAL, str(folder)), told=told)
+    return replace(open_parses(LOCAL, str(folder)), conditions=conditions)
 
 
-def classes(turned: bool) -> Told:
+def classes(turned: bool) -> Conditions:
     """The model's classes in another order than the data's, and one that the model lacks, if turned."""
     entries = ("dog", "cat") if turned else NAMES
-    return Told(Classes(entries, 1), NAMES)
+    return Conditions(Classes(entries, 1), NAMES)
 
 
-def words() -> Told:
+def words() -> Conditions:
     found = {word for number in range(COUNT) for word in words_in(told_of(number)[1])}
-    return Told(Words(learned(dict.fromkeys(found, 1)), 8), NAMES)
+    return Conditions(Words(learned(dict.fromkeys(found, 1)), 8), NAMES)
 
 
-def check(batch: Batch, told: Told) -> None:
+def check(batch: Batch, conditions: Conditions) -> None:
     for number, row in zip(batch.images[:, 0, 0, 0].tolist(), batch.condition, strict=True):
         name, text = told_of(number)
-        if told.vocabulary.kind == "class":
-            assert row.tolist() == [told.vocabulary.numbers.get(name, 0)]
+        if conditions.vocabulary.kind == "class":
+            assert row.tolist() == [conditions.vocabulary.numbers.get(name, 0)]
         else:
-            expected = [told.vocabulary.numbers[word] for word in words_in(text)]
+            expected = [conditions.vocabulary.numbers[word] for word in words_in(text)]
             assert [token for token in row.tolist() if token] == expected
 
 
-@pytest.mark.parametrize("told", [classes(False), classes(True), words()], ids=["class", "turned", "words"])
-def test_conditions_stay_with_their_images(told: Told, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "conditions", [classes(False), classes(True), words()], ids=["class", "turned", "words"]
+)
+def test_conditions_stay_with_their_images(conditions: Conditions, tmp_path: Path) -> None:
     """Read whole, by row, as a sample, shuffled in memory, streamed by two ranks, and after a resume."""
-    parses = parses_with(told, tmp_path)
+    parses = parses_with(conditions, tmp_path)
     whole = parses.in_id_order()
-    check(whole, told)
-    check(parses.at(np.array([5, 40, 7])), told)
-    check(parses.sample(10, 1), told)
+    check(whole, conditions)
+    check(parses.at(np.array([5, 40, 7])), conditions)
+    check(parses.sample(10, 1), conditions)
     groups = parses.groups(4 << 20)
     for rank in range(2):
         share = Share(8, 4, 0, rank, 2)
@@ -180,7 +182,7 @@ def test_conditions_stay_with_their_images(told: Told, tmp_path: Path) -> None:
         for feed, first in product(feeds, (0, 3)):  # from the beginning, and as a resumed run
             for step in islice(feed.steps(first), 8):
                 for _, micro in step:
-                    check(micro, told)
+                    check(micro, conditions)
 
 
 def test_a_parquet_file_may_name_its_classes_as_hugging_face_does(tmp_path: Path) -> None:

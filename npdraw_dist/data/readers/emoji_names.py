@@ -61,8 +61,8 @@ def words(text: Text) -> str:
     if listed is None:
         return ""
     tones = dict.fromkeys(TONES[code] for code in canonical(text) if code in SKIN_TONES)
-    told = " ".join([listed[0], *(f"{tone} skin tone" for tone in tones), *listed[1:]])
-    return " ".join(dict.fromkeys(words_in(told.replace("_", " "))))
+    name = " ".join([listed[0], *(f"{tone} skin tone" for tone in tones), *listed[1:]])
+    return " ".join(dict.fromkeys(words_in(name.replace("_", " "))))
 
 
 def group(text: Text) -> str | None:

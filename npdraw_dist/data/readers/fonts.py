@@ -70,13 +70,13 @@ def open_fonts(data: DataConfig, seed: int) -> Source:
         path, why = next(iter(broken.items()))
         raise UserError(f"no font below data.path {data.path} can be used: {path}: {why}")
     rule = HashSplit.of(data, seed, own=())
-    held: Sequence[Split | None] = [None] * len(faces)
+    stated: Sequence[Split | None] = [None] * len(faces)
     if data.split_by == "face":
         keys = [[("file", face.path), ("family", face.family)] for face in faces]
         shares = data.test_fraction, data.valid_fraction
-        held = grouped(keys, np.zeros(len(faces), np.int64), shares, seed)
+        stated = grouped(keys, np.zeros(len(faces), np.int64), shares, seed)
     parts = []
-    for face, split in zip(faces, held, strict=True):
+    for face, split in zip(faces, stated, strict=True):
         splits = rule.possible(None) if split is None else (split,)
         for start in range(0, face.characters, data.rows_a_shard):
             stop = min(start + data.rows_a_shard, face.characters)

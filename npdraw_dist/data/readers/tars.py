@@ -138,8 +138,10 @@ def _read_tar(
 
 
 def open_webdataset(data: DataConfig, seed: int) -> Source:
-    """Tar files. A tar in a folder named train, valid or test is of that split, or its name tells; what
-    has no split of its own is told apart by a hash of the id (the member `id`, else the key)."""
+    """Tar files. The folder (train, valid or test) or the name of a tar states the split of its images.
+
+    Images without a stated split are split by a hash of the id, which is the member `id`, else the key.
+    """
     if data.path is None:
         raise UserError(
             "data.source webdataset needs --data.path: a tar, a folder of tars or a {00..99} pattern"
