@@ -32,6 +32,7 @@ from npdraw_dist.core.pictures import (
 )
 from npdraw_dist.core.vocabulary import MOST_CLASSES, as_python
 from npdraw_dist.data.listing import list_tree, local_path
+from npdraw_dist.data.readers.files import pictures_in
 from npdraw_dist.data.rows import Reject, Rows
 
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
@@ -47,7 +48,7 @@ Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
 
 
 class Folder:
-    """The pictures in a local folder. listing: of all its files. names: of the pictures, below `root`."""
+    """The pictures in a local folder. listing: of them and their words. names: below `root`."""
 
     def __init__(self, folder: str | Path) -> None:
         if "://" in str(folder):
@@ -55,7 +56,7 @@ class Folder:
                 f"images are at {folder}; copy them here, or give `npdraw train` that --data.path"
             )
         self.root = str(Path(folder).expanduser().absolute())
-        self.listing = list_tree(fs.LocalFileSystem(), self.root)
+        self.listing = pictures_in(list_tree(fs.LocalFileSystem(), self.root))
         self.names = [name for name in self.listing["path"].to_pylist() if is_picture(name)]
         if not self.names:
             raise UserError(f"{self.root} has no image ({', '.join(SUFFIXES)})")
