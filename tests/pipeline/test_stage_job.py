@@ -43,7 +43,7 @@ def test_rows_of_a_stream_are_of_many_files(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(stage_job, "SHUFFLE_BYTES_EACH", 0)
     monkeypatch.setattr(parses, "READ_BYTES", 256 << 10)
     share = Share(tiny().train.batch_size, 64, 0)
-    feed = stage_job.make_feed(Parses(LOCAL, every), share, stage_job.row_bytes(tiny()))
+    feed = stage_job.make_feed(Parses(every, (LOCAL, "data")), share, stage_job.row_bytes(tiny()))
     assert isinstance(feed, StreamFeed)
     read: list[RowRange] = []
 
