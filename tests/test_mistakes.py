@@ -251,10 +251,9 @@ WITHOUT=fastapi serve --model model | serve needs npdraw_dist[serve]: pip instal
 WITHOUT=torchmetrics evaluate --model model --out new.json --extractor e.pt | needs npdraw_dist[metrics]
 WITHOUT=torch_fidelity evaluate --model model --out new.json --fid-weights w | needs npdraw_dist[metrics]
 WITHOUT=optuna sweep --space smoke --search optuna | --search optuna needs npdraw_dist[optuna]
-train --scale.use_gpu true --scale.num_workers 1 | 1 worker needs 1 GPU; the cluster has 0 & 2 CPUs
+train --scale.use_gpu true --scale.num_workers 1 | 1 worker of 1 CPU and a GPU, and has room for 0 & 2 CPUs
 train --scale.use_gpu true --stages bank | but this machine has no GPU (--scale.use_gpu false
-train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has 2 & this machine
-train --train.compile true | train.compile needs a C++ compiler: install g++
+train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs, and has room for 0 & this machine
 train --vae.decoder_width 20000 | needs at least 118.50 GB, and 0.10 GB are free there & --storage
 train --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | and 0.10 GB are free
 RAY_ADDRESS=127.0.0.1:1 train | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
@@ -266,13 +265,13 @@ bench --quick --bank.size 200000 | bank.size is 200000, but the bench's & lower 
 train --bank.max_patches 50 | bank.size is 100, but bank.max_patches keeps 50 patches; lower bank.size
 train --data.test_fraction 0 | no test image for the final numbers; raise --data.test_fraction
 train --data.valid_fraction 0 | no validation image, and train.select best needs some
-evaluate --model model --out new.json --scale.use_gpu true | 1 worker needs 1 GPU; the cluster has 0
+evaluate --model model --out new.json --scale.use_gpu true | 1 worker of 1 CPU and a GPU, and has room for 0
 serve --model model --replicas 2 --use_gpu true | --use_gpu true: 2 replicas need 2 GPUs; there are 0
 serve --model model --token pässword | a token is of ASCII without spaces
 serve --model model --token p%41 | a token is of ASCII without spaces
 serve --model model --port $PORT | cannot listen at 127.0.0.1:$PORT & choose another --port
 serve --model model --host nowhere.invalid | cannot listen at nowhere.invalid:8000 & --host
-sweep --space smoke --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has 2
+sweep --space smoke --scale.cpus_per_worker 64 | 1 worker of 64 CPUs, and has room for 0
 sweep --space smoke --max-concurrent-trials 5 | --max-concurrent-trials is 5, but the cluster fits 2 at once
 """
 ROWS = [line for table in (SETTINGS, INPUTS, OUTPUTS, MEANS) for line in table.strip().splitlines()]

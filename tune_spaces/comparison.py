@@ -17,7 +17,7 @@ from typing import Any
 from npdraw_dist.config.load import dump, with_changes
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import OBJECT_STORES, write_text
-from npdraw_dist.data.tasks import map_items
+from npdraw_dist.distributed.tasks import map_items
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
@@ -94,7 +94,7 @@ class Comparison:
     def _probe(self, jobs: Sequence[Job]) -> list[float | str]:
         """`ms_an_image` of each, on a core of the cluster or, one after the other, of this process."""
         if jobs and not self.base.scale.here:
-            from npdraw_dist.training.launch import start_ray  # Ray takes seconds to import
+            from npdraw_dist.distributed.start import start_ray  # Ray takes seconds to import
 
             start_ray(self.base.scale.model_copy(update={"num_workers": 1}))
         measured = dict(map_items([*enumerate(jobs)], _measured))

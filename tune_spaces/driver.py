@@ -13,13 +13,12 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.process import require_extra
+from npdraw_dist.distributed.start import MANY_PROCESSES, is_local
 from npdraw_dist.pipeline import inputs
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.run import check, removed_if_refused
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training.environment import MANY_PROCESSES
-from npdraw_dist.training.workers import is_local
 from tune_spaces import comparison
 from tune_spaces.options import OF_KINDS, Options, load_space
 from tune_spaces.results import ranked, write_results
@@ -137,8 +136,8 @@ def _run_missing(
         return
 
     # Ray takes seconds to import: only if there is something to run.
-    from npdraw_dist.training.cluster import require_shared
-    from npdraw_dist.training.launch import start_ray
+    from npdraw_dist.distributed.nodes import require_shared
+    from npdraw_dist.distributed.start import start_ray
     from tune_spaces.tuning import divide, run_sweep
 
     reads_data = needs_data(plan.run, [t.experiment for t in todo or []])

@@ -3,7 +3,7 @@
 A trial that lacks a stage takes the lease on `building` in that folder and builds it, while the others wait;
 the stage's manifest says that it is there. So a finished stage outlives the sweep's process, and a build that
 was killed resumes. The processes of a stopped trial end a while after it: so the process that writes a stage
-holds a lease on the folder itself, here or in `training/launch.py`, and the next builder waits for its end.
+holds a lease on the folder itself, here or in `distributed/run.py`, and the next builder waits for its end.
 """
 
 import time
@@ -72,7 +72,7 @@ def build_alone(
 
     Raises UserError if one is still there after scale.timeout_s, or if this node does not see the `folders`.
     """
-    from npdraw_dist.training.cluster import require_here  # imports Ray
+    from npdraw_dist.distributed.nodes import require_here  # imports Ray
 
     require_here(folders)
     what, wait_s = f"the build in {store.shown()}", float(experiment.scale.timeout_s)

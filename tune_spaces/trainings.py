@@ -137,10 +137,9 @@ def on_ray(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | No
     # Ray takes seconds to import and to start.
     import ray
 
-    from npdraw_dist.training.cluster import require_shared
-    from npdraw_dist.training.environment import MANY_PROCESSES
-    from npdraw_dist.training.failures import reason_of
-    from npdraw_dist.training.launch import start_ray
+    from npdraw_dist.distributed.failures import reason_of
+    from npdraw_dist.distributed.nodes import require_shared
+    from npdraw_dist.distributed.start import MANY_PROCESSES, start_ray
 
     os.environ.update(MANY_PROCESSES)
     scale = jobs[0].experiment.scale
@@ -168,7 +167,7 @@ def on_ray(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | No
 
 
 def _train_there(run: Store, job: Job, with_scores: bool, folders: Sequence[Landmarks]) -> str:
-    from npdraw_dist.training.cluster import require_here
+    from npdraw_dist.distributed.nodes import require_here
 
     require_here(folders)
     return train(run, job, with_scores)

@@ -18,13 +18,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.landmarks import Landmarks
+from npdraw_dist.distributed.failures import is_of_storage, lost, reason_of
+from npdraw_dist.distributed.nodes import require_here
+from npdraw_dist.distributed.start import RAY, quiet_logs
 from npdraw_dist.pipeline import bank, parse, prior, sample, vae
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.pipeline.train_stage import selected_record
-from npdraw_dist.training.cluster import require_here
-from npdraw_dist.training.environment import RAY
-from npdraw_dist.training.failures import is_of_storage, lost_workers, reason_of
-from npdraw_dist.training.launch import quiet_logs
 from tune_spaces.shared_stages import build_alone, shared_stages, trial_store
 from tune_spaces.space import IMAGES, METRICS, SCORE, Metric, Point
 from tune_spaces.trials import Plan, Trial, find_result, write_result
@@ -77,7 +76,7 @@ def run_trial(config: dict[str, Any], plan: Plan, folders: Sequence[Landmarks]) 
     try:
         last, numbers = _train(trial, plan, folders)
     except Exception as error:
-        if not is_of_storage(error) and lost_workers(error) is None:
+        if not is_of_storage(error) and lost(error) is None:
             write_result(plan.run, trial.result("failed", reason=reason_of(error)))
         raise
     write_result(plan.run, trial.result("finished", numbers={**numbers, **last}, score=last[SCORE]))

@@ -6,7 +6,8 @@ Shapes: M patches, K parts, C channels, P patch side, D = C * P * P.
 """
 
 import math
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -17,16 +18,18 @@ from torch import Tensor
 
 from npdraw_dist.bank.kmeans import kmeans, snap
 from npdraw_dist.bank.patches import Reservoir, draw, extract, unique_rows
-from npdraw_dist.bank.shards import LocalShards, RayShards, Shards
+from npdraw_dist.bank.shards import LocalShards, PatchShard, Shards, arguments_of
 from npdraw_dist.config.data import GridConfig
 from npdraw_dist.config.load import validated
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import shape_of, to_batch
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.core.process import ray_runs
 
 CHUNK = 16_384  # patches whose distances are in memory at once
+
+# (class, arguments of each shard, gpu) -> the shards in other processes, such as `distributed.actors.Actors`.
+Open = Callable[[type, list[tuple[Any, ...]], bool | None], Shards]
 
 
 @dataclass(frozen=True)
@@ -47,26 +50,31 @@ class BankFacts:
 
 
 def build_bank(
-    patches: NDArray[np.uint8], channels: int, settings: BankConfig, seed: int, gpu: bool | None = False
+    patches: NDArray[np.uint8],
+    channels: int,
+    settings: BankConfig,
+    seed: int,
+    gpu: bool | None = False,
+    others: Open | None = None,
 ) -> tuple[PartBank, BankFacts]:
     """A bank of `settings.size` parts, the most used first, from `patches` (M, D).
 
-    Where Ray runs, `settings.shards` > 1 actors share the patches. gpu: whether FAISS searches on the GPU of
-    this process, or on those of the actors; None: if it finds one there. The result is the same. Raises
-    UserError if there are too few different patches.
+    others: opens `settings.shards` > 1 processes that share the patches; without it this process has all.
+    gpu: whether FAISS searches on the GPU of this process, or on those of the others; None: if it finds one
+    there. The result is the same. Raises UserError if there are too few different patches.
     """
     _require(patches)
-    here = settings.shards == 1 or not ray_runs()
-    opened: AbstractContextManager[Shards] = (
-        nullcontext(LocalShards([patches], gpu))
-        if here
-        else closing(RayShards(np.array_split(patches, settings.shards), gpu))
-    )
-    with opened as shards:
+    opened: Shards
+    if settings.shards == 1 or others is None:
+        opened = LocalShards([patches], gpu)
+    else:
+        shares = np.array_split(patches, settings.shards)
+        opened = others(PatchShard, arguments_of(shares, gpu), gpu)
+    with closing(opened) as shards:
         clusters = kmeans(shards, settings.size, seed)
         order = np.argsort(-clusters.sizes, kind="stable")
         exemplars = snap(clusters.centroids[order], shards)
-        elsewhere = 0.0 if here else sum(shards.call("core_seconds"))
+        elsewhere = 0.0 if isinstance(shards, LocalShards) else sum(shards.call("core_seconds"))
     side = math.isqrt(exemplars.patches.shape[1] // channels)
     parts = (torch.from_numpy(exemplars.patches).float() / 255).reshape(-1, channels, side, side)
     facts = BankFacts(
@@ -106,13 +114,17 @@ def _require(patches: NDArray[np.uint8]) -> None:
 
 
 def extend_bank(
-    old: PartBank, patches: NDArray[np.uint8], settings: BankConfig, seed: int
+    old: PartBank,
+    patches: NDArray[np.uint8],
+    settings: BankConfig,
+    seed: int,
+    others: Open | None = None,
 ) -> tuple[PartBank, BankFacts]:
     """The parts of `old` in their order, then others of `patches` (M, D), up to `settings.size`.
 
     The added parts are a bank of the patches whose distance to the nearest old part is above its mean. In the
-    facts, `objective` is the mean squared distance to the nearest part, not to a centroid. Raises UserError
-    if there are too few different patches to add.
+    facts, `objective` is the mean squared distance to the nearest part, not to a centroid. others: as of
+    `build_bank`. Raises UserError if there are too few different patches to add.
     """
     _require(patches)
     added = settings.size - len(old)
@@ -127,7 +139,7 @@ def extend_bank(
                 f"but {different} different patches of the new images well; lower it"
             )
         only = settings.model_copy(update={"size": added})
-        new, facts = build_bank(badly, old.channels, only, seed)
+        new, facts = build_bank(badly, old.channels, only, seed, others=others)
         elsewhere, exemplar = facts.actor_core_seconds, facts.exemplar_distance
         found = torch.cat([old.parts, new.parts])
         nearest, distance = nearest_parts(PartBank(found), patches)

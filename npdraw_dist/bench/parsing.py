@@ -6,7 +6,7 @@ import torch
 
 from npdraw_dist.bench.workload import Figures, Workload, median_seconds
 from npdraw_dist.core.process import cpu_count
-from npdraw_dist.data.tasks import one_thread
+from npdraw_dist.distributed.tasks import one_thread
 from npdraw_dist.pipeline.parse import AT_ONCE
 
 QUICK_IMAGES, FULL_IMAGES = 4_000, 20_000

@@ -50,14 +50,6 @@ class Objective(nn.Module, ABC):
         """All trained parameters, each in one group."""
 
     @abstractmethod
-    def networks(self) -> list[nn.Module]:
-        """The modules that are worth compiling: most of the work, and input shapes that do not change."""
-
-    def functions(self) -> list[tuple[object, str]]:
-        """What else is worth compiling: (owner, name of its method), of many small operations."""
-        return []
-
-    @abstractmethod
     def forward(self, batch: Batch, progress: float, generator: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss (B,) and metrics by name, each (B,).
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.storage import path_of
-from npdraw_dist.data.tasks import map_items
+from npdraw_dist.distributed.start import ray_runs
+from npdraw_dist.distributed.tasks import map_items
 
 SCHEMA = pa.schema([("path", pa.large_string()), ("size", pa.int64()), ("modified", pa.int64())])
 ROWS = 1 << 16  # files of a piece of a table

@@ -93,7 +93,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if settings.edits and not model.has_regions:
         raise UserError(f"--edits: a model of kind {model.spec.kind} has nothing of a region; leave it out")
     if not scale.here:
-        from npdraw_dist.training.launch import start_ray
+        from npdraw_dist.distributed.start import start_ray
 
         start_ray(scale)
     pool = pool_of(scale, sized_pool)

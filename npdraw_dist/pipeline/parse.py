@@ -14,12 +14,13 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes, to_float
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
-from npdraw_dist.core.process import ray_runs
 from npdraw_dist.data.parquet import parses_to_parquet, rows_a_group
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.shard_folder import ShardFacts, ShardFolder
 from npdraw_dist.data.shards import Canonical
-from npdraw_dist.data.tasks import Pool, map_items
+from npdraw_dist.data.splits import Split
+from npdraw_dist.distributed.start import ray_runs
+from npdraw_dist.distributed.tasks import Pool, map_items
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.bank import load_bank
@@ -91,7 +92,7 @@ class ParseWriter:
     folder: ShardFolder
     parts: NDArray[np.float32]
 
-    def __call__(self, item: tuple[str, str]) -> ShardFacts:
+    def __call__(self, item: tuple[Split, str]) -> ShardFacts:
         """item: split, and file of the shard below the root of the images."""
         split, file = item
         started, cpu_started = time.perf_counter(), time.thread_time()

@@ -21,6 +21,9 @@ from npdraw_dist.core.process import require_extra
 from npdraw_dist.core.storage import list_files, open_filesystem, require_apart
 from npdraw_dist.data.rows import REJECTS
 from npdraw_dist.data.shard_folder import DONE
+from npdraw_dist.distributed.failures import storage_failed
+from npdraw_dist.distributed.resources import Workers, plan_local
+from npdraw_dist.distributed.start import is_local, placed
 from npdraw_dist.pipeline import bank, data, parse, prior, sample, vae
 from npdraw_dist.pipeline.data import Given, RunData
 from npdraw_dist.pipeline.models import source_parts
@@ -30,7 +33,6 @@ from npdraw_dist.pipeline.stage import Manifest, Stage
 from npdraw_dist.pipeline.store import CONFIG, FOLDERS, VOCABULARY, Store, Watcher
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import plan
-from npdraw_dist.training.workers import Workers, is_local, placed, plan_local, require_compiler
 
 Counts = Mapping[str, int | None]  # split -> images; None if only reading would tell
 
@@ -102,8 +104,8 @@ def prepare_run(
     stack.enter_context(logged(store))
     console.note(f"stages {', '.join(missing)}, npdraw_dist {__version__}")
     if not experiment.scale.here:
-        from npdraw_dist.training.cluster import require_shared
-        from npdraw_dist.training.launch import start_ray
+        from npdraw_dist.distributed.nodes import require_shared
+        from npdraw_dist.distributed.start import start_ray
 
         start_ray(experiment.scale)
         require_shared(store.landmarks())
@@ -171,8 +173,6 @@ def run_stages(
         held.check()
         raise
     except Exception as error:
-        from npdraw_dist.training.failures import storage_failed  # it imports Ray
-
         if error is store.failed:  # a callback's error is no fault of the storage
             raise
         if (failed := storage_failed(name, error)) is None:
@@ -211,12 +211,7 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str], images: R
         require_apart(source.path, store.filesystem, store.root, "the run", "--storage")
     counts = images.counts(store) if data.NAME in stages else read_counts(store)
     require_images(experiment, counts, stages)
-    if experiment.prior.condition == "class" and experiment.prior.vocabulary:
-        has = store.has(FOLDERS["data"], VOCABULARY)
-        read = store.read_json(FOLDERS["data"], VOCABULARY)["classes"] if has else []
-        require_classes(experiment, images.classes(store) if data.NAME in stages else read)
-    if set(stages) & set(TRAINING):
-        require_compiler(experiment.train.compile)
+    require_classes(experiment, images.classes(store) if data.NAME in stages else read_classes(store))
     if is_local():
         require_workers(experiment, stages)
 
@@ -242,6 +237,13 @@ def read_counts(store: Store) -> Counts:
     has = store.has(FOLDERS["data"], MANIFEST)
     counts: Counts = store.read_json(FOLDERS["data"], MANIFEST)["splits"] if has else {}
     return counts
+
+
+def read_classes(store: Store) -> Sequence[str]:
+    """The names of the classes of the images that a run has read; empty if it has not, or there are none."""
+    has = store.has(FOLDERS["data"], VOCABULARY)
+    classes: Sequence[str] = store.read_json(FOLDERS["data"], VOCABULARY)["classes"] if has else []
+    return classes
 
 
 def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> None:
@@ -283,12 +285,11 @@ def _is_prepared(data: DataConfig) -> bool:
 def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
     """Raises UserError if init.model knows none of the classes of the data; warns if it lacks some.
 
-    The labels of these are dropped.
+    The labels of these are dropped. A run that starts from no model conditioned on classes takes any.
     """
-    entries = experiment.prior.vocabulary
-    entry = set(entries)
-    others = [name for name in classes if name not in entry]
-    if not others:
+    entries = experiment.prior.vocabulary if experiment.prior.condition == "class" else ()
+    others = [name for name in classes if name not in set(entries)]
+    if not entries or not others:
         return
     known, lacks = (", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN) for names in (entries, others))
     if len(others) == len(classes):

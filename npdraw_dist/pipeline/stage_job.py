@@ -49,7 +49,7 @@ LARGEST_BANK = 400  # parts that are shown
 
 @dataclass(frozen=True)
 class Given:
-    """What a node fetches once. train: None if streamed. parts: (K, C, P, P), to move or show images."""
+    """Tensors of a stage. train: None if streamed. parts: (K, C, P, P), to move or show images."""
 
     start: Start
     valid: Batch
@@ -59,13 +59,13 @@ class Given:
 
 @dataclass(frozen=True)
 class StageJob:
-    """What every worker of a stage is given. given: `Given`, on Ray a reference to them."""
+    """What every worker of a stage is given."""
 
     stage: str
     experiment: Experiment
     make_objective: MakeObjective
     parses: Parses
-    given: Any
+    given: Given
 
     @property
     def settings(self) -> TrainConfig:
@@ -80,14 +80,7 @@ class StageJob:
 def work(job: StageJob, context: Context) -> dict[str, Any]:
     """One rank of a training run; returns the loop's summary."""
     experiment, settings = job.experiment, job.settings
-    given: Given = job.given
-    if not experiment.scale.here:
-        import ray
-
-        from npdraw_dist.training.launch import quiet_logs
-
-        quiet_logs()
-        given = ray.get(job.given)
+    given = job.given
     torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
     objective = job.make_objective(experiment, given.start)
     bank = None if given.parts is None else PartBank(given.parts.to(context.device))
@@ -189,11 +182,9 @@ def moved(images: Tensor, settings: TrainConfig, noise: Noise, background: float
 def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
     """Paints samples, and reconstructions or parses of validation images where there are some.
 
-    None if they would compile the networks once more. bank: of the run, on the device of training; a model of
-    parts shows nothing without it.
+    bank: of the run, on the device of training; None for a model of parts without it, which shows nothing.
     """
-    lacking = bank is None and "bank" in experiment.stage_names
-    if experiment.train.compile or lacking:
+    if bank is None and "bank" in experiment.stage_names:
         return None
 
     def paint(objective: Objective, valid: Batch, generator: torch.Generator) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.model_files import WEIGHTS
 from npdraw_dist.core.parts import PartBank
+from npdraw_dist.distributed.actors import on_gpu
 from npdraw_dist.nn.authors.training import AuthorsObjective
 from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
 from npdraw_dist.nn.hub import make_model
@@ -20,7 +21,6 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective, fit_temperature
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.bank import load_bank
-from npdraw_dist.pipeline.gpu_task import on_gpu
 from npdraw_dist.pipeline.models import source_model, start_weights
 from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.stage_job import Start

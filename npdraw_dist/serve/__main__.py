@@ -63,9 +63,9 @@ def _here(folder: str, model: "NPDraw", options: Serve) -> Callable[[], None]:
 def _on_ray(folder: str, options: Serve) -> Callable[[], None]:
     """Serves on Ray Serve; returns what ends it."""
     from npdraw_dist.core.storage import display_path, open_filesystem
+    from npdraw_dist.distributed.resources import local_resources
+    from npdraw_dist.distributed.start import is_local, start_ray
     from npdraw_dist.serve import deploy
-    from npdraw_dist.training.launch import start_ray
-    from npdraw_dist.training.workers import is_local, local_resources
 
     scale = ScaleConfig(num_workers=options.replicas)
     if is_local():

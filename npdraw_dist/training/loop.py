@@ -25,11 +25,9 @@ from npdraw_dist.training.checkpoint import Average
 from npdraw_dist.training.clock import Clock
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import (
-    Graphs,
     MicroBatches,
     autocast,
     autocast_dtype,
-    compile_networks,
     flushed_denormals,
     prepare_ahead,
 )
@@ -160,9 +158,6 @@ class Run:
     ) -> None:
         self.objective, self.config, self.seed, self.context = objective, config, seed, context
         self.augment = augment
-        if config.compile:
-            compile_networks(objective.networks(), objective.functions(), context.device)
-        self.graphs = Graphs(used=config.compile and context.device.type == "cuda")
         self.precision = autocast_dtype(context.device, config.precision)
         refuse_tf32(context.device)
         self.module = context.wrap(objective)
@@ -222,7 +217,7 @@ class Run:
             group["lr"] = peak * factor if images_seen / images < group.get("until", math.inf) else 0.0
 
         # gradients
-        self.graphs.clear_gradients(self.optimizer)
+        self.optimizer.zero_grad()
         scale = self.context.world_size / self.config.batch_size
         seed = noise_seed(self.seed, step)
         for count, (first, batch) in enumerate(micro_batches, start=1):
@@ -230,7 +225,6 @@ class Run:
             noise = noise_of_rows(seed, first, len(batch), self.context)
             if self.augment is not None:
                 batch = self.augment(batch, progress, noise)
-            self.graphs.begin()
             # Ranks average gradients at the last micro-batch only.
             more, module = count < len(micro_batches), self.module
             with module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext():
@@ -307,7 +301,6 @@ class Run:
                 if index % context.world_size == context.rank or len(starts) < context.world_size:
                     batch = valid[start : start + self.config.micro_batch].to(context.device)
                     noise = noise_of_rows(noise_seed(self.seed, 2**32 - 1), start, len(batch), context)
-                    self.graphs.begin()
                     meters.add(objective.evaluate(batch, noise))
         objective.train()
         return {name: total / count for name, (total, count) in summed(meters, context).items()}

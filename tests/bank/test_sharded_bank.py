@@ -11,10 +11,11 @@ import torch
 
 from npdraw_dist.bank.build import build_bank, extend_bank, nearest_parts
 from npdraw_dist.bank.kmeans import kmeans, snap
-from npdraw_dist.bank.shards import LocalShards, RayShards
+from npdraw_dist.bank.shards import LocalShards, PatchShard, arguments_of
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartBank
+from npdraw_dist.distributed.actors import Actors
 
 SETTINGS = BankConfig(size=20)
 
@@ -111,14 +112,15 @@ def test_patches_that_do_not_do_are_refused(patches: np.ndarray, words: str) -> 
 def test_ray_actors_give_the_single_result(local_ray: None, patches: np.ndarray) -> None:
     single = kmeans(LocalShards([patches], gpu=False), 20, seed=7)
     first, second = np.split(patches, [2500])
-    with closing(RayShards([first, second], gpu=False)) as shards:
+    with closing(Actors(PatchShard, arguments_of([first, second], False), gpu=False)) as shards:
         process = ray.get(shards._actors[0].__ray_call__.remote(lambda _: os.getpid()))
         os.kill(process, signal.SIGKILL)  # Ray starts it again
         got = kmeans(shards, 20, seed=7)
     np.testing.assert_array_equal(got.centroids, single.centroids)
     np.testing.assert_array_equal(got.sizes, single.sizes)
     one, facts = build_bank(patches, 3, SETTINGS, seed=7)
-    two, sharded_facts = build_bank(patches, 3, SETTINGS.model_copy(update={"shards": 2}), seed=7)
+    shared = SETTINGS.model_copy(update={"shards": 2})
+    two, sharded_facts = build_bank(patches, 3, shared, seed=7, others=Actors)
     assert torch.equal(one.parts, two.parts)
     assert sharded_facts.cluster_sizes == facts.cluster_sizes
     assert sharded_facts.actor_core_seconds > facts.actor_core_seconds == 0

@@ -65,8 +65,8 @@ def test_a_range_of_workers_from_0_is_this_process_without_a_cluster(
     def begun(scale: ScaleConfig) -> None:
         raise Stopped(scale.num_workers)
 
-    monkeypatch.setattr("npdraw_dist.training.launch.start_ray", begun)
-    monkeypatch.setattr("npdraw_dist.training.workers.ray_runs", lambda: False)
+    monkeypatch.setattr("npdraw_dist.distributed.start.start_ray", begun)
+    monkeypatch.setattr("npdraw_dist.distributed.start.ray_runs", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     flags = ["--data.source", "digits", "--out", str(out), "--scale.num_workers", "0:2"]
     command.main(flags)

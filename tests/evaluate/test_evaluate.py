@@ -19,6 +19,7 @@ from npdraw_dist.config.spec import SplitSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import unit_hash
+from npdraw_dist.distributed import start
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.edits import measure_edits
 from npdraw_dist.evaluate.protocol import with_defaults
@@ -28,7 +29,6 @@ from npdraw_dist.measure.features import facts_of
 from npdraw_dist.pipeline.inputs import require_split
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.scores import BATCH, score_images
-from npdraw_dist.training import launch
 from npdraw_dist.training.feed import noise_seed
 from tests.helpers.runs import HERE, TINY, Refused
 from tests.helpers.tiny_models import tiny_spec
@@ -41,7 +41,7 @@ def no_ray() -> Iterator[None]:
     """Ray cannot be imported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
-        patch.setattr(launch, "start_ray", lambda scale: None)
+        patch.setattr(start, "start_ray", lambda scale: None)
         yield
 
 

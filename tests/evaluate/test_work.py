@@ -12,7 +12,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.splits import unit_hash
-from npdraw_dist.data.tasks import Pool
+from npdraw_dist.distributed.tasks import Pool
 from npdraw_dist.evaluate.work import Found, ShardSlice, in_batch_order, plan_work, pool_of
 from npdraw_dist.pipeline.scores import BATCH
 
@@ -92,7 +92,7 @@ def test_the_actors_that_fit_on_the_nodes(
     cluster(*each)
     assert pool_of(ScaleConfig(**scale), sized) == pool
     cluster(8)
-    with pytest.raises(UserError, match="1 worker needs 1 GPU"):
+    with pytest.raises(UserError, match="1 worker of 1 CPU and a GPU"):
         pool_of(ScaleConfig(use_gpu=True), sized)
 
 

@@ -9,10 +9,10 @@ import pytest
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.distributed import run as ray_run
+from npdraw_dist.distributed.resources import Workers
 from npdraw_dist.pipeline import stage_job, train_stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of
-from npdraw_dist.training import cluster, launch
-from npdraw_dist.training.workers import Workers
 from tests.helpers.in_process import Stopped, stopped
 
 STAGES = ["data", "bank", "parse", "prior", "vae", "sample"]
@@ -87,13 +87,13 @@ def changed(**train: Any) -> Experiment:
 
 def test_a_resume_may_change_some_and_no_others(store: Store, tmp_path: Path) -> None:
     before = Path(store.path("config.yaml")).read_bytes()
-    for train in ({"compile": True, "precision": "bfloat16", "eval_every_images": 256}, {"micro_batch": 32}):
+    for train in ({"precision": "bfloat16", "eval_every_images": 256}, {"micro_batch": 32}):
         other = changed(**train)
         assert not store.claim(other)
         for stage in RUN.stage_names:
             assert fingerprint_of(other, stage) == fingerprint_of(RUN, stage)
     for other, said in (
-        (changed(compile=True, patience=1), r"train\.patience: 3 -> 1"),
+        (changed(precision="bfloat16", patience=1), r"train\.patience: 3 -> 1"),
         (with_changes(RUN, {"vae": {"learning_rate": 1e-4}}), r"vae\.learning_rate: 0\.001 -> 0\.0001"),
     ):
         with pytest.raises(UserError, match=rf"another config \({said}\)"):
@@ -102,7 +102,7 @@ def test_a_resume_may_change_some_and_no_others(store: Store, tmp_path: Path) ->
     # Where the best checkpoint is taken, their times count.
     best = Store.open(str(tmp_path), "best")
     best.claim(changed(select="best"))
-    best.claim(changed(select="best", compile=True))
+    best.claim(changed(select="best", precision="bfloat16"))
     with pytest.raises(UserError, match=r"\(train\.eval_every_images: 512 -> 256\)"):
         best.claim(changed(select="best", eval_every_images=256))
 
@@ -118,8 +118,8 @@ def start_stage(
         return stage_job.StageJob("prior", experiment, SimpleNamespace, (), None)  # type: ignore[arg-type]
 
     monkeypatch.setattr(train_stage, "_make_job", make_job)
-    monkeypatch.setattr(cluster, "plan_workers", lambda *_: Workers(1, 1, 1, gpu))
-    monkeypatch.setattr(launch, "run_training", stopped)
+    monkeypatch.setattr(train_stage, "plan_workers", lambda *_: Workers(1, 1, 1, gpu))
+    monkeypatch.setattr(ray_run, "run_training", stopped)
     store.claim(experiment)
     with pytest.raises(Stopped):
         train_stage.run_stage(experiment, store, "prior", SimpleNamespace, None)  # type: ignore[arg-type]

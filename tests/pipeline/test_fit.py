@@ -340,7 +340,7 @@ def test_a_fit_that_is_refused_leaves_nothing(
 
 def test_a_fit_may_be_kept_where_pyarrow_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a store whose name says nothing of its scheme. It is of this process alone."""
-    monkeypatch.setattr("npdraw_dist.data.tasks.ray_runs", lambda: False)
+    monkeypatch.setattr("npdraw_dist.distributed.tasks.ray_runs", lambda: False)
     model = npdraw_dist.fit(strokes(), name="bars", storage=f"memory://{uuid.uuid4().hex}", **SMALL)
     assert model.sample(2, seed=0).shape == (2, 1, 12, 12)
 

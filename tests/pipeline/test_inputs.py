@@ -23,12 +23,12 @@ from npdraw_dist.data import shard_writer, shards
 from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import DataChanged, Shard
+from npdraw_dist.distributed import start as ray_start
 from npdraw_dist.pipeline import bank, parse, run
 from npdraw_dist.pipeline.inputs import SplitImages, claim, find_run, read_digest
 from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.pipeline.train_stage import validation_images
-from npdraw_dist.training import launch
 from tests.helpers.image_files import SIDE, change_one, put_back, touch
 from tests.helpers.in_process import Stopped, interfering, killed, stopped
 from tests.helpers.rows import list_parses
@@ -254,7 +254,7 @@ def words(path: Path | str, storage: Path | str) -> list[str]:
 def test_train_records_and_compares_before_it_starts_ray(
     data: Path, tmp_path: Path, store: Store, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch, "start_ray", stopped)
+    monkeypatch.setattr(ray_start, "start_ray", stopped)
     with pytest.raises(Stopped):
         train.main(words(data, tmp_path))
     assert read_digest(store) is not None

@@ -13,13 +13,13 @@ from npdraw_dist.data.prepare import prepare
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import STAGES, DataConfig, Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.pipeline import gpu_task
+from npdraw_dist.distributed import actors
+from npdraw_dist.distributed.actors import has_gpu, on_gpu
+from npdraw_dist.distributed.resources import Node
+from npdraw_dist.distributed.start import OWN_RAY
 from npdraw_dist.pipeline import run as pipeline
-from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
 from npdraw_dist.pipeline.run import removed_if_refused
 from npdraw_dist.pipeline.store import Store, fingerprint_of
-from npdraw_dist.training.environment import OWN_RAY
-from npdraw_dist.training.workers import Node
 from tests.helpers.runs import random_parses, tiny
 
 COUNTS = {"train": 60, "valid": 20, "test": 20}
@@ -155,7 +155,9 @@ def test_the_workers_of_a_cluster_are_checked_once_it_is_joined(cluster: Cluster
     cluster(2)
     gpu = with_changes(tiny(), {"scale": {"use_gpu": True, "wait_s": 0}})
     for stages in (["bank"], ["prior"]):
-        with pytest.raises(UserError, match=r"1 worker needs 1 GPU; the cluster has 0 .*: 2 CPUs"):
+        with pytest.raises(
+            UserError, match=r"1 worker of 1 CPU and a GPU, and has room for 0; nodes: .*: 2 CPUs"
+        ):
             pipeline.require_workers(gpu, stages)
     large = with_changes(tiny(), {"scale": {"cpus_per_worker": 2}})
     assert pipeline.require_workers(large, ["vae"]).cpus == 2
@@ -183,5 +185,5 @@ def test_without_a_gpu_the_driver_does_it_itself(cluster: Cluster) -> None:
     done = on_gpu(ScaleConfig(), "sample", lambda device, *rest: (device, rest), 1, 2)
     assert done == ((torch.device("cpu"), (1, 2)), 0.0)
     # Beside a GPU a process has the threads of its share.
-    threads = [gpu_task._threads([Node(64), Node(32, 4), Node(8, 1)], share) for share in (1, 0.25, 0.01)]
+    threads = [actors._threads([Node(64), Node(32, 4), Node(8, 1)], share) for share in (1, 0.25, 0.01)]
     assert threads == [8, 2, 1]

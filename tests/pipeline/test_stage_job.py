@@ -47,7 +47,7 @@ def test_rows_of_a_stream_are_of_many_files(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(feed, StreamFeed)
     read: list[RowRange] = []
 
-    monkeypatch.setattr(Parses, "_read", lambda self, piece: read.append(piece))
+    monkeypatch.setattr(Parses, "_batch", lambda self, piece: read.append(piece))
     list(feed.read(np.random.default_rng(0).permutation(len(feed.groups)), [(0, 5000)]))
     assert sum(piece.stop - piece.start for piece in read) == 5000
     assert 12 <= len({piece.path for piece in read}) <= 21

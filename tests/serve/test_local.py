@@ -13,12 +13,12 @@ from unittest.mock import Mock
 import httpx
 import pytest
 
+from npdraw_dist.distributed import start
 from npdraw_dist.serve import STRANGERS_RATE, deploy
 from npdraw_dist.serve import __main__ as serve
 from npdraw_dist.serve.engine import Engine, open_engine
 from npdraw_dist.serve.replica import THREADS, Replica
 from npdraw_dist.serve.schemas import ExamplesResponse
-from npdraw_dist.training import launch
 from tests.helpers.serving import Served, free_port, serving
 
 
@@ -115,7 +115,7 @@ def test_what_the_command_serves_and_says(
     monkeypatch.setattr(serve, "_here", here)
     monkeypatch.setattr(deploy, "deploy", on_ray)
     monkeypatch.setattr(deploy, "stop", Mock())
-    monkeypatch.setattr(launch, "start_ray", Mock())
+    monkeypatch.setattr(start, "start_ray", Mock())
     monkeypatch.setattr(signal, "signal", Mock())
     monkeypatch.setattr(threading.Event, "wait", Mock())
     monkeypatch.chdir(grey.folder.parent)

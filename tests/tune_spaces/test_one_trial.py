@@ -9,8 +9,8 @@ from npdraw_dist import sample
 from npdraw_dist.config.load import resolve, with_changes
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.data import shard_writer
+from npdraw_dist.distributed.start import start_ray
 from npdraw_dist.pipeline import parse
-from npdraw_dist.training.launch import start_ray
 from tests.helpers.in_process import map_here
 from tests.helpers.spaces import plan_in
 from tests.tune_spaces.test_sweep import built, rows_of

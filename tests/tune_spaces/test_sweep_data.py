@@ -81,8 +81,8 @@ def test_moved_data_go_on_in_the_same_trials(data: Path, tmp_path: Path) -> None
     moved = tmp_path / "moved"
     shutil.copytree(data, moved, copy_function=shutil.copyfile)
     shutil.rmtree(data)
-    plan = claim(plan_of(moved, compile=True), OPTIONS)
-    assert plan.base.train.compile is False
+    plan = claim(plan_of(moved, precision="bfloat16"), OPTIONS)
+    assert plan.base.train.precision == "auto"
     names = [trial.name for trial in plan.draw(4)]
     assert names == [trial.name for trial in before.draw(4)]
     made = plan.trial({}).experiment

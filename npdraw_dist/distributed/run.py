@@ -1,11 +1,9 @@
-"""Starting Ray, and one Ray Train run: how its workers connect, start, report and end."""
+"""One Ray Train run: how its workers connect, start, report and end."""
 
 import _thread
 import json
-import logging
 import os
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,79 +18,27 @@ import ray.train
 import torch
 from pyarrow import fs
 from ray.train.torch import TorchConfig
+from ray.util import remove_placement_group
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core import process
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.lease import Lease, LeaseError
+from npdraw_dist.core.process import COMPUTE
 from npdraw_dist.core.storage import display_path, read_bytes
+from npdraw_dist.distributed.context import RayContext
+from npdraw_dist.distributed.failures import Restarts
+from npdraw_dist.distributed.mailbox import start_mailbox
+from npdraw_dist.distributed.nodes import require_here, unusable_gpu
+from npdraw_dist.distributed.ray_patches import Trainer
+from npdraw_dist.distributed.resources import Workers, free_now, listed, living_nodes, per_gpu
+from npdraw_dist.distributed.start import can_grow, quiet_logs
 from npdraw_dist.training.checkpoint import KEPT, Criterion, by_age
-from npdraw_dist.training.cluster import require_here, unusable_gpu
-from npdraw_dist.training.context import Display, Job, RayContext, Result
-from npdraw_dist.training.environment import LOCAL_RAY, ONE_MACHINE, RAY
-from npdraw_dist.training.mailbox import start_mailbox
-from npdraw_dist.training.ray_patches import Trainer
-from npdraw_dist.training.restarts import Restarts, Waiting
-from npdraw_dist.training.workers import Workers, can_grow, local_cpus, per_gpu
+from npdraw_dist.training.context import Context, Display, Job, Result
 
-OBJECT_STORE_MB = 512  # Ray's object store on a machine of its own
-CONNECT_S = 10
 POLL_S = 0.5  # how often the driver asks for progress
+FIRST_S, AGAIN_S = 25.0, 60.0  # until it is said that workers are not placed, and said again
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # where Ray Train keeps its list of checkpoints
-
-
-def start_ray(scale: ScaleConfig, object_store_mb: int = OBJECT_STORE_MB) -> None:
-    """Joins the cluster of RAY_ADDRESS or the job, else starts Ray. Raises UserError if it cannot."""
-    if ray.is_initialized():
-        return
-    for name, value in {**LOCAL_RAY, **RAY}.items():
-        os.environ.setdefault(name, value)
-    verbose = process.is_verbose()
-    log: dict[str, Any] = {
-        "logging_level": logging.INFO if verbose else logging.ERROR,
-        "log_to_driver": verbose,
-    }
-    if address := os.environ.get("RAY_ADDRESS"):
-        _require_answer(address)
-        try:
-            ray.init(**log)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"no Ray cluster answers at RAY_ADDRESS {address}: {error}") from None
-    else:
-        os.environ.update(ONE_MACHINE)
-        try:
-            ray.init(
-                "local",  # not a cluster that `ray start` left running here: for that, set RAY_ADDRESS=auto
-                include_dashboard=False,
-                num_cpus=local_cpus(scale),
-                object_store_memory=object_store_mb << 20,
-                **log,
-            )
-        except ValueError as error:  # a store larger than the memory, or too little memory
-            raise UserError(f"Ray cannot start on this machine: {error}") from None
-    quiet_logs()
-
-
-def _require_answer(address: str) -> None:
-    """Raises UserError if nothing listens at HOST:PORT; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
-        return  # "auto", "local" and other words of Ray
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
-    except OSError as error:
-        raise UserError(f"no Ray cluster answers at RAY_ADDRESS {address}: {error}") from None
-
-
-def quiet_logs() -> None:
-    """Reduces Ray's log to errors, but for `--verbose`."""
-    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(name).setLevel(logging.INFO if process.is_verbose() else logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
 
 
 def choose_gloo_interface() -> None:
@@ -109,6 +55,15 @@ def backend_for(gpus: float) -> str | None:
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        try:
+            self.connect(worker_group, backend_config)
+        except Exception:
+            # Ray Train would leave its CPUs and GPUs taken, and the next start would wait for them.
+            handle = worker_group.get_worker_group_state().placement_group_handle
+            remove_placement_group(handle.placement_group)
+            raise
+
+    def connect(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(choose_gloo_interface)
         # NCCL ends a worker that torch gives no GPU, which then computes on the CPU (`device.usable`).
         if backend_config.backend != "gloo" and not all(worker_group.execute(torch.cuda.is_available)):
@@ -128,10 +83,11 @@ class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]
 class TrainRun(Generic[Job, Result]):
     """The Ray Train run `storage`/`name`, in which each rank calls `worker` on the job.
 
-    criterion: which checkpoints are best. callbacks see each report. folders: what each node has to see.
+    job: a node fetches it once. criterion: which checkpoints are best. callbacks see each report. folders:
+    what each node has to see.
     """
 
-    worker: Callable[[Job, RayContext], Result]
+    worker: Callable[[Job, Context], Result]
     job: Job
     workers: Workers
     scale: ScaleConfig
@@ -149,9 +105,9 @@ class TrainRun(Generic[Job, Result]):
     def trainer(self, began: "Began") -> Trainer:
         return Trainer(
             _start_worker,
-            train_loop_config={"run": replace(self, callbacks=()), "began": began},
+            train_loop_config={"run": replace(self, job=None, callbacks=()), "began": began},  # type: ignore[arg-type]
             scaling_config=ray.train.ScalingConfig(
-                num_workers=self.workers.asked,
+                num_workers=self.workers.count,
                 use_gpu=self.workers.gpu,
                 resources_per_worker=self.workers.resources,
             ),
@@ -171,15 +127,19 @@ class TrainRun(Generic[Job, Result]):
                 ),
                 callbacks=list(self.callbacks),
                 # Workers of a local Ray inherit COMPUTE from this process.
-                worker_runtime_env={"env_vars": process.COMPUTE} if can_grow() else {},
+                worker_runtime_env={"env_vars": COMPUTE} if can_grow() else {},
             ),
         )
 
 
 class Began(NamedTuple):
-    """What all workers of a command have in common, also those that start again. at: Unix time."""
+    """What all workers of a command share, also those that start again.
+
+    job: Ray's reference to it. at: Unix time.
+    """
 
     mailbox: Any
+    job: Any
     at: float
     command: str
 
@@ -188,20 +148,22 @@ def _start_worker(config: dict[str, Any]) -> Any:
     """Trains; rank 0 holds the lease on the run, since workers of a killed driver can outlive it."""
     run: TrainRun[Any, Any] = config["run"]
     began: Began = config["began"]
+    quiet_logs()
     require_here(run.folders)
     torch.set_num_threads(run.workers.cpus)
+    job = ray.get(began.job)
     if (warning := unusable_gpu()) is not None:
         began.mailbox.say.remote(warning)
     context = RayContext(run.filesystem, run.folder, run.criterion, began.mailbox, began.at)
     try:
         if context.rank > 0:
-            return run.worker(run.job, context)
+            return run.worker(job, context)
         began.mailbox.started.remote(context.world_size)
         what = f"stage {display_path(run.filesystem, run.folder)}"
         waits_s = float(run.scale.timeout_s)  # for workers of an earlier attempt to end
         with Lease(run.filesystem, run.folder, what, wait_s=waits_s, group=began.command) as held:
             context.check = held.check
-            return run.worker(run.job, context)
+            return run.worker(job, context)
     except (OSError, LeaseError) as error:
         cause = error.__cause__ if isinstance(error, LeaseError) else error
         if not isinstance(cause, OSError):
@@ -218,10 +180,9 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     # Read by Ray Train's controller; the process group has its own limit.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.scale.timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(run.scale.timeout_s)
-    began = Began(start_mailbox(), time.time(), uuid4().hex)
+    began = Began(start_mailbox(), ray.put(run.job), time.time(), uuid4().hex)
     restarts = Restarts(run.filesystem, run.folder, run.name, run.scale)
-    watch = _Watch(began.mailbox, display, Waiting(run.workers))
-    watch.waiting.begin()
+    watch = _Watch(began.mailbox, display, run.workers)
     try:
         with own_interrupts():
             while True:
@@ -232,7 +193,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
                 except ray.train.TrainingFailedError as error:
                     if (line := restarts.line_of(error)) is not None:
                         began.mailbox.say.remote(line)
-                        watch.waiting.begin()
+                        watch.begin()
     except KeyboardInterrupt:
         if watch.failed is None:
             raise
@@ -260,18 +221,24 @@ def own_interrupts() -> Iterator[None]:
 
 
 class _Watch:
-    """Shows what rank 0 tells the mailbox, and what the workers wait for, from a thread.
+    """Shows what rank 0 reports to the mailbox, and that the workers wait for a place, from a thread.
 
     failed: what the display raised: a callback of the user did. It interrupts the training.
     """
 
-    def __init__(self, mailbox: Any, display: Display, waiting: Waiting) -> None:
-        self.mailbox, self.display, self.waiting = mailbox, display, waiting
+    def __init__(self, mailbox: Any, display: Display, workers: Workers) -> None:
+        self.mailbox, self.display, self.workers = mailbox, display, workers
         self.failed: BaseException | None = None
+        self.begin()
         self._main = threading.current_thread() is threading.main_thread()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    def begin(self) -> None:
+        """The workers are requested."""
+        self._before: int | None = None  # how often they had started by then
+        self._next = time.monotonic() + FIRST_S  # when it is said that they wait
 
     def stop(self) -> None:
         self._ended.set()
@@ -287,11 +254,11 @@ class _Watch:
             last = self._ended.wait(POLL_S)  # once more after the end, for the last lines
             try:
                 progress, news, starts = ray.get(self.mailbox.read.remote(), timeout=5)
-                missing = None if last else self.waiting.line(starts)
+                missing = None if last else self.missing(starts)
             except (ray.exceptions.RayError, TimeoutError):
                 continue  # training goes on without a display
             try:
-                for item in news:
+                for item in [*news, *([missing] if missing else [])]:
                     if isinstance(item, str):
                         self.display.say(item)
                     else:
@@ -301,10 +268,17 @@ class _Watch:
                 if self._main and not last:  # elsewhere Ray Train takes no interrupt: it trains to the end
                     _thread.interrupt_main()
                 return
-            if missing is not None:
-                self.display.say(missing)
             if progress[0]:
                 self.display.show(*progress)
+
+    def missing(self, starts: int) -> str | None:
+        """That the workers wait for a place, if it is to be said now. starts: how often they have started."""
+        if self._before is None:
+            self._before = starts
+        if starts > self._before or time.monotonic() < self._next:
+            return None
+        self._next = time.monotonic() + AGAIN_S
+        return f"waits for {self.workers}; nodes: {listed(living_nodes())}; free: {free_now()}"
 
 
 def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:

@@ -15,14 +15,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training.launch import (
-    ClusterTorchConfig,
-    backend_for,
-    choose_gloo_interface,
-    own_interrupts,
-    start_ray,
-)
-from npdraw_dist.training.workers import Workers
+from npdraw_dist.distributed.resources import Workers
+from npdraw_dist.distributed.run import ClusterTorchConfig, backend_for, choose_gloo_interface, own_interrupts
+from npdraw_dist.distributed.start import start_ray
 
 
 def test_a_machine_with_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
+from npdraw_dist.distributed import context
+from npdraw_dist.distributed.context import SAVE_EVERY_S, RayContext
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.context import SAVE_EVERY_S, RayContext
 
 Calls = list[tuple[Any, ...]]
+
+
+@pytest.fixture(autouse=True)
+def own_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`worker` puts calls in place of Ray's; they end with the test."""
+    monkeypatch.setattr(context, "ray", context.ray)
 
 
 def worker(calls: Calls, rank: int = 0, watched: bool = True, others: Any = 0.0) -> RayContext:
@@ -27,13 +34,15 @@ def worker(calls: Calls, rank: int = 0, watched: bool = True, others: Any = 0.0)
     made._steps, made._gap = 0, 1
     made.events = SimpleNamespace(add=lambda row: None)  # type: ignore[assignment]
     made.rows = SimpleNamespace(add=lambda row: calls.append(("row", row)))  # type: ignore[assignment]
-    made._train = SimpleNamespace(
+    train = SimpleNamespace(
         Checkpoint=SimpleNamespace(from_directory=str),
         CheckpointUploadMode=SimpleNamespace(ASYNC="beside", SYNC="at once"),
         report=lambda metrics, checkpoint=None, checkpoint_dir_name="", **how: calls.append(
             ("report", metrics, checkpoint, checkpoint_dir_name, how.get("checkpoint_upload_mode"))
         ),
+        collective=SimpleNamespace(),
     )
+    context.ray = SimpleNamespace(train=train)  # type: ignore[assignment]
     made.display = SimpleNamespace(  # type: ignore[assignment]
         say=lambda line: calls.append(("say", line)), record=lambda row: calls.append(("show", row))
     )
@@ -92,7 +101,7 @@ def test_the_ranks_begin_anew_together_if_the_first_checkpoint_is_damaged(
             sent.extend([value] if rank == 0 else [])
             return sent[0]
 
-        made._collective = SimpleNamespace(broadcast_from_rank_zero=broadcast)
+        context.ray.train.collective.broadcast_from_rank_zero = broadcast
         found = made.restore(lambda folder: {})
         assert found is not None
         assert (found.progress, found.generation) == ({}, 1)
@@ -115,7 +124,7 @@ def told(rank: RayContext, ranks: list[int] | None) -> list[float]:
         asked.append(time.monotonic())
         return None if ranks is None else SimpleNamespace(preempted_ranks=ranks)
 
-    rank._train.get_preemption_info = info
+    context.ray.train.get_preemption_info = info
     return asked
 
 

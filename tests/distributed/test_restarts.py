@@ -16,15 +16,13 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import StorageFailed, UserError
-from npdraw_dist.training import launch, restarts
+from npdraw_dist.distributed import failures, run
+from npdraw_dist.distributed.resources import Workers
+from npdraw_dist.distributed.run import AGAIN_S, FIRST_S, TrainRun, run_training
 from npdraw_dist.training.checkpoint import Criterion
-from npdraw_dist.training.launch import TrainRun, run_training
-from npdraw_dist.training.restarts import AGAIN_S, FIRST_S, Waiting
-from npdraw_dist.training.workers import Workers
-from tests.conftest import nodes
 
 LOCAL = fs.LocalFileSystem()
-DIED = "rank 0 died (its process was killed or crashed)"
+DIED = f"rank 0 died (ActorDiedError: {ActorDiedError()})"
 Fit = Callable[[Path], Any]
 
 
@@ -82,9 +80,10 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     """play(what each call of `fit` does, scale.max_failures): the result or the error, and the lines."""
     lines: list[str] = []
     mailbox = SimpleNamespace(say=SimpleNamespace(remote=lines.append))
-    monkeypatch.setattr(launch, "start_mailbox", lambda: mailbox)
+    monkeypatch.setattr(run, "start_mailbox", lambda: mailbox)
     monkeypatch.setattr(ray, "kill", lambda actor: None)
-    monkeypatch.setattr(launch._Watch, "_run", lambda self: None)
+    monkeypatch.setattr(ray, "put", lambda job: job)
+    monkeypatch.setattr(run._Watch, "_run", lambda self: None)
     folder = tmp_path / "prior"
     folder.mkdir()
 
@@ -94,9 +93,9 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
         monkeypatch.setattr(TrainRun, "trainer", lambda self, began: fit)
         best, workers = Criterion("valid/nll", "min"), Workers(1, 1, 1, 0.0)
         scale = ScaleConfig(max_failures=most)
-        run: Any = TrainRun(dies, None, workers, scale, best, LOCAL, str(tmp_path), "prior")  # type: ignore
+        training: Any = TrainRun(dies, None, workers, scale, best, LOCAL, str(tmp_path), "prior")  # type: ignore
         try:
-            return run_training(run, None), lines  # type: ignore[arg-type]  # nothing is displayed
+            return run_training(training, None), lines  # type: ignore[arg-type]  # nothing is displayed
         except (WorkerGroupError, UserError, StorageFailed) as error:
             return error, lines
         finally:
@@ -149,8 +148,8 @@ def test_workers_wait_for_a_place_however_long_and_that_is_no_failure(play: Play
 
 
 def test_a_storage_that_does_not_answer_is_no_progress(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restarts, "by_age", Mock(side_effect=OSError("timed out")))
-    monkeypatch.setattr(launch, "remove_broken_snapshot", lambda *_: None)
+    monkeypatch.setattr(failures, "by_age", Mock(side_effect=OSError("timed out")))
+    monkeypatch.setattr(run, "remove_broken_snapshot", lambda *_: None)
     result, _ = play([saves_and_dies(2), saves_and_dies(4)], 1)
     assert isinstance(result, UserError)
 
@@ -179,36 +178,28 @@ def test_what_no_restart_mends_ends_the_run_in_a_line(play: Play, fit: Fit, most
     assert lines == []
 
 
-@pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A cluster of two nodes of 4 CPUs and a GPU, and the time."""
-    listed = nodes((4, 1), (4, 1))
-    found = SimpleNamespace(now=0.0, nodes=listed, free={"CPU": 8.0, "GPU": 2.0})
-    monkeypatch.setattr(time, "monotonic", lambda: found.now)
-    monkeypatch.setattr(ray, "nodes", lambda: found.nodes)
-    monkeypatch.setattr(ray, "available_resources", lambda: found.free)
-    return found
+def test_it_is_said_once_a_minute_that_workers_wait_until_they_start(
+    monkeypatch: pytest.MonkeyPatch, cluster: Callable[..., None]
+) -> None:
+    now = SimpleNamespace(s=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: now.s)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(run._Watch, "_run", lambda self: None)
+    cluster((4, 1), (4, 1))
+    watch = run._Watch(None, None, Workers(2, 2, 4, 1.0))  # type: ignore[arg-type]  # nothing is displayed
 
+    def lines(seconds: int, starts: int = 0) -> list[str]:
+        found: list[str | None] = []
+        for _ in range(seconds):
+            now.s += 1
+            found.append(watch.missing(starts))
+        return [line for line in found if line is not None]
 
-def lines_of(waiting: Waiting, world: SimpleNamespace, seconds: int, starts: int = 0) -> list[str]:
-    lines: list[str | None] = []
-    for _ in range(seconds):
-        world.now += 1
-        lines.append(waiting.line(starts))
-    return [line for line in lines if line is not None]
-
-
-def test_what_workers_wait_for_is_said_once_a_minute_until_they_start(world: SimpleNamespace) -> None:
-    waiting = Waiting(Workers(2, 2, 4, 1.0))
-    waiting.begin()
-    assert lines_of(waiting, world, int(FIRST_S) - 1) == []
-    world.free = {"CPU": 4.0}
-    first, second = lines_of(waiting, world, int(AGAIN_S) + 5)
+    assert lines(int(FIRST_S) - 1) == []
+    first, second = lines(int(AGAIN_S) + 5)
     assert first == second
-    assert first.startswith("waits for 2 workers of 4 CPUs and a GPU: others hold what they need; nodes: ")
+    assert first.startswith("waits for 2 workers of 4 CPUs and a GPU; nodes: 10.0.0.1: 4 CPUs, 1 GPU; ")
     assert first.endswith("free: 4 CPUs")
-    assert lines_of(waiting, world, 300, starts=1) == []
-    waiting.begin()  # they failed
-    world.nodes[1]["Alive"] = False
-    (line,) = lines_of(waiting, world, int(FIRST_S) + 2, starts=1)
-    assert "the cluster has room for 1" in line
+    assert lines(300, starts=1) == []
+    watch.begin()  # they failed
+    assert len(lines(int(FIRST_S) + 2, starts=1)) == 1

@@ -12,9 +12,9 @@ from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import BlindNode, Landmarks
-from npdraw_dist.data.tasks import Pool, map_items
+from npdraw_dist.distributed import nodes
+from npdraw_dist.distributed.tasks import Pool, map_items
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training import cluster
 
 
 def known(root: Path) -> Landmarks:
@@ -37,7 +37,7 @@ class Pretended:
         ]
         monkeypatch.setattr(ray, "nodes", lambda: listed)
         monkeypatch.setattr(ray, "remote", lambda **_: lambda function: self)
-        monkeypatch.setattr(cluster, "NodeAffinitySchedulingStrategy", lambda node, soft: node)
+        monkeypatch.setattr(nodes, "NodeAffinitySchedulingStrategy", lambda node, soft: node)
         monkeypatch.setattr(ray, "wait", lambda asked, **_: (asked, []))
         monkeypatch.setattr(ray, "get", self.get)
 
@@ -62,7 +62,7 @@ def test_every_node_is_asked_and_the_blind_ones_are_named(
     asked = Pretended(monkeypatch, [None, None], [None, ""], ray.exceptions.RayError("died"), [None, ""])
     said = rf"the data {tmp_path}/data cannot be read from 10\.0\.0\.2, 10\.0\.0\.4;"
     with pytest.raises(UserError, match=said):
-        cluster.require_shared(folders)
+        nodes.require_shared(folders)
     assert asked.asked == ["1", "2", "3", "4"]
 
 
@@ -71,9 +71,9 @@ def test_nodes_that_see_all_and_one_alone_are_not_refused(
 ) -> None:
     folders = [known(tmp_path / "run")]
     Pretended(monkeypatch, [None], [None])
-    cluster.require_shared(folders)
+    nodes.require_shared(folders)
     alone = Pretended(monkeypatch, [""])
-    cluster.require_shared(folders)
+    nodes.require_shared(folders)
     assert alone.asked == []
 
 
@@ -123,26 +123,26 @@ def test_an_actor_has_several_shards_of_a_store_at_once() -> None:
 def test_a_training_worker_says_its_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.2")
     folders = [known(tmp_path / "run"), known(tmp_path / "other")]
-    cluster.require_here(folders[:1])
+    nodes.require_here(folders[:1])
     (tmp_path / "other" / "a.png").unlink()
     with pytest.raises(BlindNode, match=rf"the data {tmp_path}/other cannot be read from 10\.0\.0\.2;"):
-        cluster.require_here(folders)
+        nodes.require_here(folders)
 
 
 def test_a_gpu_that_pytorch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(ray, "get_gpu_ids", list)
-    assert cluster.unusable_gpu() is None
+    assert nodes.unusable_gpu() is None
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    said = str(cluster.unusable_gpu())
+    said = str(nodes.unusable_gpu())
     assert "10.0.0.2 trains on its CPU" in said
     assert "CUDA 13.0" in said
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "built for CPUs" in str(cluster.unusable_gpu())
+    assert "built for CPUs" in str(nodes.unusable_gpu())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert cluster.unusable_gpu() is None
+    assert nodes.unusable_gpu() is None
 
 
 def test_the_config_is_the_landmark_of_a_run_and_of_what_lies_below_it(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import ray
 import ray.train
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
-from npdraw_dist.training.ray_patches import Trainer, replace_cleaner
+from npdraw_dist.distributed.ray_patches import Trainer, replace_cleaner
 from tests.helpers.processes import until
 
 LIMIT_S = 90

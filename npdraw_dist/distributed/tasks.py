@@ -1,7 +1,7 @@
-"""Work on many items, on Ray or in this process: in tasks, or in processes that keep what they have loaded.
+"""Runs work on many items, on Ray or in this process: in tasks, or in processes that keep what they load.
 
-A request to a store takes as long as work on a thousand images. So where data are at a URI, a core has
-several items at once: while one waits, another computes.
+A request to an object store takes as long as work on a thousand images. So where data are at a URI, each core
+works on several items at once: while one waits, another computes.
 """
 
 import pickle
@@ -16,12 +16,12 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from npdraw_dist.core.landmarks import Landmarks, require_seen
-from npdraw_dist.core.process import ray_runs
+from npdraw_dist.distributed.start import ray_runs
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AT_ONCE = 4  # items of a thread or a process with one core, where data are at a URI
+AT_ONCE = 4  # items of a process with one core, where data are at a URI
 TASKS_AT_ONCE = 2  # tasks on a core there; each is a process
 MOST_ACTORS = 4096  # of a pool that grows with the cluster
 FIRST_ITEMS = 8  # for each process that a growing pool starts with: it takes seconds to start one
@@ -29,15 +29,17 @@ FIRST_ITEMS = 8  # for each process that a growing pool starts with: it takes se
 
 @dataclass(frozen=True)
 class Pool:
-    """Processes of Ray with one copy of the work each, and a CPU, or `gpus` GPUs. size: at most, from the
-    start; None: a pool that grows to one for each CPU."""
+    """Processes of Ray that each load the work once, and hold a CPU, or `gpus` GPUs.
+
+    size: the largest number of them, all started at once; None: the pool grows to one for each CPU.
+    """
 
     size: int | None = None
     gpus: float = 0.0
 
 
 class Loaded(Generic[Item, Result]):
-    """Work of an object that is slow to make: each process makes `kind(*arguments)` at its first item."""
+    """Work by an object that is slow to make: each process makes `kind(*arguments)` at its first item."""
 
     def __init__(self, kind: Callable[..., Callable[[Item], Result]], *arguments: Any) -> None:
         self.kind, self.arguments = kind, arguments
@@ -51,8 +53,11 @@ class Loaded(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class _Raised:
-    """What the driver is to raise. If the task did, Ray Data's executor would live on in reference cycles and
-    hold a pool's CPUs: a driver that waits for CPUs makes no garbage, so Python would not look for any."""
+    """An error that the driver raises.
+
+    If the task raised it, Ray Data's executor would live on in reference cycles and hold a pool's CPUs: a
+    driver that waits for CPUs makes no garbage, so Python would not look for any.
+    """
 
     error: Exception
 
@@ -81,12 +86,12 @@ def map_items(
     pool: Pool | None = None,
     folders: Sequence[Landmarks | None] = (),
 ) -> Iterator[Result]:
-    """`work(item)` of each item, in any order, a few items ahead. Raises what `work` raises.
+    """Yields `work(item)` of each item, in any order, a few items ahead. Raises what `work` raises.
 
-    Where Ray does not run, it is done here, on one core as in a task. Else on the CPUs of all nodes, in tasks
-    or a pool; Ray does the items of a process that dies again. folders: what each node has to see; None: one
-    at a URI, and then `work` runs in several threads of a process. Raises BlindNode at the first node that
-    does not see one: it would be through with many items in no time.
+    Without Ray this process does the work, on one core as in a task. With Ray all nodes do, in tasks or in a
+    pool, and Ray repeats the items of a process that dies. folders: what each node must see; None stands for
+    data at a URI, and then several threads of a process run `work`. Raises BlindNode at the first node that
+    does not see a folder: it would fail at many items in no time.
     """
     far = any(folder is None for folder in folders)
     if not ray_runs() or not items:

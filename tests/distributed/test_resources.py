@@ -10,11 +10,9 @@ import ray
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.training import cluster as cluster_file
-from npdraw_dist.training import workers
-from npdraw_dist.training.cluster import plan_workers
-from npdraw_dist.training.environment import OWN_RAY
-from npdraw_dist.training.workers import Workers, can_grow
+from npdraw_dist.distributed import resources, start
+from npdraw_dist.distributed.resources import Workers, plan_workers
+from npdraw_dist.distributed.start import OWN_RAY, can_grow
 from tests.conftest import nodes
 
 CPUS = [2, 8]
@@ -53,15 +51,19 @@ def test_nodes_without_gpus_do_not_size_workers_with_gpus(cluster: Cluster) -> N
         (
             CPUS,
             {"num_workers": 3, "cpus_per_worker": 4},
-            ["3 workers of 4 CPUs need 12", "the cluster has 10"],
+            ["room for 3 workers of 4 CPUs, and has room for 2"],
         ),
-        (CPUS, {"num_workers": 2, "cpus_per_worker": 5}, ["need 10", "has 10", "room for 1"]),
-        (GPUS, {"num_workers": 3, "use_gpu": True}, ["3 workers need 3 GPUs", "the cluster has 2"]),
-        (GPUS, {"num_workers": 7, "use_gpu": True, "gpus_per_worker": 0.3}, ["7 workers need 3 GPUs"]),
+        (CPUS, {"num_workers": 2, "cpus_per_worker": 5}, ["2 workers of 5 CPUs, and has room for 1"]),
+        (GPUS, {"num_workers": 3, "use_gpu": True}, ["3 workers of 1 CPU and a GPU, and has room for 2"]),
+        (
+            GPUS,
+            {"num_workers": 7, "use_gpu": True, "gpus_per_worker": 0.3},
+            ["7 workers of 1 CPU and 1/3 of a GPU, and has room for 6"],
+        ),
         (
             UNEVEN,
             {"num_workers": 2, "cpus_per_worker": 16, "use_gpu": True},
-            ["2 workers of 16 CPUs need 32", "the nodes with GPUs have 16"],
+            ["2 workers of 16 CPUs and a GPU, and has room for 0", "use_gpu false"],
         ),
     ],
 )
@@ -79,8 +81,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the autoscaler of a cluster is asked for."""
     found: list[Any] = []
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    monkeypatch.setattr(cluster_file, "POLL_S", 0.01)
-    monkeypatch.setattr(cluster_file, "request_resources", lambda bundles: found.append(bundles))
+    monkeypatch.setattr(resources, "POLL_S", 0.01)
+    monkeypatch.setattr("ray.autoscaler.sdk.request_resources", lambda bundles: found.append(bundles))
     return found
 
 
@@ -88,9 +90,9 @@ def test_nodes_join_a_cluster_but_no_ray_of_this_project(monkeypatch: pytest.Mon
     """Also in an actor, such as a trial of a sweep, where RAY_ADDRESS is not set."""
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.delenv(OWN_RAY, raising=False)
-    monkeypatch.setattr(workers, "ray_runs", lambda: False)
+    monkeypatch.setattr(start, "ray_runs", lambda: False)
     assert not can_grow()
-    monkeypatch.setattr(workers, "ray_runs", lambda: True)
+    monkeypatch.setattr(start, "ray_runs", lambda: True)
     assert can_grow()
     monkeypatch.setenv(OWN_RAY, "1")
     assert not can_grow()
@@ -112,14 +114,14 @@ def test_it_waits_for_nodes_and_goes_on_asking_the_autoscaler(
     lines: list[str] = []
     assert plan_workers(ScaleConfig(num_workers=2), lines.append) == Workers(2, 2, 1)
     (line,) = lines  # at once, and not again in this minute
-    assert line.startswith("waits for nodes (0 of 20 s): 2 workers")
+    assert line.startswith("waits for nodes (0 of 20 s): the cluster needs room for 2 workers of 1 CPU")
     assert asked == [[{"CPU": 1}, {"CPU": 1}]] * 3 + [[]]
 
 
 def test_the_autoscaler_is_asked_for_shares_of_gpus(cluster: Cluster, asked: list[Any]) -> None:
     cluster(1)
     scale = ScaleConfig(num_workers=2, use_gpu=True, gpus_per_worker=0.5, cpus_per_worker=3, wait_s=1)
-    with pytest.raises(UserError, match="2 workers need 1 GPU"):
+    with pytest.raises(UserError, match="2 workers of 3 CPUs and 1/2 of a GPU, and has room for 0"):
         plan_workers(scale)
     assert asked[-2:] == [[{"CPU": 3, "GPU": 0.5}] * 2, []]  # taken back: else nodes come for no job
 
@@ -132,7 +134,7 @@ def test_an_interrupt_takes_back_what_the_autoscaler_was_asked_for(
     def interrupted(_: float) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cluster_file, "time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupted))
+    monkeypatch.setattr(resources, "time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupted))
     with pytest.raises(KeyboardInterrupt):
         plan_workers(ScaleConfig(num_workers=2))
     assert asked == [[{"CPU": 1}, {"CPU": 1}], []]

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from npdraw_dist.training.workers import UNITS, Node, Workers, asked_of_ray, listed, most_cpus, per_gpu, room
+from npdraw_dist.distributed.resources import (
+    UNITS,
+    Node,
+    Workers,
+    listed,
+    most_cpus,
+    per_gpu,
+    ray_share,
+    room,
+)
 
 NODES = st.lists(st.builds(Node, st.integers(0, 6), st.sampled_from([0.0, 1.0, 2.0])), max_size=3)
 SHARES = st.sampled_from([0.0, 0.3, 0.4, 0.5, 0.75, 1.0])
@@ -53,7 +62,7 @@ def test_the_most_cpus_of_a_worker(nodes: list[Node], count: int, gpus: float) -
 @pytest.mark.parametrize("share", [0.01, 0.15, 0.2, 0.25, 1 / 3, 0.34, 0.5, 0.7, 1.0])
 def test_what_ray_is_asked_for_fits_as_often_as_is_counted(share: float) -> None:
     """In Ray's units on each GPU, and in the floats that its coordinator subtracts."""
-    asked, count = asked_of_ray(share), per_gpu(share)
+    asked, count = ray_share(share), per_gpu(share)
     assert Workers(2, 2, 4, share).resources == {"CPU": 4, "GPU": asked}
     assert round(asked * UNITS) * count <= UNITS
     assert round(asked * UNITS) >= min(round(share * UNITS), UNITS // count - 1)

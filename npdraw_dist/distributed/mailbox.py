@@ -1,4 +1,4 @@
-"""What rank 0 tells the driver, in an actor of its own. It imports no torch: its process is there at once."""
+"""The actor through which rank 0 reports to the driver. It imports no torch, so that it starts at once."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ Progress = tuple[int, float, str]  # images seen, images/s, a note such as the l
 
 
 class Mailbox:
-    """Actor that holds the latest progress, and new lines and rows, between rank 0 and the driver."""
+    """Holds the latest progress, and new lines and rows, between rank 0 and the driver."""
 
     def __init__(self) -> None:
         self.progress: Progress = (0, 0.0, "")
