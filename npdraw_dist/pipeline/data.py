@@ -141,11 +141,15 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
         here_s, actors = written.here_s, sum(facts.core_seconds for facts in written.shards)
         new = written.new
     seconds = time.perf_counter() - started
+    drivers = time.process_time() - cpu_started - here_s
+    if before is not None:
+        drivers += before["core_seconds"] - before["actor_core_seconds"]
     manifest |= {
         "fingerprint": fingerprint_of(experiment, NAME),
         "seconds": round(seconds + (before or {}).get("seconds", 0.0), 2),
         "images_per_s": new / seconds,
-        "core_seconds": round(time.process_time() - cpu_started - here_s + actors, 2),
+        "core_seconds": round(drivers + actors, 2),
+        "actor_core_seconds": round(actors, 2),
     }
     store.write_json(_vocabulary(shards), NAME, VOCABULARY)
     store.write_manifest(manifest, NAME)

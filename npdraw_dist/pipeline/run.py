@@ -20,7 +20,7 @@ from npdraw_dist.core.made_by import version_of
 from npdraw_dist.core.process import require_extra
 from npdraw_dist.core.storage import list_files, open_filesystem, require_apart
 from npdraw_dist.data.rows import REJECTS
-from npdraw_dist.data.shard_folder import DONE
+from npdraw_dist.data.shard_folder import DONE, MARKER
 from npdraw_dist.distributed.failures import storage_failed
 from npdraw_dist.distributed.resources import Workers, plan_local
 from npdraw_dist.distributed.start import is_local, placed
@@ -118,7 +118,6 @@ def prepare_run(
 def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
     """Removes a new run's folder if the block ends with a user's mistake and nothing of worth is in it.
 
-    A finished stage, parsed shards (the same command goes on there) and the list of bad rows are of worth.
     held: the lease on the run. Raises LeaseLost if another driver took the run over.
     """
     try:
@@ -127,11 +126,24 @@ def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
         raise
     except UserError:
         held.check()  # else the folder is another driver's
-        worth = (MANIFEST, REJECTS)
-        has_shards = any(list_files(store.filesystem, store.path(f, DONE))[1:] for f in FOLDERS.values())
-        if not has_shards and not any(store.has(f, name) for f in FOLDERS.values() for name in worth):
+        if not any(is_of_worth(store, folder) for folder in FOLDERS.values()):
             store.remove()
         raise
+
+
+def is_of_worth(store: Store, folder: str) -> bool:
+    """Whether the folder of a stage holds what a later command can use, or the list of bad rows.
+
+    Images that were read are of no use by themselves: a mistake in the config that only the next stage finds
+    needs another config, and the run would be refused for it.
+    """
+    if store.has(folder, REJECTS):
+        return True
+    if store.has(folder, MANIFEST):
+        return folder != FOLDERS["data"]
+    files = list_files(store.filesystem, store.path(folder, DONE))
+    has_shards = any(not path.endswith(f"/{MARKER}") for path, _ in files)
+    return has_shards or (folder in TRAINING and store.has(folder))
 
 
 def require_format(store: Store, stages: Sequence[str]) -> None:
