@@ -127,7 +127,7 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
     if "test" in needed_splits(experiment):
         store.record_opening(NAME)
     if source.canonical is not None:
-        manifest, shards = _named(source, source.canonical), source.canonical
+        manifest, shards = _named(experiment, source, source.canonical), source.canonical
         here_s = actors = 0.0
         new = manifest["images"]
     else:
@@ -165,13 +165,14 @@ def require_same(manifest: Mapping[str, Any], stamp: str, store: Store) -> None:
         )
 
 
-def _named(source: Source, shards: Canonical) -> dict[str, Any]:
-    """The manifest of a run whose shards lie elsewhere."""
+def _named(experiment: Experiment, source: Source, shards: Canonical) -> dict[str, Any]:
+    """The manifest of a run whose shards lie elsewhere. A later command can add a split."""
     stated = shards.manifest
+    splits = {split: stated.splits.get(split, 0) for split in needed_splits(experiment)}
     return {
         "root": shards.shown,
-        "images": sum(stated.splits.values()),
-        "splits": stated.splits,
+        "images": sum(splits.values()),
+        "splits": splits,
         "rejected": 0,
         "left_out": {},
         "digests": stated.digests,
