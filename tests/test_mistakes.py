@@ -56,10 +56,10 @@ train --model.kind flow --baseline.latents 1 | baseline.latents 2 or more
 train --data.source emnist | data.source: & 'fashion_mnist' & not 'emnist'
 train --vae.latents local:4 | vae.latents is 'local:4'; give a number such as 16
 train --model.kind vae --prior.condition class | prior.condition is for our prior over parts
-train --authors.model true --parse.order path | it needs parse.order aligned
-train --authors.model true | authors.model needs prior.heads independent
-train --authors.model true --prior.heads independent --prior.network lstm | authors.model needs prior.network
-train --authors.model true --prior.heads independent --vae.latents 4 | vae.latents adds to the features
+train --model.kind authors --parse.order path | it needs parse.order aligned
+train --model.kind authors | kind authors needs prior.heads independent
+train --model.kind authors --prior.heads independent --prior.network lstm | kind authors needs prior.network
+train --model.kind authors --prior.heads independent --vae.latents 4 | vae.latents adds to the features
 train --vae.likelihood logistic | vae.likelihood logistic needs data.binarize none
 train --data.binarize none | vae.likelihood bernoulli needs data.binarize dynamic or threshold
 train --preset cifar10 --vae.likelihood bernoulli | bernoulli is for grey images; take logistic_mixture

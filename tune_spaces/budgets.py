@@ -139,7 +139,7 @@ def draw_trials(
     data = {} if own_valid else split_shares(base.data.fraction)
     found = []
     for kind in kinds:
-        ranges = space.spaces[kind]
+        ranges = space.of(kind)
         for number, point in enumerate(ranges.latin(base.seed, count)):
             changes = {"model": {"kind": kind_of(kind)}, "data": data, "scale": ALONE}
             experiment = with_changes(base, nested(ranges.settings(point)), changes)

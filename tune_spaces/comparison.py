@@ -76,7 +76,7 @@ class Comparison:
             )
         self.kinds, self.count = space.chosen(options.kinds), options.num_samples or space.trials
         for kind in self.kinds:
-            refuse_settings(flags, space.spaces[kind].keys, f"varies in the space of {kind}")
+            refuse_settings(flags, space.of(kind).keys, f"varies in the space of {kind}")
         self.core_seconds = options.core_seconds or space.seconds_of(data.fraction)
         self.seeds = options.seeds or space.seeds.get(data.source, space.other_seeds)
         planned = options.dry_run or execute is not None  # else the data are there

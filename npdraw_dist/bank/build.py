@@ -1,6 +1,6 @@
 """The part bank of a data set: k-means of its patches, snapped to real patches (paper section 3.1).
 
-A run that starts from a trained model keeps its bank as it is, or adds parts for what it fits badly.
+A run that starts from a trained model, or from a bank, keeps those parts as they are.
 
 Shapes: M patches, K parts, C channels, P patch side, D = C * P * P.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from npdraw_dist.bank.kmeans import kmeans, snap
-from npdraw_dist.bank.patches import Reservoir, draw, extract, unique_rows
+from npdraw_dist.bank.patches import Reservoir, draw, extract
 from npdraw_dist.bank.shards import LocalShards, PatchShard, Shards, arguments_of
 from npdraw_dist.config.data import GridConfig
 from npdraw_dist.config.load import validated
@@ -113,43 +113,20 @@ def _require(patches: NDArray[np.uint8]) -> None:
         raise UserError("no patch of the training images reaches bank.min_energy; lower it")
 
 
-def extend_bank(
-    old: PartBank,
-    patches: NDArray[np.uint8],
-    settings: BankConfig,
-    seed: int,
-    others: Open | None = None,
-) -> tuple[PartBank, BankFacts]:
-    """The parts of `old` in their order, then others of `patches` (M, D), up to `settings.size`.
+def keep_bank(bank: PartBank, patches: NDArray[np.uint8]) -> BankFacts:
+    """The facts of a bank that a run of these patches (M, D) starts with and keeps.
 
-    The added parts are a bank of the patches whose distance to the nearest old part is above its mean. In the
-    facts, `objective` is the mean squared distance to the nearest part, not to a centroid. others: as of
-    `build_bank`. Raises UserError if there are too few different patches to add.
+    `objective` is the mean squared distance of a patch to its nearest part, not to a centroid. Raises
+    UserError if there is no patch.
     """
     _require(patches)
-    added = settings.size - len(old)
-    nearest, distance = nearest_parts(old, patches)
-    found, elsewhere, exemplar = old.parts, 0.0, 0.0
-    if added:
-        badly = patches[distance > distance.mean()]
-        different = len(unique_rows(badly)) if len(badly) else 0
-        if different < added:
-            raise UserError(
-                f"bank.size is {settings.size}, but the {len(old)} parts that the run starts with fit all "
-                f"but {different} different patches of the new images well; lower it"
-            )
-        only = settings.model_copy(update={"size": added})
-        new, facts = build_bank(badly, old.channels, only, seed, others=others)
-        elsewhere, exemplar = facts.actor_core_seconds, facts.exemplar_distance
-        found = torch.cat([old.parts, new.parts])
-        nearest, distance = nearest_parts(PartBank(found), patches)
-    return PartBank(found), BankFacts(
-        k=len(found),
+    nearest, distance = nearest_parts(bank, patches)
+    return BankFacts(
+        k=len(bank),
         patches=len(patches),
         objective=float(distance.mean()),
-        cluster_sizes=np.bincount(nearest, minlength=len(found)).tolist(),
-        exemplar_distance=exemplar,
-        actor_core_seconds=elsewhere,
+        cluster_sizes=np.bincount(nearest, minlength=len(bank)).tolist(),
+        exemplar_distance=0.0,
     )
 
 

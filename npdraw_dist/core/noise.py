@@ -40,7 +40,7 @@ class RowNoise:
         words = -(-copies * each * kind.itemsize // 8)
         places = torch.arange(words, device=self.keys.device).mul_(STRIDE)
         found = _mixed(self.keys[:, None] + places).view(kind)[:, : copies * each]
-        self.keys = self.keys + NEXT  # no count: `torch.compile` would compile anew for each value
+        self.keys = self.keys + NEXT
         return found.reshape(rows, copies, each).transpose(0, 1).reshape(tuple(shape))
 
     def uniform(self, shape: Sequence[int]) -> Tensor:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -62,21 +62,24 @@ def words_in(text: str) -> list[str]:
 
 
 class Vocabulary:
-    """What a prior can be told (`config.networks.PriorNetwork`).
+    """What a prior can be conditioned on (`config.networks.PriorNetwork`); in this class, nothing.
 
-    kind: none, class or words. entries: names of classes, or words and pieces. tokens: A.
+    entries: names of classes, or words and pieces. tokens: A. column: of the data, which has the conditions.
     """
 
-    def __init__(self, kind: str, entries: Sequence[str], tokens: int) -> None:
-        self.kind, self.entries, self.tokens = kind, entries, tokens
+    kind: ClassVar[str] = "none"
+    column: ClassVar[str] = ""
 
-    @classmethod
-    def of(cls, prior: Any) -> "Vocabulary":
+    def __init__(self, entries: Sequence[str] = (), tokens: int = 0) -> None:
+        self.entries, self.tokens = entries, tokens
+
+    @staticmethod
+    def of(prior: Any) -> "Vocabulary":
         """prior: its settings, a `config.networks.PriorNetwork`."""
-        return cls(prior.condition, prior.vocabulary, prior.condition_tokens)
+        return VOCABULARIES[prior.condition](prior.vocabulary, prior.condition_tokens)
 
     def require(self) -> None:
-        """Raises UserError if nothing can be asked for."""
+        """Raises UserError if there is no condition."""
         if self.kind == "none":
             raise UserError("the model takes no condition; train one with --prior.condition class or words")
 
@@ -85,36 +88,72 @@ class Vocabulary:
         """Entry -> its token."""
         return {entry: number for number, entry in enumerate(self.entries, 1)}
 
+    @property
+    def known(self) -> list[str]:
+        """What users can ask for."""
+        return list(self.entries)
+
+    def rows(self, conditions: Sequence[Condition]) -> Tensor:
+        """(B, A). Raises UserError on a class or word that is not known, and names the nearest ones."""
+        self.require()
+        return torch.tensor([self.requested(condition) for condition in conditions])
+
+    def requested(self, condition: Condition) -> list[int]:
+        """The A tokens of a condition. Raises UserError as `rows`."""
+        raise NotImplementedError
+
+    def read(self, values: Sequence[Any], classes: Sequence[str] = ()) -> Tensor:
+        """B values of the data's column -> (B, A), 0 for what is not known. classes: names of labels."""
+        raise NotImplementedError
+
+    def inner(self) -> Tensor:
+        """(1 + V, INNER): for each token the pieces that it is made of, beside itself; else 0."""
+        return torch.zeros(1 + len(self.entries), INNER, dtype=torch.int64)
+
+    def _nearest(self, name: str) -> str:
+        close = get_close_matches(name, self.known, NEAREST) or self.known[:NEAREST]
+        return f" (near: {', '.join(close)})"
+
+
+class Classes(Vocabulary):
+    """A class by its name or number."""
+
+    kind, column = "class", "label"
+
     @cached_property
     def labels(self) -> list[int]:
         """The number of each class: its name if all names are numbers, else its place."""
         numbers = all(entry.isdecimal() and entry == str(int(entry)) for entry in self.entries)
         return [int(entry) if numbers else place for place, entry in enumerate(self.entries)]
 
-    @property
-    def known(self) -> list[str]:
-        """Classes, or whole words."""
-        return [entry for entry in self.entries if not entry.startswith(PIECE)]
+    def requested(self, condition: Condition) -> list[int]:
+        name = str(condition)
+        if isinstance(condition, str) and name in self.numbers:
+            return [self.numbers[name]]
+        if name.isdecimal() and int(name) in self.labels:
+            return [1 + self.labels.index(int(name))]
+        raise UserError(f"the model does not know the class {name!r}{self._nearest(name)}")
 
-    def rows(self, conditions: Sequence[Condition]) -> Tensor:
-        """(B, A). Raises UserError on a class or word that is not known, and names the nearest ones."""
-        return torch.tensor([self._asked(condition) for condition in conditions])
-
-    def of_labels(self, labels: Tensor, classes: Sequence[str]) -> Tensor:
-        """labels (B,) of data with these names, others for unknown -> (B, 1); 0 for what the entries lack."""
-        numbers = torch.tensor([*(self.numbers.get(name, 0) for name in classes), 0])
-        known = (labels >= 0) & (labels < len(classes))
+    def read(self, values: Sequence[Any], classes: Sequence[str] = ()) -> Tensor:
+        """values: labels. Without names of labels, they are those of the entries, in their order."""
+        names = classes or [str(number) for number in range(len(self.entries))]
+        labels = torch.tensor(values)
+        numbers = torch.tensor([*(self.numbers.get(name, 0) for name in names), 0])
+        known = (labels >= 0) & (labels < len(names))
         return numbers[torch.where(known, labels, -1)][:, None]
 
-    def read(self, texts: Sequence[str]) -> Tensor:
-        """The words of texts, (B, A), also of words that are not known: their pieces."""
-        rows = [[token for word in words_in(text) for token in self.pieces(word)] for text in texts]
-        return torch.tensor([self._padded(row) for row in rows], dtype=torch.int64).view(-1, self.tokens)
 
-    def _asked(self, condition: Condition) -> list[int]:
-        self.require()
-        if self.kind == "class":
-            return [self._class(condition)]
+class Words(Vocabulary):
+    """Words about an image."""
+
+    kind, column = "words", "words"
+
+    @property
+    def known(self) -> list[str]:
+        """Whole words."""
+        return [entry for entry in self.entries if not entry.startswith(PIECE)]
+
+    def requested(self, condition: Condition) -> list[int]:
         words = words_in(str(condition))
         if not words:
             raise UserError(f"the condition {condition!r} has no word")
@@ -125,17 +164,10 @@ class Vocabulary:
             raise UserError(f"the condition {condition!r} has more than {self.tokens} words")
         return self._padded([self.numbers[word] for word in words])
 
-    def _class(self, condition: Condition) -> int:
-        name = str(condition)
-        if isinstance(condition, str) and name in self.numbers:
-            return self.numbers[name]
-        if name.isdecimal() and int(name) in self.labels:
-            return 1 + self.labels.index(int(name))
-        raise UserError(f"the model does not know the class {name!r}{self._nearest(name)}")
-
-    def _nearest(self, name: str) -> str:
-        close = get_close_matches(name, self.known, NEAREST) or self.known[:NEAREST]
-        return f" (near: {', '.join(close)})"
+    def read(self, values: Sequence[Any], classes: Sequence[str] = ()) -> Tensor:
+        """values: texts. A word that is not known is read as its pieces."""
+        rows = [[token for word in words_in(text) for token in self.pieces(word)] for text in values]
+        return torch.tensor([self._padded(row) for row in rows], dtype=torch.int64).view(-1, self.tokens)
 
     def pieces(self, word: str, longest: int | None = None) -> list[int]:
         """The longest entry that begins what is left of the word, again and again; a letter without one goes.
@@ -157,16 +189,17 @@ class Vocabulary:
         return found
 
     def inner(self) -> Tensor:
-        """(1 + V, INNER): for each token the pieces that its word is made of, beside itself; else 0."""
-        found = torch.zeros(1 + len(self.entries), INNER, dtype=torch.int64)
-        if self.kind == "words":
-            for word in self.known:
-                pieces = self.pieces(word, len(word) - 1)[:INNER]
-                found[self.numbers[word], : len(pieces)] = torch.tensor(pieces, dtype=torch.int64)
+        found = super().inner()
+        for word in self.known:
+            pieces = self.pieces(word, len(word) - 1)[:INNER]
+            found[self.numbers[word], : len(pieces)] = torch.tensor(pieces, dtype=torch.int64)
         return found
 
     def _padded(self, tokens: Sequence[int]) -> list[int]:
         return [*tokens, *[0] * self.tokens][: self.tokens]
+
+
+VOCABULARIES = {of.kind: of for of in (Vocabulary, Classes, Words)}
 
 
 def learned(counts: Mapping[str, int]) -> tuple[str, ...]:

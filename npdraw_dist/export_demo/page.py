@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist import __version__
+from npdraw_dist.baselines.authors.network import CanvasPrior, StridedDecoder
 from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import is_file, open_filesystem, read_bytes
 from npdraw_dist.nn.appearance import LOG_STD, Appearance, GlobalAppearance, LocalAppearance
-from npdraw_dist.nn.authors.network import CanvasPrior, StridedDecoder
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.likelihoods import (
     MAX_LOG_SCALE,

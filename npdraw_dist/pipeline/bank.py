@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from npdraw_dist.bank.build import BankFacts, Open, build_bank, extend_bank
+from npdraw_dist.bank.build import BankFacts, Open, build_bank, keep_bank
 from npdraw_dist.bank.patches import ALL, Drawn, Reservoir, draw, extract
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes
@@ -77,7 +77,8 @@ def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBa
     """The bank, by FAISS on a GPU of the cluster if it may use one; where FAISS is built for CPUs, there."""
     scale, settings = experiment.scale, experiment.bank
     if experiment.init.has_parts:
-        return extend_bank(source_parts(experiment), patches, settings, experiment.seed, _others())
+        bank = source_parts(experiment)
+        return bank, keep_bank(bank, patches)
     gpu = None if has_gpu(scale) else False
     if settings.shards > 1 and not scale.here:  # the actors hold the GPUs
         return _build(torch.device("cpu"), experiment, patches, gpu)

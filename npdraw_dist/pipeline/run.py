@@ -26,7 +26,6 @@ from npdraw_dist.distributed.resources import Workers, plan_local
 from npdraw_dist.distributed.start import is_local, placed
 from npdraw_dist.pipeline import bank, data, parse, prior, sample, vae
 from npdraw_dist.pipeline.data import Given, RunData
-from npdraw_dist.pipeline.models import source_parts
 from npdraw_dist.pipeline.progress import console, logged
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.stage import Manifest, Stage
@@ -261,12 +260,9 @@ def read_classes(store: Store) -> Sequence[str]:
 def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> None:
     """Raises UserError if the images are known to be too few for one of the stages."""
     source, places, train = experiment.data, experiment.canvas_grid.places, counts.get("train")
-    if "bank" in stages:
+    if "bank" in stages and not experiment.init.has_parts:
         k, kept = experiment.bank.size, experiment.bank.max_patches
         said = f"bank.size is {k}"
-        if experiment.init.has_parts:
-            k -= len(source_parts(experiment))
-            said = f"bank.size adds {k} parts to those that the run starts with"
         if k > kept:
             raise UserError(f"{said}, but bank.max_patches keeps {kept} patches; lower bank.size")
         if train is not None and k > train * places:

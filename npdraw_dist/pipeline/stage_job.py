@@ -23,9 +23,10 @@ from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.core.paste import render
 from npdraw_dist.data.parquet import index_type
 from npdraw_dist.data.parses import Parses
-from npdraw_dist.nn.baselines.base import BaselineObjective
+from npdraw_dist.nn.generative import ModelObjective
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.nn.objective import PriorObjective, VAEObjective
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import Context
@@ -182,7 +183,7 @@ def moved(images: Tensor, settings: TrainConfig, noise: Noise, background: float
 def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
     """Paints samples, and reconstructions or parses of validation images where there are some.
 
-    bank: of the run, on the device of training; None for a model of parts without it, which shows nothing.
+    bank: the run's, on the device of training; None if the run has none, or a model of parts shows nothing.
     """
     if bank is None and "bank" in experiment.stage_names:
         return None
@@ -195,11 +196,12 @@ def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
             drawn = sheet(render(bank.parts, objective.prior.sample(count, generator), grid))
             parses = {"parses": sheet(render(bank.parts, some.z, grid))} if len(some) else {}
             return {"samples": drawn, **parses}
-        assert isinstance(objective, VAEObjective | BaselineObjective)
-        found = {"samples": sheet(objective.model.sample(count, generator))}
-        if isinstance(objective, VAEObjective) and len(some):
-            x = binarized(some.images, objective.model.spec.binarize, generator)
-            pairs = torch.stack([x, objective.model.reconstruct(x)], 1)
+        assert isinstance(objective, ModelObjective)
+        model = objective.model
+        found = {"samples": sheet(model.sample(count, generator))}
+        if isinstance(model, NPDraw) and len(some):
+            x = binarized(some.images, model.spec.binarize, generator)
+            pairs = torch.stack([x, model.reconstruct(x)], 1)
             found["reconstructions"] = sheet(pairs.flatten(0, 1))
         return found
 

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from npdraw_dist.config.networks import ConditionName
+
 MAX_STEPS = 4096  # limit of any model, so that a request is small
 MAX_APPEARANCE = 2**18  # characters
 
@@ -253,7 +255,7 @@ class ModelResponse(BaseModel):
     order: str
     aligned: bool = Field(description="every place is asked in turn, so a place holds at most one part")
     background: Literal["black", "white"] = Field(description="colour of the canvas where nothing is drawn")
-    condition: Literal["none", "class", "words"] = Field(description="what the model can be asked for")
+    condition: ConditionName = Field(description="what the model can be asked for")
     vocabulary: list[str] = Field(description="the classes or words that it knows")
     temperature: float = Field(description="of samples where none is asked for")
     test_images: int = Field(description="0 if the model is not in its run folder")

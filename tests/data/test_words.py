@@ -18,7 +18,7 @@ from pyarrow import fs
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.storage import write_bytes
-from npdraw_dist.core.vocabulary import Vocabulary, learned, words_in
+from npdraw_dist.core.vocabulary import Classes, Words, learned, words_in
 from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.parses import Parses, Told
 from npdraw_dist.data.readers import emoji_names
@@ -139,12 +139,12 @@ def parses_with(told: Told, folder: Path) -> Parses:
 def classes(turned: bool) -> Told:
     """The model's classes in another order than the data's, and one that the model lacks, if turned."""
     entries = ("dog", "cat") if turned else NAMES
-    return Told(Vocabulary("class", entries, 1), NAMES)
+    return Told(Classes(entries, 1), NAMES)
 
 
 def words() -> Told:
     found = {word for number in range(COUNT) for word in words_in(told_of(number)[1])}
-    return Told(Vocabulary("words", learned(dict.fromkeys(found, 1)), 8), NAMES)
+    return Told(Words(learned(dict.fromkeys(found, 1)), 8), NAMES)
 
 
 def check(batch: Batch, told: Told) -> None:

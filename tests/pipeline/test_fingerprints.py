@@ -35,7 +35,7 @@ def fingerprints(**sections: Any) -> dict[str, str]:
         ({"train": {"patience": 1}}, "prior"),
         ({"train": {"select": "last"}}, "prior"),
         ({"vae": {"images": 512}}, "vae"),
-        ({"authors": {"model": True}, "prior": {"heads": "independent"}}, "bank"),
+        ({"model": {"kind": "authors"}, "prior": {"heads": "independent"}}, "bank"),
         ({"data": {"binarize": "threshold"}}, "vae"),
         ({"eval": {"k": 5}}, "sample"),
         ({"bank": {"shards": 4}, "data": {"path": "x", "cache_mb": 1, "max_bad_fraction": 0.5}}, None),

@@ -212,8 +212,8 @@ async function place() {
   await load(answer, target, false);
 }
 
-const FILES = {image: "image.png", smooth: "smooth.png", canvas: "canvas.png", gif: "drawing.gif", strip: "strip.png", svg: "drawing.svg", pdf: "drawing.pdf", z: "drawing.json"};
-const PATHS = {gif: "steps.gif", strip: "strip.png", svg: "drawing.svg", pdf: "drawing.pdf"};
+const FILES = {image: "image.png", smooth: "smooth.png", canvas: "canvas.png", gif: "drawing.gif", strip: "strip.png", pdf: "drawing.pdf", z: "drawing.json"};
+const PATHS = {gif: "steps.gif", strip: "strip.png", pdf: "drawing.pdf"};
 const LARGE = 1024;                       // least side of a saved picture, in pixels
 async function large(data, smooth) {
   const image = await picture(data), canvas = document.createElement("canvas"), scale = Math.ceil(LARGE / Math.max(image.width, image.height));

@@ -1,4 +1,4 @@
-"""Prior, posterior and decoder of the authors' released code (`authors.model`), rewritten from its structure.
+"""Prior, posterior and decoder of the authors' released code (kind `authors`), rewritten from its structure.
 
 Departures: GroupNorm replaces BatchNorm, in which an image sees its batch; a step that draws nothing covers
 nothing, while in their VAE training it covers its *where*.
@@ -25,6 +25,7 @@ from npdraw_dist.nn.blocks import (
     exactly,
     group_norm,
 )
+from npdraw_dist.nn.posterior import StepPosterior
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import AlignedLayout, StepLogits
@@ -52,7 +53,7 @@ class PlainBlock(TransformerBlock):
 
 
 class CanvasPrior(StepPrior):
-    """p(z), whose state is a function of the canvases and coverage maps drawn so far (`spec.authors`)."""
+    """p(z), whose state is a function of the canvases and coverage maps drawn so far."""
 
     ahead = 1
     bank_parts: Tensor
@@ -131,7 +132,7 @@ class FlatTrunk(nn.Module):
             return F.relu(self.out(h.flatten(1)))
 
 
-class FlatPosterior(nn.Module):
+class FlatPosterior(StepPosterior):
     """One vector for all steps, with heads for the *whether*, *where* and *what* of each."""
 
     def __init__(self, spec: ModelSpec) -> None:

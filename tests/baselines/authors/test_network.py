@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from npdraw_dist.nn.authors.network import FlatPosterior, StridedDecoder
+from npdraw_dist.baselines.authors.network import FlatPosterior, StridedDecoder
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.steps import StepLogits
 from tests.helpers.tiny_models import all_drawings, shaken, tiny_model, tiny_spec

@@ -6,17 +6,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from npdraw_dist.config.schema import VAEConfig
-from npdraw_dist.core.grid import Grid
-from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.core.paste import gather_parts, paste_steps
-from npdraw_dist.nn.authors.network import CanvasPrior
-from npdraw_dist.nn.authors.training import (
+from npdraw_dist.baselines.authors.network import CanvasPrior
+from npdraw_dist.baselines.authors.training import (
     AuthorsObjective,
     gumbel_temperature,
     soft_canvases,
     teacher_chance,
 )
+from npdraw_dist.config.schema import VAEConfig
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.parts import Batch, PartSequence
+from npdraw_dist.core.paste import gather_parts, paste_steps
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.steps import kl_steps, log_prob
 from tests.helpers.tiny_models import GREY, random_drawings, seeded, tiny_model, tiny_spec

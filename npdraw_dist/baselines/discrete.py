@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from npdraw_dist.baselines.base import Baseline, bound_of, kl_weight
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.config.spec import PriorSpec
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.objective import ramp
-from npdraw_dist.nn.baselines.base import Baseline, bound_of, kl_weight
 from npdraw_dist.nn.blocks import CausalBlock, causal_blocks
 from npdraw_dist.nn.hard_draws import Loss, leave_one_out
 from npdraw_dist.nn.objective import TAU_START

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from npdraw_dist.nn.baselines.air import AIR, box, cut, put, stopping_log_prob
-from npdraw_dist.nn.baselines.draw import DRAW, Window, read, write
+from npdraw_dist.baselines.air import AIR, box, cut, put, stopping_log_prob
+from npdraw_dist.baselines.draw import DRAW, Window, read, write
 from tests.helpers.tiny_baselines import strokes, tiny_baseline
 from tests.helpers.tiny_models import seeded
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from npdraw_dist.baselines.base import BaselineObjective
+from npdraw_dist.baselines.latents import standard_normal
+from npdraw_dist.baselines.vae import ConvVAE, Coupling, LearnedPriorVAE, VampVAE
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.nn.baselines.base import BaselineObjective, standard_normal
-from npdraw_dist.nn.baselines.vae import ConvVAE, Coupling, LearnedPriorVAE, VampVAE
 from npdraw_dist.nn.hub import load
 from npdraw_dist.nn.likelihoods import DiscretizedLogisticMixture
 from tests.helpers.tiny_baselines import KINDS, make_baseline, strokes, tiny_baseline, tiny_spec

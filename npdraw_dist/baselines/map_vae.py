@@ -7,10 +7,9 @@ Shapes: B images, N samples, Z Gaussians of the image, D of a cell, L cells, W c
 import torch
 from torch import Tensor, nn
 
-from npdraw_dist.config.spec import BaselineSpec
-from npdraw_dist.core.noise import Noise
-from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standard_normal
-from npdraw_dist.nn.baselines.vae import (
+from npdraw_dist.baselines.base import Baseline
+from npdraw_dist.baselines.latents import PriorDraws, gaussian, standard_normal
+from npdraw_dist.baselines.vae import (
     CELL,
     blocks,
     cell_centres,
@@ -19,6 +18,8 @@ from npdraw_dist.nn.baselines.vae import (
     last_layer,
     whole_cells,
 )
+from npdraw_dist.config.spec import BaselineSpec
+from npdraw_dist.core.noise import Noise
 from npdraw_dist.nn.blocks import ExactConv2d, ExactLinear
 from npdraw_dist.nn.generative import Importance, at_centres
 from npdraw_dist.nn.relaxations import Gaussian
@@ -26,6 +27,9 @@ from npdraw_dist.nn.relaxations import Gaussian
 
 class MapVAE(Baseline):
     """z ~ N(0, I), u ~ p(u|z) on cells of CELL pixels, x ~ p(x|z, u)."""
+
+    title = "VAE with a map"
+    default_latents = 40
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)

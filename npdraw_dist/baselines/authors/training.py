@@ -1,4 +1,4 @@
-"""Training as the authors' released code does it (`authors.model`), with the numbers of their MNIST script.
+"""Training as the authors' released code does it (kind `authors`), with the numbers of their MNIST script.
 
 Draws are relaxed to the end, and the frozen prior sees the canvases with mixtures of parts that the decoder
 sees. *where* and *whether* are drawn hard, without a gradient of the reconstruction: theirs is 0 in float32.
@@ -12,13 +12,13 @@ import math
 import torch
 from torch import Tensor
 
-from npdraw_dist.config.schema import VAEConfig
+from npdraw_dist.baselines.authors.network import CanvasPrior
+from npdraw_dist.config.networks import VAEConfig
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.objective import ParameterGroup, Stepping, ramp
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import paste_steps_at_once
-from npdraw_dist.nn.authors.network import CanvasPrior
 from npdraw_dist.nn.blocks import exactly
 from npdraw_dist.nn.hard_draws import Loss
 from npdraw_dist.nn.npdraw import NPDraw

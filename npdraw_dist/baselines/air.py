@@ -25,9 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from npdraw_dist.baselines.base import Baseline
+from npdraw_dist.baselines.latents import PriorDraws, gaussian, standard_normal
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.core.noise import Dropout, Noise
-from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standard_normal
 from npdraw_dist.nn.blocks import ExactLinear, ExactLSTMCell, exactly
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.relaxations import Gaussian, categorical_sample, kl_bernoulli
@@ -59,6 +60,10 @@ class Objects:
 
 class AIR(Baseline):
     """An LSTM sees the image and gives whether and where of each object; what is read in its window."""
+
+    title = "AIR"
+    default_latents = 20
+    default_steps = 3
 
     has_regions: ClassVar[bool] = False
 

@@ -1,68 +1,39 @@
 """What the baselines share: bounds from single draws, samples, and their training objective.
 
-Shapes: B images, N samples, T steps, Z Gaussians, C channels, Q likelihood parameters a pixel, H x W image.
+Shapes: B images, N samples, T steps, C channels, Q likelihood parameters a pixel, H x W image.
 """
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from npdraw_dist.baselines.contract import Kind
+from npdraw_dist.baselines.latents import PriorDraws
 from npdraw_dist.config.schema import VAEConfig
-from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.noise import Noise
-from npdraw_dist.core.objective import Gather, Objective, ParameterGroup, ramp
+from npdraw_dist.core.objective import Gather, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.nn.animation import ANIMATED
-from npdraw_dist.nn.generative import Importance, SampleTrace, seeded
+from npdraw_dist.nn.generative import Importance, ModelObjective, SampleTrace, seeded
 from npdraw_dist.nn.hard_draws import Loss
-from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.objective import PRIOR_DECAY, decay_groups
-from npdraw_dist.nn.relaxations import Gaussian, total_kl
-
-MAX_LOG_STD = 4.0  # keeps a Gaussian's scale finite if training diverges
+from npdraw_dist.nn.relaxations import total_kl
 
 
-@dataclass(frozen=True)
-class PriorDraws:
-    """N draws of the prior, with the latent variables `codes` by name.
-
-    outputs: likelihood parameters after each step, (T, N, Q, H, W). drawn: (N, T) bool. boxes: (N, T, 3),
-    top, left and side in pixels of what each step drew.
-    """
-
-    outputs: Tensor
-    drawn: Tensor
-    boxes: Tensor
-    codes: Mapping[str, Tensor]
-
-
-class Baseline(HubModel):
-    """A VAE of `spec`. Saved and loaded without pickle, as NPDraw is."""
-
-    spec: BaselineSpec
+class Baseline(Kind):
+    """A kind with all that follows from its contract: scores, samples, training."""
 
     def blank(self) -> Tensor:
         """(Q,): likelihood parameters at initialisation: of black for binary ink, else of grey."""
         start = self.likelihood.canvas_start()
         return start.bias - start.weight.sum(1) if self.spec.likelihood == "bernoulli" else start.bias
 
-    def embed(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, ...): what the encoder computes of x before any draw. Empty by default."""
-        return x.new_empty(len(x), 0)
-
-    @abstractmethod
-    def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
-        """One draw z ~ q(z|x) for each of B images, each field (B,)."""
-
-    @abstractmethod
-    def generate(self, n: int, generator: Noise, temperature: float) -> PriorDraws:
-        """n draws of the prior, its standard deviations times `temperature`."""
+    def objective(self, config: VAEConfig) -> "BaselineObjective":
+        return BaselineObjective(self, config)
 
     def loss_parts(self, x: Tensor, generator: Noise) -> tuple[Tensor, Mapping[str, Tensor]]:
         """log p(x|z) (B,) and the parts of the KL, each (B,): one draw's estimates, with gradients."""
@@ -79,16 +50,8 @@ class Baseline(HubModel):
         """As `Objective.may_end`."""
         return True
 
-    def networks(self) -> list[nn.Module]:
-        """The modules that are worth compiling (`Objective.networks`)."""
-        return [module for module in self.children() if isinstance(module, nn.Sequential)]
-
     def settle(self, gather: Gather) -> None:
         """Changes weights after a step (`Objective.settle`). Nothing by default."""
-
-    def describe(self, x: Tensor) -> dict[str, Tensor]:
-        """x (B, C, H, W) -> what the encoder finds in it, by name, each (B,). Nothing by default."""
-        return {}
 
     def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
         embedded = self.embed(x)
@@ -153,12 +116,10 @@ class Baseline(HubModel):
         return PriorDraws(output[None], drawn, whole, codes)
 
 
-class BaselineObjective(Objective):
+class BaselineObjective(ModelObjective):
     """-log p(x|z) + beta KL(q || p) of a baseline. The weight of the KL rises to beta over `latent_ramp`."""
 
-    def __init__(self, model: Baseline, config: VAEConfig) -> None:
-        super().__init__()
-        self.model, self.config = model, config
+    model: Baseline
 
     def parameter_groups(self) -> list[ParameterGroup]:
         named = list(self.model.named_parameters())
@@ -168,12 +129,6 @@ class BaselineObjective(Objective):
             *decay_groups(rest, self.config.learning_rate, self.config.weight_decay),
             *decay_groups(prior, self.config.prior_learning_rate, PRIOR_DECAY),
         ]
-
-    def networks(self) -> list[nn.Module]:
-        return self.model.networks()
-
-    def functions(self) -> list[tuple[object, str]]:
-        return [(self.model.likelihood, "log_prob")]
 
     def settle(self, gather: Gather) -> None:
         self.model.settle(gather)
@@ -199,15 +154,3 @@ def bound_of(reconstruction: Tensor, kl: Mapping[str, Tensor]) -> dict[str, Tens
 def kl_weight(config: VAEConfig, progress: float) -> float:
     """The weight of the KL in the loss: it rises to beta over `latent_ramp`."""
     return config.beta * ramp(progress, 0.0, 1.0, config.latent_ramp)
-
-
-def gaussian(raw: Tensor) -> Gaussian:
-    """Network outputs (..., 2 Z), means and then log standard deviations, as a Gaussian."""
-    mean, log_std = raw.float().chunk(2, -1)
-    return Gaussian(mean, log_std.clamp(-MAX_LOG_STD, MAX_LOG_STD))
-
-
-def standard_normal(like: Tensor) -> Gaussian:
-    """The standard normal with the shape of draws `like` (..., Z)."""
-    zeros = torch.zeros(like.shape, device=like.device)
-    return Gaussian(zeros, zeros)

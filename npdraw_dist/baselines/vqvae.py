@@ -14,12 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npdraw_dist.config.spec import BaselineSpec, PriorSpec
-from npdraw_dist.core.noise import Noise, uniform
-from npdraw_dist.core.objective import Gather
-from npdraw_dist.nn.baselines.base import PriorDraws
-from npdraw_dist.nn.baselines.discrete import DiscreteBaseline, HardDraws, SequencePrior
-from npdraw_dist.nn.baselines.vae import (
+from npdraw_dist.baselines.discrete import DiscreteBaseline, HardDraws, SequencePrior
+from npdraw_dist.baselines.latents import PriorDraws
+from npdraw_dist.baselines.vae import (
     CELL,
     cell_centres,
     decoder_layers,
@@ -27,6 +24,9 @@ from npdraw_dist.nn.baselines.vae import (
     last_layer,
     whole_cells,
 )
+from npdraw_dist.config.spec import BaselineSpec, PriorSpec
+from npdraw_dist.core.noise import Noise, uniform
+from npdraw_dist.core.objective import Gather
 from npdraw_dist.nn.blocks import ExactConv2d, ExactLinear, at_least_float32, exactly
 from npdraw_dist.nn.generative import Importance, at_centres
 from npdraw_dist.nn.relaxations import (
@@ -77,6 +77,10 @@ class CodePrior(SequencePrior):
 class VQVAE(DiscreteBaseline):
     """Codes on cells of CELL pixels, row by row."""
 
+    title = "VQ-VAE"
+    default_latents = 16
+    has_sequence = True
+
     usage: Tensor
     seen: Tensor
     candidates: Tensor
@@ -102,9 +106,6 @@ class VQVAE(DiscreteBaseline):
         self.register_buffer("seen", torch.zeros(codes), persistent=False)
         self.register_buffer("candidates", torch.zeros(codes, numbers), persistent=False)
         self.register_buffer("tickets", torch.full((codes,), -1.0), persistent=False)
-
-    def networks(self) -> list[nn.Module]:
-        return [*super().networks(), *self.prior.blocks]
 
     def encode(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) -> vectors (B, L, D)."""

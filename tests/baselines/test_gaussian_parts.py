@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from npdraw_dist.baselines.gaussian_parts import GaussianParts, bernoulli_log_prob, split
+from npdraw_dist.baselines.latents import MAX_LOG_STD
 from npdraw_dist.config.schema import VAEConfig
-from npdraw_dist.nn.baselines.base import MAX_LOG_STD
-from npdraw_dist.nn.baselines.gaussian_parts import GaussianParts, bernoulli_log_prob, split
 from npdraw_dist.nn.relaxations import kl_bernoulli
 from tests.helpers.tiny_baselines import strokes, tiny_baseline
 from tests.helpers.tiny_models import seeded

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from npdraw_dist.baselines.base import Baseline
+from npdraw_dist.baselines.latents import PriorDraws, gaussian, standard_normal
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.core.noise import Dropout, Noise, dropout_noise
-from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standard_normal
 from npdraw_dist.nn.blocks import ExactConvTranspose2d, ExactLinear, ResidualBlock, group_norm, zeroed
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.relaxations import Gaussian, categorical_sample
@@ -71,6 +72,9 @@ def cell_centres(rows: int, columns: int, device: torch.device) -> Tensor:
 
 class ConvVAE(Baseline):
     """q(z|x) and p(x|z) of residual blocks on cells of 4 x 4 pixels, p(z) standard normal."""
+
+    title = "VAE"
+    default_latents = 40
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)
@@ -143,6 +147,8 @@ class LearnedPriorVAE(ConvVAE):
 class VampVAE(LearnedPriorVAE):
     """p(z) = sum_u w_u q(z|u) of learned w_u and pseudo-inputs u (Tomczak and Welling 2018, eq. 8)."""
 
+    title = "VAE with VampPrior"
+
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)
         # Logits of their pixels. They start at random, so that the components differ.
@@ -203,6 +209,8 @@ class Coupling(nn.Module):
 
 class FlowVAE(LearnedPriorVAE):
     """p(z): coupling layers carry z to a standard normal (RealNVP; Chen et al. 2017 for a VAE's prior)."""
+
+    title = "VAE with flow prior"
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from npdraw_dist.baselines.base import BaselineObjective
+from npdraw_dist.baselines.vqvae import DEAD, VQVAE
 from npdraw_dist.config.schema import Experiment, VAEConfig
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.nn.baselines.base import BaselineObjective
-from npdraw_dist.nn.baselines.vqvae import DEAD, VQVAE
 from npdraw_dist.nn.steps import chosen
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.loop import Run

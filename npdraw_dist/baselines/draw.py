@@ -13,9 +13,10 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from npdraw_dist.baselines.base import Baseline
+from npdraw_dist.baselines.latents import PriorDraws, gaussian, standard_normal
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.core.noise import Dropout, Noise
-from npdraw_dist.nn.baselines.base import Baseline, PriorDraws, gaussian, standard_normal
 from npdraw_dist.nn.blocks import ExactLinear, ExactLSTMCell, at_least_float32, exactly
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.relaxations import Gaussian
@@ -87,6 +88,10 @@ def write(patch: Tensor, window: Window, height: int, width: int) -> Tensor:
 
 class DRAW(Baseline):
     """Encoder and decoder are LSTMs, which read and write the image through windows."""
+
+    title = "DRAW"
+    default_latents = 10
+    default_steps = 10
 
     has_regions: ClassVar[bool] = False
 

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from npdraw_dist.baselines.discrete import DiscreteBaseline, HardDraws, SequencePrior
+from npdraw_dist.baselines.latents import PriorDraws, gaussian
 from npdraw_dist.config.spec import BaselineSpec, PriorSpec
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.paste import paste_aligned
-from npdraw_dist.nn.baselines.base import PriorDraws, gaussian
-from npdraw_dist.nn.baselines.discrete import DiscreteBaseline, HardDraws, SequencePrior
 from npdraw_dist.nn.blocks import ExactLinear
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.generative import Importance, at_centres
@@ -64,6 +64,11 @@ def split(raw: Tensor) -> tuple[Tensor, Gaussian]:
 class GaussianParts(DiscreteBaseline):
     """q gives each place its own *whether* and *what*, independent given the image."""
 
+    title = "Gaussian parts"
+    default_latents = 8
+    has_sequence = True
+    has_places = True
+
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)
         assert spec.prior is not None
@@ -88,9 +93,6 @@ class GaussianParts(DiscreteBaseline):
     @property
     def blank_pixel(self) -> float:
         return self.grid.background
-
-    def networks(self) -> list[nn.Module]:
-        return [self.trunk, self.decoder, *self.prior.blocks]
 
     def embed(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> logits of whether, means and log standard deviations of what, (B, L, 1 + 2 D)."""
