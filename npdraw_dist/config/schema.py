@@ -5,7 +5,7 @@ here. Symbols of the paper: T steps, K parts, L places, P patch side. Budgets ar
 """
 
 from argparse import SUPPRESS
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 

@@ -125,7 +125,7 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
     if "test" in needed_splits(experiment):
         store.record_opening(NAME)
     if source.canonical is not None:
-        manifest, shards = _named(source, source.canonical), source.canonical
+        manifest, shards = _named(experiment, source, source.canonical), source.canonical
         here_s = actors = 0.0
         new = manifest["images"]
     else:
@@ -139,11 +139,15 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
         here_s, actors = written.here_s, sum(facts.core_seconds for facts in written.shards)
         new = written.new
     seconds = time.perf_counter() - started
+    drivers = time.process_time() - cpu_started - here_s
+    if before is not None:
+        drivers += before["core_seconds"] - before["actor_core_seconds"]
     manifest |= {
         "fingerprint": fingerprint_of(experiment, NAME),
         "seconds": round(seconds + (before or {}).get("seconds", 0.0), 2),
         "images_per_s": new / seconds,
-        "core_seconds": round(time.process_time() - cpu_started - here_s + actors, 2),
+        "core_seconds": round(drivers + actors, 2),
+        "actor_core_seconds": round(actors, 2),
     }
     store.write_json(_vocabulary(shards), NAME, VOCABULARY)
     store.write_manifest(manifest, NAME)
@@ -172,13 +176,14 @@ def follow(manifest: Mapping[str, Any], source: Source, experiment: Experiment, 
         write_text(store.filesystem, store.path(CONFIG), dump(with_changes(before, {"data": {"path": path}})))
 
 
-def _named(source: Source, shards: Canonical) -> dict[str, Any]:
-    """The manifest of a run whose shards lie elsewhere."""
+def _named(experiment: Experiment, source: Source, shards: Canonical) -> dict[str, Any]:
+    """The manifest of a run whose shards lie elsewhere. A later command can add a split."""
     stated = shards.manifest
+    splits = {split: stated.splits.get(split, 0) for split in needed_splits(experiment)}
     return {
         "root": shards.shown,
-        "images": sum(stated.splits.values()),
-        "splits": stated.splits,
+        "images": sum(splits.values()),
+        "splits": splits,
         "rejected": 0,
         "left_out": {},
         "digests": stated.digests,
