@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 import npdraw_dist
 from npdraw_dist.config.load import merge
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.pipeline import fit
+from npdraw_dist.pipeline import fit, fit_images
 from npdraw_dist.pipeline.fit import suited
 from npdraw_dist.pipeline.fit_images import pictures_of
 
@@ -51,7 +51,7 @@ def fit_few(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         preset, settings = suited(pictures, count)
         return preset, merge(settings, FITTED)
 
-    monkeypatch.setattr(fit, "pictures_of", few)
+    monkeypatch.setattr(fit_images, "pictures_of", few)
     monkeypatch.setattr(fit, "suited", quickly)
 
 

@@ -12,10 +12,8 @@ from typing import Any
 import huggingface_hub
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
-from npdraw_dist.pipeline.fit_shards import write_shards
 from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import TensorDataset
@@ -29,13 +27,14 @@ from npdraw_dist.core.lease import LeaseHeld
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.vocabulary import as_python
 from npdraw_dist.data import rows
-from npdraw_dist.data.shards import open_source
+from npdraw_dist.data.splits import Split
 from npdraw_dist.nn.baselines.vqvae import VQVAE
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
-from npdraw_dist.pipeline import bank, fit, fit_images, parse, prior, probe, run, vae
-from npdraw_dist.pipeline.fit import held_of_few, suited
+from npdraw_dist.pipeline import bank, data, fit, fit_images, fit_source, parse, prior, probe, run, vae
+from npdraw_dist.pipeline.data import Given, RunData
+from npdraw_dist.pipeline.fit import suited
 from npdraw_dist.pipeline.fit_images import labelled, pictures_of
-from npdraw_dist.pipeline.inputs import claim
+from npdraw_dist.pipeline.fit_source import held_of_few
 from npdraw_dist.pipeline.models import source_model
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.store import Store, fingerprint_of
@@ -196,12 +195,19 @@ def test_a_named_run_is_kept_and_found_again(
     assert (tmp_path / "bars" / "model" / "samples.png").is_file()
     for name, value in NPDraw.from_pretrained(fitted / "bars" / "model").state_dict().items():
         assert torch.equal(value, model.state_dict()[name]), name
-    before = {path: path.read_bytes() for path in (tmp_path / "bars-images").iterdir()}
-    with pytest.raises(UserError, match="holds other images than these"):
-        npdraw_dist.fit(strokes()[::-1].copy(), **where, **LONGER)
-    assert {path: path.read_bytes() for path in (tmp_path / "bars-images").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["bars"]  # nothing lies beside the run
+    before = written(tmp_path / "bars")
+    assert {"data", "parses"} <= {path.parts[0] for path in before}
+    for images, valid in ((strokes()[::-1].copy(), None), (strokes(), strokes(9))):
+        with pytest.raises(UserError, match="are not those that it has read"):
+            npdraw_dist.fit(images, valid=valid, **where, **LONGER)
+    assert written(tmp_path / "bars") == before
     with pytest.raises(UserError, match=r"vae.images: 1600 -> 64"):
         npdraw_dist.fit(strokes(), **where, **{**LONGER, "vae": SMALL["vae"]})
+
+
+def written(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.parquet")}
 
 
 @pytest.mark.parametrize(
@@ -351,7 +357,7 @@ def test_of_few_images_one_is_held_out_though_the_hash_takes_none(tmp_path: Path
     assert isinstance(model, NPDraw)
     assert model.results is not None
     assert model.results["n"] == 1
-    manifest = json.loads((tmp_path / "few" / "parses" / "manifest.json").read_text())
+    manifest = json.loads((tmp_path / "few" / "data" / "manifest.json").read_text())
     assert manifest["splits"] == {"train": 3, "valid": 1}
 
 
@@ -384,44 +390,61 @@ def test_a_single_picture_is_refused() -> None:
         held_of(1, each=3, share=0.001)
 
 
-def test_images_that_were_there_stay_when_a_fit_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Another run may read them."""
-    where: dict[str, Any] = {"name": "mine", "storage": tmp_path}
-    settings_of(monkeypatch, GREY, **where)
-    shards = sorted(tmp_path.rglob("*.parquet"))
-    assert shards
+def test_images_that_were_there_stay_when_a_fit_is_refused(fitted: Path, tmp_path: Path) -> None:
+    shutil.copytree(fitted, tmp_path, dirs_exist_ok=True)
+    before = written(tmp_path)
+    assert before
     with pytest.raises(UserError, match="imagess"):
-        npdraw_dist.fit(GREY, **where, vae={"imagess": 3})
-    assert sorted(tmp_path.rglob("*.parquet")) == shards
+        npdraw_dist.fit(strokes(), name="bars", storage=tmp_path, vae={"imagess": 3})
+    assert written(tmp_path) == before
 
 
-def test_images_stay_when_another_process_has_the_run(
+def test_images_stay_when_another_process_has_the_run(fitted: Path, tmp_path: Path) -> None:
+    shutil.copytree(fitted, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "bars/vae/manifest.json").unlink()
+    before = written(tmp_path)
+    with Store.open(str(tmp_path), "bars").lease(), pytest.raises(LeaseHeld):
+        npdraw_dist.fit(strokes(), name="bars", storage=tmp_path, **LONGER)
+    assert written(tmp_path) == before
+
+
+def given_of(images: Any, labels: Any = None) -> tuple[Experiment, Given]:
+    """What `fit` gives to the stage `data`."""
+    looked = fit_images.look((images, labels), (None, None), "class", None, None, {})
+    experiment = resolve(*fit._chosen(looked, None, SMALL, 0))
+    return experiment, fit_source.given(images, looked, experiment)
+
+
+def test_images_of_a_fit_that_was_killed_are_known_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(*_: Any, **__: Any) -> None:
-        raise LeaseHeld("another process trains")
+    """Also with half of a file; other images are written anew until all are, then they are refused."""
+    store, labels = Store.open(str(tmp_path), "mine"), ["a", "b"] * 30
+    (experiment, known), (_, reverse) = given_of(strokes(), labels), given_of(strokes()[::-1].copy(), labels)
+    store.claim(experiment)
 
-    monkeypatch.setattr(fit, "start", start)
-    with pytest.raises(LeaseHeld):
-        npdraw_dist.fit(strokes(), name="mine", storage=tmp_path, **SMALL)
-    assert list((tmp_path / "mine-images").iterdir())
+    def killed(*_: Any) -> None:
+        raise Stopped
 
-
-def test_images_of_a_fit_that_was_killed_are_known_again(tmp_path: Path) -> None:
-    """With half of a file, and by another version of pyarrow, which writes other bytes."""
-    pictures = pictures_of(strokes(5))
-    write_shards(pictures, None, ("a", "b"), str(tmp_path), "mine")
-    (file,) = (tmp_path / "mine-images").iterdir()
-    pq.write_table(pq.read_table(file), file, compression="none")
-    written = file.read_bytes()
-    file.with_name(f"{file.name}.1a2b3c4d.part").write_bytes(written[:9])
-    write_shards(pictures, None, ("a", "b"), str(tmp_path), "mine")
-    assert [path.read_bytes() for path in (tmp_path / "mine-images").iterdir()] == [written]
-    for other, classes in ((pictures.take([0, 1, 2, 4, 3]), ("a", "b")), (pictures, ("a", "c"))):
-        with pytest.raises(UserError, match="holds other images"):
-            write_shards(other, None, classes, str(tmp_path), "mine")
+    for given in (reverse, known):
+        with monkeypatch.context() as patch:
+            patch.setattr(data, "manifest_of", killed)
+            with pytest.raises(Stopped):
+                data.run(experiment, store, RunData(experiment, given))
+    files = sorted((tmp_path / "mine/data").rglob("*.parquet"))
+    assert [file.parent.name for file in files] == ["train", "valid"]
+    before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+    half = files[0].with_name(f"{files[0].name}.1a2b3c4d.part")
+    half.write_bytes(b"PAR1")
+    manifest = data.run(experiment, store, RunData(experiment, known))
+    assert manifest["images"] == 60
+    assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in files} == before
+    assert not half.exists()
+    RunData(experiment, given_of(strokes(), labels)[1]).require_same(store)
+    others = (strokes()[::-1].copy(), labels), (strokes(), ["a", "c"] * 30), (strokes(), ["b", "a"] * 30)
+    for images, told in others:
+        with pytest.raises(UserError, match="are not those that it has read"):
+            RunData(experiment, given_of(images, told)[1]).require_same(store)
 
 
 def test_grey_images_are_coloured_for_a_model_of_colour(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,10 +467,15 @@ def test_a_side_among_the_settings_counts(monkeypatch: pytest.MonkeyPatch) -> No
 
 def settings_of(monkeypatch: pytest.MonkeyPatch, *images: Any, **options: Any) -> Experiment:
     """The run that `fit` would start."""
-    found: list[Experiment] = []
+    return started(monkeypatch, *images, **options)[0]
 
-    def start(experiment: Experiment, *_: Any, **__: Any) -> None:
-        found.append(experiment)
+
+def started(monkeypatch: pytest.MonkeyPatch, *images: Any, **options: Any) -> tuple[Experiment, Given]:
+    """The run that `fit` would start, and its images."""
+    found: list[tuple[Experiment, Given]] = []
+
+    def start(experiment: Experiment, *_: Any, given: Given, **__: Any) -> None:
+        found.append((experiment, given))
         raise Stopped
 
     monkeypatch.setattr(fit, "start", start)
@@ -456,17 +484,20 @@ def settings_of(monkeypatch: pytest.MonkeyPatch, *images: Any, **options: Any) -
     return found[0]
 
 
+def rows_of(given: Given, split: Split) -> rows.Rows:
+    """The images of a split, as the stage `data` reads them."""
+    return rows.Rows.cat([shard.read() for shard in given.open(Store.open("nowhere", "run")).shards(split)])
+
+
 def test_own_images_for_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They alone validate, in the form of the others, with the numbers of their classes."""
     held = np.stack([np.full((16, 16, 3), 40 * n, np.uint8) for n in range(4)])
     labels, valid_labels = ["b" if n % 2 else "a" for n in range(60)], ["b", "b", "a", "b"]
     asked = {"labels": labels, "valid": held, "valid_labels": valid_labels, **SMALL}
     where = {"name": "bars", "storage": str(tmp_path)}
-    experiment = settings_of(monkeypatch, strokes(), **asked, **where)
-    source = open_source(experiment.data, experiment.seed)
-    assert sum(len(shard.read()) for shard in source.shards("train")) == 60
-    (shard,) = source.shards("valid")
-    found = shard.read()
+    _, given = started(monkeypatch, strokes(), **asked, **where)
+    assert len(rows_of(given, "train")) == 60
+    found = rows_of(given, "valid")
     assert found.images.shape == (4, 1, 12, 12)
     assert found.images.mean((1, 2, 3)).tolist() == [0, 40, 80, 120]
     assert found.known_labels().tolist() == [1, 1, 0, 1]
@@ -488,16 +519,14 @@ def test_folders_for_validation_have_the_classes_of_the_others(
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(GREY[0]).save(path)
     where: dict[str, Any] = {"storage": str(tmp_path / "runs"), "bank": {"size": 2}}
-    experiment = settings_of(monkeypatch, tmp_path / "images", valid=tmp_path / "valid", **where)
-    (shard,) = open_source(experiment.data, 0).shards("valid")
-    assert shard.read().known_labels().tolist() == [1]
+    _, given = started(monkeypatch, tmp_path / "images", valid=tmp_path / "valid", **where)
+    assert rows_of(given, "valid").known_labels().tolist() == [1]
     with pytest.raises(UserError, match="a class 'c'"):
         npdraw_dist.fit(tmp_path / "images", valid=tmp_path / "other", **where)
     (tmp_path / "valid/b/2.png").write_bytes(b"no picture")
     listed = {"labels": ["a", "b"] * 30, "storage": str(tmp_path / "list")}
-    experiment = settings_of(monkeypatch, corners(), valid=tmp_path / "valid", **SMALL, **listed)
-    (shard,) = open_source(experiment.data, 0).shards("valid")
-    assert shard.read().known_labels().tolist() == [1]
+    _, given = started(monkeypatch, corners(), valid=tmp_path / "valid", **SMALL, **listed)
+    assert rows_of(given, "valid").known_labels().tolist() == [1]
     assert "1 of 62 pictures are skipped" in capsys.readouterr().out
 
 
@@ -518,7 +547,8 @@ def test_a_given_bank_is_drawn_with(
     assert torch.equal(model.bank_parts, own.parts)
     with pytest.raises(UserError, match="began with another bank"):
         npdraw_dist.fit(corners(), **{**unsized, "bank": PartBank.of(corners(), size=5, patch=4)}, **where)
-    assert torch.equal(PartBank.load(tmp_path / "bars-bank/bank.safetensors").parts, own.parts)
+    (saved,) = tmp_path.glob("bars-bank-*/bank.safetensors")
+    assert torch.equal(PartBank.load(saved).parts, own.parts)
     assert {("prior/valid/nll", 64), ("vae/valid/elbo", 64)} <= set(rows)
     for picture in ("prior/parses.png", "vae/samples.png", "vae/reconstructions.png"):
         with Image.open(tmp_path / "bars" / picture) as shown:
@@ -576,7 +606,7 @@ def corners(count: int = 60) -> Any:
 
 def tuned(fitted: Path, storage: Path, **of_bank: Any) -> tuple[Experiment, Store]:
     """What a run `tuned` on the same images, from the model of `bars`, is made of."""
-    data = {"source": "parquet", "path": str(fitted / "bars-images"), "test_fraction": 0.0}
+    data = {"source": "parquet", "path": str(fitted / "bars" / "data"), "test_fraction": 0.0}
     init = {"model": str(fitted / "bars")}
     flags = {"data": data, "init": init, "bank": of_bank, "scale": {"num_workers": 0}, **BUDGET}
     experiment = resolve("digits", None, {**flags, "eval": {**BUDGET["eval"], "split": "valid"}})
@@ -644,7 +674,8 @@ def losses(objective: Any, store: Store) -> dict[str, float]:
 def begun(fitted: Path, tmp_path: Path) -> tuple[Experiment, Store]:
     """With bank and parses."""
     experiment, store = tuned(fitted, tmp_path)
-    claim(experiment, store)
+    store.claim(experiment)
+    data.run(experiment, store)
     bank.run(experiment, store)
     parse.run(experiment, store)
     return experiment, store

@@ -132,8 +132,7 @@ def open_imagefolder(data: DataConfig, seed: int) -> Source:
 
 def by_split(paths: pa.LargeStringArray, data: DataConfig, seed: int) -> tuple[dict[Split, Files], list[str]]:
     """The pictures among `paths` by split, and the names of their classes."""
-    pictures = pa.array(np.fromiter(map(is_picture, _strings(paths)), np.bool_, len(paths)))
-    names, texts = paths.filter(pictures), paths.filter(pc.ends_with(paths, ".txt"))
+    names, texts = paths.filter(are_pictures(paths)), paths.filter(pc.ends_with(paths, ".txt"))
     beside = pc.is_in(pc.replace_substring_regex(names, r"\.[^.]*$", ".txt"), value_set=texts)
     tops = dict.fromkeys(name.partition("/")[0] for name in _strings(names) if "/" in name)
     stated = {folder: stated_split(folder) for folder in tops}
@@ -153,6 +152,11 @@ def by_split(paths: pa.LargeStringArray, data: DataConfig, seed: int) -> tuple[d
     labels = np.array([order.get(name, -1) for name in numbers], np.int64)[class_of]
     files = Files(names, labels, beside.to_numpy(zero_copy_only=False))
     return {split: files.take(np.flatnonzero(split_of == i)) for i, split in enumerate(SPLITS)}, classes
+
+
+def are_pictures(paths: pa.LargeStringArray) -> pa.BooleanArray:
+    """Which of the files are pictures by their names."""
+    return pa.array(np.fromiter(map(is_picture, _strings(paths)), np.bool_, len(paths)))
 
 
 def _strings(array: pa.LargeStringArray) -> Iterator[str]:
