@@ -22,7 +22,7 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.pipeline import fit_source
-from npdraw_dist.pipeline.fit_images import LARGEST_CANVAS, Folder, Looked, canvas_scale, look, reasons
+from npdraw_dist.pipeline.fit_images import LARGEST_CANVAS, Looked, canvas_scale, look, reasons
 from npdraw_dist.pipeline.models import BANK, SourceModel, load_model
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.progress import console, results
@@ -55,11 +55,12 @@ def fit(
 ) -> GenerativeModel:
     """Trains a model on `images`, and returns it, in eval mode on the CPU, with its `history`.
 
-    images: a folder of pictures; an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats
-    in [0, 1]; a Ray Dataset with a column `image`, whose first 1,000 rows decide the settings, and which its
-    cluster writes to the storage, so that each node has to see that; or a sequence of arrays, tensors, PIL
-    images, paths, or dicts or tuples with one of these, such as a torch Dataset. Those that cannot be read
-    are skipped and listed. What they are decides the sizes, the likelihood and the preset, which are printed.
+    images: a folder of pictures, of which up to 256 decide the settings; an array or tensor (N, H, W),
+    (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]; a Ray Dataset with a column `image`, whose first
+    1,000 rows decide the settings, and which its cluster writes to the storage, so that each node has to see
+    that; or a sequence of arrays, tensors, PIL images, paths, or dicts or tuples with one of these, such as a
+    torch Dataset. Those that cannot be read are skipped, and listed in data/rejects.jsonl of the run. What
+    they are decides the sizes, the likelihood and the preset, which are printed.
 
     labels: of each image a class, by number or name, or words about it; the model then draws what it is asked
     for (`NPDraw.draw(condition=)`). Names that seldom come twice are words; `prior.condition` decides it too.
@@ -141,14 +142,14 @@ def _chosen(
 ) -> tuple[str, None, dict[str, Any]]:
     """The preset and the settings of the run, as `resolve` takes them. nested: those that the user gives."""
     suiting, chosen = suited(looked.pictures, looked.count)
-    if "model" in nested.get("init", {}):  # it says what the network is
+    if nested.get("init", {}).get("model") is not None:  # it says what the network is
         sizes = {name: value for name, value in chosen["data"].items() if name != "binarize"}
         kept = {name: chosen[name] for name in ("train", "eval", "scale")}
         chosen = {**kept, "data": sizes, **_budgets_of(chosen)}
     if nested.get("init", {}).get("bank") is not None:
         chosen.pop("bank", None)  # it has as many parts as it has
     data: dict[str, Any] = {"source": "given"}
-    if isinstance(looked.seen, Folder):
+    if not looked.is_dataset:
         data["max_bad_fraction"] = 1.0  # what is no picture is skipped
     asked = merge(chosen, {"data": data, "scale": {"num_workers": workers}}, nested)
     return preset or suiting, None, asked

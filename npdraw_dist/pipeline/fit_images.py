@@ -69,7 +69,8 @@ class Folder:
         top_of = pc.if_else(pc.match_substring(paths, "/"), tops, None).dictionary_encode()
         folders = top_of.dictionary.to_pylist()
         self.classes = tuple(sorted(folders))
-        numbers = np.array([self.classes.index(name) for name in folders] + [-1], np.int64)
+        order = {name: number for number, name in enumerate(self.classes)}
+        numbers = np.array([order[name] for name in folders] + [-1], np.int64)  # the last: in no folder
         labels = numbers[top_of.indices.fill_null(len(folders)).to_numpy(zero_copy_only=False)]
         self.files = Files(paths, labels, np.zeros(len(paths), np.bool_))
 
@@ -135,6 +136,7 @@ def look(
     if labels is not None:
         if count is not None:
             raise UserError("labels are for a list of images; a Ray Dataset has a column `label`")
+        _require_list(seen)
         pictures, classes = labelled(pictures, labels, kind)
     held = None
     if valid[0] is not None:
@@ -240,11 +242,7 @@ def labelled(
         given = [None if label == -1 else label for label in given]
     if len(given) != len(pictures) + len(pictures.rejects):
         raise UserError(f"there are {len(given)} labels for {len(pictures) + len(pictures.rejects)} images")
-    try:
-        told = [given[int(name)] for name in pictures.ids]
-    except ValueError:
-        why = "labels are for a list of images; those of a folder are its folders"
-        raise UserError(why) from None
+    told = [given[int(name)] for name in pictures.ids]
     known = [label for label in given if label is not None]
     names = {str(label) for label in known}
     seldom_twice = bool(known) and isinstance(known[0], str) and 2 * len(names) > len(known)
@@ -280,6 +278,7 @@ def held_out(
     found = pictures_of(images, side, channels=channels, **framed)
     names = images.classes if isinstance(images, Folder) else ()
     if labels is not None:
+        _require_list(images)
         if not classes and training.words is None and any(isinstance(label, str) for label in labels):
             raise UserError("the images have no classes by name; give valid_labels as numbers, or labels too")
         found, _ = labelled(found, labels, "words" if training.words is not None else "class", classes)
@@ -293,6 +292,11 @@ def held_out(
     elif names:  # of no use: the others have no classes
         found = replace(found, labels=None)
     return replace(found, ids=[f"valid/{name}" for name in found.ids])
+
+
+def _require_list(images: Any) -> None:
+    if isinstance(images, Folder):
+        raise UserError("labels are for a list of images; those of a folder are its folders")
 
 
 def _require_classes(names: Iterable[str], classes: Sequence[str]) -> None:

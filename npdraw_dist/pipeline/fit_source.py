@@ -38,13 +38,15 @@ def given(images: Any, looked: Looked, experiment: Experiment) -> Given:
 
 def _of_rows(looked: Looked, experiment: Experiment) -> Given:
     """Images in memory. Those for validation are given, else some by a hash of the id."""
-    rows, held = replace(looked.pictures, rejects=[]), looked.held
+    rows, held = looked.pictures, looked.held
     stamp = f"{digest_of(rows):x}"
     if held is None:
-        rows, held = held_of_few(rows, experiment)
+        rows, few = held_of_few(rows, experiment)
+        held = None if few is None else replace(few, rejects=[])
     rule = HashSplit.of(experiment.data, experiment.seed, () if held is None else ("valid",))
     splits = [rule.split_of(name) for name in rows.ids]
     items = {s: rows.take([i for i, own in enumerate(splits) if own == s]) for s in SPLITS}
+    items |= {s: replace(items[s], rejects=[]) for s in SPLITS if s != "train"}
     return _listed(items if held is None else {**items, "valid": held}, looked, experiment, stamp)
 
 
@@ -107,7 +109,7 @@ def _listed(
 
 def _read(read: Callable[[Files], Rows] | None, items: Files | Rows) -> Rows:
     if isinstance(items, Rows):
-        return replace(items, rejects=[])
+        return items
     assert read is not None
     return read(items)
 
