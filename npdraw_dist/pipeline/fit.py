@@ -55,12 +55,13 @@ def fit(
 ) -> GenerativeModel:
     """Trains a model on `images`, and returns it, in eval mode on the CPU, with its `history`.
 
-    images: a folder of pictures, of which up to 256 decide the settings; an array or tensor (N, H, W),
-    (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]; a Ray Dataset with a column `image`, whose first
-    1,000 rows decide the settings, and which its cluster writes to the storage, so that each node has to see
-    that; or a sequence of arrays, tensors, PIL images, paths, or dicts or tuples with one of these, such as a
-    torch Dataset. Those that cannot be read are skipped, and listed in data/rejects.jsonl of the run. What
-    they are decides the sizes, the likelihood and the preset, which are printed.
+    images: a folder of pictures, of which up to 256 decide the settings, and which each node of a cluster has
+    to see if it has more; an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats in
+    [0, 1]; a Ray Dataset with a column `image`, whose first 1,000 rows decide the settings, and which its
+    cluster writes to the storage, so that each node has to see that; or a sequence of arrays, tensors, PIL
+    images, paths, or dicts or tuples with one of these, such as a torch Dataset. Those that cannot be read
+    are skipped, and listed in data/rejects.jsonl of the run. What they are decides the sizes, the likelihood
+    and the preset, which are printed.
 
     labels: of each image a class, by number or name, or words about it; the model then draws what it is asked
     for (`NPDraw.draw(condition=)`). Names that seldom come twice are words; `prior.condition` decides it too.

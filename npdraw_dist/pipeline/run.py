@@ -308,6 +308,8 @@ def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
     The labels of these are dropped.
     """
     entries = experiment.prior.vocabulary
+    if experiment.prior.condition != "class" or not entries:
+        return
     entry = set(entries)
     others = [name for name in classes if name not in entry]
     if not others:
