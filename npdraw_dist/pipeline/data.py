@@ -42,13 +42,15 @@ MOST_TEXTS = 1 << 20  # images whose words are counted
 class Given:
     """Images that a caller brings.
 
-    counts: of each split. stamp: of their source. open: makes the source in a claimed run.
+    counts: of each split. stamp: of their source. open: makes the source in a claimed run. close: removes
+    what `open` wrote there.
     """
 
     counts: Mapping[Split, int | None]
     classes: Sequence[str]
     stamp: str
     open: Callable[[Store], Source]
+    close: Callable[[Store], None] = lambda store: None
 
 
 class RunData:
@@ -89,6 +91,11 @@ class RunData:
             self._source = open_source(self._experiment.data, self._experiment.seed)
         return self._source
 
+    def close(self, store: Store) -> None:
+        """Removes what reading the source has left in the run. Its images are not read again."""
+        if self._given is not None:
+            self._given.close(store)
+
     def counts(self, store: Store) -> dict[str, int | None]:
         """The images of each split that the run reads; None if only reading would tell."""
         if self._given is not None:
@@ -119,7 +126,8 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
         return manifest
     before = finished(store, experiment, NAME)  # an earlier command can have read other splits
     started, cpu_started = time.perf_counter(), time.process_time()
-    source = (data or RunData(experiment)).source(store)
+    data = data or RunData(experiment)
+    source = data.source(store)
     if before is not None:
         require_same(before, source.stamp, store)
     if "test" in needed_splits(experiment):
@@ -150,6 +158,7 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
         "actor_core_seconds": round(actors, 2),
     }
     store.write_json(_vocabulary(shards), NAME, VOCABULARY)
+    data.close(store)
     store.write_manifest(manifest, NAME)
     return manifest
 
