@@ -1,7 +1,7 @@
-"""The tokens of conditions: classes by name or number, and words.
+"""Turns conditions, which are classes or words, into tokens.
 
-A token is a number of the vocabulary plus 1; 0 is no word. So a condition of zeros is none. A word that
-training did not have is read as pieces, whose entries begin with `##`.
+A token is an entry's position in the vocabulary plus 1. Token 0 is no word, so a condition of zeros is none.
+A word that training did not have is read as pieces, whose entries begin with `##`.
 Shapes: B conditions, A tokens of one, V entries of a vocabulary.
 """
 
@@ -19,26 +19,26 @@ from npdraw_dist.core.errors import UserError
 Condition: TypeAlias = int | str  # a class by number or name, or words
 WORD = re.compile(r"\w+")
 PIECE = "##"
-NEAREST = 3  # known ones that an error names
-# Of a vocabulary of words: the most whole ones, the most frequent first, and pieces.
+NEAREST = 3  # similar entries that an error names
+# Largest numbers of whole words, of which the most frequent stay, and of pieces.
 MOST_WHOLE, PIECES = 8192, 512
-INNER = 4  # pieces of a whole word that count
-MOST_CLASSES = 1 << 16  # with larger labels, numbers are no classes
+INNER = 4  # pieces of a whole word that enter its embedding
+MOST_CLASSES = 1 << 16  # a label that is larger than this is no class
 
 
 def as_python(value: Any) -> Any:
-    """Numbers and arrays of NumPy, torch and Arrow as Python's own, also in a list or a tuple."""
+    """Turns numbers and arrays of NumPy, torch and Arrow into Python's own, also inside a list or tuple."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return [as_python(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def plain(asked: Any, count: int | None = None) -> Condition | list[Condition]:
-    """A condition, or a list of several, of what `as_python` takes.
+def plain(given: Any, count: int | None = None) -> Condition | list[Condition]:
+    """A condition or a list of conditions, from any type that `as_python` takes.
 
-    Raises UserError on anything else, or if there are several, but not `count`.
+    Raises UserError on any other type, or on a list whose length is not `count`.
     """
-    found = as_python(asked)
+    found = as_python(given)
     if isinstance(found, int | str):
         return found
     each: list[Condition] = list(found) if isinstance(found, Iterable) else [found]
@@ -50,9 +50,9 @@ def plain(asked: Any, count: int | None = None) -> Condition | list[Condition]:
     return each
 
 
-def one_each(asked: Any, count: int) -> list[Condition]:
-    """What `plain` takes as `count` conditions: one is for all. Raises UserError."""
-    found = plain(asked, count)
+def one_each(given: Any, count: int) -> list[Condition]:
+    """`count` conditions; a single one is repeated. Takes and raises the same as `plain`."""
+    found = plain(given, count)
     return found if isinstance(found, list) else [found] * count
 
 
@@ -62,7 +62,7 @@ def words_in(text: str) -> list[str]:
 
 
 class Vocabulary:
-    """What a prior can be told (`config.networks.PriorNetwork`).
+    """The conditions that a prior takes (`config.networks.PriorNetwork`).
 
     kind: none, class or words. entries: names of classes, or words and pieces. tokens: A.
     """
@@ -76,7 +76,7 @@ class Vocabulary:
         return cls(prior.condition, prior.vocabulary, prior.condition_tokens)
 
     def require(self) -> None:
-        """Raises UserError if nothing can be asked for."""
+        """Raises UserError if the prior takes no condition."""
         if self.kind == "none":
             raise UserError("the model takes no condition; train one with --prior.condition class or words")
 
@@ -87,31 +87,31 @@ class Vocabulary:
 
     @cached_property
     def labels(self) -> list[int]:
-        """The number of each class: its name if all names are numbers, else its place."""
+        """The number of each class, which is its name if all names are numbers, or else its position."""
         numbers = all(entry.isdecimal() and entry == str(int(entry)) for entry in self.entries)
         return [int(entry) if numbers else place for place, entry in enumerate(self.entries)]
 
     @property
     def known(self) -> list[str]:
-        """Classes, or whole words."""
+        """The classes or whole words among the entries."""
         return [entry for entry in self.entries if not entry.startswith(PIECE)]
 
     def rows(self, conditions: Sequence[Condition]) -> Tensor:
-        """(B, A). Raises UserError on a class or word that is not known, and names the nearest ones."""
-        return torch.tensor([self._asked(condition) for condition in conditions])
+        """The tokens (B, A). Raises UserError on an unknown class or word, and names similar ones."""
+        return torch.tensor([self._tokens(condition) for condition in conditions])
 
     def of_labels(self, labels: Tensor, classes: Sequence[str]) -> Tensor:
-        """labels (B,) of data with these names, others for unknown -> (B, 1); 0 for what the entries lack."""
+        """labels (B,), indices of `classes` -> (B, 1); 0 for a class without an entry and any other label."""
         numbers = torch.tensor([*(self.numbers.get(name, 0) for name in classes), 0])
         known = (labels >= 0) & (labels < len(classes))
         return numbers[torch.where(known, labels, -1)][:, None]
 
     def read(self, texts: Sequence[str]) -> Tensor:
-        """The words of texts, (B, A), also of words that are not known: their pieces."""
+        """The tokens (B, A) of texts, where an unknown word becomes its pieces."""
         rows = [[token for word in words_in(text) for token in self.pieces(word)] for text in texts]
         return torch.tensor([self._padded(row) for row in rows], dtype=torch.int64).view(-1, self.tokens)
 
-    def _asked(self, condition: Condition) -> list[int]:
+    def _tokens(self, condition: Condition) -> list[int]:
         self.require()
         if self.kind == "class":
             return [self._class(condition)]
@@ -138,9 +138,9 @@ class Vocabulary:
         return f" (near: {', '.join(close)})"
 
     def pieces(self, word: str, longest: int | None = None) -> list[int]:
-        """The longest entry that begins what is left of the word, again and again; a letter without one goes.
+        """Cuts a word into entries, always the longest that fits next; a letter without one is dropped.
 
-        longest: letters of the first one at most; None: the word itself if it is known.
+        longest: most letters of the first piece. If None, a known word is its own only piece.
         """
         found, start = list[int](), 0
         while start < len(word):
@@ -157,7 +157,7 @@ class Vocabulary:
         return found
 
     def inner(self) -> Tensor:
-        """(1 + V, INNER): for each token the pieces that its word is made of, beside itself; else 0."""
+        """(1 + V, INNER), for each token of a word the tokens of its pieces, padded with 0."""
         found = torch.zeros(1 + len(self.entries), INNER, dtype=torch.int64)
         if self.kind == "words":
             for word in self.known:
@@ -170,9 +170,9 @@ class Vocabulary:
 
 
 def learned(counts: Mapping[str, int]) -> tuple[str, ...]:
-    """The entries of a vocabulary: the words by frequency, then pieces by byte-pair merges of them.
+    """The entries of a vocabulary: words by frequency, then their pieces by byte-pair merges.
 
-    counts: how often each word comes. (Sennrich et al. 2016 for the merges.)
+    counts: the number of times that each word occurs. Merges: Sennrich et al. 2016.
     """
     if not counts:
         return ()
