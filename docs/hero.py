@@ -1,4 +1,4 @@
-"""The moving picture of the README, of the real studio: python -m tests.helpers.hero OUT.gif
+"""The moving picture of the README, of the real studio: python -m docs.hero OUT.gif
 
 Parts fly in and a face appears; eyeglasses of another face go over; the mouth is erased and finished in
 several ways; words are typed and drawn. It needs Chromium and Noto Color Emoji.
