@@ -51,7 +51,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     started, cpu_started = time.perf_counter(), time.process_time()
     written, new, here_s = _write(experiment, store, shards, bank)
     seconds = time.perf_counter() - started
-    splits = {split: shards.manifest.splits[split] for split in needed_splits(experiment)}
+    splits = {split: shards.manifest.splits.get(split, 0) for split in needed_splits(experiment)}
     images, actors = sum(splits.values()), sum(facts.core_seconds for facts in written)
     drivers = time.process_time() - cpu_started - here_s
     if before is not None:
@@ -139,10 +139,10 @@ def _write(
     made_from = f"{fingerprint_of(experiment, NAME)}/{shards.manifest.digests['train']}"
     folder = ShardFolder(store.filesystem, store.path(FOLDER), made_from)
     folder.claim()
-    files = [(s, file) for s in needed_splits(experiment) for file in shards.manifest.files[s]]
+    files = [(s, file) for s in needed_splits(experiment) for file in shards.manifest.files.get(s, ())]
     written = {facts.file: facts for facts in folder.done().values()}
     todo = [item for item in files if item[1] not in written]
-    total = sum(shards.manifest.splits[split] for split in needed_splits(experiment))
+    total = sum(shards.manifest.splits.get(split, 0) for split in needed_splits(experiment))
     writer = ParseWriter(experiment, shards, folder, bank.parts.numpy())
     new, here_s, started = 0, 0.0, time.perf_counter()
     with stage_progress(NAME, total) as show:

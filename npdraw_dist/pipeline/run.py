@@ -20,7 +20,7 @@ from npdraw_dist.core.made_by import version_of
 from npdraw_dist.core.process import require_extra
 from npdraw_dist.core.storage import list_files, open_filesystem, require_apart
 from npdraw_dist.data.rows import REJECTS
-from npdraw_dist.data.shard_folder import DONE
+from npdraw_dist.data.shard_folder import DONE, MARKER
 from npdraw_dist.distributed.failures import storage_failed
 from npdraw_dist.distributed.resources import Workers, plan_local
 from npdraw_dist.distributed.start import is_local, placed
@@ -117,7 +117,6 @@ def prepare_run(
 def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
     """Removes a new run's folder if the block ends with a user's mistake and nothing of worth is in it.
 
-    A finished stage, parsed shards (the same command goes on there) and the list of bad rows are of worth.
     held: the lease on the run. Raises LeaseLost if another driver took the run over.
     """
     try:
@@ -126,11 +125,24 @@ def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
         raise
     except UserError:
         held.check()  # else the folder is another driver's
-        worth = (MANIFEST, REJECTS)
-        has_shards = any(list_files(store.filesystem, store.path(f, DONE))[1:] for f in FOLDERS.values())
-        if not has_shards and not any(store.has(f, name) for f in FOLDERS.values() for name in worth):
+        if not any(is_of_worth(store, folder) for folder in FOLDERS.values()):
             store.remove()
         raise
+
+
+def is_of_worth(store: Store, folder: str) -> bool:
+    """Whether the folder of a stage holds what a later command can use, or the list of bad rows.
+
+    Images that were read are of no use by themselves: a mistake in the config that only the next stage finds
+    needs another config, and the run would be refused for it.
+    """
+    if store.has(folder, REJECTS):
+        return True
+    if store.has(folder, MANIFEST):
+        return folder != FOLDERS["data"]
+    files = list_files(store.filesystem, store.path(folder, DONE))
+    has_shards = any(not path.endswith(f"/{MARKER}") for path, _ in files)
+    return has_shards or (folder in TRAINING and store.has(folder))
 
 
 def require_format(store: Store, stages: Sequence[str]) -> None:
@@ -210,10 +222,7 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str], images: R
         require_apart(source.path, store.filesystem, store.root, "the run", "--storage")
     counts = images.counts(store) if data.NAME in stages else read_counts(store)
     require_images(experiment, counts, stages)
-    if experiment.prior.condition == "class" and experiment.prior.vocabulary:
-        has = store.has(FOLDERS["data"], VOCABULARY)
-        read = store.read_json(FOLDERS["data"], VOCABULARY)["classes"] if has else []
-        require_classes(experiment, images.classes(store) if data.NAME in stages else read)
+    require_classes(experiment, images.classes(store) if data.NAME in stages else read_classes(store))
     if is_local():
         require_workers(experiment, stages)
 
@@ -239,6 +248,13 @@ def read_counts(store: Store) -> Counts:
     has = store.has(FOLDERS["data"], MANIFEST)
     counts: Counts = store.read_json(FOLDERS["data"], MANIFEST)["splits"] if has else {}
     return counts
+
+
+def read_classes(store: Store) -> Sequence[str]:
+    """The names of the classes of the images that a run has read; empty if it has not, or there are none."""
+    has = store.has(FOLDERS["data"], VOCABULARY)
+    classes: Sequence[str] = store.read_json(FOLDERS["data"], VOCABULARY)["classes"] if has else []
+    return classes
 
 
 def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> None:
@@ -277,12 +293,11 @@ def _is_prepared(data: DataConfig) -> bool:
 def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
     """Raises UserError if init.model knows none of the classes of the data; warns if it lacks some.
 
-    The labels of these are dropped.
+    The labels of these are dropped. A run that starts from no model conditioned on classes takes any.
     """
-    entries = experiment.prior.vocabulary
-    entry = set(entries)
-    others = [name for name in classes if name not in entry]
-    if not others:
+    entries = experiment.prior.vocabulary if experiment.prior.condition == "class" else ()
+    others = [name for name in classes if name not in set(entries)]
+    if not entries or not others:
         return
     known, lacks = (", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN) for names in (entries, others))
     if len(others) == len(classes):

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import pytest
 import ray
 import torch
-from npdraw_dist.data.identity import Identity, InputFile, Inputs
 from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
@@ -16,7 +15,6 @@ from npdraw_dist.core.landmarks import BlindNode, Landmarks
 from npdraw_dist.distributed import nodes
 from npdraw_dist.distributed.tasks import Pool, map_items
 from npdraw_dist.pipeline.store import Store
-from tests.helpers.counting import Counting
 
 
 def known(root: Path) -> Landmarks:
@@ -145,19 +143,6 @@ def test_a_gpu_that_pytorch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) 
     assert "built for CPUs" in str(nodes.unusable_gpu())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert nodes.unusable_gpu() is None
-
-
-def test_the_files_of_the_data_are_landmarks_as_sources_and_records_name_them(tmp_path: Path) -> None:
-    for name in ("b", "c"):
-        (tmp_path / name).write_text(name)
-    inputs = Inputs(fs.LocalFileSystem(), str(tmp_path), ("c", "b", "gone"))
-    (found,) = inputs.folders()
-    assert found is not None
-    assert [path for path, _, _ in found.files] == ["b", "c"]
-    assert inputs.listed().landmarks() == found
-    assert Identity((InputFile("b", 1),), "s3://bucket/data").landmarks() is None
-    assert Inputs(fs.PyFileSystem(Counting()), str(tmp_path), ("b",)).folders() == [None]
-    assert Inputs(fs.LocalFileSystem(), "", ()).folders() == []
 
 
 def test_the_config_is_the_landmark_of_a_run_and_of_what_lies_below_it(tmp_path: Path) -> None:

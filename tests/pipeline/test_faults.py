@@ -46,9 +46,10 @@ def experiment(workers: int = 1, **scale: Any) -> Experiment:
 
 
 def with_parses_of(store: Store, folder: Path) -> Store:
-    """Another run folder with the same parses."""
+    """Another run folder with the same images and parses."""
     folder.mkdir()
-    (folder / "parses").symlink_to(store.path("parses"))
+    for name in ("data", "parses"):
+        (folder / name).symlink_to(store.path(name))
     return Store(fs.LocalFileSystem(), str(folder))
 
 

@@ -15,7 +15,7 @@ from npdraw_dist.pipeline import stage_job, train_stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.in_process import Stopped, stopped
 
-STAGES = ["bank", "parse", "prior", "vae", "sample"]
+STAGES = ["data", "bank", "parse", "prior", "vae", "sample"]
 
 
 def fingerprints(**sections: Any) -> dict[str, str]:
@@ -25,8 +25,8 @@ def fingerprints(**sections: Any) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("changed", "first"),
     [
-        ({"seed": 1}, "bank"),
-        ({"data": {"fraction": 0.5}}, "bank"),
+        ({"seed": 1}, "data"),
+        ({"data": {"fraction": 0.5}}, "data"),
         ({"grid": {"background": "white"}}, "bank"),
         ({"grid": {"background": "black"}}, None),
         ({"parse": {"order": "raster"}}, "parse"),
@@ -53,7 +53,7 @@ def test_what_a_setting_changes(changed: dict[str, Any], first: str | None) -> N
 def test_a_baseline_sees_of_the_grid_only_the_background() -> None:
     def of(**grid: str | int) -> list[str]:
         experiment = Experiment.model_validate({"grid": grid, "model": {"kind": "vae"}})
-        return [fingerprint_of(experiment, stage) for stage in ("parse", "vae", "sample")]
+        return [fingerprint_of(experiment, stage) for stage in ("data", "vae", "sample")]
 
     default, white = of(), of(background="white")
     assert of(stride=4) == of(background="black") == default

@@ -45,7 +45,7 @@ import npdraw_dist
 from npdraw_dist import prepare, train
 folder, settings, *words = sys.argv[1:]
 prepare.main([*words[-4:], "--out", f"{folder}/prepared"])
-train.main(["--storage", folder, "--name", "command", "--stages", "bank,parse", *words])
+train.main(["--storage", folder, "--name", "command", "--stages", "data,bank,parse", *words])
 model = npdraw_dist.fit(np.load(f"{folder}/images.npy"), name="here", storage=folder, **eval(settings))
 print(type(model).__name__, tuple(model.sample(2).shape))
 print("imported:", *sorted({"sklearn", "torchvision"} & sys.modules.keys()))

@@ -8,40 +8,41 @@ from types import SimpleNamespace
 import pytest
 import ray
 import torch
-from npdraw_dist.data.prepare import prepare
 
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import STAGES, DataConfig, Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.distributed import actors
 from npdraw_dist.distributed.actors import has_gpu, on_gpu
 from npdraw_dist.distributed.resources import Node
 from npdraw_dist.distributed.start import OWN_RAY
+from npdraw_dist.pipeline import data
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused
-from npdraw_dist.pipeline.store import Store, fingerprint_of
-from tests.helpers.runs import random_parses, tiny
+from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of
+from tests.helpers.runs import tiny
 
 COUNTS = {"train": 60, "valid": 20, "test": 20}
 
 
 def finish(store: Store, experiment: Experiment, *stages: str) -> None:
     """Leaves the manifests of finished stages."""
-    for stage, folder in (("bank", "bank"), ("parse", "parses"), ("prior", "prior")):
-        if stage in stages:
-            facts = {"fingerprint": fingerprint_of(experiment, stage), "splits": COUNTS}
-            store.write_json(facts, folder, "manifest.json")
+    for stage in stages:
+        facts = {"fingerprint": fingerprint_of(experiment, stage), "splits": COUNTS}
+        store.write_json(facts, FOLDERS[stage], "manifest.json")
 
 
 def test_prepared_data_without_test_images_are_prepared_again(tmp_path: Path) -> None:
     """Their splits stay, whatever data.test_fraction says."""
     prepared = DataConfig(test_fraction=0.0)
-    prepare(prepared, 0, str(tmp_path / "set"), "parquet")
-    data = {"source": "parquet", "path": str(tmp_path / "set"), "image_size": 28, "channels": 1}
+    made, source = str(tmp_path / "set"), open_source(prepared, 0)
+    data.prepare(prepared, 0, made, "parquet", source, lambda images, rate: None)
+    settings = {"source": "parquet", "path": made, "image_size": 28, "channels": 1}
     store = Store.open(str(tmp_path), "run")
     with pytest.raises(UserError, match=r"; prepare the data again .* or set --eval\.split valid$"):
-        pipeline.check(tiny(**data, test_fraction=0.2), store, STAGES)
-    scored = with_changes(tiny(**data), {"eval": {"split": "valid"}})
+        pipeline.check(tiny(**settings, test_fraction=0.2), store, STAGES)
+    scored = with_changes(tiny(**settings), {"eval": {"split": "valid"}})
     pipeline.check(scored, store, STAGES)
     with pytest.raises(UserError, match=r"; raise --data\.test_fraction \(0\) or set --eval\.split valid$"):
         pipeline.check(tiny(test_fraction=0.0), store, STAGES)
@@ -61,6 +62,8 @@ def test_classes_that_the_model_does_not_know_are_refused_or_warned_of(
     pipeline.require_classes(told("cat", "dog"), ["bird", "dog", "newt"])
     warning = "warning: init.model knows no class bird, newt; images of these train without a class"
     assert capsys.readouterr().out.strip() == warning
+    for other in (told("cat", "dog", condition="words"), tiny()):  # these take any
+        pipeline.require_classes(other, ["bird"])
     digits = told(*map(str, range(10)))
     with pytest.raises(UserError, match=r"knows the classes 0, 1, 2, 3, 4, \.\.\.; .* but bird, newt: name"):
         pipeline.require_classes(digits, ["bird", "newt"])
@@ -71,42 +74,44 @@ def test_classes_without_names_are_looked_at_once_they_are_read(
     named: list[str], refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those with names were, before."""
-    for other in (told("cat", "dog", condition="words"), tiny()):
-        assert pipeline.known_classes(other, random_parses(tmp_path / "other"), ["bank"]) == []
 
-    def parse(_: Experiment, store: Store) -> dict[str, object]:
-        store.write_json({"classes": named or ["0", "1"], "words": []}, "parses", "vocabulary.json")
-        return {"splits": COUNTS, "data": {"classes": named}}
+    def read(*_: object) -> dict[str, object]:
+        return {"splits": COUNTS, "source": {"classes": named}, "classes": named or ["0", "1"]}
 
-    monkeypatch.setattr(pipeline, "STAGES", {"parse": SimpleNamespace(run=parse)})
+    monkeypatch.setattr(data, "run", read)
     store, lease = Store.open(str(tmp_path), "run"), SimpleNamespace(check=lambda: None)
     with pytest.raises(UserError, match="but 0, 1: ") if refused else nullcontext():
-        pipeline.run_stages(told("cat", "dog"), store, ["parse"], lease)  # type: ignore[arg-type]
+        pipeline.run_stages(told("cat", "dog"), store, ["data"], lease)  # type: ignore[arg-type]
 
 
 def test_the_stages_that_have_to_run_before(tmp_path: Path) -> None:
     experiment, store = tiny(), Store.open(str(tmp_path), "run")
     pipeline.require_inputs(experiment, store, STAGES)
-    with pytest.raises(UserError, match=r"needs bank and parse, .* --stages bank,parse,prior$"):
+    with pytest.raises(UserError, match=r"needs data and parse, .* --stages data,parse,prior$"):
         pipeline.require_inputs(experiment, store, ["prior"])
-    finish(store, experiment, "parse")  # the prior reads only these
+    finish(store, experiment, "data", "parse")  # the prior reads only these
     pipeline.require_inputs(experiment, store, ["prior"])
     with pytest.raises(UserError, match=r"needs bank and prior, .* --stages bank,prior,vae$"):
         pipeline.require_inputs(experiment, store, ["vae"])
     finish(store, experiment, "bank", "prior")
     pipeline.require_inputs(experiment, store, ["vae", "sample"])
     baseline = with_changes(experiment, {"model": {"kind": "vae"}})
-    with pytest.raises(UserError, match="needs parse, not finished"):
+    with pytest.raises(UserError, match="needs data, not finished"):
         pipeline.require_inputs(baseline, Store.open(str(tmp_path), "other"), ["vae"])
 
 
-def test_the_images_of_a_resumed_run_are_those_of_its_parses(tmp_path: Path) -> None:
+def test_the_images_of_a_resumed_run_are_those_that_it_has_read(tmp_path: Path) -> None:
     experiment = tiny(source="mnist", path=str(tmp_path / "gone"))
     store = Store.open(str(tmp_path), "run")
-    finish(store, experiment, "bank", "parse")
-    assert pipeline.image_counts(experiment, store, ["prior", "vae"]) == COUNTS
     with pytest.raises(UserError, match="is no folder"):
-        pipeline.image_counts(experiment, store, ["bank"])
+        pipeline.check(experiment, store, STAGES)
+    finish(store, experiment, "data")
+    assert pipeline.read_counts(store) == COUNTS
+    pipeline.check(experiment, store, STAGES[1:])
+    many = with_changes(experiment, {"bank": {"size": 10_000}})
+    finish(store, many, "data")
+    with pytest.raises(UserError, match="60 training images of 36 places have at most 2,160 patches"):
+        pipeline.check(many, store, ["bank"])
 
 
 def test_a_refused_run_is_removed_if_it_holds_nothing(tmp_path: Path) -> None:
@@ -115,6 +120,11 @@ def test_a_refused_run_is_removed_if_it_holds_nothing(tmp_path: Path) -> None:
         "bank/bank.safetensors": False,
         "bank/manifest.json": True,
         "parses/.done/a.json": True,
+        "data/.done/a.json": True,
+        "data/.done/source.json": False,
+        "data/manifest.json": False,  # the next stage has refused the config
+        "data/rejects.jsonl": True,
+        "vae/metrics.jsonl": True,
     }
     for number, file in enumerate(stays):
         store = Store.open(str(tmp_path), f"run{number}")

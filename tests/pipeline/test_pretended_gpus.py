@@ -54,7 +54,7 @@ def free_gpus() -> float:
 def test_a_run_on_shares_of_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two ranks on a GPU each, then an elastic stage on shares of one."""
     own = ["--storage", str(tmp_path), "--name", "run"]
-    train.main([*own, *TINY, "--scale.num_workers", "2", "--stages", "bank,parse,prior"])
+    train.main([*own, *TINY, "--scale.num_workers", "2", "--stages", "data,bank,parse,prior"])
     train.main([*own, *TINY, "--scale.num_workers", "1:2", "--scale.gpus_per_worker", "0.2"])
     printed = capsys.readouterr().out
     assert "prior: 2 workers of 2 CPUs and a GPU" in printed

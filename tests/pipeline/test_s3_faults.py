@@ -79,14 +79,14 @@ def test_an_interrupted_run_on_s3_is_the_undisturbed_one_here(
     ]
     assert not [name for name in found if name.startswith(("prior/manifest", "vae/", "model/"))]
 
-    train.main([*command, "--stages", "bank,parse,prior"])
+    train.main([*command, "--stages", "data,bank,parse,prior"])
     manifest = json.loads(files(uri)["prior/manifest.json"])
     assert manifest["images"] == 512  # of both commands
     assert manifest["core_seconds"] > 0
     train.main(command)
     found = files(uri)
     wanted = {"config.yaml", "bank/bank.png", "parses/preview.png", "metrics.json", "samples.png"}
-    wanted |= {f"{stage}/manifest.json" for stage in ("bank", "parses", "prior", "vae")}
+    wanted |= {f"{stage}/manifest.json" for stage in ("data", "bank", "parses", "prior", "vae")}
     assert wanted <= {name for name, content in found.items() if content}
     assert not [name for name in found if name.endswith((".part", ".writable")) or "/metrics/" in name]
     assert not [name for name, content in found.items() if SECRET.encode() in content]

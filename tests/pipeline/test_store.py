@@ -60,7 +60,7 @@ def test_a_folder_of_other_things_is_no_place_for_a_run(tmp_path: Path, refused:
     (tmp_path / "mine" / "parses").mkdir(parents=True)
     (tmp_path / "mine" / "parses" / "notes.txt").write_text("mine")
     for main, flags in (
-        (train.main, ("--model.kind", "vae", "--stages", "parse", "--data.fraction", "0.02")),
+        (train.main, ("--model.kind", "vae", "--stages", "data", "--data.fraction", "0.02")),
         (sweep.main, ("--space", "smoke")),
         (sweep.main, ("--space", "comparison", "--preset", "digits")),
     ):

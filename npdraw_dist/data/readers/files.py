@@ -138,7 +138,7 @@ def open_imagefolder(data: DataConfig, seed: int) -> Source:
 def pictures_in(listing: pa.Table) -> pa.Table:
     """The rows of a `list_tree` that are pictures, or words beside one; no other file matters."""
     paths = listing["path"].combine_chunks()
-    pictures = pa.array(np.fromiter(map(is_picture, _strings(paths)), np.bool_, len(paths)))
+    pictures = are_pictures(paths)
     words = pc.is_in(paths, value_set=_words_of(paths.filter(pictures)))
     return listing.filter(pc.or_(pictures, words))
 
@@ -171,6 +171,11 @@ def by_split(paths: pa.LargeStringArray, data: DataConfig, seed: int) -> tuple[d
     labels = np.array([order.get(name, -1) for name in numbers], np.int64)[class_of]
     files = Files(names, labels, beside.to_numpy(zero_copy_only=False))
     return {split: files.take(np.flatnonzero(split_of == i)) for i, split in enumerate(SPLITS)}, classes
+
+
+def are_pictures(paths: pa.LargeStringArray) -> pa.BooleanArray:
+    """Which of the files are pictures by their names."""
+    return pa.array(np.fromiter(map(is_picture, _strings(paths)), np.bool_, len(paths)))
 
 
 def _strings(array: pa.LargeStringArray) -> Iterator[str]:
