@@ -43,13 +43,13 @@ ALLOWED: dict[str, set[str]] = {
 COMMAND = {"core", "config", "pipeline", "distributed.start"}
 FILES: dict[str, set[str]] = {
     "__init__": {"core.images", "core.parts", "nn.drawings", "nn.hub", "nn.npdraw", "pipeline.fit"},
-    "prepare": COMMAND | {"data.shards", "data.prepare"},
+    "prepare": COMMAND | {"data.shards"},
     "extractor": COMMAND
     | {"data", "distributed.tasks", "measure.features", "nn.classifier", "training.feed"},
 }
 # Rooms and files that may import Ray. All others call `distributed`, and local runs work without Ray.
 RAY = {"distributed", "tune_spaces", "cluster"}
-RAY |= {f"npdraw_dist/{name}.py" for name in ("serve/deploy", "pipeline/fit_shards")}
+RAY |= {f"npdraw_dist/{name}.py" for name in ("serve/deploy", "pipeline/fit_source")}
 # Files of `distributed` that local runs import too: they import Ray in the functions that need it.
 WITHOUT_RAY = ("start", "resources", "tasks", "failures", "actors", "mailbox")
 
