@@ -24,12 +24,12 @@ from npdraw_dist.core.storage import (
     writing,
 )
 from npdraw_dist.core.vocabulary import learned, words_in
-from npdraw_dist.data.ingest import FORMATS, Format, ingest, manifest_of, settings_print
+from npdraw_dist.data.ingest import FORMATS, Format, Show, ingest, manifest_of, settings_print
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.shard_folder import ShardFolder
 from npdraw_dist.data.shards import Canonical, Source, open_source
 from npdraw_dist.data.splits import SPLITS, Split
-from npdraw_dist.pipeline.progress import Show, results, stage_progress
+from npdraw_dist.pipeline.progress import results, stage_progress
 from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import VOCABULARY, Store, fingerprint_of, finished
 
