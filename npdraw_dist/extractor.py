@@ -102,15 +102,15 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
 
 
 def _labelled(source: "Source", split: "Split", data: DataConfig) -> "Labelled":
-    """The rows of a split that have a label, read by Ray tasks."""
+    """The rows of a split that have a label, read in tasks where Ray runs."""
     import numpy as np
     import torch
 
     from npdraw_dist.distributed.tasks import map_items
     from npdraw_dist.nn.classifier import Labelled
 
-    items, folders = list(enumerate(source.shards(split))), source.inputs.folders()
-    found = dict(map_items(items, _read_labelled, folders=folders))
+    items = list(enumerate(source.shards(split)))
+    found = dict(map_items(items, _read_labelled))
     rows = [found[index] for index, _ in items]
     images = np.concatenate([np.zeros((0, *data.shape), np.uint8), *(part.images for part in rows)])
     labels = np.concatenate([np.zeros(0, np.int64), *(part.known_labels() for part in rows)])

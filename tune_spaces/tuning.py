@@ -29,7 +29,6 @@ from npdraw_dist.distributed.resources import (
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.training.metrics_log import read_metrics
 from tune_spaces.options import Options
-from tune_spaces.shared_stages import trial_store
 from tune_spaces.space import IMAGES, SCORE, Choice, Space
 from tune_spaces.trial import point_of, run_trial, tune_report
 from tune_spaces.trials import Plan, Trial, TrialResult, find_result, read_results, write_result
@@ -262,7 +261,7 @@ def _history(plan: Plan, done: Sequence[TrialResult]) -> dict[str, list[dict[str
     """The validations that the trials which ended have written, as Tune sees them, by trial."""
     metric, found = plan.decides, dict[str, list[dict[str, float]]]()
     for result in done:
-        store = trial_store(plan.run, plan.trial(result.point).experiment, result.trial)
+        store = plan.cache.trial_store(plan.trial(result.point).experiment, result.trial)
         rows = read_metrics(store.filesystem, store.path(metric.stage))
         found[result.trial] = [tune_report(row, metric) for row in rows]
     return found

@@ -5,11 +5,11 @@ The settings of a section that make the network are in a class of their own, whi
 """
 
 import re
+from argparse import SUPPRESS
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
-from pydantic_settings import CliSuppress
 
 from npdraw_dist.config.registry import LikelihoodName
 from npdraw_dist.config.section import Count, NonNegative, Positive, RunHalf, Section
@@ -41,7 +41,7 @@ HARD_SHARE = 0.33  # least share of the VAE's budget, at its end, with hard draw
 class PriorVocabulary(RunHalf):
     """What a run finds in its data, which decide it, or takes from `init.model`."""
 
-    vocabulary: CliSuppress[tuple[str, ...]] = Field(
+    vocabulary: Annotated[tuple[str, ...], SUPPRESS] = Field(
         (), description="names of the classes, or words and pieces of words, of the training images"
     )
 

@@ -4,10 +4,10 @@ The sections are in `config/data.py`, `networks.py` and `training.py`; what conc
 here. Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in images.
 """
 
-from typing import TYPE_CHECKING, Literal, Self
+from argparse import SUPPRESS
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
-from pydantic_settings import CliSuppress
 
 from npdraw_dist.config.data import BankConfig, DataConfig, GridConfig, ParseConfig
 from npdraw_dist.config.networks import (
@@ -65,7 +65,7 @@ class InitRun(RunHalf):
 class InitConfig(InitRun):
     """What a run starts from: a model, whose network becomes that of the run, or a part bank."""
 
-    sha256: CliSuppress[str | None] = Field(
+    sha256: Annotated[str | None, SUPPRESS] = Field(
         None, description="of the weights of init.model, or of the file of init.bank"
     )
 

@@ -26,7 +26,7 @@ from npdraw_dist.core.grid import Grid
 class SplitSpec(Section):
     """How the images that a model was trained on were told apart from those that were held out.
 
-    inputs: the digest of the files of the data (`data.identity`); None if it is not known.
+    inputs: the digest of the training images (`data.parquet.digest_of`); None if it is not known.
     """
 
     source: SourceName

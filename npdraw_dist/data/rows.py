@@ -91,7 +91,9 @@ class Rows:
         return replace(kept, rejects=[*self.rejects, *repeated])
 
     def __getitem__(self, index: slice) -> "Rows":
-        return self.take(np.arange(len(self))[index])
+        """A shard of the rows; the first one has the rejects and `left_out`."""
+        part = self.take(np.arange(len(self))[index])
+        return replace(part, rejects=[], left_out={}) if index.start else part
 
     def take(self, index: Sequence[int] | NDArray[Any]) -> "Rows":
         """The rows at integer positions `index`, in that order; rejects and `left_out` stay."""

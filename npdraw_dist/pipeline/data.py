@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from npdraw_dist.config.load import dump, with_changes
 from npdraw_dist.config.prepared import MANIFEST, Prepared
 from npdraw_dist.config.schema import DataConfig, Experiment
 from npdraw_dist.core.errors import UserError
@@ -31,7 +32,7 @@ from npdraw_dist.data.shards import Canonical, Source, open_source
 from npdraw_dist.data.splits import SPLITS, Split
 from npdraw_dist.pipeline.progress import results, stage_progress
 from npdraw_dist.pipeline.stage import Stage
-from npdraw_dist.pipeline.store import VOCABULARY, Store, fingerprint_of, finished
+from npdraw_dist.pipeline.store import CONFIG, VOCABULARY, Store, fingerprint_of, finished
 
 NAME = "data"
 MOST_TEXTS = 1 << 20  # images whose words are counted
@@ -41,13 +42,15 @@ MOST_TEXTS = 1 << 20  # images whose words are counted
 class Given:
     """Images that a caller brings.
 
-    counts: of each split. stamp: of their source. open: makes the source in a claimed run.
+    counts: of each split. stamp: of their source. open: makes the source in a claimed run. close: removes
+    what `open` wrote there.
     """
 
     counts: Mapping[Split, int | None]
     classes: Sequence[str]
     stamp: str
     open: Callable[[Store], Source]
+    close: Callable[[Store], None] = lambda store: None
 
 
 class RunData:
@@ -69,10 +72,7 @@ class RunData:
         if self._given is not None:
             require_same(manifest, self._given.stamp, store)
         elif experiment.data.path != store.config().data.path:
-            source = self.source(store)
-            require_same(manifest, source.stamp, store)
-            if source.canonical is not None:
-                store.write_json({**manifest, "root": source.canonical.shown}, NAME, MANIFEST)
+            follow(manifest, self.source(store), experiment, store)
         else:
             with contextlib.suppress(UserError):  # they may be gone
                 source = open_source(experiment.data, experiment.seed, download=False)
@@ -90,6 +90,11 @@ class RunData:
         if self._source is None:
             self._source = open_source(self._experiment.data, self._experiment.seed)
         return self._source
+
+    def close(self, store: Store) -> None:
+        """Removes what reading the source has left in the run. Its images are not read again."""
+        if self._given is not None:
+            self._given.close(store)
 
     def counts(self, store: Store) -> dict[str, int | None]:
         """The images of each split that the run reads; None if only reading would tell."""
@@ -121,7 +126,8 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
         return manifest
     before = finished(store, experiment, NAME)  # an earlier command can have read other splits
     started, cpu_started = time.perf_counter(), time.process_time()
-    source = (data or RunData(experiment)).source(store)
+    data = data or RunData(experiment)
+    source = data.source(store)
     if before is not None:
         require_same(before, source.stamp, store)
     if "test" in needed_splits(experiment):
@@ -152,6 +158,7 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
         "actor_core_seconds": round(actors, 2),
     }
     store.write_json(_vocabulary(shards), NAME, VOCABULARY)
+    data.close(store)
     store.write_manifest(manifest, NAME)
     return manifest
 
@@ -163,6 +170,19 @@ def require_same(manifest: Mapping[str, Any], stamp: str, store: Store) -> None:
             f"the images of run {store.shown()} are not those that it has read; take another --name, or put "
             "them back"
         )
+
+
+def follow(manifest: Mapping[str, Any], source: Source, experiment: Experiment, store: Store) -> None:
+    """Records in a run that the images which it has read lie at the `data.path` of `experiment` now.
+
+    Raises UserError if others lie there.
+    """
+    require_same(manifest, source.stamp, store)
+    if source.canonical is not None and manifest.get("root") != source.canonical.shown:
+        store.write_json({**manifest, "root": source.canonical.shown}, NAME, MANIFEST)
+    before, path = store.config(), experiment.data.path
+    if before.data.path != path:
+        write_text(store.filesystem, store.path(CONFIG), dump(with_changes(before, {"data": {"path": path}})))
 
 
 def _named(experiment: Experiment, source: Source, shards: Canonical) -> dict[str, Any]:

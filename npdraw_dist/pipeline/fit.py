@@ -17,29 +17,12 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.model_files import WEIGHTS
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.core.storage import (
-    copy,
-    is_file,
-    open_filesystem,
-    read_bytes,
-    require_apart,
-)
+from npdraw_dist.core.storage import is_file, open_filesystem, require_apart, sha256, write_bytes
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.splits import HashSplit, unit_hash
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.pipeline import fit_source
-from npdraw_dist.pipeline.fit_images import (
-    LARGEST_CANVAS,
-    Folder,
-    canvas_scale,
-    classes_of,
-    held_out,
-    labelled,
-    pictures_of,
-    reasons,
-    seen_of,
-)
+from npdraw_dist.pipeline.fit_images import LARGEST_CANVAS, Looked, canvas_scale, look, reasons
 from npdraw_dist.pipeline.models import BANK, SourceModel, load_model
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.progress import console, results
@@ -72,11 +55,13 @@ def fit(
 ) -> GenerativeModel:
     """Trains a model on `images`, and returns it, in eval mode on the CPU, with its `history`.
 
-    images: a folder of pictures; an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats
-    in [0, 1]; a Ray Dataset with a column `image`, whose first 1,000 rows decide the settings, and which its
+    images: a folder of pictures, of which up to 256 decide the settings, and which each node of a cluster has
+    to see if it has more; an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats in
+    [0, 1]; a Ray Dataset with a column `image`, whose first 1,000 rows decide the settings, and which its
     cluster writes to the storage, so that each node has to see that; or a sequence of arrays, tensors, PIL
     images, paths, or dicts or tuples with one of these, such as a torch Dataset. Those that cannot be read
-    are skipped and listed. What they are decides the sizes, the likelihood and the preset, which are printed.
+    are skipped, and listed in data/rejects.jsonl of the run. What they are decides the sizes, the likelihood
+    and the preset, which are printed.
 
     labels: of each image a class, by number or name, or words about it; the model then draws what it is asked
     for (`NPDraw.draw(condition=)`). Names that seldom come twice are words; `prior.condition` decides it too.
@@ -102,13 +87,9 @@ def fit(
     images or settings that cannot be used.
     """
     nested = _nested({**settings, "bank": bank} if isinstance(bank, Mapping) else settings)
-    asked = nested.get("data", {})
-    if taken := {"source", "path", "channels"} & asked.keys():
-        raise UserError(f"data.{min(taken)} follows from the images; leave it out")
-    image_size = asked.get("image_size") if image_size is None else image_size
-    for what, value in (("minutes", minutes), ("image_size", image_size)):
-        if value is not None and not (isinstance(value, Real) and float(value) > 0):
-            raise UserError(f"{what} is {value!r}; it must be a number above 0")
+    own = nested.get("data", {})
+    image_size = own.get("image_size") if image_size is None else image_size
+    _require_settings(own, minutes=minutes, image_size=image_size)
     temporary = name is None and storage is None
     with ExitStack() as stack:
         if temporary:
@@ -118,66 +99,70 @@ def fit(
         for folder in (images, valid):
             if isinstance(folder, str | Path) and "://" not in str(folder):
                 require_apart(str(folder), run.filesystem, run.root, "the run", "storage")
-        start_from, colour = _start_from(init, root, called), False
-        if start_from is not None:
-            nested = merge({"init": {"model": start_from}}, nested)
-            channels, side, _ = SourceModel.read(start_from).spec.image_shape
-            image_size = image_size or side
-            colour = channels == 3
+        channels, source = None, _start_from(init, root, called)
+        if source is not None:
+            nested = merge({"init": {"model": source}}, nested)
+            colours, side, _ = SourceModel.read(source).spec.image_shape
+            image_size, channels = image_size or side, 3 if colours == 3 else None
         if bank is not None and not isinstance(bank, Mapping):
             nested = merge(_with_bank(bank, root, called), nested)
-        framed = {key: asked[key] for key in ("fit", "background") if key in asked}
-        seen, count = seen_of(images)
-        pictures = pictures_of(seen, image_size, channels=3 if colour else None, **framed)
-        classes = classes_of(pictures)
+        framed = {key: own[key] for key in ("fit", "background") if key in own}
+        condition = nested.get("prior", {}).get("condition")
+        looked = look((images, labels), (valid, valid_labels), condition, image_size, channels, framed)
         if labels is not None:
-            if count is not None:
-                raise UserError("labels are for a list of images; a Ray Dataset has a column `label`")
-            pictures, classes = labelled(pictures, labels, nested.get("prior", {}).get("condition"))
-            nested = merge({"prior": {"condition": "class" if classes else "words"}}, nested)
-        held = None
-        if valid is not None:
-            held = held_out(valid, valid_labels, pictures, labels is not None, classes, framed)
-        elif valid_labels is not None:
-            raise UserError("valid_labels are of images for validation; give valid too")
-        number = len(seen.names) if isinstance(seen, Folder) else count
-        suiting, chosen = suited(pictures, number)
-        preset = preset or suiting
-        if start_from is not None:  # the model says what the network is
-            sizes = {name: value for name, value in chosen["data"].items() if name != "binarize"}
-            kept = {name: chosen[name] for name in ("train", "eval", "scale")}
-            chosen = {**kept, "data": sizes, **_budgets_of(chosen)}
-        if nested.get("init", {}).get("bank") is not None:
-            chosen.pop("bank", None)  # it has as many parts as it has
-        data = {"source": "given"}
-        asked = merge(chosen, {"data": data, "scale": {"num_workers": num_workers or int(ray)}}, nested)
-        experiment = resolve(preset, None, asked)
+            nested = merge({"prior": {"condition": "class" if looked.classes else "words"}}, nested)
+        chosen = _chosen(looked, preset, nested, num_workers or int(ray))
+        experiment = resolve(*chosen)
         if minutes is not None:
             _require_probe(experiment, nested)
-        if count is None:
-            _require_told(experiment, pictures, classes)
+        if not looked.is_dataset:
+            _require_told(experiment, looked.pictures, looked.classes)
         if minutes is not None:
-            asked = merge(asked, _budgets(experiment, minutes, root, called), nested)
-            experiment = resolve(preset, None, asked)
-        _say(experiment, preset, pictures, held, number)
-        if count is not None:
-            given = fit_source.of_dataset(images, pictures, count, held, experiment)
-        elif isinstance(seen, Folder) and seen.is_large:
-            given = fit_source.of_folder(seen, held, experiment)
-        else:
-            few = (pictures, held) if held is not None else held_of_few(pictures, experiment)
-            given = fit_source.of_rows(*few, classes, experiment)
-        shown = not temporary
+            found = _budgets(experiment, minutes, root, called)
+            experiment = resolve(chosen[0], None, merge(chosen[2], found, nested))
+        _say(experiment, chosen[0], looked)
+        given = fit_source.given(images, looked, experiment)
         store = start(
-            experiment, root, called, experiment.stage_names, shown, watchers=callbacks, given=given
+            experiment, root, called, experiment.stage_names, not temporary, watchers=callbacks, given=given
         )
-        store.remove(fit_source.RAW)
-        with store.reading("model") as folder:
-            model = load_model(str(folder))
-        assert isinstance(model, HubModel)
-        stages = [stage for stage in ("prior", "vae") if store.has(stage)]
-        model.history = {stage: read_metrics(store.filesystem, store.path(stage)) for stage in stages}
-        return model
+        return _trained(store)
+
+
+def _require_settings(data: Mapping[str, Any], **numbers: Any) -> None:
+    """Raises UserError if section data states what follows from the images, or a number is none above 0."""
+    if taken := {"source", "path", "channels"} & data.keys():
+        raise UserError(f"data.{min(taken)} follows from the images; leave it out")
+    for what, value in numbers.items():
+        if value is not None and not (isinstance(value, Real) and float(value) > 0):
+            raise UserError(f"{what} is {value!r}; it must be a number above 0")
+
+
+def _chosen(
+    looked: Looked, preset: str | None, nested: Mapping[str, Any], workers: int | str
+) -> tuple[str, None, dict[str, Any]]:
+    """The preset and the settings of the run, as `resolve` takes them. nested: those that the user gives."""
+    suiting, chosen = suited(looked.pictures, looked.count)
+    if nested.get("init", {}).get("model") is not None:  # it says what the network is
+        sizes = {name: value for name, value in chosen["data"].items() if name != "binarize"}
+        kept = {name: chosen[name] for name in ("train", "eval", "scale")}
+        chosen = {**kept, "data": sizes, **_budgets_of(chosen)}
+    if nested.get("init", {}).get("bank") is not None:
+        chosen.pop("bank", None)  # it has as many parts as it has
+    data: dict[str, Any] = {"source": "given"}
+    if not looked.is_dataset:
+        data["max_bad_fraction"] = 1.0  # what is no picture is skipped
+    asked = merge(chosen, {"data": data, "scale": {"num_workers": workers}}, nested)
+    return preset or suiting, None, asked
+
+
+def _trained(store: Store) -> GenerativeModel:
+    """The model of a finished run, with its history."""
+    with store.reading("model") as folder:
+        model = load_model(str(folder))
+    assert isinstance(model, HubModel)
+    stages = [stage for stage in ("prior", "vae") if store.has(stage)]
+    model.history = {stage: read_metrics(store.filesystem, store.path(stage)) for stage in stages}
+    return model
 
 
 def _require_probe(experiment: Experiment, given: Mapping[str, Any]) -> None:
@@ -212,15 +197,24 @@ def _with_bank(bank: PartBank | str | Path, storage: str, name: str) -> dict[str
 
 
 def _beside(storage: str, name: str, what: str, file: str, save: Callable[[Path], object]) -> str:
-    """Saves what a run starts from beside it; returns the folder. UserError: the run began with another."""
-    folder = f"{storage.rstrip('/')}/{name}-{what}"
-    filesystem, root = open_filesystem(folder)
+    """Saves what a run starts from beside it, in a folder named by its content; returns that.
+
+    So calls with one name never write into each other's folders. UserError: the run began with another.
+    """
     with tempfile.TemporaryDirectory() as local:
         save(Path(local))
-        begun = Store.open(storage, name).has(CONFIG) and is_file(filesystem, f"{root}/{file}")
-        if begun and read_bytes(filesystem, f"{root}/{file}") != (Path(local) / file).read_bytes():
-            raise UserError(f"the run {name} began with another {file}, that in {folder}; take another name")
-        copy(fs.LocalFileSystem(), local, filesystem, root)
+        content = sha256(fs.LocalFileSystem(), f"{local}/{file}")
+        store = Store.open(storage, name)
+        if store.has(CONFIG) and (began := store.config().init.sha256) != content:
+            began_with = "without this" if began is None else "with another"
+            raise UserError(f"the run {name} began {began_with} {what} ({file}); take another name")
+        folder = f"{storage.rstrip('/')}/{name}-{what}-{content[:12]}"
+        filesystem, root = open_filesystem(folder)
+        for path in sorted(
+            Path(local).iterdir(), key=lambda path: path.name == file
+        ):  # `file` says all is there
+            if not is_file(filesystem, f"{root}/{file}"):
+                write_bytes(filesystem, f"{root}/{path.name}", path.read_bytes())
     return folder
 
 
@@ -247,20 +241,20 @@ def _start_from(init: GenerativeModel | str | Path | None, storage: str, name: s
     return _beside(storage, name, "init", WEIGHTS, init.save_pretrained)
 
 
-def _say(experiment: Experiment, preset: str, pictures: Rows, held: Rows | None, count: int | None) -> None:
-    """held: the pictures for validation. count: of a Ray Dataset, of which the pictures are the first."""
+def _say(experiment: Experiment, preset: str, looked: Looked) -> None:
     channels, height, width = experiment.data.shape
     kind = "colour" if channels == 3 else "grey"
     parts = f", {experiment.bank.size} parts" if "bank" in experiment.stage_names else ""
     console.print(
-        f"fit: {count or len(pictures):,} {kind} images of {height}x{width} on {experiment.grid.background}; "
+        f"fit: {looked.count:,} {kind} images of {height}x{width} on {experiment.grid.background}; "
         f"preset {preset}, likelihood {experiment.vae.likelihood}, binarize {experiment.data.binarize}{parts}"
     )
-    every = [pictures] if held is None else [pictures, held]
+    every = [looked.pictures] if looked.held is None else [looked.pictures, looked.held]
     if skipped := [reject for rows in every for reject in rows.rejects]:
         among = f"{sum(map(len, every)) + len(skipped):,}"
-        told = f"{len(skipped):,} of {among} pictures {'' if count is None else 'looked at '}are skipped"
-        results.print(f"fit: warning: {told} ({reasons(skipped)})", markup=False)
+        seen = "looked at " if looked.is_partial else ""
+        told = f"{len(skipped):,} of {among} pictures {seen}are skipped ({reasons(skipped)})"
+        results.print(f"fit: warning: {told}", markup=False)
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,28 +272,6 @@ def _budgets_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str
     """Of nested settings the budgets of prior and VAE."""
     found = {stage: settings.get(stage, {}) for stage in ("prior", "vae")}
     return {stage: {name: own[name] for name in BUDGETS if name in own} for stage, own in found.items()}
-
-
-def held_of_few(rows: Rows, experiment: Experiment) -> tuple[Rows, Rows | None]:
-    """The images for training and for validation, if they are so few that no hash of an id holds one out.
-
-    Else all, and None. Those with the smallest hashes are held out, and copies of them. UserError: there is
-    one picture.
-    """
-    data, seed = experiment.data, experiment.seed
-    rule = HashSplit.of(data, seed, ())
-    found = {rule.split_of(name) for name in rows.ids}
-    if data.valid_fraction == 0 or {"train", "valid"} <= found:
-        return rows, None
-    pixels = [image.tobytes() for image in rows.images]
-    most, held = max(1, round(data.valid_fraction * len(rows))), list[int]()
-    for one in sorted(range(len(rows)), key=lambda number: unit_hash(seed, "split", rows.ids[number])):
-        if len(held) < most and one not in held:
-            held += [number for number, other in enumerate(pixels) if other == pixels[one]]
-    kept = sorted(set(range(len(rows))) - set(held))
-    if not kept:
-        raise UserError("fit needs two different pictures or more, since one is held out for validation")
-    return rows.take(kept), rows.take(held)
 
 
 def suited(pictures: Rows, count: int | None = None) -> tuple[str, dict[str, Any]]:

@@ -5,17 +5,17 @@ Shapes: N images, C channels, S side of the square.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import (
@@ -24,14 +24,14 @@ from npdraw_dist.core.pictures import (
     Frame,
     array_picture,
     is_grey,
-    is_picture,
     open_picture,
     pixel_fault,
     read_picture,
     to_image,
 )
 from npdraw_dist.core.vocabulary import MOST_CLASSES, as_python
-from npdraw_dist.data.listing import list_tree, local_path
+from npdraw_dist.data.listing import list_tree, local_path, stamp_of
+from npdraw_dist.data.readers.files import LOCAL, Files, are_pictures
 from npdraw_dist.data.rows import Reject, Rows
 
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
@@ -47,41 +47,104 @@ Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
 
 
 class Folder:
-    """The pictures in a local folder. listing: of all its files. names: of the pictures, below `root`."""
+    """The pictures in a local folder.
 
-    def __init__(self, folder: str | Path) -> None:
+    files: their paths below `root`, and the numbers of their first folders among `classes`, which are sorted.
+    stamp: changes with the files. most: if there are more, a sample of so many decides the settings, and the
+    stage `data` alone reads them all; None: all are read at once.
+    """
+
+    def __init__(self, folder: str | Path, most: int | None = None) -> None:
         if "://" in str(folder):
             raise UserError(
                 f"images are at {folder}; copy them here, or give `npdraw train` that --data.path"
             )
-        self.root = str(Path(folder).expanduser().absolute())
-        self.listing = list_tree(fs.LocalFileSystem(), self.root)
-        self.names = [name for name in self.listing["path"].to_pylist() if is_picture(name)]
-        if not self.names:
+        self.root, self.most = str(Path(folder).expanduser().absolute()), most
+        listing = list_tree(LOCAL, self.root)
+        listing = listing.filter(are_pictures(listing["path"].combine_chunks())).combine_chunks()
+        if not len(listing):
             raise UserError(f"{self.root} has no image ({', '.join(SUFFIXES)})")
+        self.stamp, paths = stamp_of(listing), listing["path"].combine_chunks()
+        tops = pc.replace_substring_regex(paths, "(?s)/.*", "")
+        top_of = pc.if_else(pc.match_substring(paths, "/"), tops, None).dictionary_encode()
+        folders = top_of.dictionary.to_pylist()
+        self.classes = tuple(sorted(folders))
+        order = {name: number for number, name in enumerate(self.classes)}
+        numbers = np.array([order[name] for name in folders] + [-1], np.int64)  # the last: in no folder
+        labels = numbers[top_of.indices.fill_null(len(folders)).to_numpy(zero_copy_only=False)]
+        self.files = Files(paths, labels, np.zeros(len(paths), np.bool_))
 
     @property
     def is_large(self) -> bool:
-        """Whether some pictures decide the settings, and the stage `data` alone reads them all."""
-        return len(self.names) > SAMPLED
+        return self.most is not None and len(self.files) > self.most
 
-    def items(self, most: int) -> list[Item]:
+    def items(self, most: int | None) -> Iterator[Item]:
         """(name, path, label) of all pictures, or of a seeded sample of `most`."""
-        classes = _folders(map(Path, self.names))
-        names = self.names
-        if len(names) > most:
-            names = [names[i] for i in np.sort(np.random.default_rng(0).permutation(len(names))[:most])]
-        tops = [name.partition("/")[0] if "/" in name else None for name in names]
-        labels = [-1 if top is None else classes.index(top) for top in tops]
-        return [(n, local_path(self.root, n), label) for n, label in zip(names, labels, strict=True)]
+        files = self.files
+        if most is not None and len(files) > most:
+            files = files.take(np.sort(np.random.default_rng(0).permutation(len(files))[:most]))
+        for name, label, _ in files:
+            yield name, local_path(self.root, name), label
 
 
 def seen_of(images: Any) -> tuple[Any, int | None]:
     """The images that decide the settings; and of a Ray Dataset how many there are, else None."""
     if isinstance(images, str | Path):
-        return Folder(images), None
+        return Folder(images, SAMPLED), None
     is_dataset = hasattr(images, "take") and hasattr(images, "write_parquet")
     return (images.take(SEEN), images.count()) if is_dataset else (images, None)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What `fit` knows of its images before it trains.
+
+    seen: as `seen_of` gives it. pictures: those that decide the settings; all, but of a Ray Dataset and of a
+    large folder. classes: their names, if there are any. held: those for validation, if these are given.
+    count: of all images. is_dataset: whether they are a Ray Dataset.
+    """
+
+    seen: Any
+    pictures: Rows
+    classes: tuple[str, ...]
+    held: Rows | None
+    count: int
+    is_dataset: bool
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether only some of the images have been looked at."""
+        return self.is_dataset or (isinstance(self.seen, Folder) and self.seen.is_large)
+
+
+def look(
+    images: tuple[Any, Sequence[int | str | None] | None],
+    valid: tuple[Any, Sequence[int | str | None] | None],
+    kind: str | None,
+    image_size: int | None,
+    channels: int | None,
+    framed: Mapping[str, Any],
+) -> Looked:
+    """Looks at the images, and at those for validation, None or each with its labels or None.
+
+    kind: `prior.condition`, if it is given. image_size, channels: None if the pictures decide them. framed:
+    `fit` and `background` of section data. Raises UserError on what cannot be used.
+    """
+    (seen, count), labels = seen_of(images[0]), images[1]
+    pictures = pictures_of(seen, image_size, channels=channels, **framed)
+    classes = seen.classes if isinstance(seen, Folder) else ()
+    if labels is not None:
+        if count is not None:
+            raise UserError("labels are for a list of images; a Ray Dataset has a column `label`")
+        _require_list(seen)
+        pictures, classes = labelled(pictures, labels, kind)
+    held = None
+    if valid[0] is not None:
+        held = held_out(*valid, pictures, labels is not None, classes, framed)
+    elif valid[1] is not None:
+        raise UserError("valid_labels are of images for validation; give valid too")
+    number = len(seen.files) if isinstance(seen, Folder) and seen.is_large else len(pictures)
+    return Looked(seen, pictures, classes, held, count or number, count is not None)
 
 
 def pictures_of(
@@ -103,9 +166,9 @@ def pictures_of(
     read. channels: 1 or 3; None: 1 if all are grey. Raises UserError on anything else.
     """
     if isinstance(images, str | Path):
-        images = Folder(images)
+        images = Folder(images, SAMPLED)
     items, skipped = _items_of(images), dict[str, str]()
-    looked_at = images.items(HEADERS) if isinstance(images, Folder) else items()
+    looked_at = images.items(images.most and HEADERS) if isinstance(images, Folder) else items()
     sizes: list[tuple[int, int]] = []
     kinds: set[bool | None] = set()
     for name, item, _ in looked_at:
@@ -118,6 +181,8 @@ def pictures_of(
     side = image_size or _side(sizes)
     frame = Frame((channels or (1 if kinds == {True} else 3), side, side), background, fit)
     large = isinstance(images, Folder) and sum(width * height for width, height in sizes) > AT_ONCE
+    if isinstance(images, Folder) and images.is_large:  # the others are told of when they are read
+        skipped = {name: skipped[name] for name, *_ in items() if name in skipped}
     take, readable = partial(_pixels, frame), (one for one in items() if one[0] not in skipped)
     read: list[tuple[str, int, NDArray[np.uint8]]] = []
     # Threads, as many as torch computes on, where it takes long: Pillow decodes without Python's lock.
@@ -177,11 +242,7 @@ def labelled(
         given = [None if label == -1 else label for label in given]
     if len(given) != len(pictures) + len(pictures.rejects):
         raise UserError(f"there are {len(given)} labels for {len(pictures) + len(pictures.rejects)} images")
-    try:
-        told = [given[int(name)] for name in pictures.ids]
-    except ValueError:
-        why = "labels are for a list of images; those of a folder are its folders"
-        raise UserError(why) from None
+    told = [given[int(name)] for name in pictures.ids]
     known = [label for label in given if label is not None]
     names = {str(label) for label in known}
     seldom_twice = bool(known) and isinstance(known[0], str) and 2 * len(names) > len(known)
@@ -213,9 +274,11 @@ def held_out(
     told: those of training came with a list of labels. Raises UserError on another class, or none.
     """
     channels, side, _ = training.images.shape[1:]
+    images = Folder(images) if isinstance(images, str | Path) else images
     found = pictures_of(images, side, channels=channels, **framed)
-    names = classes_of(found)
+    names = images.classes if isinstance(images, Folder) else ()
     if labels is not None:
+        _require_list(images)
         if not classes and training.words is None and any(isinstance(label, str) for label in labels):
             raise UserError("the images have no classes by name; give valid_labels as numbers, or labels too")
         found, _ = labelled(found, labels, "words" if training.words is not None else "class", classes)
@@ -231,14 +294,9 @@ def held_out(
     return replace(found, ids=[f"valid/{name}" for name in found.ids])
 
 
-def classes_of(pictures: Rows) -> tuple[str, ...]:
-    """The names of the classes of a folder of pictures, skipped ones too; () of other images."""
-    return _folders(Path(name) for name in (*pictures.ids, *(one.id for one in pictures.rejects)))
-
-
-def _folders(files: Iterable[Path]) -> tuple[str, ...]:
-    """The first folders of paths below a folder; () of anything that lies in none."""
-    return tuple(sorted({name.parts[0] for name in files if len(name.parts) > 1}))
+def _require_list(images: Any) -> None:
+    if isinstance(images, Folder):
+        raise UserError("labels are for a list of images; those of a folder are its folders")
 
 
 def _require_classes(names: Iterable[str], classes: Sequence[str]) -> None:
@@ -254,7 +312,7 @@ def reasons(skipped: Sequence[Reject]) -> str:
 def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
     """What gives (id, picture, label) of each item, one at a time and as often as asked."""
     if isinstance(images, Folder):
-        return partial(iter, images.items(SAMPLED))
+        return partial(images.items, images.most)
     if isinstance(images, Mapping):  # such as the splits of a Hugging Face data set
         raise UserError(f"images are a mapping of {', '.join(map(str, images))}; give one of these")
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim not in (3, 4):

@@ -2,64 +2,109 @@
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path, write_bytes
-from npdraw_dist.data.listing import stamp_of
 from npdraw_dist.data.parquet import digest_of, images_to_parquet
-from npdraw_dist.data.readers.files import Files, by_split, read_files
+from npdraw_dist.data.readers.files import LOCAL, Files, read_files
 from npdraw_dist.data.rows import Rows, frame_of
 from npdraw_dist.data.shards import Source, listed, open_source
-from npdraw_dist.data.splits import SPLITS, HashSplit, Split
+from npdraw_dist.data.splits import SPLITS, HashSplit, Split, unit_hash
 from npdraw_dist.pipeline.data import Given
-from npdraw_dist.pipeline.fit_images import Folder, picture_and_label
+from npdraw_dist.pipeline.fit_images import Looked, picture_and_label
 from npdraw_dist.pipeline.store import Store
 
 RAW, PART = "given", "part-"  # folder of a run, and how the files begin, that a Ray Dataset is written to
 
 
-def of_rows(rows: Rows, held: Rows | None, classes: Sequence[str], experiment: Experiment) -> Given:
-    """Images in memory. held: those for validation; None: some of them by a hash of the id."""
-    data, seed = experiment.data, experiment.seed
-    rows = replace(rows, rejects=[])
-    rule = HashSplit.of(data, seed, () if held is None else ("valid",))
+def given(images: Any, looked: Looked, experiment: Experiment) -> Given:
+    """What the stage `data` reads of `images`, that `fit` was given and has `looked` at."""
+    if looked.is_dataset:
+        return _of_dataset(images, looked, experiment)
+    if looked.is_partial:
+        return _of_folder(looked, experiment)
+    return _of_rows(looked, experiment)
+
+
+def _of_rows(looked: Looked, experiment: Experiment) -> Given:
+    """Images in memory. Those for validation are given, else some by a hash of the id."""
+    rows, held = looked.pictures, looked.held
+    stamp = f"{digest_of(rows):x}"
+    if held is None:
+        rows, few = held_of_few(rows, experiment)
+        held = None if few is None else replace(few, rejects=[])
+    rule = HashSplit.of(experiment.data, experiment.seed, () if held is None else ("valid",))
     splits = [rule.split_of(name) for name in rows.ids]
     items = {s: rows.take([i for i, own in enumerate(splits) if own == s]) for s in SPLITS}
-    return _listed(items if held is None else {**items, "valid": held}, classes, experiment, digest_of(rows))
+    items |= {s: replace(items[s], rejects=[]) for s in SPLITS if s != "train"}
+    return _listed(items if held is None else {**items, "valid": held}, looked, experiment, stamp)
 
 
-def of_folder(folder: Folder, held: Rows | None, experiment: Experiment) -> Given:
-    """The pictures in a folder, as of the source `imagefolder`. held: in place of those for validation."""
-    data = experiment.data if held is None else experiment.data.model_copy(update={"valid_fraction": 0.0})
-    files, classes = by_split(folder.listing["path"].combine_chunks(), data, experiment.seed)
-    items: dict[Split, Files | Rows] = dict(files)
-    read = partial(read_files, fs.LocalFileSystem(), folder.root, frame_of(data), False)
-    stamp = int(stamp_of(folder.listing), 16)
-    return _listed(items if held is None else {**items, "valid": held}, classes, experiment, stamp, read)
+def _of_folder(looked: Looked, experiment: Experiment) -> Given:
+    """The pictures in a large folder, which only the stage reads."""
+    folder, held, data = looked.seen, looked.held, experiment.data
+    files, seed = folder.files, experiment.seed
+    rule = HashSplit.of(data, seed, () if held is None else ("valid",))
+    splits = np.fromiter((SPLITS.index(rule.split_of(item.path)) for item in files), np.int8, len(files))
+    valid = SPLITS.index("valid")
+    if held is None and data.valid_fraction > 0 and valid not in splits:
+        most = max(1, round(data.valid_fraction * len(files)))
+        hashes = [unit_hash(seed, "split", item.path) for item in files]
+        splits[np.argsort(hashes)[:most]] = valid
+    items: dict[Split, Files | Rows] = {
+        s: files.take(np.flatnonzero(splits == i)) for i, s in enumerate(SPLITS)
+    }
+    read = partial(read_files, LOCAL, folder.root, frame_of(data), False)
+    return _listed(
+        items if held is None else {**items, "valid": held}, looked, experiment, folder.stamp, read
+    )
+
+
+def held_of_few(rows: Rows, experiment: Experiment) -> tuple[Rows, Rows | None]:
+    """The images for training and for validation, if they are so few that no hash of an id holds one out.
+
+    Else all, and None. Those with the smallest hashes are held out, and copies of them. UserError: there is
+    one picture.
+    """
+    data, seed = experiment.data, experiment.seed
+    rule = HashSplit.of(data, seed, ())
+    found = {rule.split_of(name) for name in rows.ids}
+    if data.valid_fraction == 0 or {"train", "valid"} <= found:
+        return rows, None
+    pixels = [image.tobytes() for image in rows.images]
+    most, held = max(1, round(data.valid_fraction * len(rows))), list[int]()
+    for one in sorted(range(len(rows)), key=lambda number: unit_hash(seed, "split", rows.ids[number])):
+        if len(held) < most and one not in held:
+            held += [number for number, other in enumerate(pixels) if other == pixels[one]]
+    kept = sorted(set(range(len(rows))) - set(held))
+    if not kept:
+        raise UserError("fit needs two different pictures or more, since one is held out for validation")
+    return rows.take(kept), rows.take(held)
 
 
 def _listed(
     items: Mapping[Split, Files | Rows],
-    classes: Sequence[str],
+    looked: Looked,
     experiment: Experiment,
-    stamp: int,
+    stamp: str,
     read: Callable[[Files], Rows] | None = None,
 ) -> Given:
-    """read: the rows of `Files`."""
-    valid = items["valid"]
-    own = digest_of(valid) if isinstance(valid, Rows) else 0
-    known = f"{stamp:x}-{own:x}"
-    source = listed(experiment.data, experiment.seed, partial(_read, read), items, known, classes)
-    return Given({split: source.count(split) for split in SPLITS}, classes, known, lambda store: source)
+    """stamp: of the images but those for validation. read: the rows of `Files`."""
+    held = 0 if looked.held is None else digest_of(looked.held)
+    known = hashlib.sha256(f"{stamp} {held:x} {looked.classes}".encode()).hexdigest()
+    source = listed(experiment.data, experiment.seed, partial(_read, read), items, known, looked.classes)
+    counts = {split: source.count(split) for split in SPLITS}
+    return Given(counts, looked.classes, known, lambda store: source)
 
 
 def _read(read: Callable[[Files], Rows] | None, items: Files | Rows) -> Rows:
@@ -69,17 +114,18 @@ def _read(read: Callable[[Files], Rows] | None, items: Files | Rows) -> Rows:
     return read(items)
 
 
-def of_dataset(dataset: Any, first: Rows, count: int, held: Rows | None, experiment: Experiment) -> Given:
-    """A Ray Dataset of `count` pictures; its cluster writes them to the run, from where they are read once.
+def _of_dataset(dataset: Any, looked: Looked, experiment: Experiment) -> Given:
+    """A Ray Dataset; its cluster writes it to the run, from where the stage reads it once.
 
-    first: its first pictures, by which a later start knows it.
+    A later start knows it by its number of images and by the first ones.
     """
-    conditions = f"{first.known_labels().tolist()}{first.words}{count}".encode()
+    first, held = looked.pictures, looked.held
+    conditions = f"{first.known_labels().tolist()}{first.words}{looked.count}".encode()
     digests = [digest_of(rows) for rows in (first, held) if rows is not None]
     stamp = hashlib.sha256(f"{digests}".encode() + conditions).hexdigest()
     counts: dict[Split, int | None] = {"train": None, "valid": None, "test": None}
     opened = partial(_written, dataset, held, experiment, stamp)
-    return Given(counts, (), stamp, opened)
+    return Given(counts, (), stamp, opened, lambda store: store.remove(RAW))
 
 
 def _written(dataset: Any, held: Rows | None, experiment: Experiment, stamp: str, store: Store) -> Source:

@@ -42,7 +42,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> 
     manifest, tensors, _ = run_stage(experiment, store, NAME, make_objective, start, callbacks)
     spec = spec_of(experiment)
     assert spec.data is not None
-    data = spec.data.model_copy(update={"inputs": store.shards().manifest.digest})
+    data = spec.data.model_copy(update={"inputs": store.shards().manifest.digests["train"]})
     model = make_model(spec.model_copy(update={"data": data}))
     model.load_state_dict(checkpoint.weights(tensors, "model."))
     cpu_started = time.process_time()

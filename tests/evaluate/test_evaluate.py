@@ -119,7 +119,7 @@ def test_the_numbers_are_those_of_every_image_in_order(evaluated: Path, classifi
 
 
 def ids(run: Path, *splits: str) -> set[str]:
-    files = [file for split in splits for file in (run / "parses" / split).glob("*.parquet")]
+    files = [file for split in splits for file in (run / "data" / split).glob("*.parquet")]
     return {name for file in files for name in pq.read_table(file, columns=["id"])["id"].to_pylist()}
 
 
@@ -138,6 +138,9 @@ def test_no_seed_of_an_evaluation_draws_other_splits(run_here: Path, no_ray: Non
         protocol = result["protocol"]
         assert (protocol["seed"], protocol["split_seed"], protocol["ids_sha256"]) == (seed, 0, digest)
     assert len({result["elbo"] for result in found}) == 3  # the noise differs
+    known = [(result["protocol"]["data_of_training"], result["protocol"]["inputs"]) for result in found]
+    digest = json.loads((run / "data" / "manifest.json").read_text())["digests"]["train"]
+    assert known == [("same", digest), ("same", digest), ("unknown", None)]
 
 
 def test_the_data_of_a_run_need_not_be_told_again(run_here: Path) -> None:

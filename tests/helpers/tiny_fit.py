@@ -9,10 +9,16 @@ from numpy.typing import NDArray
 
 import npdraw_dist
 from npdraw_dist.config.load import merge
+from npdraw_dist.config.schema import Experiment
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.pipeline import fit
+from npdraw_dist.pipeline import fit, fit_images
+from npdraw_dist.pipeline.data import Given
 from npdraw_dist.pipeline.fit import suited
 from npdraw_dist.pipeline.fit_images import pictures_of
+from tests.helpers.in_process import Stopped
+
+GREY = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 256, (5, 8, 8, 3), dtype=np.uint8)
 
 SMALL: dict[str, Any] = {
     "grid": {"patch": 4, "stride": 4},
@@ -51,7 +57,7 @@ def fit_few(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
         preset, settings = suited(pictures, count)
         return preset, merge(settings, FITTED)
 
-    monkeypatch.setattr(fit, "pictures_of", few)
+    monkeypatch.setattr(fit_images, "pictures_of", few)
     monkeypatch.setattr(fit, "suited", quickly)
 
 
@@ -74,3 +80,30 @@ def a_callback_ends(capsys: pytest.CaptureFixture[str], **where: Any) -> None:
     with pytest.raises(ConnectionError):
         npdraw_dist.fit(strokes(), **long, **where, callbacks=[stop])
     assert "prior: resumes from checkpoint_" in capsys.readouterr().out
+
+
+def settings_of(monkeypatch: pytest.MonkeyPatch, *images: Any, **options: Any) -> Experiment:
+    """The run that `fit` would start."""
+    return started(monkeypatch, *images, **options)[0]
+
+
+def started(monkeypatch: pytest.MonkeyPatch, *images: Any, **options: Any) -> tuple[Experiment, Given]:
+    """The run that `fit` would start, and its images."""
+    found: list[tuple[Experiment, Given]] = []
+
+    def start(experiment: Experiment, *_: Any, given: Given, **__: Any) -> None:
+        found.append((experiment, given))
+        raise Stopped
+
+    monkeypatch.setattr(fit, "start", start)
+    with pytest.raises(Stopped):
+        npdraw_dist.fit(*images, **options)
+    return found[0]
+
+
+def corners(count: int = 60) -> Any:
+    """Images of two bars that cross, which bars of one height do not make."""
+    images = strokes(count)
+    for number, image in enumerate(images):
+        image[number % 9 : number % 9 + 2, number % 5 : number % 5 + 6] = 255
+    return images

@@ -7,12 +7,30 @@ import pytest
 
 import npdraw_dist
 from npdraw_dist import NPDraw
+from npdraw_dist.config.prepared import MANIFEST
+from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.pipeline import fit_images
+from npdraw_dist.pipeline import fit, fit_images
+from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.store import Store
+from tests.helpers.in_process import Stopped
 from tests.helpers.tiny_fit import SMALL, a_callback_ends, strokes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def data_alone(storage: Path, monkeypatch: pytest.MonkeyPatch, images: Any) -> Store:
+    """Another run of `fit`, of which only the stage `data` is done."""
+
+    def start(experiment: Experiment, root: str, name: str, *_: Any, **options: Any) -> None:
+        pipeline.start(experiment, root, name, ["data"], False, **options)
+        raise Stopped
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "start", start)
+        with pytest.raises(Stopped):
+            npdraw_dist.fit(images, **SMALL, name="again", storage=storage)
+    return Store.open(str(storage), "again")
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -39,10 +57,15 @@ def test_a_ray_dataset_stays_on_its_cluster(
     assert "60 grey images of 12x12" in capsys.readouterr().out
     store = Store.open(str(tmp_path), "bars")
     assert sum(len(store.parses(split)) for split in ("train", "valid")) == 60
+    assert [path.name for path in tmp_path.iterdir()] == ["bars"]
+    assert not store.has("given")  # what the cluster wrote, from which the stage `data` read
     npdraw_dist.fit(from_items(rows), **SMALL, **where)
     assert "all done" in capsys.readouterr().out
+    again = data_alone(tmp_path, monkeypatch, from_items(rows))
+    digests = [run.read_json("data", MANIFEST)["digests"] for run in (store, again)]
+    assert digests[0] == digests[1]  # of the ids and images of each split
     for others, valid in ((rows[:50], None), (rows[::-1], None), (rows, strokes()[:8])):
-        with pytest.raises(UserError, match="holds other images than these"):
+        with pytest.raises(UserError, match="are not those that it has read"):
             npdraw_dist.fit(from_items(others), valid=valid, **SMALL, **where)
     with pytest.raises(UserError, match="has a column `label`"):
         npdraw_dist.fit(from_items(rows), labels=[1] * 60)

@@ -9,8 +9,10 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 
 import npdraw_dist
-from npdraw_dist import NPDraw
+from npdraw_dist import NPDraw, PartBank
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.lease import LEASE_FOLDER
+from npdraw_dist.core.storage import PARTIAL
 from tests.helpers.tiny_fit import SMALL, strokes
 
 
@@ -29,6 +31,13 @@ class Hooked(LocalFileSystem):
         return file
 
 
+def files(folder: Path) -> dict[Path, bytes]:
+    """The content of all whole files of a run and beside it, but those of its lease."""
+    paths = [path for path in folder.rglob("*") if LEASE_FOLDER not in path.parts]
+    whole = (path for path in paths if path.is_file() and not path.name.endswith(PARTIAL))
+    return {path: path.read_bytes() for path in whole}
+
+
 @pytest.fixture
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(
@@ -39,22 +48,38 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     Hooked.hook = None
 
 
-@pytest.mark.parametrize("second", ["other images", "settings that are refused late"])
-def test_a_second_fit_while_the_first_writes_its_images(second: str, storage: str) -> None:
+IN_USE = "bars is in use by process"
+
+
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        ({}, IN_USE),
+        ({"images": strokes(40)}, IN_USE),
+        ({"bank": {"size": 5000}}, r"bars has another config (bank.size: 8 -> 5000)"),
+        ({"bank": PartBank.of(strokes(), size=5, patch=4)}, "bars began without this bank"),
+    ],
+    ids=["the same", "other images", "settings that are refused late", "a bank in memory"],
+)
+def test_a_second_fit_while_the_first_writes_its_images(
+    second: dict[str, Any], says: str, storage: str, tmp_path: Path
+) -> None:
     refused: list[str] = []
 
     def again() -> None:
-        images = strokes(40) if second == "other images" else strokes()
-        bank = {"size": 5000} if second.startswith("settings") else SMALL["bank"]
+        before = files(tmp_path)
         with pytest.raises(UserError) as caught:
-            npdraw_dist.fit(images, name="bars", storage=storage, **{**SMALL, "bank": bank})
+            npdraw_dist.fit(**{"images": strokes(), "name": "bars", "storage": storage, **SMALL, **second})
         refused.append(str(caught.value))
+        after = files(tmp_path)  # the first call goes on in its threads
+        assert before.items() <= after.items()
+        assert all((tmp_path / "bars") in path.parents for path in after)
 
     Hooked.hook = again
     model = npdraw_dist.fit(strokes(), name="bars", storage=storage, **SMALL)
     assert isinstance(model, NPDraw)
     assert len(refused) == 1
-    assert "bars is in use by process" in refused[0]
+    assert says in refused[0]
     assert "\n" not in refused[0]
     model = npdraw_dist.fit(strokes(), name="bars", storage=storage, **SMALL)  # it is done
     assert model.sample(2, seed=0).shape == (2, 1, 12, 12)

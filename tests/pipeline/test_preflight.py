@@ -12,11 +12,11 @@ import torch
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import STAGES, DataConfig, Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.distributed import actors
 from npdraw_dist.distributed.actors import has_gpu, on_gpu
 from npdraw_dist.distributed.resources import Node
 from npdraw_dist.distributed.start import OWN_RAY
-from npdraw_dist.data.shards import open_source
 from npdraw_dist.pipeline import data
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused

@@ -1,6 +1,5 @@
 """Data and runs on S3, without Ray. test_s3_faults.py has whole runs."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 

@@ -1,0 +1,233 @@
+"""Images of any kind as `npdraw_dist.fit` takes them, and what follows from them."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from npdraw_dist.config.load import resolve
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.vocabulary import as_python
+from npdraw_dist.data import rows
+from npdraw_dist.pipeline import fit_images
+from npdraw_dist.pipeline.fit import suited
+from npdraw_dist.pipeline.fit_images import labelled, pictures_of
+from npdraw_dist.pipeline.fit_source import held_of_few
+from tests.helpers.tiny_fit import COLOUR, GREY
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        GREY,
+        torch.from_numpy(GREY)[:, None] / 255,
+        [(Image.fromarray(image), 3) for image in GREY],
+        TensorDataset(torch.from_numpy(GREY)[:, None] / 255, torch.arange(5)),
+        SimpleNamespace(iter_rows=lambda: ({"image": image, "label": 0} for image in GREY)),  # as Ray's
+    ],
+)
+def test_grey_images_of_any_kind(images: Any) -> None:
+    found = pictures_of(images)
+    np.testing.assert_array_equal(found.images, GREY[:, None])
+    assert found.ids == [f"{number:08d}" for number in range(5)]
+
+
+def test_a_series_of_pandas_is_read_by_place(tmp_path: Path) -> None:
+    """A table that was shuffled or filtered has an index of its own."""
+    pd = pytest.importorskip("pandas")
+    for number, image in enumerate(GREY):
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+    table = pd.DataFrame({"path": [str(tmp_path / f"{n}.png") for n in range(5)], "label": list("abcde")})
+    shuffled = table.iloc[[3, 0, 4, 1]]
+    found, classes = labelled(pictures_of(shuffled["path"]), shuffled["label"], "class")
+    np.testing.assert_array_equal(found.images[:, 0], GREY[[3, 0, 4, 1]])
+    assert [classes[n] for n in found.known_labels()] == ["d", "a", "e", "b"]
+
+
+def test_a_folder_is_read_with_those_that_it_links_to_and_what_cannot_be_read_is_listed(
+    tmp_path: Path,
+) -> None:
+    for name, kind in (("pictures/dogs/0.jfif", "JPEG"), ("elsewhere/1.png", "PNG")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(GREY[0]).save(tmp_path / name, kind)
+    (tmp_path / "pictures" / "cats").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "pictures" / "cats" / "back").symlink_to(tmp_path / "pictures")
+    (tmp_path / "pictures" / "photo.HEIC").write_bytes(b"of a telephone")
+    found = pictures_of(tmp_path / "pictures")
+    assert found.ids == ["cats/1.png", "dogs/0.jfif"]
+    assert [one.id for one in found.rejects] == ["photo.HEIC"]
+
+
+def test_colour_images() -> None:
+    expected = COLOUR.transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(pictures_of(torch.from_numpy(COLOUR) / 255).images, expected)
+
+
+@pytest.mark.parametrize(
+    ("images", "error"),
+    [
+        ([], "no images"),
+        (GREY.astype(np.int64), "int64"),
+        (GREY[0], r"\(8, 8\)"),
+        (7, "int"),
+        ([[Image.fromarray(GREY[0]), 3]], r"a list of several things; give \(picture, label\)"),
+        ([()], r"shape \(0,\)"),
+        ("s3://bucket/pictures", "are at s3"),
+    ],
+)
+def test_what_is_no_image_is_named(images: Any, error: str) -> None:
+    with pytest.raises(UserError, match=error):
+        pictures_of(images)
+
+
+def chosen(images: NDArray[np.uint8]) -> tuple[str, dict[str, Any]]:
+    return suited(rows.Rows([str(i) for i in range(len(images))], images))
+
+
+def test_the_settings_follow_from_the_images() -> None:
+    binary = np.zeros((100, 1, 28, 28), np.uint8)
+    binary[..., 10:18] = 255
+    preset, settings = chosen(binary)
+    assert (preset, settings["data"]["binarize"]) == ("digits", "threshold")
+    assert settings["vae"] == {"likelihood": "bernoulli"}
+    assert settings["grid"] == {"downscale": 1, "background": "black"}
+    smoothed = binary.copy()
+    smoothed[..., 9] = 128
+    assert chosen(smoothed)[1]["data"]["binarize"] == "dynamic"
+    shaded = np.full((100, 1, 40, 40), 128, np.uint8)
+    preset, settings = chosen(shaded)
+    assert (preset, settings["grid"]["downscale"]) == ("emoji64", 2)
+    assert settings["vae"]["likelihood"] == "logistic_mixture"
+    preset, settings = chosen(np.full((300, 3, 32, 32), 255, np.uint8))
+    assert (preset, settings["grid"]["background"]) == ("emoji", "white")
+    assert settings["bank"]["size"] == 300 * 64 // 50
+    assert chosen(np.zeros((9000, 3, 32, 32), np.uint8))[1]["bank"]["size"] == 1000
+    for images in (binary, shaded, np.full((300, 3, 64, 64), 255, np.uint8)):
+        preset, settings = chosen(images)
+        asked = {**settings, "data": {**settings["data"], "source": "parquet", "path": "x"}}
+        assert resolve(preset, None, asked).scale.here
+    for side, scale in ((36, 1), (64, 2), (96, 3), (100, 4), (128, 4)):
+        assert chosen(np.zeros((4, 1, side, side), np.uint8))[1]["grid"]["downscale"] == scale
+    for side in (61, 160):
+        with pytest.raises(UserError, match=f"image_size {side}"):
+            chosen(np.zeros((4, 1, side, side), np.uint8))
+
+
+def test_threads_read_a_large_folder_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, image in enumerate(COLOUR):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "ab"[number % 2] / f"{number}.png")
+    whole = (tmp_path / "a/0.png").read_bytes()
+    (tmp_path / "b/cut.png").write_bytes(whole[: len(whole) // 2])
+    alone = pictures_of(tmp_path)
+    monkeypatch.setattr(fit_images, "AT_ONCE", 0)
+    pools: list[int] = []
+
+    def pool(threads: int) -> ThreadPoolExecutor:
+        pools.append(threads)
+        return ThreadPoolExecutor(threads)
+
+    monkeypatch.setattr(fit_images, "ThreadPoolExecutor", pool)
+    found = pictures_of(tmp_path)
+    assert pools == [torch.get_num_threads()]
+    assert found.ids == alone.ids
+    assert [reject.id for reject in found.rejects] == ["b/cut.png"]
+    assert found.rejects == alone.rejects
+    np.testing.assert_array_equal(found.images, alone.images)
+    np.testing.assert_array_equal(found.known_labels(), alone.known_labels())
+
+
+@pytest.mark.parametrize(("side", "chosen_side"), [(60, 60), (61, 64)])
+def test_pictures_of_one_small_size_keep_it_where_a_canvas_fits_it(side: int, chosen_side: int) -> None:
+    assert pictures_of([Image.new("L", (side, side))] * 2).images.shape[-1] == chosen_side
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes"),
+    [
+        ([3, 0, 0, 1, 3], None, ("0", "1", "2", "3")),
+        (np.array([1, 1, 0, 1, 0]), None, ("0", "1")),
+        (["b", "a", "a", "b", "b"], None, ("a", "b")),
+        (["a b", "c", "d", "e", "f"], None, ()),
+        (["a b", "c", "d", "e", "f"], "class", ("a b", "c", "d", "e", "f")),
+        (list(torch.tensor([10, 2, 0, 1, 3])), None, tuple(map(str, range(11)))),
+        ([np.int64(10), *map(np.int64, [2, 0, 1, 3])], None, tuple(map(str, range(11)))),
+        ([True, False, False, True, True], None, ("False", "True")),
+        ([3_000_000, 1, 1, 3_000_000, 1], None, ("1", "3000000")),
+        (pa.array([10, 2, 0, 1, 3]), None, tuple(map(str, range(11)))),
+    ],
+)
+def test_labels_are_classes_or_words(labels: Any, kind: str | None, classes: tuple[str, ...]) -> None:
+    found, names = labelled(pictures_of(GREY), labels, kind)
+    assert names == classes
+    given = [str(label) for label in as_python(labels)]
+    assert (found.words if not classes else [classes[number] for number in found.known_labels()]) == given
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "classes", "found"),
+    [
+        ([3, -1, 0, 1, -1], None, ("0", "1", "2", "3"), [3, -1, 0, 1, -1]),
+        (np.array([-1, 1, 1, 0, 0]), None, ("0", "1"), [-1, 1, 1, 0, 0]),
+        ([1, None, 0, -1, 1], None, ("0", "1"), [1, -1, 0, -1, 1]),
+        (np.array([1.0, np.nan, 0.0, -1.0, 1.0]), None, ("0", "1"), [1, -1, 0, -1, 1]),  # as pandas has them
+        ([None, "b", "a", float("nan"), "b"], "class", ("a", "b"), [-1, 1, 0, -1, 1]),
+        ([None, "b", "-1", "b", "b"], None, ("-1", "b"), [-1, 1, 0, 1, 1]),
+        ([None, "a b", "c", "d", float("nan")], None, (), ["", "a b", "c", "d", ""]),
+        ([None] * 5, "words", (), [""] * 5),
+    ],
+)
+def test_labels_that_are_not_known_are_no_class(
+    labels: Any, kind: str | None, classes: tuple[str, ...], found: list[Any]
+) -> None:
+    told, names = labelled(pictures_of(GREY), labels, kind)
+    assert names == classes
+    assert (told.known_labels().tolist() if classes else told.words) == found
+
+
+def test_labels_none_of_which_is_known_are_refused() -> None:
+    for labels in ([-1] * 5, [None] * 5):
+        with pytest.raises(UserError, match="no label says what an image shows"):
+            labelled(pictures_of(GREY), labels)
+
+
+def test_the_label_of_an_item_may_be_a_tensor() -> None:
+    for label in (3, np.int64(3), torch.tensor(3)):
+        assert pictures_of([(GREY[0], label), (GREY[1], label)]).known_labels().tolist() == [3, 3]
+
+
+def held_of(count: int, each: int = 1, share: float = 0.1) -> tuple[rows.Rows, rows.Rows | None]:
+    """held: of `count` pictures, each of which comes `each` times."""
+    images = np.repeat(np.arange(count, dtype=np.uint8), each).reshape(-1, 1, 1, 1)
+    found = rows.Rows([f"{number}.png" for number in range(len(images))], images)
+    settings = resolve("emoji", None, {"data": {"valid_fraction": share}})
+    return held_of_few(found, settings)
+
+
+def test_images_are_held_out_by_their_hash_where_that_takes_some() -> None:
+    kept, held = held_of(200)
+    assert held is None
+    assert len(kept) == 200
+    assert held_of(7, share=0.0)[1] is None
+
+
+@pytest.mark.parametrize("count", range(2, 30))
+def test_copies_of_few_images_are_in_one_split(count: int) -> None:
+    kept, held = held_of(count, each=2, share=0.001)
+    assert held is not None
+    assert len(set(held.images.ravel().tolist())) == 1
+    assert sorted([*kept.images.ravel(), *held.images.ravel()]) == sorted([*range(count)] * 2)
+    assert not set(kept.images.ravel().tolist()) & set(held.images.ravel().tolist())
+
+
+def test_a_single_picture_is_refused() -> None:
+    with pytest.raises(UserError, match="two different pictures"):
+        held_of(1, each=3, share=0.001)
