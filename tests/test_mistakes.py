@@ -178,7 +178,7 @@ bank --out "" | is no new folder
 bank --out s3://bucket | a whole bucket
 sample --out new --model models/bert | holds another kind of model: its config.json has no spec
 sample --out new --model models/newer | models/newer was made by npdraw_dist 9.0.0 in format 99
-sample --out new --model models/gan | a model of kind 'gan' (known: npdraw, vae, & draw, air)
+sample --out new --model models/gan | a model of kind 'gan' (known: npdraw, air, & vae, vamp, vqvae)
 sample --out new --model models/cut | models/cut is damaged
 evaluate --out new.json --model models/as-draw | of another version: config.json, latents: & greater than 0
 evaluate --out new.json --model spoilt/model | spoilt/config.yaml is not YAML
@@ -254,8 +254,6 @@ WITHOUT=optuna sweep --space smoke --search optuna | --search optuna needs npdra
 train --scale.use_gpu true --scale.num_workers 1 | 1 worker of 1 CPU and a GPU, and has room for 0 & 2 CPUs
 train --scale.use_gpu true --stages data,bank | but this machine has no GPU (--scale.use_gpu false
 train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs, and has room for 0 & this machine
-train --vae.decoder_width 20000 | needs at least 118.50 GB, and 0.10 GB are free there & --storage
-train --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | and 0.10 GB are free
 RAY_ADDRESS=127.0.0.1:1 train | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
 train --stages vae | needs data and bank and parse and prior, not finished & --stages data,bank,parse,prior,vae
 train --stages data,bank,vae | stage vae needs parse and prior, & --stages data,bank,parse,prior,vae
