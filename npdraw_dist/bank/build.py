@@ -1,4 +1,4 @@
-"""The part bank of a data set: k-means of its patches, snapped to real patches (paper section 3.1).
+"""Clusters the patches of a data set into a bank of real patches (k-means, paper section 3.1).
 
 A run that starts from a trained model, or from a bank, keeps those parts as they are.
 
@@ -34,11 +34,11 @@ Open = Callable[[type, list[tuple[Any, ...]], bool | None], Shards]
 
 @dataclass(frozen=True)
 class BankFacts:
-    """Facts of a clustering, as the bank's manifest lists them. Distances are squared, of pixels in [0, 1].
+    """Facts of a clustering for the bank's manifest. Distances are squared, between pixels in [0, 1].
 
-    k: K. patches: M. objective: mean distance of a patch to its centroid. cluster_sizes: patches of a part.
-    exemplar_distance: mean distance of a centroid to its part. actor_core_seconds: CPU seconds of other
-    processes that had the patches.
+    k: K. patches: M. objective: mean distance of a patch to its centroid. cluster_sizes: number of patches of
+    each part. exemplar_distance: mean distance of a centroid to its part. actor_core_seconds: CPU seconds of
+    the actors that held the patches.
     """
 
     k: int
@@ -89,10 +89,11 @@ def build_bank(
 
 
 def bank_of(images: Any, size: int, patch: int, background: Literal["black", "white"], seed: int) -> PartBank:
-    """A bank of `size` parts of `patch` x `patch` pixels, by the stage's clustering of the images' patches.
+    """A bank of `size` parts of `patch` x `patch` pixels, clustered from the images as the stage does it.
 
-    images: N of one shape, of any kind that `core.images.to_batch` takes. background: of the images, and of
-    what is transparent. Raises UserError on images that cannot be used, or too few different patches.
+    images: N of one shape, of any kind that `core.images.to_batch` takes. background: the background of the
+    images, which also replaces transparency. Raises UserError on images that cannot be used, or on too few
+    different patches.
     """
     batch = to_batch(images, shape_of(images), float(background == "white"))
     pixels = batch if batch.dtype == torch.uint8 else (batch * 255).round().byte()
@@ -133,7 +134,7 @@ def keep_bank(bank: PartBank, patches: NDArray[np.uint8]) -> BankFacts:
 def nearest_parts(
     bank: PartBank, patches: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The nearest part of each of `patches` (M, D), (M,), and its squared distance, pixels in [0, 1]."""
+    """For each of `patches` (M, D), the index (M,) of the nearest part and its squared distance (M,)."""
     parts = bank.parts.flatten(1).double()
     squares = parts.square().sum(1)
     nearest, distances = list[Tensor](), list[Tensor]()
@@ -141,6 +142,6 @@ def nearest_parts(
         x = torch.from_numpy(patches[start : start + CHUNK]).double() / 255
         best = (squares - 2 * x @ parts.T).argmin(1)
         nearest.append(best)
-        # Without the cancellation of the line above: 0 where a patch is a part.
+        # Differences, unlike the products above, give exactly 0 where a patch is a part.
         distances.append((x.float() - bank.parts.flatten(1)[best]).double().square().sum(1))
     return torch.cat(nearest).numpy(), torch.cat(distances).numpy()

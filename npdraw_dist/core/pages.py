@@ -16,16 +16,16 @@ from npdraw_dist.core.images import to_pil
 
 GUTTER = 4
 TILE = 100  # least side of an enlarged image, px
-SMALL_TILE = 80  # where many are side by side
-WIDTH = 1720  # largest width of a page, px: it fits a screen
+SMALL_TILE = 80  # the same where many are side by side
+WIDTH = 1720  # largest width of a page that fits a screen, px
 FONT = ImageFont.load_default(13)
 LINE = 20  # height of a line of text, px
 PAPER, INK, OUTLINE = (236, 236, 236), (70, 70, 70), (240, 60, 40)
-MOST = 256  # samples on a page; of many more no viewer opens it
+MOST = 256  # samples on a page; viewers do not open a page of many more
 
 
 def enlarge(image: Tensor, tile: int) -> Image.Image:
-    """(C, H, W) -> RGB, each pixel a square, the longer side at least `tile` px."""
+    """(C, H, W) -> RGB. Each pixel becomes a square, and the longer side has at least `tile` px."""
     picture = to_pil(image)[0].convert("RGB")
     return ImageOps.scale(picture, math.ceil(tile / max(picture.size)), Image.Resampling.NEAREST)
 
@@ -37,7 +37,7 @@ def tile_side(images: Tensor, least: int = TILE) -> int:
 
 
 def fitting(width: int, gutter: int = GUTTER, margin: int = 0) -> int:
-    """How many tiles of `width` px are side by side on a page of WIDTH, at least one."""
+    """How many tiles of `width` px fit side by side on a page of WIDTH, at least one."""
     return max((WIDTH - margin - gutter) // (width + gutter), 1)
 
 
@@ -49,7 +49,7 @@ def arrange(
 ) -> Image.Image:
     """A page of equal tiles in reading order, with gutters between and around them.
 
-    Each caption is below its tile; all have the number of lines of the first.
+    Each caption is below its tile. All captions have as many lines as the first.
     """
     width, height = tiles[0].size
     columns = min(columns, len(tiles))
@@ -66,7 +66,7 @@ def arrange(
 
 
 def write(page: Image.Image, text: str, x: float, middle: float, anchor: str) -> None:
-    """Lines of text around the height `middle`. anchor: Pillow's, of each line."""
+    """Writes lines of text around the height `middle`. anchor: Pillow's anchor of each line."""
     lines = text.split("\n")
     for number, line in enumerate(lines):
         y = middle + LINE * (number - (len(lines) - 1) / 2)
@@ -82,7 +82,7 @@ def label_margin(labels: Sequence[str]) -> int:
 def label_rows(
     page: Image.Image, labels: Sequence[str], middles: Sequence[float] | None = None
 ) -> Image.Image:
-    """`page` with labels on the left, at the heights `middles`; None: of its equal rows."""
+    """`page` with labels on the left at the heights `middles`, or in the middle of equal rows if None."""
     margin, each = label_margin(labels), page.height / len(labels)
     page = ImageOps.expand(page, (margin, 0, 0, 0), PAPER)
     for row, label in enumerate(labels):
@@ -92,7 +92,7 @@ def label_rows(
 
 
 def with_title(page: Image.Image, title: str) -> Image.Image:
-    """`page` with a line of text above, as wide as the longer of both."""
+    """`page` with a line of text above it, widened where the text is longer."""
     wider = max(math.ceil(FONT.getlength(title)) + 4 * GUTTER - page.width, 0)
     page = ImageOps.expand(page, (0, LINE, wider, 0), PAPER)
     write(page, title, 2 * GUTTER, LINE / 2 + 2, "lm")
@@ -100,7 +100,7 @@ def with_title(page: Image.Image, title: str) -> Image.Image:
 
 
 def frame(canvas: Image.Image, box: Sequence[int], scale: int, width: int = 2) -> None:
-    """Outlines the box (top, left, bottom, right) of canvas pixels, cropped by the canvas."""
+    """Outlines the box (top, left, bottom, right), given in canvas pixels, as far as it is on the canvas."""
     top, left = (max(scale * value, 0) for value in box[:2])
     bottom, right = min(scale * box[2], canvas.height) - 1, min(scale * box[3], canvas.width) - 1
     if right > left and bottom > top:  # an attention window of DRAW may be outside
@@ -108,13 +108,13 @@ def frame(canvas: Image.Image, box: Sequence[int], scale: int, width: int = 2) -
 
 
 def sheet(images: Tensor, columns: int, tile: int, captions: Sequence[str] | None = None) -> Image.Image:
-    """(N, C, H, W) -> a page of them in reading order, each longer side at least `tile` px."""
+    """(N, C, H, W) -> a page of the images in reading order, each enlarged to at least `tile` px."""
     return arrange([enlarge(image, tile) for image in images], columns, captions)
 
 
 def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
-    """images (N, C, H, W), canvases (N, C, h, w): a grid of pairs, canvas left and image right, or of images
-    alone, of the first MOST. At most 8 in a row, and no more than fit a page."""
+    """Writes a page of the first MOST images (N, C, H, W), each to the right of its canvas (N, C, h, w) if
+    there are canvases. A row has at most 8, and no more than fit the page."""
     images, canvases = images[:MOST], None if canvases is None else canvases[:MOST]
     columns = min(math.ceil(math.sqrt(len(images))), 8)
     if canvases is None:
@@ -130,10 +130,10 @@ def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
 def rows_png(
     rows: Mapping[str, Tensor], captions: Sequence[Sequence[str] | None] | None = None, title: str = ""
 ) -> bytes:
-    """A PNG with a labelled row of N images for each name, about as large as the largest.
+    """A PNG with a row of N images for each name, all enlarged to about the size of the largest.
 
-    captions: for each row the text below its images, or None. Rows that are wider than a page are cut into
-    blocks; each has all labels, and a gap above it.
+    captions: for each row the texts below its images, or None. Rows wider than a page are cut into blocks,
+    and each block has all labels and a gap above it.
     """
     largest = max(rows.values(), key=lambda images: max(images.shape[-2:]))
     count, margin = len(largest), label_margin(list(rows))
@@ -159,7 +159,7 @@ def rows_png(
 
 
 def stack(pages: Sequence[Image.Image], overlap: int) -> Image.Image:
-    """Pages one below the other, the first the widest. overlap: in px; negative for a gap between them."""
+    """Pages one below the other, of which the first is the widest. overlap: px; negative for a gap."""
     height = sum(page.height - overlap for page in pages) + overlap
     whole, y = Image.new("RGB", (pages[0].width, height), PAPER), 0
     for page in pages:

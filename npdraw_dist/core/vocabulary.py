@@ -1,7 +1,7 @@
-"""The tokens of conditions: classes by name or number, and words.
+"""Turns conditions, which are classes or words, into tokens.
 
-A token is a number of the vocabulary plus 1; 0 is no word. So a condition of zeros is none. A word that
-training did not have is read as pieces, whose entries begin with `##`.
+A token is an entry's position in the vocabulary plus 1. Token 0 is no word, so a condition of zeros is none.
+A word that training did not have is read as pieces, whose entries begin with `##`.
 Shapes: B conditions, A tokens of one, V entries of a vocabulary.
 """
 
@@ -19,26 +19,26 @@ from npdraw_dist.core.errors import UserError
 Condition: TypeAlias = int | str  # a class by number or name, or words
 WORD = re.compile(r"\w+")
 PIECE = "##"
-NEAREST = 3  # known ones that an error names
-# Of a vocabulary of words: the most whole ones, the most frequent first, and pieces.
+NEAREST = 3  # similar entries that an error names
+# Largest numbers of whole words, of which the most frequent stay, and of pieces.
 MOST_WHOLE, PIECES = 8192, 512
-INNER = 4  # pieces of a whole word that count
-MOST_CLASSES = 1 << 16  # with larger labels, numbers are no classes
+INNER = 4  # pieces of a whole word that enter its embedding
+MOST_CLASSES = 1 << 16  # a label that is larger than this is no class
 
 
 def as_python(value: Any) -> Any:
-    """Numbers and arrays of NumPy, torch and Arrow as Python's own, also in a list or a tuple."""
+    """Turns numbers and arrays of NumPy, torch and Arrow into Python's own, also inside a list or tuple."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return [as_python(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def plain(asked: Any, count: int | None = None) -> Condition | list[Condition]:
-    """A condition, or a list of several, of what `as_python` takes.
+def plain(given: Any, count: int | None = None) -> Condition | list[Condition]:
+    """A condition or a list of conditions, from any type that `as_python` takes.
 
-    Raises UserError on anything else, or if there are several, but not `count`.
+    Raises UserError on any other type, or on a list whose length is not `count`.
     """
-    found = as_python(asked)
+    found = as_python(given)
     if isinstance(found, int | str):
         return found
     each: list[Condition] = list(found) if isinstance(found, Iterable) else [found]
@@ -50,9 +50,9 @@ def plain(asked: Any, count: int | None = None) -> Condition | list[Condition]:
     return each
 
 
-def one_each(asked: Any, count: int) -> list[Condition]:
-    """What `plain` takes as `count` conditions: one is for all. Raises UserError."""
-    found = plain(asked, count)
+def one_each(given: Any, count: int) -> list[Condition]:
+    """`count` conditions; a single one is repeated. Takes and raises the same as `plain`."""
+    found = plain(given, count)
     return found if isinstance(found, list) else [found] * count
 
 
@@ -62,7 +62,7 @@ def words_in(text: str) -> list[str]:
 
 
 class Vocabulary:
-    """What a prior can be conditioned on (`config.networks.PriorNetwork`); in this class, nothing.
+    """The conditions that a prior takes (`config.networks.PriorNetwork`).
 
     entries: names of classes, or words and pieces. tokens: A. column: of the data, which has the conditions.
     """
@@ -79,7 +79,7 @@ class Vocabulary:
         return VOCABULARIES[prior.condition](prior.vocabulary, prior.condition_tokens)
 
     def require(self) -> None:
-        """Raises UserError if there is no condition."""
+        """Raises UserError if the prior takes no condition."""
         if self.kind == "none":
             raise UserError("the model takes no condition; train one with --prior.condition class or words")
 
@@ -122,7 +122,7 @@ class Classes(Vocabulary):
 
     @cached_property
     def labels(self) -> list[int]:
-        """The number of each class: its name if all names are numbers, else its place."""
+        """The number of each class, which is its name if all names are numbers, or else its position."""
         numbers = all(entry.isdecimal() and entry == str(int(entry)) for entry in self.entries)
         return [int(entry) if numbers else place for place, entry in enumerate(self.entries)]
 
@@ -170,9 +170,9 @@ class Words(Vocabulary):
         return torch.tensor([self._padded(row) for row in rows], dtype=torch.int64).view(-1, self.tokens)
 
     def pieces(self, word: str, longest: int | None = None) -> list[int]:
-        """The longest entry that begins what is left of the word, again and again; a letter without one goes.
+        """Cuts a word into entries, always the longest that fits next; a letter without one is dropped.
 
-        longest: letters of the first one at most; None: the word itself if it is known.
+        longest: most letters of the first piece. If None, a known word is its own only piece.
         """
         found, start = list[int](), 0
         while start < len(word):
@@ -203,9 +203,9 @@ VOCABULARIES = {of.kind: of for of in (Vocabulary, Classes, Words)}
 
 
 def learned(counts: Mapping[str, int]) -> tuple[str, ...]:
-    """The entries of a vocabulary: the words by frequency, then pieces by byte-pair merges of them.
+    """The entries of a vocabulary: words by frequency, then their pieces by byte-pair merges.
 
-    counts: how often each word comes. (Sennrich et al. 2016 for the merges.)
+    counts: the number of times that each word occurs. Merges: Sennrich et al. 2016.
     """
     if not counts:
         return ()

@@ -25,15 +25,15 @@ PREVIEWS = 16
 GREY_CHROMA = 0.06  # mean difference of a pixel's largest and least channel below which a part looks grey
 HUES = 12  # groups of equal hues, of 30 degrees each
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of red, green and blue (Rec. 601)
-# Differences of 0, 1/2, 1 are white, red, dark red: told apart on any background.
+# Colours of the differences 0, 1/2 and 1: white, red and dark red.
 DIFFERENCE_COLOURS = torch.tensor([[1.0, 1.0, 1.0], [0.86, 0.15, 0.12], [0.30, 0.0, 0.05]])
 DIFFERENCE_FACTORS = (32, 16, 8, 4, 2)
 
 
 def save_bank(path: Path, bank: PartBank, sizes: Sequence[int]) -> None:
-    """The parts: grey ones in the bank's order, coloured ones by colour, above their index in the bank.
+    """Draws all parts, grey ones in the bank's order, coloured ones by colour and with their index.
 
-    sizes: (K,), the number of patches, written below each part.
+    sizes: (K,), the number of patches of each part, written below it.
     """
     colour = bank.channels == 3
     order = colour_order(bank.parts) if colour else list(range(len(bank)))
@@ -44,7 +44,7 @@ def save_bank(path: Path, bank: PartBank, sizes: Sequence[int]) -> None:
 
 
 def short(number: int) -> str:
-    """12345 -> 12k: at most four characters, to fit under a narrow tile."""
+    """12345 -> 12k, in at most four characters, so that it fits under a narrow tile."""
     for unit, size in (("M", 1_000_000), ("k", 1_000)):
         if number >= size:
             return f"{number / size:.1f}{unit}" if number < 10 * size else f"{number // size}{unit}"
@@ -52,39 +52,45 @@ def short(number: int) -> str:
 
 
 def colour_order(parts: Tensor) -> list[int]:
-    """(K, 3, P, P) -> their indices: greys first, then group by group of the hue, each from dark to light.
+    """(K, 3, P, P) -> their indices: greys first, then groups of equal hue; each group from dark to light.
 
-    The hue is that of the coloured pixels: a part of a leaf on white paper is green.
+    Only coloured pixels count for the hue, so a part of a leaf on white paper is green.
     """
-    from matplotlib.colors import rgb_to_hsv  # it takes a moment, and a model needs no page
+    from matplotlib.colors import rgb_to_hsv  # slow to import
 
     pixels = parts.flatten(2)
     chroma = pixels.amax(1) - pixels.amin(1)  # (K, P * P)
     coloured = (pixels * chroma[:, None]).sum(2) / chroma.sum(1, keepdim=True).clamp(min=1e-6)
     hue = rgb_to_hsv(coloured.clamp(0, 1).numpy())[:, 0]
-    group = ((hue * HUES + 0.5) % HUES).astype(int)  # red, on both sides of 0, is one group
+    group = ((hue * HUES + 0.5) % HUES).astype(int)  # red lies on both sides of 0 and is one group
     group[chroma.mean(1).numpy() < GREY_CHROMA] = -1
     lightness = (pixels.mean(2) * LUMA).sum(1).numpy()
     return [int(index) for index in np.lexsort((lightness, group))]
 
 
 def looks_order(parts: Tensor) -> list[int]:
-    """(K, C, P, P) -> their indices, similar ones near each other: colours by `colour_order`, greys in about
-    sqrt(K) equal groups from dark to light, each by the first principal component."""
+    """(K, C, P, P) -> their indices, with similar parts near each other.
+
+    Colours are in `colour_order`. Greys are in about sqrt(K) equal groups from dark to light, each sorted by
+    the first principal component.
+    """
     if parts.shape[1] == 3:
         return colour_order(parts)
     pixels = parts.flatten(1)
     off = pixels - pixels.mean(0)
     direction = torch.linalg.svd(off, full_matrices=False).Vh[0]
-    along = off @ (direction * direction[direction.abs().argmax()].sign())  # always the same of the two signs
+    # The SVD leaves the sign of the direction open.
+    along = off @ (direction * direction[direction.abs().argmax()].sign())
     rank = pixels.mean(1).argsort(stable=True).argsort()
     group = rank // math.ceil(math.sqrt(len(parts)))
     return [int(index) for index in np.lexsort((along.cpu().numpy(), group.cpu().numpy()))]
 
 
 def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
-    """images (N, C, H, W), canvases (N, C, h, w): three rows of at most 16, the last their difference at the
-    canvas's size, where the parser works, above its mean square."""
+    """Draws three rows of at most 16 images (N, C, H, W), their canvases (N, C, h, w) and the difference.
+
+    The difference is at the canvas's size, where the parser works, and its mean square is written below it.
+    """
     images, canvases = images[:PREVIEWS].cpu(), canvases[:PREVIEWS].cpu()
     difference = to_canvas(images, images.shape[-1] // canvases.shape[-1]) - canvases
     factor = difference_factor(difference)
@@ -95,13 +101,13 @@ def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
 
 
 def difference_factor(difference: Tensor) -> int:
-    """The factor that makes differences visible: at most one pixel in a hundred is then above 1."""
+    """The factor that makes differences visible, with at most one pixel in a hundred above 1."""
     largest = float(difference.abs().flatten().sort().values[int(0.99 * (difference.numel() - 1))])
     return next((factor for factor in DIFFERENCE_FACTORS if factor * largest <= 1), DIFFERENCE_FACTORS[-1])
 
 
 def difference_colours(difference: Tensor, factor: int) -> Tensor:
-    """(N, C, H, W) -> (N, 3, H, W): 0 is white; the more a channel differs, the darker is the red."""
+    """(N, C, H, W) -> (N, 3, H, W). No difference is white; a larger one is a darker red."""
     size = (factor * difference.abs().amax(1, keepdim=True)).clamp(0, 1) * 2
     white, red, dark = DIFFERENCE_COLOURS.view(3, 1, 3, 1, 1)
     return torch.where(size < 1, white + size * (red - white), red + (size - 1) * (dark - red))

@@ -1,4 +1,4 @@
-"""Sketches that the model `emoji` finishes as in the studio: `python -m tests.helpers.sketches OUT.png`."""
+"""Sketches that the model `emoji` finishes as in the studio: `python -m docs.sketches OUT.png`."""
 
 import base64
 import io
@@ -16,13 +16,13 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.schemas import CompleteRequest, Latents, ParseRequest
 
-SKETCHES = Path(__file__).parents[1] / "serve" / "sketches.jsonl"
+SKETCHES = Path(__file__).with_name("sketches.jsonl")
 SIDE, IDEAS, TILE = 512, 4, 64
-GUIDANCE = 1.5  # as of the page
+GUIDANCE = 1.5  # the page's default
 
 
 def sketches() -> list[dict[str, Any]]:
-    """What each line of the file says: name, words, and strokes with colour, width and points in [0, 1]."""
+    """The lines of the file, each with name, words, and strokes with colour, width and points in [0, 1]."""
     return [json.loads(line) for line in SKETCHES.read_text().splitlines()]
 
 
@@ -40,7 +40,7 @@ def picture(sketch: dict[str, Any], side: int = SIDE) -> Image.Image:
 
 
 def begun(engine: Engine, sketch: dict[str, Any]) -> Latents:
-    """The drawing that the parser finds in a sketch."""
+    """The drawing that the parser makes of a sketch."""
     file = io.BytesIO()
     picture(sketch, engine.spec.image_shape[1]).save(file, "PNG")
     image = base64.b64encode(file.getvalue()).decode()
@@ -49,15 +49,15 @@ def begun(engine: Engine, sketch: dict[str, Any]) -> Latents:
 
 
 def finished(engine: Engine, z: Latents, words: str | None, seed: int = 0) -> Tensor:
-    """IDEAS images (N, C, H, W) that follow the sketch."""
+    """The images (N, C, H, W) of IDEAS drawings that go on from the sketch."""
     drawn = [place for drawn, place in zip(z.whether, z.where, strict=True) if drawn]
-    asked = {} if words is None else {"condition": words, "guidance": GUIDANCE}
-    request = CompleteRequest(z=z, keep=[], sketch=drawn, n=IDEAS, seed=seed, **asked)
+    given = {} if words is None else {"condition": words, "guidance": GUIDANCE}
+    request = CompleteRequest(z=z, keep=[], sketch=drawn, n=IDEAS, seed=seed, **given)
     return engine.complete(request).images
 
 
 def main(out: str) -> None:
-    """A row for each sketch: it, its parts, and four ideas without and with its words."""
+    """Draws a row for each sketch: the sketch, its parts, and four ideas without and with its words."""
     model = npdraw_dist.load("emoji")
     assert isinstance(model, NPDraw)
     engine, tiles, names = Engine(model), [], []

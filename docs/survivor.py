@@ -1,4 +1,4 @@
-"""The picture of the cluster page: python -m tests.helpers.survivor OUT.png
+"""The picture of the cluster page: python -m docs.survivor OUT.png
 
 Three nodes on this machine train a prior with two workers; a worker is killed, then a node is lost and
 another joins. Beside it is the same job without faults. It needs Linux, root and iproute2.
