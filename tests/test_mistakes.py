@@ -255,9 +255,9 @@ train --scale.use_gpu true --scale.num_workers 1 | 1 worker of 1 CPU and a GPU, 
 train --scale.use_gpu true --stages data,bank | but this machine has no GPU (--scale.use_gpu false
 train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs, and has room for 0 & this machine
 RAY_ADDRESS=127.0.0.1:1 train | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
-train --stages vae | needs data and bank and parse and prior, not finished & --stages data,bank,parse,prior,vae
+train --stages vae | stage vae needs data and bank and parse and prior, & --stages data,bank,parse,prior,vae
 train --stages data,bank,vae | stage vae needs parse and prior, & --stages data,bank,parse,prior,vae
-train --stages parse,sample | stage parse needs data and bank, not finished & --stages data,bank,parse,prior,vae
+train --stages parse,sample | stage parse needs data and bank, & --stages data,bank,parse,prior,vae,sample
 train --data.fraction 0.005 --bank.size 5000 | 7 training images of 36 places have at most 252 patches
 bench --quick --bank.size 200000 | bank.size is 200000, but the bench's & lower it
 train --bank.max_patches 50 | bank.size is 100, but bank.max_patches keeps 50 patches; lower bank.size
@@ -336,7 +336,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     [
         "train --preset mnist --data.path mnist --bank.size 9 --data.valid_fraction 0.2",
         "train --scale.num_workers 1 --data.source webdataset $OWN --data.path tars/00.tar",
-        "train --scale.num_workers 1 --data.source imagefolder $OWN --data.path split --stages data,bank,parse",
+        "train --scale.num_workers 1 --data.source imagefolder $OWN --data.path split --stages data,bank",
         "train --scale.num_workers 1 --data.valid_fraction 0 --train.select last",
         "prepare --out new",
         "extractor --out new.pt",
