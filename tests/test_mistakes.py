@@ -65,8 +65,8 @@ train --data.binarize none | vae.likelihood bernoulli needs data.binarize dynami
 train --preset cifar10 --vae.likelihood bernoulli | bernoulli is for grey images; take logistic_mixture
 train --data.source parquet --data.path tables | data.source parquet needs data.image_size and data.channels
 train --data.image_size 32 | are fixed for data.source digits
-train --stages bank,parze | unknown stage 'parze'; did you mean parse?
-train --model.kind vae --stages bank | unknown stage 'bank' & parse, vae, sample
+train --stages data,parze | unknown stage 'parze'; did you mean parse?
+train --model.kind vae --stages bank | unknown stage 'bank' & data, vae, sample
 train --dry-run extra | dry-run: & a valid boolean & not 'extra'
 train --track nosuch | track: & 'wandb' or 'mlflow'
 bank --model.kind vae --out new | model.kind vae has no part bank
@@ -178,7 +178,7 @@ bank --out "" | is no new folder
 bank --out s3://bucket | a whole bucket
 sample --out new --model models/bert | holds another kind of model: its config.json has no spec
 sample --out new --model models/newer | models/newer was made by npdraw_dist 9.0.0 in format 99
-sample --out new --model models/gan | a model of kind 'gan' (known: npdraw, vae, & draw, air)
+sample --out new --model models/gan | a model of kind 'gan' (known: npdraw, air, & vae, vamp, vqvae)
 sample --out new --model models/cut | models/cut is damaged
 evaluate --out new.json --model models/as-draw | of another version: config.json, latents: & greater than 0
 evaluate --out new.json --model spoilt/model | spoilt/config.yaml is not YAML
@@ -252,14 +252,12 @@ WITHOUT=torchmetrics evaluate --model model --out new.json --extractor e.pt | ne
 WITHOUT=torch_fidelity evaluate --model model --out new.json --fid-weights w | needs npdraw_dist[metrics]
 WITHOUT=optuna sweep --space smoke --search optuna | --search optuna needs npdraw_dist[optuna]
 train --scale.use_gpu true --scale.num_workers 1 | 1 worker of 1 CPU and a GPU, and has room for 0 & 2 CPUs
-train --scale.use_gpu true --stages bank | but this machine has no GPU (--scale.use_gpu false
+train --scale.use_gpu true --stages data,bank | but this machine has no GPU (--scale.use_gpu false
 train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs, and has room for 0 & this machine
-train --vae.decoder_width 20000 | needs at least 118.50 GB, and 0.10 GB are free there & --storage
-train --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | and 0.10 GB are free
 RAY_ADDRESS=127.0.0.1:1 train | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
-train --stages vae | stage vae needs bank and parse and prior, not finished & --stages bank,parse,prior,vae
-train --stages bank,vae | stage vae needs parse and prior, & --stages bank,parse,prior,vae
-train --stages parse,sample | stage parse needs bank, not finished & --stages bank,parse,prior,vae,sample
+train --stages vae | stage vae needs data and bank and parse and prior, & --stages data,bank,parse,prior,vae
+train --stages data,bank,vae | stage vae needs parse and prior, & --stages data,bank,parse,prior,vae
+train --stages parse,sample | stage parse needs data and bank, & --stages data,bank,parse,prior,vae,sample
 train --data.fraction 0.005 --bank.size 5000 | 7 training images of 36 places have at most 252 patches
 bench --quick --bank.size 200000 | bank.size is 200000, but the bench's & lower it
 train --bank.max_patches 50 | bank.size is 100, but bank.max_patches keeps 50 patches; lower bank.size
@@ -338,7 +336,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
     [
         "train --preset mnist --data.path mnist --bank.size 9 --data.valid_fraction 0.2",
         "train --scale.num_workers 1 --data.source webdataset $OWN --data.path tars/00.tar",
-        "train --scale.num_workers 1 --data.source imagefolder $OWN --data.path split --stages bank,parse",
+        "train --scale.num_workers 1 --data.source imagefolder $OWN --data.path split --stages data,bank",
         "train --scale.num_workers 1 --data.valid_fraction 0 --train.select last",
         "prepare --out new",
         "extractor --out new.pt",

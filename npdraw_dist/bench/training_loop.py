@@ -36,7 +36,7 @@ def run(work: Workload) -> Figures:
     with tempfile.TemporaryDirectory(prefix="npdraw-bench-") as name:
         folder = Path(name)
         (folder / "config.yaml").write_text(dump(_experiment(work)))
-        _train(folder, "begun", "bank,parse,prior")
+        _train(folder, "begun", "data,bank,parse,prior")
         repeats = range(QUICK_REPEATS if work.quick else FULL_REPEATS)
         turns = [[_vae(folder, *layout) for layout in layouts.values()] for _ in repeats]
         streamed = _vae(folder, 0, cores, "--data.cache_mb", "0")

@@ -71,7 +71,7 @@ def test_a_node_that_joins_later_is_named_when_it_starts_to_work(bed: Testbed, t
     assert f"error: the data {data} cannot be read from {address}; on several nodes give" in out
 
     name = ["--storage", str(runs), "--name", "later"]
-    alone = [*job_on(data, scale__num_workers=1), *name, "--stages", "bank,parse"]
+    alone = [*job_on(data, scale__num_workers=1), *name, "--stages", "data,bank,parse"]
     status, out = Job(bed, tmp_path / "log", *alone).end()
     assert status == 0, out
     out, address = refused(bed, tmp_path / "log", *job_on(data), *name, "--stages", "prior", hidden=runs)

@@ -24,7 +24,7 @@ JOB = job_of()
 # One worker, so that it is known which node stages the checkpoints; long enough for a fault before its end.
 ALONE_IMAGES, ALONE_EVERY = 98304, 4096
 ALONE = job_of(prior__images=ALONE_IMAGES, train__eval_every_images=ALONE_EVERY)
-ALONE += ["--scale.num_workers", "1", "--scale.max_failures", "0", "--stages", "bank,parse,prior"]
+ALONE += ["--scale.num_workers", "1", "--scale.max_failures", "0", "--stages", "data,bank,parse,prior"]
 ELASTIC_IMAGES, ELASTIC_EVERY = 4096000, 4096  # never reached
 
 
@@ -124,7 +124,7 @@ def test_nodes_come_and_go_under_an_elastic_run(bed: Testbed, folder: Path) -> N
     ensure(bed, 2)
     run = folder / "elastic"
     elastic = job_of(prior__images=ELASTIC_IMAGES, train__eval_every_images=ELASTIC_EVERY)
-    elastic += ["--scale.num_workers", "1:2", "--stages", "bank,parse,prior"]
+    elastic += ["--scale.num_workers", "1:2", "--stages", "data,bank,parse,prior"]
     job = start(bed, folder, "elastic", elastic)
 
     def runs_with(count: int, after: int) -> None:

@@ -10,7 +10,6 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from unittest.mock import Mock
 
 import numpy as np
@@ -28,7 +27,7 @@ from tests.helpers.image_files import write_tar
 from tests.helpers.studio_models import GREY, save_model
 from tests.helpers.tiny_baselines import tiny_baseline
 
-CPUS, FREE_BYTES = 2, 100_000_000
+CPUS = 2
 ARRAYS = """
 import torch
 
@@ -169,7 +168,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPUS cores, no GPU, FREE_BYTES on the disk; and no Ray may be started or asked."""
+    """CPUS cores and no GPU; and no Ray may be started or asked."""
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", Mock(side_effect=AssertionError("Ray was started")))
@@ -177,8 +176,6 @@ def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: CPUS)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    disk = SimpleNamespace(total=10 * FREE_BYTES, used=9 * FREE_BYTES, free=FREE_BYTES)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: disk)
 
 
 @contextmanager

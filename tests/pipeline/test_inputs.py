@@ -19,19 +19,19 @@ from npdraw_dist.config.schema import DataConfig, Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import ingest
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import Shard, open_source
+from npdraw_dist.data.shards import Shard
 from npdraw_dist.distributed import start as starting
-from npdraw_dist.pipeline import bank, fit_source, parse
+from npdraw_dist.pipeline import bank, parse
 from npdraw_dist.pipeline import data as stage
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.data import RunData
-from npdraw_dist.pipeline.fit_images import Looked
 from npdraw_dist.pipeline.inputs import SplitImages, find_run
 from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.train_stage import validation_images
 from tests.helpers.image_files import SIDE, change_one, images, put_back
 from tests.helpers.in_process import Stopped, interfering, killed, stopped
+from tests.helpers.prepared import prepare
 from tests.helpers.rows import Parsed, write_run
 from tests.helpers.runs import HERE, TINY, Refused
 from tests.helpers.tiny_fit import strokes
@@ -134,7 +134,7 @@ def test_data_at_another_path_have_to_be_the_same(data: Path, store: Store, tmp_
 
 def prepared(out: Path, source: DataConfig) -> str:
     """A canonical set."""
-    stage.prepare(source, 0, str(out), "parquet", open_source(source, 0), lambda images, rate: None)
+    prepare(source, 0, str(out), "parquet")
     return str(out)
 
 
@@ -215,21 +215,6 @@ def test_a_later_split_is_read_from_the_same_files(data: Path, store: Store) -> 
     with pytest.raises(UserError, match=OTHERS):
         read(experiment(data), store)
     assert store.read_json("data", "manifest.json")["splits"] == first["splits"]
-
-
-def given(count: int, own: Experiment) -> stage.Given:
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 1, SIDE, SIDE), dtype=np.uint8)
-    rows = Rows([f"{number}" for number in range(count)], pixels)
-    return fit_source.given(pixels, Looked(pixels, rows, (), None, count, False), own)
-
-
-def test_other_images_given_to_fit_are_refused(store: Store) -> None:
-    own = experiment("given")
-    store.claim(own)
-    stage.run(own, store, RunData(own, given(40, own)))
-    RunData(own, given(40, own)).require_same(store)
-    with pytest.raises(UserError, match=OTHERS):
-        RunData(own, given(41, own)).require_same(store)
 
 
 @pytest.mark.parametrize("damage", ["missing", "shorter"])
@@ -324,7 +309,7 @@ def test_only_the_question_for_test_numbers_reads_test_images(tmp_path: Path) ->
     assert opened(run) == ["data"]
     assert json.loads((run / "metrics.json").read_text()) == metrics
     config = json.loads((run / "model" / "config.json").read_text())["spec"]["data"]
-    assert config["inputs"] == json.loads((run / "data" / "manifest.json").read_text())["digest"]
+    assert config["inputs"] == json.loads((run / "data" / "manifest.json").read_text())["digests"]["train"]
 
 
 @pytest.mark.slow

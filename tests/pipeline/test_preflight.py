@@ -12,7 +12,6 @@ import torch
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import STAGES, DataConfig, Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.shards import open_source
 from npdraw_dist.distributed import actors
 from npdraw_dist.distributed.actors import has_gpu, on_gpu
 from npdraw_dist.distributed.resources import Node
@@ -21,6 +20,7 @@ from npdraw_dist.pipeline import data
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of
+from tests.helpers.prepared import prepare
 from tests.helpers.runs import tiny
 
 COUNTS = {"train": 60, "valid": 20, "test": 20}
@@ -36,8 +36,8 @@ def finish(store: Store, experiment: Experiment, *stages: str) -> None:
 def test_prepared_data_without_test_images_are_prepared_again(tmp_path: Path) -> None:
     """Their splits stay, whatever data.test_fraction says."""
     prepared = DataConfig(test_fraction=0.0)
-    made, source = str(tmp_path / "set"), open_source(prepared, 0)
-    data.prepare(prepared, 0, made, "parquet", source, lambda images, rate: None)
+    made = str(tmp_path / "set")
+    prepare(prepared, 0, made, "parquet")
     settings = {"source": "parquet", "path": made, "image_size": 28, "channels": 1}
     store = Store.open(str(tmp_path), "run")
     with pytest.raises(UserError, match=r"; prepare the data again .* or set --eval\.split valid$"):

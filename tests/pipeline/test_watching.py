@@ -113,9 +113,8 @@ def test_a_run_keeps_what_it_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     command = ["--storage", str(tmp_path), "--name", "said", *TINY, *HERE, "--data.fraction", "0.05"]
     train.main([*command, "--stages", "data,bank,parse,prior"])
     first = (tmp_path / "said" / "log.txt").read_text()
-    lines = [
-        line for line in capsys.readouterr().out.splitlines() if re.match(r"(data|bank|parse|prior): ", line)
-    ]
+    stages = re.compile(r"(data|bank|parse|prior): ")
+    lines = [line for line in capsys.readouterr().out.splitlines() if stages.match(line)]
     assert lines
     for line in lines:
         assert re.search(rf"^20[-\d]+ [:\d]+  {re.escape(line.rstrip())}$", first, re.M), line
