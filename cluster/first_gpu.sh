@@ -30,7 +30,6 @@ print(torch.__version__, torch.version.cuda, torch.cuda.get_device_properties(0)
 [ "$status" = 0 ] || exit 1
 step tests "$python" -m pytest -q -m gpu -rs -p no:cacheprovider tests
 step bench "$python" -m npdraw_dist.bench "${data[@]}" --against none --out "$out/bench.json"
-step studio "$python" -m npdraw_dist.bench "${data[@]}" --only serve --out "$out/studio.json"
 step train "$python" -m npdraw_dist.train "${data[@]}" --storage "$out/runs" --name first_gpu --scale.num_workers 1
 echo "outputs: $out"
 exit "$status"

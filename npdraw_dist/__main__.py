@@ -52,7 +52,7 @@ COMMANDS = {
     "prepare": Entry("npdraw_dist.prepare:Prepare", "write a data set once as Parquet or tar shards"),
     "sweep": Entry("tune_spaces.sweep:Sweep", "search settings with Ray Tune"),
     "report": Entry("tune_spaces.report:Report", "compare the models of finished comparisons, once, on test"),
-    "bench": Entry("npdraw_dist.bench.__main__:Bench", "measure this machine, and plan a cluster"),
+    "bench": Entry("npdraw_dist.bench.__main__:Bench", "measure this machine"),
 }
 COMPLETION = "completion"
 HELP = "\n".join(

@@ -51,11 +51,11 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     from npdraw_dist.core.process import device_here
     from npdraw_dist.core.storage import open_filesystem, require_writable, write_bytes, writing
     from npdraw_dist.data.shards import open_source
+    from npdraw_dist.distributed.start import placed
     from npdraw_dist.measure.features import FACTS
     from npdraw_dist.nn.classifier import Classifier, accuracy, fit
     from npdraw_dist.pipeline.progress import stage_progress
     from npdraw_dist.training.feed import noise_seed
-    from npdraw_dist.training.workers import placed
 
     started, data = time.perf_counter(), settings.data
     if data.shape[0] != 1:
@@ -65,7 +65,7 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     scale = placed(settings.scale)
     device = device_here(scale.use_gpu)
     if not scale.here:
-        from npdraw_dist.training.launch import start_ray  # it imports Ray
+        from npdraw_dist.distributed.start import start_ray  # it imports Ray
 
         start_ray(scale)
     train, valid = (_labelled(source, split, data) for split in ("train", "valid"))
@@ -102,15 +102,15 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
 
 
 def _labelled(source: "Source", split: "Split", data: DataConfig) -> "Labelled":
-    """The rows of a split that have a label, read by Ray tasks."""
+    """The rows of a split that have a label, read in tasks where Ray runs."""
     import numpy as np
     import torch
 
-    from npdraw_dist.data.tasks import map_items
+    from npdraw_dist.distributed.tasks import map_items
     from npdraw_dist.nn.classifier import Labelled
 
-    items, folders = list(enumerate(source.shards(split))), source.inputs.folders()
-    found = dict(map_items(items, _read_labelled, folders=folders))
+    items = list(enumerate(source.shards(split)))
+    found = dict(map_items(items, _read_labelled))
     rows = [found[index] for index, _ in items]
     images = np.concatenate([np.zeros((0, *data.shape), np.uint8), *(part.images for part in rows)])
     labels = np.concatenate([np.zeros(0, np.int64), *(part.known_labels() for part in rows)])

@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.pipeline.run import start
 
     try:
-        start(experiment, storage or slash or ".", name, [STAGE])
+        start(experiment, storage or slash or ".", name, ["data", STAGE])
     except UserError as error:  # it advises the flags of a run
         error.args = (str(error).replace("--name", "--out").replace("--storage", "--out"),)
         raise

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import yaml
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.config.networks import CONDITIONS
 from npdraw_dist.core.model_files import CONFIG, WEIGHTS, ZOO, zoo_names
 
 FACTS = "models.yaml"  # name -> what it draws, the licence of its data, the command that trains it
@@ -26,7 +27,8 @@ def lines_of(name: str) -> list[str]:
     config = json.loads((folder / CONFIG).read_text())
     spec, results = config["spec"], config.get("results") or {}
     channels, height, width = spec["image_shape"]
-    asked = {"none": "", "class": ", asked by class", "words": ", asked in words"}[spec["prior"]["condition"]]
+    condition = CONDITIONS.get(spec["prior"]["condition"])
+    asked = "" if condition is None else f", asked {condition.asked}"
     size = (folder / WEIGHTS).stat().st_size / 1e6
     lines = [
         f"{name}: {facts['draws']}",

@@ -42,11 +42,11 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.pipeline.data import prepare, require_out
 
     require_out(settings.data, source, settings.out, settings.format)
-    from npdraw_dist.training.workers import placed
+    from npdraw_dist.distributed.start import placed
 
     scale = placed(settings.scale)
     if not scale.here:
-        from npdraw_dist.training.launch import start_ray
+        from npdraw_dist.distributed.start import start_ray
 
         start_ray(scale)
     from npdraw_dist.pipeline.progress import stage_progress

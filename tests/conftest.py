@@ -178,7 +178,7 @@ def local_ray() -> Iterator[None]:
     """Ray as the commands start it."""
     import ray
 
-    from npdraw_dist.training.launch import start_ray
+    from npdraw_dist.distributed.start import start_ray
 
     start_ray(ScaleConfig(), object_store_mb=128)
     yield

@@ -25,31 +25,40 @@ ALLOWED: dict[str, set[str]] = {
         *("core.errors", "core.grid", "core.grid_sizes", "core.model_files", "core.process", "core.storage"),
     },
     **{room: {"core", "config"} for room in MIDDLE},
+    "data": {"core", "config", "distributed.start", "distributed.tasks"},  # shards are worked on in tasks
     "nn": {"core", "config", "measure.metrics"},  # the card of a model names units
-    "pipeline": {"core", "config"} | MIDDLE,
-    **{room: {"core", "config", "pipeline"} | MIDDLE for room in COMMAND_ROOMS},
+    "baselines": {"core", "config", "nn"},
+    "distributed": {"core", "config", "training"},  # it runs what it is given
+    "pipeline": {"core", "config", "distributed"} | MIDDLE,
+    **{
+        room: {"core", "config", "distributed", "pipeline"} | MIDDLE
+        for room in COMMAND_ROOMS - {"export_demo"}
+    },
+    "export_demo": {"core", "config", "pipeline", "baselines"} | MIDDLE,
     # A comparison takes the numbers of each of its models from `evaluate`.
-    "tune_spaces": {"core", "config", "pipeline", "evaluate"} | MIDDLE,
+    "tune_spaces": {"core", "config", "distributed", "pipeline", "evaluate"} | MIDDLE,
     "cluster": {"config"},
 }
 # A command that is one file.
-COMMAND = {
-    *("core", "config", "pipeline"),
-    *(f"training.{file}" for file in ("launch", "environment", "cluster", "workers")),
-}
+COMMAND = {"core", "config", "pipeline", "distributed.start"}
 FILES: dict[str, set[str]] = {
     "__init__": {"core.images", "core.parts", "nn.drawings", "nn.hub", "nn.npdraw", "pipeline.fit"},
     "prepare": COMMAND | {"data.shards", "data.prepare"},
-    "extractor": COMMAND | {"data", "measure.features", "nn.classifier", "training.feed"},
+    "extractor": COMMAND
+    | {"data", "distributed.tasks", "measure.features", "nn.classifier", "training.feed"},
 }
-RAY = {"data", "bank", "training", "pipeline", "tune_spaces", "cluster"} | COMMAND_ROOMS
+# Rooms and files that may import Ray. All others call `distributed`, and local runs work without Ray.
+RAY = {"distributed", "tune_spaces", "cluster"}
+RAY |= {f"npdraw_dist/{name}.py" for name in ("serve/deploy", "pipeline/fit_shards")}
+# Files of `distributed` that local runs import too: they import Ray in the functions that need it.
+WITHOUT_RAY = ("start", "resources", "tasks", "failures", "actors", "mailbox")
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # Module -> the extra that installs it. All other modules come with `pip install -e .`
 OF_EXTRAS = {
     **{"faiss": "gpu", "torchmetrics": "metrics", "torch_fidelity": "metrics"},
-    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "prometheus_client", "ray.serve"), "serve"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "ray.serve"), "serve"),
     **{name: name for name in ("optuna", "wandb", "mlflow")},
 }
 PUBLIC = npdraw_dist._MODULES  # name in `npdraw_dist` -> room.file
@@ -123,7 +132,7 @@ def wrong_edges(path: Path, source: str) -> list[str]:
     command = len(path.relative_to(ROOT).parts) == 2 and path.parent.name == "npdraw_dist"
     wrong = []
     for name in imported(path, ast.parse(source)):
-        if name.split(".")[0] == "ray" and room not in RAY and not (command and room != "__init__"):
+        if name.split(".")[0] == "ray" and not {room, name_of(path)} & RAY:
             wrong.append(f"{name_of(path)} imports ray")
         edge = own_edge(name)
         if edge in (None, "", "__version__") or (edge.split(".")[0] == room and not command):
@@ -141,11 +150,27 @@ def test_imports_run_one_way() -> None:
     ("file", "source", "wrong"),
     [
         ("npdraw_dist/nn/x.py", "from ..bank import build\ndef f():\n    import_module('ray.train')", 2),
-        ("npdraw_dist/pipeline/x.py", "import ray\nfrom npdraw_dist.training import checkpoint", 0),
+        ("npdraw_dist/pipeline/x.py", "import ray\nfrom npdraw_dist.training import checkpoint", 1),
+        ("npdraw_dist/distributed/x.py", "import ray\nfrom npdraw_dist.training import checkpoint", 0),
+        ("npdraw_dist/distributed/x.py", "from npdraw_dist.pipeline import store", 1),
+        ("npdraw_dist/training/x.py", "from npdraw_dist.distributed import start", 1),
+        ("npdraw_dist/train.py", "import ray", 1),
     ],
 )
 def test_the_walk_sees_wrong_edges(file: str, source: str, wrong: int) -> None:
     assert len(wrong_edges(ROOT / file, source)) == wrong
+
+
+@pytest.mark.parametrize("name", WITHOUT_RAY)
+def test_what_local_runs_import_of_distributed_does_not_import_ray(name: str) -> None:
+    tree = ast.parse((ROOT / "npdraw_dist" / "distributed" / f"{name}.py").read_text())
+    names = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in tree.body if isinstance(node, ast.ImportFrom)}
+    own = {f"npdraw_dist.distributed.{other}" for other in WITHOUT_RAY}
+    assert not [name for name in names if name.split(".")[0] == "ray"]
+    assert {name for name in names if name.startswith("npdraw_dist.distributed")} <= own | {
+        "npdraw_dist.distributed"
+    }
 
 
 def file_of(name: str) -> str | None:
@@ -160,10 +185,11 @@ def file_of(name: str) -> str | None:
 
 
 def test_no_imports_run_in_a_circle() -> None:
+    """Also those of a type checker alone, but for the package's, which name what it loads when it is used."""
     edges = {
         name_of(path): {
             file
-            for name in imported(path, ast.parse(path.read_text()), types=False)
+            for name in imported(path, ast.parse(path.read_text()), types=path.name != "__init__.py")
             if (file := file_of(name)) is not None and file != name_of(path)
         }
         for path in SOURCES

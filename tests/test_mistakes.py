@@ -56,10 +56,10 @@ train --model.kind flow --baseline.latents 1 | baseline.latents 2 or more
 train --data.source emnist | data.source: & 'fashion_mnist' & not 'emnist'
 train --vae.latents local:4 | vae.latents is 'local:4'; give a number such as 16
 train --model.kind vae --prior.condition class | prior.condition is for our prior over parts
-train --authors.model true --parse.order path | it needs parse.order aligned
-train --authors.model true | authors.model needs prior.heads independent
-train --authors.model true --prior.heads independent --prior.network lstm | authors.model needs prior.network
-train --authors.model true --prior.heads independent --vae.latents 4 | vae.latents adds to the features
+train --model.kind authors --parse.order path | it needs parse.order aligned
+train --model.kind authors | kind authors needs prior.heads independent
+train --model.kind authors --prior.heads independent --prior.network lstm | kind authors needs prior.network
+train --model.kind authors --prior.heads independent --vae.latents 4 | vae.latents adds to the features
 train --vae.likelihood logistic | vae.likelihood logistic needs data.binarize none
 train --data.binarize none | vae.likelihood bernoulli needs data.binarize dynamic or threshold
 train --preset cifar10 --vae.likelihood bernoulli | bernoulli is for grey images; take logistic_mixture
@@ -93,10 +93,7 @@ evaluate --asked --model model --k 3 --out new | --asked takes no --k (it takes
 report --out new | --sweeps is missing
 report --sweeps runs/mine | --out is missing
 report --sweeps runs/mine --split valid --out new | --split
-bench --only step,serv | unknown section 'serv'; did you mean serve? & known: machine, bank
-bench --only step --plan | --only & --plan
-bench --images 3 | --images, --gpus and --from need --plan
-bench --plan --from figures/grey.json --quick | --from has the figures
+bench --only step,trainin | unknown section 'trainin'; did you mean training? & known: machine, bank
 sweep --num-samples 2 | --space is missing
 sweep --space structur | did you mean structure?
 sweep --space smoke --num-samples 9 | space has 4 distinct trials; --num-samples 9 is too many
@@ -196,9 +193,6 @@ evaluate --out new.json --model model --extractor own_arrays:Maps | gives (2, 1,
 evaluate --out new.json --model model --extractor own_arrays:Halves --samples 4 | 4 generated images & 5
 evaluate --compare empty --out new | --compare empty is no run folder: it has no config.yaml
 evaluate --compare runs/mine --out new | has no evaluation.json; first: npdraw evaluate --model
-bench --plan --from figures/empty.json | the figures lack pixels; write them again
-bench --plan --from figures/list.json | figures/list.json does not hold figures
-bench --plan --from figures/grey.json --preset cifar10 | 784 values, not 3072 & --preset
 export --model models/vae --out x.html | is of kind vae
 edit --model model --out new --remove :,: | --a is missing
 edit --model model --out new --a sample:1 | nothing to do & --region
@@ -257,10 +251,9 @@ WITHOUT=fastapi serve --model model | serve needs npdraw_dist[serve]: pip instal
 WITHOUT=torchmetrics evaluate --model model --out new.json --extractor e.pt | needs npdraw_dist[metrics]
 WITHOUT=torch_fidelity evaluate --model model --out new.json --fid-weights w | needs npdraw_dist[metrics]
 WITHOUT=optuna sweep --space smoke --search optuna | --search optuna needs npdraw_dist[optuna]
-train --scale.use_gpu true --scale.num_workers 1 | 1 worker needs 1 GPU; the cluster has 0 & 2 CPUs
+train --scale.use_gpu true --scale.num_workers 1 | 1 worker of 1 CPU and a GPU, and has room for 0 & 2 CPUs
 train --scale.use_gpu true --stages bank | but this machine has no GPU (--scale.use_gpu false
-train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has 2 & this machine
-train --train.compile true | train.compile needs a C++ compiler: install g++
+train --scale.cpus_per_worker 64 | 1 worker of 64 CPUs, and has room for 0 & this machine
 train --vae.decoder_width 20000 | needs at least 118.50 GB, and 0.10 GB are free there & --storage
 train --data.source imagefolder $OWN --data.image_size 7000 --data.path pictures | and 0.10 GB are free
 RAY_ADDRESS=127.0.0.1:1 train | no Ray cluster answers at RAY_ADDRESS 127.0.0.1:1
@@ -272,13 +265,13 @@ bench --quick --bank.size 200000 | bank.size is 200000, but the bench's & lower 
 train --bank.max_patches 50 | bank.size is 100, but bank.max_patches keeps 50 patches; lower bank.size
 train --data.test_fraction 0 | no test image for the final numbers; raise --data.test_fraction
 train --data.valid_fraction 0 | no validation image, and train.select best needs some
-evaluate --model model --out new.json --scale.use_gpu true | 1 worker needs 1 GPU; the cluster has 0
+evaluate --model model --out new.json --scale.use_gpu true | 1 worker of 1 CPU and a GPU, and has room for 0
 serve --model model --replicas 2 --use_gpu true | --use_gpu true: 2 replicas need 2 GPUs; there are 0
 serve --model model --token pässword | a token is of ASCII without spaces
 serve --model model --token p%41 | a token is of ASCII without spaces
 serve --model model --port $PORT | cannot listen at 127.0.0.1:$PORT & choose another --port
 serve --model model --host nowhere.invalid | cannot listen at nowhere.invalid:8000 & --host
-sweep --space smoke --scale.cpus_per_worker 64 | 1 worker of 64 CPUs needs 64; the cluster has 2
+sweep --space smoke --scale.cpus_per_worker 64 | 1 worker of 64 CPUs, and has room for 0
 sweep --space smoke --max-concurrent-trials 5 | --max-concurrent-trials is 5, but the cluster fits 2 at once
 """
 ROWS = [line for table in (SETTINGS, INPUTS, OUTPUTS, MEANS) for line in table.strip().splitlines()]

@@ -8,8 +8,8 @@ from npdraw_dist.config.load import build, merge, read_preset, with_changes
 from npdraw_dist.config.registry import kind_of
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.distributed.failures import reason_of
 from npdraw_dist.pipeline.probe import cost
-from npdraw_dist.training.failures import reason_of
 from tune_spaces.space import Kinds, Point, Value, nested, refuse_settings, require_scratch, setting_of
 
 RATE_IMAGES = 640  # of the training that tells the fixed cost
@@ -17,6 +17,7 @@ VALIDATIONS = 20  # in a training, however long. They are not counted
 LEAST_BATCHES = 20  # in any training, whatever an image costs
 PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
 VALID_SHARE = 0.2  # of the images of the fraction, held out for the choice
+JOB_FOLDERS = ("rates", "trials", "seeds", "longer")  # that hold the trainings of a comparison
 ALONE = {"num_workers": 0, "use_gpu": False}  # seconds of a core are counted
 # Settings that a comparison decides itself.
 DECIDED = ("model.kind", "vae.images", "data.valid_fraction", "init.model", "init.bank")
@@ -56,8 +57,8 @@ class Job:
 class Rate:
     """What a config costs in counted seconds of a core.
 
-    fixed_s: whatever the budget is: bank, parses, fit of the posterior's temperatures. ms: milliseconds more
-    for each image.
+    fixed_s: of data, bank, parses and the fit of the posterior's temperatures, whatever the budget is. ms:
+    milliseconds more for each image.
     """
 
     fixed_s: float
@@ -139,7 +140,7 @@ def draw_trials(
     data = {} if own_valid else split_shares(base.data.fraction)
     found = []
     for kind in kinds:
-        ranges = space.spaces[kind]
+        ranges = space.of(kind)
         for number, point in enumerate(ranges.latin(base.seed, count)):
             changes = {"model": {"kind": kind_of(kind)}, "data": data, "scale": ALONE}
             experiment = with_changes(base, nested(ranges.settings(point)), changes)

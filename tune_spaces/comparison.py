@@ -15,10 +15,12 @@ from statistics import median
 from typing import Any
 
 from npdraw_dist.config.load import dump, with_changes
+from npdraw_dist.config.prepared import MANIFEST
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import OBJECT_STORES, write_text
-from npdraw_dist.data.tasks import map_items
-from npdraw_dist.pipeline import inputs
+from npdraw_dist.data.shards import Source, open_source
+from npdraw_dist.distributed.tasks import map_items
+from npdraw_dist.pipeline.data import RunData, follow
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.run import check
@@ -34,6 +36,7 @@ from tune_spaces.trainings import (
     images_seen,
     is_trained,
     on_ray,
+    runs_in,
     store_of,
     valid_nll,
 )
@@ -76,7 +79,7 @@ class Comparison:
             )
         self.kinds, self.count = space.chosen(options.kinds), options.num_samples or space.trials
         for kind in self.kinds:
-            refuse_settings(flags, space.spaces[kind].keys, f"varies in the space of {kind}")
+            refuse_settings(flags, space.of(kind).keys, f"varies in the space of {kind}")
         self.core_seconds = options.core_seconds or space.seconds_of(data.fraction)
         self.seeds = options.seeds or space.seeds.get(data.source, space.other_seeds)
         planned = options.dry_run or execute is not None  # else the data are there
@@ -89,12 +92,12 @@ class Comparison:
     def _has_own_validation(self) -> bool:
         """Whether there are validation images without any share held out. Raises UserError without data."""
         base = with_changes(self.base, {"data": {"valid_fraction": 0.0}})
-        return bool(inputs.source_of(base, self.run).shards("valid"))
+        return bool(open_source(base.data, base.seed).shards("valid"))
 
     def _probe(self, jobs: Sequence[Job]) -> list[float | str]:
         """`ms_an_image` of each, on a core of the cluster or, one after the other, of this process."""
         if jobs and not self.base.scale.here:
-            from npdraw_dist.training.launch import start_ray  # Ray takes seconds to import
+            from npdraw_dist.distributed.start import start_ray  # Ray takes seconds to import
 
             start_ray(self.base.scale.model_copy(update={"num_workers": 1}))
         measured = dict(map_items([*enumerate(jobs)], _measured))
@@ -127,12 +130,13 @@ class Comparison:
                 self.run.write_json({**record, "trials": facts["trials"]}, PLAN)
         return claimed(facts)
 
-    def require_data(self) -> None:
-        """Raises UserError if data.path holds other data than those of an earlier training."""
-        for job in (job.start() for job in self.trials):
-            if (store := store_of(self.run, job)).has(inputs.INPUTS):
-                inputs.claim(job.experiment, store)
-                return
+    def require_same_data(self, source: Source) -> None:
+        """Compares the data with those of earlier trainings, which `npdraw report` finds where they are now.
+
+        Raises UserError if they are others.
+        """
+        for store in runs_in(self.run):
+            follow(store.read_json("data", MANIFEST), source, self.base, store)
 
     def note(self) -> str:
         """What the whole comparison takes, in a line."""
@@ -158,13 +162,7 @@ class Comparison:
                 f"{len(left)} of {len(jobs)} trainings were stopped, such as {left[0].path}; "
                 "the same command goes on with them"
             )
-        done = [job for job in jobs if is_trained(self.run, job, with_scores)]
-        for job in done:  # where the data are now, if they were moved since
-            store = store_of(self.run, job)
-            recorded = inputs.read_inputs(store)
-            if recorded is not None and recorded.setting != job.experiment.data.path:
-                inputs.claim(job.experiment, store)
-        return done
+        return [job for job in jobs if is_trained(self.run, job, with_scores)]
 
     def _missing(self, jobs: Sequence[Job], with_scores: bool) -> list[Job]:
         failed = {result.trial for result in read_results(self.run) if result.status == "failed"}
@@ -317,10 +315,13 @@ def run(
     store = comparison.run
     if not store.has(PLAN):
         store.require_own()
+    source = None
     if execute is None:  # all trials read the same data
         first = comparison.trials[0].experiment
-        check(first, store, first.stage_names)
-        if inputs.source_of(first, store).count("test") == 0:
+        images = RunData(first)
+        check(first, store, first.stage_names, images)
+        source = images.source(store)
+        if source.count("test") == 0:
             raise UserError(
                 f"data.source {first.data.source} has no test image, which npdraw report needs; raise "
                 f"--data.test_fraction ({first.data.test_fraction:g}), or prepare the data again"
@@ -336,7 +337,8 @@ def run(
             )
         if record.pop("finals", None) is not None:  # it has not finished until this start has
             store.write_json(record, PLAN)
-        comparison.require_data()
+        if source is not None:
+            comparison.require_same_data(source)
         if options.retry_failed:
             forget_failed(store)
         console.print(comparison.note())

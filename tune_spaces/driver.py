@@ -13,17 +13,14 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.process import require_extra
-from npdraw_dist.pipeline import inputs
+from npdraw_dist.distributed.start import MANY_PROCESSES, is_local
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.run import check, removed_if_refused
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training.environment import MANY_PROCESSES
-from npdraw_dist.training.workers import is_local
 from tune_spaces import comparison
 from tune_spaces.options import OF_KINDS, Options, load_space
 from tune_spaces.results import ranked, write_results
-from tune_spaces.shared_stages import cached, needs_data
 from tune_spaces.space import Kinds, Space, refuse_settings, require_metric, require_scratch
 from tune_spaces.trials import Plan, Trial, claim_facts, forget_failed, label, read_results
 
@@ -56,21 +53,12 @@ def claim(plan: Plan, options: Options) -> Plan:
     """Makes the run folder; returns the plan by whose config the sweep began.
 
     Data may be moved; settings of training stay as they were, so that trials can be compared. Raises
-    UserError that names what differs if it holds another sweep, or the files that changed.
+    UserError that names what differs if it holds another sweep, or if other data lie where they were moved.
     """
     run = plan.run
-    if {"data.source", "data.path"}.intersection(plan.space.keys):  # each trial records its own
-        if not run.has("config.yaml"):
-            inputs.source_of(plan.base, run)
-        run.claim(plan.base)
-    else:
-        try:
-            inputs.claim(plan.base, run, needed=False)
-        except inputs.DataChanged:
-            for built in cached(run, "parse"):
-                inputs.drop_unfinished_parses(built)
-            raise
-        run.elsewhere[inputs.INPUTS] = run.root
+    run.claim(plan.base)
+    if not plan.varies_data and plan.base.data.path != run.config().data.path:
+        plan.cache.require_same_data(plan.base)
     plan = replace(plan, base=plan.base.model_copy(update={"train": run.config().train}))
     facts = {
         "space": json.loads(json.dumps(dict(plan.space.fields), default=vars)),
@@ -137,14 +125,13 @@ def _run_missing(
         return
 
     # Ray takes seconds to import: only if there is something to run.
-    from npdraw_dist.training.cluster import require_shared
-    from npdraw_dist.training.launch import start_ray
+    from npdraw_dist.distributed.nodes import require_shared
+    from npdraw_dist.distributed.start import start_ray
     from tune_spaces.tuning import divide, run_sweep
 
-    reads_data = needs_data(plan.run, [t.experiment for t in todo or []])
-    if inputs.INPUTS in plan.run.elsewhere and reads_data:
-        inputs.source_of(plan.base, plan.run)
-    folders = inputs.folders(plan.run, inputs.READ_DATA if reads_data else ())
+    if not plan.varies_data and plan.cache.needs_data([t.experiment for t in todo or []]):
+        plan.cache.require_same_data(plan.base)
+    folders = plan.run.landmarks()
     os.environ.update(MANY_PROCESSES)
     with contextlib.nullcontext() if fresh is None else removed_if_refused(plan.run, fresh):
         start_ray(plan.base.scale)

@@ -16,12 +16,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from npdraw_dist.config.prepared import MANIFEST
 from npdraw_dist.config.registry import title_of
-from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_float
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
-from npdraw_dist.data.identity import compare
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.data.splits import Split
@@ -34,7 +33,7 @@ from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.measure.metrics import group
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.pipeline.inputs import find_run, read_inputs
+from npdraw_dist.pipeline.inputs import read_shards
 from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 from npdraw_dist.pipeline.store import Store
@@ -132,26 +131,27 @@ def read(entry: Entry) -> Measured:
     return Measured(entry, ids, numbers=done["numbers"], curve=curve, **arrays)
 
 
-def source_of(entry: Entry, fraction: float | None = None) -> Source:
-    """A run's data. fraction: in place of the run's own, of its training images.
+def source_of(entry: Entry, split: Split, fraction: float | None = None) -> Source:
+    """The images of a split of a run's data: those that it has read, else those of the source.
 
-    Raises UserError if they changed since the training: test images could be such as it saw.
+    fraction: in place of the run's own, of its training images. Raises UserError if the source changed since
+    the training: test images could be such as the run saw.
     """
-    run = find_run(f"{entry.folder}/model")
-    assert run is not None
-    data = DataConfig.model_validate(run[1]["data"])
-    if fraction is not None:
-        data = data.model_copy(update={"fraction": fraction})
-    source = open_source(data, int(run[1]["seed"]))
-    recorded = read_inputs(Store(*open_filesystem(entry.folder)))
-    if recorded is not None and (found := compare(recorded, source.inputs)).changes:
-        raise UserError(f"the data of {entry.folder} changed since its training: {found}; put them back")
+    store = Store(*open_filesystem(entry.folder))
+    experiment = store.config()
+    data, seed = experiment.data, experiment.seed
+    shards = read_shards(store, split)
+    if shards is not None and (split != "train" or fraction in (None, data.fraction)):
+        return shards.source(data, seed)
+    source = open_source(data.model_copy(update={"fraction": fraction or data.fraction}), seed)
+    if source.stamp != store.read_json("data", MANIFEST)["stamp"]:
+        raise UserError(f"the data of {entry.folder} changed since its training; put them back")
     return source
 
 
 def images_of(entry: Entry, split: Split, fraction: float | None = None) -> Rows:
-    """All images of a split of `source_of` a run."""
-    return Rows.cat([shard.read() for shard in source_of(entry, fraction).shards(split)])
+    """All images of a split of a run's data. fraction, errors: as of `source_of`."""
+    return Rows.cat([shard.read() for shard in source_of(entry, split, fraction).shards(split)])
 
 
 @torch.no_grad()

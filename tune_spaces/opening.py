@@ -16,10 +16,11 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from npdraw_dist.config.load import differences
-from npdraw_dist.config.spec import Spec
+from npdraw_dist.config.prepared import MANIFEST
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes
-from npdraw_dist.data.tasks import map_items
+from npdraw_dist.distributed.start import start_ray
+from npdraw_dist.distributed.tasks import map_items
 from npdraw_dist.evaluate.protocol import images_in, made_by
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import require_enough
@@ -27,7 +28,6 @@ from npdraw_dist.measure.features import ExtractorFile, find_extractor
 from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training.launch import start_ray
 from tune_spaces.comparison import OPENED, PLAN
 from tune_spaces.measured import CURVE_IMAGES, KS, Entry, measure, read, references, source_of
 from tune_spaces.report_tables import Comparison, write_report
@@ -145,10 +145,10 @@ def _report(folders: Sequence[str], settings: EvaluationSettings, served: int, o
     search = {sweep.fraction: sweep.search() for sweep in sweeps}
     entries = [entry for sweep in sweeps for entry in sweep.entries()]
     specs = [read_spec(f"{sweep.entries()[0].folder}/model") for sweep in sweeps]
-    require_one_of_each(sweeps, specs)
+    require_one_of_each(sweeps)
     extractor = find_extractor(*settings.extractor_flags, specs[0].image_shape)
     needed = max(served, 0 if extractor is None else extractor.dimensions or 0)
-    images = min(images_in(source_of(sweep.entries()[0]), "test", needed) for sweep in sweeps)
+    images = min(images_in(source_of(sweep.entries()[0], "test"), "test", needed) for sweep in sweeps)
     if served >= images:
         raise UserError(f"--served {served:,} leaves none of {images:,} test images for the differences")
     if extractor is not None:
@@ -181,12 +181,13 @@ def _report(folders: Sequence[str], settings: EvaluationSettings, served: int, o
     return write_report(Comparison(measured, search, beside, facts, given, served), out)
 
 
-def require_one_of_each(sweeps: Sequence[Sweep], specs: Sequence[Spec]) -> None:
-    """specs: of a model of each sweep. Raises UserError if two sweeps have one fraction, or other data."""
+def require_one_of_each(sweeps: Sequence[Sweep]) -> None:
+    """Raises UserError if two sweeps have one fraction, or if their runs have read other data."""
     fractions = [sweep.fraction for sweep in sweeps]
     if len(set(fractions)) < len(fractions):
         raise UserError(f"two sweeps have the same fraction ({', '.join(map(str, fractions))})")
-    data = [spec.data and (spec.data.source, spec.data.inputs) for spec in specs]
+    stores = [Store(*open_filesystem(sweep.entries()[0].folder)) for sweep in sweeps]
+    data = [store.read_json("data", MANIFEST)["stamp"] for store in stores]
     other = [sweep.store.shown() for sweep, found in zip(sweeps, data, strict=True) if found != data[0]]
     if other:
         raise UserError(f"{other[0]} has other data than {sweeps[0].store.shown()}; give each its own report")

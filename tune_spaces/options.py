@@ -38,7 +38,10 @@ class Options(BaseModel):
     max_concurrent_trials: PositiveInt | None = dashed(
         None, "max-concurrent-trials", "trials at once; default: as many as the CPUs or GPUs allow"
     )
-    kinds: str | None = Field(None, description="space comparison: kinds, separated by commas; default: all")
+    kinds: str | None = Field(
+        None,
+        description="space comparison: kinds, separated by commas; default: all that have ranges there",
+    )
     seeds: PositiveInt | None = Field(
         None, description="space comparison: trainings of each kind's best trial; default: the space's"
     )

@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
 
     # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.core.storage import require_writable
-    from npdraw_dist.training.workers import placed
+    from npdraw_dist.distributed.start import placed
     from tune_spaces.opening import report
 
     assert found.out is not None

@@ -13,7 +13,8 @@ from zlib import crc32
 from pydantic import ValidationError
 
 from npdraw_dist.config.load import build, explain, merge, names_in, read_preset, require_known, with_changes
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.registry import KINDS
+from npdraw_dist.config.schema import OF_PARTS, Experiment
 from npdraw_dist.core.errors import UserError
 
 # The names that Tune sees in each report: what decides, and the images seen so far.
@@ -174,8 +175,9 @@ class Space:
 class Kinds:
     """The space of a comparison: as many trials, and the same counted time, for each kind of model.
 
-    spaces: kind of model, or a variant such as `npdraw-lstm` -> the ranges of its trials. settings: over the
-    preset, for all kinds. core_seconds: fraction of the training images -> counted seconds of a core of each
+    spaces: kind of model, or a variant such as `npdraw-lstm` -> the ranges of its trials. common: ranges of
+    any other kind, beside those that it names itself (`Kind.searched`). settings: over the preset, for all
+    kinds. core_seconds: fraction of the training images -> counted seconds of a core of each
     training. seeds: data source -> trainings of each winner; `other_seeds` of sources that are not named.
     longer: factors of the time for the row "until it stops improving"; without any there is no such row.
     """
@@ -188,6 +190,7 @@ class Kinds:
     seeds: Mapping[str, int] = field(default_factory=dict)
     other_seeds: int = 3
     longer: tuple[int, ...] = (2, 4)
+    common: Mapping[str, Choice | Range] = field(default_factory=dict)
 
     def seconds_of(self, fraction: float) -> float:
         """The counted seconds at a fraction: those of the next larger one that is written down.
@@ -207,11 +210,19 @@ class Kinds:
             raise UserError(f"--longest {longest} leaves no longer training; the space has {all_of}")
         return replace(self, longer=left)
 
+    def of(self, kind: str) -> Space:
+        """The ranges of the trials of a kind."""
+        if kind in self.spaces:
+            return self.spaces[kind]
+        own = {name: Choice(tuple(values)) for name, values in KINDS[kind].searched.items()}
+        return Space({**self.common, **own}, preset=self.preset)
+
     def chosen(self, names: str | None) -> list[str]:
-        """The kinds of `--kinds`, all if None. Raises UserError."""
+        """The kinds of `--kinds`; None: those that have ranges of their own here. Raises UserError."""
         if names is None:
             return list(self.spaces)
-        found = names_in("--kinds", "kind", names, list(self.spaces))
+        others = [kind for kind in KINDS if self.common and kind not in (*OF_PARTS, *self.spaces)]
+        found = names_in("--kinds", "kind", names, [*self.spaces, *others])
         if len(found) < 2:
             raise UserError("--kinds needs two kinds or more, such as npdraw,vae")
         return found

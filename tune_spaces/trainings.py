@@ -15,13 +15,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from pyarrow import fs
+
 from npdraw_dist.config.load import dump
+from npdraw_dist.config.prepared import MANIFEST
 from npdraw_dist.core.errors import TRY_AGAIN
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.pipeline import sample
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import CONFIG, FOLDERS, Store, finished
-from tune_spaces.budgets import Job
+from tune_spaces.budgets import JOB_FOLDERS, Job
 from tune_spaces.trials import TrialResult, write_result
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -49,13 +52,24 @@ def store_of(run: Store, job: Job) -> Store:
     return Store(run.filesystem, run.path(job.folder, job.name))
 
 
+def runs_in(run: Store) -> list[Store]:
+    """The run folders of all trainings that have read their images."""
+    found = list[Store]()
+    for folder in JOB_FOLDERS:
+        here = fs.FileSelector(run.path(folder), allow_not_found=True)
+        found += [Store(run.filesystem, info.path) for info in run.filesystem.get_file_info(here)]
+    return [store for store in found if store.has(CONFIG) and store.has("data", MANIFEST)]
+
+
 def is_trained(run: Store, job: Job, with_scores: bool = False) -> bool:
     """Whether its stages are done, but for `sample` without scores. Raises UserError on another config."""
     store = store_of(run, job)
     if not store.has(CONFIG):
         return False
     own = job.experiment
-    return finished(store, own, "vae") is not None and (not with_scores or sample.is_done(own, store))
+    return finished(store, own, "vae") is not None and (
+        not with_scores or sample.done(own, store) is not None
+    )
 
 
 def core_seconds(run: Store, job: Job) -> float:
@@ -137,10 +151,9 @@ def on_ray(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | No
     # Ray takes seconds to import and to start.
     import ray
 
-    from npdraw_dist.training.cluster import require_shared
-    from npdraw_dist.training.environment import MANY_PROCESSES
-    from npdraw_dist.training.failures import reason_of
-    from npdraw_dist.training.launch import start_ray
+    from npdraw_dist.distributed.failures import reason_of
+    from npdraw_dist.distributed.nodes import require_shared
+    from npdraw_dist.distributed.start import MANY_PROCESSES, start_ray
 
     os.environ.update(MANY_PROCESSES)
     scale = jobs[0].experiment.scale
@@ -168,7 +181,7 @@ def on_ray(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | No
 
 
 def _train_there(run: Store, job: Job, with_scores: bool, folders: Sequence[Landmarks]) -> str:
-    from npdraw_dist.training.cluster import require_here
+    from npdraw_dist.distributed.nodes import require_here
 
     require_here(folders)
     return train(run, job, with_scores)

@@ -18,14 +18,13 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.landmarks import Landmarks
-from npdraw_dist.pipeline import bank, parse, prior, sample, vae
+from npdraw_dist.distributed.failures import is_of_storage, lost, reason_of
+from npdraw_dist.distributed.nodes import require_here
+from npdraw_dist.distributed.start import RAY, quiet_logs
+from npdraw_dist.pipeline import bank, data, parse, prior, sample, vae
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.pipeline.train_stage import selected_record
-from npdraw_dist.training.cluster import require_here
-from npdraw_dist.training.environment import RAY
-from npdraw_dist.training.failures import is_of_storage, lost_workers, reason_of
-from npdraw_dist.training.launch import quiet_logs
-from tune_spaces.shared_stages import build_alone, shared_stages, trial_store
+from tune_spaces.shared_stages import build_alone
 from tune_spaces.space import IMAGES, METRICS, SCORE, Metric, Point
 from tune_spaces.trials import Plan, Trial, find_result, write_result
 
@@ -77,7 +76,7 @@ def run_trial(config: dict[str, Any], plan: Plan, folders: Sequence[Landmarks]) 
     try:
         last, numbers = _train(trial, plan, folders)
     except Exception as error:
-        if not is_of_storage(error) and lost_workers(error) is None:
+        if not is_of_storage(error) and lost(error) is None:
             write_result(plan.run, trial.result("failed", reason=reason_of(error)))
         raise
     write_result(plan.run, trial.result("finished", numbers={**numbers, **last}, score=last[SCORE]))
@@ -89,13 +88,13 @@ def _train(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Runs all stages; returns the last report to Tune and the numbers of the results."""
     experiment, metric = trial.experiment, plan.decides
-    store = trial_store(plan.run, experiment, trial.name)
+    store = plan.cache.trial_store(experiment, trial.name)
     store.claim(experiment)
 
     def callbacks(stage: str) -> Sequence[TuneReportCallback]:
         return [_Report(metric)] if stage == metric.stage else []
 
-    for shared in shared_stages(plan.run, experiment):
+    for shared in plan.cache.stages(experiment):
         shared.ensure(partial(_build, shared.stage, experiment, callbacks(shared.stage), folders))
     vae.run(experiment, store, callbacks("vae"))
     for split in ("valid", "test") if plan.space.curve else ("valid",):
@@ -110,12 +109,13 @@ def _build(
     folders: Sequence[Landmarks],
     store: Store,
 ) -> None:
-    """Runs a shared stage. Bank and parse run in a task: so nothing of theirs is bound to Tune's bundle."""
+    """Runs a shared stage, all but the prior in a task: so nothing of theirs is bound to Tune's bundle."""
     if stage == "prior":
         prior.run(experiment, store, callbacks)
         return
     task: Any = ray.remote(num_cpus=0)(build_alone).options(scheduling_strategy="DEFAULT")
-    ray.get(task.remote({"bank": bank.run, "parse": parse.run}[stage], experiment, store, folders))
+    run = {"data": data.run, "bank": bank.run, "parse": parse.run}[stage]
+    ray.get(task.remote(run, experiment, store, folders))
 
 
 def trial_numbers(store: Store, experiment: Experiment) -> dict[str, float]:
@@ -126,7 +126,7 @@ def trial_numbers(store: Store, experiment: Experiment) -> dict[str, float]:
     """
     metrics = store.read_json("metrics.json")
     numbers = {
-        "train_images": store.read_json(FOLDERS["parse"], "manifest.json")["splits"]["train"],
+        "train_images": store.read_json(FOLDERS["data"], "manifest.json")["splits"]["train"],
         "valid_nll": metrics["valid/nll_iwae"],
         "bits_per_dim": metrics["valid/bits_per_dim"],
         "parameters": store.read_json(FOLDERS["vae"], "manifest.json")["parameters"],

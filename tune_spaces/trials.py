@@ -16,6 +16,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import list_files, read_bytes
 from npdraw_dist.pipeline.store import Store, fingerprint_of
+from tune_spaces.shared_stages import Cache
 from tune_spaces.space import METRICS, Metric, Point, Space, Value, setting_of
 
 DRAWS = 100  # draws for each wanted trial before a space counts as exhausted
@@ -118,6 +119,15 @@ class Plan:
     base: Experiment
     space: Space
     metric: str
+
+    @property
+    def varies_data(self) -> bool:
+        """Whether trials read other data than each other, not only other shares or sizes of the same."""
+        return not {"data.source", "data.path"}.isdisjoint(self.space.keys)
+
+    @property
+    def cache(self) -> Cache:
+        return Cache(self.run, self.varies_data)
 
     @property
     def decides(self) -> Metric:

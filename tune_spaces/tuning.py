@@ -15,13 +15,20 @@ from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
+from npdraw_dist.distributed.failures import is_of_storage, reason_of
+from npdraw_dist.distributed.resources import (
+    Node,
+    describe_gpus,
+    living_nodes,
+    local_resources,
+    most_cpus,
+    plan_local,
+    plan_workers,
+    room,
+)
 from npdraw_dist.pipeline.progress import console
-from npdraw_dist.training.cluster import living_nodes, plan_workers
-from npdraw_dist.training.failures import is_of_storage, reason_of
 from npdraw_dist.training.metrics_log import read_metrics
-from npdraw_dist.training.workers import Node, describe_gpus, local_resources, most_cpus, plan_local, room
 from tune_spaces.options import Options
-from tune_spaces.shared_stages import trial_store
 from tune_spaces.space import IMAGES, SCORE, Choice, Space
 from tune_spaces.trial import point_of, run_trial, tune_report
 from tune_spaces.trials import Plan, Trial, TrialResult, find_result, read_results, write_result
@@ -254,7 +261,7 @@ def _history(plan: Plan, done: Sequence[TrialResult]) -> dict[str, list[dict[str
     """The validations that the trials which ended have written, as Tune sees them, by trial."""
     metric, found = plan.decides, dict[str, list[dict[str, float]]]()
     for result in done:
-        store = trial_store(plan.run, plan.trial(result.point).experiment, result.trial)
+        store = plan.cache.trial_store(plan.trial(result.point).experiment, result.trial)
         rows = read_metrics(store.filesystem, store.path(metric.stage))
         found[result.trial] = [tune_report(row, metric) for row in rows]
     return found

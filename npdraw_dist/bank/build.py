@@ -1,12 +1,13 @@
-"""The part bank of a data set: k-means of its patches, snapped to real patches (paper section 3.1).
+"""Clusters the patches of a data set into a bank of real patches (k-means, paper section 3.1).
 
-A run that starts from a trained model keeps its bank as it is, or adds parts for what it fits badly.
+A run that starts from a trained model, or from a bank, keeps those parts as they are.
 
 Shapes: M patches, K parts, C channels, P patch side, D = C * P * P.
 """
 
 import math
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,26 +17,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from npdraw_dist.bank.kmeans import kmeans, snap
-from npdraw_dist.bank.patches import Reservoir, draw, extract, unique_rows
-from npdraw_dist.bank.shards import LocalShards, RayShards, Shards
+from npdraw_dist.bank.patches import Reservoir, draw, extract
+from npdraw_dist.bank.shards import LocalShards, PatchShard, Shards, arguments_of
 from npdraw_dist.config.data import GridConfig
 from npdraw_dist.config.load import validated
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import shape_of, to_batch
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.core.process import ray_runs
 
 CHUNK = 16_384  # patches whose distances are in memory at once
+
+# (class, arguments of each shard, gpu) -> the shards in other processes, such as `distributed.actors.Actors`.
+Open = Callable[[type, list[tuple[Any, ...]], bool | None], Shards]
 
 
 @dataclass(frozen=True)
 class BankFacts:
-    """Facts of a clustering, as the bank's manifest lists them. Distances are squared, of pixels in [0, 1].
+    """Facts of a clustering for the bank's manifest. Distances are squared, between pixels in [0, 1].
 
-    k: K. patches: M. objective: mean distance of a patch to its centroid. cluster_sizes: patches of a part.
-    exemplar_distance: mean distance of a centroid to its part. actor_core_seconds: CPU seconds of other
-    processes that had the patches.
+    k: K. patches: M. objective: mean distance of a patch to its centroid. cluster_sizes: number of patches of
+    each part. exemplar_distance: mean distance of a centroid to its part. actor_core_seconds: CPU seconds of
+    the actors that held the patches.
     """
 
     k: int
@@ -47,26 +50,31 @@ class BankFacts:
 
 
 def build_bank(
-    patches: NDArray[np.uint8], channels: int, settings: BankConfig, seed: int, gpu: bool | None = False
+    patches: NDArray[np.uint8],
+    channels: int,
+    settings: BankConfig,
+    seed: int,
+    gpu: bool | None = False,
+    others: Open | None = None,
 ) -> tuple[PartBank, BankFacts]:
     """A bank of `settings.size` parts, the most used first, from `patches` (M, D).
 
-    Where Ray runs, `settings.shards` > 1 actors share the patches. gpu: whether FAISS searches on the GPU of
-    this process, or on those of the actors; None: if it finds one there. The result is the same. Raises
-    UserError if there are too few different patches.
+    others: opens `settings.shards` > 1 processes that share the patches; without it this process has all.
+    gpu: whether FAISS searches on the GPU of this process, or on those of the others; None: if it finds one
+    there. The result is the same. Raises UserError if there are too few different patches.
     """
     _require(patches)
-    here = settings.shards == 1 or not ray_runs()
-    opened: AbstractContextManager[Shards] = (
-        nullcontext(LocalShards([patches], gpu))
-        if here
-        else closing(RayShards(np.array_split(patches, settings.shards), gpu))
-    )
-    with opened as shards:
+    opened: Shards
+    if settings.shards == 1 or others is None:
+        opened = LocalShards([patches], gpu)
+    else:
+        shares = np.array_split(patches, settings.shards)
+        opened = others(PatchShard, arguments_of(shares, gpu), gpu)
+    with closing(opened) as shards:
         clusters = kmeans(shards, settings.size, seed)
         order = np.argsort(-clusters.sizes, kind="stable")
         exemplars = snap(clusters.centroids[order], shards)
-        elsewhere = 0.0 if here else sum(shards.call("core_seconds"))
+        elsewhere = 0.0 if isinstance(shards, LocalShards) else sum(shards.call("core_seconds"))
     side = math.isqrt(exemplars.patches.shape[1] // channels)
     parts = (torch.from_numpy(exemplars.patches).float() / 255).reshape(-1, channels, side, side)
     facts = BankFacts(
@@ -81,10 +89,11 @@ def build_bank(
 
 
 def bank_of(images: Any, size: int, patch: int, background: Literal["black", "white"], seed: int) -> PartBank:
-    """A bank of `size` parts of `patch` x `patch` pixels, by the stage's clustering of the images' patches.
+    """A bank of `size` parts of `patch` x `patch` pixels, clustered from the images as the stage does it.
 
-    images: N of one shape, of any kind that `core.images.to_batch` takes. background: of the images, and of
-    what is transparent. Raises UserError on images that cannot be used, or too few different patches.
+    images: N of one shape, of any kind that `core.images.to_batch` takes. background: the background of the
+    images, which also replaces transparency. Raises UserError on images that cannot be used, or on too few
+    different patches.
     """
     batch = to_batch(images, shape_of(images), float(background == "white"))
     pixels = batch if batch.dtype == torch.uint8 else (batch * 255).round().byte()
@@ -105,46 +114,27 @@ def _require(patches: NDArray[np.uint8]) -> None:
         raise UserError("no patch of the training images reaches bank.min_energy; lower it")
 
 
-def extend_bank(
-    old: PartBank, patches: NDArray[np.uint8], settings: BankConfig, seed: int
-) -> tuple[PartBank, BankFacts]:
-    """The parts of `old` in their order, then others of `patches` (M, D), up to `settings.size`.
+def keep_bank(bank: PartBank, patches: NDArray[np.uint8]) -> BankFacts:
+    """The facts of a bank that a run of these patches (M, D) starts with and keeps.
 
-    The added parts are a bank of the patches whose distance to the nearest old part is above its mean. In the
-    facts, `objective` is the mean squared distance to the nearest part, not to a centroid. Raises UserError
-    if there are too few different patches to add.
+    `objective` is the mean squared distance of a patch to its nearest part, not to a centroid. Raises
+    UserError if there is no patch.
     """
     _require(patches)
-    added = settings.size - len(old)
-    nearest, distance = nearest_parts(old, patches)
-    found, elsewhere, exemplar = old.parts, 0.0, 0.0
-    if added:
-        badly = patches[distance > distance.mean()]
-        different = len(unique_rows(badly)) if len(badly) else 0
-        if different < added:
-            raise UserError(
-                f"bank.size is {settings.size}, but the {len(old)} parts that the run starts with fit all "
-                f"but {different} different patches of the new images well; lower it"
-            )
-        only = settings.model_copy(update={"size": added})
-        new, facts = build_bank(badly, old.channels, only, seed)
-        elsewhere, exemplar = facts.actor_core_seconds, facts.exemplar_distance
-        found = torch.cat([old.parts, new.parts])
-        nearest, distance = nearest_parts(PartBank(found), patches)
-    return PartBank(found), BankFacts(
-        k=len(found),
+    nearest, distance = nearest_parts(bank, patches)
+    return BankFacts(
+        k=len(bank),
         patches=len(patches),
         objective=float(distance.mean()),
-        cluster_sizes=np.bincount(nearest, minlength=len(found)).tolist(),
-        exemplar_distance=exemplar,
-        actor_core_seconds=elsewhere,
+        cluster_sizes=np.bincount(nearest, minlength=len(bank)).tolist(),
+        exemplar_distance=0.0,
     )
 
 
 def nearest_parts(
     bank: PartBank, patches: NDArray[np.uint8]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The nearest part of each of `patches` (M, D), (M,), and its squared distance, pixels in [0, 1]."""
+    """For each of `patches` (M, D), the index (M,) of the nearest part and its squared distance (M,)."""
     parts = bank.parts.flatten(1).double()
     squares = parts.square().sum(1)
     nearest, distances = list[Tensor](), list[Tensor]()
@@ -152,6 +142,6 @@ def nearest_parts(
         x = torch.from_numpy(patches[start : start + CHUNK]).double() / 255
         best = (squares - 2 * x @ parts.T).argmin(1)
         nearest.append(best)
-        # Without the cancellation of the line above: 0 where a patch is a part.
+        # Differences, unlike the products above, give exactly 0 where a patch is a part.
         distances.append((x.float() - bank.parts.flatten(1)[best]).double().square().sum(1))
     return torch.cat(nearest).numpy(), torch.cat(distances).numpy()

@@ -1,4 +1,4 @@
-"""k-means of image patches, the codebook of *what* (paper section 3.1), for any number of shards.
+"""k-means of image patches, which gives the codebook of *what* (paper section 3.1), for any number of shards.
 
 It starts with greedy k-means++ on a small sample, converges on a larger one with over-relaxed steps, and ends
 with plain iterations over all patches. `snap` then replaces each centroid by its nearest real patch.
@@ -21,7 +21,7 @@ SEED_PATCHES_PER_PART = 32
 SAMPLE_PATCHES_PER_PART = 1024
 SAMPLE_ITERATIONS = 100
 SAMPLE_TOLERANCE = 2e-4
-# Steps 1.8 times as long as the way to the mean need fewer iterations and reach a lower objective.
+# Steps of 1.8 times the distance to the mean need fewer iterations and reach a lower objective.
 SAMPLE_RELAXATION = 1.8
 # Iterations over all patches stop if the objective falls by a smaller fraction than this.
 TOLERANCE = 5e-4
@@ -30,8 +30,11 @@ FIRST_CANDIDATES = 8  # patches that each shard offers for a centroid at first
 
 @dataclass(frozen=True)
 class Clustering:
-    """centroids: (K, D), pixels in [0, 1]. sizes: (K,), the patches nearest to each. objective: mean squared
-    distance of a patch to its centroid. history: that before each iteration, and at the end."""
+    """A result of k-means.
+
+    centroids: (K, D), pixels in [0, 1]. sizes: (K,), the number of patches nearest to each. objective: mean
+    squared distance of a patch to its centroid. history: the objective before each iteration and at the end.
+    """
 
     centroids: NDArray[np.float32]
     objective: float
@@ -40,7 +43,7 @@ class Clustering:
 
 
 def kmeans(shards: Shards, k: int, seed: int) -> Clustering:
-    """A clustering by the seed and the patches, not by their split into shards.
+    """Clusters the patches. The result depends on them and the seed, not on their split into shards.
 
     Raises UserError if there are fewer than `k` different patches.
     """
@@ -61,8 +64,8 @@ def lloyd(
 ) -> Clustering:
     """Lloyd's algorithm from `start` (K, D), pixels in [0, 1].
 
-    relaxation: length of a step relative to the way to the mean. tolerance: it stops once the objective falls
-    by a smaller fraction.
+    relaxation: length of a step relative to the distance to the mean. tolerance: the iterations stop when the
+    objective falls by a smaller fraction.
     """
     patches, squares = map(sum, zip(*shards.call("size"), strict=True))
     centroids = quantized(start.astype(np.float64) * 255)
@@ -72,8 +75,8 @@ def lloyd(
         exact = centroids.astype(np.float64)
         error = squares - 2 * (exact * total.sums).sum() + (total.counts * (exact**2).sum(1)).sum()
         history.append(max(float(error), 0.0) / patches / 255**2)
-        settled = len(history) > 1 and history[-2] - history[-1] <= tolerance * history[-2]
-        if settled or len(history) > iterations:
+        converged = len(history) > 1 and history[-2] - history[-1] <= tolerance * history[-2]
+        if converged or len(history) > iterations:
             break
         means = total.sums / np.maximum(total.counts, 1)[:, None]
         moved = exact + relaxation * (means - exact)
@@ -82,7 +85,7 @@ def lloyd(
 
 
 def _assign(shards: Shards, centroids: NDArray[np.float32]) -> tuple[NDArray[np.float32], Sums]:
-    """One pass. Each empty cluster in turn moves to the patch farthest from its centroid."""
+    """One pass over all patches. Each empty cluster in turn moves to the patch farthest from its centroid."""
     total = _step(shards, centroids)
     for _ in range(len(centroids)):
         empty = np.flatnonzero(total.counts == 0)
@@ -102,7 +105,7 @@ def _step(shards: Shards, centroids: NDArray[np.float32]) -> Sums:
 
 
 def _with_variety(sample: NDArray[np.uint8], shards: Shards, k: int) -> NDArray[np.uint8]:
-    """`sample`, or `k` different patches of all shards if it has fewer."""
+    """`sample` if it has `k` different patches, or else `k` different ones of all shards."""
     if len(unique_rows(sample)) >= k:
         return sample
     found = np.concatenate(shards.call("distinct", k))
@@ -113,7 +116,7 @@ def _with_variety(sample: NDArray[np.uint8], shards: Shards, k: int) -> NDArray[
 
 
 def _start(sample: NDArray[np.uint8], k: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(K, D), pixels in [0, 1]: k-means of `sample` (n, D) alone."""
+    """(K, D), pixels in [0, 1], the centroids of `sample` (n, D)."""
     few = sample[rng.permutation(len(sample))[: SEED_PATCHES_PER_PART * k]]
     seeds = plus_plus(few if len(unique_rows(few)) >= k else sample, k, rng).astype(np.float32)
     start, shards = seeds / np.float32(255), LocalShards([sample], gpu=False)
@@ -121,12 +124,12 @@ def _start(sample: NDArray[np.uint8], k: int, rng: np.random.Generator) -> NDArr
 
 
 def plus_plus(patches: NDArray[np.uint8], k: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """(K, D): greedy k-means++ (Arthur & Vassilvitskii 2007), the best of 2 + log k draws at each step.
+    """(K, D), by greedy k-means++ (Arthur & Vassilvitskii 2007), the best of 2 + log k draws at each step.
 
     `patches` (n, D) must have at least `k` different rows.
     """
     draws = 2 + int(np.log(k))
-    # All sums are exact. Past float32's 2^24 near patches of many bright pixels would be equal.
+    # All sums are exact. Above 2^24, float32 would make similar patches of many bright pixels equal.
     x: NDArray[Any] = patches.astype(np.float32 if 255**2 * patches.shape[1] < 2**24 else np.float64)
     squares = np.einsum("ij,ij->i", x, x)
     chosen = [int(rng.integers(len(x)))]
@@ -142,12 +145,12 @@ def plus_plus(patches: NDArray[np.uint8], k: int, rng: np.random.Generator) -> N
 
 
 def _squared(x: NDArray[Any], squares: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """(n, rows)."""
+    """(n, rows), squared distances of all patches to those of `rows`."""
     return squares[:, None] - 2 * (x @ x[rows].T) + squares[rows]
 
 
 class Exemplars(NamedTuple):
-    """patches: (K, D) uint8, no two equal. distances: (K,), squared, of pixels in [0, 1]."""
+    """patches: (K, D) uint8, all different. distances: (K,), squared, between pixels in [0, 1]."""
 
     patches: NDArray[np.uint8]
     distances: NDArray[np.float64]
@@ -172,7 +175,7 @@ def snap(centroids: NDArray[np.float32], shards: Shards) -> Exemplars:
 def _pair(
     distances: NDArray[np.float64], rows: NDArray[np.int64], patches: NDArray[np.uint8]
 ) -> Exemplars | None:
-    """Greedy, by distance, then index; None if a centroid has no candidate left."""
+    """Pairs greedily by distance, then index. None if a centroid has no candidate left."""
     k, width = rows.shape
     chosen = np.full(k, -1)
     taken: set[bytes] = set()

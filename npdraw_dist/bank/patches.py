@@ -13,15 +13,14 @@ from numpy.typing import NDArray
 
 from npdraw_dist.core.grid import Grid
 
-# Images of one block, so that intermediate results stay in the processor's cache.
-BLOCK = 256
+BLOCK = 256  # images at once, so that intermediate results stay in the processor's cache
 
 
 def extract(images: NDArray[np.uint8], grid: Grid, min_energy: float) -> NDArray[np.uint8]:
     """The patches of `images` (N, C, h, w) at all places whose ink has a mean square of `min_energy` or more.
 
-    Ink is |pixel - background|, in [0, 1]; the background is over the edge. Returns (M, D) of the images' own
-    pixels, image by image.
+    Ink is |pixel - background|, in [0, 1]. The background lies beyond the edge. Returns the images' own
+    pixels (M, D), image by image.
     """
     assert images.shape[2:] == (grid.height, grid.width), f"images {images.shape} on {grid}"
     ink = grid.ink(images)
@@ -40,12 +39,12 @@ def _extract(ink: NDArray[np.uint8], grid: Grid, min_energy: float) -> NDArray[n
 
 
 ALL = 2**64 - 1  # the largest key
-OVERSAMPLED = 1.5  # candidates for each patch of a sample, for blocks that differ
+OVERSAMPLED = 1.5  # candidates for each patch of a sample, since blocks differ
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The patches (m, D) of a block whose keys (m,) are in a range. seen: all patches of the block."""
+    """The patches (m, D) of a block whose keys (m,) are in a range. seen: number of all its patches."""
 
     keys: NDArray[np.uint64]
     patches: NDArray[np.uint8]
@@ -53,7 +52,7 @@ class Drawn:
 
 
 def draw(patches: NDArray[np.uint8], block: int, seed: int, above: int = -1, limit: int = ALL) -> Drawn:
-    """The patches of (n, D) whose key, a hash of seed, block and position, is in (above, limit]."""
+    """The rows of `patches` (n, D) whose key, a hash of seed, block and position, is in (above, limit]."""
     # Arrays of one entry: NumPy warns if a scalar overflows.
     words = np.array([[block % 2**64], [seed % 2**64]], np.uint64)
     start = splitmix64(words[0] + splitmix64(words[1]))
@@ -65,8 +64,10 @@ def draw(patches: NDArray[np.uint8], block: int, seed: int, above: int = -1, lim
 
 
 class Reservoir:
-    """The patches with the smallest keys of a stream of blocks, at most `capacity`: a uniform sample in any
-    order of the blocks. `seen` counts all patches."""
+    """Keeps the `capacity` patches with the smallest keys of a stream of blocks.
+
+    They are a uniform sample, the same in any order of the blocks. `seen` counts all patches.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.seen = capacity, 0
@@ -74,7 +75,7 @@ class Reservoir:
         self._held: list[tuple[NDArray[np.uint64], NDArray[np.uint8]]] = []
 
     def add(self, drawn: Drawn) -> None:
-        """Offers a block's patches, once."""
+        """Adds a block's patches. A block must not be added twice."""
         self.seen += drawn.seen
         chosen = drawn.keys <= self._limit
         self._held.append((drawn.keys[chosen], drawn.patches[chosen]))
@@ -82,18 +83,18 @@ class Reservoir:
             self._shrink()
 
     def limit(self, share: float) -> int:
-        """A key below which some more than `capacity` patches are, if `share` of all patches were offered."""
+        """A key with somewhat more than `capacity` patches below it, if `share` of all patches was added."""
         count, expected = OVERSAMPLED * self.capacity + 5 * math.sqrt(self.capacity), self.seen / share
         return ALL if count >= expected else int(count / expected * ALL)
 
     def is_exact(self, limit: int) -> bool:
-        """Whether patches with larger keys than `limit`, if they were not offered, would change nothing."""
+        """Whether patches with keys above `limit` can be left out without changing the result."""
         return (
             limit >= ALL or sum((keys <= np.uint64(limit)).sum() for keys, _ in self._held) >= self.capacity
         )
 
     def result(self) -> NDArray[np.uint8]:
-        """(min(capacity, seen), D) in the order of the keys, so shuffled; (0, 0) before any block."""
+        """(min(capacity, seen), D), shuffled, since in the order of the keys; (0, 0) before any block."""
         if not self._held:
             return np.empty((0, 0), np.uint8)
         self._shrink()
@@ -119,7 +120,7 @@ def splitmix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def unique_rows(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Rising indices of the first of each group of equal rows of (n, D), compared by 64-bit hashes."""
+    """Rising indices of the different rows of (n, D), the first of equal ones, compared by 64-bit hashes."""
     count, dimensions = patches.shape
     words = np.pad(patches, ((0, 0), (0, -dimensions % 8))).view(np.uint64)
     hashes = np.zeros(count, np.uint64)

@@ -1,8 +1,8 @@
-"""Exact search for the nearest vectors, and assignment of patches to centroids that no split changes.
+"""Exact search for the nearest vectors, and assignment of patches to centroids, whatever their split.
 
-The CPU searches by matrix products (faster there than FAISS), a GPU by FAISS. Both round
-in float32, by processor and library. So the few patches that are near to two centroids are assigned again in
-float64, where the product of a uint8 patch and a centroid with `quantized` pixels is exact.
+The CPU searches by matrix products (faster there than FAISS), a GPU by FAISS. Both round in float32, each
+processor and library in its own way. So the few patches close to two centroids are assigned again in float64,
+where the product of a uint8 patch and a centroid with `quantized` pixels is exact.
 Shapes: n vectors or patches, q queries, K centroids, D = C * P * P pixels of a patch, in 0..255.
 """
 
@@ -17,18 +17,19 @@ from threadpoolctl import ThreadpoolController
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import is_there
 
-# FAISS would take 1.5 GiB of the GPU, which others may share. A chunk of patches needs 50 MB.
+# By default FAISS takes 1.5 GiB of a GPU that others may share. A chunk of patches needs 50 MB.
 TEMPORARY_BYTES = 256 << 20
 BLOCK = 1 << 20  # distances at once: 4 MB stay in a processor's cache
 STEPS_PER_PIXEL_UNIT = 2.0**16
-FEW = 16  # so many nearest are found by a pass each, more by sorting
-_libraries = cache(ThreadpoolController)  # to look for them takes milliseconds
+FEW = 16  # up to so many nearest vectors are found by a pass for each, more of them by sorting
+_libraries = cache(ThreadpoolController)  # finding the libraries takes milliseconds
 
 
 class Searcher:
     """Indexes of vectors. A GPU has one index, which holds the latest vectors only.
 
-    gpu: use that of this process; None: if FAISS finds one. Raises UserError if there must be one and is not.
+    gpu: whether to use the GPU of this process; if None, it is used where FAISS finds it. Raises UserError if
+    it is true and there is no GPU.
     """
 
     def __init__(self, gpu: bool | None) -> None:
@@ -69,7 +70,7 @@ def has_gpu() -> bool:
 
 
 class Products:
-    """`vectors` (n, D) and their nearest to queries, by |x|^2 - 2 x.c + |c|^2 of all pairs."""
+    """Finds the nearest of `vectors` (n, D) to queries by |x|^2 - 2 x.c + |c|^2 of all pairs."""
 
     def __init__(self, vectors: NDArray[np.float32]) -> None:
         self._doubled = np.ascontiguousarray(-2 * vectors.T)
@@ -80,7 +81,7 @@ class Products:
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Squared distances and rows, (q, count), of the nearest to `queries` (q, D), the nearest first.
 
-        Of equally near ones the first comes first.
+        Equally near vectors come in the order of their rows.
         """
         lengths = np.einsum("qd,qd->q", queries, queries)[:, None]
         distances = np.empty((len(queries), count), np.float32)
@@ -103,7 +104,7 @@ class Products:
 
 
 def one_blas_thread() -> AbstractContextManager[Any]:
-    """So that threads of the caller do not compete with those of BLAS."""
+    """Limits BLAS to one thread, so that its threads do not compete with the caller's."""
     return _libraries().limit(limits=1, user_api="blas")
 
 
@@ -114,7 +115,7 @@ def quantized(centroids: NDArray[Any]) -> NDArray[np.float32]:
 
 
 class Assigner:
-    """Assigns patches to `centroids` (K, D), which are `quantized`. `index` searches them."""
+    """Assigns patches to `centroids` (K, D) that are `quantized`. index: searches the centroids."""
 
     def __init__(self, centroids: NDArray[np.float32], index: Any) -> None:
         self._index = index
@@ -122,8 +123,10 @@ class Assigner:
         self._halves = (self._centroids**2).sum(1) / 2
 
     def __call__(self, patches: NDArray[np.float32]) -> tuple[NDArray[np.int64], int, float]:
-        """The nearest centroid of each of `patches` (n, D), n > 0; the row farthest from its own; its squared
-        distance. The first of equal ones counts."""
+        """The nearest centroids (n,) of `patches` (n, D), n > 0, and the patch farthest from its own.
+
+        Returns that patch's row and its squared distance. Ties go to the first.
+        """
         squared, found = self._index.search(patches, min(2, len(self._halves)))
         nearest = np.ascontiguousarray(found[:, 0])
         margin = self._margin(patches, squared[:, 0])
@@ -136,7 +139,7 @@ class Assigner:
         return nearest, int(far[worst]), max(float(distances[worst]), 0.0)
 
     def _margin(self, patches: NDArray[np.float32], squared: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n,): an upper bound of the float32 error of the difference of two centroids' squared distances.
+        """(n,), upper bounds of the float32 error of a difference between two centroids' squared distances.
 
         A sum of D terms errs by less than D 2^-24 times their size. They are |x|^2, |c|^2 and 2 |x.c|, where
         |c|^2 <= 2 |x|^2 + 2 `squared` for a centroid that can be the nearest.
@@ -146,7 +149,7 @@ class Assigner:
         return (patches.shape[1] + 4) * np.float32(2.0**-22) * terms
 
     def _scores(self, patches: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(n, K): x.c - |c|^2 / 2, largest for the nearest c; x.c is exact."""
+        """(n, K), x.c - |c|^2 / 2, which is largest for the nearest c; x.c is exact."""
         # Not `@`: the threads of BLAS would compete with those of the caller.
         products = np.einsum("nd,kd->nk", patches.astype(np.float64), self._centroids)
         return products - self._halves

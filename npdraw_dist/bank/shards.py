@@ -1,17 +1,16 @@
-"""Shards of patches, here or in Ray actors, and every pass over them that clustering needs.
+"""Shards of patches, and every pass over them that clustering needs.
 
 Pixels are in 0..255, so that sums are exact integers, and assignment does not depend on the split: the sums
 over several shards equal those over all patches, bit for bit.
 Shapes: n patches of this shard, K centroids, m candidates, D = C * P * P pixels of a patch.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 
 from npdraw_dist.bank.patches import unique_rows
 from npdraw_dist.bank.search import Assigner, Searcher, one_blas_thread
-from npdraw_dist.core.errors import UserError
 
 # Patches of one chunk, at most. 255 * 16,384 < 2^24, so the float32 sums of a chunk are exact.
 CHUNK = 16_384
@@ -163,62 +161,31 @@ def sums_on(
     return zeros.index_add_(0, index, rows).cpu().numpy()
 
 
-def _with_starts(parts: Sequence[NDArray[np.uint8]]) -> Iterator[tuple[NDArray[np.uint8], int]]:
-    return zip(parts, accumulate(map(len, parts), initial=0), strict=False)
+def arguments_of(parts: Sequence[NDArray[np.uint8]], gpu: bool | None) -> list[tuple[Any, ...]]:
+    """The arguments of the `PatchShard` of each of `parts`, (n, D) uint8 arrays in their order."""
+    starts = accumulate(map(len, parts), initial=0)
+    return [(part, start, gpu) for part, start in zip(parts, starts, strict=False)]
+
+
+class Shards(Protocol):
+    """The shards of all patches, in this process or in others."""
+
+    def call(self, method: str, *arguments: Any) -> list[Any]:
+        """The result of `method(*arguments)` of each shard, in the order of the shards."""
+        ...
+
+    def close(self) -> None:
+        """Frees the shards."""
 
 
 class LocalShards:
     """Shards in this process: one for each of `parts`, (n, D) uint8 arrays."""
 
     def __init__(self, parts: Sequence[NDArray[np.uint8]], gpu: bool | None) -> None:
-        self._shards = [PatchShard(part, start, gpu) for part, start in _with_starts(parts)]
+        self._shards = [PatchShard(*each) for each in arguments_of(parts, gpu)]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """The result of `method(*arguments)` of each shard, in the order of the shards."""
         return [getattr(shard, method)(*arguments) for shard in self._shards]
 
-
-class RayShards:
-    """Shards in Ray actors, which Ray starts again if they die: no call changes them.
-
-    Each holds a CPU, or without gpu False a GPU; a share of one if there are more parts.
-    """
-
-    def __init__(self, parts: Sequence[NDArray[np.uint8]], gpu: bool | None) -> None:
-        import ray
-
-        gpus = 0.0 if gpu is False else _for_each("GPU", len(parts))
-        cpus = 0.0 if gpus else _for_each("CPU", len(parts))
-        actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=3, max_task_retries=3)(PatchShard)
-        self._actors = [actor.remote(part, start, gpu) for part, start in _with_starts(parts)]
-
-    def call(self, method: str, *arguments: Any) -> list[Any]:
-        import ray
-
-        try:
-            return list(ray.get([getattr(actor, method).remote(*arguments) for actor in self._actors]))
-        except ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise
-        except ray.exceptions.RayActorError:
-            raise UserError(
-                "a process that held patches of the bank died again and again; run the same command again"
-            ) from None
-
     def close(self) -> None:
-        import ray
-
-        for actor in self._actors:
-            ray.kill(actor)
-
-
-Shards = LocalShards | RayShards
-
-
-def _for_each(resource: str, count: int) -> float:
-    """The share of a resource for each of `count` actors at once: 1, or 1/n; 0 if there is none."""
-    import ray
-
-    total = sum(int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"])
-    return 10_000 // math.ceil(count / total) / 10_000 if total else 0.0  # Ray counts in units of 1e-4
+        """Nothing to free."""

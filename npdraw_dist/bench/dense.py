@@ -180,6 +180,7 @@ class DenseVAEObjective(VAEObjective):
 
     def __init__(self, *arguments: Any, convolved: bool = False) -> None:
         super().__init__(*arguments)
+        assert isinstance(self.model, NPDraw)
         self.model.prior = DensePrior.of(self.model, convolved)  # type: ignore[assignment]
 
     def canvas(self, what: Tensor, gate: Tensor) -> Tensor:

@@ -17,12 +17,8 @@ SECTIONS = {
     "parse": "parsing:run",
     "drawing": "dense:run",
     "step": "steps:run",
-    "shards": "parsing:run_shards",
     "training": "training_loop:run",
-    "serve": "studio:run",
 }
-
-PLANNED = ("machine", "bank", "parse", "step", "shards")  # the sections that `--plan` reads
 
 # The values that some figures should have.
 AIMS = {
@@ -38,19 +34,13 @@ AIMS = {
     "startup_s": "<= 25",
     "ray_loop_ratio": ">= 0.97",
     "two_worker_ratio": ">= 0.95",
-    "serve_ready_s": "<= 8",
-    **{
-        f"serve_{name}_ms": "<= 100"
-        for name in ("decode", "parse", "compose", "edit", "sample", "complete", "next")
-    },
-    **dict.fromkeys(("serve_lost", "serve_wrong", "serve_failed"), "0"),
 }
 
 
 def chosen(only: str | None) -> list[str]:
     """The sections to measure: those named in `only`, and `machine`. Raises UserError on an unknown name."""
     if only is None:
-        return [name for name in SECTIONS if name != "serve"]
+        return list(SECTIONS)
     names = ["machine", *names_in("--only", "section", only, list(SECTIONS))]
     return [name for name in SECTIONS if name in names]
 

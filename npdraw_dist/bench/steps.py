@@ -6,7 +6,6 @@ meets all of them.
 
 import pickle
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -28,7 +27,6 @@ from npdraw_dist.pipeline.probe import timed_step
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import autocast_dtype, timed
 from npdraw_dist.training.loop import Run
-from npdraw_dist.training.workers import has_compiler
 
 DENSE_BATCH, QUICK_DENSE_BATCH = 500, 64
 REPEATS, QUICK_REPEATS = 11, 3
@@ -43,19 +41,12 @@ def run(work: Workload) -> Figures:
     `vae_step_*` (with relaxed draws), `prior_step_*` and `vae_hard_step_images_per_s` (with hard draws, if
     the experiment has them) are of the experiment's batch in its micro-batches. `*_vs_dense` are of a batch
     of 500 (64 with --quick): ours in micro-batches, the dense reference as a whole.
-    `compiled_speedup`, without --quick and with a C++ compiler: the time of a VAE step over that with
-    `train.compile`, of which a GPU replays CUDA graphs; `compiled_start_s`: until it is compiled.
     """
     dense_size = QUICK_DENSE_BATCH if work.quick else DENSE_BATCH
     size = work.experiment.train.batch_size
     dense = ["dense"] if work.dense else []
-    compiled = ["compiled"] if has_compiler() and not work.quick else []
-    with _started(Subject.of(work, max(size, dense_size)), ["prior", "vae", *dense, *compiled]) as trainers:
+    with _started(Subject.of(work, max(size, dense_size)), ["prior", "vae", *dense]) as trainers:
         figures = _beside_product(trainers, work)
-        if compiled:
-            s = _medians(trainers, ["vae", "compiled"], size, REPEATS)
-            figures["compiled_speedup"] = s["vae"] / s["compiled"]
-            figures["compiled_start_s"] = trainers["compiled"].call("start_s")
         if work.dense:
             s = _medians(trainers, ["vae", "dense"], dense_size, 1 if work.quick else DENSE_REPEATS)
             dense_mb = trainers["dense"].call("peak_mb")
@@ -119,7 +110,7 @@ def _started(subject: Subject, kinds: Sequence[str]) -> Iterator[Trainers]:
             process = WorkerProcess(Trainer, subject, kind, torch.get_num_threads())
             trainers[kind] = stack.enter_context(process)
         for trainer in trainers.values():
-            trainer.made.result()  # nothing is measured while one still loads or compiles
+            trainer.made.result()  # nothing is measured while one still loads
         yield trainers
 
 
@@ -141,24 +132,17 @@ def flop_counter() -> FlopCounterMode:
 class Trainer:
     """Takes training steps as the training loop does.
 
-    kind: `prior`, `vae`, `compiled` (the VAE with train.compile), or `dense` (the VAE in the dense
-    formulation).
+    kind: `prior`, `vae`, or `dense` (the VAE in the dense formulation).
     """
 
     def __init__(self, subject: Subject, kind: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self.batch, self.dense = subject.batch, kind == "dense"
-        settings = subject.experiment.train.model_copy(update={"compile": kind == "compiled"})
+        settings = subject.experiment.train
         self.micro_batch = settings.micro_batch
         context = Context(device_here())
         self.run = Run(_objective(subject, kind), settings, subject.experiment.seed, context)
-        started = time.perf_counter()
-        if settings.compile:
-            for _ in range(3):  # a GPU records its graphs at the second and third step
-                self.update(self.micro_batch)
-        else:
-            self.update(2)  # loads libraries and makes the optimizer's moments
-        self.start_s = time.perf_counter() - started
+        self.update(2)  # loads libraries and makes the optimizer's moments
         self.before_mb = machine.memory_mb()
 
     def update(self, size: int, hard: bool = False) -> float:

@@ -46,15 +46,13 @@ def median_seconds(functions: Sequence[Callable[[], object]], repeats: int, warm
 class Workload:
     """The settings, training images (N, C, H, W) uint8 of their source, and how much to measure.
 
-    quick: fewer images and repeats. dense: measure the VAE step of the dense reference too. read_s: seconds
-    in which the source reads, decodes or draws an image.
+    quick: fewer images and repeats. dense: measure the VAE step of the dense reference too.
     """
 
     experiment: Experiment
     images: NDArray[np.uint8]
     quick: bool
     dense: bool = True
-    read_s: float = 0.0
 
     @property
     def canvases(self) -> NDArray[np.uint8]:
@@ -79,16 +77,12 @@ def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Wo
     shards = open_source(experiment.data, experiment.seed).shards("train")
     order = rng.permutation(len(shards))
     found: list[NDArray[np.uint8]] = []
-    read_s = 0.0
     # The first ones in the order of the source, as a worker reads them: it keeps what a whole file needs.
     for number in (*sorted(order[:LEAST_SHARDS]), *order[LEAST_SHARDS:]):
         if len(found) >= LEAST_SHARDS and sum(map(len, found)) >= limit:
             break
-        rows, seconds = timed(shards[number].read)
-        found.append(rows.images)
-        read_s += seconds
+        found.append(shards[number].read().images)
     images = np.concatenate(found)
-    read_s /= max(len(images), 1)
     images = images[rng.permutation(len(images))[:limit]]
     k, places = experiment.bank.size, experiment.canvas_grid.places
     if k > len(images) * places:
@@ -96,7 +90,7 @@ def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Wo
             f"bank.size is {k}, but the bench's {len(images):,} images of {places} places have at most "
             f"{len(images) * places:,} patches; lower it"
         )
-    return Workload(experiment, images, quick, dense, read_s)
+    return Workload(experiment, images, quick, dense)
 
 
 @dataclass(frozen=True)

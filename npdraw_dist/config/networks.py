@@ -1,29 +1,47 @@
-"""Sections `prior`, `vae`, `authors`, `baseline`: the networks, and how each is trained.
+"""Sections `prior`, `vae`, `baseline`: the networks, and how each is trained.
 
 The settings of a section that make the network are in a class of their own, which model files state too
 (`config/spec.py`). Symbols of the paper: T steps, K parts, L places. Budgets are in images.
 """
 
 import re
-from typing import Annotated, Literal, Self
+from argparse import SUPPRESS
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
-from pydantic_settings import CliSuppress
 
-from npdraw_dist.config.registry import KINDS, LikelihoodName
+from npdraw_dist.config.registry import LikelihoodName
 from npdraw_dist.config.section import Count, NonNegative, Positive, RunHalf, Section
 
 TableKind = Literal["joint", "factorised", "pixels"]
 BlockKind = Literal["transformer", "lstm"]
-ConditionKind = Literal["none", "class", "words"]
-MOST_WORDS = 8  # tokens of a condition of words
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A kind of condition. tokens: before the first step, A. entries: what its vocabulary holds.
+
+    asked: how people ask for it. `core/vocabulary.py` has its class of vocabularies.
+    """
+
+    tokens: int
+    entries: str
+    asked: str
+
+
+CONDITIONS = {"class": Condition(1, "classes", "by class"), "words": Condition(8, "words", "in words")}
+if TYPE_CHECKING:
+    ConditionName = str
+else:
+    ConditionName = Literal["none", *CONDITIONS]
 HARD_SHARE = 0.33  # least share of the VAE's budget, at its end, with hard draws
 
 
 class PriorVocabulary(RunHalf):
     """What a run finds in its data, which decide it, or takes from `init.model`."""
 
-    vocabulary: CliSuppress[tuple[str, ...]] = Field(
+    vocabulary: Annotated[tuple[str, ...], SUPPRESS] = Field(
         (), description="names of the classes, or words and pieces of words, of the training images"
     )
 
@@ -48,14 +66,14 @@ class PriorNetwork(PriorVocabulary):
         "another bank can replace it; joint: L x K x width free numbers; factorised: a product of (L + K) x "
         "4 x width. A vqvae, whose codes have no pixels, takes joint",
     )
-    condition: ConditionKind = Field(
+    condition: ConditionName = Field(
         "none", description="what the prior is conditioned on: nothing, the image's class, or words about it"
     )
 
     @property
     def condition_tokens(self) -> int:
         """Tokens before the first step, A."""
-        return {"none": 0, "class": 1, "words": MOST_WORDS}[self.condition]
+        return 0 if self.condition == "none" else CONDITIONS[self.condition].tokens
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -165,34 +183,25 @@ class VAEConfig(VAENetwork):
         return min(1 - HARD_SHARE, most)
 
 
-class AuthorsConfig(Section):
-    """The code is in `nn/authors`."""
-
-    model: bool = Field(
-        False,
-        description="the networks and the training of the authors' released code, as in the preset authors",
-    )
-
-
-# What the authors' networks and training have that no setting states.
+# What the networks and the training of kind `authors` have that no setting states.
 AUTHORS_HEAD_WIDTH, AUTHORS_MLP = 64, 2048  # the prior's channels of a head, hidden width of a block
 AUTHORS_PRIOR_BATCH = 64  # global batch of the prior's stage, at most
 
 
-def _by_kind(name: str) -> str:
-    return ", ".join(f"{kind} {getattr(KINDS[kind], name)}" for kind in KINDS if getattr(KINDS[kind], name))
-
-
 class BaselineConfig(Section):
-    """Sizes of the baselines; NP-DRAW has none of them. Section `vae` gives budget, rates and likelihood."""
+    """Sizes of the baselines; NP-DRAW has none of them. Section `vae` gives budget, rates and likelihood.
+
+    A kind states its own `latents` and `steps`, which it has if none are given (`baselines/contract.py`).
+    """
 
     latents: PositiveInt | None = Field(
         None,
         description="Gaussians of the image (vae, vamp, flow, map), a step (draw), an object (air) or a part "
-        f"(gaussian); numbers of a code (vqvae); if not given, {_by_kind('latents')}",
+        "(gaussian); numbers of a code (vqvae); if not given, vae, vamp, flow, map 40, vqvae 16, gaussian 8, "
+        "draw 10, air 20",
     )
     steps: PositiveInt | None = Field(
-        None, description=f"draw: glimpses; air: objects; if not given, {_by_kind('steps')}"
+        None, description="draw: glimpses; air: objects; if not given, draw 10, air 3, others 1"
     )
     local: PositiveInt = Field(8, description="map: Gaussians of each cell of 4x4 pixels")
     hidden: PositiveInt = Field(

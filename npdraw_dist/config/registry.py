@@ -1,13 +1,20 @@
 """Everything that a config can name: data sources, likelihoods, kinds of models and orders.
 
 An entry says where its code is, as "module:attribute" below `npdraw_dist`, and what a config must know
-before that code is imported. To add a source, likelihood or model, write its code and add one line here.
+before that code is imported. To add a source or a likelihood, write its code and add one line here; a kind of
+model is an entry point (docs/kinds.md).
 """
 
-from collections.abc import Iterable
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
+
+from npdraw_dist.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -26,26 +33,55 @@ class Source:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """p(x|z). binary: of binarised grey images; else of 8-bit values."""
+    """p(x|z); its class is in `nn/likelihoods.py`. binary: of binarised grey images; else of 8-bit values."""
 
-    code: str  # class with one argument, the number of channels
     binary: bool
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A kind of model. latents, steps: of a baseline, if the config gives none.
+class _Kinds(Mapping[str, Any]):
+    """The kinds of models by name: classes with the facts that `baselines/contract.py` lists.
 
-    sequence: it has NP-DRAW's prior over steps, whose sizes are in section `prior`. places: it draws at the
-    places of section `grid`.
+    They are the entry points of the group GROUP, of this package and of any other that is installed. A class
+    is imported when it is looked up; the names alone import nothing. NP-DRAW is the first, the others follow
+    by name.
     """
 
-    code: str  # class with one argument, its spec
-    title: str
-    latents: int = 0
-    steps: int = 0
-    sequence: bool = False
-    places: bool = False
+    GROUP = "npdraw_dist.kinds"
+
+    @cached_property
+    def points(self) -> dict[str, EntryPoint]:
+        """Name -> entry point. A name of this package stays its own."""
+        found = sorted(entry_points(group=self.GROUP), key=lambda point: _is_own(point.value))
+        points = {point.name: point for point in found}
+        project = Path(__file__).parents[2] / "pyproject.toml"
+        if project.is_file():  # a checkout, which may not be installed, or was before it had a new kind
+            own = tomllib.loads(project.read_text()).get("project", {}).get("entry-points", {})
+            points |= {name: EntryPoint(name, at, self.GROUP) for name, at in own.get(self.GROUP, {}).items()}
+        return {name: points[name] for name in sorted(points, key=lambda name: (name != "npdraw", name))}
+
+    def __getitem__(self, name: str) -> Any:
+        """The class. Raises KeyError on an unknown name, UserError if its entry point is no such class."""
+        point = self.points[name]
+        try:
+            found = point.load()
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"the kind {name} cannot be loaded from {point.value}: {error}") from None
+        if not hasattr(found, "title") or not isinstance(found, type):
+            raise UserError(f"the kind {name}, {point.value}, is no class of models (docs/kinds.md)")
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.points
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.points)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+
+def _is_own(code: str) -> bool:
+    return code.startswith("npdraw_dist.")
 
 
 SOURCES = {
@@ -63,28 +99,11 @@ SOURCES = {
     "given": Source("data.readers.arrays:open_given"),  # images that a caller of `fit` brings
 }
 LIKELIHOODS = {
-    "bernoulli": Likelihood("nn.likelihoods:Bernoulli", binary=True),
-    "logistic": Likelihood("nn.likelihoods:DiscretizedLogistic", binary=False),
-    "logistic_mixture": Likelihood("nn.likelihoods:DiscretizedLogisticMixture", binary=False),
+    "bernoulli": Likelihood(binary=True),
+    "logistic": Likelihood(binary=False),
+    "logistic_mixture": Likelihood(binary=False),
 }
-KINDS = {
-    "npdraw": Kind("nn.npdraw:NPDraw", "NP-DRAW", sequence=True, places=True),
-    "vae": Kind("nn.baselines.vae:ConvVAE", "VAE", latents=40, steps=1),
-    "vamp": Kind("nn.baselines.vae:VampVAE", "VAE with VampPrior", latents=40, steps=1),
-    "flow": Kind("nn.baselines.vae:FlowVAE", "VAE with flow prior", latents=40, steps=1),
-    "map": Kind("nn.baselines.map_vae:MapVAE", "VAE with a map", latents=40, steps=1),
-    "vqvae": Kind("nn.baselines.vqvae:VQVAE", "VQ-VAE", latents=16, steps=1, sequence=True),
-    "gaussian": Kind(
-        "nn.baselines.gaussian_parts:GaussianParts",
-        "Gaussian parts",
-        latents=8,
-        steps=1,
-        sequence=True,
-        places=True,
-    ),
-    "draw": Kind("nn.baselines.draw:DRAW", "DRAW", latents=10, steps=10),
-    "air": Kind("nn.baselines.air:AIR", "AIR", latents=20, steps=3),
-}
+KINDS = _Kinds()
 
 
 def kind_of(variant: str) -> str:
@@ -100,7 +119,8 @@ def title_of(variant: str) -> str:
 
 def in_order(variants: Iterable[str]) -> list[str]:
     """Distinct variants in the order of KINDS."""
-    return sorted(set(variants), key=lambda variant: (list(KINDS).index(kind_of(variant)), variant))
+    order = list(KINDS)
+    return sorted(set(variants), key=lambda variant: (order.index(kind_of(variant)), variant))
 
 
 # What a run starts from: setting of section init -> its class.

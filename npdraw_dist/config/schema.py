@@ -4,15 +4,14 @@ The sections are in `config/data.py`, `networks.py` and `training.py`; what conc
 here. Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in images.
 """
 
-from typing import TYPE_CHECKING, Literal, Self
+from argparse import SUPPRESS
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
-from pydantic_settings import CliSuppress
 
 from npdraw_dist.config.data import BankConfig, DataConfig, GridConfig, ParseConfig
 from npdraw_dist.config.networks import (
     AUTHORS_PRIOR_BATCH,
-    AuthorsConfig,
     BaselineConfig,
     PriorConfig,
     VAEConfig,
@@ -25,11 +24,12 @@ if TYPE_CHECKING:
     from npdraw_dist.core.grid import Grid
 
 STAGES = ("data", "bank", "parse", "prior", "vae", "sample")
+OF_PARTS = ("npdraw", "authors")  # the kinds that draw parts of a bank
 
 
 class ModelConfig(Section):
     kind: KindName = Field(
-        "npdraw", description=f"the model that is trained: {', '.join(kind.title for kind in KINDS.values())}"
+        "npdraw", description=f"the model that is trained, of the installed kinds: {', '.join(KINDS)}"
     )
 
 
@@ -53,19 +53,19 @@ class InitRun(RunHalf):
     model: str | None = Field(
         None,
         description="a model of any kind to start from: a model folder, a run, a URI or an id of the hub. "
-        "The new run takes its network, and its parts if it has any; a larger bank.size adds parts to them",
+        "The new run takes its network, and its parts if it has any",
     )
     bank: str | None = Field(
         None,
         description="a part bank to start from, made by `npdraw bank` or by another run. The new run takes "
-        "number and size of its parts; a larger bank.size adds parts of the run's images",
+        "number and size of its parts",
     )
 
 
 class InitConfig(InitRun):
     """What a run starts from: a model, whose network becomes that of the run, or a part bank."""
 
-    sha256: CliSuppress[str | None] = Field(
+    sha256: Annotated[str | None, SUPPRESS] = Field(
         None, description="of the weights of init.model, or of the file of init.bank"
     )
 
@@ -91,7 +91,6 @@ class Experiment(Section):
     parse: ParseConfig = ParseConfig()
     prior: PriorConfig = PriorConfig()
     vae: VAEConfig = VAEConfig()
-    authors: AuthorsConfig = AuthorsConfig()
     train: TrainConfig = TrainConfig()
     scale: ScaleConfig = ScaleConfig()
     model: ModelConfig = ModelConfig()
@@ -102,7 +101,17 @@ class Experiment(Section):
     @property
     def stage_names(self) -> tuple[str, ...]:
         """The stages of the model's kind, in order. Baselines have neither a bank nor a prior of parts."""
-        return STAGES if self.model.kind == "npdraw" else ("data", "vae", "sample")
+        return STAGES if self.has_parts else ("data", "vae", "sample")
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether the model draws parts of a bank."""
+        return self.model.kind in OF_PARTS
+
+    @property
+    def by_authors(self) -> bool:
+        """Whether networks and training are those of the authors' released code."""
+        return self.model.kind == "authors"
 
     @property
     def takes_condition(self) -> bool:
@@ -115,7 +124,7 @@ class Experiment(Section):
 
     def train_of(self, stage: str) -> TrainConfig:
         """How a stage is trained: section `train`, but the authors' prior has a batch of its own."""
-        if not (self.authors.model and stage == "prior"):
+        if not (self.by_authors and stage == "prior"):
             return self.train
         batch = min(self.train.batch_size, AUTHORS_PRIOR_BATCH)
         return self.train.model_copy(update={"batch_size": batch})
@@ -123,7 +132,7 @@ class Experiment(Section):
     @property
     def canvas_grid(self) -> "Grid":
         """The places of the canvas. Raises ValueError if the sizes do not fit."""
-        return self.grid.of_canvas(self.data.shape, centred=self.authors.model)
+        return self.grid.of_canvas(self.data.shape, centred=self.by_authors)
 
     @property
     def steps(self) -> int:
@@ -140,16 +149,16 @@ class Experiment(Section):
                 f"parse.order {self.parse.order} takes one step a place: parse.steps {places}, not "
                 f"{self.steps} (or choose {', '.join(free[:-1])} or {free[-1]})"
             )
-        if self.model.kind == "npdraw" and self.authors.model:
+        if self.by_authors:
             if not ORDERS[self.parse.order]:
-                raise ValueError("authors.model gives each step its part; it needs parse.order aligned")
+                raise ValueError("kind authors gives each step its part; it needs parse.order aligned")
             if self.prior.heads != "independent":
-                raise ValueError("authors.model needs prior.heads independent")
+                raise ValueError("kind authors needs prior.heads independent")
             if self.prior.network != "transformer":
-                raise ValueError("authors.model needs prior.network transformer")
+                raise ValueError("kind authors needs prior.network transformer")
             if self.vae.latents:
-                raise ValueError("vae.latents adds to the features of our decoder; authors.model has another")
-        if self.prior.condition != "none" and (self.model.kind != "npdraw" or self.authors.model):
+                raise ValueError("vae.latents adds to the features of our decoder; kind authors has another")
+        if self.prior.condition != "none" and self.model.kind != "npdraw":
             raise ValueError("prior.condition is for our prior over parts; take none")
         if self.model.kind == "flow" and self.baseline.latents == 1:
             raise ValueError("model.kind flow couples halves of z; it takes baseline.latents 2 or more")

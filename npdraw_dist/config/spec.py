@@ -18,7 +18,7 @@ from npdraw_dist.config.networks import (
     VAENetwork,
 )
 from npdraw_dist.config.registry import KINDS, ORDERS, SOURCES, KindName, OrderName, SourceName
-from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.schema import OF_PARTS, Experiment
 from npdraw_dist.config.section import Section
 from npdraw_dist.core.grid import Grid
 
@@ -26,7 +26,7 @@ from npdraw_dist.core.grid import Grid
 class SplitSpec(Section):
     """How the images that a model was trained on were told apart from those that were held out.
 
-    inputs: the digest of the files of the data (`data.identity`); None if it is not known.
+    inputs: the digest of the training images (`data.parquet.digest_of`); None if it is not known.
     """
 
     source: SourceName
@@ -91,14 +91,18 @@ class PriorSpec(PriorNetwork):
 
 
 class ModelSpec(Spec, GridConfig, VAENetwork):
-    """An `NPDraw`. parts: K. steps: T. authors: its networks are the authors'."""
+    """A model of parts. parts: K. steps: T."""
 
-    kind: Literal["npdraw"] = "npdraw"
-    authors: bool = False
+    kind: Literal["npdraw", "authors"] = "npdraw"
     parts: PositiveInt
     steps: PositiveInt
     order: OrderName
     prior: PriorSpec
+
+    @property
+    def authors(self) -> bool:
+        """Whether its networks are those of the authors' released code."""
+        return self.kind == "authors"
 
     @property
     def grid(self) -> Grid:
@@ -118,18 +122,18 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
     def of(cls, experiment: Experiment) -> "ModelSpec":
         return cls(
             **cls.shared(experiment),
+            kind=experiment.model.kind,
             parts=experiment.bank.size,
             steps=experiment.steps,
             order=experiment.parse.order,
-            authors=experiment.authors.model,
-            prior=PriorSpec.of(experiment.prior, experiment.authors.model),
+            prior=PriorSpec.of(experiment.prior, experiment.by_authors),
             **experiment.grid.model_dump(),
             **experiment.vae.model_dump(include=set(VAENetwork.model_fields)),
         )
 
 
 class BaselineSpec(Spec, BaselineConfig):
-    """A baseline with every size given. prior, grid: of kinds that have them (`registry.Kind`)."""
+    """A baseline with every size given. prior, grid: of kinds that have them (`baselines/contract.py`)."""
 
     latents: PositiveInt
     steps: PositiveInt
@@ -139,20 +143,20 @@ class BaselineSpec(Spec, BaselineConfig):
     @classmethod
     def of(cls, experiment: Experiment) -> "BaselineSpec":
         kind, own = experiment.model.kind, KINDS[experiment.model.kind]
-        assert kind != "npdraw"
+        assert not experiment.has_parts
         given = {name: size for name, size in experiment.baseline.model_dump().items() if size is not None}
         return cls(
             **cls.shared(experiment),
             kind=kind,
             **experiment.vae.model_dump(include=set(ImageNetwork.model_fields)),
-            prior=PriorSpec.of(experiment.prior) if own.sequence else None,
-            grid=experiment.grid if own.places else None,
-            **{"latents": own.latents, "steps": own.steps, **given},
+            prior=PriorSpec.of(experiment.prior) if own.has_sequence else None,
+            grid=experiment.grid if own.has_places else None,
+            **{"latents": own.default_latents, "steps": own.default_steps, **given},
         )
 
 
 def spec_type(kind: str) -> type[ModelSpec] | type[BaselineSpec]:
-    return ModelSpec if kind == "npdraw" else BaselineSpec
+    return ModelSpec if kind in OF_PARTS else BaselineSpec
 
 
 def spec_of(experiment: Experiment) -> ModelSpec | BaselineSpec:

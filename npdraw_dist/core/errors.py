@@ -1,11 +1,11 @@
-"""The exceptions that a command turns into one line and an exit status, and a check that raises one."""
+"""The exceptions that a command reports in one line with an exit status, and a check that raises one."""
 
 MISTAKE = 2  # exit status of a command after a UserError
-TRY_AGAIN = 75  # and if its storage failed: EX_TEMPFAIL of sysexits.h, which Python has on Unix only
+TRY_AGAIN = 75  # exit status after StorageFailed: EX_TEMPFAIL of sysexits.h, which `os` has on Unix only
 
 
 class UserError(ValueError):
-    """A user's mistake: wrong path, impossible setting, broken file. The message names the fix."""
+    """A user's mistake, such as a wrong path or an impossible setting. Its message names the fix."""
 
 
 class OtherFormat(UserError):
@@ -13,7 +13,7 @@ class OtherFormat(UserError):
 
 
 class StorageFailed(UserError):
-    """The storage failed under a stage. What was saved is intact."""
+    """The storage failed while a stage used it. What was saved before is intact."""
 
 
 def require_positive(name: str, value: int) -> None:

@@ -1,4 +1,4 @@
-"""The places of a canvas: index, corner, pixels. No file but this one and `grid_sizes.py` knows the layout.
+"""Index, corner and pixels of the places of a canvas. Only this file and `grid_sizes.py` know the layout.
 
 Shapes: B batch, L places, C channels, P patch side, H x W canvas, Hp x Wp padded canvas.
 """
@@ -42,12 +42,12 @@ class Grid(GridSizes):
         return (self.padded_corners[:, :1] * self.padded_width + self.padded_corners[:, 1:]) + offsets
 
     def ink(self, pixels: Pixels) -> Pixels:
-        """|pixels - background| of any shape, its own inverse; see `core.images.ink`."""
+        """|pixels - background| of any shape; see `core.images.ink`."""
         return ink(pixels, self.background)
 
     @cached_property
     def of_ink(self) -> "Grid":
-        """The same places on black, to draw ink and coverage maps."""
+        """The same places on black, on which ink and coverage maps are drawn."""
         return replace(self, background=0.0) if self.background else self
 
     def pad(self, images: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class Grid(GridSizes):
         return canvas[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
     def unfold(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, L, C, P, P): the patch at each place, with the background over the edge."""
+        """(B, C, H, W) -> (B, L, C, P, P), the patch at each place, with the background beyond the edge."""
         windows = self.pad(images).unfold(2, self.patch, self.stride).unfold(3, self.patch, self.stride)
         return windows.permute(0, 2, 3, 1, 4, 5).reshape(
             images.shape[0], self.places, images.shape[1], self.patch, self.patch
@@ -80,13 +80,13 @@ class Grid(GridSizes):
         return self.crop(F.fold(columns, size, self.patch, stride=self.stride))
 
 
-@lru_cache(maxsize=64)  # saves a copy to the device in each call
+@lru_cache(maxsize=64)  # otherwise each call would copy it to the device
 def pixels_on(grid: Grid, device: torch.device) -> Tensor:
     return grid.pixels.to(device)
 
 
 @lru_cache(maxsize=64)
 def squared_distances_on(grid: Grid, device: torch.device) -> Tensor:
-    """The squared distance of each two corners in pixels, (L, L) int32."""
+    """(L, L) int32: the squared distance in pixels between the corners of each two places."""
     corners = grid.corners.int()
     return (corners[:, None] - corners[None]).square().sum(-1).int().to(device)

@@ -1,4 +1,7 @@
-"""How many places a canvas has and where it is padded, without torch: it checks settings."""
+"""How many places a canvas has and where it is padded.
+
+This file is apart from `grid.py` because settings are checked with it, and it must not import torch.
+"""
 
 from dataclasses import dataclass
 

@@ -1,6 +1,7 @@
-"""Images as tensors: from bytes and any Python kind, as canvases, and as PIL images, PNG or HTML.
+"""Turns arrays, tensors and PIL images into batches and canvases, and tensors into PIL images, PNG and HTML.
 
-Any kind: arrays (NumPy's, or what turns into one), tensors and PIL images, or sequences of them.
+Images "of any kind" are arrays (NumPy's, or objects with `__array__`), tensors, PIL images, or sequences of
+them.
 Shapes: B images, C channels (1 or 3), H x W image.
 """
 
@@ -32,9 +33,9 @@ def to_float(images: NDArray[np.uint8] | Tensor) -> Tensor:
 
 
 def ink(pixels: Pixels, background: float) -> Pixels:
-    """|pixels - background| of any shape, float in [0, 1] or uint8; its own inverse, up to rounding.
+    """|pixels - background| of any shape, float in [0, 1] or uint8.
 
-    background: 0.0 (black) or 1.0 (white).
+    Applied twice it gives the pixels again, up to rounding. background: 0.0 (black) or 1.0 (white).
     """
     if background == 0:
         return pixels
@@ -47,12 +48,12 @@ def to_canvas(images: Tensor, downscale: int) -> Tensor:
 
 
 def canvas_bytes(images: Tensor, downscale: int) -> Tensor:
-    """uint8 images (N, C, H, W) -> uint8 (N, C, h, w), the input of bank and parser, never binarised."""
+    """uint8 (N, C, H, W) -> uint8 (N, C, h, w), the input of bank and parser. It is never binarised."""
     return images if downscale == 1 else to_canvas(images.float(), downscale).round().to(torch.uint8)
 
 
 def to_batch(images: Any, shape: tuple[int, int, int], background: float = 0.0) -> Tensor:
-    """One or more images -> (B, C, H, W) of `shape` (C, H, W): uint8 of pictures, else the floats as given.
+    """One or more images -> (B, C, H, W) of `shape` (C, H, W). PIL images become uint8; floats stay floats.
 
     An array or tensor is (C, H, W), (H, W, C) or, in grey, (H, W), or a batch of these; bool, uint8 or floats
     in [0, 1]. Transparent pixels of a PIL image become `background`, 0.0 black or 1.0 white. Raises UserError
@@ -78,7 +79,7 @@ def to_batch(images: Any, shape: tuple[int, int, int], background: float = 0.0) 
 
 
 def shape_of(images: Any) -> tuple[int, int, int]:
-    """(C, H, W) of images for which no model states it, as `to_batch` takes them. Raises UserError."""
+    """(C, H, W) of images of any kind, where no model gives it. Raises UserError."""
     if isinstance(images, Image.Image):
         return (1 if is_grey(images) else 3, images.height, images.width)
     if not hasattr(images, "shape"):
@@ -130,7 +131,7 @@ def _of_picture(picture: Image.Image, shape: tuple[int, int, int], background: f
     try:
         return torch.tensor(to_image(picture, Frame(shape, "white" if background else "black")))[None]
     except BadPicture as error:
-        raise UserError(f"a picture is of no use: {error}") from None
+        raise UserError(f"a picture cannot be used: {error}") from None
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
@@ -145,7 +146,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def inline(image: Tensor, least: int = SHOWN, title: str = "") -> str:
-    """(C, H, W) in [0, 1] -> an HTML <img> that holds it as PNG, enlarged by a whole factor to `least` px."""
+    """(C, H, W) in [0, 1] -> an HTML <img> with its PNG, enlarged by a whole factor to `least` px or more."""
     (picture,) = to_pil(image)
     factor = math.ceil(least / max(picture.size))
     data = base64.b64encode(png(image)).decode()
@@ -164,7 +165,7 @@ def png(image: Tensor, factor: int = 1) -> bytes:
 
 
 def tiled(images: Tensor, columns: int) -> Tensor:
-    """(B, C, H, W) -> (C, rows * H, columns * W) in reading order; what is left of the last row is 0."""
+    """(B, C, H, W) -> (C, rows * H, columns * W) in reading order; the rest of the last row is 0."""
     count, channels, height, width = images.shape
     rows = math.ceil(count / columns)
     cells = images.new_zeros(rows * columns, channels, height, width)

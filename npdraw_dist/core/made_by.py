@@ -1,4 +1,4 @@
-"""Who wrote a file: version, format and command; and a short hash of what it was made from."""
+"""The origin of a file: version, format and command of its writer, and a short hash of its inputs."""
 
 import hashlib
 import json
@@ -10,18 +10,18 @@ from typing import Any
 from npdraw_dist import __version__
 from npdraw_dist.core.errors import OtherFormat
 
-FORMAT = 2  # counts changes after which another version would misread a file; an addition is none
+FORMAT = 2  # rises with each change that makes another version misread a file; an added key does not
 
 
 def stamp() -> dict[str, Any]:
-    """What a manifest, a checkpoint or a model states of its writer."""
+    """The keys by which a manifest, a checkpoint or a model names its writer."""
     return {"version": __version__, "format": FORMAT}
 
 
 def version_of(values: Mapping[str, Any], where: str) -> str | None:
-    """The version that wrote the JSON `values` of `where`; None if it does not say.
+    """The version that wrote the JSON `values`, or None if they do not name one. where: the file's name.
 
-    Raises OtherFormat if this version cannot read it.
+    Raises OtherFormat if this version cannot read the file.
     """
     version, number = values.get("version"), values.get("format", FORMAT)
     if number != FORMAT:
@@ -39,9 +39,9 @@ def fingerprint(facts: Mapping[str, object]) -> str:
 
 
 def command_line() -> str:
-    """The command of this process as a user can type it again: `npdraw evaluate ...` or `python -m ...`.
+    """The command of this process as a user can type it again, `npdraw evaluate ...` or `python -m ...`.
 
-    `sys.argv` alone has the path of the module's file, which is of this machine.
+    `sys.argv` names the module by its path, which holds on this machine only.
     """
     program, words = sys.argv[0], shlex.join(sys.argv[1:])
     if not program.startswith("npdraw "):

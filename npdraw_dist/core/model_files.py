@@ -1,6 +1,6 @@
-"""The files of a trained model, and where they are: in a folder, a run, at a URI, or on the Hugging Face hub.
+"""Finds the files of a trained model in a folder, in a run, at a URI, or on the Hugging Face hub.
 
-A local folder and a hub id need no library of the training: `core.storage` is imported for a URI alone.
+A local folder and a hub id need no library of the training, so `core.storage` is imported for a URI only.
 """
 
 import re
@@ -16,11 +16,11 @@ HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 
 
 def model_folder(where: str | Path, said: str | None = None, **options: Any) -> str:
-    """The folder or URI that holds config.json of what `load` takes; a model of the hub is downloaded.
+    """The folder or URI with the config.json of a model. A model of the hub is downloaded.
 
     where: a model folder, the folder of a run, the URI of either, a name of `zoo_names`, or an id of the hub.
-    said: how messages name it. options: passed to `huggingface_hub.snapshot_download`. Raises UserError if
-    there is no model.
+    said: the name of the model in messages. options: passed to `huggingface_hub.snapshot_download`. Raises
+    UserError if there is no model.
     """
     text = str(where)
     said = said or text
@@ -36,7 +36,7 @@ def model_folder(where: str | Path, said: str | None = None, **options: Any) -> 
         raise UserError(f"{said} is a run without a model yet; give its command again to finish it")
     if text in zoo_names():
         return str(ZOO / text)
-    head = Path(*Path(text).parts[:1])  # "." of ".", "./" and the like
+    head = Path(*Path(text).parts[:1])  # it is "." for ".", "./" and the like
     if HUB_ID.fullmatch(text) and str(head) not in (".", "..") and not head.exists():
         return _download(text, said, options)
     raise UserError(
@@ -84,6 +84,6 @@ def _download(text: str, said: str, options: dict[str, Any]) -> str:
 
 
 def first_fact(error: Exception) -> str:
-    """The first fact in the text of an error, without the title that torch and others begin with."""
+    """The first line of an error's text, or the second where the first is a title, as in torch's errors."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0]

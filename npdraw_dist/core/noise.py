@@ -1,6 +1,6 @@
-"""Where random numbers come from: a generator, or in training a hash of seed, step and row.
+"""Random numbers from a generator or, in training, from a hash of seed, step and row.
 
-The noise of a row then does not depend on how a batch is cut into micro-batches and shared among workers.
+The hash makes the noise of a row independent of how a batch is cut into micro-batches and shared by workers.
 Shapes: B rows, n = k B rows in k copies.
 """
 
@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 # splitmix64 (Steele et al. 2014): its stride and multipliers, as signed integers.
 STRIDE, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -7723592293110685705
-NEXT = (STRIDE * 2**40 + 2**63) % 2**64 - 2**63  # 2^40 strides: further than any draw goes
+NEXT = (STRIDE * 2**40 + 2**63) % 2**64 - 2**63  # 2^40 strides, more than any draw uses
 
 
 class RowNoise:
-    """Draws for B rows; each draw takes new numbers of every row.
+    """Random numbers for B rows. Each draw gives every row new numbers.
 
-    seed: of the step. rows: int64 (B,), their numbers in its global batch, on the device of the draws. A draw
-    of n = k B rows is for k copies of the rows, one copy after another.
+    seed: the step's seed. rows: int64 (B,), the numbers of the rows in the step's global batch, on the device
+    of the draws. A draw of n = k B rows is for k copies of the rows, one copy after another.
     """
 
     def __init__(self, seed: int, rows: Tensor) -> None:
@@ -28,7 +28,7 @@ class RowNoise:
         self.keys = _mixed(rows.add(1).mul_(STRIDE).add_(seed))
 
     def shared(self, count: int) -> "RowNoise":
-        """Draws for `count` things beside the rows that all micro-batches of a step have in common."""
+        """Random numbers for `count` rows that all micro-batches of a step share."""
         return RowNoise(self.seed, -2 - torch.arange(count, device=self.keys.device))
 
     def integers(self, shape: Sequence[int], kind: torch.dtype) -> Tensor:
@@ -40,7 +40,7 @@ class RowNoise:
         words = -(-copies * each * kind.itemsize // 8)
         places = torch.arange(words, device=self.keys.device).mul_(STRIDE)
         found = _mixed(self.keys[:, None] + places).view(kind)[:, : copies * each]
-        self.keys = self.keys + NEXT  # no count: `torch.compile` would compile anew for each value
+        self.keys = self.keys + NEXT
         return found.reshape(rows, copies, each).transpose(0, 1).reshape(tuple(shape))
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
@@ -63,7 +63,7 @@ Noise = torch.Generator | RowNoise | None  # None: torch's own generator
 
 
 def uniform(shape: Sequence[int], noise: Noise, like: Tensor) -> Tensor:
-    """Draws in [0, 1), of the type and on the device of `like`."""
+    """Uniform draws in [0, 1), with the type and device of `like`."""
     if isinstance(noise, RowNoise):
         return noise.uniform(shape).to(like.dtype)
     return torch.rand(shape, generator=noise, device=like.device, dtype=like.dtype)
@@ -88,7 +88,7 @@ def gumbel(noise: Noise, like: Tensor) -> Tensor:
 class Dropout(nn.Module):
     """`nn.Dropout` by 8 random bits a value: `p` is rounded to 1/256.
 
-    noise: of the rows of a training step; without it, torch's own.
+    noise: that of a training step's rows; if None, torch's own generator is used.
     """
 
     noise: RowNoise | None = None
@@ -110,7 +110,7 @@ class Dropout(nn.Module):
 
 @contextmanager
 def dropout_noise(module: nn.Module, noise: RowNoise | None) -> Iterator[None]:
-    """Dropout in `module` draws from `noise` in this block."""
+    """Makes dropout in `module` draw from `noise` in this block."""
     layers = [layer for layer in module.modules() if isinstance(layer, Dropout)]
     before = [layer.noise for layer in layers]
     for layer in layers:

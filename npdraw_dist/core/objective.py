@@ -14,10 +14,10 @@ Gather = Callable[[Tensor], Tensor]  # a tensor (...) of each rank -> all of the
 
 
 class ParameterGroup(TypedDict):
-    """Parameters that the optimizer treats alike. lr: peak learning rate. `params` may be empty.
+    """Parameters that the optimizer treats alike. `params` may be empty.
 
-    matrices: they map features to features, so that Muon may train them. until: the share of the budget after
-    which they stay as they are.
+    lr: peak learning rate. matrices: whether they map features to features, so that Muon may train them.
+    until: share of the budget after which they are frozen.
     """
 
     params: list[nn.Parameter]
@@ -29,9 +29,10 @@ class ParameterGroup(TypedDict):
 
 @dataclass(frozen=True)
 class Stepping:
-    """The steps of Adam. beta2: decay of squared gradients. clip: largest norm of the global gradient.
+    """Settings of Adam and of its rates.
 
-    warmup: share of the budget over which the rates rise. falls: whether they fall after that.
+    beta2: decay of squared gradients. clip: largest norm of the whole gradient. warmup: share of the budget
+    over which the rates rise. falls: whether they fall at the end.
     """
 
     beta2: float = 0.99
@@ -41,42 +42,31 @@ class Stepping:
 
 
 class Objective(nn.Module, ABC):
-    """What a training stage minimises. A subclass that lacks a method raises TypeError at construction."""
+    """The loss of a training stage, with the networks that it trains."""
 
     stepping: ClassVar[Stepping] = Stepping()
 
     @abstractmethod
     def parameter_groups(self) -> list[ParameterGroup]:
-        """All trained parameters, each in one group."""
-
-    @abstractmethod
-    def networks(self) -> list[nn.Module]:
-        """The modules that are worth compiling: most of the work, and input shapes that do not change."""
-
-    def functions(self) -> list[tuple[object, str]]:
-        """What else is worth compiling: (owner, name of its method), of many small operations."""
-        return []
+        """All trained parameters; each is in exactly one group."""
 
     @abstractmethod
     def forward(self, batch: Batch, progress: float, generator: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss (B,) and metrics by name, each (B,).
 
-        progress: the share of the budget that is seen, in [0, 1]. generator: source of the noise of z and x.
+        progress: share of the budget seen so far, in [0, 1]. generator: source of the noise of z and x.
         """
 
     def settle(self, gather: Gather) -> None:
-        """Changes weights without a gradient after each step of the optimizer, alike on all ranks."""
+        """Changes weights after each step of the optimizer, without a gradient and equally on all ranks."""
 
     def may_end(self, progress: float) -> bool:
-        """Whether a validation after this share of the budget can tell that training should end."""
+        """Whether a validation after this share of the budget may end the training early."""
         return True
 
     @abstractmethod
     def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
-        """Validation metrics by name, each (B,). No training weight enters them."""
-
-
-# Schedules: pure functions of the images seen, so that a resumed run continues them exactly.
+        """Validation metrics by name, each (B,), without the weights of the training loss."""
 
 
 def ramp(images_seen: float, start: float, end: float, images: float) -> float:
@@ -85,10 +75,3 @@ def ramp(images_seen: float, start: float, end: float, images: float) -> float:
         return end
     progress = min(max(images_seen / images, 0.0), 1.0)
     return start + (end - start) * progress
-
-
-def learning_rate_factor(images_seen: float, images: float, warmup: float, fall: float) -> float:
-    """A learning-rate factor: linear from 0 over `warmup` images, 1, linear to 0 over the last `fall`."""
-    rise = (images_seen + 1) / (warmup + 1)
-    left = max(images - images_seen, 0.0) / fall if fall > 0 else 1.0
-    return min(rise, left, 1.0)

@@ -1,4 +1,4 @@
-"""The orders in which a drawing's parts are drawn, registered once.
+"""The orders in which a drawing's parts are drawn.
 
 To add an order, write its functions and one entry of ORDERS.
 Shapes: B batch, T steps, L places, S >= T steps that an edit brings together.
@@ -13,11 +13,11 @@ from torch import Tensor
 from npdraw_dist.core.grid import Grid, squared_distances_on
 from npdraw_dist.core.parts import PartSequence
 
-LAST = torch.iinfo(torch.int64).max  # a key behind all others
+LAST = torch.iinfo(torch.int64).max  # a key that sorts behind all others
 
 
 class Aligned:
-    """The authors' layout: T = L and step t is place t, so that *where* is given; whether_t may be 0."""
+    """The authors' layout: T = L, and step t draws at place t or not at all, so *where* is known."""
 
     aligned = True
 
@@ -32,9 +32,9 @@ class Aligned:
     def collect(self, steps: int, drawn: Tensor, where: Tensor, what: Tensor, step: Tensor) -> PartSequence:
         """The T `steps` of an edited drawing from (B, S) steps, of which at most T are `drawn`.
 
-        step: the index that each step had in its own drawing; T for a new one.
+        step: the index of each step in its own drawing, T for a new step.
         """
-        target = torch.where(drawn, where, steps)  # what draws nothing goes to a column that is cut off
+        target = torch.where(drawn, where, steps)  # a step without a part goes to a column that is cut off
         whether = drawn.new_zeros(len(drawn), steps + 1).scatter(1, target, drawn)
         part = what.new_zeros(len(drawn), steps + 1).scatter(1, target, what)
         places = torch.arange(steps, device=where.device).repeat(len(drawn), 1)
@@ -43,15 +43,14 @@ class Aligned:
 
 @dataclass(frozen=True)
 class Free:
-    """An order in which *where* is part of the drawing. Steps that draw come first. Methods as of Aligned.
+    """An order in which *where* is part of the drawing, and steps that draw come first. Methods: see Aligned.
 
     places: (chosen (B, L), gain (B, L), grid, T) -> (B, T) int64, the chosen places in the order in which
     they are drawn, then any others.
-    edit_key: (where (B, S), step (B, S)) -> (B, S) int64. An edited drawing is sorted by it. Among equal
-    keys, the parts that the edit adds come last.
+    edit_key: (where (B, S), step (B, S)) -> (B, S) int64, by which the steps of an edited drawing are sorted.
+    Among equal keys, the parts that the edit adds come last.
     next_key: (last (B,), grid) -> (B, L) int64, different for each place. After the place `last` (-1 before
-    the first step), the place with the smallest key of those that are left is drawn. None if the gain
-    decides.
+    the first step), the remaining place with the smallest key is drawn. None if the gain decides.
     """
 
     places: Callable[[Tensor, Tensor, Grid, int], Tensor]
@@ -75,7 +74,7 @@ class Free:
 
 
 def by_gain(chosen: Tensor, gain: Tensor) -> Tensor:
-    """(B, L), (B, L) -> (B, L) int64: the chosen places by falling gain, ties in raster order."""
+    """(B, L), (B, L) -> (B, L) int64, the chosen places by falling gain, ties in raster order."""
     return gain.masked_fill(~chosen, -torch.inf).sort(dim=1, descending=True, stable=True).indices
 
 
@@ -84,10 +83,10 @@ def _row_by_row(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
 
 
 def _nearest_next(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
-    """The first chosen place, then always the nearest that is left, by corners; ties in raster order."""
+    """The first chosen place, then always the nearest remaining one (by corners), ties in raster order."""
     distances = squared_distances_on(grid, chosen.device)
     far = grid.padded_height**2 + grid.padded_width**2  # more than any distance
-    penalty = chosen.logical_not().to(distances.dtype) * far  # places that are not left are far away
+    penalty = chosen.logical_not().to(distances.dtype) * far  # drawn and unchosen places count as far away
     place = chosen.byte().argmax(1, keepdim=True)
     where = []
     for _ in range(steps):

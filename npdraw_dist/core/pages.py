@@ -1,10 +1,7 @@
-"""Pages of pictures as files: sheets of images, the bank, previews, samples and edits; and their layout.
+"""The layout of pages of images: tiles, captions, labels and titles; and pages of samples and of named rows.
 
-To add a picture of a run, write a function here, call it in the stage that has its inputs, and name the
-file in that stage's PICTURES. `animation` has the GIFs, `measure.posters` the edits, `measure.curves` plots.
-
-Shapes: N images, K parts, C channels (1 or 3), P patch side, h x w canvas, H x W image, L places. Images are
-floats in [0, 1]; each of their pixels becomes a square of file pixels ("px").
+Shapes: N images, C channels (1 or 3), h x w canvas, H x W image. Images are floats in [0, 1]; each of their
+pixels becomes a square of file pixels ("px").
 """
 
 import io
@@ -12,36 +9,23 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from npdraw_dist.core.grid import Grid
-from npdraw_dist.core.images import png, tiled, to_canvas, to_pil
-from npdraw_dist.core.parts import PartBank
+from npdraw_dist.core.images import to_pil
 
 GUTTER = 4
 TILE = 100  # least side of an enlarged image, px
-SMALL_TILE = 80  # where many are side by side
-WIDTH = 1720  # largest width of a page, px: it fits a screen
+SMALL_TILE = 80  # the same where many are side by side
+WIDTH = 1720  # largest width of a page that fits a screen, px
 FONT = ImageFont.load_default(13)
 LINE = 20  # height of a line of text, px
 PAPER, INK, OUTLINE = (236, 236, 236), (70, 70, 70), (240, 60, 40)
-PART_TILE = 50
-PREVIEWS = 16
-MOST = 256  # samples on a page; of many more no viewer opens it
-EDIT_TILE = 224
-GREY_CHROMA = 0.06  # mean difference of a pixel's largest and least channel below which a part looks grey
-HUES = 12  # groups of equal hues, of 30 degrees each
-LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of red, green and blue (Rec. 601)
-# Differences of 0, 1/2, 1 are white, red, dark red: told apart on any background.
-DIFFERENCE_COLOURS = torch.tensor([[1.0, 1.0, 1.0], [0.86, 0.15, 0.12], [0.30, 0.0, 0.05]])
-DIFFERENCE_FACTORS = (32, 16, 8, 4, 2)
+MOST = 256  # samples on a page; viewers do not open a page of many more
 
 
 def enlarge(image: Tensor, tile: int) -> Image.Image:
-    """(C, H, W) -> RGB, each pixel a square, the longer side at least `tile` px."""
+    """(C, H, W) -> RGB. Each pixel becomes a square, and the longer side has at least `tile` px."""
     picture = to_pil(image)[0].convert("RGB")
     return ImageOps.scale(picture, math.ceil(tile / max(picture.size)), Image.Resampling.NEAREST)
 
@@ -53,7 +37,7 @@ def tile_side(images: Tensor, least: int = TILE) -> int:
 
 
 def fitting(width: int, gutter: int = GUTTER, margin: int = 0) -> int:
-    """How many tiles of `width` px are side by side on a page of WIDTH, at least one."""
+    """How many tiles of `width` px fit side by side on a page of WIDTH, at least one."""
     return max((WIDTH - margin - gutter) // (width + gutter), 1)
 
 
@@ -65,7 +49,7 @@ def arrange(
 ) -> Image.Image:
     """A page of equal tiles in reading order, with gutters between and around them.
 
-    Each caption is below its tile; all have the number of lines of the first.
+    Each caption is below its tile. All captions have as many lines as the first.
     """
     width, height = tiles[0].size
     columns = min(columns, len(tiles))
@@ -82,7 +66,7 @@ def arrange(
 
 
 def write(page: Image.Image, text: str, x: float, middle: float, anchor: str) -> None:
-    """Lines of text around the height `middle`. anchor: Pillow's, of each line."""
+    """Writes lines of text around the height `middle`. anchor: Pillow's anchor of each line."""
     lines = text.split("\n")
     for number, line in enumerate(lines):
         y = middle + LINE * (number - (len(lines) - 1) / 2)
@@ -98,7 +82,7 @@ def label_margin(labels: Sequence[str]) -> int:
 def label_rows(
     page: Image.Image, labels: Sequence[str], middles: Sequence[float] | None = None
 ) -> Image.Image:
-    """`page` with labels on the left, at the heights `middles`; None: of its equal rows."""
+    """`page` with labels on the left at the heights `middles`, or in the middle of equal rows if None."""
     margin, each = label_margin(labels), page.height / len(labels)
     page = ImageOps.expand(page, (margin, 0, 0, 0), PAPER)
     for row, label in enumerate(labels):
@@ -108,7 +92,7 @@ def label_rows(
 
 
 def with_title(page: Image.Image, title: str) -> Image.Image:
-    """`page` with a line of text above, as wide as the longer of both."""
+    """`page` with a line of text above it, widened where the text is longer."""
     wider = max(math.ceil(FONT.getlength(title)) + 4 * GUTTER - page.width, 0)
     page = ImageOps.expand(page, (0, LINE, wider, 0), PAPER)
     write(page, title, 2 * GUTTER, LINE / 2 + 2, "lm")
@@ -116,7 +100,7 @@ def with_title(page: Image.Image, title: str) -> Image.Image:
 
 
 def frame(canvas: Image.Image, box: Sequence[int], scale: int, width: int = 2) -> None:
-    """Outlines the box (top, left, bottom, right) of canvas pixels, cropped by the canvas."""
+    """Outlines the box (top, left, bottom, right), given in canvas pixels, as far as it is on the canvas."""
     top, left = (max(scale * value, 0) for value in box[:2])
     bottom, right = min(scale * box[2], canvas.height) - 1, min(scale * box[3], canvas.width) - 1
     if right > left and bottom > top:  # an attention window of DRAW may be outside
@@ -124,111 +108,13 @@ def frame(canvas: Image.Image, box: Sequence[int], scale: int, width: int = 2) -
 
 
 def sheet(images: Tensor, columns: int, tile: int, captions: Sequence[str] | None = None) -> Image.Image:
-    """(N, C, H, W) -> a page of them in reading order, each longer side at least `tile` px."""
+    """(N, C, H, W) -> a page of the images in reading order, each enlarged to at least `tile` px."""
     return arrange([enlarge(image, tile) for image in images], columns, captions)
 
 
-def save_bank(path: Path, bank: PartBank, sizes: Sequence[int]) -> None:
-    """The parts: grey ones in the bank's order, coloured ones by colour, above their index in the bank.
-
-    sizes: (K,), the number of patches, written below each part.
-    """
-    colour = bank.channels == 3
-    order = colour_order(bank.parts) if colour else list(range(len(bank)))
-    captions = [f"#{index}\n{short(sizes[index])}" if colour else short(sizes[index]) for index in order]
-    page = sheet(bank.parts[torch.tensor(order)], math.ceil(math.sqrt(2 * len(bank))), PART_TILE, captions)
-    title = f"{len(bank)} parts" + (", by colour; #: index" if colour else "")
-    with_title(page, f"{title}; below: patches").save(path, optimize=True)
-
-
-def short(number: int) -> str:
-    """12345 -> 12k: at most four characters, to fit under a narrow tile."""
-    for unit, size in (("M", 1_000_000), ("k", 1_000)):
-        if number >= size:
-            return f"{number / size:.1f}{unit}" if number < 10 * size else f"{number // size}{unit}"
-    return str(number)
-
-
-def colour_order(parts: Tensor) -> list[int]:
-    """(K, 3, P, P) -> their indices: greys first, then group by group of the hue, each from dark to light.
-
-    The hue is that of the coloured pixels: a part of a leaf on white paper is green.
-    """
-    from matplotlib.colors import rgb_to_hsv  # it takes a moment, and a model needs no page
-
-    pixels = parts.flatten(2)
-    chroma = pixels.amax(1) - pixels.amin(1)  # (K, P * P)
-    coloured = (pixels * chroma[:, None]).sum(2) / chroma.sum(1, keepdim=True).clamp(min=1e-6)
-    hue = rgb_to_hsv(coloured.clamp(0, 1).numpy())[:, 0]
-    group = ((hue * HUES + 0.5) % HUES).astype(int)  # red, on both sides of 0, is one group
-    group[chroma.mean(1).numpy() < GREY_CHROMA] = -1
-    lightness = (pixels.mean(2) * LUMA).sum(1).numpy()
-    return [int(index) for index in np.lexsort((lightness, group))]
-
-
-def looks_order(parts: Tensor) -> list[int]:
-    """(K, C, P, P) -> their indices, similar ones near each other: colours by `colour_order`, greys in about
-    sqrt(K) equal groups from dark to light, each by the first principal component."""
-    if parts.shape[1] == 3:
-        return colour_order(parts)
-    pixels = parts.flatten(1)
-    off = pixels - pixels.mean(0)
-    direction = torch.linalg.svd(off, full_matrices=False).Vh[0]
-    along = off @ (direction * direction[direction.abs().argmax()].sign())  # always the same of the two signs
-    rank = pixels.mean(1).argsort(stable=True).argsort()
-    group = rank // math.ceil(math.sqrt(len(parts)))
-    return [int(index) for index in np.lexsort((along.cpu().numpy(), group.cpu().numpy()))]
-
-
-def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
-    """images (N, C, H, W), canvases (N, C, h, w): three rows of at most 16, the last their difference at the
-    canvas's size, where the parser works, above its mean square."""
-    images, canvases = images[:PREVIEWS].cpu(), canvases[:PREVIEWS].cpu()
-    difference = to_canvas(images, images.shape[-1] // canvases.shape[-1]) - canvases
-    factor = difference_factor(difference)
-    errors = [f"MSE {error:.4f}" for error in difference.square().mean((1, 2, 3)).tolist()]
-    rows = {"image": images, "canvas": canvases}
-    last = {f"difference\nx {factor}": difference_colours(difference, factor)}
-    path.write_bytes(rows_png(rows | last, [None, None, errors]))
-
-
-def difference_factor(difference: Tensor) -> int:
-    """The factor that makes differences visible: at most one pixel in a hundred is then above 1."""
-    largest = float(difference.abs().flatten().sort().values[int(0.99 * (difference.numel() - 1))])
-    return next((factor for factor in DIFFERENCE_FACTORS if factor * largest <= 1), DIFFERENCE_FACTORS[-1])
-
-
-def difference_colours(difference: Tensor, factor: int) -> Tensor:
-    """(N, C, H, W) -> (N, 3, H, W): 0 is white; the more a channel differs, the darker is the red."""
-    size = (factor * difference.abs().amax(1, keepdim=True)).clamp(0, 1) * 2
-    white, red, dark = DIFFERENCE_COLOURS.view(3, 1, 3, 1, 1)
-    return torch.where(size < 1, white + size * (red - white), red + (size - 1) * (dark - red))
-
-
-def save_edit(
-    path: Path, canvases: Tensor, images: Tensor, names: Sequence[str], region: Tensor, grid: Grid
-) -> None:
-    """canvases (N, C, h, w) above images (N, C, H, W), a column for each name. region: (L,) bool, the places
-    whose bounding box is framed on each canvas."""
-    tile = tile_side(images, EDIT_TILE)
-    tiles = [enlarge(image, tile) for image in (*canvases, *images)]
-    if region.any():
-        corners = grid.corners.to(region.device)[region]
-        box = torch.cat([corners.amin(0), corners.amax(0) + grid.patch]).tolist()
-        for canvas in tiles[: len(canvases)]:
-            frame(canvas, box, canvas.width // grid.width)
-    page = arrange(tiles, len(names), captions=[*[""] * len(names), *names])
-    label_rows(page, ["canvas", "image"]).save(path, optimize=True)
-
-
-def bank_sheet(bank: PartBank, columns: int) -> bytes:
-    """A PNG of all parts in reading order, `columns` in a row, not enlarged, without gutters."""
-    return png(tiled(bank.parts, columns))
-
-
 def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
-    """images (N, C, H, W), canvases (N, C, h, w): a grid of pairs, canvas left and image right, or of images
-    alone, of the first MOST. At most 8 in a row, and no more than fit a page."""
+    """Writes a page of the first MOST images (N, C, H, W), each to the right of its canvas (N, C, h, w) if
+    there are canvases. A row has at most 8, and no more than fit the page."""
     images, canvases = images[:MOST], None if canvases is None else canvases[:MOST]
     columns = min(math.ceil(math.sqrt(len(images))), 8)
     if canvases is None:
@@ -244,10 +130,10 @@ def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
 def rows_png(
     rows: Mapping[str, Tensor], captions: Sequence[Sequence[str] | None] | None = None, title: str = ""
 ) -> bytes:
-    """A PNG with a labelled row of N images for each name, about as large as the largest.
+    """A PNG with a row of N images for each name, all enlarged to about the size of the largest.
 
-    captions: for each row the text below its images, or None. Rows that are wider than a page are cut into
-    blocks; each has all labels, and a gap above it.
+    captions: for each row the texts below its images, or None. Rows wider than a page are cut into blocks,
+    and each block has all labels and a gap above it.
     """
     largest = max(rows.values(), key=lambda images: max(images.shape[-2:]))
     count, margin = len(largest), label_margin(list(rows))
@@ -273,7 +159,7 @@ def rows_png(
 
 
 def stack(pages: Sequence[Image.Image], overlap: int) -> Image.Image:
-    """Pages one below the other, the first the widest. overlap: in px; negative for a gap between them."""
+    """Pages one below the other, of which the first is the widest. overlap: px; negative for a gap."""
     height = sum(page.height - overlap for page in pages) + overlap
     whole, y = Image.new("RGB", (pages[0].width, height), PAPER), 0
     for page in pages:

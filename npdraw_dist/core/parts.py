@@ -1,4 +1,4 @@
-"""What all rooms exchange: the bank of parts, sequences of steps, and batches of images with their sequences.
+"""The data that all rooms exchange: banks of parts, sequences of steps, batches of images with sequences.
 
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, H x W image.
 """
@@ -20,13 +20,13 @@ from torch import Tensor
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, png, tiled
 
-# Found by its name: clustering is of a room that stands on this one, and needs more libraries.
+# Imported by name when it is used, since the bank's room imports this one and needs more libraries.
 CLUSTERING = "npdraw_dist.bank.build:bank_of"
 SHEET = 400  # least side of a bank on a page, px
 
 
 class _Saved:
-    """Base of dataclasses whose fields are tensors with a safetensors file of their own."""
+    """Base of dataclasses of tensors that are saved as a safetensors file."""
 
     title: ClassVar[str]
     fix: ClassVar[str] = ""
@@ -38,7 +38,7 @@ class _Saved:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads what `save` wrote; raises UserError if it is not that."""
+        """Reads a file that `save` wrote. Raises UserError on any other file."""
         try:
             with safe_open(path, framework="pt") as file:
                 names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
@@ -49,7 +49,7 @@ class _Saved:
 
 @dataclass(frozen=True)
 class PartBank(_Saved):
-    """K real image patches, the codebook of *what*.
+    """A bank of K parts, which are real image patches: the codebook of *what*.
 
     parts: (K, C, P, P) float32 in [0, 1]. Raises ValueError on any other shape or type.
     """
@@ -62,10 +62,10 @@ class PartBank(_Saved):
     def of(
         cls, images: Any, size: int, patch: int, *, background: str = "black", seed: int = 0
     ) -> "PartBank":
-        """`size` parts of `patch` x `patch` pixels, from images of any kind; see `bank.build.bank_of`.
+        """A bank of `size` parts of `patch` x `patch` pixels of images of any kind; see `bank.build.bank_of`.
 
-        For a model whose canvas is smaller than its images (`spec.downscale`), make the images smaller too.
-        background: that of the model's grid.
+        If a model's canvas is smaller than its images (`spec.downscale`), the images must be as small.
+        background: the background of the model's grid.
         """
         bank: PartBank = resolve_name(CLUSTERING)(images, size, patch, background, seed)
         return bank
@@ -74,7 +74,7 @@ class PartBank(_Saved):
         """The parts of this bank, then those of the others. Raises UserError if their shapes differ."""
         for bank in others:
             if (shape := tuple(bank.parts.shape[1:])) != tuple(self.parts.shape[1:]):
-                raise UserError(f"parts of {shape} do not go beside parts of {tuple(self.parts.shape[1:])}")
+                raise UserError(f"a bank cannot have parts of {shape} and of {tuple(self.parts.shape[1:])}")
         return PartBank(torch.cat([bank.parts.to(self.parts.device) for bank in (self, *others)]))
 
     def __post_init__(self) -> None:
@@ -95,12 +95,12 @@ class PartBank(_Saved):
         return self.parts.shape[2]
 
     def _repr_html_(self) -> str:
-        """All parts in reading order, for notebooks."""
+        """A picture of all parts in reading order, for notebooks."""
         bank = f"bank of {len(self)} parts, {self.channels} x {self.patch} x {self.patch}"
         return f"<div>{bank}</div>{inline(self._sheet(), SHEET, bank)}"
 
     def _repr_png_(self) -> bytes:
-        """The same for viewers that show no HTML."""
+        """The same picture for viewers without HTML."""
         sheet = self._sheet()
         return png(sheet, math.ceil(SHEET / max(sheet.shape)))
 
@@ -119,10 +119,10 @@ def _require_steps(whether: Tensor, where: Tensor, what: Tensor, of: str = "") -
 
 
 class _Rows:
-    """Base of dataclasses whose fields are tensors that share the batch axis."""
+    """Base of dataclasses of tensors that share the batch axis."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """`function` applied to each tensor."""
+        """Applies `function` to each tensor."""
         return type(self)(*(function(value) for value in vars(self).values()))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
@@ -141,8 +141,9 @@ class _Rows:
 class PartSequence(_Rows, _Saved):
     """The latent variable z of NP-DRAW: T steps of whether, where and what (paper section 3).
 
-    whether: (B, T) bool, a part is drawn. where: (B, T) int64 in [0, L), the place; what: (B, T) int64 in
-    [0, K), the part; both ignored if whether is 0. Raises ValueError on other shapes or types.
+    whether: (B, T) bool, true where a part is drawn. where: (B, T) int64 in [0, L), its place. what: (B, T)
+    int64 in [0, K), the part. Both are ignored where whether is 0. Raises ValueError on any other shape or
+    type.
     """
 
     title: ClassVar[str] = "drawing"
@@ -167,22 +168,22 @@ class PartSequence(_Rows, _Saved):
 
     @classmethod
     def empty(cls, batch: int) -> "PartSequence":
-        """The sequences of no steps, (B, 0)."""
+        """Sequences without steps, (B, 0)."""
         none = torch.zeros(batch, 0, dtype=torch.int64)
         return cls(none.bool(), none, none)
 
     def canonical(self) -> "PartSequence":
-        """The same drawing with 0 in where and what at every step that draws nothing."""
+        """The same drawing, with where and what 0 at every step that draws nothing."""
         return PartSequence(self.whether, self.where * self.whether, self.what * self.whether)
 
 
 @dataclass(frozen=True)
 class Batch(_Rows):
-    """Images with their parses, and what else the prior is told of them: what both training stages read.
+    """Images, their parses and the conditions of the prior, as both training stages read them.
 
-    images: (B, C, H, W) uint8. whether: (B, T) bool. where, what: (B, T) of any integer type; they keep the
-    narrow type that they have on disk, and `z` widens them. condition: (B, A) int64 tokens; (B, 0) if not
-    given. Raises ValueError on other shapes or types.
+    images: (B, C, H, W) uint8. whether: (B, T) bool. where, what: (B, T) of any integer type; they have
+    the narrow type of the files, and `z` widens them. condition: (B, A) int64 tokens, or (B, 0).
+    Raises ValueError on other shapes or types.
     """
 
     images: Tensor
@@ -214,7 +215,7 @@ class Batch(_Rows):
 
     @property
     def z(self) -> PartSequence:
-        """The parses as int64. Read it once the batch is on its device."""
+        """The parses as int64. Use it only after `to`, so that the narrow types are copied."""
         return PartSequence(self.whether, self.where.long(), self.what.long())
 
     def __len__(self) -> int:
@@ -224,7 +225,7 @@ class Batch(_Rows):
         return super().to(device, non_blocking)
 
     def pin_memory(self) -> "Batch":
-        """The same in page-locked memory: a GPU copies from it while the host goes on."""
+        """The batch in page-locked memory, from which a GPU copies while the host goes on."""
         return self.map(Tensor.pin_memory)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -233,5 +234,5 @@ class Batch(_Rows):
 
 
 def _batch_of_arrays(*arrays: NDArray[Any]) -> Batch:
-    """Copies the arrays: those in Ray's object store are read-only."""
+    """Copies the arrays, since those in Ray's object store are read-only."""
     return Batch(*(torch.tensor(array) for array in arrays))

@@ -1,7 +1,7 @@
 """Pastes parts on a canvas by the maximum of their ink, for parser and renderer (paper section 3.1).
 
-The maximum of ink is that of the pixels on black and their minimum on white. A gather and a scatter give the
-canvas of the authors' one-hot codes and Gaussian filter banks without the (B, T, K, C, P, P) tensor.
+The maximum of ink is the maximum of pixels on black and their minimum on white. A gather and a scatter give
+the same canvas as the authors' one-hot codes and Gaussian filter banks, without a (B, T, K, C, P, P) tensor.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, H x W canvas.
 """
 
@@ -13,13 +13,13 @@ from npdraw_dist.core.parts import PartSequence
 
 
 def gather_parts(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:
-    """bank (K, C, P, P), z (B, T) -> (B, T, C, P, P): the part of each step, background if whether is 0."""
+    """bank (K, C, P, P), z (B, T) -> (B, T, C, P, P): each step's part, or background if whether is 0."""
     drawn = z.whether[..., None, None, None]
     return bank[z.what] * drawn if grid.background == 0 else bank[z.what].where(drawn, grid.background)
 
 
 def paste(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
-    """parts (B, T, C, P, P), where (B, T) -> canvas (B, C, H, W): most ink over steps and background.
+    """parts (B, T, C, P, P), where (B, T) -> canvas (B, C, H, W), at each pixel the most ink of all steps.
 
     Differentiable in `parts`: the gradient of a pixel goes to the part that is visible there.
     """
@@ -41,7 +41,7 @@ def paste_aligned(parts: Tensor, grid: Grid) -> Tensor:
 
 
 def paste_steps(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
-    """parts (B, T, C, P, P), where (B, T) -> (B, T, C, H, W): the canvas after each step. No gradient."""
+    """parts (B, T, C, P, P), where (B, T) -> (B, T, C, H, W), the canvas after each step. No gradient."""
     if parts.device.type != "cpu":
         return paste_steps_at_once(parts, where, grid)
     batch, steps, channels = parts.shape[:3]
@@ -61,7 +61,7 @@ def paste_steps(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
 
 
 def paste_steps_at_once(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
-    """`paste_steps` in few kernels, for a GPU. It takes four times the memory, and more time on a CPU.
+    """`paste_steps` in few kernels, for a GPU. It needs four times the memory, and is slower on a CPU.
 
     Differentiable in `parts`: the gradient of a pixel goes to the step that is visible there.
     """

@@ -1,6 +1,7 @@
-"""The reader that all pictures of users share: any size and mode becomes an image of a model.
+"""Turns a user's picture of any size and mode into an image of a model's shape.
 
-It has 8 bits, is upright, on a background where it was transparent, padded or cropped to the model's shape.
+The image has 8 bits, is upright, shows a background where the picture was transparent, and is padded or
+cropped to the shape.
 Shapes: C channels (1 or 3), H x W pixels of the image, h x w of the picture.
 """
 
@@ -19,14 +20,14 @@ from PIL import ExifTags, Image, ImageCms, UnidentifiedImageError
 
 SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".pgm", ".ppm", ".pbm", ".avif", ".heic", ".heif"),  # Pillow tells which of the last three it reads
+    *(".pgm", ".ppm", ".pbm", ".avif", ".heic", ".heif"),  # Pillow may not read the last three
 )
 MAX_PIXELS = 100_000_000  # a picture with more is refused by its header, before anything is decoded
 LARGE = 1 << 20  # pixels of the square around a picture that is shrunk by a whole factor before it is resized
-SPARE = 4  # it is then at least this many times as wide as its image
+SPARE = 4  # after that it is still at least this many times as wide as its image
 BANDS = (1, 3, 4)  # bands of an array: grey, colour, colour with transparency
 GREY = ("1", "L", "F")  # modes, beside I and its kinds
-TURNS = {  # EXIF orientation -> what puts the picture upright
+TURNS = {  # EXIF orientation -> the operation that puts the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -38,9 +39,9 @@ TURNS = {  # EXIF orientation -> what puts the picture upright
 
 
 def is_picture(path: str) -> bool:
-    """Whether a path below the data is of a picture by its suffix, not hidden, and in no hidden folder.
+    """Whether a path in the data has a picture's suffix, and neither it nor a folder on the way is hidden.
 
-    Programs keep thumbnails in such folders; `@eaDir` is that of a Synology disk.
+    Programs keep thumbnails in hidden folders; on a Synology disk the folder is `@eaDir`.
     """
     hidden = any(part.startswith(".") or part == "@eaDir" for part in path.split("/"))
     return path.lower().endswith(SUFFIXES) and not hidden
@@ -52,10 +53,10 @@ class BadPicture(ValueError):
 
 @dataclass(frozen=True)
 class Frame:
-    """What a picture becomes.
+    """The shape of an image and how a picture is fitted into it.
 
-    shape: (C, H, W). background: the colour behind it, a name or #rrggbb. fit: `pad` keeps the whole picture,
-    `crop` its centre square. most: the largest side of that square, in pixels of the picture.
+    shape: (C, H, W). background: colour behind the picture, a name or #rrggbb. fit: `pad` keeps the whole
+    picture, `crop` its centre square. most: largest side of that square, in pixels of the picture.
     """
 
     shape: tuple[int, int, int]
@@ -69,7 +70,7 @@ class Frame:
 
 
 def read_picture(source: bytes | Path, frame: Frame) -> NDArray[np.uint8]:
-    """An encoded picture, or its file -> (C, H, W). Raises BadPicture."""
+    """An encoded picture or the path of its file -> (C, H, W). Raises BadPicture."""
     with open_picture(source) as picture:
         if picture.width * picture.height > LARGE and frame.most is None:
             side = SPARE * max(frame.shape[1:])
@@ -80,9 +81,9 @@ def read_picture(source: bytes | Path, frame: Frame) -> NDArray[np.uint8]:
 def open_picture(
     source: bytes | Path, formats: tuple[str, ...] | None = None, most: int = MAX_PIXELS
 ) -> Image.Image:
-    """The picture of an encoded file, of which only the header is read. Raises BadPicture.
+    """Opens a picture and reads only its header. Raises BadPicture.
 
-    formats: names of Pillow's formats; all if None. most: pixels.
+    formats: allowed formats by Pillow's names; all if None. most: largest number of pixels.
     """
     with _reading():
         try:
@@ -99,7 +100,7 @@ def open_picture(
 
 
 def to_image(picture: Image.Image, frame: Frame) -> NDArray[np.uint8]:
-    """A picture of any mode -> (C, H, W); not resized if it has that size. Raises BadPicture."""
+    """A picture of any mode -> (C, H, W), resized only if it has another size. Raises BadPicture."""
     with _reading():
         return _framed(upright(picture), frame)
 
@@ -116,7 +117,7 @@ def from_array(values: NDArray[Any], frame: Frame) -> NDArray[np.uint8]:
 def array_picture(values: NDArray[Any], channels: int | None = None) -> Image.Image:
     """(C, H, W), (H, W, C) or (H, W) without a `pixel_fault` -> a picture of mode L, RGB or RGBA.
 
-    channels: as they are likely to be; decides where an axis at both ends could be that of the channels.
+    channels: the likely number of channels, which decides if both the first and the last axis may be theirs.
     Raises BadPicture on any other shape.
     """
     pixels = values
@@ -132,7 +133,7 @@ def array_picture(values: NDArray[Any], channels: int | None = None) -> Image.Im
 
 
 def pixel_fault(values: Any) -> str | None:
-    """Why an array or tensor holds no pixels, which are bool, uint8 or floats in [0, 1]; None if it does."""
+    """The reason why an array or tensor is invalid; None if it is bool, uint8 or floats in [0, 1]."""
     kind = str(values.dtype).removeprefix("torch.")
     if kind in ("bool", "uint8"):
         return None
@@ -149,7 +150,7 @@ def pixel_fault(values: Any) -> str | None:
 
 
 def to_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Pixels of any shape, without a `pixel_fault`, as uint8."""
+    """Pixels of any shape without a `pixel_fault` -> uint8."""
     return values if values.dtype == np.uint8 else _rounded(values * 255)
 
 
@@ -159,23 +160,23 @@ def _rounded(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def is_grey(picture: Image.Image) -> bool | None:
-    """Whether a picture has no colours, by its header; None if only its pixels tell."""
+    """Whether a picture's header says that it has no colours; None if only its pixels can tell."""
     if picture.has_transparency_data:
         return None
     return picture.mode in GREY or picture.mode.startswith("I")
 
 
 def upright(picture: Image.Image) -> Image.Image:
-    """The decoded picture of mode L, RGB or RGBA, turned as its EXIF data say. Raises BadPicture."""
+    """The decoded picture, turned by its EXIF orientation, of mode L, RGB or RGBA. Raises BadPicture."""
     with _reading():
         picture.load()
-        turn = _turn(picture)  # read first: a converted picture has lost it
+        turn = _turn(picture)  # before the conversion, which drops EXIF data
         plain = _eight_bits(picture)
         return plain if turn is None else plain.transpose(turn)
 
 
 def opaque(picture: Image.Image, background: str, mode: str) -> Image.Image:
-    """A picture of `upright`, of mode `mode` (L or RGB), with a background where it was transparent."""
+    """Converts a picture of `upright` to `mode` (L or RGB), with a background where it was transparent."""
     if picture.mode == "RGBA":
         below = Image.new("RGBA", picture.size, background)
         picture = Image.alpha_composite(below, picture).convert("RGB")
@@ -185,12 +186,12 @@ def opaque(picture: Image.Image, background: str, mode: str) -> Image.Image:
 def _turn(picture: Image.Image) -> Image.Transpose | None:
     try:
         return TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data raise errors of any type, and the picture may be whole
+    except Exception:  # damaged EXIF data raise errors of any type, while the pixels may be intact
         return None
 
 
 def _eight_bits(picture: Image.Image) -> Image.Image:
-    """A decoded picture of any mode as L, RGB or RGBA."""
+    """A decoded picture of any mode -> L, RGB or RGBA."""
     mode = picture.mode
     if mode in ("L", "RGB", "RGBA") and not ("transparency" in picture.info and mode != "RGBA"):
         return picture
@@ -209,7 +210,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 
 def _grey_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Integers of 16 bits, floats in [0, 1] or floats in [0, 255] as uint8."""
+    """16-bit integers, floats in [0, 1] or floats in [0, 255] -> uint8."""
     low, high = float(values.min()), float(values.max())
     of_floats = 1.0 if high <= 1 else 255.0
     most = 65535.0 if np.issubdtype(values.dtype, np.integer) else of_floats
@@ -227,7 +228,7 @@ def _framed(picture: Image.Image, frame: Frame) -> NDArray[np.uint8]:
     if frame.fit == "crop":
         side = min(*picture.size, frame.most or side)
         left, top = round((picture.width - side) / 2), round((picture.height - side) / 2)
-        # Cropped first: the filter of `resize(box=...)` reads pixels beyond the box.
+        # Cropped before it is resized, since the filter of `resize(box=...)` reads pixels beyond the box.
         picture = picture.crop((left, top, left + side, top + side))
     factor = side // (SPARE * max(width, height))
     if side * side > LARGE and factor > 1:
@@ -248,7 +249,7 @@ def _pixels(flat: Image.Image) -> NDArray[np.uint8]:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Makes any error a BadPicture, and keeps Pillow's warnings (EXIF, large files) from the screen."""
+    """Turns any error into a BadPicture, and hides Pillow's warnings about EXIF data and large files."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         yield

@@ -1,10 +1,9 @@
-"""What this process has and shows: optional packages, a GPU, Ray, and how much a command prints."""
+"""What this process has and shows: optional packages, a GPU, and how much a command prints."""
 
 import ctypes
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -61,12 +60,6 @@ def cpu_count() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-def ray_runs() -> bool:
-    """Whether Ray runs in this process. What can do without it does not import it, which takes seconds."""
-    ray = sys.modules.get("ray")
-    return ray is not None and ray.is_initialized()
 
 
 def device_here(use_gpu: bool | None = None, flag: str = "scale.use_gpu") -> "torch.device":

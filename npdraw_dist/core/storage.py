@@ -16,7 +16,6 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -30,25 +29,23 @@ from npdraw_dist.core.errors import UserError
 PARTIAL = ".part"  # suffix of a file that is still being written
 COPIERS = 8  # threads that send the files of a folder
 READERS = 16  # threads that read many small files
-GB = 1e9
-COMPRESSED = 0.1  # least share that compression leaves of images; scikit-learn's digits keep 0.44
 
 # pyarrow's name of a filesystem -> scheme. In an object store, a file appears as a whole when its upload is
 # complete, a rename is a copy, and folders need not be created.
 OBJECT_STORES = {"s3": "s3", "gcs": "gs", "abfs": "abfs"}
 CONNECT_S = 5  # time limit of a server's first answer; there are three attempts
-# Seconds for which a request is repeated at least; the variable holds in this process and those it starts.
+# A failed request is repeated for at least RETRY_S. The variable, which subprocesses inherit, replaces it.
 RETRY_VARIABLE, RETRY_S = "NPDRAW_STORAGE_RETRY_S", 300.0
-FIRST_PAUSE_S = 0.025  # of the AWS library's default strategy, which doubles it
+FIRST_PAUSE_S = 0.025  # first pause of the AWS library's default strategy, which doubles each pause
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
 class PatientS3(fs.S3FileSystem):  # type: ignore[misc]
-    """S3 whose requests are repeated for `limit_s` seconds, also in a process that it is sent to.
+    """S3 that repeats a failed request for `limit_s` seconds. options: arguments of `fs.S3FileSystem`.
 
-    pyarrow leaves the strategy out when it pickles a filesystem. options: of `fs.S3FileSystem`.
+    It pickles with its strategy, which pyarrow leaves out, so it also repeats requests in other processes.
     """
 
     def __init__(self, options: dict[str, Any], limit_s: float) -> None:
@@ -61,7 +58,7 @@ class PatientS3(fs.S3FileSystem):  # type: ignore[misc]
 
 
 def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
-    """The filesystem of a path or URI, and the path on it, without a trailing slash.
+    """Returns the filesystem of a path or URI, and the path on it without a trailing slash.
 
     Raises UserError if no installed library knows the scheme, if the URI contains a password, or if an object
     store does not answer, refuses the credentials or lacks the bucket.
@@ -81,7 +78,7 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
         raise UserError(f"cannot open {uri}: {error}") from None
     limit_s = float(os.environ.get(RETRY_VARIABLE, RETRY_S))
     if filesystem.type_name == "s3":
-        # A small file is sent in a single request.
+        # With a delayed open, a small file takes a single request.
         filesystem = PatientS3({**_options(filesystem), "allow_delayed_open": True}, limit_s)
     elif filesystem.type_name == "gcs":
         patience = {"retry_time_limit": timedelta(seconds=limit_s)}
@@ -98,7 +95,7 @@ def _of_uri(uri: str) -> tuple[fs.FileSystem, str]:
     except pa.ArrowInvalid as error:
         if "Unrecognized filesystem type" not in str(error):
             raise
-    import fsspec  # the other schemes; slow to load
+    import fsspec  # it knows the other schemes, and is slow to load
 
     other, path = fsspec.core.url_to_fs(uri)
     return fs.PyFileSystem(fs.FSSpecHandler(other)), path
@@ -114,7 +111,7 @@ def _refuse_password(uri: str) -> None:
 
 
 def _check_bucket(filesystem: fs.FileSystem, path: str) -> None:
-    """Raises ValueError or OSError within seconds if the first use of `path` would fail or take minutes."""
+    """Raises ValueError or OSError within seconds, where the first use of `path` would fail after minutes."""
     bucket = path.partition("/")[0]
     if not bucket:
         raise ValueError("it names no bucket")
@@ -131,7 +128,7 @@ def _options(filesystem: fs.FileSystem) -> dict[str, Any]:
 
 
 def impatient(filesystem: fs.FileSystem) -> fs.FileSystem:
-    """The same filesystem with few retries."""
+    """The same filesystem with few retries and short time limits."""
     if filesystem.type_name == "gcs":
         patience = {"retry_time_limit": timedelta(seconds=3 * CONNECT_S)}
         return fs.GcsFileSystem(**{**_options(filesystem), **patience})
@@ -143,13 +140,13 @@ def impatient(filesystem: fs.FileSystem) -> fs.FileSystem:
 
 
 def display_path(filesystem: fs.FileSystem, path: str) -> str:
-    """`path` as a user writes it: with the scheme of an object store."""
+    """`path` as a user writes it, with the scheme of an object store."""
     scheme = OBJECT_STORES.get(filesystem.type_name)
     return f"{scheme}://{path}" if scheme else path
 
 
 def is_object_store(filesystem: fs.FileSystem) -> bool:
-    """Whether it has no folders, and a file appears as a whole."""
+    """Whether the filesystem has no folders, and a file appears as a whole."""
     return filesystem.type_name in OBJECT_STORES
 
 
@@ -158,10 +155,10 @@ def is_file(filesystem: fs.FileSystem, path: str) -> bool:
 
 
 def list_files(filesystem: fs.FileSystem, path: str) -> list[tuple[str, int]]:
-    """Sorted (path, bytes) of all files under the folder `path`, or of the file `path`; [] if none."""
+    """Sorted (path, bytes) of all files under the folder `path`, or of the file `path`; [] without files."""
     selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
     try:
-        found = filesystem.get_file_info(selector)  # first: it is the one request of a full folder
+        found = filesystem.get_file_info(selector)  # a folder with files needs this request alone
     except NotADirectoryError:
         found = []
     found = found or [filesystem.get_file_info(path)]
@@ -169,10 +166,10 @@ def list_files(filesystem: fs.FileSystem, path: str) -> list[tuple[str, int]]:
 
 
 def path_of(info: fs.FileInfo) -> str:
-    """The path of a file or folder in a list. Raises UserError on a name that is not UTF-8."""
+    """The path of a listed file or folder. Raises UserError on a name that is not UTF-8."""
     try:
         return str(info.path)
-    except UnicodeDecodeError as error:  # it has the bytes of the path
+    except UnicodeDecodeError as error:  # `object` has the bytes of the path
         shown = error.object.decode(errors="backslashreplace")
         raise UserError(f"the name of {shown} is not UTF-8; rename what has a backslash here") from None
 
@@ -183,22 +180,22 @@ def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
 
 
 def in_threads(read: Callable[[Item], Found], items: Iterable[Item], threads: int = READERS) -> list[Found]:
-    """`read(item)` of each, in order, several at once: a store at a URI takes a while for each request."""
+    """[read(item) for item in items] on several threads, since a remote store is slow to answer."""
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(read, items))
 
 
 def require_readable(filesystem: fs.FileSystem, path: str) -> None:
-    """Reads a file to its end. Raises OSError, so a failing storage is told from a damaged file."""
+    """Reads a file to its end. Raises OSError if the storage fails, which tells that from a damaged file."""
     with filesystem.open_input_stream(path) as stream:
         while stream.read(1 << 20):
             pass
 
 
 def write_atomically(filesystem: fs.FileSystem, path: str, write: Callable[[Any], object]) -> None:
-    """Calls `write(stream)` on a temporary file and renames it to `path`, which is never there in part.
+    """Calls `write(stream)` on a temporary file and renames it to `path`, so that nobody sees half a file.
 
-    An object store gets the content in one piece: a stream that is closed after an error publishes a part.
+    An object store gets the content in one piece, since a stream closed after an error would publish a part.
     """
     if is_object_store(filesystem):
         buffer = io.BytesIO()
@@ -247,7 +244,7 @@ def copy(source: fs.FileSystem, start: str, target: fs.FileSystem, end: str) -> 
 
 @contextmanager
 def local_copy(filesystem: fs.FileSystem, path: str) -> Iterator[Path]:
-    """The path of a file or folder if it is local, else of a temporary copy."""
+    """Yields the path of a local file or folder, or of a temporary copy of a remote one."""
     if isinstance(filesystem, fs.LocalFileSystem):
         yield Path(path)
         return
@@ -263,7 +260,7 @@ def sha256(filesystem: fs.FileSystem, path: str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-# Where a command writes: found wrong, or too small, before anything is computed.
+# Where a command writes: a mistake is found before anything is computed.
 
 
 def _nearest_folder(path: Path) -> Path:
@@ -272,9 +269,9 @@ def _nearest_folder(path: Path) -> Path:
 
 
 def require_writable(out: str, folder: bool = False) -> None:
-    """Raises UserError if --out, a file or folder or its URI, cannot be written. Creates nothing.
+    """Raises UserError if `out`, the path or URI of a file or folder, cannot be written. Creates nothing.
 
-    It tries only scheme, credentials and bucket of a URI.
+    Of a URI it checks only the scheme, the credentials and the bucket.
     """
     filesystem, path = open_filesystem(out)
     if out.startswith(("http://", "https://")):
@@ -293,9 +290,9 @@ def require_writable(out: str, folder: bool = False) -> None:
 
 
 def require_apart(folder: str, filesystem: fs.FileSystem, path: str, what: str, flag: str) -> None:
-    """Raises UserError if `path`, where `what` is written, is the folder of the data or lies in it.
+    """Raises UserError if `path` is the folder of the data or lies in it; its files would be read as data.
 
-    What is written there would be read as data. flag: what says where it is written.
+    what: the thing written to `path`. flag: the flag that sets `path`.
     """
     of_data, root = open_filesystem(folder)
     if of_data.type_name == filesystem.type_name and PurePosixPath(path).is_relative_to(root):
@@ -305,7 +302,7 @@ def require_apart(folder: str, filesystem: fs.FileSystem, path: str, what: str, 
 
 @contextmanager
 def writing(out: str) -> Iterator[None]:
-    """Turns an error of the block, which writes to the file or folder `out`, into a UserError."""
+    """Turns an error of the block, which writes to `out`, into a UserError."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -313,34 +310,9 @@ def writing(out: str) -> Iterator[None]:
 
 
 def write_files(out: str, files: Mapping[str, bytes]) -> list[str]:
-    """Writes files, by name, to the folder or URI `out`; returns their paths. Raises UserError."""
+    """Writes `files` (name to content) to the folder or URI `out`; returns their paths. Raises UserError."""
     filesystem, path = open_filesystem(out)
     with writing(out):
         for name, content in files.items():
             write_bytes(filesystem, f"{path}/{name}", content)
     return [f"{out.rstrip('/')}/{name}" for name in files]
-
-
-@dataclass(frozen=True)
-class Size:
-    """Bytes that will be written. least: even if compression does very well; most: without compression."""
-
-    least: float = 0.0
-    most: float = 0.0
-
-    def __add__(self, other: "Size") -> "Size":
-        return Size(self.least + other.least, self.most + other.most)
-
-
-def require_space(filesystem: fs.FileSystem, folder: str, size: Size, advice: str) -> str | None:
-    """Raises UserError, with `advice`, if the least of `size` does not fit where the local `folder` will be.
-
-    Returns a warning if the most does not fit. The space of an object store is not known.
-    """
-    if not isinstance(filesystem, fs.LocalFileSystem):
-        return None
-    free = shutil.disk_usage(_nearest_folder(Path(folder))).free
-    there = f"GB, and {free / GB:,.2f} GB are free there"
-    if size.least > free:
-        raise UserError(f"{folder} needs at least {size.least / GB:,.2f} {there}; {advice}")
-    return f"{folder} may need up to {size.most / GB:,.2f} {there}" if size.most > free else None

@@ -1,7 +1,7 @@
-"""The tokens of conditions: classes by name or number, and words.
+"""Turns conditions, which are classes or words, into tokens.
 
-A token is a number of the vocabulary plus 1; 0 is no word. So a condition of zeros is none. A word that
-training did not have is read as pieces, whose entries begin with `##`.
+A token is an entry's position in the vocabulary plus 1. Token 0 is no word, so a condition of zeros is none.
+A word that training did not have is read as pieces, whose entries begin with `##`.
 Shapes: B conditions, A tokens of one, V entries of a vocabulary.
 """
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,26 +19,26 @@ from npdraw_dist.core.errors import UserError
 Condition: TypeAlias = int | str  # a class by number or name, or words
 WORD = re.compile(r"\w+")
 PIECE = "##"
-NEAREST = 3  # known ones that an error names
-# Of a vocabulary of words: the most whole ones, the most frequent first, and pieces.
+NEAREST = 3  # similar entries that an error names
+# Largest numbers of whole words, of which the most frequent stay, and of pieces.
 MOST_WHOLE, PIECES = 8192, 512
-INNER = 4  # pieces of a whole word that count
-MOST_CLASSES = 1 << 16  # with larger labels, numbers are no classes
+INNER = 4  # pieces of a whole word that enter its embedding
+MOST_CLASSES = 1 << 16  # a label that is larger than this is no class
 
 
 def as_python(value: Any) -> Any:
-    """Numbers and arrays of NumPy, torch and Arrow as Python's own, also in a list or a tuple."""
+    """Turns numbers and arrays of NumPy, torch and Arrow into Python's own, also inside a list or tuple."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return [as_python(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def plain(asked: Any, count: int | None = None) -> Condition | list[Condition]:
-    """A condition, or a list of several, of what `as_python` takes.
+def plain(given: Any, count: int | None = None) -> Condition | list[Condition]:
+    """A condition or a list of conditions, from any type that `as_python` takes.
 
-    Raises UserError on anything else, or if there are several, but not `count`.
+    Raises UserError on any other type, or on a list whose length is not `count`.
     """
-    found = as_python(asked)
+    found = as_python(given)
     if isinstance(found, int | str):
         return found
     each: list[Condition] = list(found) if isinstance(found, Iterable) else [found]
@@ -50,9 +50,9 @@ def plain(asked: Any, count: int | None = None) -> Condition | list[Condition]:
     return each
 
 
-def one_each(asked: Any, count: int) -> list[Condition]:
-    """What `plain` takes as `count` conditions: one is for all. Raises UserError."""
-    found = plain(asked, count)
+def one_each(given: Any, count: int) -> list[Condition]:
+    """`count` conditions; a single one is repeated. Takes and raises the same as `plain`."""
+    found = plain(given, count)
     return found if isinstance(found, list) else [found] * count
 
 
@@ -62,21 +62,24 @@ def words_in(text: str) -> list[str]:
 
 
 class Vocabulary:
-    """What a prior can be told (`config.networks.PriorNetwork`).
+    """The conditions that a prior takes (`config.networks.PriorNetwork`).
 
-    kind: none, class or words. entries: names of classes, or words and pieces. tokens: A.
+    entries: names of classes, or words and pieces. tokens: A. column: of the data, which has the conditions.
     """
 
-    def __init__(self, kind: str, entries: Sequence[str], tokens: int) -> None:
-        self.kind, self.entries, self.tokens = kind, entries, tokens
+    kind: ClassVar[str] = "none"
+    column: ClassVar[str] = ""
 
-    @classmethod
-    def of(cls, prior: Any) -> "Vocabulary":
+    def __init__(self, entries: Sequence[str] = (), tokens: int = 0) -> None:
+        self.entries, self.tokens = entries, tokens
+
+    @staticmethod
+    def of(prior: Any) -> "Vocabulary":
         """prior: its settings, a `config.networks.PriorNetwork`."""
-        return cls(prior.condition, prior.vocabulary, prior.condition_tokens)
+        return VOCABULARIES[prior.condition](prior.vocabulary, prior.condition_tokens)
 
     def require(self) -> None:
-        """Raises UserError if nothing can be asked for."""
+        """Raises UserError if the prior takes no condition."""
         if self.kind == "none":
             raise UserError("the model takes no condition; train one with --prior.condition class or words")
 
@@ -85,36 +88,72 @@ class Vocabulary:
         """Entry -> its token."""
         return {entry: number for number, entry in enumerate(self.entries, 1)}
 
-    @cached_property
-    def labels(self) -> list[int]:
-        """The number of each class: its name if all names are numbers, else its place."""
-        numbers = all(entry.isdecimal() and entry == str(int(entry)) for entry in self.entries)
-        return [int(entry) if numbers else place for place, entry in enumerate(self.entries)]
-
     @property
     def known(self) -> list[str]:
-        """Classes, or whole words."""
-        return [entry for entry in self.entries if not entry.startswith(PIECE)]
+        """What users can ask for."""
+        return list(self.entries)
 
     def rows(self, conditions: Sequence[Condition]) -> Tensor:
         """(B, A). Raises UserError on a class or word that is not known, and names the nearest ones."""
-        return torch.tensor([self._asked(condition) for condition in conditions])
+        self.require()
+        return torch.tensor([self.requested(condition) for condition in conditions])
 
-    def of_labels(self, labels: Tensor, classes: Sequence[str]) -> Tensor:
-        """labels (B,) of data with these names, others for unknown -> (B, 1); 0 for what the entries lack."""
-        numbers = torch.tensor([*(self.numbers.get(name, 0) for name in classes), 0])
-        known = (labels >= 0) & (labels < len(classes))
+    def requested(self, condition: Condition) -> list[int]:
+        """The A tokens of a condition. Raises UserError as `rows`."""
+        raise NotImplementedError
+
+    def read(self, values: Sequence[Any], classes: Sequence[str] = ()) -> Tensor:
+        """B values of the data's column -> (B, A), 0 for what is not known. classes: names of labels."""
+        raise NotImplementedError
+
+    def inner(self) -> Tensor:
+        """(1 + V, INNER): for each token the pieces that it is made of, beside itself; else 0."""
+        return torch.zeros(1 + len(self.entries), INNER, dtype=torch.int64)
+
+    def _nearest(self, name: str) -> str:
+        close = get_close_matches(name, self.known, NEAREST) or self.known[:NEAREST]
+        return f" (near: {', '.join(close)})"
+
+
+class Classes(Vocabulary):
+    """A class by its name or number."""
+
+    kind, column = "class", "label"
+
+    @cached_property
+    def labels(self) -> list[int]:
+        """The number of each class, which is its name if all names are numbers, or else its position."""
+        numbers = all(entry.isdecimal() and entry == str(int(entry)) for entry in self.entries)
+        return [int(entry) if numbers else place for place, entry in enumerate(self.entries)]
+
+    def requested(self, condition: Condition) -> list[int]:
+        name = str(condition)
+        if isinstance(condition, str) and name in self.numbers:
+            return [self.numbers[name]]
+        if name.isdecimal() and int(name) in self.labels:
+            return [1 + self.labels.index(int(name))]
+        raise UserError(f"the model does not know the class {name!r}{self._nearest(name)}")
+
+    def read(self, values: Sequence[Any], classes: Sequence[str] = ()) -> Tensor:
+        """values: labels. Without names of labels, they are those of the entries, in their order."""
+        names = classes or [str(number) for number in range(len(self.entries))]
+        labels = torch.tensor(values)
+        numbers = torch.tensor([*(self.numbers.get(name, 0) for name in names), 0])
+        known = (labels >= 0) & (labels < len(names))
         return numbers[torch.where(known, labels, -1)][:, None]
 
-    def read(self, texts: Sequence[str]) -> Tensor:
-        """The words of texts, (B, A), also of words that are not known: their pieces."""
-        rows = [[token for word in words_in(text) for token in self.pieces(word)] for text in texts]
-        return torch.tensor([self._padded(row) for row in rows], dtype=torch.int64).view(-1, self.tokens)
 
-    def _asked(self, condition: Condition) -> list[int]:
-        self.require()
-        if self.kind == "class":
-            return [self._class(condition)]
+class Words(Vocabulary):
+    """Words about an image."""
+
+    kind, column = "words", "words"
+
+    @property
+    def known(self) -> list[str]:
+        """Whole words."""
+        return [entry for entry in self.entries if not entry.startswith(PIECE)]
+
+    def requested(self, condition: Condition) -> list[int]:
         words = words_in(str(condition))
         if not words:
             raise UserError(f"the condition {condition!r} has no word")
@@ -125,22 +164,15 @@ class Vocabulary:
             raise UserError(f"the condition {condition!r} has more than {self.tokens} words")
         return self._padded([self.numbers[word] for word in words])
 
-    def _class(self, condition: Condition) -> int:
-        name = str(condition)
-        if isinstance(condition, str) and name in self.numbers:
-            return self.numbers[name]
-        if name.isdecimal() and int(name) in self.labels:
-            return 1 + self.labels.index(int(name))
-        raise UserError(f"the model does not know the class {name!r}{self._nearest(name)}")
-
-    def _nearest(self, name: str) -> str:
-        close = get_close_matches(name, self.known, NEAREST) or self.known[:NEAREST]
-        return f" (near: {', '.join(close)})"
+    def read(self, values: Sequence[Any], classes: Sequence[str] = ()) -> Tensor:
+        """values: texts. A word that is not known is read as its pieces."""
+        rows = [[token for word in words_in(text) for token in self.pieces(word)] for text in values]
+        return torch.tensor([self._padded(row) for row in rows], dtype=torch.int64).view(-1, self.tokens)
 
     def pieces(self, word: str, longest: int | None = None) -> list[int]:
-        """The longest entry that begins what is left of the word, again and again; a letter without one goes.
+        """Cuts a word into entries, always the longest that fits next; a letter without one is dropped.
 
-        longest: letters of the first one at most; None: the word itself if it is known.
+        longest: most letters of the first piece. If None, a known word is its own only piece.
         """
         found, start = list[int](), 0
         while start < len(word):
@@ -157,22 +189,23 @@ class Vocabulary:
         return found
 
     def inner(self) -> Tensor:
-        """(1 + V, INNER): for each token the pieces that its word is made of, beside itself; else 0."""
-        found = torch.zeros(1 + len(self.entries), INNER, dtype=torch.int64)
-        if self.kind == "words":
-            for word in self.known:
-                pieces = self.pieces(word, len(word) - 1)[:INNER]
-                found[self.numbers[word], : len(pieces)] = torch.tensor(pieces, dtype=torch.int64)
+        found = super().inner()
+        for word in self.known:
+            pieces = self.pieces(word, len(word) - 1)[:INNER]
+            found[self.numbers[word], : len(pieces)] = torch.tensor(pieces, dtype=torch.int64)
         return found
 
     def _padded(self, tokens: Sequence[int]) -> list[int]:
         return [*tokens, *[0] * self.tokens][: self.tokens]
 
 
-def learned(counts: Mapping[str, int]) -> tuple[str, ...]:
-    """The entries of a vocabulary: the words by frequency, then pieces by byte-pair merges of them.
+VOCABULARIES = {of.kind: of for of in (Vocabulary, Classes, Words)}
 
-    counts: how often each word comes. (Sennrich et al. 2016 for the merges.)
+
+def learned(counts: Mapping[str, int]) -> tuple[str, ...]:
+    """The entries of a vocabulary: words by frequency, then their pieces by byte-pair merges.
+
+    counts: the number of times that each word occurs. Merges: Sennrich et al. 2016.
     """
     if not counts:
         return ()

@@ -18,7 +18,6 @@ from npdraw_dist.config.prepared import MAKER, Prepared
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.made_by import fingerprint
-from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.vocabulary import MOST_CLASSES
 from npdraw_dist.data.parquet import digest_of, images_to_parquet
 from npdraw_dist.data.repeats import Hash, hash_of, repeated_ids, write_hashes
@@ -26,7 +25,8 @@ from npdraw_dist.data.rows import RejectLimit, Rows, check_rejects, reject_lines
 from npdraw_dist.data.shard_folder import DONE, ShardFacts, ShardFolder, Written
 from npdraw_dist.data.shards import Piece, Source
 from npdraw_dist.data.splits import SPLITS, Split
-from npdraw_dist.data.tasks import Pool, map_items
+from npdraw_dist.distributed.start import ray_runs
+from npdraw_dist.distributed.tasks import Pool, map_items
 
 Format = Literal["parquet", "webdataset"]
 Encode = Callable[[Rows, str, Sequence[str]], bytes]  # rows of a split, and the names of the classes

@@ -16,9 +16,9 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from npdraw_dist.core.process import ray_runs
 from npdraw_dist.core.storage import path_of
-from npdraw_dist.data.tasks import map_items
+from npdraw_dist.distributed.start import ray_runs
+from npdraw_dist.distributed.tasks import map_items
 
 SCHEMA = pa.schema([("path", pa.large_string()), ("size", pa.int64()), ("modified", pa.int64())])
 ROWS = 1 << 16  # files of a piece of a table
@@ -91,20 +91,23 @@ def _table(files: Iterable[File]) -> pa.Table:
     return pa.concat_tables([SCHEMA.empty_table(), *pieces])
 
 
-def _top_folders(filesystem: fs.FileSystem, root: str) -> list[str]:
-    selector = fs.FileSelector(root, allow_not_found=True)
+def _infos(filesystem: fs.FileSystem, folder: str, deep: bool) -> list[fs.FileInfo]:
+    """What a store lists below a folder; nothing if there is no such folder."""
     try:
-        top = filesystem.get_file_info(selector)
+        return filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=deep))
     except NotADirectoryError:
         return []
+
+
+def _top_folders(filesystem: fs.FileSystem, root: str) -> list[str]:
+    top = _infos(filesystem, root, deep=False)
     return sorted(path_of(info).rpartition("/")[2] for info in top if info.type == fs.FileType.Directory)
 
 
 def _select(filesystem: fs.FileSystem, root: str, folder: str, deep: bool = True) -> Iterator[File]:
     """The files of a folder below `root`, "" for the root itself, as the store lists them."""
     start = len(root) + 1 if root else 0
-    where = "/".join(filter(None, (root, folder)))
-    for info in filesystem.get_file_info(fs.FileSelector(where, allow_not_found=True, recursive=deep)):
+    for info in _infos(filesystem, "/".join(filter(None, (root, folder))), deep):
         if info.type == fs.FileType.File:
             yield path_of(info)[start:], info.size, info.mtime_ns
 

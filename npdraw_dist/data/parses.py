@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -118,24 +118,18 @@ class Told:
 
     @property
     def column(self) -> str:
-        return "label" if self.vocabulary.kind == "class" else "words"
+        return self.vocabulary.column
 
     def read(self, table: pa.Table) -> Tensor:
         """(N, A) tokens of the rows of a table."""
-        if self.vocabulary.kind == "class":
-            return self._of_labels(table["label"].to_numpy())
-        texts = table["words"].to_pylist() if "words" in table.column_names else [""] * len(table)
-        return self.vocabulary.read(texts)
+        has = self.column in table.column_names
+        values = table[self.column].to_numpy() if has else [""] * len(table)
+        return self.vocabulary.read(values, self.classes)
 
     def of_rows(self, rows: Rows) -> Tensor:
         """(N, A) tokens of rows as a source gives them."""
-        if self.vocabulary.kind == "class":
-            return self._of_labels(rows.known_labels())
-        return self.vocabulary.read(rows.words or [""] * len(rows))
-
-    def _of_labels(self, labels: NDArray[np.int64]) -> Tensor:
-        classes = self.classes or [str(number) for number in range(len(self.vocabulary.entries))]
-        return self.vocabulary.of_labels(torch.tensor(labels), classes)
+        values: dict[str, Any] = {"label": rows.known_labels(), "words": rows.words or [""] * len(rows)}
+        return self.vocabulary.read(values[self.column], self.classes)
 
 
 @dataclass(frozen=True)

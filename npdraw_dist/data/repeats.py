@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from npdraw_dist.core.storage import in_threads, read_bytes, write_bytes
-from npdraw_dist.data.tasks import map_items
+from npdraw_dist.distributed.tasks import map_items
 
 Hash = tuple[int, int]  # 128 bits, so that two ids of a billion do not share one
 Hashes = NDArray[np.uint64]  # (N, 3), sorted by the first column: two halves of a hash, number of the shard

@@ -91,12 +91,11 @@ def _edit(command: Edit, edits: "Edits") -> None:
     """Writes what is asked. Raises UserError, before anything is written, if A, B or a region is none."""
     import torch
 
-    from npdraw_dist.core import editing
-    from npdraw_dist.core.animation import save_interpolation
-    from npdraw_dist.core.editing import parse_move, parse_region
     from npdraw_dist.core.images import png
-    from npdraw_dist.core.pages import save_edit
+    from npdraw_dist.edit.pictures import save_edit, save_interpolation
     from npdraw_dist.measure.posters import save_completions
+    from npdraw_dist.nn import editing
+    from npdraw_dist.nn.editing import parse_move, parse_region
     from npdraw_dist.pipeline.sample import local_folder
 
     model, grid = edits.model, edits.model.grid

@@ -14,16 +14,21 @@ from torch import Tensor
 from npdraw_dist.config.load import read_file, validated
 from npdraw_dist.config.schema import Seed
 from npdraw_dist.config.section import Section
-from npdraw_dist.core import editing
-from npdraw_dist.core.editing import parse_region
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.grid import Grid
+from npdraw_dist.core.pages import arrange, enlarge, frame, label_rows, tile_side
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import BadPicture, Frame, read_picture
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.measure.posters import CompletionRow, EditRow, save_completions, save_edits
+from npdraw_dist.nn import editing
+from npdraw_dist.nn.animation import gif
 from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.editing import parse_region
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import SplitImages, image_with_id
+
+EDIT_TILE = 224  # least side of an image, px
 
 
 class CompletionEntry(Section):
@@ -165,3 +170,27 @@ class Edits:
             written.append(folder / "completions.png")
             save_completions(written[-1], completions, grid)
         return written
+
+
+def save_edit(
+    path: Path, canvases: Tensor, images: Tensor, names: Sequence[str], region: Tensor, grid: Grid
+) -> None:
+    """canvases (N, C, h, w) above images (N, C, H, W), a column for each name. region: (L,) bool, the places
+    whose bounding box is framed on each canvas."""
+    tile = tile_side(images, EDIT_TILE)
+    tiles = [enlarge(image, tile) for image in (*canvases, *images)]
+    if region.any():
+        corners = grid.corners.to(region.device)[region]
+        box = torch.cat([corners.amin(0), corners.amax(0) + grid.patch]).tolist()
+        for canvas in tiles[: len(canvases)]:
+            frame(canvas, box, canvas.width // grid.width)
+    page = arrange(tiles, len(names), captions=[*[""] * len(names), *names])
+    label_rows(page, ["canvas", "image"]).save(path, optimize=True)
+
+
+def save_interpolation(path: Path, canvases: Tensor, images: Tensor) -> None:
+    """An endless GIF with a frame for each canvas (N, C, h, w) and image (N, C, H, W); the last is longer."""
+    tile = tile_side(images, EDIT_TILE)
+    pairs = zip(canvases, images, strict=True)
+    frames = [arrange([enlarge(image, tile) for image in pair], 2) for pair in pairs]
+    path.write_bytes(gif(frames, grey=images.shape[1] == 1))

@@ -33,10 +33,10 @@ def main(argv: Sequence[str]) -> None:
 
 def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
     from npdraw_dist.core.storage import require_writable
+    from npdraw_dist.distributed.start import placed
     from npdraw_dist.evaluate import protocol
     from npdraw_dist.pipeline.inputs import find_run
     from npdraw_dist.pipeline.models import chosen_model, publish
-    from npdraw_dist.training.workers import placed
 
     flags["model"] = chosen_model(flags["model"])
     settings: EvaluationSettings = validate(EvaluationSettings, protocol.with_defaults(flags))
@@ -50,7 +50,7 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
     if settings.scale.here:
         device_here(settings.scale.use_gpu)
     else:
-        from npdraw_dist.training.cluster import require_gpu
+        from npdraw_dist.distributed.resources import require_gpu
 
         require_gpu(settings.scale)
     result, written = protocol.evaluate(settings, "num_workers" in flags.get("scale", {}), out)

@@ -16,10 +16,9 @@ from npdraw_dist.config.spec import Spec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.made_by import command_line
 from npdraw_dist.core.storage import open_filesystem, sha256, write_bytes, write_text, writing
-from npdraw_dist.data.identity import identify
 from npdraw_dist.data.parses import Told
 from npdraw_dist.data.rows import check_rejects
-from npdraw_dist.data.shards import Source, open_source
+from npdraw_dist.data.shards import Source
 from npdraw_dist.data.splits import Split
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.evaluate.work import SAMPLES, Evaluation, plan_work, pool_of
@@ -28,7 +27,7 @@ from npdraw_dist.measure.features import ExtractorFile, find_extractor
 from npdraw_dist.measure.metrics import METRICS, format_metrics, group
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.inputs import find_run, record_opening_of, require_split
+from npdraw_dist.pipeline.inputs import find_run, open_images, record_opening_of, require_split
 from npdraw_dist.pipeline.models import load_model, read_spec
 from npdraw_dist.pipeline.sample import reconstructions
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
@@ -85,7 +84,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     data = _checked_data(settings, model.spec)
     file = find_extractor(*settings.extractor_flags, model.spec.image_shape)
     split_seed = require_split(settings.model, model.spec, data, settings.split_seed)
-    source = open_source(data, split_seed)
+    source, inputs = open_images(settings.model, data, split_seed, split)
     shards, total = source.shards(split), source.count(split)
     if not shards:
         raise UserError(f"the data have no split {split!r}: it has no image")
@@ -93,7 +92,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if settings.edits and not model.has_regions:
         raise UserError(f"--edits: a model of kind {model.spec.kind} has nothing of a region; leave it out")
     if not scale.here:
-        from npdraw_dist.training.launch import start_ray
+        from npdraw_dist.distributed.start import start_ray
 
         start_ray(scale)
     pool = pool_of(scale, sized_pool)
@@ -110,7 +109,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if settings.images is None:
         check_rejects(result["rejected"], result["n"] + result["rejected"], data, listed=False)
     protocol = {
-        **_protocol(settings, model, source),
+        **_protocol(settings, model, source, inputs),
         "split_seed": split_seed,
         "ids_sha256": hashlib.sha256("\n".join(ids).encode()).hexdigest(),
         "distance": "none: neither --fid-weights nor --extractor was given",
@@ -158,9 +157,11 @@ def _checked_data(settings: EvaluationSettings, spec: Spec) -> DataConfig:
     return data.model_copy(update={"binarize": spec.binarize})
 
 
-def _protocol(settings: EvaluationSettings, model: GenerativeModel, source: Source) -> dict[str, Any]:
+def _protocol(
+    settings: EvaluationSettings, model: GenerativeModel, source: Source, inputs: str | None
+) -> dict[str, Any]:
+    """inputs: the digest of the training images; None if it is not known."""
     filesystem, path = open_filesystem(settings.model)
-    inputs = identify(source.inputs).digest
     known = None if model.spec.data is None else model.spec.data.inputs
     return {
         "model": settings.model,
@@ -176,7 +177,7 @@ def _protocol(settings: EvaluationSettings, model: GenerativeModel, source: Sour
         "noise": f"seeded by shard, batch of {BATCH} and {K_CHUNK} importance samples; nothing is padded",
         "seed": settings.seed,
         "inputs": inputs,
-        "data_of_training": "unknown" if known is None else "same" if inputs == known else "other",
+        "data_of_training": "unknown" if None in (inputs, known) else "same" if inputs == known else "other",
     }
 
 

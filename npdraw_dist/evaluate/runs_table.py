@@ -26,7 +26,7 @@ SHOWN_SAMPLES = 12
 # What must be equal for two runs to be in one table.
 SAME = ("data", "split", "images", "ids_sha256", "binarize", "nll", "distance")
 # Data settings that may differ: they are of a run's own training images, or of its disk.
-OWN = {"fraction", "valid_fraction", "path", "seed", "splits"}
+OWN = {"fraction", "valid_fraction", "path", "seed", "splits", "classes"}
 
 
 @dataclass(frozen=True)

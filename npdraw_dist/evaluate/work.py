@@ -22,12 +22,14 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import device_here, ray_runs
+from npdraw_dist.core.process import device_here
 from npdraw_dist.data.parses import Told
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.splits import unit_hash
-from npdraw_dist.data.tasks import Loaded, Pool, map_items
+from npdraw_dist.distributed.resources import listed, ray_share, room
+from npdraw_dist.distributed.start import ray_runs
+from npdraw_dist.distributed.tasks import Loaded, Pool, map_items
 from npdraw_dist.evaluate.edits import measure_edits
 from npdraw_dist.evaluate.measure import Measure
 from npdraw_dist.evaluate.settings import EvaluationSettings
@@ -37,7 +39,6 @@ from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.progress import console, stage_progress
 from npdraw_dist.pipeline.scores import BATCH, bank_usage, part_counts, summary
-from npdraw_dist.training.workers import asked_of_ray, listed, room
 
 SAMPLES = 64  # samples of a batch, which has noise of its own seed
 REAL, GENERATED = 2**32 - 3, 2**32 - 4  # keep the seeds apart
@@ -66,7 +67,7 @@ def pool_of(scale: ScaleConfig, sized: bool) -> Pool:
     """
     if scale.here:
         return Pool(1, float(device_here(scale.use_gpu).type == "cuda"))
-    from npdraw_dist.training.cluster import living_nodes, plan_workers
+    from npdraw_dist.distributed.resources import living_nodes, plan_workers
 
     one = {"num_workers": 1, "cpus_per_worker": 1}
     plan_workers(scale.model_copy(update=one), lambda line: console.print(line, markup=False))
@@ -75,7 +76,7 @@ def pool_of(scale: ScaleConfig, sized: bool) -> Pool:
     gpu = scale.use_gpu is not False and with_gpus > 0
     slots = max(with_gpus if gpu else sum(node.cpus for node in nodes), 1)
     size = min(scale.most_workers, slots) if sized else slots
-    return Pool(size, asked_of_ray(scale.gpus_per_worker) if gpu else 0.0)
+    return Pool(size, ray_share(scale.gpus_per_worker) if gpu else 0.0)
 
 
 def run(title: str, items: Sequence[Any], total: int, work: Any, pool: Pool | None = None) -> list[Any]:
@@ -85,7 +86,7 @@ def run(title: str, items: Sequence[Any], total: int, work: Any, pool: Pool | No
     actor now. Raises the UserError that an item raises.
     """
     if pool is not None and pool.gpus and ray_runs():
-        from npdraw_dist.training.cluster import free_now, living_nodes
+        from npdraw_dist.distributed.resources import free_now, living_nodes
 
         if not room([free_now()], 0, pool.gpus):
             console.print(f"{title}: waits for a free GPU; nodes: {listed(living_nodes())}")

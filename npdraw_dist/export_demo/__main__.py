@@ -37,8 +37,8 @@ def main(argv: Sequence[str]) -> None:
 
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.core.storage import open_filesystem, require_writable, write_text
-    from npdraw_dist.export_demo.page import Facts, demo_page, license_of, name_of
-    from npdraw_dist.pipeline.models import chosen_model, load_npdraw
+    from npdraw_dist.export_demo.page import Facts, demo_page, license_of
+    from npdraw_dist.pipeline.models import chosen_model, load_npdraw, name_of
 
     require_writable(command.out)
     folder = chosen_model(command.model)

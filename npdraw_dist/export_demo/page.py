@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist import __version__
+from npdraw_dist.baselines.authors.network import CanvasPrior, StridedDecoder
 from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import is_file, open_filesystem, read_bytes
 from npdraw_dist.nn.appearance import LOG_STD, Appearance, GlobalAppearance, LocalAppearance
-from npdraw_dist.nn.authors.network import CanvasPrior, StridedDecoder
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.likelihoods import (
     MAX_LOG_SCALE,
@@ -163,13 +162,6 @@ def reference(model: NPDraw) -> dict[str, Any]:
         "log_prob": round(float(model.prior_log_prob(z)[0]), 3),
         "pixels": [round(value, 4) for value in pixels[::every][: len(pixels) // every].tolist()],
     }
-
-
-def name_of(where: str) -> str:
-    """The last name in the path, URI or hub id; of a run's folder `model` that of the run."""
-    path = str(Path(where).resolve()) if "://" not in where and Path(where).exists() else where
-    names = [name for name in path.split("/") if name not in ("", "model")]
-    return names[-1] if names else "NP-DRAW"
 
 
 def license_of(folder: str) -> str:

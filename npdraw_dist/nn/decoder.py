@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from npdraw_dist.nn.blocks import ResidualBlock, group_norm
+from npdraw_dist.nn.blocks import ExactConv2d, ResidualBlock, group_norm
 from npdraw_dist.nn.likelihoods import CanvasStart
-from npdraw_dist.nn.tf32 import Tf32Conv2d
 
 
 class Decoder(nn.Module):
@@ -40,7 +39,7 @@ class Decoder(nn.Module):
             nn.Conv2d(width, fine * (2 * upscale) ** 2, 1),
             nn.PixelShuffle(2 * upscale),
         )
-        self.last = Tf32Conv2d(fine + channels, outputs, 3, padding=1)
+        self.last = ExactConv2d(fine + channels, outputs, 3, padding=1)
         nn.init.normal_(self.last.weight, std=0.02)
         assert self.last.bias is not None
         with torch.no_grad():

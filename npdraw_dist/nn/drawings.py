@@ -6,7 +6,7 @@ Shapes: B drawings, T steps, C channels, P patch side, h x w canvas, H x W image
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +19,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, png, tiled, to_pil
 from npdraw_dist.core.pages import save_samples
 from npdraw_dist.core.parts import PartSequence
-
-if TYPE_CHECKING:
-    from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.networks import Networks
 
 SHOWN = 16  # drawings of a batch on a page
 COLUMNS, ENLARGED = 8, 2  # drawings in a row of a picture; factor of their size
@@ -38,7 +36,7 @@ class Drawings:
     z: PartSequence
     canvas: Tensor
     u: Tensor | None
-    model: "NPDraw" = field(repr=False)
+    model: Networks = field(repr=False)
 
     @cached_property
     def images(self) -> Tensor:

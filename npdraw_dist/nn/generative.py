@@ -1,4 +1,4 @@
-"""What NP-DRAW and the baselines have in common.
+"""What all kinds of models have in common.
 
 Shapes: k draws, B images, N samples, A of them animated, T steps, C channels, H x W image, h x w canvas.
 """
@@ -11,11 +11,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from npdraw_dist.config.networks import VAEConfig
 from npdraw_dist.config.spec import Spec
-from npdraw_dist.core.animation import GROWING_FRAMES, generation_gif
 from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.images import require_images, to_batch
 from npdraw_dist.core.noise import Noise
+from npdraw_dist.core.objective import Objective
+from npdraw_dist.nn.animation import GROWING_FRAMES, generation_gif
 from npdraw_dist.nn.likelihoods import binarized, make_likelihood
 from npdraw_dist.nn.relaxations import total_kl
 
@@ -79,6 +81,7 @@ class SampleTrace:
 class GenerativeModel(nn.Module, ABC):
     """p(x|z) p(z) with an encoder q(z|x). A subclass that lacks a method raises TypeError at construction."""
 
+    title: ClassVar[str]  # what reports call the kind
     spec: Spec
     has_regions: ClassVar[bool] = True  # whether `swapped` has something of a region
 
@@ -160,6 +163,14 @@ class GenerativeModel(nn.Module, ABC):
         return x.to(next(self.parameters()).dtype)
 
     @abstractmethod
+    def objective(self, config: VAEConfig) -> "ModelObjective":
+        """What stage `vae` minimises to train the model."""
+
+    def describe(self, x: Tensor) -> dict[str, Tensor]:
+        """x (B, C, H, W) -> what the encoder finds in it, by name, each (B,). Nothing by default."""
+        return {}
+
+    @abstractmethod
     def features(self, images: Any) -> Tensor:
         """Images of any kind -> (B, D), what the encoder sees in them. Raises UserError as `as_input`."""
 
@@ -188,6 +199,17 @@ class GenerativeModel(nn.Module, ABC):
     @abstractmethod
     def sample_trace(self, n: int, generator: Noise = None, temperature: float | None = None) -> SampleTrace:
         """n samples, the first ANIMATED of them step by step."""
+
+
+class ModelObjective(Objective):
+    """The objective of a whole model."""
+
+    model: GenerativeModel
+    config: VAEConfig
+
+    def __init__(self, model: GenerativeModel, config: VAEConfig) -> None:
+        super().__init__()
+        self.model, self.config = model, config
 
 
 def at_centres(inside: Tensor, centres: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
@@ -19,8 +19,7 @@ from safetensors.torch import load_model
 
 from npdraw_dist import __version__
 from npdraw_dist.config.registry import KINDS
-from npdraw_dist.config.registry import load as load_code
-from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_type
+from npdraw_dist.config.spec import BaselineSpec, ModelSpec, Spec, spec_type
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import png, tiled
 from npdraw_dist.core.made_by import stamp, version_of
@@ -32,6 +31,9 @@ SAMPLES_FILE = "samples.png"
 # Keys of the results that are not rows of the table.
 PROTOCOL = ("split", "n", "k", "protocol")
 SAMPLES, COLUMNS, ENLARGED = 64, 8, 3  # on the picture of a card
+
+
+Model = TypeVar("Model", bound="HubModel")
 
 
 class HubModel(GenerativeModel, PyTorchModelHubMixin):
@@ -56,9 +58,8 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
         """
         said = str(pretrained_model_name_or_path)
         model: Any = load_from(model_folder(said, token=token, **options), said)
-        if type(model) is not cls:
-            title = KINDS[model.spec.kind].title
-            raise UserError(f"{said} holds a model of kind {title}; take npdraw_dist.load({said!r})")
+        if not isinstance(model, cls):
+            raise UserError(f"{said} holds a model of kind {model.title}; take npdraw_dist.load({said!r})")
         return model
 
     def save_pretrained(  # type: ignore[override]  # huggingface_hub's has more arguments, which it passes on
@@ -115,9 +116,17 @@ def config_of(spec: ModelSpec | BaselineSpec, results: Mapping[str, Any] | None)
     return config if results is None else {**config, "results": dict(results)}
 
 
+def class_of(spec: Spec, base: type[Model]) -> type[Model]:
+    """The class of models of this spec. Raises UserError unless it is a subclass of `base`."""
+    found: type = KINDS[spec.kind]
+    if not issubclass(found, base):
+        raise UserError(f"the kind {spec.kind} is a {found.__name__}, which is no {base.__name__}")
+    return found
+
+
 def make_model(spec: ModelSpec | BaselineSpec) -> HubModel:
     """An untrained model."""
-    return load_code(KINDS[spec.kind].code)(spec)
+    return class_of(spec, HubModel)(spec)  # type: ignore[type-abstract]  # a subclass of it
 
 
 def load(where: str | Path) -> HubModel:

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from npdraw_dist.config.registry import LIKELIHOODS, load
 from npdraw_dist.core.images import to_float
 from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.nn.relaxations import categorical_sample
@@ -187,8 +186,15 @@ class DiscretizedLogisticMixture(Likelihood):
         return (torch.cat(y, 1) + 1) / 2
 
 
+CLASSES: dict[str, type[Likelihood]] = {
+    "bernoulli": Bernoulli,
+    "logistic": DiscretizedLogistic,
+    "logistic_mixture": DiscretizedLogisticMixture,
+}
+
+
 def make_likelihood(name: str, channels: int, components: int = 10) -> Likelihood:
-    return load(LIKELIHOODS[name].code)(channels, components)
+    return CLASSES[name](channels, components)
 
 
 def binarized(images: Tensor, how: str, generator: Noise) -> Tensor:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core import editing
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.images import require_images
@@ -23,17 +22,19 @@ from npdraw_dist.core.orders import ORDERS, Free
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import gather_parts, paste_steps, render
 from npdraw_dist.core.vocabulary import Condition, Vocabulary, plain
+from npdraw_dist.nn import editing
+from npdraw_dist.nn.animation import ANIMATED, GROWING_FRAMES
 from npdraw_dist.nn.appearance import Inferred, make_appearance
-from npdraw_dist.nn.authors.network import CanvasPrior, FlatPosterior, PlacedLayout, StridedDecoder
 from npdraw_dist.nn.decoder import Decoder
-from npdraw_dist.nn.generative import Importance, seeded
+from npdraw_dist.nn.generative import Importance, SampleTrace, seeded
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import CanvasStart
-from npdraw_dist.nn.posterior import Posterior
+from npdraw_dist.nn.posterior import Posterior, StepPosterior
 from npdraw_dist.nn.prior import GivenPrior, Prior, StepPrior
 from npdraw_dist.nn.steps import AlignedLayout, FreeLayout, StepLogits, log_prob
 
 CHOICES = ("whether", "where", "what")  # each has a temperature of its logits; *where* seldom has logits
+ALIGNED_FRAMES = 16  # a drawing place by place looks like a printer with a frame for each part
 COLDEST = 0.05  # the lowest temperature of q
 
 
@@ -58,11 +59,34 @@ class Networks(HubModel):
         self.register_buffer("bank_parts", parts)
         # Divides q's logits of each choice. Hard draws train it, `fit_temperature` fits it.
         self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
-        self.prior = make_prior(spec)
-        self.posterior = make_posterior(spec)
-        self.layout = make_layout(spec)
-        self.decoder = make_decoder(spec, self.likelihood.canvas_start())
+        self.prior = self.make_prior(spec)
+        self.posterior = self.make_posterior(spec)
+        self.layout = self.make_layout(spec)
+        self.decoder = self.make_decoder(spec, self.likelihood.canvas_start())
         self.appearance = make_appearance(spec)
+
+    # A subclass with other networks overrides these.
+
+    @classmethod
+    def make_prior(cls, spec: ModelSpec) -> StepPrior:
+        return Prior(spec)
+
+    @classmethod
+    def make_posterior(cls, spec: ModelSpec) -> StepPosterior:
+        return Posterior(spec)
+
+    @classmethod
+    def make_layout(cls, spec: ModelSpec) -> AlignedLayout | FreeLayout:
+        order = ORDERS[spec.order]
+        if isinstance(order, Free):
+            return FreeLayout(order, spec.grid, spec.steps)
+        return AlignedLayout()
+
+    @classmethod
+    def make_decoder(cls, spec: ModelSpec, start: CanvasStart) -> nn.Module:
+        """start: what the likelihood's parameters are made of at first (`Likelihood.canvas_start`)."""
+        sizes, background = (spec.decoder_width, spec.decoder_depth, spec.downscale), spec.grid.background
+        return Decoder(start, *sizes, background, spec.dropout)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -177,6 +201,21 @@ class Networks(HubModel):
         for part, latents in zip(parts, of_parts, strict=True):
             yield self.likelihood_of(part, latents)
 
+    @torch.no_grad()
+    def trace(self, z: PartSequence, u: Tensor | None = None) -> SampleTrace:
+        """The images of z and u; the first ANIMATED also have the canvas after each step and its image."""
+        canvas, few = self.render(z), z[:ANIMATED]
+        steps = self.render(few, steps=True)
+        each = None if u is None else u[:ANIMATED].repeat_interleave(steps.shape[1], 0)
+        decoded = self.decode(steps.flatten(0, 1), each).view(*steps.shape[:2], *self.spec.image_shape)
+        corners = self.grid.corners.to(z.where.device)[few.where]
+        sides = torch.full_like(few.where, self.grid.patch)
+        codes = {"whether": z.whether, "where": z.where, "what": z.what}
+        if u is not None:
+            codes["appearance"] = u
+        made = (self.decode(canvas, u), canvas, steps, decoded, few.whether, corners, sides, codes)
+        return SampleTrace(*made, ALIGNED_FRAMES if self.spec.aligned else GROWING_FRAMES)
+
     def infer_appearance(self, x: Tensor, canvas: Tensor) -> Inferred | None:
         """q(u|x, canvas) and p(u|canvas) of images and canvases; None if the model has no such latent."""
         return None if self.appearance is None else self.appearance.infer(x, canvas)
@@ -238,27 +277,3 @@ class Networks(HubModel):
             return Importance(log_w, found.log_p, {**terms.kl, **found.kl})
 
         return draw
-
-
-def make_prior(spec: ModelSpec) -> StepPrior:
-    return CanvasPrior(spec) if spec.authors else Prior(spec)
-
-
-def make_posterior(spec: ModelSpec) -> Posterior | FlatPosterior:
-    return FlatPosterior(spec) if spec.authors else Posterior(spec)
-
-
-def make_layout(spec: ModelSpec) -> AlignedLayout | FreeLayout:
-    order = ORDERS[spec.order]
-    if isinstance(order, Free):
-        return FreeLayout(order, spec.grid, spec.steps)
-    return PlacedLayout() if spec.authors else AlignedLayout()
-
-
-def make_decoder(spec: ModelSpec, start: CanvasStart) -> Decoder | StridedDecoder:
-    """start: what the likelihood's parameters are made of at first (`Likelihood.canvas_start`)."""
-    sizes, background = (spec.decoder_width, spec.decoder_depth, spec.downscale), spec.grid.background
-    if spec.authors:
-        outputs, channels = start.weight.shape
-        return StridedDecoder(channels, outputs, *sizes, background)
-    return Decoder(start, *sizes, background, spec.dropout)

@@ -1,6 +1,6 @@
 """NP-DRAW as people use it: images or drawings in, images or drawings out.
 
-Images are of any kind that `core.images.to_batch` takes; places are named as in `core.editing`.
+Images are of any kind that `core.images.to_batch` takes; places are named as in `nn.editing`.
 Shapes: B drawings, N of them on a way, T steps, L places, K parts, C channels, h x w canvas, H x W image.
 """
 
@@ -11,25 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npdraw_dist.core import editing
-from npdraw_dist.core.animation import ANIMATED, GROWING_FRAMES
-from npdraw_dist.core.editing import mask_of, place_of
+from npdraw_dist.config.networks import VAEConfig
 from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.images import to_canvas
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartBank, PartSequence
-from npdraw_dist.core.vocabulary import Condition, one_each, plain
+from npdraw_dist.core.vocabulary import Classes, Condition, one_each, plain
+from npdraw_dist.nn import editing
 from npdraw_dist.nn.appearance import Donor
 from npdraw_dist.nn.completion import Completer, Effort, evidence_of
 from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.editing import mask_of, place_of
 from npdraw_dist.nn.generative import SampleTrace, at_centres, seeded
 from npdraw_dist.nn.hard_draws import hard_loss
 from npdraw_dist.nn.networks import Networks
-from npdraw_dist.nn.prior import GivenPrior, dropped
+from npdraw_dist.nn.objective import PriorObjective, VAEObjective
+from npdraw_dist.nn.prior import GivenPrior, StepPrior, dropped
 from npdraw_dist.nn.steps import log_prob_steps
 
 BANK = "bank_parts"  # the name of the parts in all networks that look at them
-ALIGNED_FRAMES = 16  # a drawing place by place looks like a printer with a frame for each part
 
 
 class NPDraw(Networks):
@@ -38,6 +38,16 @@ class NPDraw(Networks):
     A new model has an empty bank: call `set_bank`, or load weights. `save_pretrained` and `from_pretrained`
     save and load it without pickle.
     """
+
+    title = "NP-DRAW"
+
+    @classmethod
+    def prior_objective(cls, prior: StepPrior, learning_rate: float) -> PriorObjective:
+        """What stage `prior` minimises to train `prior`, the prior of a model of this class."""
+        return PriorObjective(prior, learning_rate)
+
+    def objective(self, config: VAEConfig) -> VAEObjective:
+        return VAEObjective(self, config)
 
     def forward(
         self,
@@ -140,21 +150,6 @@ class NPDraw(Networks):
         drawn = self.draw(n, generator=generator, temperature=temperature)
         return self.trace(drawn.z, drawn.u)
 
-    @torch.no_grad()
-    def trace(self, z: PartSequence, u: Tensor | None = None) -> SampleTrace:
-        """The images of z and u; the first ANIMATED also have the canvas after each step and its image."""
-        canvas, few = self.render(z), z[:ANIMATED]
-        steps = self.render(few, steps=True)
-        each = None if u is None else u[:ANIMATED].repeat_interleave(steps.shape[1], 0)
-        decoded = self.decode(steps.flatten(0, 1), each).view(*steps.shape[:2], *self.spec.image_shape)
-        corners = self.grid.corners.to(z.where.device)[few.where]
-        sides = torch.full_like(few.where, self.grid.patch)
-        codes = {"whether": z.whether, "where": z.where, "what": z.what}
-        if u is not None:
-            codes["appearance"] = u
-        made = (self.decode(canvas, u), canvas, steps, decoded, few.whether, corners, sides, codes)
-        return SampleTrace(*made, ALIGNED_FRAMES if self.spec.aligned else GROWING_FRAMES)
-
     def with_bank(self, bank: PartBank) -> "NPDraw":
         """This model with another bank, also of another K, untrained: a model of its own, in eval mode.
 
@@ -163,10 +158,10 @@ class NPDraw(Networks):
         """
         if not isinstance(bank, PartBank):
             raise UserError(f"the bank is a {type(bank).__name__}; give a PartBank")
-        if self.spec.authors or self.spec.prior.table != "pixels":
-            table = "the authors' model" if self.spec.authors else f"prior.table {self.spec.prior.table}"
+        if (table := self.spec.prior.table) != "pixels":
             raise UserError(
-                f"the model has free weights for its parts ({table}); train one with --prior.table pixels"
+                f"the model has free weights for its parts (prior.table {table}); train one with "
+                "--prior.table pixels"
             )
         shape, own = tuple(bank.parts.shape[1:]), tuple(self.bank_parts.shape[1:])
         if shape != own:
@@ -174,7 +169,7 @@ class NPDraw(Networks):
         parts = bank.parts.to(self.device)
         state = {n: parts if n.endswith(BANK) else value for n, value in self.state_dict().items()}
         with torch.random.fork_rng(devices=[]):
-            model = NPDraw(self.spec.model_copy(update={"parts": len(bank)})).to(self.device)
+            model = type(self)(self.spec.model_copy(update={"parts": len(bank)})).to(self.device)
         model.load_state_dict(state)
         return model.eval()
 
@@ -243,7 +238,7 @@ class NPDraw(Networks):
         """Draws all places anew but the kept ones, given these: a draw of about p(z' | kept places).
 
         x: a drawing z (B, T), for which z' (B, T) is returned; or images or `Drawings`, for which `Drawings`
-        are, with the u of x. keep: (L,) or (B, L) bool, or as `core.editing.mask_of` takes it; there z' holds
+        are, with the u of x. keep: (L,) or (B, L) bool, or as `nn.editing.mask_of` takes it; there z' holds
         exactly what z holds, also nothing. effort: how near to the exact distribution (`nn.completion`).
         temperature divides all logits of the prior; None: `spec.temperature`. seed: in place of a generator.
         condition, guidance: as `given` takes them; a sequence has B.
@@ -297,7 +292,7 @@ class NPDraw(Networks):
         All classes are as likely before. Raises UserError if the model takes no class, or k is less than 1.
         """
         require_positive("k", k)
-        if self.spec.prior.condition != "class":
+        if not isinstance(self.vocabulary, Classes):
             raise UserError("the model knows no classes; train one with --prior.condition class")
         x, generator = self.as_input(images), seeded(self.device, None, seed)
         found = [self._class_of(some, k, generator) for some in x.split(max(self.rows_at_once // k, 1))]
@@ -323,7 +318,7 @@ class NPDraw(Networks):
         """a's drawings with b's parts, and no others, at `places` (`editing.compose`).
 
         a, b: images or drawings, as `drawings` takes them, B of each or one. places: as
-        `core.editing.mask_of` takes them. u is that of a and of b, as their parts are: blank cells of the
+        `nn.editing.mask_of` takes them. u is that of a and of b, as their parts are: blank cells of the
         places have b's. A vector u of the whole image is a's. Raises ValueError on other numbers of a and b.
         """
         first, second = self.drawings(a), self.drawings(b)
@@ -351,9 +346,9 @@ class NPDraw(Networks):
         swap: Mapping[Any, Any] | None = None,
         put: Mapping[Any, int] | None = None,
     ) -> Drawings:
-        """Drawings of x with edits, in this order: remove, move, swap, put (`core.editing`).
+        """Drawings of x with edits, in this order: remove, move, swap, put (`nn.editing`).
 
-        x: images or drawings, as `drawings` takes them. remove: places to empty, as `core.editing.mask_of`
+        x: images or drawings, as `drawings` takes them. remove: places to empty, as `nn.editing.mask_of`
         takes them. move: {from: to}. swap: {one: other}. put: {place: part}, parts 0 to K - 1. A place is its
         number or (row, column). What parts cannot say stays that of x. Raises UserError on a place or part
         that the model does not have.

@@ -9,15 +9,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from npdraw_dist.config.schema import VAEConfig
+from npdraw_dist.config.networks import VAEConfig
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.objective import Gather, Objective, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch, PartSequence
+from npdraw_dist.nn.generative import ModelObjective
 from npdraw_dist.nn.hard_draws import Loss, hard_loss
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.networks import CHOICES, COLDEST, Networks
-from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior, dropped
 from npdraw_dist.nn.relaxations import binary_concrete, gumbel_softmax, soft_canvas, total_kl
 from npdraw_dist.nn.steps import StepLogits
@@ -47,9 +47,6 @@ class PriorObjective(Objective):
     def parameter_groups(self) -> list[ParameterGroup]:
         return decay_groups(self.prior.named_parameters(), self.learning_rate, self.weight_decay)
 
-    def networks(self) -> list[nn.Module]:
-        return list(self.prior.blocks)
-
     def forward(self, batch: Batch, progress: float, generator: Noise) -> Loss:
         nll = -self.prior.log_prob(batch.z, shown(self.prior.spec, batch, generator))
         return nll, {"nll": nll}
@@ -59,12 +56,13 @@ class PriorObjective(Objective):
         return {"nll": -self.prior.log_prob(batch.z, told(self.prior.spec, batch))}
 
 
-class VAEObjective(Objective):
+class VAEObjective(ModelObjective):
     """-log p(x|z) + beta KL(q || p) + lambda cross-entropy of q to the parse (paper eq. 6)."""
 
-    def __init__(self, model: NPDraw, config: VAEConfig) -> None:
-        super().__init__()
-        self.model, self.config = model, config
+    model: Networks
+
+    def __init__(self, model: Networks, config: VAEConfig) -> None:
+        super().__init__(model, config)
         self.relaxed_share = config.relaxed_share
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -88,13 +86,6 @@ class VAEObjective(Objective):
     @torch.no_grad()
     def settle(self, gather: Gather) -> None:
         self.model.temperature.clamp_(min=COLDEST)  # a colder one would have no gradient
-
-    def networks(self) -> list[nn.Module]:
-        return [*self.model.prior.blocks, self.model.decoder, self.model.posterior.trunk]
-
-    def functions(self) -> list[tuple[object, str]]:
-        layout = self.model.layout
-        return [(self.model.likelihood, "log_prob"), (layout, "terms"), (layout, "surrogate_kl")]
 
     def forward(self, batch: Batch, progress: float, generator: Noise) -> Loss:
         config, model, parse = self.config, self.model, batch.z

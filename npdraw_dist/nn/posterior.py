@@ -6,6 +6,7 @@ Shapes: B batch, T steps, L places, K parts, W channels.
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -116,7 +117,23 @@ def fit_of(ink: Tensor, scale: int, noise: float, gain: Tensor | None = None) ->
     return 2 / noise * weight / scale**2, -(square * ink.square()).sum((1, 2, 3)) / noise
 
 
-class Posterior(nn.Module):
+class StepPosterior(nn.Module, ABC):
+    """q(z|x) of steps or of places."""
+
+    @abstractmethod
+    def set_bank(self, parts: Tensor) -> None:
+        """parts (K, C, P, P), of the training."""
+
+    @abstractmethod
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] -> what the heads see, (B, W, ...)."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> StepLogits:
+        """(B, C, H, W) in [0, 1] -> logits of each step, or of each place without *where*."""
+
+
+class Posterior(StepPosterior):
     """1x1 heads over the grid, plus the fit of each part to the place, in float32 (`fit_of`).
 
     The fit begins as that of the bank, so q starts as a soft parse. If places overlap by half or more, a part
@@ -137,7 +154,6 @@ class Posterior(nn.Module):
                 self.head.out.bias[0] = math.log(chance / (1 - chance))
 
     def set_bank(self, parts: Tensor) -> None:
-        """parts (K, C, P, P), of the training."""
         self.head.set_bank(parts, self.grid.ink(parts))
 
     def features(self, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The prior p(z): a causal Transformer over the canvas drawn so far (paper section 3.1, eq. 1-2).
 
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
-The authors render the canvas before each step and embed it by convolutions (`nn.authors`). Here its embedding
-is a running sum of table entries, a vector for each pair of place and part.
+The authors render the canvas before each step and embed it by convolutions (kind `authors`). This prior
+embeds it as a running sum of table entries, a vector for each pair of place and part.
 A prior with a condition c, such as a class or words, has tokens of it before the first step: p(z|c). Token 0
 stands for no word, and a condition of zeros is none: training drops some, so one network knows p(z) too.
 Shapes: B batch, A tokens of a condition, T steps, L places, K parts, W channels of a token; `...` any axes.
@@ -194,7 +194,7 @@ class Prior(StepPrior):
         self.what_state = nn.Linear(width, width)
         self.what_head = None if by_pixels else ExactLinear(width, parts)
         self.ahead = prior.condition_tokens
-        self.told = Told(prior) if self.ahead else None
+        self.told = ConditionTokens(prior) if self.ahead else None
         self.chosen_place = (
             nn.Embedding(places, width) if prior.heads == "chained" and not spec.where_given else None
         )
@@ -254,7 +254,7 @@ class Prior(StepPrior):
             canvas = canvas + before
 
 
-class Told(nn.Module):
+class ConditionTokens(nn.Module):
     """The tokens of a condition, (B, A, W): a vector for each word, and of the pieces that it is made of."""
 
     inner: Tensor

@@ -1,8 +1,8 @@
-"""Greedy choice of overlapping parts under the max-compose, exact and lazy.
+"""Chooses overlapping parts greedily under the max-compose, exactly and lazily.
 
 Each step takes the (place, part) that reduces the squared error most on the canvas drawn so far. A paste
-changes only the gains of places that share a pixel with it. max is not linear, but an upper bound of these
-gains is a matrix product: a place is scored only when its bound is its image's largest.
+changes only the gains of places that share a pixel with it. These gains are not linear in the parts, but have
+an upper bound that is a matrix product, and a place is scored only when its bound is the image's largest.
 Shapes: B batch, N (image, place) pairs, K parts, L places, M neighbours of a place and itself, C channels, P
 patch side, D = C P P, S pixels of all channels of a padded image.
 """
@@ -20,7 +20,7 @@ from npdraw_dist.parse.cost import EmptyCanvasGain, best_rows, bound_coefficient
 
 @dataclass
 class State:
-    """A batch while it is parsed. `top` is the best gain of a place if `exact`, else an upper bound."""
+    """A batch while it is parsed. `top` is a place's best gain where `exact`, else an upper bound of it."""
 
     image: Tensor  # (B, S)
     canvas: Tensor  # (B, S)
@@ -70,17 +70,17 @@ class GreedyChooser:
         self.around = torch.where(inside, row * grid.columns + column, grid.places).flatten(1)  # (L, M)
 
     def brightest(self) -> float:
-        """An upper bound of the parts' pixels, above 0."""
+        """An upper bound of the parts' pixels that is above 0."""
         return max(float(self.parts.max()), 1e-6)
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """As `DisjointChooser.choose`; the gain of a part is that on the canvas on which it was pasted."""
+        """See `DisjointChooser.choose`. The gain of a part is its gain on the canvas before its paste."""
         images = to_float(images) if images.dtype == torch.uint8 else images
         state = self.start(images)
         active = torch.arange(len(images), device=images.device)
         for step in range(self.steps):
             if step:
-                self._settle(state, active)
+                self._score(state, active)
             gain, place = state.top[active].max(1)
             keep = self.worth(gain)
             active, place, gain = active[keep], place[keep], gain[keep]
@@ -93,7 +93,7 @@ class GreedyChooser:
         return self.result(state, images)
 
     def result(self, state: State, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What `choose` returns."""
+        """The values that `choose` returns."""
         places = self.grid.places
         error = (self._inner(state.canvas) - images).square_().flatten(1).mean(1)
         used = state.used[:, :places]
@@ -115,7 +115,7 @@ class GreedyChooser:
         pixels = self.channels * self.size[0] * self.size[1]
         image = images.new_zeros(batch, pixels)
         self._inner(image).copy_(images)
-        # Canvas pixels over the edge are as bright as any part, so that no part gains or loses there.
+        # Canvas pixels beyond the edge are as bright as any part, so that no part gains or loses there.
         canvas = torch.full_like(image, self.largest)
         self._inner(canvas).zero_()
         bounds = images.new_zeros(batch, 2, pixels)
@@ -129,8 +129,8 @@ class GreedyChooser:
         used[:, places].fill_(True)
         return State(image, canvas, bounds, top, exact, what, used, images.new_zeros(batch, places))
 
-    def _settle(self, state: State, rows: Tensor) -> None:
-        """Scores places exactly until the top of each image in `rows` is exact or not worth a part."""
+    def _score(self, state: State, rows: Tensor) -> None:
+        """Scores places exactly until the best gain of each image in `rows` is exact or not worth a part."""
         while True:
             bound, place = state.top[rows].max(1)
             loose = ~state.exact[rows, place] & self.worth(bound)
@@ -144,7 +144,7 @@ class GreedyChooser:
             state.exact[rows, place] = True
 
     def _pixels(self, rows: Tensor, place: Tensor) -> Tensor:
-        """(N,), (N,) -> (D, N): indices of the pixels of each place in a flattened (B, S)."""
+        """(N,), (N,) -> (D, N), indices of each place's pixels in a flattened (B, S)."""
         pixels = self.channels * self.size[0] * self.size[1]
         return rows * pixels + self.place_corner[place] + self.place_pixels[:, None]
 
@@ -175,18 +175,18 @@ class GreedyChooser:
 
 
 class StaticGreedyChooser(GreedyChooser):
-    """`GreedyChooser` in operations of fixed shapes, for a GPU, which never waits. The result is the same.
+    """`GreedyChooser` for a GPU: all shapes are fixed, so that the host never waits. The result is the same.
 
     Every image takes all T steps, and all neighbours of a pasted part are scored again.
     """
 
     @property
     def numbers_an_image(self) -> int:
-        """Numbers that the largest tensor holds for each image."""
+        """Size of the largest tensor for each image."""
         return len(self.parts) * max(self.parts.shape[1] * self.around.shape[1], self.grid.places)
 
     def brightest(self) -> float:
-        return 1.0  # pixels are in [0, 1]; finding the largest would wait for the device
+        return 1.0  # the range's end, since a search for the largest pixel would wait for the device
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `GreedyChooser.choose`."""
@@ -202,12 +202,12 @@ class StaticGreedyChooser(GreedyChooser):
         return self.result(state, images)
 
     def _pixels_of(self, places: Tensor) -> Tensor:
-        """places (B, N) -> (B, N, D): their pixels in a row of S. Column L gets the pixels of place 0."""
+        """places (B, N) -> (B, N, D), their pixels in a row of S. Column L gets the pixels of place 0."""
         inside = places.where(places < self.grid.places, 0)
         return self.place_corner[inside][..., None] + self.place_pixels
 
     def _draw(self, state: State, place: Tensor, draws: Tensor) -> None:
-        """Pastes the best part at `place` (B, 1) of the images that `draws` (B, 1)."""
+        """Pastes the best part at `place` (B, 1) in the images where `draws` (B, 1) is true."""
         pixels = self._pixels_of(place)[:, 0]
         before = state.canvas.gather(1, pixels)
         part = self.parts[state.what.gather(1, place)[:, 0]]
@@ -216,7 +216,7 @@ class StaticGreedyChooser(GreedyChooser):
         state.top.masked_fill_(state.used, -torch.inf)
 
     def _score_around(self, state: State, place: Tensor, draws: Tensor) -> None:
-        """Scores the places that share a pixel with `place` (B, 1), where it was drawn."""
+        """Scores the places that share a pixel with `place` (B, 1), in the images where `draws` (B, 1)."""
         around = self.around[place.clamp(max=self.grid.places - 1)[:, 0]]  # (B, M)
         pixels = self._pixels_of(around).flatten(1)
         patch, canvas = (

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from npdraw_dist.bank.build import BankFacts, build_bank, extend_bank
+from npdraw_dist.bank.build import BankFacts, Open, build_bank, keep_bank
 from npdraw_dist.bank.patches import ALL, Drawn, Reservoir, draw, extract
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes
-from npdraw_dist.core.pages import save_bank
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.core.process import ray_runs
 from npdraw_dist.data.shards import Canonical
-from npdraw_dist.data.tasks import map_items
-from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
+from npdraw_dist.distributed.actors import Actors, has_gpu, on_gpu
+from npdraw_dist.distributed.start import ray_runs
+from npdraw_dist.distributed.tasks import map_items
 from npdraw_dist.pipeline.models import source_parts
+from npdraw_dist.pipeline.pictures import save_bank
 from npdraw_dist.pipeline.progress import Show, stage_progress
 from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
@@ -77,7 +77,8 @@ def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBa
     """The bank, by FAISS on a GPU of the cluster if it may use one; where FAISS is built for CPUs, there."""
     scale, settings = experiment.scale, experiment.bank
     if experiment.init.has_parts:
-        return extend_bank(source_parts(experiment), patches, settings, experiment.seed)
+        bank = source_parts(experiment)
+        return bank, keep_bank(bank, patches)
     gpu = None if has_gpu(scale) else False
     if settings.shards > 1 and not scale.here:  # the actors hold the GPUs
         return _build(torch.device("cpu"), experiment, patches, gpu)
@@ -89,7 +90,11 @@ def _build(
     device: torch.device, experiment: Experiment, patches: NDArray[np.uint8], gpu: bool | None
 ) -> tuple[PartBank, BankFacts]:
     """FAISS looks for the GPU itself: it can have one where torch is built for CPUs, and the reverse."""
-    return build_bank(patches, experiment.data.shape[0], experiment.bank, experiment.seed, gpu)
+    return build_bank(patches, experiment.data.shape[0], experiment.bank, experiment.seed, gpu, _others())
+
+
+def _others() -> Open | None:
+    return Actors if ray_runs() else None
 
 
 class Collected(NamedTuple):

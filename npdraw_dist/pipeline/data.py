@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from npdraw_dist.config.load import dump, with_changes
 from npdraw_dist.config.prepared import MANIFEST, Prepared
 from npdraw_dist.config.schema import DataConfig, Experiment
 from npdraw_dist.core.errors import UserError
@@ -24,14 +25,14 @@ from npdraw_dist.core.storage import (
     writing,
 )
 from npdraw_dist.core.vocabulary import learned, words_in
-from npdraw_dist.data.ingest import FORMATS, Format, ingest, manifest_of, settings_print
+from npdraw_dist.data.ingest import FORMATS, Format, Show, ingest, manifest_of, settings_print
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.shard_folder import ShardFolder
 from npdraw_dist.data.shards import Canonical, Source, open_source
 from npdraw_dist.data.splits import SPLITS, Split
-from npdraw_dist.pipeline.progress import Show, results, stage_progress
+from npdraw_dist.pipeline.progress import results, stage_progress
 from npdraw_dist.pipeline.stage import Stage
-from npdraw_dist.pipeline.store import VOCABULARY, Store, fingerprint_of, finished
+from npdraw_dist.pipeline.store import CONFIG, VOCABULARY, Store, fingerprint_of, finished
 
 NAME = "data"
 MOST_TEXTS = 1 << 20  # images whose words are counted
@@ -71,10 +72,7 @@ class RunData:
         if self._given is not None:
             require_same(manifest, self._given.stamp, store)
         elif experiment.data.path != store.config().data.path:
-            source = self.source(store)
-            require_same(manifest, source.stamp, store)
-            if source.canonical is not None:
-                store.write_json({**manifest, "root": source.canonical.shown}, NAME, MANIFEST)
+            follow(manifest, self.source(store), experiment, store)
         else:
             with contextlib.suppress(UserError):  # they may be gone
                 source = open_source(experiment.data, experiment.seed, download=False)
@@ -135,7 +133,7 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
     if "test" in needed_splits(experiment):
         store.record_opening(NAME)
     if source.canonical is not None:
-        manifest, shards = _named(source, source.canonical), source.canonical
+        manifest, shards = _named(experiment, source, source.canonical), source.canonical
         here_s = actors = 0.0
         new = manifest["images"]
     else:
@@ -149,11 +147,15 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
         here_s, actors = written.here_s, sum(facts.core_seconds for facts in written.shards)
         new = written.new
     seconds = time.perf_counter() - started
+    drivers = time.process_time() - cpu_started - here_s
+    if before is not None:
+        drivers += before["core_seconds"] - before["actor_core_seconds"]
     manifest |= {
         "fingerprint": fingerprint_of(experiment, NAME),
         "seconds": round(seconds + (before or {}).get("seconds", 0.0), 2),
         "images_per_s": new / seconds,
-        "core_seconds": round(time.process_time() - cpu_started - here_s + actors, 2),
+        "core_seconds": round(drivers + actors, 2),
+        "actor_core_seconds": round(actors, 2),
     }
     store.write_json(_vocabulary(shards), NAME, VOCABULARY)
     data.close(store)
@@ -170,13 +172,27 @@ def require_same(manifest: Mapping[str, Any], stamp: str, store: Store) -> None:
         )
 
 
-def _named(source: Source, shards: Canonical) -> dict[str, Any]:
-    """The manifest of a run whose shards lie elsewhere."""
+def follow(manifest: Mapping[str, Any], source: Source, experiment: Experiment, store: Store) -> None:
+    """Records in a run that the images which it has read lie at the `data.path` of `experiment` now.
+
+    Raises UserError if others lie there.
+    """
+    require_same(manifest, source.stamp, store)
+    if source.canonical is not None and manifest.get("root") != source.canonical.shown:
+        store.write_json({**manifest, "root": source.canonical.shown}, NAME, MANIFEST)
+    before, path = store.config(), experiment.data.path
+    if before.data.path != path:
+        write_text(store.filesystem, store.path(CONFIG), dump(with_changes(before, {"data": {"path": path}})))
+
+
+def _named(experiment: Experiment, source: Source, shards: Canonical) -> dict[str, Any]:
+    """The manifest of a run whose shards lie elsewhere. A later command can add a split."""
     stated = shards.manifest
+    splits = {split: stated.splits.get(split, 0) for split in needed_splits(experiment)}
     return {
         "root": shards.shown,
-        "images": sum(stated.splits.values()),
-        "splits": stated.splits,
+        "images": sum(splits.values()),
+        "splits": splits,
         "rejected": 0,
         "left_out": {},
         "digests": stated.digests,

@@ -77,9 +77,8 @@ def fit(
     24,000 images a stage, or the preset's where pictures are nearly binary.
 
     init: a trained model of any kind, or what `npdraw_dist.load` takes, that is trained on with these images:
-    the run takes its network and parts, as with `init.model` of the command; a larger `bank.size` adds parts.
-    bank: a part bank to draw with, or where `npdraw bank` wrote one; a larger `bank.size` adds parts. A
-    mapping is the section `bank` of the settings.
+    the run takes its network and parts, as with `init.model` of the command. bank: a part bank to draw with,
+    or where `npdraw bank` wrote one. A mapping is the section `bank` of the settings.
 
     callbacks: each is called as `callback(row, stage)` with the metrics of each validation and of the
     training between, and their `images_seen`; what it raises ends the training, and the same call resumes it
@@ -168,7 +167,7 @@ def _trained(store: Store) -> GenerativeModel:
 def _require_probe(experiment: Experiment, given: Mapping[str, Any]) -> None:
     """Raises UserError if no probe can find budgets, or `given` settings have some."""
     kind = experiment.model.kind
-    if kind != "npdraw":
+    if not experiment.has_parts:
         raise UserError(
             f"minutes is for NP-DRAW, and the model is of kind {kind}: call fit without minutes, or npdraw "
             "train --init.model MODEL"

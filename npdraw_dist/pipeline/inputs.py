@@ -17,7 +17,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path, is_file, open_filesystem, read_bytes
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import Source, open_source
+from npdraw_dist.data.shards import Canonical, Source, open_source
 from npdraw_dist.data.splits import Split
 from npdraw_dist.pipeline.store import CONFIG, OPENINGS, Store
 
@@ -136,14 +136,44 @@ def read_images(model_folder: str, split: Split) -> Parses | None:
     """The images of a split that the run of a model has read; None if there are none."""
     filesystem, path = open_filesystem(model_folder)
     store = Store(filesystem, path.rpartition("/")[0])
-    if not (store.has(OPENINGS) and store.has("data", MANIFEST)):
-        return None
-    if split not in store.read_json("data", MANIFEST)["splits"]:
+    shards = read_shards(store, split) if store.has(OPENINGS) else None
+    return None if shards is None else Parses.of_split(shards, split)
+
+
+def read_shards(store: Store, split: Split) -> Canonical | None:
+    """The shards of a run that has read a split; None if it has not, or if they are gone."""
+    if not store.has("data", MANIFEST) or split not in store.read_json("data", MANIFEST)["splits"]:
         return None
     try:
-        return Parses.of_split(store.shards(), split)
+        return store.shards()
     except UserError:  # they lie elsewhere, where they are no more
         return None
+
+
+def open_images(model: str, data: DataConfig, seed: int, split: Split) -> tuple[Source, str | None]:
+    """The images of `data` for a split, and the digest of the training images; None if it is not known.
+
+    They are what the run of the model has read, if it has read this split of the same data, else the source.
+    Raises UserError if that is missing.
+    """
+    run = find_run(model)
+    store = None if run is None else Store(*open_filesystem(run[0]))
+    manifest = None
+    if run is not None and store is not None and store.has("data", MANIFEST):
+        own = DataConfig.model_validate(run[1]["data"])
+        if _decisive(own) == _decisive(data) and run[1]["seed"] == seed:
+            manifest = store.read_json("data", MANIFEST)
+            if (shards := read_shards(store, split)) is not None:
+                return shards.source(data, seed), manifest["digests"]["train"]
+    source = open_source(data, seed)
+    if manifest is not None and manifest["stamp"] == source.stamp:
+        return source, manifest["digests"]["train"]
+    return source, None if source.canonical is None else source.canonical.manifest.digests.get("train")
+
+
+def _decisive(data: DataConfig) -> dict[str, Any]:
+    """The settings that decide which images are read."""
+    return {**data.made(), "path": data.path, "binarize": None}
 
 
 def image_with_id(model_folder: str, spec: Spec, image_id: str) -> Tensor:

@@ -12,7 +12,6 @@ from typing import Any
 
 from huggingface_hub.constants import HF_HUB_CACHE
 from pyarrow import fs
-from torch import Tensor
 
 from npdraw_dist.config.data import GridConfig
 from npdraw_dist.config.load import dotted, flat
@@ -34,7 +33,6 @@ from npdraw_dist.core.storage import (
 from npdraw_dist.measure.metrics import PUBLISHED
 from npdraw_dist.nn import hub
 from npdraw_dist.nn.generative import GenerativeModel
-from npdraw_dist.nn.growth import grown
 from npdraw_dist.nn.npdraw import NPDraw
 
 RUNS = "runs"  # the default --storage of `train`
@@ -59,6 +57,13 @@ def chosen_model(model: str | None) -> str:
         return model_folder(OF_PACKAGE)
     print(f"no --model given: taking the last run, {models[-1].parents[1]}")
     return str(models[-1].parent)
+
+
+def name_of(where: str) -> str:
+    """The last name in the path, URI or hub id; of a run's folder `model` that of the run."""
+    path = str(Path(where).resolve()) if "://" not in where and Path(where).exists() else where
+    names = [name for name in path.split("/") if name not in ("", "model")]
+    return names[-1] if names else "NP-DRAW"
 
 
 def load_model(folder: str) -> GenerativeModel:
@@ -138,7 +143,7 @@ class SourceModel:
         if source is not None and source.shape is None:
             channels, size, _ = self.spec.image_shape
             values["data"] |= {"image_size": size, "channels": channels}
-        if self.spec.kind == "npdraw" and str(given.get("vae.draws")) != "1":
+        if isinstance(self.spec, ModelSpec) and str(given.get("vae.draws")) != "1":
             values["vae"]["relaxed_images"] = 0
         return values
 
@@ -149,12 +154,9 @@ class SourceModel:
             kind = "a model of parts" if own.kind == "npdraw" else f"of kind {own.kind}"
             raise UserError(f"init.model is {kind}, and model.kind is {experiment.model.kind}")
         wanted, got = flat(_network(own)), flat(_network(spec_of(experiment)))
-        least = wanted.pop("bank.size", 0)
         wrong = [f"{name} {value}, not {got[name]}" for name, value in wanted.items() if value != got[name]]
         if experiment.data.shape != own.image_shape:
             wrong.append(f"images of {_size(own)}, not {'x'.join(map(str, experiment.data.shape))}")
-        if experiment.bank.size < int(least):
-            wrong.append(f"bank.size {least} or more, not {experiment.bank.size}")
         if wrong:
             raise UserError(f"init.model {self.folder} needs {'; '.join(sorted(wrong))}")
 
@@ -197,18 +199,18 @@ class SourceBank:
         return {"bank": {"size": len(self.bank)}, **grid}
 
     def require_fit(self, experiment: Experiment) -> None:
-        """Raises UserError if the run's parts would be others, or fewer."""
+        """Raises UserError if the run's parts would be others."""
         channels, side = self.bank.parts.shape[1:3]
         wanted = experiment.data.shape[0], experiment.grid.patch
-        if experiment.model.kind != "npdraw":
+        if not experiment.has_parts:
             raise UserError(f"init.bank is for NP-DRAW, and model.kind is {experiment.model.kind}")
         if (channels, side) != wanted:
             raise UserError(
                 f"{self} of {channels}x{side}x{side} pixels; the run draws parts of "
                 f"{wanted[0]}x{wanted[1]}x{wanted[1]}"
             )
-        if experiment.bank.size < len(self.bank):
-            raise UserError(f"{self}; bank.size is {experiment.bank.size}, take as many or more")
+        if experiment.bank.size != len(self.bank):
+            raise UserError(f"{self}; bank.size is {experiment.bank.size}, leave it out")
 
 
 def _network(spec: ModelSpec | BaselineSpec) -> dict[str, dict[str, Any]]:
@@ -219,7 +221,7 @@ def _network(spec: ModelSpec | BaselineSpec) -> dict[str, dict[str, Any]]:
         found["prior"] = prior.model_dump(mode="json", include=set(PriorNetwork.model_fields))
     if isinstance(spec, ModelSpec):
         sections: dict[str, Any] = {"grid": GridConfig, "vae": VAENetwork}
-        found |= {"bank": {"size": spec.parts}, "authors": {"model": spec.authors}}
+        found["bank"] = {"size": spec.parts}
         found["parse"] = {"order": spec.order, "steps": spec.steps}
     else:
         sections = {"baseline": BaselineConfig, "vae": ImageNetwork}
@@ -245,11 +247,6 @@ def source_parts(experiment: Experiment) -> PartBank:
     model = source_model(experiment)
     assert isinstance(model, NPDraw)
     return model.bank
-
-
-def start_weights(experiment: Experiment, bank: PartBank) -> dict[str, Tensor]:
-    """The state dict that the run's model starts with. bank: of the run, the model's parts first."""
-    return grown(ModelSpec.of(experiment), source_model(experiment).state_dict(), bank.parts)
 
 
 def write_results(filesystem: fs.FileSystem, folder: str, results: Mapping[str, Any]) -> bool:

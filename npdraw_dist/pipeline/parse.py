@@ -12,19 +12,20 @@ from numpy.typing import NDArray
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes, to_float
-from npdraw_dist.core.pages import save_parse_preview
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
-from npdraw_dist.core.process import ray_runs
 from npdraw_dist.data.parquet import parses_to_parquet, rows_a_group
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.shard_folder import ShardFacts, ShardFolder
 from npdraw_dist.data.shards import Canonical
-from npdraw_dist.data.tasks import Pool, map_items
+from npdraw_dist.data.splits import Split
+from npdraw_dist.distributed.start import ray_runs
+from npdraw_dist.distributed.tasks import Pool, map_items
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.data import needed_splits
+from npdraw_dist.pipeline.pictures import save_parse_preview
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished
@@ -50,7 +51,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     started, cpu_started = time.perf_counter(), time.process_time()
     written, new, here_s = _write(experiment, store, shards, bank)
     seconds = time.perf_counter() - started
-    splits = {split: shards.manifest.splits[split] for split in needed_splits(experiment)}
+    splits = {split: shards.manifest.splits.get(split, 0) for split in needed_splits(experiment)}
     images, actors = sum(splits.values()), sum(facts.core_seconds for facts in written)
     drivers = time.process_time() - cpu_started - here_s
     if before is not None:
@@ -91,7 +92,7 @@ class ParseWriter:
     folder: ShardFolder
     parts: NDArray[np.float32]
 
-    def __call__(self, item: tuple[str, str]) -> ShardFacts:
+    def __call__(self, item: tuple[Split, str]) -> ShardFacts:
         """item: split, and file of the shard below the root of the images."""
         split, file = item
         started, cpu_started = time.perf_counter(), time.thread_time()
@@ -138,10 +139,10 @@ def _write(
     made_from = f"{fingerprint_of(experiment, NAME)}/{shards.manifest.digests['train']}"
     folder = ShardFolder(store.filesystem, store.path(FOLDER), made_from)
     folder.claim()
-    files = [(s, file) for s in needed_splits(experiment) for file in shards.manifest.files[s]]
+    files = [(s, file) for s in needed_splits(experiment) for file in shards.manifest.files.get(s, ())]
     written = {facts.file: facts for facts in folder.done().values()}
     todo = [item for item in files if item[1] not in written]
-    total = sum(shards.manifest.splits[split] for split in needed_splits(experiment))
+    total = sum(shards.manifest.splits.get(split, 0) for split in needed_splits(experiment))
     writer = ParseWriter(experiment, shards, folder, bank.parts.numpy())
     new, here_s, started = 0, 0.0, time.perf_counter()
     with stage_progress(NAME, total) as show:

@@ -9,12 +9,12 @@ from torch import Tensor
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.nn.authors.training import AuthorsPriorObjective
-from npdraw_dist.nn.networks import make_prior
+from npdraw_dist.nn.hub import class_of
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, told
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline.bank import load_bank
-from npdraw_dist.pipeline.models import start_weights
+from npdraw_dist.pipeline.models import source_model
 from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.stage_job import Start
 from npdraw_dist.pipeline.store import Store, finished, required
@@ -32,11 +32,11 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> 
     experiment = store.with_vocabulary(experiment)
     start: Start = {}
     if experiment.init.model is not None:
-        start = start_weights(experiment, load_bank(experiment, store))
-    elif experiment.authors.model or experiment.prior.table != "joint":  # it looks at the parts' pixels
+        start = source_model(experiment).state_dict()
+    elif experiment.by_authors or experiment.prior.table != "joint":  # it looks at the parts' pixels
         start = {"bank_parts": load_bank(experiment, store).parts}
     manifest, _, record = run_stage(experiment, store, NAME, make_objective, start, callbacks)
-    parameters = sum(p.numel() for p in make_prior(ModelSpec.of(experiment)).parameters())
+    parameters = sum(p.numel() for p in make_prior(experiment).parameters())
     manifest |= {"valid_nll": record.get("valid/nll"), "parameters": parameters}
     store.write_manifest(manifest, NAME)
     return manifest
@@ -55,13 +55,18 @@ def describe(manifest: Mapping[str, Any]) -> str:
 
 def make_objective(experiment: Experiment, start: Start) -> PriorObjective:
     """start: the weights of a trained model; else `bank_parts` alone, if the prior looks at them."""
-    prior = make_prior(ModelSpec.of(experiment))
+    prior = make_prior(experiment)
     if "bank_parts" in start:
         prior.set_bank(start["bank_parts"])
     if own := {name.removeprefix(PREFIX): start[name] for name in start if name.startswith(PREFIX)}:
         prior.load_state_dict(own)
-    kind = AuthorsPriorObjective if experiment.authors.model else PriorObjective
-    return kind(prior, experiment.prior.learning_rate)
+    return class_of(prior.spec, NPDraw).prior_objective(prior, experiment.prior.learning_rate)
+
+
+def make_prior(experiment: Experiment) -> StepPrior:
+    """An untrained prior of the kind of model that the run trains."""
+    spec = ModelSpec.of(experiment)
+    return class_of(spec, NPDraw).make_prior(spec)
 
 
 def trained_weights(experiment: Experiment, store: Store) -> dict[str, Tensor]:
@@ -73,7 +78,7 @@ def trained_weights(experiment: Experiment, store: Store) -> dict[str, Tensor]:
 
 def scored(experiment: Experiment, store: Store) -> tuple[StepPrior, Batch]:
     """The finished stage's prior, and the parses of the split of the final numbers for its `mean_nll`."""
-    prior = make_prior(ModelSpec.of(experiment)).eval()
+    prior = make_prior(experiment).eval()
     prior.load_state_dict(trained_weights(experiment, store))
     rows = max(experiment.eval.images, SCORED)
     return prior, store.parses(experiment.eval.split, experiment).sample(rows, experiment.seed)

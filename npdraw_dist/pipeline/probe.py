@@ -12,10 +12,8 @@ from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.core.process import device_here
-from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import flushed_denormals, timed
 from npdraw_dist.training.loop import Run
@@ -51,17 +49,17 @@ def cost(experiment: Experiment, cores: bool = False) -> Cost:
     """
     torch.manual_seed(experiment.seed)
     model, size, vae = make_model(spec_of(experiment)), experiment.train.batch_size, experiment.vae
-    if isinstance(model, Baseline):
+    if not isinstance(model, NPDraw):
         images = torch.randint(256, (size, *model.spec.image_shape), dtype=torch.uint8)
         nothing = torch.zeros(size, 1, dtype=torch.int64)
         batch = Batch(images, nothing.bool(), nothing, nothing)
-        seconds = _seconds(BaselineObjective(model, vae), batch, experiment, cores)
+        seconds = _seconds(model.objective(vae), batch, experiment, cores)
         return Cost(0.0, seconds, seconds)
-    assert isinstance(model, NPDraw)
     model.set_bank(PartBank(torch.rand_like(model.bank_parts)))
     batch = _random_batch(model, size)
-    prior = _seconds(PriorObjective(model.prior, experiment.prior.learning_rate), batch, experiment, cores)
-    steps = (_seconds(VAEObjective(model, vae), batch, experiment, cores, hard) for hard in (False, True))
+    learned = model.prior_objective(model.prior, experiment.prior.learning_rate)
+    prior = _seconds(learned, batch, experiment, cores)
+    steps = (_seconds(model.objective(vae), batch, experiment, cores, hard) for hard in (False, True))
     return Cost(prior, *steps)
 
 

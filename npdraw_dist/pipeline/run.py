@@ -1,49 +1,37 @@
 """A run from its config: claimed and checked, its missing stages done in order, and the table at its end.
 
 All checks lie here. What can be known before anything is computed is told within seconds, not after a stage
-of hours: stages, images, workers and space on the disk. Symbols: K parts, L places.
+of hours: stages, images and workers. Symbols: K parts, L places.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 
-import torch
 from rich.table import Column, Table
 
 from npdraw_dist import __version__
-from npdraw_dist.config.load import flat
 from npdraw_dist.config.prepared import MANIFEST, read_prepared
 from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.config.schema import DataConfig, Experiment
-from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.made_by import version_of
 from npdraw_dist.core.process import require_extra
-from npdraw_dist.core.storage import (
-    COMPRESSED,
-    Size,
-    list_files,
-    open_filesystem,
-    require_apart,
-    require_space,
-)
+from npdraw_dist.core.storage import list_files, open_filesystem, require_apart
 from npdraw_dist.data.rows import REJECTS
-from npdraw_dist.data.shard_folder import DONE
-from npdraw_dist.nn.hub import make_model
+from npdraw_dist.data.shard_folder import DONE, MARKER
+from npdraw_dist.distributed.failures import storage_failed
+from npdraw_dist.distributed.resources import Workers, plan_local
+from npdraw_dist.distributed.start import is_local, placed
 from npdraw_dist.pipeline import bank, data, parse, prior, sample, vae
 from npdraw_dist.pipeline.data import Given, RunData
-from npdraw_dist.pipeline.models import source_parts
 from npdraw_dist.pipeline.progress import console, logged
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.stage import Manifest, Stage
 from npdraw_dist.pipeline.store import CONFIG, FOLDERS, VOCABULARY, Store, Watcher
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import plan
-from npdraw_dist.training.checkpoint import KEPT
-from npdraw_dist.training.workers import Workers, is_local, placed, plan_local, require_compiler
 
 Counts = Mapping[str, int | None]  # split -> images; None if only reading would tell
 
@@ -53,7 +41,6 @@ STAGES: dict[str, Stage] = {
 TRAINING = ("prior", "vae")
 LIKE_OWN = ("imagefolder", "parquet")  # sources that read all files of a kind that a run writes too
 SHOWN = 5  # names of classes in a message
-WIDE = 1024  # a network with a larger number in its spec is built without memory, which costs a second
 
 
 def start(
@@ -116,8 +103,8 @@ def prepare_run(
     stack.enter_context(logged(store))
     console.note(f"stages {', '.join(missing)}, npdraw_dist {__version__}")
     if not experiment.scale.here:
-        from npdraw_dist.training.cluster import require_shared
-        from npdraw_dist.training.launch import start_ray
+        from npdraw_dist.distributed.nodes import require_shared
+        from npdraw_dist.distributed.start import start_ray
 
         start_ray(experiment.scale)
         require_shared(store.landmarks())
@@ -130,7 +117,6 @@ def prepare_run(
 def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
     """Removes a new run's folder if the block ends with a user's mistake and nothing of worth is in it.
 
-    A finished stage, parsed shards (the same command goes on there) and the list of bad rows are of worth.
     held: the lease on the run. Raises LeaseLost if another driver took the run over.
     """
     try:
@@ -139,11 +125,24 @@ def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
         raise
     except UserError:
         held.check()  # else the folder is another driver's
-        worth = (MANIFEST, REJECTS)
-        has_shards = any(list_files(store.filesystem, store.path(f, DONE))[1:] for f in FOLDERS.values())
-        if not has_shards and not any(store.has(f, name) for f in FOLDERS.values() for name in worth):
+        if not any(is_of_worth(store, folder) for folder in FOLDERS.values()):
             store.remove()
         raise
+
+
+def is_of_worth(store: Store, folder: str) -> bool:
+    """Whether the folder of a stage holds what a later command can use, or the list of bad rows.
+
+    Images that were read are of no use by themselves: a mistake in the config that only the next stage finds
+    needs another config, and the run would be refused for it.
+    """
+    if store.has(folder, REJECTS):
+        return True
+    if store.has(folder, MANIFEST):
+        return folder != FOLDERS["data"]
+    files = list_files(store.filesystem, store.path(folder, DONE))
+    has_shards = any(not path.endswith(f"/{MARKER}") for path, _ in files)
+    return has_shards or (folder in TRAINING and store.has(folder))
 
 
 def require_format(store: Store, stages: Sequence[str]) -> None:
@@ -185,8 +184,6 @@ def run_stages(
         held.check()
         raise
     except Exception as error:
-        from npdraw_dist.training.failures import storage_failed  # it imports Ray
-
         if error is store.failed:  # a callback's error is no fault of the storage
             raise
         if (failed := storage_failed(name, error)) is None:
@@ -225,22 +222,9 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str], images: R
         require_apart(source.path, store.filesystem, store.root, "the run", "--storage")
     counts = images.counts(store) if data.NAME in stages else read_counts(store)
     require_images(experiment, counts, stages)
-    if experiment.prior.condition == "class" and experiment.prior.vocabulary:
-        has = store.has(FOLDERS["data"], VOCABULARY)
-        read = store.read_json(FOLDERS["data"], VOCABULARY)["classes"] if has else []
-        require_classes(experiment, images.classes(store) if data.NAME in stages else read)
-    if set(stages) & set(TRAINING):
-        require_compiler(experiment.train.compile)
+    require_classes(experiment, images.classes(store) if data.NAME in stages else read_classes(store))
     if is_local():
         require_workers(experiment, stages)
-    size, there = expected_size(experiment, counts, stages), 0
-    if store.is_local:  # what an earlier start of the run wrote needs no space again
-        paths = [store.path(FOLDERS[stage]) for stage in stages if stage in FOLDERS]
-        there = sum(size for path in paths for _, size in list_files(store.filesystem, path))
-    left = Size(size.least - there, size.most - there)
-    advice = "free some, or take another --storage"
-    if warning := require_space(store.filesystem, store.root, left, advice):
-        printed.print(f"warning: {warning}")
 
 
 def require_inputs(experiment: Experiment, store: Store, stages: Sequence[str]) -> None:
@@ -266,15 +250,19 @@ def read_counts(store: Store) -> Counts:
     return counts
 
 
+def read_classes(store: Store) -> Sequence[str]:
+    """The names of the classes of the images that a run has read; empty if it has not, or there are none."""
+    has = store.has(FOLDERS["data"], VOCABULARY)
+    classes: Sequence[str] = store.read_json(FOLDERS["data"], VOCABULARY)["classes"] if has else []
+    return classes
+
+
 def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> None:
     """Raises UserError if the images are known to be too few for one of the stages."""
     source, places, train = experiment.data, experiment.canvas_grid.places, counts.get("train")
-    if "bank" in stages:
+    if "bank" in stages and not experiment.init.has_parts:
         k, kept = experiment.bank.size, experiment.bank.max_patches
         said = f"bank.size is {k}"
-        if experiment.init.has_parts:
-            k -= len(source_parts(experiment))
-            said = f"bank.size adds {k} parts to those that the run starts with"
         if k > kept:
             raise UserError(f"{said}, but bank.max_patches keeps {kept} patches; lower bank.size")
         if train is not None and k > train * places:
@@ -305,14 +293,11 @@ def _is_prepared(data: DataConfig) -> bool:
 def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
     """Raises UserError if init.model knows none of the classes of the data; warns if it lacks some.
 
-    The labels of these are dropped.
+    The labels of these are dropped. A run that starts from no model conditioned on classes takes any.
     """
-    entries = experiment.prior.vocabulary
-    if experiment.prior.condition != "class" or not entries:
-        return
-    entry = set(entries)
-    others = [name for name in classes if name not in entry]
-    if not others:
+    entries = experiment.prior.vocabulary if experiment.prior.condition == "class" else ()
+    others = [name for name in classes if name not in set(entries)]
+    if not entries or not others:
         return
     known, lacks = (", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN) for names in (entries, others))
     if len(others) == len(classes):
@@ -334,41 +319,3 @@ def require_workers(experiment: Experiment, stages: Sequence[str]) -> Workers:
     if not scale.here and not set(stages) & set(TRAINING):
         scale = scale.model_copy(update={"num_workers": 1, "cpus_per_worker": None})
     return plan_local(scale) if is_local() and not scale.here else plan(scale)
-
-
-def expected_size(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> Size:
-    """What the stages write, as far as it is known, in bytes; pictures and metrics are not counted.
-
-    Parses: an image and 5 bytes a step each, of which compression leaves COMPRESSED or more. Checkpoints:
-    4 bytes a parameter, and 8 of Adam's moments and 4 of an average where it is trained; one more than is
-    kept while one is written. The bank: 4 bytes a value.
-    """
-    size, pixels = Size(), math.prod(experiment.data.shape)
-    if "data" in stages:
-        images = sum(count or 0 for count in counts.values())
-        size += Size(COMPRESSED * images * pixels, images * (pixels + 5 * experiment.steps))
-    if "bank" in stages:
-        bank = 4.0 * experiment.bank.size * experiment.data.shape[0] * experiment.grid.patch**2
-        size += Size(bank, bank)
-    trained = [stage for stage in TRAINING if stage in stages]
-    sizes = parameters(experiment) if trained else {}
-    for stage in trained:
-        written = -(-experiment.section_of(stage).images // experiment.train.eval_every_images)
-        kept, each = min(KEPT, written), 16.0 if experiment.train.average_images else 12.0
-        size += Size(4.0 * sizes[stage] * kept, each * sizes[stage] * (kept + 1))
-    return size
-
-
-def parameters(experiment: Experiment) -> dict[str, int]:
-    """Training stage -> the number of parameters of its network."""
-    spec = spec_of(experiment)
-    numbers = [value for value in flat(spec.model_dump()).values() if isinstance(value, int)]
-    wide = max(*numbers, *spec.image_shape) > WIDE
-    with torch.device("meta" if wide else "cpu"), torch.random.fork_rng(devices=[]):
-        model = make_model(spec)
-    networks = {"vae": model, "prior": getattr(model, "prior", None)}
-    return {
-        stage: sum(value.numel() for value in network.parameters())
-        for stage, network in networks.items()
-        if isinstance(network, torch.nn.Module)
-    }

@@ -23,9 +23,10 @@ from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.core.paste import render
 from npdraw_dist.data.parquet import index_type
 from npdraw_dist.data.parses import Parses
-from npdraw_dist.nn.baselines.base import BaselineObjective
+from npdraw_dist.nn.generative import ModelObjective
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.nn.objective import PriorObjective, VAEObjective
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import Context
@@ -49,7 +50,7 @@ LARGEST_BANK = 400  # parts that are shown
 
 @dataclass(frozen=True)
 class Given:
-    """What a node fetches once. train: None if streamed. parts: (K, C, P, P), to move or show images."""
+    """Tensors of a stage. train: None if streamed. parts: (K, C, P, P), to move or show images."""
 
     start: Start
     valid: Batch
@@ -59,13 +60,13 @@ class Given:
 
 @dataclass(frozen=True)
 class StageJob:
-    """What every worker of a stage is given. given: `Given`, on Ray a reference to them."""
+    """What every worker of a stage is given."""
 
     stage: str
     experiment: Experiment
     make_objective: MakeObjective
     parses: Parses
-    given: Any
+    given: Given
 
     @property
     def settings(self) -> TrainConfig:
@@ -80,14 +81,7 @@ class StageJob:
 def work(job: StageJob, context: Context) -> dict[str, Any]:
     """One rank of a training run; returns the loop's summary."""
     experiment, settings = job.experiment, job.settings
-    given: Given = job.given
-    if not experiment.scale.here:
-        import ray
-
-        from npdraw_dist.training.launch import quiet_logs
-
-        quiet_logs()
-        given = ray.get(job.given)
+    given = job.given
     torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
     objective = job.make_objective(experiment, given.start)
     bank = None if given.parts is None else PartBank(given.parts.to(context.device))
@@ -189,11 +183,9 @@ def moved(images: Tensor, settings: TrainConfig, noise: Noise, background: float
 def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
     """Paints samples, and reconstructions or parses of validation images where there are some.
 
-    None if they would compile the networks once more. bank: of the run, on the device of training; a model of
-    parts shows nothing without it.
+    bank: the run's, on the device of training; None if the run has none, or a model of parts shows nothing.
     """
-    lacking = bank is None and "bank" in experiment.stage_names
-    if experiment.train.compile or lacking:
+    if bank is None and "bank" in experiment.stage_names:
         return None
 
     def paint(objective: Objective, valid: Batch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -204,11 +196,12 @@ def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
             drawn = sheet(render(bank.parts, objective.prior.sample(count, generator), grid))
             parses = {"parses": sheet(render(bank.parts, some.z, grid))} if len(some) else {}
             return {"samples": drawn, **parses}
-        assert isinstance(objective, VAEObjective | BaselineObjective)
-        found = {"samples": sheet(objective.model.sample(count, generator))}
-        if isinstance(objective, VAEObjective) and len(some):
-            x = binarized(some.images, objective.model.spec.binarize, generator)
-            pairs = torch.stack([x, objective.model.reconstruct(x)], 1)
+        assert isinstance(objective, ModelObjective)
+        model = objective.model
+        found = {"samples": sheet(model.sample(count, generator))}
+        if isinstance(model, NPDraw) and len(some):
+            x = binarized(some.images, model.spec.binarize, generator)
+            pairs = torch.stack([x, model.reconstruct(x)], 1)
             found["reconstructions"] = sheet(pairs.flatten(0, 1))
         return found
 

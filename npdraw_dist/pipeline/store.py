@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from npdraw_dist.config.load import build, differences, dump, read_yaml, with_changes
-from npdraw_dist.config.networks import PriorNetwork
+from npdraw_dist.config.networks import CONDITIONS, PriorNetwork
 from npdraw_dist.config.prepared import MANIFEST
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
@@ -132,7 +132,7 @@ class Store:
         prior = experiment.prior
         if not experiment.takes_condition or prior.vocabulary:
             return experiment
-        name = "classes" if prior.condition == "class" else "words"
+        name = CONDITIONS[prior.condition].entries
         found = self.read_json("data", VOCABULARY)[name]
         if not found:
             raise UserError(
@@ -258,13 +258,13 @@ def _made(experiment: Experiment) -> dict[str, dict[str, Any]]:
     binarize = e["data"].pop("binarize")  # only the likelihood sees binarised images
     vae = {"vae": e["vae"], "binarize": binarize, "model": e["model"]}
     sample = {"eval": e["eval"]}
-    if experiment.model.kind != "npdraw":
+    if not experiment.has_parts:
         # A baseline sees only one fact of the grid: what comes in over the edge of moved images.
         edge = {"background": e["grid"]["background"]}
         kind = KINDS[experiment.model.kind]
-        if kind.places:
+        if kind.has_places:
             edge["grid"] = e["grid"]
-        if kind.sequence:
+        if kind.has_sequence:
             network = set(PriorNetwork.model_fields)
             edge["prior"] = {name: value for name, value in e["prior"].items() if name in network}
         return {
@@ -274,7 +274,7 @@ def _made(experiment: Experiment) -> dict[str, dict[str, Any]]:
         }
     return {
         "data": {"data": e["data"], "seed": e["seed"]},
-        "bank": {name: e[name] for name in ("grid", "bank", "authors", "init")},
+        "bank": {name: e[name] for name in ("grid", "bank", "init", "model")},
         "parse": {"parse": e["parse"]},
         "prior": {"prior": e["prior"], "train": e["train"]},
         "vae": vae,

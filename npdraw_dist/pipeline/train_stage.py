@@ -16,6 +16,7 @@ from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.process import device_here
+from npdraw_dist.distributed.resources import Workers, plan_workers, worker_here
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline import stage_job
@@ -26,7 +27,6 @@ from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import RunContext, run_here
 from npdraw_dist.training.early_stopping import fall_text
 from npdraw_dist.training.metrics_log import Events, Record, read_metrics
-from npdraw_dist.training.workers import Workers, require_compiler, worker_here
 
 STOPPED = "stopped"  # folder of the model that a stage had before its loss turned non-finite
 # What the manifest says of a finished training, and the weights and metrics that were selected.
@@ -71,7 +71,6 @@ def run_stage(
     non-finite.
     """
     settings, scale = experiment.train, experiment.scale
-    require_compiler(settings.compile)
     job = _make_job(experiment, store, stage, make_objective, start)
     workers = plan(scale)
     if workers.gpu:
@@ -85,11 +84,20 @@ def run_stage(
             context = RunContext(*where, device, criterion, display)
             summary = run_here(stage_job.work, job, context, scale)
         else:
-            from npdraw_dist.training.launch import TrainRun, run_training
+            from npdraw_dist.distributed.run import TrainRun, run_training
 
-            who, whose = (workers, scale, criterion), (store.filesystem, store.root, stage)
-            folders = tuple(store.landmarks())
-            run = TrainRun(stage_job.work, job, *who, *whose, callbacks, folders)
+            run = TrainRun(
+                worker=stage_job.work,
+                job=job,
+                workers=workers,
+                scale=scale,
+                criterion=criterion,
+                filesystem=store.filesystem,
+                storage=store.root,
+                name=stage,
+                callbacks=callbacks,
+                folders=tuple(store.landmarks()),
+            )
             summary = run_training(run, display)
     # Measured by the clock of this command: the workers' machines may have other times.
     return _trained(experiment, store, stage, summary, time.perf_counter() - started)
@@ -109,8 +117,6 @@ def plan(scale: ScaleConfig) -> Workers:
     """The workers in the running Ray, or without Ray. Raises UserError if few fit."""
     if scale.here:
         return worker_here(scale)
-    from npdraw_dist.training.cluster import plan_workers
-
     return plan_workers(scale, lambda line: console.print(line, markup=False))
 
 
@@ -217,11 +223,7 @@ def _make_job(
     events.begin(flat(experiment.made()), stage_job.CRITERIA[stage].name, pictures)
     valid = validation_images(store, experiment.train.eval_images, experiment.seed, experiment)
     train = None if streamed else parses.in_id_order()
-    given: Any = stage_job.Given(start, valid, train, None if bank is None else bank.parts)
-    if not experiment.scale.here:
-        import ray
-
-        given = ray.put(given)  # the workers fetch it once a node
+    given = stage_job.Given(start, valid, train, None if bank is None else bank.parts)
     return stage_job.StageJob(stage, experiment, make_objective, parses, given)
 
 

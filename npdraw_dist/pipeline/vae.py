@@ -11,17 +11,16 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.model_files import WEIGHTS
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.nn.authors.training import AuthorsObjective
-from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
+from npdraw_dist.distributed.actors import on_gpu
+from npdraw_dist.nn.generative import ModelObjective
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.networks import CHOICES
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.objective import VAEObjective, fit_temperature
+from npdraw_dist.nn.objective import fit_temperature
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.bank import load_bank
-from npdraw_dist.pipeline.gpu_task import on_gpu
-from npdraw_dist.pipeline.models import source_model, start_weights
+from npdraw_dist.pipeline.models import source_model
 from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.stage_job import Start
 from npdraw_dist.pipeline.store import Store, finished
@@ -43,7 +42,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> 
     manifest, tensors, _ = run_stage(experiment, store, NAME, make_objective, start, callbacks)
     spec = spec_of(experiment)
     assert spec.data is not None
-    data = spec.data.model_copy(update={"inputs": store.shards().manifest.digest})
+    data = spec.data.model_copy(update={"inputs": store.shards().manifest.digests["train"]})
     model = make_model(spec.model_copy(update={"data": data}))
     model.load_state_dict(checkpoint.weights(tensors, "model."))
     cpu_started = time.process_time()
@@ -71,7 +70,7 @@ def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, 
     """Fits the posterior's temperatures on validation images; its lines of the manifest, {} without any."""
     started = time.perf_counter()
     images = validation_images(store, CALIBRATED, experiment.seed).images
-    if not len(images) or experiment.authors.model:
+    if not len(images) or experiment.by_authors:
         return {}
     generator = torch.Generator().manual_seed(noise_seed(experiment.seed, CALIBRATION))
     x = binarized(images, model.spec.binarize, generator)
@@ -91,24 +90,24 @@ def load_start(experiment: Experiment, store: Store) -> Start:
     trained = experiment.init.model is not None
     if "prior" not in experiment.stage_names:
         return source_model(experiment).state_dict() if trained else {}
-    bank = load_bank(experiment, store)
-    start = start_weights(experiment, bank) if trained else {"bank_parts": bank.parts}
+    if trained:
+        start = source_model(experiment).state_dict()
+    else:
+        start = {"bank_parts": load_bank(experiment, store).parts}
     weights = prior.trained_weights(experiment, store)
     return {**start, **{prior.PREFIX + name: value for name, value in weights.items()}}
 
 
-def make_objective(experiment: Experiment, start: Start) -> VAEObjective | BaselineObjective:
+def make_objective(experiment: Experiment, start: Start) -> ModelObjective:
     model = make_model(spec_of(experiment))
-    if isinstance(model, Baseline):
+    if not isinstance(model, NPDraw):
         model.load_state_dict(start or model.state_dict())
-        return BaselineObjective(model, experiment.vae)
-    assert isinstance(model, NPDraw)
+        return model.objective(experiment.vae)
     model.set_bank(PartBank(start["bank_parts"]))
     missing, unknown = model.load_state_dict(start, strict=False)
     assert not unknown, unknown
     assert not any(name.startswith(prior.PREFIX) for name in missing), missing
-    kind = AuthorsObjective if experiment.authors.model else VAEObjective
-    return kind(model, experiment.vae)
+    return model.objective(experiment.vae)
 
 
 STAGE = Stage(NAME, ("data", "bank", "parse", "prior"), done, run, describe)

@@ -2,13 +2,12 @@
 
 from typing import ClassVar
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from npdraw_dist.config.cli import Command, Model
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TOKEN = "NPDRAW_TOKEN"  # other users of the machine can read a command's flags, but not its environment
-STRANGERS_RATE = 50.0  # requests a second of an address, if other machines reach the server
 
 
 class Serve(Command):
@@ -34,11 +33,6 @@ class Serve(Command):
         None,
         min_length=1,
         description=f"token that requests must carry, else all are served; better set {TOKEN}",
-    )
-    rate: PositiveFloat | None = Field(
-        None,
-        description="requests a second that an address may make; if not given, no limit with a --host of "
-        f"this machine alone, else {STRANGERS_RATE:g}",
     )
 
     @property

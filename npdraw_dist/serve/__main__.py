@@ -13,7 +13,7 @@ from npdraw_dist.config.cli import parse_flags, run_command, validate
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import require_extra
-from npdraw_dist.serve import LOOPBACK, STRANGERS_RATE, TOKEN, Serve
+from npdraw_dist.serve import TOKEN, Serve
 
 if TYPE_CHECKING:
     from npdraw_dist.nn.npdraw import NPDraw
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str]) -> None:
     command: Serve = validate(Serve, parse_flags(Serve, "npdraw_dist.serve", argv))
-    require_extra("serve", "serve", "fastapi", "python_multipart", "uvicorn", "prometheus_client")
+    require_extra("serve", "serve", "fastapi", "python_multipart", "uvicorn")
 
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline.models import chosen_model, load_npdraw
@@ -29,11 +29,10 @@ def main(argv: Sequence[str]) -> None:
 
     folder = chosen_model(command.model)
     model = load_npdraw(folder)  # an error here is one line; in a replica it is a long traceback
-    rate = command.rate or (None if command.host in LOOPBACK else STRANGERS_RATE)
     token = command.token or os.environ.get(TOKEN) or None
     if token and not (token.isascii() and token.isprintable() and not set(token) & set(" &%")):
         raise UserError("a token is of ASCII without spaces, & and %: clients send others in different ways")
-    options = command.model_copy(update={"token": token, "rate": rate})
+    options = command.model_copy(update={"token": token})
     require_free(options.host, options.port)
     on_ray = os.environ.get("RAY_ADDRESS") or options.replicas > 1
     stop = _on_ray(folder, options) if on_ray else _here(folder, model, options)
@@ -43,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     host = f"[{options.host}]" if ":" in options.host else options.host
     address, key = f"http://{host}:{options.port}", "" if token is None else "#token=TOKEN"
     print(f"the studio: {address}{'/' + key if key else ''}", flush=True)
-    print(f"its API:    {address}/docs (Ctrl-C stops both)", flush=True)
+    print(f"its API:    {address}/openapi.json (Ctrl-C stops both)", flush=True)
     if options.hosts == ("*",) and token is None:
         line = f"everyone who reaches this machine can use it: there is no login; set {TOKEN} for one"
         print(line, flush=True)
@@ -63,9 +62,9 @@ def _here(folder: str, model: "NPDraw", options: Serve) -> Callable[[], None]:
 def _on_ray(folder: str, options: Serve) -> Callable[[], None]:
     """Serves on Ray Serve; returns what ends it."""
     from npdraw_dist.core.storage import display_path, open_filesystem
+    from npdraw_dist.distributed.resources import local_resources
+    from npdraw_dist.distributed.start import is_local, start_ray
     from npdraw_dist.serve import deploy
-    from npdraw_dist.training.launch import start_ray
-    from npdraw_dist.training.workers import is_local, local_resources
 
     scale = ScaleConfig(num_workers=options.replicas)
     if is_local():

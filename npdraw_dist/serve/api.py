@@ -1,7 +1,7 @@
 """The HTTP API over an `Engine`: routes and pages. It holds no state and touches no file.
 
 To add an endpoint, write one function here with a decorator of `router`; its request and response are models
-of `schemas`. The reference follows the OpenAPI schema.
+of `schemas`. /openapi.json follows.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,6 @@ from typing import Annotated, Any, TypeVar
 from fastapi import APIRouter, Depends, FastAPI, File, HTTPException, Path, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
-from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import ValidationError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -19,22 +18,21 @@ import npdraw_dist
 from npdraw_dist.core.errors import StorageFailed
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.serve import Serve, exports, schemas
-from npdraw_dist.serve.middleware import Guard, Measured
-from npdraw_dist.serve.pages import reference_page, studio_page
+from npdraw_dist.serve.middleware import Guard
+from npdraw_dist.serve.pages import studio_page
 from npdraw_dist.serve.replica import Replica
 
 TITLE = "NP-DRAW studio"
 DESCRIPTION = """Sample, encode, complete, edit and decode with one model. The server keeps nothing: a drawing
 z travels with each request and each response. 400: the body cannot be read. 401: the server wants its token.
-408: the body took too long. 413: it is too large. 422: the request is refused, with the reason. 429: too many
-requests from this address. 503: too many requests wait already; try again."""
+408: the body took too long. 413: it is too large. 422: the request is refused, with the reason. 503: too many
+requests wait already; try again."""
 REFUSED: dict[int | str, dict[str, Any]] = {
     400: {"model": schemas.ErrorResponse, "description": "The body cannot be read"},
     401: {"model": schemas.ErrorResponse, "description": "The token is missing or wrong"},
     408: {"model": schemas.ErrorResponse, "description": "The body took too long"},
     413: {"model": schemas.ErrorResponse, "description": "Too large"},
     422: {"model": schemas.ErrorResponse, "description": "Refused, with the reason"},
-    429: {"model": schemas.ErrorResponse, "description": "Too many requests from this address"},
     503: {"content": {"text/plain": {}}, "description": "Too many requests wait"},  # also by Ray Serve itself
 }
 
@@ -53,14 +51,13 @@ def build_app(replica: Callable[[], Replica], options: Serve, at_once: int | Non
         docs_url=None,  # FastAPI's own page loads its script from elsewhere
         redoc_url=None,
     )
-    app.state.replica, app.state.registry = replica, CollectorRegistry()
+    app.state.replica = replica
     for routes in (pages, facts, router):
         app.include_router(routes)
     app.add_exception_handler(RequestValidationError, _explain)
     app.add_exception_handler(ValueError, _refuse)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(options.hosts))
-    app.add_middleware(Guard, options=options, at_once=at_once)
-    app.add_middleware(Measured, registry=app.state.registry)
+    app.add_middleware(Guard, token=options.token, at_once=at_once)
     return app
 
 
@@ -95,17 +92,6 @@ Served = Annotated[Replica, Depends(_replica)]
 @pages.api_route("/", methods=["GET", "HEAD"])
 async def studio() -> HTMLResponse:
     return studio_page()
-
-
-@pages.get("/docs")
-async def reference(request: Request) -> HTMLResponse:
-    return reference_page(request.app.openapi())
-
-
-@pages.get("/metrics")
-async def metrics(request: Request) -> Response:
-    text = generate_latest(request.app.state.registry)
-    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @pages.head("/healthz")
@@ -276,13 +262,7 @@ async def strip(request: schemas.StripRequest, replica: Served) -> Response:
     return await _download(request.z, replica, make, "image/png", "steps.png")
 
 
-@_file("/drawing.svg", "Canvas and image as a vector file", "image/svg+xml", "An SVG")
-async def drawing_svg(request: schemas.FigureRequest, replica: Served) -> Response:
-    make = partial(exports.figure, kind="svg", outlines=request.outlines)
-    return await _download(request.z, replica, make, "image/svg+xml", "drawing.svg")
-
-
 @_file("/drawing.pdf", "Canvas and image as a vector file", "application/pdf", "A PDF")
 async def drawing_pdf(request: schemas.FigureRequest, replica: Served) -> Response:
-    make = partial(exports.figure, kind="pdf", outlines=request.outlines)
+    make = partial(exports.figure, outlines=request.outlines)
     return await _download(request.z, replica, make, "application/pdf", "drawing.pdf")

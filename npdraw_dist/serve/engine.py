@@ -6,28 +6,29 @@ A drawing is `Drawings` of one image. Shapes: T steps, L places, C channels, H x
 import base64
 import binascii
 import contextlib
+import hashlib
 import math
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import PurePosixPath
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from npdraw_dist.core import editing
-from npdraw_dist.core.editing import mask_of, place_of
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.images import canvas_bytes, png
-from npdraw_dist.core.pages import bank_sheet, looks_order
+from npdraw_dist.core.images import canvas_bytes, png, tiled
+from npdraw_dist.core.made_by import fingerprint
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import Frame
 from npdraw_dist.core.process import refuse_tf32
+from npdraw_dist.nn import editing
 from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.editing import mask_of, place_of
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
-from npdraw_dist.pipeline.inputs import SplitImages, find_run
-from npdraw_dist.pipeline.models import load_npdraw
+from npdraw_dist.pipeline.inputs import SplitImages
+from npdraw_dist.pipeline.models import load_npdraw, name_of
+from npdraw_dist.pipeline.pictures import looks_order
 from npdraw_dist.serve import exports, proposals, schemas
 from npdraw_dist.serve.uploads import place_picture
 
@@ -44,18 +45,19 @@ class Engine:
 
     def __init__(self, model: NPDraw, folder: str | None = None) -> None:
         self.model, self.spec, self.grid = model, model.spec, model.grid
-        self.test_images = self.valid_images = self.name = None
+        self.test_images = self.valid_images = None
+        self.name = "a model in memory"
         if folder is not None:
             self.test_images = SplitImages(folder, model.spec, "serve")
             self.valid_images = SplitImages(folder, model.spec, "serve", "valid")
-            run = find_run(folder)
-            self.name = None if run is None else PurePosixPath(run[0]).name or None
+            self.name = name_of(folder)
 
     def describe(self) -> schemas.ModelResponse:
         spec, grid = self.spec, self.grid
         channels, height, width = spec.image_shape
         return schemas.ModelResponse(
             name=self.name,
+            hash=self._hash,
             source=None if spec.data is None else spec.data.source,
             channels=channels,
             image_height=height,
@@ -73,6 +75,11 @@ class Engine:
             **{name: getattr(spec, name) for name in ("likelihood", "steps", "parts", "order", "aligned")},
         )
 
+    @cached_property
+    def _hash(self) -> str:
+        parts = self.model.bank_parts.cpu().numpy().tobytes()
+        return fingerprint({**self.spec.model_dump(mode="json"), "bank": hashlib.sha256(parts).hexdigest()})
+
     def bank(self) -> schemas.BankResponse:
         bank = self.model.bank
         columns = math.ceil(math.sqrt(len(bank)))
@@ -80,7 +87,7 @@ class Engine:
             size=len(bank),
             patch=bank.patch,
             columns=columns,
-            sheet=_text(bank_sheet(bank, columns)),
+            sheet=_text(png(tiled(bank.parts, columns))),
             by_looks=looks_order(bank.parts.cpu()),
         )
 

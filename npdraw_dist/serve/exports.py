@@ -1,10 +1,9 @@
-"""Files of a drawing to keep: its steps as GIF or as a strip, and a figure for papers as SVG or PDF.
+"""Files of a drawing to keep: its steps as GIF or as a strip, and a figure for papers as PDF.
 
 A drawing is `Drawings` of one image. Shapes: N steps that draw, C channels, h x w canvas.
 """
 
 import io
-from typing import Literal
 
 import torch
 from matplotlib.collections import PatchCollection
@@ -44,8 +43,8 @@ def strip(model: NPDraw, drawing: Drawings, frames: int) -> bytes:
     return rows_png({"canvas": canvases[shown].cpu(), "image": images[shown].cpu()}, [None, captions])
 
 
-def figure(model: NPDraw, drawing: Drawings, kind: Literal["svg", "pdf"], outlines: bool) -> bytes:
-    """Canvas and image as a vector file, their pixels sharp at any size. outlines: of each part."""
+def figure(model: NPDraw, drawing: Drawings, outlines: bool) -> bytes:
+    """Canvas and image as a PDF, their pixels sharp at any size. outlines: a frame around each part."""
     page = Figure(figsize=(2 * SIDE + GAP, SIDE))
     width = SIDE / (2 * SIDE + GAP)
     for number, picture in enumerate(to_pil(drawing.canvas) + to_pil(drawing.images)):
@@ -60,6 +59,5 @@ def figure(model: NPDraw, drawing: Drawings, kind: Literal["svg", "pdf"], outlin
             PatchCollection(frames, facecolor="none", edgecolor=OUTLINE, linewidth=0.5), autolim=False
         )
     file = io.BytesIO()
-    dates = {"Date": None} if kind == "svg" else {"CreationDate": None}
-    page.savefig(file, format=kind, transparent=True, metadata=dates)
+    page.savefig(file, format="pdf", transparent=True, metadata={"CreationDate": None})
     return file.getvalue()

@@ -7,8 +7,8 @@ K parts, C candidates of a place, h x w canvas.
 import torch
 from torch import Tensor
 
-from npdraw_dist.core import editing
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.nn import editing
 from npdraw_dist.nn.completion import Effort, require_kept
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.npdraw import NPDraw

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from npdraw_dist.config.networks import ConditionName
+
 MAX_STEPS = 4096  # limit of any model, so that a request is small
 MAX_APPEARANCE = 2**18  # characters
 
@@ -233,7 +235,8 @@ class BankResponse(BaseModel):
 
 
 class ModelResponse(BaseModel):
-    name: str | None = Field(description="name of the model's run; null if it is in none")
+    name: str = Field(description="name of the model's run or folder")
+    hash: str = Field(description="of its bank and settings: a drawing suits no model with another hash")
     source: str | None = Field(description="source of the training images; null if not known")
     likelihood: str
     channels: int = Field(description="1 for grey, 3 for colour")
@@ -252,7 +255,7 @@ class ModelResponse(BaseModel):
     order: str
     aligned: bool = Field(description="every place is asked in turn, so a place holds at most one part")
     background: Literal["black", "white"] = Field(description="colour of the canvas where nothing is drawn")
-    condition: Literal["none", "class", "words"] = Field(description="what the model can be asked for")
+    condition: ConditionName = Field(description="what the model can be asked for")
     vocabulary: list[str] = Field(description="the classes or words that it knows")
     temperature: float = Field(description="of samples where none is asked for")
     test_images: int = Field(description="0 if the model is not in its run folder")

@@ -1,15 +1,14 @@
-"""What differs on a GPU in a training step: precision, compilation, and batches that are prepared ahead.
+"""What differs on a GPU in a training step: precision, and batches that are prepared ahead.
 
 A CPU always computes in float32: without the instructions, bfloat16 products are a hundred times slower.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TypeVar
 
 import torch
-from torch import nn
 
 from npdraw_dist.config.training import Precision
 from npdraw_dist.core.errors import UserError
@@ -75,42 +74,3 @@ def prepare_ahead(steps: Iterator[MicroBatches], device: torch.device) -> Iterat
         return steps
     pinned = ([(index, batch.pin_memory()) for index, batch in micro_batches] for micro_batches in steps)
     return prefetched(pinned, AHEAD)
-
-
-def compile_networks(
-    networks: Iterable[nn.Module], functions: Iterable[tuple[object, str]], device: torch.device
-) -> None:
-    """Compiles each network and each function, as (owner, name), in place; names of weights stay.
-
-    On a GPU they become CUDA graphs of static shapes.
-    """
-    mode = "reduce-overhead" if device.type == "cuda" else "default"
-    for network in networks:
-        network.compile(mode=mode, dynamic=False)
-    for owner, name in functions:
-        setattr(owner, name, torch.compile(getattr(owner, name), mode=mode, dynamic=False))
-
-
-class Graphs:
-    """What CUDA graphs ask of a training loop. Without them (`used` false) nothing is done.
-
-    A graph writes gradients to the same memory at each replay, which autograd would take as `.grad` without a
-    copy (pytorch#96693). So `.grad` has memory of its own from the start.
-    """
-
-    def __init__(self, used: bool) -> None:
-        self.used = used
-
-    def begin(self) -> None:
-        """Before a forward pass: nothing that earlier ones gave is read any more."""
-        if self.used:
-            torch.compiler.cudagraph_mark_step_begin()
-
-    def clear_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """`zero_grad`; with graphs the gradients stay where they are, or get their place."""
-        optimizer.zero_grad(set_to_none=not self.used)
-        if self.used:
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is None:
-                        parameter.grad = torch.zeros_like(parameter)

@@ -16,9 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from npdraw_dist.config.schema import TrainConfig
-from npdraw_dist.core.meters import Meters
 from npdraw_dist.core.noise import Noise, RowNoise, dropout_noise
-from npdraw_dist.core.objective import Objective, learning_rate_factor
+from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.process import refuse_tf32
 from npdraw_dist.training import checkpoint
@@ -26,16 +25,15 @@ from npdraw_dist.training.checkpoint import Average
 from npdraw_dist.training.clock import Clock
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import (
-    Graphs,
     MicroBatches,
     autocast,
     autocast_dtype,
-    compile_networks,
     flushed_denormals,
     prepare_ahead,
 )
 from npdraw_dist.training.early_stopping import EarlyStopping
 from npdraw_dist.training.feed import Feed, noise_seed
+from npdraw_dist.training.meters import Meters, learning_rate_factor
 from npdraw_dist.training.metrics_log import RECENT
 from npdraw_dist.training.muon import Muon
 
@@ -160,9 +158,6 @@ class Run:
     ) -> None:
         self.objective, self.config, self.seed, self.context = objective, config, seed, context
         self.augment = augment
-        if config.compile:
-            compile_networks(objective.networks(), objective.functions(), context.device)
-        self.graphs = Graphs(used=config.compile and context.device.type == "cuda")
         self.precision = autocast_dtype(context.device, config.precision)
         refuse_tf32(context.device)
         self.module = context.wrap(objective)
@@ -222,7 +217,7 @@ class Run:
             group["lr"] = peak * factor if images_seen / images < group.get("until", math.inf) else 0.0
 
         # gradients
-        self.graphs.clear_gradients(self.optimizer)
+        self.optimizer.zero_grad()
         scale = self.context.world_size / self.config.batch_size
         seed = noise_seed(self.seed, step)
         for count, (first, batch) in enumerate(micro_batches, start=1):
@@ -230,7 +225,6 @@ class Run:
             noise = noise_of_rows(seed, first, len(batch), self.context)
             if self.augment is not None:
                 batch = self.augment(batch, progress, noise)
-            self.graphs.begin()
             # Ranks average gradients at the last micro-batch only.
             more, module = count < len(micro_batches), self.module
             with module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext():
@@ -307,7 +301,6 @@ class Run:
                 if index % context.world_size == context.rank or len(starts) < context.world_size:
                     batch = valid[start : start + self.config.micro_batch].to(context.device)
                     noise = noise_of_rows(noise_seed(self.seed, 2**32 - 1), start, len(batch), context)
-                    self.graphs.begin()
                     meters.add(objective.evaluate(batch, noise))
         objective.train()
         return {name: total / count for name, (total, count) in summed(meters, context).items()}

@@ -101,6 +101,15 @@ def test_empty_clusters_move_to_the_farthest_patches(patches: np.ndarray) -> Non
     assert {tuple(row) for row in (at_once * 255).round()} == {tuple(row) for row in (chosen * 255).round()}
 
 
+@pytest.mark.parametrize("shard", [0, 1, 2])
+def test_an_empty_cluster_moves_to_the_patch_farthest_over_all_shards(shard: int) -> None:
+    parts = [np.full((4, 3), value, np.uint8) for value in (0, 10, 20)]
+    parts[shard][2] = 250
+    start = np.zeros((2, 3), np.float32)  # the second one has no patch
+    got = lloyd(LocalShards(parts, gpu=False), start, iterations=0)
+    np.testing.assert_array_equal((got.centroids * 255).round(), [[0, 0, 0], [250, 250, 250]])
+
+
 def test_too_many_parts_names_the_number_found() -> None:
     patches = np.tile(np.arange(6, dtype=np.uint8)[:, None], (500, 3))
     assert clustering(patches, 6, seed=0).objective == pytest.approx(0, abs=1e-9)

@@ -1,20 +1,22 @@
-"""Sharded = single: clustering, snapping, the bank; and a bank that is extended."""
+"""Sharded = single: clustering, snapping, the bank; and a bank that is kept."""
 
 import os
 import signal
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 import pytest
 import ray
 import torch
 
-from npdraw_dist.bank.build import build_bank, extend_bank, nearest_parts
+from npdraw_dist.bank.build import build_bank, keep_bank, nearest_parts
 from npdraw_dist.bank.kmeans import kmeans, snap
-from npdraw_dist.bank.shards import LocalShards, RayShards
+from npdraw_dist.bank.shards import LocalShards, PatchShard, arguments_of
 from npdraw_dist.config.schema import BankConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartBank
+from npdraw_dist.distributed.actors import Actors
 
 SETTINGS = BankConfig(size=20)
 
@@ -74,51 +76,31 @@ def test_the_nearest_part_is_that_of_brute_force() -> None:
 
 
 def test_a_kept_bank_says_how_well_it_fits() -> None:
-    bank, facts = extend_bank(BANK, PATCHES, BankConfig(size=5), 0)
-    assert torch.equal(bank.parts, BANK.parts)
+    facts = keep_bank(BANK, PATCHES)
     apart = ((NEW[:, None] / 255 - OLD / 255) ** 2).sum(2).min(1)
     assert facts.objective == pytest.approx(10 * apart.sum() / 230, rel=1e-5)
     assert sum(facts.cluster_sizes) == facts.patches == 230
 
 
-def test_new_parts_are_what_fitted_badly() -> None:
-    bank, facts = extend_bank(BANK, PATCHES, BankConfig(size=8), 0)
-    assert torch.equal(bank.parts[:5], BANK.parts)
-    found = {bytes((part * 255).round().to(torch.uint8).flatten().tolist()) for part in bank.parts[5:]}
-    assert found == {patch.tobytes() for patch in NEW}
-    assert facts.objective == 0
-    assert facts.cluster_sizes[5:] == [10, 10, 10]
-    assert facts.k == 8
-
-
-@pytest.mark.parametrize(
-    ("patches", "words"),
-    [
-        (PATCHES, r"bank\.size is 9.* all but 3 different"),
-        (OLD, r"bank\.size is 9.* all but 0 different"),
-        (PATCHES[:0], r"bank\.min_energy"),
-    ],
-)
-def test_patches_that_do_not_do_are_refused(patches: np.ndarray, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        extend_bank(BANK, patches, BankConfig(size=9), 0)
-    if not len(patches):
-        with pytest.raises(UserError, match=words):
-            build_bank(patches, 1, SETTINGS, seed=0)
+def test_no_patch_at_all_is_refused() -> None:
+    for make in (partial(keep_bank, BANK), partial(build_bank, channels=1, settings=SETTINGS, seed=0)):
+        with pytest.raises(UserError, match=r"bank\.min_energy"):
+            make(PATCHES[:0])
 
 
 @pytest.mark.ray
 def test_ray_actors_give_the_single_result(local_ray: None, patches: np.ndarray) -> None:
     single = kmeans(LocalShards([patches], gpu=False), 20, seed=7)
     first, second = np.split(patches, [2500])
-    with closing(RayShards([first, second], gpu=False)) as shards:
+    with closing(Actors(PatchShard, arguments_of([first, second], False), gpu=False)) as shards:
         process = ray.get(shards._actors[0].__ray_call__.remote(lambda _: os.getpid()))
         os.kill(process, signal.SIGKILL)  # Ray starts it again
         got = kmeans(shards, 20, seed=7)
     np.testing.assert_array_equal(got.centroids, single.centroids)
     np.testing.assert_array_equal(got.sizes, single.sizes)
     one, facts = build_bank(patches, 3, SETTINGS, seed=7)
-    two, sharded_facts = build_bank(patches, 3, SETTINGS.model_copy(update={"shards": 2}), seed=7)
+    shared = SETTINGS.model_copy(update={"shards": 2})
+    two, sharded_facts = build_bank(patches, 3, shared, seed=7, others=Actors)
     assert torch.equal(one.parts, two.parts)
     assert sharded_facts.cluster_sizes == facts.cluster_sizes
     assert sharded_facts.actor_core_seconds > facts.actor_core_seconds == 0

@@ -3,13 +3,11 @@
 import hashlib
 import os
 import pickle
-import shutil
 import socket
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,14 +16,12 @@ from pyarrow import fs
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import (
     RETRY_VARIABLE,
-    Size,
     copy,
     display_path,
     list_files,
     local_copy,
     open_filesystem,
     read_bytes,
-    require_space,
     require_writable,
     sha256,
     write_atomically,
@@ -230,13 +226,3 @@ def test_where_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(UserError, match=f"no permission to write in {tmp_path}"):
         require_writable(str(tmp_path / "new"), folder=True)
-
-
-def test_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2e9 * (path == tmp_path)))
-    folder = str(tmp_path / "not" / "made")
-    assert require_space(LOCAL, folder, Size(2e9, 2e9), "go") is None
-    assert "3.00 GB" in str(require_space(LOCAL, folder, Size(1e9, 3e9), "go"))
-    with pytest.raises(UserError, match=r"2\.50 GB, and 2\.00 GB are free"):
-        require_space(LOCAL, folder, Size(2.5e9, 3e9), "go away")
-    assert require_space(fs.SubTreeFileSystem("/", LOCAL), folder, Size(9e9, 9e9), "go") is None

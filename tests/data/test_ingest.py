@@ -150,7 +150,8 @@ def test_shards_made_from_something_else_go(folder: ShardFolder) -> None:
 
 
 def test_a_killed_ingest_goes_on_where_it_was(folder: ShardFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = source_of(*({"train": rows_named([f"{n}-a", f"{n}-b"])} for n in range(4)))
+    pieces: list[dict[Split, Rows]] = [{"train": rows_named([f"{n}-a", f"{n}-b"])} for n in range(4)]
+    source = source_of(*pieces)
     with monkeypatch.context() as patch:
         patch.setattr(module, "map_items", interfering(killed, 2))
         with pytest.raises(KeyboardInterrupt):

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from npdraw_dist.data.identity import compare, identify
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
@@ -20,17 +21,25 @@ from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.readers import arrays
+from npdraw_dist.data.listing import stamp_of
+from npdraw_dist.data.readers import arrays, files
 from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.shards import open_source
 from tests.helpers.rows import read_all
 
 
 def inputs(data: DataConfig) -> list[str]:
-    """What the source counts as its files."""
-    found = identify(open_source(data, 0).inputs)
-    assert all(file.sha256 and file.size for file in found.files)
-    return [file.path for file in found.files]
+    """The files that the stamp of the source is made of."""
+    found: list[str] = []
+
+    def noted(table: pa.Table) -> str:
+        found.extend(table["path"].to_pylist())
+        assert all(table["size"].to_pylist())
+        return stamp_of(table)
+
+    with mock.patch.object(arrays, "stamp_of", noted), mock.patch.object(files, "stamp_of", noted):
+        open_source(data, 0)
+    return found
 
 
 def idx(array: NDArray[np.uint8]) -> bytes:
@@ -95,11 +104,10 @@ def test_idx_files(tmp_path: Path, source: Any, inner: str, zipped: bool) -> Non
     data = DataConfig(source=source, path=str(tmp_path), shard_rows=16)
     names = sorted(path.name for path in (tmp_path / inner).iterdir())
     (tmp_path / inner / "notes.txt").write_text("no data")
-    before = identify(open_source(data, 0).inputs)
-    assert [file.path for file in before.files] == names
+    assert inputs(data) == names
     # The layout is no content.
     flat = data.model_copy(update={"path": str(tmp_path / inner)})
-    assert compare(before, open_source(flat, 0).inputs).changes == ()
+    assert open_source(flat, 0).stamp == open_source(data, 0).stamp
     train, valid, test = read_all(data).values()
     assert (len(train), len(valid), len(test)) == (36, 4, 10)
     assert not set(train.ids) & set(valid.ids)
@@ -154,8 +162,8 @@ def test_omniglot_is_inverted_and_split_in_the_usual_proportion(tmp_path: Path) 
                 name = f"images_{alphabet}/character{character:02d}/{drawer:02d}.png"
                 save_image(tmp_path / "omniglot-py" / name, page, "1")
     data = DataConfig(source="omniglot", path=str(tmp_path))
-    files = (tmp_path / "omniglot-py").rglob("*.png")
-    assert inputs(data) == sorted(path.relative_to(tmp_path / "omniglot-py").as_posix() for path in files)
+    pages = (tmp_path / "omniglot-py").rglob("*.png")
+    assert inputs(data) == sorted(path.relative_to(tmp_path / "omniglot-py").as_posix() for path in pages)
     parts = read_all(data)
     assert len(parts["test"]) == 15  # 8,070 of 32,415
     assert len(parts["train"]) + len(parts["valid"]) == 45

@@ -14,8 +14,9 @@ from PIL import Image
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import Frame, read_picture
-from npdraw_dist.data.parquet import to_parquet
+from npdraw_dist.data.parquet import images_to_parquet
 from npdraw_dist.data.rows import Rows
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.pipeline.fit_images import pictures_of
 from tests.helpers import mixed_folder
 from tests.helpers.image_files import write_tar
@@ -28,9 +29,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return mixed_folder.write(tmp_path_factory.mktemp("mixed"))
 
 
-def of_source(source: Any, path: Path) -> Rows:
+def config(source: Any, path: Path) -> DataConfig:
     own: dict[str, Any] = {"valid_fraction": 0, "test_fraction": 0, "binarize": "none"}
-    return read_all(DataConfig(source=source, path=str(path), image_size=SIDE, channels=3, **own))["train"]
+    return DataConfig(source=source, path=str(path), image_size=SIDE, channels=3, **own)
+
+
+def of_source(source: Any, path: Path) -> Rows:
+    return read_all(config(source, path))["train"]
 
 
 def of_folder(folder: Path, _: Path) -> Rows:
@@ -90,19 +95,23 @@ def test_hidden_folders_hold_no_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [b"cat/caf\xe9.png", b"caf\xe9/1.png", b"cat/\xe9/1.png"])
-def test_a_name_that_is_not_utf_8_is_told_or_has_its_bytes(name: bytes, tmp_path: Path) -> None:
+def test_a_name_that_is_not_utf_8_has_its_bytes(name: bytes, tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "cat" / "2.png")
     path = os.path.join(os.fsencode(tmp_path), name)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     Path(os.fsdecode(path)).write_bytes((tmp_path / "cat" / "2.png").read_bytes())
     shown = name.decode(errors="backslashreplace")
-    with pytest.raises(UserError, match=r"\\xe9.* is not UTF-8; rename"):
-        of_folder(tmp_path, tmp_path)
-    found = of_fit(tmp_path, tmp_path)
-    assert sorted(found.ids) == sorted(["cat/2.png", shown])
-    assert len(set(found.known_labels().tolist())) == len({one.partition("/")[0] for one in found.ids})
-    to_parquet(found)
+    words = Path(os.fsdecode(path.rpartition(b".")[0] + b".txt"))
+    words.write_text("coffee")
+    for read in (of_folder, of_fit):
+        found = read(tmp_path, tmp_path)
+        assert sorted(found.ids) == sorted(["cat/2.png", shown])
+        assert len(set(found.known_labels().tolist())) == len({one.partition("/")[0] for one in found.ids})
+        images_to_parquet(found, "train")
+    source = open_source(config("imagefolder", tmp_path), 0)
+    every = Rows.cat([shard.read() for shard in source.shards("train")])
+    assert dict(zip(every.ids, every.words or [], strict=True)) == {"cat/2.png": "", shown: "coffee"}
     with pytest.raises(UserError, match="is not UTF-8"):
         of_source("parquet", tmp_path)
 

@@ -8,7 +8,7 @@ import pytest
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.splits import SPLITS, HashSplit, holdout, stratified, subset, unit_hash
+from npdraw_dist.data.splits import HashSplit, holdout, stratified, subset, unit_hash
 
 
 def test_holdout_is_disjoint_complete_and_seeded() -> None:
@@ -65,13 +65,13 @@ def test_hash_split_covers_each_row_once_and_nests_fractions() -> None:
 
     def train(fraction: float) -> set[str]:
         rule = HashSplit(0, 0.1, 0.2, fraction)
-        return {name for name in names if rule.keeps(name, "train")}
+        return {name for name in names if rule.kept_in(name) == "train"}
 
     rule = HashSplit(0, 0.1, 0.2)
     found = Counter(rule.split_of(name) for name in names)
     assert found["valid"] == pytest.approx(300, abs=70)
     assert found["test"] == pytest.approx(600, abs=90)
-    assert all(sum(rule.keeps(name, split) for split in SPLITS) == 1 for name in names)
+    assert all(rule.kept_in(name) == rule.split_of(name) for name in names)
     assert train(0.01) < train(0.1) < train(1.0)
     assert len(train(0.1)) == pytest.approx(210, abs=60)
 

@@ -188,7 +188,7 @@ def test_a_storage_that_fails_makes_no_bad_rows(
     elif source == "webdataset":
         monkeypatch.setattr(tars, "tar_file_iterator", partial(broken_tar, tars.tar_file_iterator))
     else:
-        monkeypatch.setattr(files, "read_bytes", Mock(side_effect=OSError(errno.EIO, "timed out")))
+        monkeypatch.setattr(files.Path, "read_bytes", Mock(side_effect=OSError(errno.EIO, "timed out")))
     with pytest.raises(OSError, match="timed out"):
         shard.read()
 

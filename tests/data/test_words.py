@@ -1,32 +1,34 @@
 """Classes and words of images: from each kind of source, through prepared sets, to batches of training."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from npdraw_dist.data.prepare import prepare
 from numpy.typing import NDArray
 from PIL import Image
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.core.storage import write_bytes
-from npdraw_dist.core.vocabulary import Vocabulary, learned, words_in
-from npdraw_dist.data.parquet import to_parquet
+from npdraw_dist.core.vocabulary import Classes, Words, learned, words_in
+from npdraw_dist.data import parquet
+from npdraw_dist.data.parquet import images_to_parquet
 from npdraw_dist.data.parses import Parses, Told
 from npdraw_dist.data.readers import emoji_names
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
 from npdraw_dist.training.feed import Feed, MemoryFeed, Share, StreamFeed
-from tests.helpers.rows import open_parses
+from tests.helpers.prepared import prepare
+from tests.helpers.rows import Parsed, open_parses, write_run
 
 LOCAL = fs.LocalFileSystem()
 NAMES = ("cat", "dog", "eel")
@@ -86,8 +88,12 @@ def test_a_prepared_set_keeps_classes_and_words(folder: Path, tmp_path: Path, fo
 
 
 def test_words_that_change_are_noticed(folder: Path) -> None:
-    before = open_source(config("imagefolder", folder), 0).inputs
-    assert any(path.endswith(".txt") for path in before.paths)
+    data = config("imagefolder", folder)
+    words = next(folder.rglob("*.txt"))
+    before, text = open_source(data, 0).stamp, words.read_text()
+    words.write_text("Others\n")
+    assert open_source(data, 0).stamp != before
+    words.write_text(text)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +126,7 @@ def test_an_emoji_has_the_words_of_its_name() -> None:
 
 def parses_with(told: Told, folder: Path) -> Parses:
     """Parses of pictures whose pixels, parts and words all say their number."""
+    shards = list[Parsed]()
     for file in range(4):
         numbers = np.arange(file, COUNT, 4)
         what = torch.from_numpy(np.stack([numbers, numbers], 1))
@@ -130,21 +137,21 @@ def parses_with(told: Told, folder: Path) -> Parses:
             numbers % 3,
             words=[told_of(n)[1] for n in numbers.tolist()],
         )
-        content = to_parquet(rows, z, np.zeros(len(numbers), np.float32), row_group=4)
-        write_bytes(LOCAL, str(folder / f"{file}.parquet"), content)
-    opened = open_parses(LOCAL, str(folder))
-    return Parses(opened.filesystem, opened.files, told)
+        shards.append(Parsed(rows, z))
+    with mock.patch.object(parquet, "ROW_GROUP_BYTES", 4 * 8 * 8):
+        write_run(LOCAL, str(folder), {"train": shards})
+    return replace(open_parses(LOCAL, str(folder)), told=told)
 
 
 def classes(turned: bool) -> Told:
     """The model's classes in another order than the data's, and one that the model lacks, if turned."""
     entries = ("dog", "cat") if turned else NAMES
-    return Told(Vocabulary("class", entries, 1), NAMES)
+    return Told(Classes(entries, 1), NAMES)
 
 
 def words() -> Told:
     found = {word for number in range(COUNT) for word in words_in(told_of(number)[1])}
-    return Told(Vocabulary("words", learned(dict.fromkeys(found, 1)), 8), NAMES)
+    return Told(Words(learned(dict.fromkeys(found, 1)), 8), NAMES)
 
 
 def check(batch: Batch, told: Told) -> None:
@@ -178,5 +185,5 @@ def test_conditions_stay_with_their_images(told: Told, tmp_path: Path) -> None:
 
 def test_a_parquet_file_may_name_its_classes_as_hugging_face_does(tmp_path: Path) -> None:
     rows = Rows(["a", "b"], np.stack([grey(0)[None], grey(1)[None]]), np.array([1, 0]))
-    write_bytes(LOCAL, str(tmp_path / "a.parquet"), to_parquet(rows, classes=["no", "yes"]))
+    (tmp_path / "a.parquet").write_bytes(images_to_parquet(rows, "train", ["no", "yes"]))
     assert open_source(config("parquet", tmp_path / "a.parquet"), 0).facts()["classes"] == ["no", "yes"]

@@ -12,20 +12,18 @@ from PIL import Image
 from pyarrow import fs
 
 from npdraw_dist import sample
-from npdraw_dist.core import editing
-from npdraw_dist.core.editing import parse_move, parse_region
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.core.storage import write_bytes
-from npdraw_dist.data.parquet import to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.edit import pictures
+from npdraw_dist.nn import editing
 from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.editing import parse_move, parse_region
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import image_with_id
 from npdraw_dist.pipeline.models import load_npdraw
-from tests.helpers.rows import list_parses
+from tests.helpers.rows import Parsed, write_run
 from tests.helpers.runs import Refused
 from tests.helpers.studio_models import GREY, WITH_U, as_bytes, pixels, png_of, save_model
 
@@ -105,11 +103,10 @@ def test_images_of_a_file_and_of_the_run(grey: Path, tmp_path: Path, refused: Re
     assert drawn(edited(grey, tmp_path, *nothing, str(file))) == encoded[0]
     file.write_bytes(png_of(255 - images[0, 0]))
     assert drawn(edited(grey, tmp_path, *nothing, str(file), "--invert")) == encoded[0]
-    parses, filesystem = grey.parent / "parses", fs.LocalFileSystem()
-    for split, rows in (("train", slice(0, 3)), ("valid", slice(3, 5))):
-        content = to_parquet(Rows([f"picture {number}" for number in range(5)][rows], images[rows]))
-        write_bytes(filesystem, str(parses / split / f"{split}-00009.parquet"), content)
-    list_parses(filesystem, str(parses))
+    ids = [f"picture {number}" for number in range(5)]
+    train, valid = (Parsed(Rows(ids[rows], images[rows])) for rows in (slice(0, 3), slice(3, 5)))
+    test = Parsed(Rows([str(number) for number in range(50)], np.zeros((50, 1, 28, 28), np.uint8)))
+    write_run(fs.LocalFileSystem(), str(grey.parent), {"train": [train], "valid": [valid], "test": [test]})
     for number in range(5):
         found = image_with_id(str(grey), model.spec, f"picture {number}")
         np.testing.assert_array_equal(found.numpy(), images[number : number + 1])

@@ -19,6 +19,7 @@ from npdraw_dist.config.spec import SplitSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import unit_hash
+from npdraw_dist.distributed import start
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.edits import measure_edits
 from npdraw_dist.evaluate.protocol import with_defaults
@@ -28,7 +29,6 @@ from npdraw_dist.measure.features import facts_of
 from npdraw_dist.pipeline.inputs import require_split
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.scores import BATCH, score_images
-from npdraw_dist.training import launch
 from npdraw_dist.training.feed import noise_seed
 from tests.helpers.runs import HERE, TINY, Refused
 from tests.helpers.tiny_models import tiny_spec
@@ -41,7 +41,7 @@ def no_ray() -> Iterator[None]:
     """Ray cannot be imported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "ray", None)
-        patch.setattr(launch, "start_ray", lambda scale: None)
+        patch.setattr(start, "start_ray", lambda scale: None)
         yield
 
 
@@ -119,7 +119,7 @@ def test_the_numbers_are_those_of_every_image_in_order(evaluated: Path, classifi
 
 
 def ids(run: Path, *splits: str) -> set[str]:
-    files = [file for split in splits for file in (run / "parses" / split).glob("*.parquet")]
+    files = [file for split in splits for file in (run / "data" / split).glob("*.parquet")]
     return {name for file in files for name in pq.read_table(file, columns=["id"])["id"].to_pylist()}
 
 
@@ -138,6 +138,9 @@ def test_no_seed_of_an_evaluation_draws_other_splits(run_here: Path, no_ray: Non
         protocol = result["protocol"]
         assert (protocol["seed"], protocol["split_seed"], protocol["ids_sha256"]) == (seed, 0, digest)
     assert len({result["elbo"] for result in found}) == 3  # the noise differs
+    known = [(result["protocol"]["data_of_training"], result["protocol"]["inputs"]) for result in found]
+    digest = json.loads((run / "data" / "manifest.json").read_text())["digests"]["train"]
+    assert known == [("same", digest), ("same", digest), ("unknown", None)]
 
 
 def test_the_data_of_a_run_need_not_be_told_again(run_here: Path) -> None:

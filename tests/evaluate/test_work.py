@@ -1,6 +1,6 @@
 """How a split is cut into work: the same batches under the same keys, on any actor. N images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -10,9 +10,9 @@ import pytest
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import Shard
-from npdraw_dist.data.splits import unit_hash
-from npdraw_dist.data.tasks import Pool
+from npdraw_dist.data.shards import Piece, Shard
+from npdraw_dist.data.splits import Split, unit_hash
+from npdraw_dist.distributed.tasks import Pool
 from npdraw_dist.evaluate.work import Found, ShardSlice, in_batch_order, plan_work, pool_of
 from npdraw_dist.pipeline.scores import BATCH
 
@@ -24,7 +24,11 @@ def rows(n: int) -> Rows:
 
 def numbers(n: int, name: str = "test-00000") -> Shard:
     """A shard of n images, of which each is its number."""
-    return Shard(name, "test", (partial(rows, n),))
+    return Shard(name, "test", Piece(0, ("test",), (partial(_read, n),)))
+
+
+def _read(n: int, splits: Collection[Split]) -> dict[Split, Rows]:
+    return {"test": rows(n)} if "test" in splits else {}
 
 
 def batches_by_key(n: int, parts: int, threshold: float = 1.0) -> dict[tuple[int, int], list[int]]:
@@ -92,7 +96,7 @@ def test_the_actors_that_fit_on_the_nodes(
     cluster(*each)
     assert pool_of(ScaleConfig(**scale), sized) == pool
     cluster(8)
-    with pytest.raises(UserError, match="1 worker needs 1 GPU"):
+    with pytest.raises(UserError, match="1 worker of 1 CPU and a GPU"):
         pool_of(ScaleConfig(use_gpu=True), sized)
 
 

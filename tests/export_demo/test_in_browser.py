@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from npdraw_dist.core import editing
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.export_demo.page import Facts, demo_page
+from npdraw_dist.nn import editing
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.steps import log_prob_steps

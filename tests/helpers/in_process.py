@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from unittest.mock import Mock
 
-from npdraw_dist.data import tasks
+from npdraw_dist.distributed import tasks
 
 Mapper = Callable[..., Iterator[Any]]
 
 
 def map_here(items: Sequence[Any], work: Callable[[Any], Any], *_: object, **__: object) -> Iterator[Any]:
-    """`data.tasks.map_items` in this process, also where Ray runs."""
+    """`distributed.tasks.map_items` in this process, also where Ray runs."""
     return tasks.map_here(items, work)
 
 

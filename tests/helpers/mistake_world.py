@@ -141,9 +141,6 @@ def write_settings(world: Path) -> None:
         **{f"{name}.py": f"{SPACE}{text}\n" for name, text in SPACES.items()},
         "raises.py": "raise ValueError('not today\\nnor tomorrow')\n",
         "own_arrays.py": ARRAYS,
-        "figures/empty.json": "{}",
-        "figures/list.json": "[1]",
-        "figures/grey.json": '{"pixels": 784}',
         "runs/mine/test_split.json": '{"opened": []}',
         "runs/mine/config.yaml": dump(resolve("digits", None, {"seed": 4})),
         "runs/damaged/config.yaml": "seed: [",
@@ -172,16 +169,14 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPUS cores, no GPU, no compiler, FREE_BYTES on the disk; and no Ray may be started or asked."""
+    """CPUS cores, no GPU, FREE_BYTES on the disk; and no Ray may be started or asked."""
 
-    for name in ("RAY_ADDRESS", "CXX"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", Mock(side_effect=AssertionError("Ray was started")))
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(os, "cpu_count", lambda: CPUS)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(shutil, "which", lambda name, *_, **__: None)
     disk = SimpleNamespace(total=10 * FREE_BYTES, used=9 * FREE_BYTES, free=FREE_BYTES)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: disk)
 

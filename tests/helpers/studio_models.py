@@ -15,6 +15,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior
+from npdraw_dist.pipeline.store import OPENINGS
 from tests.helpers.runs import random_parses
 from tests.helpers.tiny_models import shaken
 
@@ -48,7 +49,7 @@ TOLD = {
 
 
 def save_model(folder: Path, settings: dict[str, Any]) -> Path:
-    """folder/model of `settings`, in folder/parses 50 black test images for GREY. Its latents u matter."""
+    """folder/model of `settings`, in folder/data 50 black test images for GREY. Its latents u matter."""
     torch.manual_seed(0)
     small: dict[str, Any] = {"encoder_width": 8, "decoder_width": 8, "decoder_depth": 0}
     experiment = Experiment.model_validate(
@@ -71,7 +72,7 @@ def save_model(folder: Path, settings: dict[str, Any]) -> Path:
                 assert isinstance(layer, torch.nn.Linear | torch.nn.Conv2d | torch.nn.ConvTranspose2d)
                 torch.nn.init.normal_(layer.weight)
     if settings is GREY:
-        random_parses(folder)
+        random_parses(folder).write_json({"opened": []}, OPENINGS)
     model.save_pretrained(folder / "model")
     return folder / "model"
 

@@ -4,24 +4,24 @@ from typing import Any
 
 import torch
 
+from npdraw_dist.baselines.base import Baseline
 from npdraw_dist.config import registry
 from npdraw_dist.config.spec import BaselineSpec
-from npdraw_dist.nn.baselines.base import Baseline
 from npdraw_dist.nn.hub import make_model
 
 TINY_PRIOR = {"depth": 1, "width": 16, "attention_heads": 2, "head_width": 8, "mlp": 64}
-KINDS = tuple(kind for kind in registry.KINDS if kind != "npdraw")
+KINDS = ("vae", "vamp", "flow", "map", "vqvae", "gaussian", "draw", "air")
 
 
 def tiny_spec(kind: str, **changes: Any) -> BaselineSpec:
     of = registry.KINDS[kind]
     values: dict[str, Any] = {
         **{"kind": kind, "image_shape": (1, 6, 6), "likelihood": "bernoulli", "binarize": "threshold"},
-        **{"latents": 2, "steps": 1 if of.steps == 1 else 3, "hidden": 16, "width": 8, "depth": 1},
+        **{"latents": 2, "steps": 1 if of.default_steps == 1 else 3, "hidden": 16, "width": 8, "depth": 1},
         **{"read": 3, "write": 3, "glimpse": 4, "pseudo_inputs": 5, "flow_layers": 3, "codes": 3},
         "local": 1,
-        "prior": TINY_PRIOR if of.sequence else None,
-        "grid": {"patch": 3, "stride": 3} if of.places else None,
+        "prior": TINY_PRIOR if of.has_sequence else None,
+        "grid": {"patch": 3, "stride": 3} if of.has_places else None,
     }
     return BaselineSpec.model_validate(values | changes)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartBank, PartSequence
-from npdraw_dist.nn.networks import make_layout, make_prior
+from npdraw_dist.nn.hub import class_of
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.steps import StepLogits
@@ -55,7 +55,7 @@ def tiny_spec(
         **{"image_shape": (1, 2, 4), "downscale": 1, "patch": 2, "stride": 2, "parts": 2, "steps": 2},
         **{"likelihood": "bernoulli", "binarize": "threshold"},
         **{"encoder_width": 16, "decoder_width": 16, "decoder_depth": 1},
-        **{"order": order, "prior": prior, "authors": network == "authors"},
+        **{"order": order, "prior": prior, "kind": "authors" if network == "authors" else "npdraw"},
     }
     return ModelSpec.model_validate(values | changes)
 
@@ -70,7 +70,7 @@ def shaken(module: torch.nn.Module, amount: float = 0.3) -> None:
 def tiny_prior(spec: ModelSpec, seed: int = 0) -> StepPrior:
     """In float64 and shaken."""
     torch.manual_seed(seed)
-    prior = make_prior(spec)
+    prior = class_of(spec, NPDraw).make_prior(spec)
     shaken(prior, 0.1 if spec.authors else 0.3)  # no last norm keeps its logits small
     prior.set_bank(torch.rand(spec.parts, spec.image_shape[0], spec.patch, spec.patch))
     return prior.double().eval()
@@ -79,7 +79,7 @@ def tiny_prior(spec: ModelSpec, seed: int = 0) -> StepPrior:
 def tiny_model(spec: ModelSpec, seed: int = 0) -> NPDraw:
     """Shaken, with a bank of random parts."""
     torch.manual_seed(seed)
-    model = NPDraw(spec)
+    model = class_of(spec, NPDraw)(spec)
     shaken(model)
     if spec.authors:  # no last norm keeps the prior's logits small
         for parameter in model.prior.parameters():
@@ -115,7 +115,7 @@ def every_arranged(spec: ModelSpec, bank: Tensor) -> PartSequence:
     """All sets of at most T places with all parts, in the order of the spec."""
     table = torch.tensor(list(itertools.product(range(spec.parts + 1), repeat=spec.grid.places)))
     table = table[(table > 0).sum(1) <= spec.steps]
-    return make_layout(spec).arranged(table > 0, (table - 1).clamp(min=0), bank)
+    return class_of(spec, NPDraw).make_layout(spec).arranged(table > 0, (table - 1).clamp(min=0), bank)
 
 
 def random_drawings(spec: ModelSpec, batch: int, seed: int = 0) -> PartSequence:

@@ -16,11 +16,8 @@ from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
 from npdraw_dist.data.readers import arrays
-from npdraw_dist.nn.authors.training import AuthorsObjective, AuthorsPriorObjective
-from npdraw_dist.nn.baselines.base import BaselineObjective
-from npdraw_dist.nn.networks import make_prior
+from npdraw_dist.nn.hub import class_of
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from tests.helpers.tiny_baselines import make_baseline
 
 NAMES = preset_names()
@@ -33,8 +30,10 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_preset(name: str, kind: str = "npdraw") -> Experiment:
-    return resolve(name, None, {**TINY, "model": {"kind": kind}, "scale": {"num_workers": 1}})
+def tiny_preset(name: str, kind: str | None = None) -> Experiment:
+    """kind: in place of the preset's."""
+    model = {} if kind is None else {"model": {"kind": kind}}
+    return resolve(name, None, {**TINY, **model, "scale": {"num_workers": 1}})
 
 
 def bank_of(experiment: Experiment) -> PartBank:
@@ -47,25 +46,24 @@ def bank_of(experiment: Experiment) -> PartBank:
 def objective_of(experiment: Experiment, stage: str) -> Objective:
     """As the stage makes it, with random weights and parts."""
     torch.manual_seed(0)
-    if experiment.model.kind != "npdraw":
-        baseline = make_baseline(BaselineSpec.of(experiment))
-        return BaselineObjective(baseline, experiment.vae)
-    spec, bank, authors = ModelSpec.of(experiment), bank_of(experiment), experiment.authors.model
+    if not experiment.has_parts:
+        return make_baseline(BaselineSpec.of(experiment)).objective(experiment.vae)
+    spec, bank = ModelSpec.of(experiment), bank_of(experiment)
     if stage == "prior":
-        prior = make_prior(spec)
+        kind = class_of(spec, NPDraw)
+        prior = kind.make_prior(spec)
         prior.set_bank(bank.parts)
-        kind = AuthorsPriorObjective if authors else PriorObjective
-        return kind(prior, experiment.prior.learning_rate)
-    model = NPDraw(spec)
+        return kind.prior_objective(prior, experiment.prior.learning_rate)
+    model = class_of(spec, NPDraw)(spec)
     model.set_bank(bank)
-    return (AuthorsObjective if authors else VAEObjective)(model, experiment.vae)
+    return model.objective(experiment.vae)
 
 
 def batch_of(experiment: Experiment, images: int = 4) -> Batch:
     """Random images and parses."""
     generator, grid = torch.Generator().manual_seed(1), experiment.canvas_grid
     raw = torch.randint(256, (images, *experiment.data.shape), generator=generator, dtype=torch.uint8)
-    if experiment.model.kind != "npdraw":
+    if not experiment.has_parts:
         return Batch.of(raw, PartSequence.empty(images))
     chosen = torch.rand(images, grid.places, generator=generator).argsort(1) < experiment.steps // 2
     whether, where = ORDERS[experiment.parse.order].arrange(chosen, chosen.float(), grid, experiment.steps)

@@ -13,7 +13,6 @@ from npdraw_dist.core import pages
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.images import png
 from npdraw_dist.core.pages import GUTTER, LINE, OUTLINE, PAPER, WIDTH
-from npdraw_dist.core.parts import PartBank
 from npdraw_dist.measure.curves import SURROGATE, Panel, axis_limits, save_curves
 from npdraw_dist.measure.distances import Neighbours
 from npdraw_dist.measure.metrics import METRICS, format_metrics
@@ -25,7 +24,7 @@ from npdraw_dist.measure.posters import (
     save_edits,
     save_neighbours,
 )
-from tests.helpers.pixels import cell, cells, enlarged, found, margin_of, random_images, reading_order, rgb
+from tests.helpers.pixels import cells, enlarged, found, random_images, reading_order, rgb
 
 
 @pytest.mark.parametrize(("channels", "side", "factor"), [(1, 28, 4), (3, 64, 2)])
@@ -33,57 +32,6 @@ def test_sheet_shows_each_image_enlarged(channels: int, side: int, factor: int) 
     images = random_images(5, channels, side, side)
     page = rgb(pages.sheet(images, 3, pages.TILE))
     assert cells(page, images, factor) == reading_order(5, 3)
-
-
-def test_a_grey_bank_keeps_its_order(tmp_path: Path) -> None:
-    bank = PartBank(random_images(7, 1, 4, 4))
-    pages.save_bank(tmp_path / "bank.png", bank, [3, 999, 1_250, 47_000, 2_000_000, 0, 1])
-    assert cells(rgb(tmp_path / "bank.png"), bank.parts, 13) == reading_order(7, 4)
-
-
-def test_a_bank_in_colour_is_shown_by_colour(tmp_path: Path) -> None:
-    """Index and number of patches are below each part; the bank stays as it is."""
-    black, pale, dark_red, red = (0, 0, 0), (0.9, 0.9, 0.9), (0.5, 0, 0.02), (1, 0, 0.05)
-    yellow, green, blue = (1, 1, 0), (0.1, 0.8, 0.1), (0.1, 0.2, 0.9)
-    sorted_by_colour = torch.tensor([black, pale, dark_red, red, yellow, green, blue])
-    shuffle = torch.tensor([6, 1, 3, 5, 2, 0, 4])
-    bank = PartBank(sorted_by_colour[shuffle][..., None, None].expand(-1, -1, 4, 4).contiguous())
-    before = bank.parts.clone()
-    pages.save_bank(tmp_path / "bank.png", bank, list(range(7)))
-    assert torch.equal(bank.parts, before)
-    page = rgb(tmp_path / "bank.png")
-    assert cells(page, bank.parts, 13) == [divmod(place, 4) for place in shuffle.tolist()]
-    for part in bank.parts:
-        top, left = found(page, enlarged(part, 13))
-        for line in range(2):
-            text = page[top + 52 + line * LINE : top + 52 + (line + 1) * LINE, left : left + 52]
-            assert text.min() < 150, "no index, or no number of patches"
-
-
-def test_parse_preview_has_image_and_canvas_below(tmp_path: Path) -> None:
-    canvases = random_images(20, 3, 32, 32)
-    images = torch.nn.functional.interpolate(1 - canvases, scale_factor=2.0)
-    pages.save_parse_preview(tmp_path / "preview.png", images, canvases)
-    page = rgb(tmp_path / "preview.png")
-    assert page.shape[1] <= WIDTH
-    assert cells(page, images[:16], 2) == cells(page, canvases[:16], 4) == reading_order(16, 8)
-    tops = [found(page, enlarged(image, factor))[0] for image, factor in ((images[0], 2), (canvases[0], 4))]
-    assert tops[1] == tops[0] + 128 + GUTTER
-
-
-@pytest.mark.parametrize(("value", "small"), [(0.0, 0.05), (0.5, -0.05), (1.0, -0.05)])
-def test_a_small_difference_is_seen_on_any_background(tmp_path: Path, value: float, small: float) -> None:
-    canvases = torch.full((3, 1, 28, 28), value)
-    images = canvases.clone()
-    images[:, :, 5:9, 5:9] += small
-    images[:, :, 20:, :] = 1 - value if value != 0.5 else 0.9  # and large ones elsewhere
-    pages.save_parse_preview(tmp_path / "preview.png", images, canvases)
-    page = rgb(tmp_path / "preview.png")
-    shown = cell(page, 2, 1, 112, (margin_of(page, 3, 112), 0))
-    none, near, far = shown[0, 0], shown[24, 24], shown[100, 50]
-    assert none.tolist() == [255, 255, 255]
-    assert np.abs(near - none).max() > 40
-    assert near.sum() > far.sum() + 150, "the larger the darker"
 
 
 def test_samples_are_pairs_of_one_size_on_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,45 +79,12 @@ def test_rows_that_are_wider_than_a_page_are_cut_into_blocks(order: tuple[str, .
     assert tops == [tops[0], tops[0] + 128 + GUTTER, tops[0] + 2 * (128 + GUTTER)]
 
 
-@pytest.mark.parametrize(("side", "canvas"), [(28, 28), (64, 32)])
-def test_an_edit_frames_its_region_on_each_canvas(tmp_path: Path, side: int, canvas: int) -> None:
-    grid = Grid(canvas, canvas, 5, 5)
-    images, canvases = random_images(3, 1, side, side) * 0.5, random_images(3, 1, canvas, canvas) * 0.5
-    region = torch.zeros(grid.rows, grid.columns, dtype=torch.bool)
-    region[1:3, 2:] = True
-    for chosen in (region.view(-1), torch.zeros(grid.places, dtype=torch.bool)):
-        pages.save_edit(tmp_path / "edit.png", canvases, images, ["A", "B", "both"], chosen, grid)
-        page = rgb(tmp_path / "edit.png")
-        tile = side * -(-224 // side)
-        left = page.shape[1] - 3 * (tile + GUTTER)
-        scale = tile // canvas
-        for column in range(3):
-            x = left + column * (tile + GUTTER)
-            shown = page[GUTTER : GUTTER + tile, x : x + tile]
-            framed = (shown == np.array(OUTLINE)).all(-1)
-            if chosen.any():
-                rows, columns = np.nonzero(framed)
-                box = (rows.min(), rows.max(), columns.min(), columns.max())
-                assert box == (5 * scale, 15 * scale - 1, 10 * scale, tile - 1)
-            else:
-                assert not framed.any()
-            np.testing.assert_array_equal(shown[~framed], enlarged(canvases[column], scale)[~framed])
-            below = page[2 * GUTTER + LINE + tile :, x : x + tile][:tile]
-            np.testing.assert_array_equal(below, enlarged(images[column], tile // side))
-
-
 @pytest.mark.parametrize("channels", [1, 3])
-def test_png_and_bank_sheet_hold_the_pixels(channels: int) -> None:
+def test_a_png_holds_the_pixels(channels: int) -> None:
     image = random_images(channels, 9, 7)
     with Image.open(io.BytesIO(png(image))) as found:
         assert found.mode == ("L" if channels == 1 else "RGB")
         np.testing.assert_array_equal(rgb(found), enlarged(image, 1))
-    bank = PartBank(random_images(5, channels, 3, 3))
-    with Image.open(io.BytesIO(pages.bank_sheet(bank, 2))) as found:
-        sheet = rgb(found)
-    assert sheet.shape == (9, 6, 3)
-    np.testing.assert_array_equal(sheet[3:6, 3:6], enlarged(bank.parts[3], 1))
-    assert (sheet[6:, 3:] == 0).all()
 
 
 # The posters of docs/: canvases of 100 px a file, 5 px a pixel.

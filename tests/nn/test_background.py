@@ -36,7 +36,7 @@ def pair(spec: ModelSpec) -> tuple[NPDraw, NPDraw]:
     The posterior's fit is set by `set_bank`.
     """
     black = tiny_model(spec)
-    white = NPDraw(spec.model_copy(update={"background": "white"})).eval()
+    white = type(black)(spec.model_copy(update={"background": "white"})).eval()
     white.load_state_dict(black.state_dict())
     parts = dyadic(*black.bank_parts.shape, seed=2)
     black.set_bank(PartBank(parts))

@@ -115,7 +115,7 @@ def test_banks_that_do_not_fit_are_refused() -> None:
         tiny_model(tiny_spec("aligned", "independent", "authors", **GREY)).with_bank(bank(2))
     with pytest.raises(UserError, match="a bank: size"):
         PartBank.of(pictures(), size=0, patch=3)
-    with pytest.raises(UserError, match=r"parts of \(1, 3, 3\) do not go beside"):
+    with pytest.raises(UserError, match=r"a bank cannot have parts of \(1, 3, 3\)"):
         bank(2).joined(PartBank(torch.rand(2, 1, 3, 3)))
 
 

@@ -17,7 +17,6 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.nn.completion import INK, SKETCH_NOISE, Completer, Effort, evidence_of
 from npdraw_dist.nn.drawings import Drawings
-from npdraw_dist.nn.networks import make_layout
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.particles import FreeRules, Kept, weighted_particles
 from npdraw_dist.nn.prior import StepPrior
@@ -256,7 +255,7 @@ def test_kept_places_hold_exactly_what_they_held(
 def test_particles_of_a_free_order_are_in_that_order(order: str) -> None:
     model = any_model(order)
     spec, batch, generator = model.spec, 64, seeded()
-    drawing, places = make_layout(spec), torch.rand(batch, 6, generator=generator).argsort(1)
+    drawing, places = NPDraw.make_layout(spec), torch.rand(batch, 6, generator=generator).argsort(1)
     what = torch.randint(3, (batch, 6), generator=generator)
     z = drawing.arranged(places < 2, what, model.bank_parts)
     keep = places < 4  # two places with a part and two without

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.core.vocabulary import Vocabulary, learned
+from npdraw_dist.core.vocabulary import Classes, Words, learned
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import DROPPED, WORD_DROPPED, dropped
@@ -193,12 +193,12 @@ def test_a_class_is_that_of_the_highest_likelihood() -> None:
 
 def test_the_number_of_a_class_is_its_name_if_all_names_are_numbers() -> None:
     """What `classify` finds is what a condition of that number draws."""
-    vocabulary = Vocabulary("class", ("1", "10", "2"), 1)
+    vocabulary = Classes(("1", "10", "2"), 1)
     assert vocabulary.rows([1, 10, 2]).flatten().tolist() == [1, 2, 3]
     assert vocabulary.rows(vocabulary.labels).flatten().tolist() == [1, 2, 3]
     with pytest.raises(UserError, match="class '0'"):
         vocabulary.rows([0])
-    named = Vocabulary("class", ("1", "cat"), 1)
+    named = Classes(("1", "cat"), 1)
     assert named.rows([0, 1, "1"]).flatten().tolist() == [1, 2, 1]
     assert named.rows(named.labels).flatten().tolist() == [1, 2]
 
@@ -227,7 +227,7 @@ def test_unknown_conditions_are_refused_with_the_nearest_known_ones() -> None:
 
 
 def test_words_that_training_did_not_have_are_read_as_pieces() -> None:
-    vocabulary = Vocabulary("words", WORDS, 8)
+    vocabulary = Words(WORDS, 8)
     known, other = vocabulary.read(["Dark skin", "darkskin"])
     assert known.tolist() == [vocabulary.numbers["dark"], vocabulary.numbers["skin"], *[0] * 6]
     spelled = [vocabulary.entries[token - 1].removeprefix("##") for token in other.tolist() if token]

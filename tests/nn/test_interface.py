@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from npdraw_dist.core import editing
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_pil
+from npdraw_dist.nn import editing
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
 from tests.helpers.tiny_baselines import tiny_baseline

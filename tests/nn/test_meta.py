@@ -15,19 +15,17 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from npdraw_dist.baselines.base import Baseline
 from npdraw_dist.config.load import merge, preset_names, resolve
 from npdraw_dist.config.registry import LIKELIHOODS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import spec_of
-from npdraw_dist.core.animation import ANIMATED
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
-from npdraw_dist.nn.authors.training import AuthorsObjective
-from npdraw_dist.nn.baselines.base import Baseline, BaselineObjective
+from npdraw_dist.nn.animation import ANIMATED
 from npdraw_dist.nn.generative import GPU_CHUNK
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 from npdraw_dist.pipeline.stage_job import moves
 from tests.helpers.tiny_baselines import KINDS
@@ -56,7 +54,7 @@ def images(settings: Experiment, dtype: torch.dtype) -> Tensor:
 
 
 def batch(settings: Experiment) -> Batch:
-    steps = settings.steps if settings.model.kind == "npdraw" else 0
+    steps = settings.steps if settings.has_parts else 0
     index = torch.empty(N, steps, dtype=torch.int16, device=META)
     return Batch(images(settings, torch.uint8), index.bool(), index, index)
 
@@ -64,12 +62,11 @@ def batch(settings: Experiment) -> Batch:
 def objectives(model: NPDraw | Baseline, settings: Experiment) -> Iterator[tuple[Objective, float]]:
     """Each stage's objective, with relaxed and with hard draws."""
     if isinstance(model, Baseline):
-        yield BaselineObjective(model, settings.vae), 0.5
+        yield model.objective(settings.vae), 0.5
         return
-    yield PriorObjective(model.prior, 1e-3), 0.5
-    kind = AuthorsObjective if settings.authors.model else VAEObjective
-    yield kind(model, settings.vae), 0.0
-    yield kind(model, settings.vae), 1.0
+    yield model.prior_objective(model.prior, 1e-3), 0.5
+    yield model.objective(settings.vae), 0.0
+    yield model.objective(settings.vae), 1.0
 
 
 def train(trained: Objective, progress: float, data: Batch) -> None:
@@ -134,7 +131,7 @@ NETWORKS: list[dict[str, Any]] = [
         "grid": WHITE,
         "vae": {"latents": "map:3", "latent_ramp": 0.5},
     },
-    {"authors": {"model": True}, "prior": {"heads": "independent"}, "grid": WHITE},
+    {"model": {"kind": "authors"}, "prior": {"heads": "independent"}, "grid": WHITE},
     {"parse": {"order": "ranked", "steps": 4}, "grid": {"stride": 12}, "vae": {"draws": 1}},
     {**COLOUR, "vae": {"likelihood": "logistic"}, "grid": {"downscale": 2}},
 ]
@@ -204,7 +201,7 @@ def peak_gb(preset: str, kind: str, k: int, flags: Mapping[str, Any] | None = No
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("preset", "kind"),
-    [("mnist", "npdraw"), *(("cifar10", kind) for kind in ("npdraw", *KINDS)), ("authors", "npdraw")],
+    [("mnist", "npdraw"), *(("cifar10", kind) for kind in ("npdraw", *KINDS)), ("authors", "authors")],
 )
 def test_scoring_fits_a_quarter_of_a_small_gpu(preset: str, kind: str) -> None:
     """Of a T4, less the context and the weights."""

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.bank.patches import extract
+from npdraw_dist.baselines.authors import training as authors
+from npdraw_dist.baselines.base import BaselineObjective
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.registry import LIKELIHOODS
 from npdraw_dist.config.schema import VAEConfig
@@ -23,9 +25,8 @@ from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.nn import objective
-from npdraw_dist.nn.authors import training as authors
-from npdraw_dist.nn.baselines.base import BaselineObjective
 from npdraw_dist.nn.blocks import ExactConv2d, ExactConvTranspose2d, ExactLinear
+from npdraw_dist.nn.hub import class_of
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
@@ -90,7 +91,7 @@ def prepared(name: str, awake: bool) -> tuple[VAEObjective, Batch]:
     torch.manual_seed(0)
     spec = ModelSpec.of(experiment)  # the authors' sizes are constants
     sizes = {"head_width": spec.prior.width // spec.prior.attention_heads, "mlp": 4 * spec.prior.width}
-    model = NPDraw(spec.model_copy(update={"prior": spec.prior.model_copy(update=sizes)}))
+    model = class_of(spec, NPDraw)(spec.model_copy(update={"prior": spec.prior.model_copy(update=sizes)}))
     real = torch.from_numpy(real_images(experiment.data.shape, 160))
     seen = canvas_bytes(real, experiment.grid.downscale)
     patches = extract(seen.numpy(), experiment.canvas_grid, experiment.bank.min_energy)
@@ -98,9 +99,8 @@ def prepared(name: str, awake: bool) -> tuple[VAEObjective, Batch]:
     model.set_bank(bank)
     if awake:
         wake(model)
-    kind = authors.AuthorsObjective if experiment.authors.model else VAEObjective
     batch = Batch.of(real[:IMAGES], Parser.of(experiment, bank)(seen[:IMAGES]).z)
-    return kind(model, experiment.vae).eval(), batch
+    return model.objective(experiment.vae).eval(), batch
 
 
 # Of each network one preset: in a fixed order and by a path, in grey and in colour.

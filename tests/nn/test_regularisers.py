@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.noise import Dropout
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.nn.objective import PRIOR_DECAY
+from tests.helpers.tiny_baselines import KINDS
 from tests.helpers.tiny_models import seeded
 from tests.helpers.tiny_presets import batch_of, objective_of, tiny_preset
 
@@ -53,7 +53,7 @@ def loss(objective: Objective, experiment: Experiment, seed: int) -> Tensor:
     return found.detach()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["npdraw", *KINDS])
 def test_dropout_reaches_every_kind(kind: str) -> None:
     for dropout in (0.0, 0.5):
         experiment = with_vae(kind, dropout=dropout)
@@ -67,7 +67,7 @@ def test_dropout_reaches_every_kind(kind: str) -> None:
         assert torch.equal(loss(objective, experiment, 0), loss(objective, experiment, 1))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["npdraw", *KINDS])
 def test_weight_decay_reaches_the_matrices_of_every_kind(kind: str) -> None:
     objective = objective_of(with_vae(kind, weight_decay=0.125), "vae")
     decay = {id(p): group["weight_decay"] for group in objective.parameter_groups() for p in group["params"]}

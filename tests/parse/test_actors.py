@@ -8,8 +8,7 @@ import pytest
 import ray
 
 from npdraw_dist.config.load import build
-from npdraw_dist.pipeline import bank, parse
-from npdraw_dist.pipeline.inputs import claim
+from npdraw_dist.pipeline import bank, data, parse
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.processes import until
 
@@ -31,7 +30,8 @@ def test_a_process_that_parsed_ends_without_a_crash(tmp_path: Path) -> None:
     before = dict(logs_of_actors())
     store = Store.open(str(tmp_path), "run")
     experiment = build({"scale": {"num_workers": 1}})
-    claim(experiment, store)
+    store.claim(experiment)
+    data.run(experiment, store)
     bank.run(experiment, store)
     parse.run(experiment, store)
     until(lambda: not any(Path(f"/proc/{process}").exists() for process, _ in logs_of_actors()))

@@ -97,7 +97,7 @@ def test_drawings_that_are_read_as_requested_are_counted(
 
 
 def test_what_was_written_says_what_can_be_asked(store: Store) -> None:
-    told = json.loads((Path(store.root) / "parses" / "vocabulary.json").read_text())
+    told = json.loads((Path(store.root) / "data" / "vocabulary.json").read_text())
     assert told == {"classes": [str(digit) for digit in range(10)], "words": []}
 
 
@@ -113,7 +113,7 @@ def test_a_class_that_only_test_images_have_is_none(tmp_path: Path) -> None:
     after = before.model_copy(update={"eval": before.eval.model_copy(update={"split": "test"})})
     for experiment in (before, after):
         found = start(experiment, str(tmp_path), "told", experiment.stage_names)
-        assert found.read_json("parses", "vocabulary.json")["classes"] == ["0", "1", "2"]
+        assert found.read_json("data", "vocabulary.json")["classes"] == ["0", "1", "2"]
     assert found.metrics()["test/nll_iwae_given"] == pytest.approx(found.metrics()["test/nll_iwae"])
     assert found.parses("test", found.with_vocabulary(after)).in_id_order().condition.unique().tolist() == [0]
 

@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from npdraw_dist.data.shard_writer import Encoded
 
 from npdraw_dist.config.load import build, with_changes
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.data import shard_writer
-from npdraw_dist.data.shards import open_source
-from npdraw_dist.pipeline import bank, parse, sample
+from npdraw_dist.data import ingest
+from npdraw_dist.data.ingest import Ingest
+from npdraw_dist.pipeline import bank, data, parse, sample
 from npdraw_dist.pipeline.bank import Collected, ShardPatches
-from npdraw_dist.pipeline.inputs import claim
-from npdraw_dist.pipeline.parse import ParseEncoder
+from npdraw_dist.pipeline.parse import ParseWriter
 from npdraw_dist.pipeline.scores import score
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from tests.helpers.image_files import images
@@ -66,42 +64,44 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(time, "process_time", clock)
     monkeypatch.setattr(time, "thread_time", clock)
-    for module in (bank, shard_writer):
+    for module in (ingest, bank, parse):
         monkeypatch.setattr(module, "map_items", clock.elsewhere())
         monkeypatch.setattr(module, "ray_runs", lambda: True)
     monkeypatch.setattr(bank, "extract", clock.spending(TASK, bank.extract))
-    encode: Callable[..., Encoded] = ParseEncoder.__call__
-    monkeypatch.setattr(ParseEncoder, "__call__", clock.spending(TASK, encode))
+    for work, name in ((Ingest, "_write"), (ParseWriter, "parse")):
+        monkeypatch.setattr(work, name, clock.spending(TASK, getattr(work, name)))
     return clock
 
 
 @pytest.fixture
 def experiment(tmp_path: Path, store: Store) -> Experiment:
     """Of 40 images: 4 shards of training, and one each of validation and test."""
-    found = asked(images(tmp_path / "data", 40), data={"shard_rows": 8})
-    claim(found, store)
+    found = asked(images(tmp_path / "images", 40), data={"shard_rows": 8})
+    store.claim(found)
     return found
 
 
 def shards(store: Store, *splits: str) -> int:
-    return sum(len(list(Path(store.path("parses", split)).glob("*.parquet"))) for split in splits)
+    return sum(len(list(Path(store.path("data", split)).glob("*.parquet"))) for split in splits)
 
 
 def test_work_in_this_process_counts_once(
     experiment: Experiment, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (bank, shard_writer):
+    for module in (ingest, bank, parse):
         monkeypatch.setattr(module, "map_items", map_here)
         monkeypatch.setattr(module, "ray_runs", lambda: False)
+    read = data.run(experiment, store)
     patches = bank.run(experiment, store)
     parses = parse.run(experiment, store)
     assert patches["core_seconds"] == shards(store, "train") * TASK > 0
     count = shards(store, "train", "valid", "test")
-    assert parses["core_seconds"] == parses["actor_core_seconds"] == count * TASK > 0
+    for manifest in (read, parses):
+        assert manifest["core_seconds"] == manifest["actor_core_seconds"] == count * TASK > 0
 
 
 @pytest.mark.usefixtures("clock")
-def test_the_bank_counts_actors_and_a_later_split_adds_to_the_parse(
+def test_the_bank_counts_actors_and_a_later_split_adds_to_data_and_parse(
     experiment: Experiment, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beside the tasks and the driver, the bank counts actors that share its patches."""
@@ -112,28 +112,35 @@ def test_the_bank_counts_actors_and_a_later_split_adds_to_the_parse(
         return parts, replace(facts, actor_core_seconds=actors_s)
 
     monkeypatch.setattr(bank, "build_bank", shared)
+    fewer = with_changes(experiment, {"eval": {"split": "valid"}})
+    first = [data.run(fewer, store)]
     manifest = bank.run(experiment, store)
-    first = parse.run(with_changes(experiment, {"eval": {"split": "valid"}}), store)
+    first.append(parse.run(fewer, store))
     assert manifest["core_seconds"] == actors_s + shards(store, "train") * (TASK + DRIVER) > actors_s
-    assert first["core_seconds"] == shards(store, "train", "valid") * (TASK + DRIVER)
-    both = parse.run(experiment, store)
-    count = shards(store, "train", "valid", "test")
-    assert both["core_seconds"] == count * (TASK + DRIVER) > first["core_seconds"]
+    count = shards(store, "train", "valid")
+    assert [found["core_seconds"] for found in first] == 2 * [count * (TASK + DRIVER)]
+    both = [stage.run(experiment, store) for stage in (data, parse)]
+    more = shards(store, "train", "valid", "test")
+    assert [found["core_seconds"] for found in both] == 2 * [more * (TASK + DRIVER)]
+    assert more > count
 
 
-def test_a_resumed_parse_counts_what_a_killed_one_wrote(
+def test_a_resumed_stage_counts_what_a_killed_one_wrote(
     experiment: Experiment, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bank.run(experiment, store)
     done = 2
-    with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "map_items", clock.elsewhere(kill_at=done))
-        with pytest.raises(KeyboardInterrupt):
-            parse.run(experiment, store)
-    manifest = parse.run(experiment, store)
-    count = shards(store, "train", "valid", "test")
-    assert manifest["actor_core_seconds"] == count * TASK
-    assert manifest["core_seconds"] == count * TASK + (count - done) * DRIVER  # the killed driver's are lost
+    for stage, module in ((data, ingest), (parse, parse)):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "map_items", clock.elsewhere(kill_at=done))
+            with pytest.raises(KeyboardInterrupt):
+                stage.run(experiment, store)
+        manifest = stage.run(experiment, store)
+        count = shards(store, "train", "valid", "test")
+        assert manifest["actor_core_seconds"] == count * TASK
+        # Those of the killed driver are lost.
+        assert manifest["core_seconds"] == count * TASK + (count - done) * DRIVER
+        if stage is data:
+            bank.run(experiment, store)
 
 
 @pytest.fixture
@@ -163,9 +170,7 @@ def returned(monkeypatch: pytest.MonkeyPatch) -> list[ShardPatches]:
     """What the tasks return, which run in this process."""
     found: list[ShardPatches] = []
 
-    def in_turn(
-        items: Sequence[Any], work: Callable[[Any], ShardPatches], folders: object
-    ) -> Iterator[ShardPatches]:
+    def in_turn(items: Sequence[Any], work: Callable[[Any], ShardPatches]) -> Iterator[ShardPatches]:
         for item in items:
             found.append(work(item))
             yield found[-1]
@@ -176,8 +181,9 @@ def returned(monkeypatch: pytest.MonkeyPatch) -> list[ShardPatches]:
 
 def collect(folder: Path, **settings: Any) -> Collected:
     experiment = build({"data": {"shard_rows": 20}, "bank": settings})
-    source = open_source(experiment.data, experiment.seed)
-    return bank._collect(experiment, Store.open(str(folder), "run"), source)
+    store = Store.open(str(folder), "run")
+    data.run(experiment, store)
+    return bank._collect(experiment, store.shards())
 
 
 def test_the_sample_is_that_of_all_patches_and_few_leave_the_tasks(
@@ -186,13 +192,14 @@ def test_the_sample_is_that_of_all_patches_and_few_leave_the_tasks(
     pilots = bank.PILOT
     few = collect(tmp_path, max_patches=500)
     sent = sum(len(result.drawn.patches) for result in returned)
-    assert len(returned) == 72  # shards of 20 of 1,438 images, each read once
+    assert len(returned) == 72  # shards of 20, each read once
+    assert sum(result.images for result in returned) == 1438
     returned.clear()
     monkeypatch.setattr(bank, "PILOT", 1000)
     whole = collect(tmp_path, max_patches=500)
     assert sum(len(result.drawn.patches) for result in returned) == whole.seen == few.seen
     np.testing.assert_array_equal(few.patches, whole.patches)
-    assert (few.images, len(few.patches)) == (whole.images, 500) == (1438, 500)
+    assert len(few.patches) == 500
     pilot = 18 / 72 * whole.seen
     assert sent < 1.1 * pilot + 2 * 500
     returned.clear()
@@ -214,4 +221,4 @@ def test_a_pilot_that_misleads_costs_a_second_look(
     again = collect(tmp_path, max_patches=2000)
     assert len(returned) == 18 + 2 * 54
     np.testing.assert_array_equal(again.patches, whole.patches)
-    assert (again.seen, again.images) == (whole.seen, whole.images)
+    assert again.seen == whole.seen

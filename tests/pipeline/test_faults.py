@@ -22,9 +22,9 @@ from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
+from npdraw_dist.distributed.start import PREEMPTION_WATCHER
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
-from npdraw_dist.training.environment import PREEMPTION_WATCHER
 from npdraw_dist.training.metrics_log import read_metrics
 from tests.helpers.processes import until
 from tests.helpers.runs import TINY, random_parses, tiny
@@ -46,9 +46,10 @@ def experiment(workers: int = 1, **scale: Any) -> Experiment:
 
 
 def with_parses_of(store: Store, folder: Path) -> Store:
-    """Another run folder with the same parses."""
+    """Another run folder with the same images and parses."""
     folder.mkdir()
-    (folder / "parses").symlink_to(store.path("parses"))
+    for name in ("data", "parses"):
+        (folder / name).symlink_to(store.path(name))
     return Store(fs.LocalFileSystem(), str(folder))
 
 
@@ -152,7 +153,7 @@ FAULTS = [
     (1, kill_after_the_last_checkpoint, 8, DIED),
     # Rank 1, or 0 if that one notices first that its peer is gone.
     (2, kill, 4, "rank"),
-    (2, hang, 4, "rank 1 did not answer"),
+    (2, hang, 4, "rank 1 failed (no answer within scale.timeout_s)"),
 ]
 
 
@@ -218,7 +219,7 @@ def looks_at_each_step(make: MakeObjective) -> MakeObjective:
     """A worker looks for a notice each two seconds, which is less often where steps are short."""
 
     def make_objective(experiment: Experiment, bank: Any) -> Objective:
-        from npdraw_dist.training import context
+        from npdraw_dist.distributed import context
 
         context.LOOK_EVERY_S = 0.0
         return make(experiment, bank)

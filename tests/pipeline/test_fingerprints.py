@@ -9,14 +9,13 @@ import pytest
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.distributed import run as ray_run
+from npdraw_dist.distributed.resources import Workers
 from npdraw_dist.pipeline import stage_job, train_stage
-from npdraw_dist.pipeline.inputs import claim
 from npdraw_dist.pipeline.store import Store, fingerprint_of
-from npdraw_dist.training import cluster, launch
-from npdraw_dist.training.workers import Workers
 from tests.helpers.in_process import Stopped, stopped
 
-STAGES = ["bank", "parse", "prior", "vae", "sample"]
+STAGES = ["data", "bank", "parse", "prior", "vae", "sample"]
 
 
 def fingerprints(**sections: Any) -> dict[str, str]:
@@ -26,8 +25,8 @@ def fingerprints(**sections: Any) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("changed", "first"),
     [
-        ({"seed": 1}, "bank"),
-        ({"data": {"fraction": 0.5}}, "bank"),
+        ({"seed": 1}, "data"),
+        ({"data": {"fraction": 0.5}}, "data"),
         ({"grid": {"background": "white"}}, "bank"),
         ({"grid": {"background": "black"}}, None),
         ({"parse": {"order": "raster"}}, "parse"),
@@ -36,7 +35,7 @@ def fingerprints(**sections: Any) -> dict[str, str]:
         ({"train": {"patience": 1}}, "prior"),
         ({"train": {"select": "last"}}, "prior"),
         ({"vae": {"images": 512}}, "vae"),
-        ({"authors": {"model": True}, "prior": {"heads": "independent"}}, "bank"),
+        ({"model": {"kind": "authors"}, "prior": {"heads": "independent"}}, "bank"),
         ({"data": {"binarize": "threshold"}}, "vae"),
         ({"eval": {"k": 5}}, "sample"),
         ({"bank": {"shards": 4}, "data": {"path": "x", "cache_mb": 1, "max_bad_fraction": 0.5}}, None),
@@ -54,7 +53,7 @@ def test_what_a_setting_changes(changed: dict[str, Any], first: str | None) -> N
 def test_a_baseline_sees_of_the_grid_only_the_background() -> None:
     def of(**grid: str | int) -> list[str]:
         experiment = Experiment.model_validate({"grid": grid, "model": {"kind": "vae"}})
-        return [fingerprint_of(experiment, stage) for stage in ("parse", "vae", "sample")]
+        return [fingerprint_of(experiment, stage) for stage in ("data", "vae", "sample")]
 
     default, white = of(), of(background="white")
     assert of(stride=4) == of(background="black") == default
@@ -78,7 +77,7 @@ RUN = Experiment.model_validate({"train": {"eval_every_images": 512, "select": "
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     store = Store.open(str(tmp_path), "run")
-    claim(RUN, store)
+    store.claim(RUN)
     return store
 
 
@@ -88,24 +87,24 @@ def changed(**train: Any) -> Experiment:
 
 def test_a_resume_may_change_some_and_no_others(store: Store, tmp_path: Path) -> None:
     before = Path(store.path("config.yaml")).read_bytes()
-    for train in ({"compile": True, "precision": "bfloat16", "eval_every_images": 256}, {"micro_batch": 32}):
+    for train in ({"precision": "bfloat16", "eval_every_images": 256}, {"micro_batch": 32}):
         other = changed(**train)
-        assert not claim(other, store)
+        assert not store.claim(other)
         for stage in RUN.stage_names:
             assert fingerprint_of(other, stage) == fingerprint_of(RUN, stage)
     for other, said in (
-        (changed(compile=True, patience=1), r"train\.patience: 3 -> 1"),
+        (changed(precision="bfloat16", patience=1), r"train\.patience: 3 -> 1"),
         (with_changes(RUN, {"vae": {"learning_rate": 1e-4}}), r"vae\.learning_rate: 0\.001 -> 0\.0001"),
     ):
         with pytest.raises(UserError, match=rf"another config \({said}\)"):
-            claim(other, store)
+            store.claim(other)
     assert Path(store.path("config.yaml")).read_bytes() == before
     # Where the best checkpoint is taken, their times count.
     best = Store.open(str(tmp_path), "best")
-    claim(changed(select="best"), best)
-    claim(changed(select="best", compile=True), best)
+    best.claim(changed(select="best"))
+    best.claim(changed(select="best", precision="bfloat16"))
     with pytest.raises(UserError, match=r"\(train\.eval_every_images: 512 -> 256\)"):
-        claim(changed(select="best", eval_every_images=256), best)
+        best.claim(changed(select="best", eval_every_images=256))
 
 
 def start_stage(
@@ -119,9 +118,9 @@ def start_stage(
         return stage_job.StageJob("prior", experiment, SimpleNamespace, (), None)  # type: ignore[arg-type]
 
     monkeypatch.setattr(train_stage, "_make_job", make_job)
-    monkeypatch.setattr(cluster, "plan_workers", lambda *_: Workers(1, 1, 1, gpu))
-    monkeypatch.setattr(launch, "run_training", stopped)
-    claim(experiment, store)
+    monkeypatch.setattr(train_stage, "plan_workers", lambda *_: Workers(1, 1, 1, gpu))
+    monkeypatch.setattr(ray_run, "run_training", stopped)
+    store.claim(experiment)
     with pytest.raises(Stopped):
         train_stage.run_stage(experiment, store, "prior", SimpleNamespace, None)  # type: ignore[arg-type]
     return jobs[0]

@@ -13,6 +13,7 @@ from PIL import Image
 
 import npdraw_dist
 from npdraw_dist import NPDraw, fit_folder
+from npdraw_dist.baselines.vqvae import VQVAE
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -20,7 +21,6 @@ from npdraw_dist.core.lease import LeaseHeld
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.data import rows
 from npdraw_dist.data.splits import Split
-from npdraw_dist.nn.baselines.vqvae import VQVAE
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.pipeline import data, fit, fit_images, fit_source, probe
 from npdraw_dist.pipeline.data import Given, RunData
@@ -157,7 +157,7 @@ def test_a_fit_that_is_refused_leaves_nothing(
 
 def test_a_fit_may_be_kept_where_pyarrow_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in a store whose name says nothing of its scheme. It is of this process alone."""
-    monkeypatch.setattr("npdraw_dist.data.tasks.ray_runs", lambda: False)
+    monkeypatch.setattr("npdraw_dist.distributed.tasks.ray_runs", lambda: False)
     model = npdraw_dist.fit(strokes(), name="bars", storage=f"memory://{uuid.uuid4().hex}", **SMALL)
     assert model.sample(2, seed=0).shape == (2, 1, 12, 12)
 

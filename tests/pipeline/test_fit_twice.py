@@ -40,7 +40,9 @@ def files(folder: Path) -> dict[Path, bytes]:
 
 @pytest.fixture
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr("npdraw_dist.data.tasks.ray_runs", lambda: False)  # this storage is of this process
+    monkeypatch.setattr(
+        "npdraw_dist.distributed.tasks.ray_runs", lambda: False
+    )  # this storage is of this process
     fsspec.register_implementation("hooked", Hooked, clobber=True)
     yield f"hooked://{tmp_path}"
     Hooked.hook = None

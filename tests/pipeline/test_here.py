@@ -22,7 +22,7 @@ from npdraw_dist.config.load import resolve, with_changes
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.lease import Lease
-from npdraw_dist.data.tasks import AT_ONCE, map_items
+from npdraw_dist.distributed.tasks import AT_ONCE, map_items
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.stage_job import CRITERIA
@@ -45,7 +45,7 @@ import npdraw_dist
 from npdraw_dist import prepare, train
 folder, settings, *words = sys.argv[1:]
 prepare.main([*words[-4:], "--out", f"{folder}/prepared"])
-train.main(["--storage", folder, "--name", "command", "--stages", "bank,parse", *words])
+train.main(["--storage", folder, "--name", "command", "--stages", "data,bank,parse", *words])
 model = npdraw_dist.fit(np.load(f"{folder}/images.npy"), name="here", storage=folder, **eval(settings))
 print(type(model).__name__, tuple(model.sample(2).shape))
 print("imported:", *sorted({"sklearn", "torchvision"} & sys.modules.keys()))
@@ -84,7 +84,7 @@ def test_the_default_command_is_here_unless_a_cluster_is_named(
         raise Stopped(found.scale.num_workers)
 
     monkeypatch.setattr("npdraw_dist.pipeline.run.unfinished", begin)
-    monkeypatch.setattr("npdraw_dist.training.workers.ray_runs", lambda: False)
+    monkeypatch.setattr("npdraw_dist.distributed.start.ray_runs", lambda: False)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for name, workers in (("here", "0"), ("there", "1:2")):
         with pytest.raises(Stopped, match=f"^{workers}$"):
@@ -241,7 +241,7 @@ def test_shards_are_read_here_with_the_threads_of_a_task(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One by one, or several at once where they are at a URI; torch's threads are left as they were."""
-    monkeypatch.setattr("npdraw_dist.data.tasks.ray_runs", lambda: False)
+    monkeypatch.setattr("npdraw_dist.distributed.tasks.ray_runs", lambda: False)
     together = threading.Barrier(at_once)
 
     def work(number: int) -> tuple[int, int]:
@@ -259,7 +259,7 @@ def test_shards_are_read_here_with_the_threads_of_a_task(
 
 
 def test_no_more_shards_are_read_once_the_rest_is_not_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("npdraw_dist.data.tasks.ray_runs", lambda: False)
+    monkeypatch.setattr("npdraw_dist.distributed.tasks.ray_runs", lambda: False)
     begun: list[int] = []
     found = map_items(range(100), begun.append, folders=[None])
     next(found)

@@ -1,4 +1,4 @@
-"""A run knows its data: changed ones are refused by name, moved ones go on; the test split stays closed."""
+"""A run reads its data once: what counts as the same data at a resume; the test split stays closed."""
 
 import json
 import shutil
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -16,22 +15,23 @@ from pyarrow import fs
 
 from npdraw_dist import train
 from npdraw_dist.config.load import with_changes
-from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import StorageFailed, UserError
-from npdraw_dist.core.storage import write_bytes
-from npdraw_dist.data import shard_writer, shards
-from npdraw_dist.data.parquet import to_parquet
+from npdraw_dist.config.schema import DataConfig, Experiment
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.data import ingest
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data.shards import DataChanged, Shard
-from npdraw_dist.pipeline import bank, parse, run
-from npdraw_dist.pipeline.inputs import SplitImages, claim, find_run, read_digest
+from npdraw_dist.data.shards import Shard, open_source
+from npdraw_dist.distributed import start as starting
+from npdraw_dist.pipeline import bank, fit_source, parse
+from npdraw_dist.pipeline import data as stage
+from npdraw_dist.pipeline import run as pipeline
+from npdraw_dist.pipeline.data import RunData
+from npdraw_dist.pipeline.inputs import SplitImages, find_run
 from npdraw_dist.pipeline.models import read_spec
-from npdraw_dist.pipeline.store import Store, fingerprint_of
+from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.train_stage import validation_images
-from npdraw_dist.training import launch
-from tests.helpers.image_files import SIDE, change_one, put_back, touch
+from tests.helpers.image_files import SIDE, change_one, images, put_back
 from tests.helpers.in_process import Stopped, interfering, killed, stopped
-from tests.helpers.rows import list_parses
+from tests.helpers.rows import Parsed, write_run
 from tests.helpers.runs import HERE, TINY, Refused
 from tests.helpers.tiny_fit import strokes
 
@@ -47,74 +47,207 @@ def experiment(path: Path | str, **sections: Any) -> Experiment:
     return with_changes(Experiment.model_validate(settings), sections)
 
 
-def start(asked: Experiment, store: Store) -> Experiment:
-    """What `train` does before the first stage."""
-    claim(asked, store)
-    return asked
+CHANGED = "the files of data.source imagefolder changed; "
+OTHERS = r"the images of run .*run are not those that it has read"
+Capture = pytest.CaptureFixture[str]
 
 
-def parsed(store: Store) -> dict[str, bytes]:
-    """id -> image of all parses."""
-    tables = [pq.read_table(path) for path in Path(store.path("parses")).rglob("*.parquet")]
-    rows = [row for table in tables for row in zip(table["id"], table["image"].combine_chunks(), strict=True)]
-    return {str(name): image.to_numpy().tobytes() for name, image in rows}
+def read(own: Experiment, store: Store) -> dict[str, Any]:
+    """What a command does with the data of a new or a resumed run; returns the manifest."""
+    images = RunData(own)
+    if not store.claim(own) and store.has("data", "manifest.json"):
+        images.require_same(store)
+    return stage.run(own, store, images)
 
 
-def test_a_run_records_its_data_and_compares_them_at_each_start(
+def shards_of(store: Store) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in Path(store.path("data")).rglob("*.parquet")}
+
+
+def ids_of(store: Store) -> set[str]:
+    return {name for path in shards_of(store) for name in pq.read_table(path)["id"].to_pylist()}
+
+
+def test_a_run_reads_its_data_once_and_records_them(data: Path, store: Store, capsys: Capture) -> None:
+    made = experiment(data)
+    manifest = read(made, store)
+    assert (manifest["images"], len(ids_of(store))) == (40, 40)
+    assert manifest["digest"] == store.shards().manifest.digest
+    assert store.read_json("data", "vocabulary.json")["classes"] == ["class"]
+    before = shards_of(store)
+    assert read(made, store) == store.read_json("data", "manifest.json")
+    assert shards_of(store) == before
+    assert capsys.readouterr().out.count("warning") == 0
+
+
+def test_changed_data_of_a_run_that_has_read_them_are_warned_of(
+    data: Path, store: Store, capsys: Capture
+) -> None:
+    made = experiment(data)
+    manifest, before = read(made, store), shards_of(store)
+    change_one(data)
+    assert read(made, store) == store.read_json("data", "manifest.json")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"warning: {CHANGED}{store.shown()} goes on with the images that it has read" in printed
+    assert shards_of(store) == before
+    assert store.read_json("data", "manifest.json")["stamp"] == manifest["stamp"]
+
+
+def test_data_that_are_gone_are_not_missed_once_they_are_read(
+    data: Path, store: Store, capsys: Capture
+) -> None:
+    made = experiment(data)
+    read(made, store)
+    before = shards_of(store)
+    shutil.rmtree(data)
+    capsys.readouterr()
+    pipeline.check(made, store, ["bank", "parse"])
+    read(made, store)
+    assert "warning" not in capsys.readouterr().out
+    assert shards_of(store) == before
+
+
+def test_data_that_are_gone_too_early_are_missed(data: Path, store: Store) -> None:
+    shutil.rmtree(data)
+    with pytest.raises(UserError, match="missing or has no image"):
+        pipeline.check(experiment(data), store, ["data"])
+
+
+def test_data_at_another_path_have_to_be_the_same(data: Path, store: Store, tmp_path: Path) -> None:
+    read(experiment(data), store)
+    before = shards_of(store)
+    shutil.copytree(data, tmp_path / "same")  # also the times of the files
+    read(experiment(tmp_path / "same"), store)
+    shutil.copytree(data, tmp_path / "other")
+    change_one(tmp_path / "other")
+    with pytest.raises(UserError, match=OTHERS):
+        read(experiment(tmp_path / "other"), store)
+    with pytest.raises(UserError, match="missing or has no image"):
+        read(experiment(tmp_path / "nowhere"), store)
+    assert shards_of(store) == before
+    with pytest.raises(
+        UserError, match=r"another config \(data\.fraction: 1\.0 -> 0\.5\)"
+    ):  # is looked at first
+        read(experiment(tmp_path / "other", data={"fraction": 0.5}), store)
+
+
+def prepared(out: Path, source: DataConfig) -> str:
+    """A canonical set."""
+    stage.prepare(source, 0, str(out), "parquet", open_source(source, 0), lambda images, rate: None)
+    return str(out)
+
+
+def test_a_canonical_set_is_named_and_may_move(data: Path, store: Store, tmp_path: Path) -> None:
+    root = prepared(tmp_path / "set", experiment(data).data)
+    manifest = read(experiment(root, data={"source": "parquet"}), store)
+    assert manifest["root"] == root
+    assert shards_of(store) == {}
+    assert store.shards().root == root
+    shutil.move(root, tmp_path / "moved")
+    with pytest.raises(UserError, match=rf"the images of run {store.shown()} are not in {root}"):
+        store.shards()
+    assert read(experiment(tmp_path / "moved", data={"source": "parquet"}), store)["images"] == 40
+    assert store.read_json("data", "manifest.json") == {**manifest, "root": str(tmp_path / "moved")} | {
+        name: store.read_json("data", "manifest.json")[name] for name in ("version", "format")
+    }
+    assert sum(len(rows) for rows in store.shards().manifest.files.values()) > 0
+    assert len(store.parses("train")) == manifest["splits"]["train"]
+    images(tmp_path / "more", 41)
+    other = prepared(tmp_path / "another", experiment(tmp_path / "more").data)
+    with pytest.raises(UserError, match=OTHERS):
+        read(experiment(other, data={"source": "parquet"}), store)
+
+
+def test_the_test_split_of_a_canonical_set_is_opened_when_it_is_requested(
+    data: Path, store: Store, tmp_path: Path
+) -> None:
+    """Of a run's own images too, which may have none."""
+    root = prepared(tmp_path / "set", experiment(data).data)
+    own = experiment(root, data={"source": "parquet"}, eval={"split": "valid"})
+    assert set(read(own, store)["splits"]) == {"train", "valid"}
+    assert store.openings() == []
+    both = with_changes(own, {"eval": {"split": "test"}})
+    assert set(read(both, store)["splits"]) == {"train", "valid", "test"}
+    assert [opening["by"] for opening in store.openings() or []] == ["data"]
+
+    some, later = Store.open(str(tmp_path), "some"), Store.open(str(tmp_path), "later")
+    read(experiment(data, eval={"split": "valid"}), some)
+    without = experiment(some.path("data"), data={"source": "parquet"})
+    assert read(without, later)["splits"]["test"] == 0
+    with pytest.raises(UserError, match="has no test image for the final numbers"):
+        pipeline.require_images(without, pipeline.read_counts(later), ["sample"])
+    bank.run(without, later)
+    assert parse.run(without, later)["splits"]["test"] == 0
+    assert read(without, later)["images"] == later.read_json("parses", "manifest.json")["images"]
+
+
+def test_data_that_change_before_all_are_read_are_read_anew(
     data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = start(experiment(data), store)
-    before = Path(store.path("inputs.parquet")).stat().st_mtime_ns
-    assert start(experiment(data), store) == made
-    assert Path(store.path("inputs.parquet")).stat().st_mtime_ns == before
-    table = pq.read_table(store.path("inputs.parquet"))
-    assert table.num_rows == 40
-    assert all(table["sha256"].to_pylist())
-    digest = read_digest(store)
-    assert digest == table.schema.metadata[b"digest"].decode()
-    for stage, manifest in (("bank", bank.run(made, store)), ("parses", parse.run(made, store))):
-        assert manifest["inputs"] == digest
-        assert store.read_json(stage, "manifest.json")["inputs"] == digest
+    made = experiment(data)
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest, "map_items", interfering(killed, 2))
+        with pytest.raises(KeyboardInterrupt):
+            read(made, store)
+    begun = {path: path.stat().st_mtime_ns for path in shards_of(store)}
+    assert len(begun) == 2
+    with monkeypatch.context() as patch:  # the same files: what is written stays
+        patch.setattr(ingest, "map_items", interfering(killed, 1))
+        with pytest.raises(KeyboardInterrupt):
+            read(made, store)
+    assert {path: path.stat().st_mtime_ns for path in begun} == begun
     change_one(data)
-    with pytest.raises(UserError, match=rf"{store.shown()} changed: class/3\.bmp has another content"):
-        start(experiment(data), store)  # whatever has finished
+    manifest = read(made, store)
+    assert all(path.stat().st_mtime_ns != at for path, at in begun.items())
+    assert len(ids_of(store)) == manifest["images"] == 40
+    fresh = Store.open(str(data.parent), "fresh")
+    assert read(made, fresh)["digest"] == manifest["digest"]
     put_back(data)
-    for path in (data / "class").iterdir():
-        touch(path)
-    assert start(experiment(data), store) == made
-    assert read_digest(store) == digest
-    monkeypatch.setattr("npdraw_dist.data.identity.sha256", None)  # the new times are recorded: no need
-    assert start(experiment(data), store) == made
 
 
-def test_moved_data_resume(data: Path, store: Store, tmp_path: Path) -> None:
-    undisturbed = Store.open(str(tmp_path), "undisturbed")
-    made = start(experiment(data), undisturbed)
-    bank.run(made, undisturbed)
-    parse.run(made, undisturbed)
+def test_a_later_split_is_read_from_the_same_files(data: Path, store: Store) -> None:
+    fewer = experiment(data, eval={"split": "valid"})
+    first = read(fewer, store)
+    assert set(first["splits"]) == {"train", "valid"}
+    assert store.openings() == []
+    change_one(data)
+    with pytest.raises(UserError, match=OTHERS):
+        read(experiment(data), store)
+    assert store.read_json("data", "manifest.json")["splits"] == first["splits"]
 
-    bank.run(start(experiment(data), store), store)
-    shutil.copytree(data, tmp_path / "moved", copy_function=shutil.copyfile)
-    shutil.rmtree(data)
-    later = Store.open(str(tmp_path), "run")
-    resumed = start(experiment(tmp_path / "moved"), later)
-    assert fingerprint_of(resumed, "sample") == fingerprint_of(made, "sample")
-    assert bank.run(resumed, later) == later.read_json("bank", "manifest.json")
-    manifest = parse.run(resumed, later)
-    assert manifest["inputs"] == read_digest(later) == read_digest(undisturbed)
-    assert manifest["data"]["path"] == str(tmp_path / "moved")
-    assert parsed(later) == parsed(undisturbed)
-    assert run.unfinished(resumed, later, ["bank", "parse"]) == []
-    found = find_run(later.path("model"))
-    assert found is not None
-    assert found[1]["data"]["path"] == str(tmp_path / "moved")
+
+def given(count: int, own: Experiment) -> stage.Given:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 1, SIDE, SIDE), dtype=np.uint8)
+    return fit_source.of_rows(Rows([f"{number}" for number in range(count)], pixels), None, [], own)
+
+
+def test_other_images_given_to_fit_are_refused(store: Store) -> None:
+    own = experiment("given")
+    store.claim(own)
+    stage.run(own, store, RunData(own, given(40, own)))
+    RunData(own, given(40, own)).require_same(store)
+    with pytest.raises(UserError, match=OTHERS):
+        RunData(own, given(41, own)).require_same(store)
+
+
+@pytest.mark.parametrize("damage", ["missing", "shorter"])
+def test_a_shard_that_is_damaged_is_named(data: Path, store: Store, damage: str) -> None:
+    made = experiment(data)
+    read(made, store)
+    shard = min(shards_of(store))
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(UserError, match=f"{shard} is no readable shard"):
+        store.shards().read(f"{shard.parent.name}/{shard.name}")
 
 
 def test_the_run_of_a_model(
     data: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a link and by "." too. The config.yaml of another program makes no run."""
-    start(experiment(data), store)
+    store.claim(experiment(data))
     for folder in (Path(store.path("model")), tmp_path / "other" / "model"):
         folder.mkdir(parents=True)
     (tmp_path / "best").symlink_to(store.path("model"))
@@ -127,123 +260,6 @@ def test_the_run_of_a_model(
     assert find_run(str(tmp_path / "other" / "model")) is None
 
 
-def test_other_data_elsewhere_and_other_settings_are_refused(
-    data: Path, store: Store, tmp_path: Path
-) -> None:
-    start(experiment(data), store)
-    shutil.copytree(data, tmp_path / "other")
-    change_one(tmp_path / "other")
-    with pytest.raises(UserError, match=rf"data\.path {tmp_path}/other holds other data .*: class/3\.bmp"):
-        start(experiment(tmp_path / "other"), store)
-    with pytest.raises(UserError, match="missing or has no image"):
-        start(experiment(tmp_path / "nowhere"), store)
-    change_one(data)
-    with pytest.raises(UserError, match=r"another config \(bank.size: 3 -> 4\)"):  # is looked at first
-        start(experiment(data, bank={"size": 4}), store)
-
-
-def test_data_that_are_gone_are_not_missed_after_the_parse(data: Path, store: Store, tmp_path: Path) -> None:
-    made = start(experiment(data), store)
-    bank.run(made, store)
-    shutil.copytree(data, tmp_path / "kept")
-    shutil.rmtree(data)
-    with pytest.raises(UserError, match="missing or has no image"):
-        start(experiment(data), store)
-    shutil.copytree(tmp_path / "kept", data)
-    parse.run(start(experiment(data), store), store)
-    shutil.rmtree(data)
-    assert start(experiment(data), store) == made
-
-
-def test_data_that_cannot_be_seen_are_no_changed_data(
-    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was parsed stays, and the same command goes on once the storage answers again."""
-    made = start(experiment(data), store)
-    bank.run(made, store)
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "open_source", Mock(side_effect=UserError("cannot open s3://bucket")))
-        with pytest.raises(
-            StorageFailed, match=r"cannot be seen \(cannot open .*\); the same command goes on"
-        ):
-            parse.run(made, store)
-    done = {path: path.stat().st_mtime_ns for path in Path(store.path("parses")).rglob("*.parquet")}
-    assert done
-    parse.run(start(experiment(data), store), store)
-    assert len(parsed(store)) == 40
-    assert {path: path.stat().st_mtime_ns for path in done} == done
-
-
-def test_data_that_change_while_a_stage_reads_them(
-    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = start(experiment(data), store)
-    shutil.copytree(data, data.with_name("kept"))
-    for stage, module in ((bank, bank), (parse, shard_writer)):
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "map_items", interfering(lambda: change_one(data), 1))
-            with pytest.raises(DataChanged, match=r"class/3\.bmp"):
-                stage.run(made, store)
-        assert not store.has("bank" if stage is bank else "parses", "manifest.json")
-        shutil.copytree(data.with_name("kept"), data, dirs_exist_ok=True)
-        stage.run(start(made, store), store)
-    assert len(parsed(store)) == 40
-
-
-@pytest.mark.parametrize(("changed", "moved"), [(False, True), (True, False)])
-def test_a_killed_parse_resumes_but_not_over_a_change(
-    data: Path, store: Store, monkeypatch: pytest.MonkeyPatch, changed: bool, moved: bool
-) -> None:
-    made = start(experiment(data), store)
-    bank.run(made, store)
-    if moved:
-        data = data.rename(data.with_name("moved"))
-        made = start(experiment(data), store)
-    with monkeypatch.context() as patch:
-        patch.setattr(shard_writer, "map_items", interfering(killed, 2))
-        with pytest.raises(KeyboardInterrupt):
-            parse.run(made, store)
-    done = sorted(Path(store.path("parses")).rglob("*.parquet"))
-    times = [path.stat().st_mtime_ns for path in done]
-    assert len(done) == 2
-    if changed:  # perhaps before the process was killed
-        change_one(data)
-        with pytest.raises(DataChanged, match=r"class/3\.bmp"):
-            start(experiment(data), store)
-        put_back(data)
-    parse.run(start(experiment(data), store), store)
-    assert len(parsed(store)) == 40
-    assert ([path.stat().st_mtime_ns for path in done] == times) == (not changed)
-
-
-def test_shards_of_other_data_are_not_taken(data: Path, store: Store) -> None:
-    """Of a baseline, whose first stage is the parse: bad data may be mended before it has finished."""
-    (data / "class" / "3.bmp").write_bytes(b"bad")
-    made = start(experiment(data, model={"kind": "vae"}), store)
-    with pytest.raises(UserError, match=r"1 of \d+ rows"), store.lease() as held:
-        run.run_stages(made, store, ["parse"], held)
-    assert not store.has("inputs.parquet")
-    assert list(Path(store.path("parses")).rglob("*.parquet"))
-    put_back(data)
-    with store.lease() as held:
-        run.run_stages(start(made, store), store, ["parse"], held)
-    assert len(parsed(store)) == 40
-    change_one(data)
-    with pytest.raises(UserError, match=r"changed: class/3\.bmp"):
-        start(made, store)
-
-
-def test_a_store_without_times_is_compared_by_content(data: Path, store: Store) -> None:
-    memory = fs.PyFileSystem(fs.FSSpecHandler(fsspec.core.url_to_fs("memory://identity")[0]))
-    fs.copy_files(str(data), "identity", destination_filesystem=memory)
-    made = start(experiment("memory://identity"), store)
-    assert start(made, store) == made
-    change_one(data)
-    fs.copy_files(str(data), "identity", destination_filesystem=memory)
-    with pytest.raises(UserError, match=r"class/3\.bmp has another content"):
-        start(made, store)
-
-
 def words(path: Path | str, storage: Path | str) -> list[str]:
     values: dict[str, object] = {"storage": storage, "name": "run", "scale.num_workers": 1}  # on Ray
     values |= {"data.source": "imagefolder", "data.path": path, "data.image_size": SIDE, "data.channels": 1}
@@ -251,23 +267,23 @@ def words(path: Path | str, storage: Path | str) -> list[str]:
     return [word for key, value in values.items() for word in (f"--{key}", str(value))]
 
 
-def test_train_records_and_compares_before_it_starts_ray(
-    data: Path, tmp_path: Path, store: Store, refused: Refused, monkeypatch: pytest.MonkeyPatch
+def test_train_reads_nothing_before_it_starts_ray_and_compares_before(
+    data: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    monkeypatch.setattr(launch, "start_ray", stopped)
+    monkeypatch.setattr(starting, "start_ray", stopped)
     with pytest.raises(Stopped):
         train.main(words(data, tmp_path))
-    assert read_digest(store) is not None
+    assert not list((tmp_path / "run").rglob("*.parquet"))
+    train.main([*words(data, tmp_path), *HERE, "--stages", "data"])
     change_one(data)
-    assert "changed: class/3.bmp" in refused(train.main, *words(data, tmp_path))
-    put_back(data)
-    shutil.copytree(data, tmp_path / "moved")
     with pytest.raises(Stopped):
-        train.main(words(tmp_path / "moved", tmp_path))
-    monkeypatch.setattr(run, "unfinished", lambda *_: [])
+        train.main(words(data, tmp_path))
+    assert CHANGED in " ".join(capsys.readouterr().out.split())
+    shutil.copytree(data, tmp_path / "other")
+    assert "are not those that it has read" in refused(train.main, *words(tmp_path / "other", tmp_path))
+    monkeypatch.setattr(pipeline, "unfinished", lambda *_: [])
     train.main(words(data, tmp_path))
-    change_one(data)
-    assert "changed: class/3.bmp" in refused(train.main, *words(data, tmp_path))  # also of a finished run
+    assert "are not those that it has read" in refused(train.main, *words(tmp_path / "other", tmp_path))
 
 
 VAE = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]
@@ -298,15 +314,15 @@ def test_only_the_question_for_test_numbers_reads_test_images(tmp_path: Path) ->
     assert metrics["valid/n"] == 30
     assert 0 < metrics["valid/nll_iwae"] <= -metrics["valid/elbo"]
     assert not [name for name in metrics if "test" in name]
-    folders = sorted(path.name for path in (run / "parses").iterdir() if path.is_dir())
+    folders = sorted(path.name for path in (run / "data").iterdir() if path.is_dir())
     assert folders == [".done", "train", "valid"]
     assert opened(run) == []
     with pytest.raises(UserError, match="are bad, more than"):
         train.main(flags)
-    assert opened(run) == ["parse"]
+    assert opened(run) == ["data"]
     assert json.loads((run / "metrics.json").read_text()) == metrics
     config = json.loads((run / "model" / "config.json").read_text())["spec"]["data"]
-    assert config["inputs"] == read_digest(Store(fs.LocalFileSystem(), str(run)))
+    assert config["inputs"] == json.loads((run / "data" / "manifest.json").read_text())["digest"]
 
 
 @pytest.mark.slow
@@ -349,9 +365,8 @@ def test_validation_images_are_of_all_classes(tmp_path: Path) -> None:
     store = Store(fs.LocalFileSystem(), str(tmp_path))
     classes = np.repeat(np.arange(10, dtype=np.uint8), 100)
     images = np.broadcast_to(classes[:, None, None, None], (1000, 1, 28, 28)).copy()
-    content = to_parquet(Rows([f"{number:04d}" for number in range(1000)], images))
-    write_bytes(fs.LocalFileSystem(), store.path("parses", "valid", "valid-00000.parquet"), content)
-    list_parses(fs.LocalFileSystem(), store.path("parses"))
+    rows = Rows([f"{number:04d}" for number in range(1000)], images)
+    write_run(store.filesystem, store.root, {"valid": [Parsed(rows)]})
     found = validation_images(store, 128, seed=0).images[:, 0, 0, 0].tolist()
     assert len(found) == 128
     assert set(found) == set(range(10))

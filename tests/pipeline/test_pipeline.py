@@ -17,7 +17,7 @@ from npdraw_dist import NPDraw, PartSequence, train
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.paste import render
-from npdraw_dist.training import launch
+from npdraw_dist.distributed import start
 from tests.helpers.in_process import stopped
 from tests.helpers.runs import HERE, TINY
 
@@ -65,7 +65,7 @@ def test_the_run_folder_is_whole(tiny_run: Path) -> None:
 def test_metrics(tiny_run: Path) -> None:
     metrics = read(tiny_run, "metrics.json")
     assert all(math.isfinite(value) for key, value in metrics.items() if key != "fingerprint")
-    for stage in ("bank", "parse", "prior", "vae", "sample"):
+    for stage in ("data", "bank", "parse", "prior", "vae", "sample"):
         for name in ("images_per_s", "seconds", "core_seconds"):
             assert metrics[f"{stage}/{name}"] > 0, (stage, name)
     for name in ("parse/canvas_mse", "prior/test_nll", "test/kl_whether"):
@@ -84,11 +84,13 @@ def test_parses_are_plain_parquet_and_their_manifest_is_right(tiny_run: Path) ->
     ids, counts, errors, parts = set[str](), {}, [], []
     for split in ("train", "valid", "test"):
         rows = pq.read_table(tiny_run / "parses" / split).to_pylist()
+        pictures = pq.read_table(tiny_run / "data" / split).to_pylist()
+        assert [row["id"] for row in rows] == [row["id"] for row in pictures]
         counts[split] = len(rows)
         ids |= {row["id"] for row in rows}
         whether, where, what = (torch.tensor([r[n] for r in rows]) for n in ("whether", "where", "what"))
         z = PartSequence(whether.bool(), where.long(), what.long())
-        images = torch.tensor([r["image"] for r in rows]).view(-1, 1, 28, 28) / 255
+        images = torch.tensor([list(r["image"]) for r in pictures]).view(-1, 1, 28, 28) / 255
         errors.append((render(bank.parts, z, grid) - images).square().mean((1, 2, 3)))
         parts.append(z.whether.sum(1).float())
     held_out = counts["valid"] + counts["test"]
@@ -127,7 +129,7 @@ def stamps(*folders: Path) -> dict[str, int]:
 def test_a_finished_run_says_so_and_starts_nothing(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch, "start_ray", stopped)
+    monkeypatch.setattr(start, "start_ray", stopped)
     before = stamps(tiny_run)
     again(tiny_run)
     again(tiny_run, "--scale.num_workers", "2")  # how, not what
@@ -140,10 +142,10 @@ def test_the_run_in_this_process_is_that_of_one_worker_bit_by_bit(
 ) -> None:
     """In two commands: the later stages take what the earlier ones left."""
     run = tmp_path / "here"
-    again(run, *HERE, "--stages", "bank,parse,prior")
-    kept = stamps(run / "bank", run / "parses", run / "prior")
+    again(run, *HERE, "--stages", "data,bank,parse,prior")
+    kept = stamps(run / "data", run / "bank", run / "parses", run / "prior")
     again(run, *HERE, "--stages", "vae,sample")
-    assert stamps(run / "bank", run / "parses", run / "prior") == kept
+    assert stamps(run / "data", run / "bank", run / "parses", run / "prior") == kept
     for name in ("bank/bank.safetensors", "model/model.safetensors", "samples.png"):
         assert (run / name).read_bytes() == (tiny_run / name).read_bytes(), name
     for stage in ("prior", "vae"):

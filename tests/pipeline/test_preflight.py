@@ -1,6 +1,5 @@
 """What is known of a run before it starts: its sizes, the stages before, workers and GPUs of a cluster."""
 
-import shutil
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -9,94 +8,41 @@ from types import SimpleNamespace
 import pytest
 import ray
 import torch
-from npdraw_dist.data.prepare import prepare
 
-from npdraw_dist.config.load import build, read_preset, with_changes
+from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import STAGES, DataConfig, Experiment, ScaleConfig
-from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import Size
-from npdraw_dist.nn.hub import make_model
-from npdraw_dist.pipeline import gpu_task
+from npdraw_dist.data.shards import open_source
+from npdraw_dist.distributed import actors
+from npdraw_dist.distributed.actors import has_gpu, on_gpu
+from npdraw_dist.distributed.resources import Node
+from npdraw_dist.distributed.start import OWN_RAY
+from npdraw_dist.pipeline import data
 from npdraw_dist.pipeline import run as pipeline
-from npdraw_dist.pipeline.gpu_task import has_gpu, on_gpu
 from npdraw_dist.pipeline.run import removed_if_refused
-from npdraw_dist.pipeline.store import Store, fingerprint_of
-from npdraw_dist.training.environment import OWN_RAY
-from npdraw_dist.training.workers import Node
-from tests.helpers.runs import random_parses, tiny
+from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of
+from tests.helpers.runs import tiny
 
 COUNTS = {"train": 60, "valid": 20, "test": 20}
 
 
-def free(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=size))
-
-
 def finish(store: Store, experiment: Experiment, *stages: str) -> None:
     """Leaves the manifests of finished stages."""
-    for stage, folder in (("bank", "bank"), ("parse", "parses"), ("prior", "prior")):
-        if stage in stages:
-            facts = {"fingerprint": fingerprint_of(experiment, stage), "splits": COUNTS}
-            store.write_json(facts, folder, "manifest.json")
-
-
-def test_the_size_of_parses_bank_and_checkpoints() -> None:
-    experiment = build(read_preset("cifar10"))  # 3 x 32 x 32, T 64, K 200, P 4
-    found = pipeline.expected_size(experiment, COUNTS, ["parse"])
-    assert found.most == 100 * (3072 + 5 * 64)
-    assert found.least == pytest.approx(100 * 307.2)
-    bank = 4 * 200 * 3 * 16
-    assert pipeline.expected_size(experiment, {}, ["bank"]) == Size(bank, bank)
-    unknown = {"train": None, "valid": 20, "test": 20}
-    assert pipeline.expected_size(experiment, unknown, ["parse"]).most == 40 * (3072 + 5 * 64)
-
-    experiment = build(read_preset("digits"))
-    whole = sum(value.numel() for value in make_model(spec_of(experiment)).parameters())
-    found = pipeline.expected_size(experiment, {}, ["vae"])
-    assert found == Size(4 * 2 * whole, 12 * 3 * whole)  # 2 are kept of 24,000 / 4,000
-    one = with_changes(experiment, {"train": {"eval_every_images": 24_000}})
-    assert pipeline.expected_size(one, {}, ["vae"]) == Size(4 * whole, 12 * 2 * whole)
-
-
-def test_a_wide_network_is_counted_without_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    wide = with_changes(build(read_preset("digits")), {"vae": {"decoder_width": 200_000}})
-    narrow = build(read_preset("digits"))
-    known = pipeline.parameters(narrow)
-    monkeypatch.setattr(pipeline, "WIDE", 1)
-    assert pipeline.parameters(narrow) == known
-    assert pipeline.parameters(wide)["vae"] > 10**11  # 400 GB and more
-    assert pipeline.parameters(wide)["prior"] == known["prior"]
-
-
-def test_a_disk_that_may_be_too_small_is_warned_of_and_one_that_is_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    experiment, parsed = tiny(), random_parses(tmp_path)
-    size = pipeline.expected_size(experiment, {}, ["prior"])
-    free(monkeypatch, size.most)
-    pipeline.check(experiment, parsed, ["prior"])
-    assert "warning" not in capsys.readouterr().out
-    free(monkeypatch, size.most - 1)
-    pipeline.check(experiment, parsed, ["prior"])
-    assert "warning: " in capsys.readouterr().out
-    free(monkeypatch, size.least - 1)
-    with pytest.raises(UserError, match="take another --storage"):
-        pipeline.check(experiment, parsed, ["prior"])
-    # What an earlier start of the run wrote needs no space again.
-    parsed.write_json({"weights": "x" * 100}, "prior", "checkpoint_0.json")
-    pipeline.check(experiment, parsed, ["prior"])
+    for stage in stages:
+        facts = {"fingerprint": fingerprint_of(experiment, stage), "splits": COUNTS}
+        store.write_json(facts, FOLDERS[stage], "manifest.json")
 
 
 def test_prepared_data_without_test_images_are_prepared_again(tmp_path: Path) -> None:
     """Their splits stay, whatever data.test_fraction says."""
     prepared = DataConfig(test_fraction=0.0)
-    prepare(prepared, 0, str(tmp_path / "set"), "parquet")
-    data = {"source": "parquet", "path": str(tmp_path / "set"), "image_size": 28, "channels": 1}
+    made, source = str(tmp_path / "set"), open_source(prepared, 0)
+    data.prepare(prepared, 0, made, "parquet", source, lambda images, rate: None)
+    settings = {"source": "parquet", "path": made, "image_size": 28, "channels": 1}
     store = Store.open(str(tmp_path), "run")
     with pytest.raises(UserError, match=r"; prepare the data again .* or set --eval\.split valid$"):
-        pipeline.check(tiny(**data, test_fraction=0.2), store, STAGES)
-    scored = with_changes(tiny(**data), {"eval": {"split": "valid"}})
+        pipeline.check(tiny(**settings, test_fraction=0.2), store, STAGES)
+    scored = with_changes(tiny(**settings), {"eval": {"split": "valid"}})
     pipeline.check(scored, store, STAGES)
     with pytest.raises(UserError, match=r"; raise --data\.test_fraction \(0\) or set --eval\.split valid$"):
         pipeline.check(tiny(test_fraction=0.0), store, STAGES)
@@ -116,6 +62,8 @@ def test_classes_that_the_model_does_not_know_are_refused_or_warned_of(
     pipeline.require_classes(told("cat", "dog"), ["bird", "dog", "newt"])
     warning = "warning: init.model knows no class bird, newt; images of these train without a class"
     assert capsys.readouterr().out.strip() == warning
+    for other in (told("cat", "dog", condition="words"), tiny()):  # these take any
+        pipeline.require_classes(other, ["bird"])
     digits = told(*map(str, range(10)))
     with pytest.raises(UserError, match=r"knows the classes 0, 1, 2, 3, 4, \.\.\.; .* but bird, newt: name"):
         pipeline.require_classes(digits, ["bird", "newt"])
@@ -126,42 +74,44 @@ def test_classes_without_names_are_looked_at_once_they_are_read(
     named: list[str], refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those with names were, before."""
-    for other in (told("cat", "dog", condition="words"), tiny()):
-        assert pipeline.known_classes(other, random_parses(tmp_path / "other"), ["bank"]) == []
 
-    def parse(_: Experiment, store: Store) -> dict[str, object]:
-        store.write_json({"classes": named or ["0", "1"], "words": []}, "parses", "vocabulary.json")
-        return {"splits": COUNTS, "data": {"classes": named}}
+    def read(*_: object) -> dict[str, object]:
+        return {"splits": COUNTS, "source": {"classes": named}, "classes": named or ["0", "1"]}
 
-    monkeypatch.setattr(pipeline, "STAGES", {"parse": SimpleNamespace(run=parse)})
+    monkeypatch.setattr(data, "run", read)
     store, lease = Store.open(str(tmp_path), "run"), SimpleNamespace(check=lambda: None)
     with pytest.raises(UserError, match="but 0, 1: ") if refused else nullcontext():
-        pipeline.run_stages(told("cat", "dog"), store, ["parse"], lease)  # type: ignore[arg-type]
+        pipeline.run_stages(told("cat", "dog"), store, ["data"], lease)  # type: ignore[arg-type]
 
 
 def test_the_stages_that_have_to_run_before(tmp_path: Path) -> None:
     experiment, store = tiny(), Store.open(str(tmp_path), "run")
     pipeline.require_inputs(experiment, store, STAGES)
-    with pytest.raises(UserError, match=r"needs bank and parse, .* --stages bank,parse,prior$"):
+    with pytest.raises(UserError, match=r"needs data and parse, .* --stages data,parse,prior$"):
         pipeline.require_inputs(experiment, store, ["prior"])
-    finish(store, experiment, "parse")  # the prior reads only these
+    finish(store, experiment, "data", "parse")  # the prior reads only these
     pipeline.require_inputs(experiment, store, ["prior"])
     with pytest.raises(UserError, match=r"needs bank and prior, .* --stages bank,prior,vae$"):
         pipeline.require_inputs(experiment, store, ["vae"])
     finish(store, experiment, "bank", "prior")
     pipeline.require_inputs(experiment, store, ["vae", "sample"])
     baseline = with_changes(experiment, {"model": {"kind": "vae"}})
-    with pytest.raises(UserError, match="needs parse, not finished"):
+    with pytest.raises(UserError, match="needs data, not finished"):
         pipeline.require_inputs(baseline, Store.open(str(tmp_path), "other"), ["vae"])
 
 
-def test_the_images_of_a_resumed_run_are_those_of_its_parses(tmp_path: Path) -> None:
+def test_the_images_of_a_resumed_run_are_those_that_it_has_read(tmp_path: Path) -> None:
     experiment = tiny(source="mnist", path=str(tmp_path / "gone"))
     store = Store.open(str(tmp_path), "run")
-    finish(store, experiment, "bank", "parse")
-    assert pipeline.image_counts(experiment, store, ["prior", "vae"]) == COUNTS
     with pytest.raises(UserError, match="is no folder"):
-        pipeline.image_counts(experiment, store, ["bank"])
+        pipeline.check(experiment, store, STAGES)
+    finish(store, experiment, "data")
+    assert pipeline.read_counts(store) == COUNTS
+    pipeline.check(experiment, store, STAGES[1:])
+    many = with_changes(experiment, {"bank": {"size": 10_000}})
+    finish(store, many, "data")
+    with pytest.raises(UserError, match="60 training images of 36 places have at most 2,160 patches"):
+        pipeline.check(many, store, ["bank"])
 
 
 def test_a_refused_run_is_removed_if_it_holds_nothing(tmp_path: Path) -> None:
@@ -170,6 +120,11 @@ def test_a_refused_run_is_removed_if_it_holds_nothing(tmp_path: Path) -> None:
         "bank/bank.safetensors": False,
         "bank/manifest.json": True,
         "parses/.done/a.json": True,
+        "data/.done/a.json": True,
+        "data/.done/source.json": False,
+        "data/manifest.json": False,  # the next stage has refused the config
+        "data/rejects.jsonl": True,
+        "vae/metrics.jsonl": True,
     }
     for number, file in enumerate(stays):
         store = Store.open(str(tmp_path), f"run{number}")
@@ -210,7 +165,9 @@ def test_the_workers_of_a_cluster_are_checked_once_it_is_joined(cluster: Cluster
     cluster(2)
     gpu = with_changes(tiny(), {"scale": {"use_gpu": True, "wait_s": 0}})
     for stages in (["bank"], ["prior"]):
-        with pytest.raises(UserError, match=r"1 worker needs 1 GPU; the cluster has 0 .*: 2 CPUs"):
+        with pytest.raises(
+            UserError, match=r"1 worker of 1 CPU and a GPU, and has room for 0; nodes: .*: 2 CPUs"
+        ):
             pipeline.require_workers(gpu, stages)
     large = with_changes(tiny(), {"scale": {"cpus_per_worker": 2}})
     assert pipeline.require_workers(large, ["vae"]).cpus == 2
@@ -238,5 +195,5 @@ def test_without_a_gpu_the_driver_does_it_itself(cluster: Cluster) -> None:
     done = on_gpu(ScaleConfig(), "sample", lambda device, *rest: (device, rest), 1, 2)
     assert done == ((torch.device("cpu"), (1, 2)), 0.0)
     # Beside a GPU a process has the threads of its share.
-    threads = [gpu_task._threads([Node(64), Node(32, 4), Node(8, 1)], share) for share in (1, 0.25, 0.01)]
+    threads = [actors._threads([Node(64), Node(32, 4), Node(8, 1)], share) for share in (1, 0.25, 0.01)]
     assert threads == [8, 2, 1]

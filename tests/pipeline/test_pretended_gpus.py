@@ -16,14 +16,13 @@ from npdraw_dist import train
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.config.schema import BankConfig, ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.tasks import Loaded, Pool
+from npdraw_dist.distributed import actors, resources
+from npdraw_dist.distributed.actors import on_gpu
+from npdraw_dist.distributed.resources import living_nodes
+from npdraw_dist.distributed.start import start_ray
+from npdraw_dist.distributed.tasks import Loaded, Pool
 from npdraw_dist.evaluate.work import Found, pool_of
 from npdraw_dist.evaluate.work import run as run_items
-from npdraw_dist.pipeline import gpu_task
-from npdraw_dist.pipeline.gpu_task import on_gpu
-from npdraw_dist.training import cluster
-from npdraw_dist.training.cluster import living_nodes
-from npdraw_dist.training.launch import start_ray
 from tests.helpers.processes import until
 from tests.helpers.runs import TINY
 
@@ -55,7 +54,7 @@ def free_gpus() -> float:
 def test_a_run_on_shares_of_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two ranks on a GPU each, then an elastic stage on shares of one."""
     own = ["--storage", str(tmp_path), "--name", "run"]
-    train.main([*own, *TINY, "--scale.num_workers", "2", "--stages", "bank,parse,prior"])
+    train.main([*own, *TINY, "--scale.num_workers", "2", "--stages", "data,bank,parse,prior"])
     train.main([*own, *TINY, "--scale.num_workers", "1:2", "--scale.gpus_per_worker", "0.2"])
     printed = capsys.readouterr().out
     assert "prior: 2 workers of 2 CPUs and a GPU" in printed
@@ -122,15 +121,15 @@ def test_a_gpu_that_is_not_free_is_waited_for_and_said(
     holder = Holder.remote()  # type: ignore[attr-defined]
     ray.get(holder.ready.remote())
     until(lambda: free_gpus() == 0)
-    monkeypatch.setattr(gpu_task, "WAIT_S", 1.0)
-    own = cluster.free_now
+    monkeypatch.setattr(actors, "WAIT_S", 1.0)
+    own = resources.free_now
 
     def release() -> Any:
         found = own()
         ray.kill(holder)
         return found
 
-    monkeypatch.setattr(cluster, "free_now", release)
+    monkeypatch.setattr(resources, "free_now", release)
     assert on_gpu(SCALE, "sample", state, 1)[0]["number"] == 1
     assert "4 GPUs; free: " in " ".join(capsys.readouterr().out.split())
 

@@ -18,8 +18,6 @@ import npdraw_dist
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import write_bytes
-from npdraw_dist.data.parquet import to_parquet
-from npdraw_dist.data.parses import write_list
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.measure.curves import SURROGATE, panels
 from npdraw_dist.nn.npdraw import NPDraw
@@ -27,6 +25,7 @@ from npdraw_dist.pipeline import models, sample
 from npdraw_dist.pipeline.models import publish
 from npdraw_dist.pipeline.sample import write_neighbours, write_samples
 from npdraw_dist.pipeline.store import Store
+from tests.helpers.rows import Parsed, write_run
 from tests.helpers.tiny_models import seeded, tiny_model, tiny_spec
 
 LOCAL = fs.LocalFileSystem()
@@ -35,16 +34,13 @@ LOCAL = fs.LocalFileSystem()
 def store_of(folder: Path, files: int, rows: int) -> Store:
     """A run folder with images of noise; what lies in other splits than `train` is no Parquet file."""
     store = Store(LOCAL, str(folder))
-    rng, listed = np.random.default_rng(0), {}
-    for number in range(files):
-        listed[f"train/train-{number:05d}.parquet"] = rows
-        images = rng.integers(0, 256, (rows, 1, 28, 28), dtype=np.uint8)
-        ids = [f"{number}-{row}" for row in range(rows)]
-        path = store.path("parses", "train", f"train-{number:05d}.parquet")
-        write_bytes(LOCAL, path, to_parquet(Rows(ids, images)))
-    write_list(LOCAL, store.path("parses"), {"train": listed})
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (rows, 1, 28, 28), dtype=np.uint8) for _ in range(files)]
+    train = [Rows([f"{number}-{row}" for row in range(rows)], own) for number, own in enumerate(images)]
+    held_out = [Parsed(Rows(["held out"], images[0][:1]))]
+    write_run(LOCAL, store.root, {"train": list(map(Parsed, train)), "valid": held_out, "test": held_out})
     for split in ("valid", "test"):
-        write_bytes(LOCAL, store.path("parses", split, f"{split}-00000.parquet"), b"not to be read")
+        write_bytes(LOCAL, store.path("data", split, f"{split}-00000.parquet"), b"not to be read")
     return store
 
 

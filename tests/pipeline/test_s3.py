@@ -1,7 +1,7 @@
 """Data and runs on S3, without Ray. test_s3_faults.py has whole runs."""
 
-import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +11,10 @@ from npdraw_dist import train
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import copy, open_filesystem
-from npdraw_dist.data import prepare as preparing
+from npdraw_dist.data.ingest import Show
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
-from npdraw_dist.pipeline.inputs import read_inputs
+from npdraw_dist.pipeline.data import prepare
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import images
 from tests.helpers.rows import concat
@@ -28,12 +28,16 @@ def test_a_prepared_set_resumes_and_reads_back(bucket: str) -> None:
         raise KeyboardInterrupt
 
     data, out = DataConfig(shard_rows=60, fraction=0.1), f"{bucket}/shards"
+
+    def prepared(seed: int, show: Show = lambda images, rate: None) -> dict[str, Any]:
+        return prepare(data, seed, out, "webdataset", open_source(data, seed), show)
+
     with pytest.raises(KeyboardInterrupt):
-        preparing.prepare(data, 0, out, "webdataset", killed)
+        prepared(0, killed)
     filesystem, root = open_filesystem(out)
     assert not filesystem.get_file_info(f"{root}/manifest.json").is_file
-    manifest = preparing.prepare(data, 0, out, "webdataset")
-    assert preparing.prepare(data, 0, out, "webdataset") == manifest
+    manifest = prepared(0)
+    assert prepared(0) == manifest
     original = open_source(data, 0)
     back = open_source(DataConfig(source="webdataset", path=out, image_size=28, channels=1), 5)
     for split in SPLITS:
@@ -42,23 +46,20 @@ def test_a_prepared_set_resumes_and_reads_back(bucket: str) -> None:
         np.testing.assert_array_equal(first.images, second.images)
         np.testing.assert_array_equal(first.labels, second.labels)
     with pytest.raises(UserError, match="another source or config"):
-        preparing.prepare(data, 1, out, "webdataset")
+        prepared(1)
 
 
-def test_data_move_to_s3_and_a_bank_is_made_there(bucket: str, tmp_path: Path, refused: Refused) -> None:
-    """The run is there too. Changed data are found by their checksums."""
-    data, storage = images(tmp_path / "data", 40), f"{bucket}/runs"
-    bank = [*HERE, "--stages", "bank"]
-    train.main([*words(data, storage), *bank])
-    before = read_inputs(Store.open(storage, "run"))
+def test_data_and_the_run_on_s3_and_the_data_are_gone_after_the_first_stage(
+    bucket: str, tmp_path: Path, refused: Refused
+) -> None:
+    storage = f"{bucket}/runs"
     filesystem, root = open_filesystem(f"{bucket}/data")
-    copy(fs.LocalFileSystem(), str(data), filesystem, root)
-    shutil.rmtree(data)
+    copy(fs.LocalFileSystem(), str(images(tmp_path / "data", 40)), filesystem, root)
+    train.main([*words(f"{bucket}/data", storage), *HERE, "--stages", "data,bank"])
+    manifest = Store.open(storage, "run").read_json("data", "manifest.json")
+    assert (manifest["images"], manifest["source"]["path"]) == (40, f"{bucket}/data")
+    filesystem.delete_dir(root)
     train.main([*words(f"{bucket}/data", storage), *HERE, "--stages", "parse"])
-    found = read_inputs(Store.open(storage, "run"))
-    assert before is not None
-    assert found is not None
-    assert (found.root, found.digest) == (f"{bucket}/data", before.digest)
-    filesystem.delete_file(f"{root}/class/5.bmp")
-    line = refused(train.main, *words(f"{bucket}/data", storage), *HERE)
-    assert f"the data of run {storage}/run changed: class/5.bmp" in line
+    assert Store.open(storage, "run").read_json("parses", "manifest.json")["images"] == 40
+    line = refused(train.main, *words(images(tmp_path / "other", 41), storage), *HERE, "--stages", "bank")
+    assert f"the images of run {storage}/run are not those that it has read" in line

@@ -13,8 +13,8 @@ from npdraw_dist import sample, train
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.lease import is_lease
 from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
+from npdraw_dist.distributed import start
 from npdraw_dist.pipeline import prior
-from npdraw_dist.training import launch
 from tests.helpers.in_process import stopped
 from tests.helpers.runs import TINY, Refused
 from tests.helpers.s3 import BUCKET, SECRET, Fault, Faults, flaky_proxy, s3_server
@@ -31,7 +31,7 @@ def faults(local_ray: None) -> Iterator[Faults]:
     """A server that makes no faults unless it is told to, and Ray anew: its workers would not know it."""
     with s3_server(), flaky_proxy() as found:
         ray.shutdown()
-        launch.start_ray(ScaleConfig(), object_store_mb=128)
+        start.start_ray(ScaleConfig(), object_store_mb=128)
         yield found
 
 
@@ -79,14 +79,14 @@ def test_an_interrupted_run_on_s3_is_the_undisturbed_one_here(
     ]
     assert not [name for name in found if name.startswith(("prior/manifest", "vae/", "model/"))]
 
-    train.main([*command, "--stages", "bank,parse,prior"])
+    train.main([*command, "--stages", "data,bank,parse,prior"])
     manifest = json.loads(files(uri)["prior/manifest.json"])
     assert manifest["images"] == 512  # of both commands
     assert manifest["core_seconds"] > 0
     train.main(command)
     found = files(uri)
     wanted = {"config.yaml", "bank/bank.png", "parses/preview.png", "metrics.json", "samples.png"}
-    wanted |= {f"{stage}/manifest.json" for stage in ("bank", "parses", "prior", "vae")}
+    wanted |= {f"{stage}/manifest.json" for stage in ("data", "bank", "parses", "prior", "vae")}
     assert wanted <= {name for name, content in found.items() if content}
     assert not [name for name in found if name.endswith((".part", ".writable")) or "/metrics/" in name]
     assert not [name for name, content in found.items() if SECRET.encode() in content]
@@ -97,7 +97,7 @@ def test_an_interrupted_run_on_s3_is_the_undisturbed_one_here(
     for name in ("bank/bank.safetensors", "model/model.safetensors"):
         assert found[name] == (tiny_run / name).read_bytes(), name
 
-    monkeypatch.setattr(launch, "start_ray", stopped)
+    monkeypatch.setattr(start, "start_ray", stopped)
     train.main(command)
     assert files(uri) == found
     assert f"run {uri} has another config" in refused(train.main, *command, "--prior.width", "32")

@@ -43,11 +43,11 @@ def test_rows_of_a_stream_are_of_many_files(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(stage_job, "SHUFFLE_BYTES_EACH", 0)
     monkeypatch.setattr(parses, "READ_BYTES", 256 << 10)
     share = Share(tiny().train.batch_size, 64, 0)
-    feed = stage_job.make_feed(Parses(LOCAL, every), share, stage_job.row_bytes(tiny()))
+    feed = stage_job.make_feed(Parses(every, (LOCAL, "data")), share, stage_job.row_bytes(tiny()))
     assert isinstance(feed, StreamFeed)
     read: list[RowRange] = []
 
-    monkeypatch.setattr(Parses, "_read", lambda self, piece: read.append(piece))
+    monkeypatch.setattr(Parses, "_batch", lambda self, piece: read.append(piece))
     list(feed.read(np.random.default_rng(0).permutation(len(feed.groups)), [(0, 5000)]))
     assert sum(piece.stop - piece.start for piece in read) == 5000
     assert 12 <= len({piece.path for piece in read}) <= 21

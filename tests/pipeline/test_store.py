@@ -23,10 +23,10 @@ from npdraw_dist.core.errors import OtherFormat, UserError
 from npdraw_dist.core.lease import Lease, LeaseLost
 from npdraw_dist.core.made_by import FORMAT, stamp
 from npdraw_dist.core.process_table import World, process_of, this_process
+from npdraw_dist.distributed.run import SNAPSHOT, remove_broken_snapshot
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused, require_format, run_stages
 from npdraw_dist.pipeline.store import CONFIG, OPENINGS, Store, fingerprint_of, finished
-from npdraw_dist.training.launch import SNAPSHOT, remove_broken_snapshot
 from tests.helpers.in_process import Stopped, stopped
 from tests.helpers.runs import HERE, TINY, Refused, tiny
 from tests.helpers.s3 import s3_server
@@ -60,7 +60,7 @@ def test_a_folder_of_other_things_is_no_place_for_a_run(tmp_path: Path, refused:
     (tmp_path / "mine" / "parses").mkdir(parents=True)
     (tmp_path / "mine" / "parses" / "notes.txt").write_text("mine")
     for main, flags in (
-        (train.main, ("--model.kind", "vae", "--stages", "parse", "--data.fraction", "0.02")),
+        (train.main, ("--model.kind", "vae", "--stages", "data", "--data.fraction", "0.02")),
         (sweep.main, ("--space", "smoke")),
         (sweep.main, ("--space", "comparison", "--preset", "digits")),
     ):
@@ -195,7 +195,7 @@ def test_a_second_training(
     assert names_it(refused(train.main, *command), sleeping)
     assert [path.name for path in (tmp_path / "x").iterdir()] == [".lease"]
 
-    monkeypatch.setattr("npdraw_dist.training.launch.start_ray", stopped)
+    monkeypatch.setattr("npdraw_dist.distributed.start.start_ray", stopped)
     sleeping.kill()
     sleeping.wait()
     with pytest.raises(Stopped):

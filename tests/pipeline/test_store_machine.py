@@ -15,13 +15,13 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
-from npdraw_dist.data.shard_writer import ShardFacts, ShardFolder
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.lease import BEAT_S, DEAD_AFTER_S, Lease, LeaseHeld, LeaseLost
 from npdraw_dist.core.process_table import Process, World
 from npdraw_dist.core.storage import read_bytes, write_bytes, write_text
 from npdraw_dist.data.repeats import write_hashes
+from npdraw_dist.data.shard_folder import ShardFacts, ShardFolder
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.runs import tiny
 
@@ -191,7 +191,7 @@ class Drivers(RuleBasedStateMachine):
         driver.state = State.GONE
 
     def write_sidecar(self, shard: str) -> None:
-        facts = ShardFacts(shard, "train", f"{shard}.bin", 1, len(content(shard)), "", [], 0, {}, 0, {})
+        facts = ShardFacts(shard, "train", f"{shard}.bin", 1, len(content(shard)), 0.0, 0.0)
         write_hashes(self.store.filesystem, f"{self.shards.root}/.done/{shard}.ids", [shard])
         text = json.dumps(vars(facts))
         write_text(self.store.filesystem, f"{self.shards.root}/.done/{shard}.json", text)

@@ -106,14 +106,16 @@ def test_pictures_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["samples"].shape == (3, 30, 3 * 29 + 1)  # three channels
     assert found["reconstructions"].shape == (3, 30, 6 * 29 + 1)
     assert set(of_none) == {"samples"}  # no image is for validation
-    assert painter(with_changes(experiment, {"train": {"compile": True}}), bank) is None
+    assert painter(experiment, None) is None
 
 
 def test_a_run_keeps_what_it_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--storage", str(tmp_path), "--name", "said", *TINY, *HERE, "--data.fraction", "0.05"]
-    train.main([*command, "--stages", "bank,parse,prior"])
+    train.main([*command, "--stages", "data,bank,parse,prior"])
     first = (tmp_path / "said" / "log.txt").read_text()
-    lines = [line for line in capsys.readouterr().out.splitlines() if re.match(r"(bank|parse|prior): ", line)]
+    lines = [
+        line for line in capsys.readouterr().out.splitlines() if re.match(r"(data|bank|parse|prior): ", line)
+    ]
     assert lines
     for line in lines:
         assert re.search(rf"^20[-\d]+ [:\d]+  {re.escape(line.rstrip())}$", first, re.M), line

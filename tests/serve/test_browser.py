@@ -1,9 +1,13 @@
 """The studio in a browser: the first ten seconds, drawing by hand and with the prior, links, token."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from npdraw_dist.core.parts import PartBank
+from npdraw_dist.pipeline.models import load_npdraw
+from tests.helpers.serving import Served, serving
 from tests.helpers.studio import Studio
 
 pytestmark = pytest.mark.slow
@@ -219,12 +223,39 @@ def test_examples_are_chosen_for_a_and_b_and_a_link_shows_the_same(studio: Studi
     assert (shown, other.parts("b")) == (studio.parts(), studio.parts("b"))
     assert other.page.get_by_text("Your turn").is_hidden()
     other.page.evaluate("location.hash = '#z=Qk'")
-    other.page.get_by_text("another model").wait_for()
+    other.page.get_by_text("The link does not say which model it was made with").wait_for()
     assert other.parts() == shown
-    other.page.evaluate(f"location.hash = '#z={page.evaluate('pack(drawings.b.z)')}'")
+    of = page.evaluate("model.hash")
+    other.page.evaluate(f"location.hash = '#of={of}&z={page.evaluate('pack(drawings.b.z)')}'")
     other.wait("image")
     assert other.parts() == studio.parts("b")
     other.close()
+
+
+def test_another_model_refuses_a_link_and_a_saved_drawing_and_names_their_model(
+    studio: Studio, browser: Any, grey: Served, tmp_path: Path
+) -> None:
+    """Though it has as many parts and places."""
+    model = load_npdraw(str(grey.folder))
+    model.set_bank(PartBank(1 - model.bank.parts))
+    model.save_pretrained(tmp_path / "negative" / "model")
+    link = studio.page.url.removeprefix(studio.address + "/")
+    with studio.page.expect_download() as waiting:
+        studio.panel("Save")
+        studio.press("z")
+    waiting.value.save_as(tmp_path / "drawing.json")
+    name = studio.page.evaluate("model.name")
+    assert name == grey.folder.parent.name
+    with serving(tmp_path / "negative" / "model") as address:
+        other = Studio(browser, address, studio.sight, link)
+        other.page.get_by_text(f"The link was made with the model {name}, not with negative").wait_for()
+        shown = other.parts()
+        assert shown != studio.parts()
+        other.panel("Open")
+        other.page.get_by_label("Picture or saved z").set_input_files(tmp_path / "drawing.json")
+        other.page.get_by_text(f"The drawing was made with the model {name}, not with negative").wait_for()
+        assert other.parts() == shown
+        other.close()
 
 
 def test_the_token_goes_into_a_header_and_into_no_link(browser: Any, grey_address: str) -> None:

@@ -21,7 +21,7 @@ MAGIC = {
     "Strip": b"\x89PNG",
     "GIF": b"GIF8",
 }
-MAGIC |= {"SVG": b"<", "PDF": b"%PDF", "z": b"{"}
+MAGIC |= {"PDF": b"%PDF", "z": b"{"}
 
 
 def test_a_region_of_b_goes_onto_a_and_back(studio: Studio) -> None:

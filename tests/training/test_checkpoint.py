@@ -183,6 +183,18 @@ def test_ranked_by_a_number_of_their_records(order: Any, expected: list[int], tm
     assert ranked() == [step for step in expected if step != 90] + [90]
 
 
+@pytest.mark.parametrize("order", ["min", "max"])
+def test_of_equal_checkpoints_the_newer_is_better(order: Any, tmp_path: Path) -> None:
+    folders = checkpoints(tmp_path, 8, 90, 1000)
+    for folder in folders:
+        progress = json.loads((folder / checkpoint.PROGRESS).read_text())
+        (folder / checkpoint.PROGRESS).write_text(json.dumps({**progress, "record": {"valid/nll": 7.0}}))
+    ranked = checkpoint.by_score(
+        fs.LocalFileSystem(), str(tmp_path), checkpoint.Criterion("valid/nll", order)
+    )
+    assert ranked == [str(folder) for folder in reversed(folders)]
+
+
 @pytest.mark.parametrize("generations", [1, 2])
 def test_a_stage_whose_first_checkpoint_is_damaged_begins_anew(generations: int, tmp_path: Path) -> None:
     """The next one has another name, since Ray Train deletes by name."""

@@ -1,25 +1,20 @@
 """Precision and batches of a GPU; a CPU is left alone. What needs a GPU is skipped without one."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.utils import counters
 
-from npdraw_dist.config.schema import Experiment, TrainConfig
+from npdraw_dist.config.schema import TrainConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import refuse_tf32
 from npdraw_dist.training.device import (
-    Graphs,
     autocast,
     autocast_dtype,
     prepare_ahead,
     usable,
 )
 from npdraw_dist.training.loop import Run
-from npdraw_dist.training.workers import has_compiler
-from tests.helpers.gpu import needs_gpu, on_gpu
+from tests.helpers.gpu import needs_gpu
 from tests.helpers.local_context import LocalContext
 from tests.helpers.tiny_presets import batch_of, objective_of, tiny_preset
 
@@ -99,75 +94,3 @@ def test_pinned_batches_are_the_same() -> None:
             assert b.images.is_pinned()
             assert torch.equal(a.images, b.images)
             assert torch.equal(a.z.what, b.z.what)
-
-
-STEPS = [(0, 1 << 20), (1, 1 << 20), (1, 9), (1, 9)]  # relaxed draws, then hard ones
-
-
-def run_of(experiment: Experiment, stage: str, compiled: bool = False, device: str = "cpu") -> Run:
-    settings = experiment.train.model_copy(update={"compile": compiled, "precision": "float32"})
-    return Run(objective_of(experiment, stage), settings, 0, LocalContext(device=device))
-
-
-def plain_dropout() -> Experiment:
-    """A tiny model without dropout: compiled, it would draw other numbers."""
-    experiment = tiny_preset("mnist")
-    prior = experiment.prior.model_copy(update={"dropout": 0.0})
-    return experiment.model_copy(update={"prior": prior})
-
-
-def trained(run: Run, experiment: Experiment) -> Iterator[dict[str, float]]:
-    """The validation after each of STEPS, of two micro-batches; the last validation batch is smaller."""
-    chunks = [(0, batch_of(experiment, 4)), (4, batch_of(experiment, 8)[4:])]
-    for step, images in STEPS:
-        run.update(step, chunks, images)
-        valid = batch_of(experiment, 6)
-        yield run.validate(valid)
-
-
-def test_gradients_in_place_give_the_same_weights() -> None:
-    """With graphs `.grad` has memory of its own, to which every micro-batch is added."""
-    experiment = tiny_preset("mnist")
-    plain, placed = run_of(experiment, "vae"), run_of(experiment, "vae")
-    placed.graphs = Graphs(used=True)
-    assert list(trained(plain, experiment)) == list(trained(placed, experiment))
-    for name, value in plain.objective.state_dict().items():
-        assert torch.equal(placed.objective.state_dict()[name], value), name
-    before = {name: p.grad for name, p in placed.objective.named_parameters()}
-    placed.graphs.clear_gradients(placed.optimizer)
-    for name, parameter in placed.objective.named_parameters():
-        assert parameter.grad is before[name]
-        assert parameter.grad is None or not parameter.grad.any()
-
-
-COMPILED = [  # compiling takes minutes on a busy machine
-    pytest.param("cpu", 2e-3, marks=pytest.mark.slow),
-    pytest.param("cuda", 1e-2, marks=on_gpu),
-]
-
-
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
-@pytest.mark.parametrize(("device", "tolerance"), COMPILED)
-@pytest.mark.parametrize("stage", ["prior", "vae"])
-def test_compiled_steps_are_plain_ones_and_nothing_is_compiled_twice(
-    device: str, tolerance: float, stage: str
-) -> None:
-    """Also where draws turn hard, and where the last validation batch is smaller.
-
-    On a GPU gradients of two micro-batches add up, though a graph, which is recorded at its second call,
-    writes both to the same memory.
-    """
-    experiment = plain_dropout()
-    torch._dynamo.reset()
-    plain = run_of(experiment, stage, device=device)
-    compiled = run_of(experiment, stage, compiled=True, device=device)
-    assert compiled.objective.state_dict().keys() == plain.objective.state_dict().keys()
-    for _ in range(3 if device == "cuda" else 1):
-        for ours, theirs in zip(trained(compiled, experiment), trained(plain, experiment), strict=True):
-            assert ours == pytest.approx(theirs, rel=tolerance)
-    graphs = counters["stats"]["unique_graphs"]
-    assert graphs > 0
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        list(trained(compiled, experiment))
-    assert counters["stats"]["unique_graphs"] == graphs

@@ -50,9 +50,6 @@ class Regression(Objective):
         parameters = list(self.linear.parameters())
         return [{"params": parameters, "lr": 0.01, "weight_decay": 0.01, "matrices": True}]
 
-    def networks(self) -> list[nn.Module]:
-        return [self.linear]
-
     def _errors(self, batch: Batch, noise: float, generator: Noise) -> Tensor:
         x = batch.images.flatten(1).float() / 255
         x = x + noise * normal(generator, x)

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import Batch, PartBank
 from npdraw_dist.parse.greedy import StaticGreedyChooser
@@ -18,6 +17,7 @@ from npdraw_dist.pipeline.stage_job import Moves, moves
 from npdraw_dist.training.loop import Run
 from tests.helpers.gpu import Waits, needs_gpu
 from tests.helpers.local_context import LocalContext
+from tests.helpers.tiny_baselines import KINDS
 from tests.helpers.tiny_presets import bank_of, batch_of, objective_of, tiny_preset
 
 CASES = [  # networks, orders, latents, likelihoods and augmentations that differ
@@ -116,7 +116,7 @@ def test_a_step_does_not_wait_for_the_gpu_that_is_there(name: str, stage: str) -
 
 
 @pytest.mark.few(3)
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "npdraw"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_step_of_a_baseline_does_not_wait(kind: str) -> None:
     experiment = tiny_preset("mnist", kind)
     assert not waits_of(run_of(experiment, "vae"), batch_of(experiment), 0, 1 << 30)

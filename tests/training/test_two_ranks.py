@@ -16,11 +16,11 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.noise import RowNoise
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
+from npdraw_dist.distributed.context import ddp_settings
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.training import loop
-from npdraw_dist.training.context import Context, ddp_settings
-from npdraw_dist.training.device import Graphs
+from npdraw_dist.training.context import Context
 from npdraw_dist.training.feed import MemoryFeed, Share, noise_seed
 from npdraw_dist.training.loop import Budget, Data, train
 from tests.training.test_loop import PARTS, data, prior
@@ -109,8 +109,6 @@ def both(rank: int, world_size: int, folder: str) -> None:
     vars(loop)["time"] = SimpleNamespace(process_time=lambda: 10.0 * (rank + 1))
     results = {k.__name__: trained(k, GlooContext(rank, world_size)) for k in (PriorObjective, Breaking)}
     results["vae"] = trained_vae(GlooContext(rank, world_size))
-    vars(loop)["Graphs"] = lambda used: Graphs(used=True)
-    results["graphs"] = trained(PriorObjective, GlooContext(rank, world_size))
     torch.save(results, f"{folder}/rank{rank}")
     dist.destroy_process_group()
 
@@ -168,10 +166,3 @@ def test_a_broken_loss_on_one_rank_stops_both(
     for name, value in ranks[0]["Breaking"]["weights"].items():
         assert torch.isfinite(value).all(), name
         assert torch.equal(value, ranks[1]["Breaking"]["weights"][name]), name
-
-
-def test_gradients_that_stay_in_place_give_the_same_result(ranks: list[dict[str, Any]]) -> None:
-    """As CUDA graphs need them."""
-    for rank in ranks:
-        for name, value in rank["PriorObjective"]["weights"].items():
-            assert torch.equal(rank["graphs"]["weights"][name], value), name

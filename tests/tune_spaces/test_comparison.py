@@ -14,6 +14,7 @@ import pytest
 
 from npdraw_dist.config.load import build, with_changes
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.data.shards import open_source
 from npdraw_dist.pipeline import inputs, probe
 from npdraw_dist.pipeline.probe import Cost
 from npdraw_dist.pipeline.store import Store, fingerprint_of
@@ -196,11 +197,13 @@ def test_a_comparison_that_is_extended_has_not_finished_until_the_new_kind_has(t
 
 
 class Recording(FakeTrainings):
-    """Records the data of each training, as a real one does."""
+    """Records which data each training has read, as a real one does."""
 
     def _leave(self, store: Store, job: Job, with_scores: bool) -> None:
-        inputs.claim(job.experiment, store)
         super()._leave(store, job, with_scores)
+        source = open_source(job.experiment.data, job.experiment.seed)
+        manifest = store.read_json("data", "manifest.json")
+        store.write_json({**manifest, "stamp": source.stamp}, "data", "manifest.json")
 
 
 def test_a_comparison_whose_data_were_moved_goes_on_and_with_other_data_does_not(tmp_path: Path) -> None:
@@ -209,6 +212,9 @@ def test_a_comparison_whose_data_were_moved_goes_on_and_with_other_data_does_not
     of_folder = {"source": "imagefolder", "image_size": 28, "channels": 1}
     first, moved = ({"data": {**of_folder, "path": str(tmp_path / name)}} for name in "ab")
     compare(tmp_path, Recording(), first, kinds="npdraw,vae")
+    options = Options(space="comparison", storage=str(tmp_path), name="c", kinds="npdraw,vae")
+    planned = comparison.Comparison(options, load_kinds("comparison"), moved, None, None)
+    planned.require_same_data(open_source(planned.base.data, 0))
     again = Recording()
     plan = compare(tmp_path, again, moved)
     assert {job.kind for job in again.trained} == {"vqvae"}
@@ -216,12 +222,11 @@ def test_a_comparison_whose_data_were_moved_goes_on_and_with_other_data_does_not
         _, config = inputs.find_run(str(tmp_path / "c" / final["run"] / "model")) or ("", {})
         assert config["data"]["path"] == str(tmp_path / "b")
     last = Recording()
-    assert compare(tmp_path, last, first) == plan  # with runs of both paths
+    assert compare(tmp_path, last, first) == plan
     assert last.trained == []
     change_one(tmp_path / "b")
-    with pytest.raises(UserError, match="holds other data than those of run"):
-        compare(tmp_path, last, moved)
-    assert last.trained == []
+    with pytest.raises(UserError, match=r"the images of run .*/c/\w+/[\w-]+ are not those that it has read"):
+        planned.require_same_data(open_source(planned.base.data, 0))
 
 
 def test_the_longest_training_is_bounded_and_a_second_start_may_go_further(tmp_path: Path) -> None:

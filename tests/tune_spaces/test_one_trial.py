@@ -8,9 +8,9 @@ import ray
 from npdraw_dist import sample
 from npdraw_dist.config.load import resolve, with_changes
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.data import shard_writer
-from npdraw_dist.pipeline import parse
-from npdraw_dist.training.launch import start_ray
+from npdraw_dist.data import ingest
+from npdraw_dist.distributed.start import start_ray
+from npdraw_dist.pipeline import data
 from tests.helpers.in_process import map_here
 from tests.helpers.spaces import plan_in
 from tests.tune_spaces.test_sweep import built, rows_of
@@ -21,7 +21,7 @@ from tune_spaces.shared_stages import SharedStage
 pytestmark = pytest.mark.ray
 
 # Most of a trial's seconds start processes of Ray, some three for each stage. A VAE has no bank and no prior,
-# and its parses are made before: four are left, of the trial, Ray Train, its worker and a mailbox.
+# and its images are read before: four are left, of the trial, Ray Train, its worker and a mailbox.
 ONE_TRIAL = """
 from tune_spaces.space import Choice, Space
 
@@ -54,8 +54,8 @@ def test_one_trial_from_its_space_to_the_best_config(
     own = ["--space", str(file), "--storage", str(tmp_path), "--name", "s", "--scheduler", "none"]
     plan = claim(plan_in(tmp_path, str(file)), sweep.parse(own)[0])
     experiment = plan.trial({}).experiment
-    monkeypatch.setattr(shard_writer, "map_items", map_here)
-    parse.run(experiment, SharedStage(plan.run, experiment, "parse").store)
+    monkeypatch.setattr(ingest, "map_items", map_here)
+    data.run(experiment, SharedStage(plan.cache, experiment, "data").store)
     try:
         sweep.main(own)
     except BaseException:  # such as a time-out: the workers of the trial would keep the CPUs
@@ -65,7 +65,7 @@ def test_one_trial_from_its_space_to_the_best_config(
     (row,) = rows_of(tmp_path)
     assert (row["status"], row["baseline.width"]) == ("finished", 16)
     assert min(row["valid_nll"], row["bits_per_dim"], row["seconds"]) > 0
-    assert built(tmp_path / "s") == ["parse"]
+    assert built(tmp_path / "s") == ["data"]
     trial = tmp_path / "s" / "trials" / row["trial"]
     best = resolve("mnist", tmp_path / "s" / "best.yaml", {})
     kept = resolve("mnist", trial / "config.yaml", {})

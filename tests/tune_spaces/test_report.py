@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,22 +20,22 @@ from pyarrow.fs import LocalFileSystem
 from scipy.special import logsumexp
 
 from npdraw_dist.config.load import build
-from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.splits import SPLITS, unit_hash
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.protocol import images_in
 from npdraw_dist.measure.paired import paired
 from npdraw_dist.nn.likelihoods import binarized
-from npdraw_dist.pipeline import inputs
+from npdraw_dist.pipeline.data import run as run_data
+from npdraw_dist.pipeline.inputs import SEEN
 from npdraw_dist.pipeline.store import OPENINGS, Store
 from npdraw_dist.training.feed import noise_seed
 from tests.helpers.image_files import change_one, images
 from tests.helpers.runs import Refused
 from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline
 from tune_spaces import report
-from tune_spaces.measured import CURVE, Entry, Measured, curve_of, flops, source_of
-from tune_spaces.opening import open_test_split, read_sweep, require_one_of_each
+from tune_spaces.measured import CURVE, Entry, Measured, curve_of, flops, images_of, source_of
+from tune_spaces.opening import Sweep, open_test_split, read_sweep, require_one_of_each
 from tune_spaces.report_tables import Comparison, markdown, served, write_report
 
 IDS = [f"mnist-test-{i:06d}" for i in range(40)]
@@ -217,12 +219,19 @@ def swept(tmp_path: Path) -> Path:
 def test_data_that_changed_since_the_training_are_not_scored(tmp_path: Path) -> None:
     images(tmp_path / "data", 20)
     data = {"source": "imagefolder", "path": str(tmp_path / "data"), "image_size": 28, "channels": 1}
-    inputs.claim(build({"data": data, "model": {"kind": "vae"}}), Store.open(str(tmp_path), "run"))
+    experiment = build({"data": data, "model": {"kind": "vae"}, "eval": {"split": "valid"}})
+    store = Store.open(str(tmp_path), "run")
+    store.claim(experiment)
+    run_data(experiment, store)
     entry = Entry(str(tmp_path / "run"), "vae", 1.0, 0, "seed", FACTS)
-    assert sum(source_of(entry).count(split) or 0 for split in SPLITS) == 20
+    before = {split: images_of(entry, split) for split in SPLITS}
+    assert sum(map(len, before.values())) == 20
     change_one(tmp_path / "data")
-    with pytest.raises(UserError, match=r"the data of .*/run changed since its training: .*; put them back"):
-        source_of(entry)
+    for split in SEEN:  # as the run has read them
+        assert images_of(entry, split).images.tobytes() == before[split].images.tobytes()
+    for opened in (partial(source_of, entry, "test"), partial(source_of, entry, "train", 0.5)):
+        with pytest.raises(UserError, match=r"the data of .*/run changed since its training; put them back"):
+            opened()
 
 
 def test_images_are_counted_by_reading_where_nothing_else_tells() -> None:
@@ -275,20 +284,21 @@ def test_the_search_of_each_kind_is_read_with_the_best_trial_first(swept: Path) 
     assert sweep.search() == {"npdraw": [90.0], "vae": [91.5, 92.5]}
 
 
-def test_sweeps_of_one_report_have_other_fractions_of_the_same_data(swept: Path) -> None:
-    small = read_sweep(str(swept))
-    change(swept, lambda plan: plan.update(fraction=1.0))
-    large = read_sweep(str(swept))
-    spec = spec_of(build({"model": {"kind": "vae"}, "data": {"source": "mnist"}}))
-    assert spec.data is not None
-    one, other = (
-        spec.model_copy(update={"data": spec.data.model_copy(update={"inputs": digest})}) for digest in "ab"
-    )
-    require_one_of_each([small, large], [one, one])
+def test_sweeps_of_one_report_have_other_fractions_of_the_same_data(swept: Path, tmp_path: Path) -> None:
+    def read(name: str, fraction: float, stamp: str) -> Sweep:
+        folder = Path(shutil.copytree(swept, tmp_path / name))
+        change(folder, lambda plan: plan.update(fraction=fraction))
+        sweep = read_sweep(str(folder))
+        for run in sweep.runs:
+            run.write_json({"stamp": stamp}, "data", "manifest.json")
+        return sweep
+
+    small = read("small", 0.1, "a")
+    require_one_of_each([small, read("large", 1.0, "a")])
     with pytest.raises(UserError, match=r"same fraction \(0\.1, 0\.1\)"):
-        require_one_of_each([small, small], [one, one])
+        require_one_of_each([small, small])
     with pytest.raises(UserError, match=r"has other data than"):
-        require_one_of_each([small, large], [one, other])
+        require_one_of_each([small, read("other", 1.0, "b")])
 
 
 @pytest.mark.parametrize(

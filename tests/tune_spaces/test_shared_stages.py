@@ -17,7 +17,7 @@ from npdraw_dist.core.lease import Lease
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of, required
 from tests.helpers.spaces import load_space
 from tune_spaces import shared_stages
-from tune_spaces.shared_stages import SHARED, SharedStage, trial_store
+from tune_spaces.shared_stages import SHARED, Cache, SharedStage
 
 
 @pytest.fixture(autouse=True)
@@ -56,11 +56,11 @@ class Builder:
 
 def want(run: Store, experiment: Experiment, build: Builder) -> Store:
     for stage in SHARED:
-        SharedStage(run, experiment, stage).ensure(partial(build, experiment, stage))
-    return trial_store(run, experiment, fingerprint_of(experiment, "sample"))
+        SharedStage(Cache(run), experiment, stage).ensure(partial(build, experiment, stage))
+    return Cache(run).trial_store(experiment, fingerprint_of(experiment, "sample"))
 
 
-def test_twelve_trials_build_each_bank_parse_and_prior_once(run: Store) -> None:
+def test_twelve_trials_build_each_shared_stage_once(run: Store) -> None:
     trials, build = structure(12), Builder()
     with ThreadPoolExecutor(6) as pool:
         stores = list(pool.map(lambda trial: want(run, trial, build), trials))
@@ -81,14 +81,14 @@ def test_a_builder_that_fails_leaves_it_to_the_next(run: Store) -> None:
         raise UserError("no data")
 
     with pytest.raises(UserError, match="no data"):
-        SharedStage(run, trial, "bank").ensure(fail)
+        SharedStage(Cache(run), trial, "bank").ensure(fail)
     want(run, trial, build)
-    assert len(build.built) == 3
+    assert len(build.built) == len(SHARED)
 
 
 def test_a_build_waits_for_the_one_before_but_not_for_ever(run: Store) -> None:
     trial = structure(1)[0]
-    store, done = SharedStage(run, trial, "bank").store, list[Store]()
+    store, done = SharedStage(Cache(run), trial, "bank").store, list[Store]()
     impatient = trial.model_copy(update={"scale": trial.scale.model_copy(update={"timeout_s": 1})})
 
     def build(experiment: Experiment, store: Store) -> None:
@@ -107,10 +107,18 @@ def test_a_build_waits_for_the_one_before_but_not_for_ever(run: Store) -> None:
 
 def test_a_trial_reads_shared_stages_from_the_cache_and_writes_its_own(run: Store) -> None:
     trial = structure(1)[0]
-    store = trial_store(run, trial, "t0")
-    bank = SharedStage(run, trial, "bank").store
+    store = Cache(run).trial_store(trial, "t0")
+    bank = SharedStage(Cache(run), trial, "bank").store
     assert store.path("bank", "bank.png") == bank.path("bank", "bank.png")
     assert bank.root == run.path("cache", f"bank-{fingerprint_of(trial, 'bank')}")
     assert store.path("parses", "test").startswith(run.path("cache", "parse-"))
     for own in ((), ("vae",), ("model",), ("config.yaml",), ("metrics.json",)):
         assert store.path(*own) == run.path("trials", "t0", *own)
+
+
+def test_where_the_path_varies_a_stage_is_of_one_path(run: Store) -> None:
+    trial = structure(1)[0]
+    other = trial.model_copy(update={"data": trial.data.model_copy(update={"path": "elsewhere"})})
+    assert SharedStage(Cache(run), trial, "data").name == SharedStage(Cache(run), other, "data").name
+    names = {SharedStage(Cache(run, True), each, "data").name for each in (trial, other)}
+    assert len(names) == 2

@@ -90,10 +90,14 @@ def test_a_sweep_that_was_killed_repeats_nothing_that_was_done(tmp_path: Path) -
     before = written(folder)
     assert "2 trials: 1 are done" in run(tmp_path, *alone)
     after = written(folder)
-    kept = [name for name in before if any(k in name for k in (first.stem, "/cache/bank-", "/cache/parse-"))]
+    kept = [
+        name
+        for name in before
+        if any(k in name for k in (first.stem, "/cache/data-", "/cache/bank-", "/cache/parse-"))
+    ]
     assert {"model.safetensors", "bank.safetensors"} <= {Path(name).name for name in kept}
     assert [name for name in kept if after[name] != before[name]] == []
-    assert built(folder).count("bank") == built(folder).count("parse") == 1
+    assert [built(folder).count(stage) for stage in ("data", "bank", "parse")] == [1, 1, 1]
     rows = rows_of(tmp_path)
     assert [row["status"] for row in rows] == ["finished", "finished"]
     assert min(min(row["bits_per_dim"], row["valid_nll"], row["seconds"]) for row in rows) > 0
@@ -144,5 +148,5 @@ def test_a_curve_of_kinds(tmp_path: Path) -> None:
         config = json.loads((trial / "model" / "config.json").read_text())
         assert config["spec"]["kind"] == row["model.kind"]
     assert (tmp_path / "s" / "curve.png").exists()
-    # One set of images for two baselines, one of the smaller share, and the parses of NP-DRAW.
-    assert built(tmp_path / "s") == ["bank", "parse", "parse", "parse", "prior"]
+    # One set of images for three kinds, and one of the smaller share.
+    assert built(tmp_path / "s") == ["bank", "data", "data", "parse", "prior"]

@@ -65,7 +65,7 @@ def test_a_training_has_one_thread_and_no_ray(tmp_path: Path, monkeypatch: Patch
     assert run.read_json("results", "vae-0.json")["reason"] == "no such file"
     assert started["env"]["OMP_NUM_THREADS"] == "1"
     assert not any(name.startswith("RAY_") for name in started["env"])
-    assert started["command"][started["command"].index("--stages") + 1] == "parse,vae"
+    assert started["command"][started["command"].index("--stages") + 1] == "data,vae"
     assert job.experiment.scale.here
 
 
@@ -129,7 +129,7 @@ def test_a_real_comparison_spends_its_seconds(tmp_path: Path, monkeypatch: Patch
     sweep.main([*own, "--scale.num_workers", "0"])
     plan, manifests = plan_of(tmp_path), dict[str, list[dict[str, Any]]]()
     for path in ("trials/vae-0", "seeds/vae-0-seed-1", "longer/vae-0-x2"):
-        files = [tmp_path / "c" / path / stage / "manifest.json" for stage in ("parses", "vae")]
+        files = [tmp_path / "c" / path / stage / "manifest.json" for stage in ("data", "vae")]
         manifests[path] = [json.loads(file.read_text()) for file in files]
         seconds = counted(manifests[path])
         target_s = TARGET_S * (2 if path.startswith("longer") else 1)

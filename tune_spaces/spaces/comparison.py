@@ -98,6 +98,7 @@ SPACE = Kinds(
             },
         ),
     },
+    common=COMMON,
     settings=SETTINGS,
     core_seconds={1.0: 240.0, 0.1: 120.0, 0.01: 60.0},
     seeds={"mnist": 5},

@@ -25,6 +25,7 @@ from npdraw_dist.data.shards import Source, listed
 from npdraw_dist.data.splits import SPLITS, TEST_SEED, HashSplit, Split, holdout, shuffled, stated_split
 
 LOCAL = fs.LocalFileSystem()
+WORDS = ".txt"  # suffix of the file with words about the picture beside it
 CELEBA_CROP = 148  # side of the crop of aligned faces, resized to 64x64 as the authors do
 PARTITION = "list_eval_partition.txt"
 CELEBA_LAYOUT = f"celeba/img_align_celeba/*.jpg and celeba/{PARTITION}"
@@ -70,7 +71,7 @@ class Files(Sequence[Item]):
 
 
 def words_beside(path: str) -> str:
-    return f"{path.rpartition('.')[0]}.txt"
+    return path.rpartition(".")[0] + WORDS
 
 
 def read_files(
@@ -95,7 +96,7 @@ def read_files(
     builder = RowBuilder(frame.shape)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for item, image in zip(items, pool.map(read, items), strict=True):
-            text = item.words and read_bytes(filesystem, f"{root}/{item.words}").decode(errors="replace")
+            text = _bytes(filesystem, root, item.words).decode(errors="replace") if item.words else ""
             builder.add(item.path, item.label, partial(found, image), text.strip())
     return builder.rows()
 
@@ -103,13 +104,17 @@ def read_files(
 def _content(filesystem: fs.FileSystem, root: str, path: str) -> bytes:
     """Raises BadPicture if one file cannot be read; any other OSError is the storage's."""
     try:
-        if isinstance(filesystem, fs.LocalFileSystem):
-            return local_path(root, path).read_bytes()
-        return read_bytes(filesystem, f"{root}/{path}")
+        return _bytes(filesystem, root, path)
     except (PermissionError, FileNotFoundError) as error:
         if not filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):  # it is not mounted
             raise
         raise BadPicture(f"unreadable file: {error}") from None
+
+
+def _bytes(filesystem: fs.FileSystem, root: str, path: str) -> bytes:
+    if isinstance(filesystem, fs.LocalFileSystem):
+        return local_path(root, path).read_bytes()
+    return read_bytes(filesystem, f"{root}/{path}")
 
 
 def open_imagefolder(data: DataConfig, seed: int) -> Source:
@@ -122,7 +127,7 @@ def open_imagefolder(data: DataConfig, seed: int) -> Source:
     if data.path is None:
         raise UserError("data.source imagefolder needs --data.path, a folder of images")
     filesystem, root = open_filesystem(data.path)
-    listing = list_tree(filesystem, root)
+    listing = pictures_in(list_tree(filesystem, root))
     items, classes = by_split(listing["path"].combine_chunks(), data, seed)
     if not any(map(len, items.values())):
         raise UserError(f"data.path {data.path} is missing or has no image ({', '.join(SUFFIXES)})")
@@ -130,10 +135,24 @@ def open_imagefolder(data: DataConfig, seed: int) -> Source:
     return listed(data, seed, read, items, stamp_of(listing), classes)
 
 
+def pictures_in(listing: pa.Table) -> pa.Table:
+    """The rows of a `list_tree` that are pictures, or words beside one; no other file matters."""
+    paths = listing["path"].combine_chunks()
+    pictures = are_pictures(paths)
+    words = pc.is_in(paths, value_set=_words_of(paths.filter(pictures)))
+    return listing.filter(pc.or_(pictures, words))
+
+
+def _words_of(names: pa.LargeStringArray) -> pa.LargeStringArray:
+    """Where the words of pictures may be."""
+    return pc.replace_substring_regex(names, r"\.[^.]*$", WORDS)
+
+
 def by_split(paths: pa.LargeStringArray, data: DataConfig, seed: int) -> tuple[dict[Split, Files], list[str]]:
-    """The pictures among `paths` by split, and the names of their classes."""
-    names, texts = paths.filter(are_pictures(paths)), paths.filter(pc.ends_with(paths, ".txt"))
-    beside = pc.is_in(pc.replace_substring_regex(names, r"\.[^.]*$", ".txt"), value_set=texts)
+    """The pictures among the paths of `pictures_in` by split, and the names of their classes."""
+    is_words = pc.ends_with(paths, WORDS)
+    names, texts = paths.filter(pc.invert(is_words)), paths.filter(is_words)
+    beside = pc.is_in(_words_of(names), value_set=texts)
     tops = dict.fromkeys(name.partition("/")[0] for name in _strings(names) if "/" in name)
     stated = {folder: stated_split(folder) for folder in tops}
     if set(stated.values()) == {"train", None}:
@@ -180,7 +199,8 @@ def open_celeba(data: DataConfig, seed: int) -> Source:
         items[SPLITS[int(fields[1])]].append(Item(fields[0], -1))
     frame = Frame(data.shape, fit="crop", most=CELEBA_CROP)
     read = partial(read_files, LOCAL, str(root / "img_align_celeba"), frame, False)
-    return listed(data, seed, read, items, stamp_of(list_paths(LOCAL, str(root), [PARTITION])))
+    names = [f"img_align_celeba/{item.path}" for own in items.values() for item in own]
+    return listed(data, seed, read, items, stamp_of(list_paths(LOCAL, str(root), [PARTITION, *names])))
 
 
 def open_omniglot(data: DataConfig, seed: int) -> Source:

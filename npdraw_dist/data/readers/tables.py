@@ -181,4 +181,5 @@ def open_parquet(data: DataConfig, seed: int) -> Source:
             groups, first = tuple(range(start, stop)), rows_before[start]
             read = TableReader(filesystem, path, name, groups, first, frame, rule, stated)
             parts.append(Part(splits, read))
-    return of_files(data, seed, parts, layout.counts, layout.stamp, footers[0][2])
+    stamp = layout.stamp if canonical is None else canonical.manifest.digest
+    return of_files(data, seed, parts, layout.counts, stamp, footers[0][2])

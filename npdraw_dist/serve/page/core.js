@@ -13,7 +13,7 @@ const checked = (name) => document.querySelector(`[name=${name}]:checked`).value
 const tool = () => checked("tool");
 let model = null;                       // sizes of the model, from /v1/model
 
-// The first fragment: #z= a drawing, #b= the other one, #token= the password of the server, which no link repeats.
+// The first fragment: #of= the model, #z= a drawing, #b= the other one, #token= the password of the server, which no link repeats.
 const address = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B"));  // a plus is no space in a token
 let token = address.get("token");
 try { if (token) sessionStorage.setItem("token", token); else token = sessionStorage.getItem("token"); } catch { /* private window */ }
@@ -82,13 +82,21 @@ function empty() {
   return {whether: zeros().map(() => false), where, what: zeros()};
 }
 
-// z as text for addresses: K, L and the steps that draw in varints of 7 bits; then u, if known, with the upper half of
+// What links and saved drawings say of their model, and the refusal of another model's: the numbers would show another picture.
+const ownModel = () => ({hash: model.hash, name: model.name});
+function requireOwn(what, of) {
+  if (of?.hash === model.hash) return;
+  if (!of?.hash) throw new Error(`The ${what} does not say which model it was made with`);
+  const name = String(of.name).slice(0, 60);
+  throw new Error(`The ${what} was made with ${name === model.name ? `another bank or other settings of ${name}` : `the model ${name}, not with ${model.name}`}`);
+}
+
+// z as text for addresses: the steps that draw in varints of 7 bits; then u, if known, with the upper half of
 // each number, which the eye does not tell from the whole.
 const toAddress = (bytes) => btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
 const ofAddress = (text) => atob(text.replaceAll("-", "+").replaceAll("_", "/"));
 function pack(z) {
   const bytes = [], put = (n) => { for (; n > 127; n >>= 7) bytes.push(n & 127 | 128); bytes.push(n); };
-  put(model.parts); put(model.rows * model.columns);
   for (const [where, what] of steps(z)) { put(where); put(what); }
   const u = z.u ? "." + toAddress(atob(z.u).replace(/..(..)/gs, "$1")) : "";
   return toAddress(String.fromCharCode(...bytes)) + u;
@@ -104,13 +112,12 @@ function unpack(text) {
       if (byte < 128) { numbers.push(value); value = shift = 0; }
     }
   } catch { throw new Error("The link holds no drawing"); }
-  const [parts, count, ...rest] = numbers, z = empty(), given = model.order === "aligned";
-  if (parts !== model.parts || count !== model.rows * model.columns) throw new Error("The link was made with another model");
-  if (rest.length % 2 || rest.length > 2 * model.steps) throw new Error("The link holds no drawing");
-  for (let i = 0; i < rest.length; i += 2) {
-    const t = given ? rest[i] : i / 2;
+  const z = empty(), given = model.order === "aligned";
+  if (numbers.length % 2 || numbers.length > 2 * model.steps) throw new Error("The link holds no drawing");
+  for (let i = 0; i < numbers.length; i += 2) {
+    const t = given ? numbers[i] : i / 2;
     if (t >= model.steps) throw new Error("The link holds no drawing");
-    z.whether[t] = true; z.where[t] = rest[i]; z.what[t] = rest[i + 1];
+    z.whether[t] = true; z.where[t] = numbers[i]; z.what[t] = numbers[i + 1];
   }
   return {...z, u};
 }

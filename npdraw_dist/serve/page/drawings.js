@@ -97,12 +97,14 @@ const exchange = () => inTurn(async () => { const {a, b} = drawings; await setA(
 let linked = "";
 function link() {
   if (!drawings.a || !drawings.b) return;
-  linked = `#z=${pack(drawings.a.z)}&b=${pack(drawings.b.z)}`;
+  const {hash, name} = ownModel();
+  linked = `#of=${hash}.${encodeURIComponent(name)}&z=${pack(drawings.a.z)}&b=${pack(drawings.b.z)}`;
   history.replaceState(null, "", linked);
 }
 // The drawings of the address, or null where it names none.
 async function fromAddress(text) {
-  const named = new URLSearchParams(text.slice(1)), found = {};
+  const named = new URLSearchParams(text.slice(1)), [hash, ...name] = (named.get("of") ?? "").split("."), found = {};
+  if (named.has("z") || named.has("b")) requireOwn("link", {hash, name: name.join(".")});
   for (const [name, key] of [["a", "z"], ["b", "b"]]) if (named.has(key)) found[name] = await json("decode", {z: unpack(named.get(key))});
   return found;
 }

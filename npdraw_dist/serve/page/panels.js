@@ -193,6 +193,7 @@ async function open(file, target) {
   if (file.size > 8 << 20) throw new Error("The file is over 8 MiB");
   if (file.name.endsWith(".json")) {
     let saved; try { saved = JSON.parse(await file.text()); } catch { throw new Error("The file is no saved drawing"); }
+    requireOwn("drawing", saved?.model);
     return load(await json("decode", {z: saved.z}), target, false);
   }
   uploaded = {file, target}; find("invert").value = find("crop").value = "auto";
@@ -211,8 +212,8 @@ async function place() {
   await load(answer, target, false);
 }
 
-const FILES = {image: "image.png", smooth: "smooth.png", canvas: "canvas.png", gif: "drawing.gif", strip: "strip.png", svg: "drawing.svg", pdf: "drawing.pdf", z: "drawing.json"};
-const PATHS = {gif: "steps.gif", strip: "strip.png", svg: "drawing.svg", pdf: "drawing.pdf"};
+const FILES = {image: "image.png", smooth: "smooth.png", canvas: "canvas.png", gif: "drawing.gif", strip: "strip.png", pdf: "drawing.pdf", z: "drawing.json"};
+const PATHS = {gif: "steps.gif", strip: "strip.png", pdf: "drawing.pdf"};
 const LARGE = 1024;                       // least side of a saved picture, in pixels
 async function large(data, smooth) {
   const image = await picture(data), canvas = document.createElement("canvas"), scale = Math.ceil(LARGE / Math.max(image.width, image.height));
@@ -225,7 +226,7 @@ async function save(kind) {
   const {z} = drawings.a;
   let blob;
   if (PATHS[kind]) blob = await (await ask(PATHS[kind], {z})).blob();
-  else if (kind === "z") blob = new Blob([JSON.stringify({z}, null, 1)], {type: "application/json"});
+  else if (kind === "z") blob = new Blob([JSON.stringify({model: ownModel(), z}, null, 1)], {type: "application/json"});
   else blob = await large(drawings.a[kind === "smooth" ? "image" : kind], kind === "smooth");
   const anchor = document.createElement("a"); anchor.href = URL.createObjectURL(blob); anchor.download = FILES[kind]; anchor.click();
   setTimeout(() => URL.revokeObjectURL(anchor.href), 10000);

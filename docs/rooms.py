@@ -1,0 +1,96 @@
+"""Draws the rooms of the code and the imports between them: python -m docs.rooms docs/pictures/rooms.png"""
+
+import ast
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from matplotlib.patches import FancyBboxPatch
+
+ROOT = Path(__file__).resolve().parents[1]
+# From what a user calls down to what all share; rooms of one row do not import each other, but for two.
+ROWS = (
+    ("commands", "tune_spaces", "evaluate", "edit", "serve", "export_demo", "bench"),
+    ("pipeline",),
+    ("distributed", "training", "data", "bank", "parse", "baselines", "nn", "measure"),
+    ("config", "core"),
+)
+WIDTH, HEIGHT = 11.0, 5.2  # inches
+ROUND = {"boxstyle": "round,pad=0,rounding_size=0.02"}
+
+
+def room_of(path: Path) -> str | None:
+    """The room of a file; `commands` for a command of one file. None: it is in no row of the picture."""
+    parts = path.relative_to(ROOT).parts
+    inner = parts[1] if len(parts) > 2 else "commands"
+    room = inner if parts[0] == "npdraw_dist" else parts[0]
+    return room if any(room in row for row in ROWS) else None
+
+
+def imported(tree: ast.AST) -> Iterator[str]:
+    """The rooms of this repository that a file imports, at whatever depth."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "tune_spaces":
+                yield parts[0]
+            elif parts[0] == "npdraw_dist" and len(parts) > 2:
+                yield parts[1]
+
+
+def read() -> tuple[Counter[str], Counter[tuple[str, str]]]:
+    """Lines of each room, and the number of files of a room that import another."""
+    lines, edges = Counter[str](), Counter[tuple[str, str]]()
+    for path in sorted([*(ROOT / "npdraw_dist").rglob("*.py"), *(ROOT / "tune_spaces").rglob("*.py")]):
+        room = room_of(path)
+        if room is None:
+            continue
+        text = path.read_text()
+        lines[room] += text.count("\n")
+        edges.update((room, other) for other in set(imported(ast.parse(text))) if other != room)
+    return lines, edges
+
+
+def draw(out: str) -> None:
+    """A row may import all rows below it; the imports within a row are arrows of their own."""
+    lines, edges = read()
+    figure = plt.figure(figsize=(WIDTH, HEIGHT))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_axis_off()
+    places, height = {}, 1 / len(ROWS)
+    for level, row in enumerate(ROWS):
+        middle = 1 - (level + 0.5) * height
+        axes.add_patch(
+            FancyBboxPatch((0.02, middle - 0.27 * height), 0.96, 0.54 * height, fc="0.95", ec="0.8", **ROUND)
+        )
+        if level:
+            down = {"arrowstyle": "simple", "color": "0.75"}
+            axes.annotate("", (0.5, middle + 0.31 * height), (0.5, middle + 0.69 * height), arrowprops=down)
+        for number, room in enumerate(row):
+            places[room] = x, y = (number + 0.5) / len(row), middle
+            box = {"boxstyle": "round,pad=0.4", "fc": "white", "ec": "0.2"}
+            axes.text(x, y, f"{room}\n{lines[room]:,} lines", ha="center", va="center", fontsize=9, bbox=box)
+    for start, end in edges:
+        if end in places and places[start][1] == places[end][1]:
+            bend = -0.35 if places[start][0] < places[end][0] else 0.35
+            arrow = {
+                "arrowstyle": "-|>",
+                "color": "C0",
+                "connectionstyle": f"arc3,rad={bend}",
+                "shrinkA": 20,
+                "shrinkB": 20,
+            }
+            axes.annotate("", places[end], places[start], arrowprops=arrow)
+    figure.savefig(out, dpi=110)
+
+
+if __name__ == "__main__":
+    draw(sys.argv[1])

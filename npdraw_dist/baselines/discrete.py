@@ -1,0 +1,110 @@
+"""What baselines with discrete choices at places share: a prior that reads them in order, and two phases.
+
+As NP-DRAW, they train with relaxed draws first, at a temperature that falls, then with hard draws and the
+unbiased gradient of the bound.
+Shapes: k draws, B images, L places, W channels of a token, N samples.
+"""
+
+from abc import abstractmethod
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from npdraw_dist.baselines.base import Baseline, bound_of, kl_weight
+from npdraw_dist.config.schema import VAEConfig
+from npdraw_dist.config.spec import PriorSpec
+from npdraw_dist.core.noise import Noise
+from npdraw_dist.core.objective import ramp
+from npdraw_dist.nn.blocks import CausalBlock, causal_blocks
+from npdraw_dist.nn.hard_draws import Loss, leave_one_out
+from npdraw_dist.nn.objective import TAU_START
+from npdraw_dist.nn.relaxations import total_kl
+from npdraw_dist.nn.tables import START
+
+
+class SequencePrior(nn.Module):
+    """The state before each place, row by row, from a running sum of what lies there (`nn.prior`)."""
+
+    def __init__(self, settings: PriorSpec, places: int) -> None:
+        super().__init__()
+        self.places, width = places, settings.width
+        self.position = nn.Parameter(START * torch.randn(places, width))
+        self.last = nn.Linear(width, width)  # the previous place, in addition to the sum
+        self.blocks = causal_blocks(settings)
+        self.norm = nn.LayerNorm(width)
+
+    def states(self, added: Tensor) -> Tensor:
+        """What each place adds (B, L, W) -> the state before it (B, L, W)."""
+        before = F.pad(added, (0, 0, 1, 0))[:, :-1]
+        x = before.cumsum(1) + self.last(before) + self.position
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def walk(self, n: int) -> Generator[Tensor, Tensor, None]:
+        """Yields the state (n, W) before each place, with a cache; the caller sends what it adds (n, W)."""
+        blocks = [block for block in self.blocks if isinstance(block, CausalBlock)]
+        caches = [block.cache(n, self.places, self.position) for block in blocks]
+        total = before = self.position.new_zeros(n, self.position.shape[1])
+        for place in range(self.places):
+            x = (total + self.last(before) + self.position[place])[:, None]
+            for block, cache in zip(blocks, caches, strict=True):
+                x = block.step(x, place, cache)
+            before = yield self.norm(x[:, 0])
+            total = total + before
+
+
+@dataclass(frozen=True)
+class HardDraws:
+    """k hard draws for each of B images, in nats.
+
+    fit: (k * B,), log p(x|z). kl: the parts of KL(q || p) of each place by name, (k * B, L), averaged over
+    its own choice. log_q: (k * B, L), of the discrete choice that was drawn.
+    """
+
+    fit: Tensor
+    kl: dict[str, Tensor]
+    log_q: Tensor
+
+
+class DiscreteBaseline(Baseline):
+    """A baseline whose q has discrete choices, independent given the image."""
+
+    @abstractmethod
+    def relaxed_parts(self, x: Tensor, tau: float, generator: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        """log p(x|z) (B,) and the parts of the KL, each (B,), of a draw with gradients at temperature tau."""
+
+    @abstractmethod
+    def hard_draws(self, x: Tensor, k: int, generator: Noise) -> HardDraws:
+        """x (B, C, H, W) -> k hard draws of each."""
+
+    def is_hard(self, config: VAEConfig, progress: float) -> bool:
+        """Whether draws are hard after this share of the budget; with `vae.draws` 1 they are relaxed."""
+        return config.draws > 1 and progress >= config.relaxed_share
+
+    def may_end(self, config: VAEConfig, progress: float) -> bool:
+        """Relaxed draws do not train the bound that validation measures."""
+        return config.draws == 1 or self.is_hard(config, progress)
+
+    def training_loss(self, x: Tensor, config: VAEConfig, progress: float, generator: Noise) -> Loss:
+        weight = kl_weight(config, progress)
+        if self.is_hard(config, progress):
+            return self._hard_loss(self.hard_draws(x, config.draws, generator), config.draws, weight)
+        relaxed = config.relaxed_share if config.draws > 1 else 1.0
+        tau = ramp(progress, TAU_START, config.tau_end, relaxed)
+        fit, parts = self.relaxed_parts(x, tau, generator)
+        kl = total_kl(parts)
+        return weight * kl - fit, {"surrogate": fit - kl, "reconstruction": fit, **parts}
+
+    def _hard_loss(self, drawn: HardDraws, k: int, weight: float) -> Loss:
+        """-ELBO of k hard draws, with the score-function gradient of the choices (`VAEObjective`)."""
+        each = total_kl(drawn.kl)
+        later = each.flip(1).cumsum(1).flip(1) - each  # what a choice changes, beside the fit
+        reward = drawn.fit.detach()[:, None] - weight * later.detach()
+        score = (leave_one_out(reward, k) * drawn.log_q).sum(1)
+        loss = weight * each.sum(1) - drawn.fit - score
+        metrics = bound_of(drawn.fit, {name: value.sum(1) for name, value in drawn.kl.items()})
+        return loss.view(k, -1).mean(0), {name: value.view(k, -1).mean(0) for name, value in metrics.items()}

@@ -1,0 +1,40 @@
+"""Gaussians of network outputs, and what draws of a prior hold.
+
+Shapes: N samples, T steps, Z Gaussians, Q likelihood parameters a pixel, H x W image; `...` any axes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from npdraw_dist.nn.relaxations import Gaussian
+
+MAX_LOG_STD = 4.0  # keeps a Gaussian's scale finite if training diverges
+
+
+@dataclass(frozen=True)
+class PriorDraws:
+    """N draws of the prior, with the latent variables `codes` by name.
+
+    outputs: likelihood parameters after each step, (T, N, Q, H, W). drawn: (N, T) bool. boxes: (N, T, 3),
+    top, left and side in pixels of what each step drew.
+    """
+
+    outputs: Tensor
+    drawn: Tensor
+    boxes: Tensor
+    codes: Mapping[str, Tensor]
+
+
+def gaussian(raw: Tensor) -> Gaussian:
+    """Network outputs (..., 2 Z), means and then log standard deviations, as a Gaussian."""
+    mean, log_std = raw.float().chunk(2, -1)
+    return Gaussian(mean, log_std.clamp(-MAX_LOG_STD, MAX_LOG_STD))
+
+
+def standard_normal(like: Tensor) -> Gaussian:
+    """The standard normal with the shape of draws `like` (..., Z)."""
+    zeros = torch.zeros(like.shape, device=like.device)
+    return Gaussian(zeros, zeros)

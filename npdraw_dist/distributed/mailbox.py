@@ -1,0 +1,41 @@
+"""The actor through which rank 0 reports to the driver. It imports no torch, so that it starts at once."""
+
+from typing import Any
+
+Progress = tuple[int, float, str]  # images seen, images/s, a note such as the loss
+
+
+class Mailbox:
+    """Holds the latest progress, and new lines and rows, between rank 0 and the driver."""
+
+    def __init__(self) -> None:
+        self.progress: Progress = (0, 0.0, "")
+        self.news: list[Any] = []
+        self.starts, self.workers = 0, 0  # how often workers have started, and how many the last time
+
+    def started(self, workers: int) -> None:
+        if self.starts and workers != self.workers:
+            self.news.append(f"workers restart: their number changes from {self.workers} to {workers}")
+        self.starts, self.workers = self.starts + 1, workers
+
+    def show(self, images_seen: int, images_per_s: float, note: str) -> None:
+        self.progress = (images_seen, images_per_s, note)
+
+    def say(self, line: Any) -> None:
+        """line: for a person, or a row of metrics.jsonl or training.jsonl."""
+        self.news.append(line)
+
+    def read(self) -> tuple[Progress, list[Any], int]:
+        """The latest progress, what is new since the last call, and how often workers have started."""
+        news, self.news = self.news, []
+        return self.progress, news, self.starts
+
+
+def start_mailbox() -> Any:
+    """A handle of an actor on this node. If it dies, it starts again, empty."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Mailbox)
+    return actor.options(scheduling_strategy=here).remote()

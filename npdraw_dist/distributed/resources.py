@@ -1,0 +1,212 @@
+"""What the nodes of a cluster have, how many workers fit on them, and how large the workers can be."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+import torch
+
+from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.process import device_here
+from npdraw_dist.distributed.start import can_grow, is_local, local_cpus
+
+UNITS = 10_000  # Ray counts resources in units of 1e-4
+BINARY = 2**16
+POLL_S, SAY_EVERY_S = 1.0, 60.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a node has, or has free. Parts of a CPU do not count."""
+
+    cpus: int
+    gpus: float = 0.0
+    address: str = ""
+
+    @classmethod
+    def of(cls, resources: Mapping[str, float], address: str = "") -> "Node":
+        """resources: as Ray states them."""
+        return cls(int(resources.get("CPU", 0)), float(resources.get("GPU", 0)), address)
+
+    def __str__(self) -> str:
+        """`8 CPUs, 1 GPU`."""
+        gpus = f", {_counted(self.gpus, 'GPU')}" if self.gpus else ""
+        return _counted(self.cpus, "CPU") + gpus
+
+
+def _counted(number: float, what: str) -> str:
+    return f"{number:g} {what}{'s' if number != 1 else ''}"
+
+
+def living_nodes() -> list[Node]:
+    """What the nodes of the cluster have."""
+    import ray
+
+    return [Node.of(node["Resources"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]
+
+
+def free_now() -> Node:
+    """What is free now on all nodes together; Ray's public interface does not tell it by node."""
+    import ray
+
+    return Node.of(ray.available_resources())
+
+
+def local_resources(scale: ScaleConfig) -> dict[str, float]:
+    """What a Ray of this machine alone will have, as `ray.nodes` states it."""
+    return {"CPU": float(local_cpus(scale)), "GPU": float(torch.cuda.device_count())}
+
+
+def per_gpu(share: float) -> int:
+    """How many workers with this share, at most 1, are on a GPU at once."""
+    return UNITS // max(round(share * UNITS), 1)
+
+
+def ray_share(gpus: float) -> float:
+    """The number to give to Ray for workers with this share of a GPU: 1/n, or a bit less.
+
+    Of five times 0.2 the last would not fit, since Ray subtracts floats. So it is a binary fraction, whose
+    sums are exact.
+    """
+    return (UNITS // per_gpu(gpus)) * BINARY // UNITS / BINARY
+
+
+def room(nodes: Iterable[Node], cpus: int, gpus: float = 0.0) -> int:
+    """How many workers fit on all nodes together.
+
+    cpus, gpus: of each worker; a share of a GPU, at most 1.
+    """
+    return sum(_slots(node, cpus, gpus) for node in nodes)
+
+
+def _slots(node: Node, cpus: int, gpus: float) -> int:
+    """How many workers fit on a node."""
+    counts = []
+    if cpus:
+        counts.append(node.cpus // cpus)
+    if gpus:
+        whole = int(node.gpus)
+        rest = round((node.gpus - whole) * UNITS) // round(ray_share(gpus) * UNITS)
+        counts.append(whole * per_gpu(gpus) + rest)
+    assert counts, "a worker needs a CPU or a GPU"
+    return min(counts)
+
+
+def most_cpus(nodes: Sequence[Node], count: int, gpus: float = 0.0) -> int:
+    """The most CPUs, or 0, of each of `count` workers with `gpus` GPUs."""
+    largest = max((node.cpus for node in nodes), default=0)
+    return next((each for each in range(largest, 0, -1) if room(nodes, each, gpus) >= count), 0)
+
+
+def listed(nodes: Iterable[Node], most: int = 8) -> str:
+    """`10.0.0.1: 8 CPUs, 1 GPU; ...`."""
+    ordered = sorted(nodes, key=attrgetter("address"))
+    found = [f"{node.address}: {node}" for node in ordered[:most]]
+    if len(ordered) > most:
+        found.append(f"and {len(ordered) - most} more")
+    return "; ".join(found) or "no node"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """`least` to `most` workers with `cpus` CPUs each, and `gpus` of a GPU: 0, a share, or 1."""
+
+    least: int
+    most: int
+    cpus: int
+    gpus: float = 0.0
+
+    @property
+    def gpu(self) -> bool:
+        return self.gpus > 0
+
+    @property
+    def count(self) -> int | tuple[int, int]:
+        """The number for Ray Train's ScalingConfig: a range makes the run elastic."""
+        return self.least if self.least == self.most else (self.least, self.most)
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What each of them requests from Ray."""
+        return {"CPU": self.cpus, **({"GPU": ray_share(self.gpus)} if self.gpu else {})}
+
+    def __str__(self) -> str:
+        count = str(self.least) if self.least == self.most else f"{self.least} to {self.most}"
+        each = _counted(self.cpus, "CPU") + (f" and {describe_gpus(self.gpus)}" if self.gpu else "")
+        return f"{count} worker{'s' if self.most > 1 else ''} of {each}"
+
+
+def describe_gpus(gpus: float) -> str:
+    """`a GPU` or `1/4 of a GPU`."""
+    return "a GPU" if per_gpu(gpus) == 1 else f"1/{per_gpu(gpus)} of a GPU"
+
+
+def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Workers:
+    """The workers that fit on the nodes, as large as lets most of them run. Raises UserError if none fit."""
+    least, gpus = scale.least_workers, scale.gpus_per_worker
+    if scale.use_gpu is False or (scale.use_gpu is None and room(nodes, 1, gpus) < least):
+        gpus = 0.0
+    count = max(least, min(scale.most_workers, room(nodes, 1, gpus)))
+    workers = Workers(
+        least, scale.most_workers, scale.cpus_per_worker or most_cpus(nodes, count, gpus) or 1, gpus
+    )
+    found = room(nodes, workers.cpus, gpus)
+    if found < least:
+        need = Workers(least, least, workers.cpus, gpus)
+        on_cpu = ", or --scale.use_gpu false, which trains on CPUs" if gpus else ""
+        raise UserError(
+            f"the cluster needs room for {need}, and has room for {found}; nodes: {listed(nodes)} (lower "
+            f"--scale.num_workers or --scale.cpus_per_worker{on_cpu}; raise --scale.wait_s where nodes are "
+            "still joining)"
+        )
+    return workers
+
+
+def worker_here(scale: ScaleConfig) -> Workers:
+    """Describes this process as a worker. Raises UserError as `device_here`."""
+    return Workers(1, 1, torch.get_num_threads(), float(device_here(scale.use_gpu).type == "cuda"))
+
+
+def plan_local(scale: ScaleConfig) -> Workers:
+    """`plan_workers` of a Ray that this machine alone would start; starts nothing. Raises UserError."""
+    return fit(scale, [Node.of(local_resources(scale), "this machine")])
+
+
+def require_gpu(scale: ScaleConfig) -> None:
+    """Raises UserError if scale.use_gpu is true, Ray will be on this machine alone, and it has no GPU."""
+    if is_local():
+        plan_local(scale.model_copy(update={"num_workers": 1, "cpus_per_worker": None}))
+
+
+def plan_workers(scale: ScaleConfig, say: Callable[[str], None] = print) -> Workers:
+    """The workers that fit the cluster; requests nodes, and waits for them up to scale.wait_s.
+
+    say: shows what it waits for, at once and each minute. Raises UserError that names what is missing.
+    """
+    from ray.autoscaler.sdk import request_resources
+
+    started = time.monotonic()
+    deadline, next_line = started + scale.wait_s * can_grow(), started
+    requested = False
+    try:
+        while True:
+            try:
+                return fit(scale, living_nodes())
+            except UserError as error:
+                now = time.monotonic()
+                if now >= deadline:
+                    raise
+                if now >= next_line:
+                    next_line = now + SAY_EVERY_S
+                    say(f"waits for nodes ({now - started:.0f} of {scale.wait_s} s): {error}")
+            # Only an autoscaler reacts to it. Ray Data and Train overwrite it, so it is repeated.
+            requested = True
+            gpus = scale.gpus_per_worker if scale.use_gpu else 0.0
+            each = Workers(1, 1, scale.cpus_per_worker or 1, gpus).resources
+            request_resources(bundles=[each] * scale.least_workers)
+            time.sleep(POLL_S)
+    finally:
+        if requested:  # it stands until it is withdrawn, also after the job; Ray Train makes its own request
+            request_resources(bundles=[])

@@ -1,0 +1,300 @@
+"""One Ray Train run: how its workers connect, start, report and end."""
+
+import _thread
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NamedTuple
+from uuid import uuid4
+
+import psutil
+import ray
+import ray.train
+import torch
+from pyarrow import fs
+from ray.train.torch import TorchConfig
+from ray.util import remove_placement_group
+
+from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core.landmarks import Landmarks
+from npdraw_dist.core.lease import Lease, LeaseError
+from npdraw_dist.core.process import COMPUTE
+from npdraw_dist.core.storage import display_path, read_bytes
+from npdraw_dist.distributed.context import RayContext
+from npdraw_dist.distributed.failures import Restarts
+from npdraw_dist.distributed.mailbox import start_mailbox
+from npdraw_dist.distributed.nodes import require_here, unusable_gpu
+from npdraw_dist.distributed.ray_patches import Trainer
+from npdraw_dist.distributed.resources import Workers, free_now, listed, living_nodes, per_gpu
+from npdraw_dist.distributed.start import can_grow, quiet_logs
+from npdraw_dist.training.checkpoint import KEPT, Criterion, by_age
+from npdraw_dist.training.context import Context, Display, Job, Result
+
+POLL_S = 0.5  # how often the driver asks for progress
+FIRST_S, AGAIN_S = 25.0, 60.0  # until it is said that workers are not placed, and said again
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # where Ray Train keeps its list of checkpoints
+
+
+def choose_gloo_interface() -> None:
+    """Sets GLOO_SOCKET_IFNAME, if unset: gloo would look up the host name, often 127.0.0.1."""
+    address, interfaces = ray.util.get_node_ip_address(), psutil.net_if_addrs().items()
+    if name := next((one for one, found in interfaces if address in [at.address for at in found]), None):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def backend_for(gpus: float) -> str | None:
+    """The backend of workers with so many GPUs each; None: Ray's. NCCL refuses two ranks on one GPU."""
+    return "gloo" if 0 < gpus < 1 < per_gpu(gpus) else None
+
+
+class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        try:
+            self.connect(worker_group, backend_config)
+        except Exception:
+            # Ray Train would leave its CPUs and GPUs taken, and the next start would wait for them.
+            handle = worker_group.get_worker_group_state().placement_group_handle
+            remove_placement_group(handle.placement_group)
+            raise
+
+    def connect(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(choose_gloo_interface)
+        # NCCL ends a worker that torch gives no GPU, which then computes on the CPU (`device.usable`).
+        if backend_config.backend != "gloo" and not all(worker_group.execute(torch.cuda.is_available)):
+            backend_config = replace(backend_config, backend="gloo")
+        super().on_start(worker_group, backend_config)
+
+
+class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]
+    """Ray's torch process group over each node's own interface; NCCL only if every worker finds its GPU."""
+
+    @property
+    def backend_cls(self) -> type:
+        return _Backend
+
+
+@dataclass(frozen=True)
+class TrainRun(Generic[Job, Result]):
+    """The Ray Train run `storage`/`name`, in which each rank calls `worker` on the job.
+
+    job: a node fetches it once. criterion: which checkpoints are best. callbacks see each report. folders:
+    what each node has to see.
+    """
+
+    worker: Callable[[Job, Context], Result]
+    job: Job
+    workers: Workers
+    scale: ScaleConfig
+    criterion: Criterion
+    filesystem: fs.FileSystem
+    storage: str
+    name: str
+    callbacks: Sequence[ray.train.UserCallback] = ()
+    folders: tuple[Landmarks, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        return f"{self.storage}/{self.name}"
+
+    def trainer(self, began: "Began") -> Trainer:
+        return Trainer(
+            _start_worker,
+            train_loop_config={"run": replace(self, job=None, callbacks=()), "began": began},  # type: ignore[arg-type]
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=self.workers.count,
+                use_gpu=self.workers.gpu,
+                resources_per_worker=self.workers.resources,
+            ),
+            torch_config=ClusterTorchConfig(backend_for(self.workers.gpus), timeout_s=self.scale.timeout_s),
+            run_config=ray.train.RunConfig(
+                name=self.name,
+                storage_path=self.storage,
+                storage_filesystem=self.filesystem,
+                failure_config=ray.train.FailureConfig(  # no restart by Ray Train: see `Restarts`
+                    0, max_preemption_failures=0, controller_failure_limit=0
+                ),
+                # Ray Train keeps the last one besides.
+                checkpoint_config=ray.train.CheckpointConfig(
+                    num_to_keep=KEPT,
+                    checkpoint_score_attribute=self.criterion.name,
+                    checkpoint_score_order=self.criterion.order,
+                ),
+                callbacks=list(self.callbacks),
+                # Workers of a local Ray inherit COMPUTE from this process.
+                worker_runtime_env={"env_vars": COMPUTE} if can_grow() else {},
+            ),
+        )
+
+
+class Began(NamedTuple):
+    """What all workers of a command share, also those that start again.
+
+    job: Ray's reference to it. at: Unix time.
+    """
+
+    mailbox: Any
+    job: Any
+    at: float
+    command: str
+
+
+def _start_worker(config: dict[str, Any]) -> Any:
+    """Trains; rank 0 holds the lease on the run, since workers of a killed driver can outlive it."""
+    run: TrainRun[Any, Any] = config["run"]
+    began: Began = config["began"]
+    quiet_logs()
+    require_here(run.folders)
+    torch.set_num_threads(run.workers.cpus)
+    job = ray.get(began.job)
+    if (warning := unusable_gpu()) is not None:
+        began.mailbox.say.remote(warning)
+    context = RayContext(run.filesystem, run.folder, run.criterion, began.mailbox, began.at)
+    try:
+        if context.rank > 0:
+            return run.worker(job, context)
+        began.mailbox.started.remote(context.world_size)
+        what = f"stage {display_path(run.filesystem, run.folder)}"
+        waits_s = float(run.scale.timeout_s)  # for workers of an earlier attempt to end
+        with Lease(run.filesystem, run.folder, what, wait_s=waits_s, group=began.command) as held:
+            context.check = held.check
+            return run.worker(job, context)
+    except (OSError, LeaseError) as error:
+        cause = error.__cause__ if isinstance(error, LeaseError) else error
+        if not isinstance(cause, OSError):
+            raise
+        # The storage failed, or this node's own disk.
+        raise OSError(f"{cause}, on node {ray.util.get_node_ip_address()}") from None
+
+
+def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
+    """Runs the workers to their end; returns what rank 0 returned. Raises StorageFailed or UserError.
+
+    Workers that fail start again as long as `Restarts` says, from the newest checkpoint.
+    """
+    # Read by Ray Train's controller; the process group has its own limit.
+    os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.scale.timeout_s)
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(run.scale.timeout_s)
+    began = Began(start_mailbox(), ray.put(run.job), time.time(), uuid4().hex)
+    restarts = Restarts(run.filesystem, run.folder, run.name, run.scale)
+    watch = _Watch(began.mailbox, display, run.workers)
+    try:
+        with own_interrupts():
+            while True:
+                remove_broken_snapshot(run.filesystem, run.folder)
+                try:
+                    result: Result = run.trainer(began).fit().return_value
+                    break
+                except ray.train.TrainingFailedError as error:
+                    if (line := restarts.line_of(error)) is not None:
+                        began.mailbox.say.remote(line)
+                        watch.begin()
+    except KeyboardInterrupt:
+        if watch.failed is None:
+            raise
+    finally:
+        watch.stop()
+        ray.kill(began.mailbox)
+    if watch.failed is not None:
+        raise watch.failed
+    return result
+
+
+@contextmanager
+def own_interrupts() -> Iterator[None]:
+    """Ctrl-C ends the block by KeyboardInterrupt, and works as before after it, despite Ray Train."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class _Watch:
+    """Shows what rank 0 reports to the mailbox, and that the workers wait for a place, from a thread.
+
+    failed: what the display raised: a callback of the user did. It interrupts the training.
+    """
+
+    def __init__(self, mailbox: Any, display: Display, workers: Workers) -> None:
+        self.mailbox, self.display, self.workers = mailbox, display, workers
+        self.failed: BaseException | None = None
+        self.begin()
+        self._main = threading.current_thread() is threading.main_thread()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def begin(self) -> None:
+        """The workers are requested."""
+        self._before: int | None = None  # how often they had started by then
+        self._next = time.monotonic() + FIRST_S  # when it is said that they wait
+
+    def stop(self) -> None:
+        self._ended.set()
+        try:
+            self._thread.join()
+        except KeyboardInterrupt:  # that of the thread, if the training ended before it
+            if self.failed is None:
+                raise
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            last = self._ended.wait(POLL_S)  # once more after the end, for the last lines
+            try:
+                progress, news, starts = ray.get(self.mailbox.read.remote(), timeout=5)
+                missing = None if last else self.missing(starts)
+            except (ray.exceptions.RayError, TimeoutError):
+                continue  # training goes on without a display
+            try:
+                for item in [*news, *([missing] if missing else [])]:
+                    if isinstance(item, str):
+                        self.display.say(item)
+                    else:
+                        self.display.record(item)
+            except BaseException as error:  # such as SystemExit of a callback
+                self.failed = error
+                if self._main and not last:  # elsewhere Ray Train takes no interrupt: it trains to the end
+                    _thread.interrupt_main()
+                return
+            if progress[0]:
+                self.display.show(*progress)
+
+    def missing(self, starts: int) -> str | None:
+        """That the workers wait for a place, if it is to be said now. starts: how often they have started."""
+        if self._before is None:
+            self._before = starts
+        if starts > self._before or time.monotonic() < self._next:
+            return None
+        self._next = time.monotonic() + AGAIN_S
+        return f"waits for {self.workers}; nodes: {listed(living_nodes())}; free: {free_now()}"
+
+
+def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:
+    """Removes Ray Train's list of a run's checkpoints if it is damaged, or names one that does not exist.
+
+    Ray Train rewrites it in place, and could not go on. Training resumes from the checkpoints themselves.
+    """
+    path = f"{run}/{SNAPSHOT}"
+    if filesystem.get_file_info(path).type != fs.FileType.File:
+        return
+    kept = {folder.rpartition("/")[2] for folder in by_age(filesystem, run)}
+    try:
+        state = json.loads(read_bytes(filesystem, path))
+        names = [result["checkpoint_dir_name"] for result in state["checkpoint_results"]]
+        whole = state["ray_version"] == ray.__version__ and kept.issuperset(names)
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        filesystem.delete_file(path)

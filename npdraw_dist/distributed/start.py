@@ -1,0 +1,133 @@
+"""Starting Ray or joining its cluster, and what is known of it before. Ray itself is imported late: it takes
+seconds, and a command that works in one process never needs it."""
+
+import logging
+import os
+import socket
+import sys
+from typing import Any
+
+from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.core import process
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.process import COMPUTE
+
+OBJECT_STORE_MB = 512  # Ray's object store on a machine of its own
+CONNECT_S = 10
+
+PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # "0": Ray Train does not look for drained nodes
+
+# A lost worker is noticed quickly.
+RAY = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # s; how often the controller checks the workers
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # s; and looks for nodes that the cloud takes back
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # s; workers that are not placed are requested anew
+}
+
+# Set before a local Ray starts.
+LOCAL_RAY = {
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's actors cause a known warning of Ray's core
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+OWN_RAY = "NPDRAW_OWN_RAY"  # set in a Ray that a command started: no node joins it
+
+# Only for a Ray that runs on this machine alone.
+ONE_MACHINE = {
+    OWN_RAY: "1",
+    **COMPUTE,  # workers inherit this process's environment
+    PREEMPTION_WATCHER: "0",  # nobody drains this machine; one process less to start
+}
+
+# Set before a local Ray of many trials: Ray warns about a multiple of this number of processes.
+MANY_PROCESSES = {"RAY_worker_maximum_startup_concurrency": "8"}
+
+
+def ray_runs() -> bool:
+    """Whether this process has started or joined Ray; does not import it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def is_local() -> bool:
+    """Whether this process will start a Ray of its own: none runs, and no cluster is named."""
+    return not os.environ.get("RAY_ADDRESS") and not ray_runs()
+
+
+def can_grow() -> bool:
+    """Whether nodes can join. None can join a Ray that a command started on its machine.
+
+    RAY_ADDRESS names the cluster to the driver of a job, not to its actors, such as a trial of a sweep.
+    """
+    return bool(os.environ.get("RAY_ADDRESS")) or (ray_runs() and OWN_RAY not in os.environ)
+
+
+def placed(scale: ScaleConfig) -> ScaleConfig:
+    """`scale` with a range `0:N` resolved, for this process or for the cluster that it has."""
+    return scale.placed(cluster=not is_local())
+
+
+def local_cpus(scale: ScaleConfig) -> int:
+    """The CPUs that a Ray of this machine alone is given: at least one for each worker."""
+    return max(process.cpu_count(), scale.least_workers)
+
+
+def start_ray(scale: ScaleConfig, object_store_mb: int = OBJECT_STORE_MB) -> None:
+    """Joins the cluster of RAY_ADDRESS or the job, else starts Ray. Raises UserError if it cannot."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    for name, value in {**LOCAL_RAY, **RAY}.items():
+        os.environ.setdefault(name, value)
+    verbose = process.is_verbose()
+    log: dict[str, Any] = {
+        "logging_level": logging.INFO if verbose else logging.ERROR,
+        "log_to_driver": verbose,
+    }
+    if address := os.environ.get("RAY_ADDRESS"):
+        _require_answer(address)
+        try:
+            ray.init(**log)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _no_cluster(address, error) from None
+    else:
+        os.environ.update(ONE_MACHINE)
+        try:
+            ray.init(
+                "local",  # not a cluster that `ray start` left running: for that, set RAY_ADDRESS=auto
+                include_dashboard=False,
+                num_cpus=local_cpus(scale),
+                object_store_memory=object_store_mb << 20,
+                **log,
+            )
+        except ValueError as error:  # a store larger than the memory, or too little memory
+            raise UserError(f"Ray cannot start on this machine: {error}") from None
+    quiet_logs()
+
+
+def _require_answer(address: str) -> None:
+    """Raises UserError if nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", "local" and other words of Ray
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from None
+
+
+def _no_cluster(address: str, error: Exception) -> UserError:
+    return UserError(f"no Ray cluster answers at RAY_ADDRESS {address}: {error}")
+
+
+def quiet_logs() -> None:
+    """Reduces Ray's log to errors, except with `--verbose`."""
+    import ray.data
+
+    for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.INFO if process.is_verbose() else logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False

@@ -1,0 +1,141 @@
+"""Animations as GIF: drawings that grow part by part, and any row of frames.
+
+Shapes: B batch, T steps, C channels (1 or 3), h x w canvas, H x W image.
+"""
+
+import io
+from collections.abc import Sequence
+from itertools import chain
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from npdraw_dist.core.pages import (
+    INK,
+    OUTLINE,
+    PAPER,
+    arrange,
+    enlarge,
+    frame,
+    label_rows,
+    tile_side,
+    with_title,
+)
+
+ANIMATED = 8
+GROWING_FRAMES = 40  # most frames that draw
+FIRST_FRAME_MS, LAST_FRAME_MS = 1200, 3000
+MAX_GIF_BYTES = 1_000_000
+GIF_GREYS = 128  # greys in all frames that draw; more make the file larger
+FIXED = (OUTLINE, PAPER, INK, (0, 0, 0), (255, 255, 255))  # also of backgrounds
+PALETTE_PIXELS = 60_000  # from which the colours are chosen
+
+
+def generation_gif(
+    steps: Tensor,
+    whether: Tensor,
+    corners: Tensor,
+    sides: int | Tensor,
+    images: Tensor,
+    most_frames: int = GROWING_FRAMES,
+) -> bytes:
+    """An endless GIF of at most 8 samples: canvases grow in the upper row, images are in the lower one.
+
+    steps: (B, T, C, h, w), the canvas after each step. whether: (B, T) bool. corners: (B, T, 2), the
+    top-left pixel (row, column) of each step's part. sides: (B, T) in pixels, or one side for all parts.
+    images: (B, C, H, W), or the image decoded after each step, (B, T, C, H, W).
+
+    The first frame, which a page shows before it plays, and the last, longer one are the finished picture.
+    Between them each sample draws its own parts, outlined, in at most `most_frames`. A file over 1 MB is made
+    again with fewer frames, then with fewer samples.
+    """
+    side = torch.as_tensor(sides).expand(whether.shape)[..., None]
+    boxes = torch.cat([corners, corners + side], -1)
+    samples = min(len(steps), ANIMATED)
+    while True:
+        steps, whether, boxes, images = (tensor[:samples].cpu() for tensor in (steps, whether, boxes, images))
+        for most in (most_frames, max(most_frames // 2, 1)):
+            data = gif(_frames(steps, whether, boxes, images, most), steps.shape[2] == 1, poster=True)
+            if len(data) <= MAX_GIF_BYTES:
+                return data
+        if samples == 1:
+            return data
+        samples //= 2
+
+
+def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most: int) -> list[Image.Image]:
+    """The RGB frames of `generation_gif`. boxes: (B, T, 4), first and end of rows and columns."""
+    batch, length = whether.shape
+    if images.ndim == 4:
+        images = images[:, None].expand(-1, length, -1, -1, -1)
+    assert steps.shape[:2] == boxes.shape[:2] == images.shape[:2] == (batch, length)
+    tile = tile_side(images)
+    scale = tile // max(steps.shape[-2:])
+    drawn = [row.nonzero()[:, 0].tolist() for row in whether]
+    parts = max(map(len, drawn))
+    at_once = max(-(-parts // most), 1)
+
+    def page(now: Sequence[int], new: Sequence[Sequence[int]], title: str) -> Image.Image:
+        """The step `now` of each sample: canvases, on which the `new` parts are outlined, above images."""
+        shown = [values[index, step] for values in (steps, images) for index, step in enumerate(now)]
+        tiles = [enlarge(image, tile) for image in shown]
+        for index, mine in enumerate(new):
+            for step in mine:
+                frame(tiles[index], boxes[index, step].tolist(), scale, width=2 if at_once == 1 else 1)
+        return with_title(label_rows(arrange(tiles, batch), ["canvas", "image"]), title)
+
+    finished = page([length - 1] * batch, [], "finished")
+    frames = [finished]
+    for start in range(0, parts, at_once):
+        stop = min(start + at_once, parts)
+        new = [mine[start:stop] for mine in drawn]
+        now = [mine[-1] if mine else length - 1 for mine in new]  # a sample with fewer parts is finished
+        frames.append(page(now, new, f"part {stop} of {parts}"))
+    return [*frames, finished]
+
+
+def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> bytes:
+    """An endless GIF. The last frame, with `poster` also the first, is longer and exact if grey.
+
+    All other frames share one palette, so that colours do not flicker.
+    """
+    shared = _palette(frames, grey)
+    paletted = [_indexed(frame, shared) for frame in frames]
+    for index in (0, -1) if poster else (-1,):
+        # Without an outline all 256 greys fit; a frame that stays for long has its own colours.
+        last = frames[index]
+        paletted[index] = last.convert("L") if grey else _indexed(last, _palette([last], grey))
+    durations = [int(np.clip(6000 / len(frames), 80, 400))] * (len(frames) - 1) + [LAST_FRAME_MS]
+    if poster and len(frames) > 1:
+        durations[0] = FIRST_FRAME_MS
+    file, first, rest = io.BytesIO(), paletted[0], paletted[1:]
+    first.save(file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0, disposal=1)
+    return file.getvalue()
+
+
+def _palette(frames: Sequence[Image.Image], grey: bool) -> Image.Image:
+    """An image whose palette has the FIXED colours, and greys or the colours of all frames."""
+    palette = Image.new("P", (1, 1))
+    if grey:
+        colours = np.linspace(0, 255, GIF_GREYS).round().astype(int).repeat(3).tolist()
+    else:
+        pixels = np.concatenate([np.asarray(frame).reshape(-1, 3) for frame in frames])
+        some = pixels[np.linspace(0, len(pixels) - 1, PALETTE_PIXELS).astype(int)]
+        # Median cut, then k-means, which halves the error.
+        reduced = Image.fromarray(some[None]).quantize(240, Image.Quantize.MEDIANCUT, kmeans=1)
+        colours = reduced.getpalette() or []
+    palette.putpalette([*chain.from_iterable(FIXED), *colours])
+    return palette
+
+
+def _indexed(frame: Image.Image, palette: Image.Image) -> Image.Image:
+    """`frame` in the colours of a `_palette`. The FIXED ones are exact: Pillow's search is by steps of 4."""
+    pixels = np.asarray(frame)
+    indices = np.array(frame.quantize(palette=palette, dither=Image.Dither.NONE))
+    for index, colour in enumerate(FIXED):
+        indices[(pixels == colour).all(-1)] = index
+    exact = Image.fromarray(indices)
+    exact.putpalette(palette.getpalette() or [])
+    return exact
