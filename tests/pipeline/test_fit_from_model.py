@@ -63,12 +63,13 @@ def test_a_given_bank_is_drawn_with(
     for picture in ("prior/parses.png", "vae/samples.png", "vae/reconstructions.png"):
         with Image.open(tmp_path / "bars" / picture) as shown:
             assert shown.width >= 8 * 12
-    # A file, and more parts: the given ones come first.
-    more = {"bank": str(tmp_path / "bars"), "bank.size": 8}
+    # A file.
+    more = {"bank": str(tmp_path / "bars")}
     experiment = settings_of(monkeypatch, corners(), **{**SMALL, **more})
-    assert (experiment.bank.size, experiment.grid.patch, experiment.grid.stride) == (8, 4, 4)
-    with pytest.raises(UserError, match=r"bank\.size is 3, take as many or more"):
-        npdraw_dist.fit(corners(), **{**SMALL, **more, "bank.size": 3})
+    assert (experiment.bank.size, experiment.grid.patch, experiment.grid.stride) == (5, 4, 4)
+    for other in (3, 8):
+        with pytest.raises(UserError, match=rf"bank\.size is {other}, leave it out"):
+            npdraw_dist.fit(corners(), **{**SMALL, **more, "bank.size": other})
     flags = ("--init.bank", str(tmp_path / "bars"), "--dry-run")
     of_five = ("--grid.patch", "5", "--grid.stride", "5")
     named = {**SMALL, **more, "grid": {"patch": 4}, "preset": "mnist_cpu"}  # whose stride is 5
@@ -173,9 +174,8 @@ def test_training_begins_at_the_model_s_loss(fitted: Path, begun: tuple[Experime
     """Not at that of a new network; the bank is the model's, so the parses are comparable."""
     experiment, store = begun
     model = NPDraw.from_pretrained(fitted / "bars" / "model").eval()
-    parts = bank.load_bank(experiment, store)
-    assert torch.equal(parts.parts, model.bank_parts)
-    weights = vae.start_weights(experiment, parts)
+    assert torch.equal(bank.load_bank(experiment, store).parts, model.bank_parts)
+    weights = source_model(experiment).state_dict()
     first = prior.make_objective(experiment, weights)
     own = losses(prior.PriorObjective(model.prior, 1e-3), store)["nll"]
     assert losses(first, store)["nll"] == own
@@ -191,7 +191,6 @@ def test_training_begins_at_the_model_s_loss(fitted: Path, begun: tuple[Experime
 def test_fit_starts_from_a_model(fitted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In memory or in a folder."""
     model = NPDraw.from_pretrained(fitted / "bars" / "model")
-    extended: dict[str, Any] = {"bank.size": 12}
     begun: list[Experiment] = []
     real = fit.start
 
@@ -202,14 +201,16 @@ def test_fit_starts_from_a_model(fitted: Path, monkeypatch: pytest.MonkeyPatch) 
         return real(experiment, *arguments, **options)
 
     monkeypatch.setattr(fit, "start", start)
-    found = npdraw_dist.fit(corners(), init=model, **BUDGET, **extended)
+    found = npdraw_dist.fit(corners(), init=model, **BUDGET)
     assert isinstance(found, NPDraw)
-    assert torch.equal(found.bank_parts[:8], model.bank_parts)
+    assert torch.equal(found.bank_parts, model.bank_parts)
     assert found.sample(2).shape == (2, 1, 12, 12)
     assert found.spec.prior == model.spec.prior
     with pytest.raises(Stopped):
-        npdraw_dist.fit(corners(), init=str(fitted / "bars"), **BUDGET, **extended)
+        npdraw_dist.fit(corners(), init=str(fitted / "bars"), **BUDGET)
     assert begun[0].init.sha256 == begun[1].init.sha256
+    with pytest.raises(UserError, match=r"needs bank\.size 8, not 12"):
+        npdraw_dist.fit(corners(), init=model, **BUDGET, **{"bank.size": 12})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="init is a Linear"):
         npdraw_dist.fit(corners(), init=torch.nn.Linear(1, 1), **BUDGET)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"is for grey images"):

@@ -25,6 +25,7 @@ from npdraw_dist.pipeline import bank, fit_source, parse
 from npdraw_dist.pipeline import data as stage
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.data import RunData
+from npdraw_dist.pipeline.fit_images import Looked
 from npdraw_dist.pipeline.inputs import SplitImages, find_run
 from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.store import Store
@@ -218,7 +219,8 @@ def test_a_later_split_is_read_from_the_same_files(data: Path, store: Store) -> 
 
 def given(count: int, own: Experiment) -> stage.Given:
     pixels = np.random.default_rng(0).integers(0, 256, (count, 1, SIDE, SIDE), dtype=np.uint8)
-    return fit_source.of_rows(Rows([f"{number}" for number in range(count)], pixels), None, [], own)
+    rows = Rows([f"{number}" for number in range(count)], pixels)
+    return fit_source.given(pixels, Looked(pixels, rows, (), None, count, False), own)
 
 
 def test_other_images_given_to_fit_are_refused(store: Store) -> None:

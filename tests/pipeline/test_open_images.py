@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import change_one, images
 
 
-def run_on(folder: Path, split: str = "valid", **data: object) -> tuple[Store, DataConfig]:
+def run_on(folder: Path, split: str = "valid", **data: Any) -> tuple[Store, DataConfig]:
     """A run in `folder` that has read its images, and its data settings."""
     experiment = build({"data": data, "model": {"kind": "vae"}, "eval": {"split": split}})
     store = Store.open(str(folder), "run")
