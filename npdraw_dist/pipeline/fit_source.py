@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -24,7 +23,7 @@ from npdraw_dist.pipeline.data import Given
 from npdraw_dist.pipeline.fit_images import Looked, picture_and_label
 from npdraw_dist.pipeline.store import Store
 
-RAW, PART = "given", "part-"  # folder of a run, and how the files begin, that a Ray Dataset is written to
+RAW = "given"  # folder of a run that a Ray Dataset is written to
 
 
 def given(images: Any, looked: Looked, experiment: Experiment) -> Given:
@@ -135,32 +134,16 @@ def _of_dataset(dataset: Any, looked: Looked, experiment: Experiment) -> Given:
 def _written(
     dataset: Any, validation: Rows | None, experiment: Experiment, stamp: str, store: Store
 ) -> Source:
+    from npdraw_dist.distributed.datasets import write_dataset  # it imports Ray
+
     root, filesystem = store.path(RAW), store.filesystem
-    write_dataset(dataset, filesystem, f"{root}/train")
+    write_dataset(dataset, _encoded, filesystem, f"{root}/train")
     if validation is not None:
         write_bytes(filesystem, f"{root}/valid/images.parquet", images_to_parquet(validation, "valid"))
     data = experiment.data.model_copy(update={"source": "parquet", "path": display_path(filesystem, root)})
     source = open_source(data, experiment.seed)
     source.stamp = stamp
     return source
-
-
-def write_dataset(dataset: Any, filesystem: fs.FileSystem, folder: str) -> None:
-    """Writes the pictures of a Ray Dataset as Parquet files, in its order."""
-    from ray.data.datasource import FilenameProvider
-
-    class InOrder(FilenameProvider):  # Ray's own names are random, and ids and splits follow from the names
-        def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
-            return f"{PART}{task_index:05d}.parquet"
-
-    encoded = dataset.map(_encoded)
-    options = encoded.context.execution_options  # also those of the user's dataset
-    before, options.preserve_order = options.preserve_order, True
-    try:
-        names = InOrder()
-        encoded.write_parquet(folder, filesystem=filesystem, filename_provider=names, mode="overwrite")
-    finally:
-        options.preserve_order = before
 
 
 def _encoded(row: Mapping[str, Any]) -> dict[str, Any]:
