@@ -49,7 +49,7 @@ FILES: dict[str, set[str]] = {
 }
 # Rooms and files that may import Ray. All others call `distributed`, and local runs work without Ray.
 RAY = {"distributed", "tune_spaces", "cluster"}
-RAY |= {f"npdraw_dist/{name}.py" for name in ("serve/deploy", "pipeline/fit_source")}
+RAY.add("npdraw_dist/serve/deploy.py")
 # Files of `distributed` that local runs import too: they import Ray in the functions that need it.
 WITHOUT_RAY = ("start", "resources", "tasks", "failures", "actors", "mailbox")
 

@@ -63,9 +63,9 @@ def fit(
     are skipped, and listed in data/rejects.jsonl of the run. What they are decides the sizes, the likelihood
     and the preset, which are printed.
 
-    labels: of each image a class, by number or name, or words about it; the model then draws what it is asked
-    for (`NPDraw.draw(condition=)`). Names that seldom come twice are words; `prior.condition` decides it too.
-    -1 among numbers, None and NaN are not known. Without labels the folders of pictures are classes, if
+    labels: a class of each image, by number or name, or words about it; the model can then be conditioned
+    (`NPDraw.draw(condition=)`). Names that seldom come twice are words; `prior.condition` decides it too. -1
+    among numbers, None and NaN are not known. Without labels the folders of pictures are classes, if
     `prior.condition` is `class`.
 
     valid, valid_labels: other images of any kind, and what they show, for validation; None: a tenth of the
@@ -116,7 +116,7 @@ def fit(
         if minutes is not None:
             _require_probe(experiment, nested)
         if not looked.is_dataset:
-            _require_told(experiment, looked.pictures, looked.classes)
+            _require_condition(experiment, looked.pictures, looked.classes)
         if minutes is not None:
             found = _budgets(experiment, minutes, root, called)
             experiment = resolve(chosen[0], None, merge(chosen[2], found, nested))
@@ -151,8 +151,7 @@ def _chosen(
     data: dict[str, Any] = {"source": "given"}
     if not looked.is_dataset:
         data["max_bad_fraction"] = 1.0  # what is no picture is skipped
-    asked = merge(chosen, {"data": data, "scale": {"num_workers": workers}}, nested)
-    return preset or suiting, None, asked
+    return preset or suiting, None, merge(chosen, {"data": data, "scale": {"num_workers": workers}}, nested)
 
 
 def _trained(store: Store) -> GenerativeModel:
@@ -179,7 +178,7 @@ def _require_probe(experiment: Experiment, given: Mapping[str, Any]) -> None:
         raise UserError(f"minutes decides {sections[0]}.images; leave one of them out")
 
 
-def _require_told(experiment: Experiment, pictures: Rows, classes: Sequence[str]) -> None:
+def _require_condition(experiment: Experiment, pictures: Rows, classes: Sequence[str]) -> None:
     """Raises UserError if the prior takes a condition that no image has, before anything is made of them."""
     if not experiment.takes_condition or experiment.prior.vocabulary:
         return
@@ -249,12 +248,12 @@ def _say(experiment: Experiment, preset: str, looked: Looked) -> None:
         f"fit: {looked.count:,} {kind} images of {height}x{width} on {experiment.grid.background}; "
         f"preset {preset}, likelihood {experiment.vae.likelihood}, binarize {experiment.data.binarize}{parts}"
     )
-    every = [looked.pictures] if looked.held is None else [looked.pictures, looked.held]
+    every = [looked.pictures] if looked.validation is None else [looked.pictures, looked.validation]
     if skipped := [reject for rows in every for reject in rows.rejects]:
         among = f"{sum(map(len, every)) + len(skipped):,}"
         seen = "looked at " if looked.is_partial else ""
-        told = f"{len(skipped):,} of {among} pictures {seen}are skipped ({reasons(skipped)})"
-        results.print(f"fit: warning: {told}", markup=False)
+        line = f"{len(skipped):,} of {among} pictures {seen}are skipped ({reasons(skipped)})"
+        results.print(f"fit: warning: {line}", markup=False)
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Images of any Python kind as rows, with what `fit` is told of each.
+"""Images of any Python kind as rows, with the labels that `fit` is given.
 
 Shapes: N images, C channels, S side of the square.
 """
@@ -100,14 +100,14 @@ class Looked:
     """What `fit` knows of its images before it trains.
 
     seen: as `seen_of` gives it. pictures: those that decide the settings; all, but of a Ray Dataset and of a
-    large folder. classes: their names, if there are any. held: those for validation, if these are given.
+    large folder. classes: their names, if there are any. validation: if other images are given for it.
     count: of all images. is_dataset: whether they are a Ray Dataset.
     """
 
     seen: Any
     pictures: Rows
     classes: tuple[str, ...]
-    held: Rows | None
+    validation: Rows | None
     count: int
     is_dataset: bool
 
@@ -138,13 +138,13 @@ def look(
             raise UserError("labels are for a list of images; a Ray Dataset has a column `label`")
         _require_list(seen)
         pictures, classes = labelled(pictures, labels, kind)
-    held = None
+    validation = None
     if valid[0] is not None:
-        held = held_out(*valid, pictures, labels is not None, classes, framed)
+        validation = validation_rows(*valid, pictures, labels is not None, classes, framed)
     elif valid[1] is not None:
         raise UserError("valid_labels are of images for validation; give valid too")
     number = len(seen.files) if isinstance(seen, Folder) and seen.is_large else len(pictures)
-    return Looked(seen, pictures, classes, held, count or number, count is not None)
+    return Looked(seen, pictures, classes, validation, count or number, count is not None)
 
 
 def pictures_of(
@@ -181,7 +181,7 @@ def pictures_of(
     side = image_size or _side(sizes)
     frame = Frame((channels or (1 if kinds == {True} else 3), side, side), background, fit)
     large = isinstance(images, Folder) and sum(width * height for width, height in sizes) > AT_ONCE
-    if isinstance(images, Folder) and images.is_large:  # the others are told of when they are read
+    if isinstance(images, Folder) and images.is_large:  # the stage `data` lists the others
         skipped = {name: skipped[name] for name, *_ in items() if name in skipped}
     take, readable = partial(_pixels, frame), (one for one in items() if one[0] not in skipped)
     read: list[tuple[str, int, NDArray[np.uint8]]] = []
@@ -231,7 +231,7 @@ def labelled(
     kind: str | None = None,
     classes: Sequence[str] = (),
 ) -> tuple[Rows, tuple[str, ...]]:
-    """The pictures with what `fit` is told of each, and the names of the classes; none: the labels are words.
+    """The pictures with their labels, and the names of the classes; none: the labels are words.
 
     kind: class or words; None: names are words if most come once. classes: those that there can be, if they
     are known. What is not known is -1 among whole numbers, None or NaN. Raises UserError if the numbers
@@ -242,12 +242,12 @@ def labelled(
         given = [None if label == -1 else label for label in given]
     if len(given) != len(pictures) + len(pictures.rejects):
         raise UserError(f"there are {len(given)} labels for {len(pictures) + len(pictures.rejects)} images")
-    told = [given[int(name)] for name in pictures.ids]
+    of_each = [given[int(name)] for name in pictures.ids]
     known = [label for label in given if label is not None]
     names = {str(label) for label in known}
     seldom_twice = bool(known) and isinstance(known[0], str) and 2 * len(names) > len(known)
     if kind == "words" or (kind is None and seldom_twice):
-        return replace(pictures, words=["" if label is None else str(label) for label in told]), ()
+        return replace(pictures, words=["" if label is None else str(label) for label in of_each]), ()
     if classes:
         _require_classes(names, classes)
     elif not names:
@@ -257,21 +257,21 @@ def labelled(
     else:
         classes = tuple(sorted(names))
     numbers = {name: number for number, name in enumerate(classes)}
-    found = [-1 if label is None else numbers[str(label)] for label in told]
+    found = [-1 if label is None else numbers[str(label)] for label in of_each]
     return replace(pictures, labels=np.array(found, np.int64)), tuple(classes)
 
 
-def held_out(
+def validation_rows(
     images: Any,
     labels: Sequence[int | str | None] | None,
     training: Rows,
-    told: bool,
+    has_labels: bool,
     classes: Sequence[str],
     framed: Mapping[str, Any],
 ) -> Rows:
     """The images for validation, in the form of those of training.
 
-    told: those of training came with a list of labels. Raises UserError on another class, or none.
+    has_labels: those of training came with a list of labels. Raises UserError on another class, or none.
     """
     channels, side, _ = training.images.shape[1:]
     images = Folder(images) if isinstance(images, str | Path) else images
@@ -287,7 +287,7 @@ def held_out(
         numbers = np.array([classes.index(name) for name in names], np.int64)
         given = found.known_labels()
         found = replace(found, labels=np.where(given >= 0, numbers[given], -1))
-    elif told:
+    elif has_labels:
         raise UserError("the images have labels, those for validation have none; give valid_labels")
     elif names:  # of no use: the others have no classes
         found = replace(found, labels=None)
@@ -310,7 +310,7 @@ def reasons(skipped: Sequence[Reject]) -> str:
 
 
 def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
-    """What gives (id, picture, label) of each item, one at a time and as often as asked."""
+    """What gives (id, picture, label) of each item, one at a time, at each call."""
     if isinstance(images, Folder):
         return partial(images.items, images.most)
     if isinstance(images, Mapping):  # such as the splits of a Hugging Face data set

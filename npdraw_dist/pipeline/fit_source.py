@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
@@ -24,7 +23,7 @@ from npdraw_dist.pipeline.data import Given
 from npdraw_dist.pipeline.fit_images import Looked, picture_and_label
 from npdraw_dist.pipeline.store import Store
 
-RAW, PART = "given", "part-"  # folder of a run, and how the files begin, that a Ray Dataset is written to
+RAW = "given"  # folder of a run that a Ray Dataset is written to
 
 
 def given(images: Any, looked: Looked, experiment: Experiment) -> Given:
@@ -38,26 +37,26 @@ def given(images: Any, looked: Looked, experiment: Experiment) -> Given:
 
 def _of_rows(looked: Looked, experiment: Experiment) -> Given:
     """Images in memory. Those for validation are given, else some by a hash of the id."""
-    rows, held = looked.pictures, looked.held
+    rows, validation = looked.pictures, looked.validation
     stamp = f"{digest_of(rows):x}"
-    if held is None:
-        rows, few = held_of_few(rows, experiment)
-        held = None if few is None else replace(few, rejects=[])
-    rule = HashSplit.of(experiment.data, experiment.seed, () if held is None else ("valid",))
+    if validation is None:
+        rows, few = split_few(rows, experiment)
+        validation = None if few is None else replace(few, rejects=[])
+    rule = HashSplit.of(experiment.data, experiment.seed, () if validation is None else ("valid",))
     splits = [rule.split_of(name) for name in rows.ids]
     items = {s: rows.take([i for i, own in enumerate(splits) if own == s]) for s in SPLITS}
     items |= {s: replace(items[s], rejects=[]) for s in SPLITS if s != "train"}
-    return _listed(items if held is None else {**items, "valid": held}, looked, experiment, stamp)
+    return _listed(items if validation is None else {**items, "valid": validation}, looked, experiment, stamp)
 
 
 def _of_folder(looked: Looked, experiment: Experiment) -> Given:
     """The pictures in a large folder, which only the stage reads."""
-    folder, held, data = looked.seen, looked.held, experiment.data
+    folder, validation, data = looked.seen, looked.validation, experiment.data
     files, seed = folder.files, experiment.seed
-    rule = HashSplit.of(data, seed, () if held is None else ("valid",))
+    rule = HashSplit.of(data, seed, () if validation is None else ("valid",))
     splits = np.fromiter((SPLITS.index(rule.split_of(item.path)) for item in files), np.int8, len(files))
     valid = SPLITS.index("valid")
-    if held is None and data.valid_fraction > 0 and valid not in splits:
+    if validation is None and data.valid_fraction > 0 and valid not in splits:
         most = max(1, round(data.valid_fraction * len(files)))
         hashes = [unit_hash(seed, "split", item.path) for item in files]
         splits[np.argsort(hashes)[:most]] = valid
@@ -66,11 +65,15 @@ def _of_folder(looked: Looked, experiment: Experiment) -> Given:
     }
     read = partial(read_files, LOCAL, folder.root, frame_of(data), False)
     return _listed(
-        items if held is None else {**items, "valid": held}, looked, experiment, folder.stamp, read
+        items if validation is None else {**items, "valid": validation},
+        looked,
+        experiment,
+        folder.stamp,
+        read,
     )
 
 
-def held_of_few(rows: Rows, experiment: Experiment) -> tuple[Rows, Rows | None]:
+def split_few(rows: Rows, experiment: Experiment) -> tuple[Rows, Rows | None]:
     """The images for training and for validation, if they are so few that no hash of an id holds one out.
 
     Else all, and None. Those with the smallest hashes are held out, and copies of them. UserError: there is
@@ -82,14 +85,14 @@ def held_of_few(rows: Rows, experiment: Experiment) -> tuple[Rows, Rows | None]:
     if data.valid_fraction == 0 or {"train", "valid"} <= found:
         return rows, None
     pixels = [image.tobytes() for image in rows.images]
-    most, held = max(1, round(data.valid_fraction * len(rows))), list[int]()
+    most, validation = max(1, round(data.valid_fraction * len(rows))), list[int]()
     for one in sorted(range(len(rows)), key=lambda number: unit_hash(seed, "split", rows.ids[number])):
-        if len(held) < most and one not in held:
-            held += [number for number, other in enumerate(pixels) if other == pixels[one]]
-    kept = sorted(set(range(len(rows))) - set(held))
+        if len(validation) < most and one not in validation:
+            validation += [number for number, other in enumerate(pixels) if other == pixels[one]]
+    kept = sorted(set(range(len(rows))) - set(validation))
     if not kept:
         raise UserError("fit needs two different pictures or more, since one is held out for validation")
-    return rows.take(kept), rows.take(held)
+    return rows.take(kept), rows.take(validation)
 
 
 def _listed(
@@ -100,8 +103,8 @@ def _listed(
     read: Callable[[Files], Rows] | None = None,
 ) -> Given:
     """stamp: of the images but those for validation. read: the rows of `Files`."""
-    held = 0 if looked.held is None else digest_of(looked.held)
-    known = hashlib.sha256(f"{stamp} {held:x} {looked.classes}".encode()).hexdigest()
+    validation = 0 if looked.validation is None else digest_of(looked.validation)
+    known = hashlib.sha256(f"{stamp} {validation:x} {looked.classes}".encode()).hexdigest()
     source = listed(experiment.data, experiment.seed, partial(_read, read), items, known, looked.classes)
     counts = {split: source.count(split) for split in SPLITS}
     return Given(counts, looked.classes, known, lambda store: source)
@@ -119,42 +122,28 @@ def _of_dataset(dataset: Any, looked: Looked, experiment: Experiment) -> Given:
 
     A later start knows it by its number of images and by the first ones.
     """
-    first, held = looked.pictures, looked.held
+    first, validation = looked.pictures, looked.validation
     conditions = f"{first.known_labels().tolist()}{first.words}{looked.count}".encode()
-    digests = [digest_of(rows) for rows in (first, held) if rows is not None]
+    digests = [digest_of(rows) for rows in (first, validation) if rows is not None]
     stamp = hashlib.sha256(f"{digests}".encode() + conditions).hexdigest()
     counts: dict[Split, int | None] = {"train": None, "valid": None, "test": None}
-    opened = partial(_written, dataset, held, experiment, stamp)
+    opened = partial(_written, dataset, validation, experiment, stamp)
     return Given(counts, (), stamp, opened, lambda store: store.remove(RAW))
 
 
-def _written(dataset: Any, held: Rows | None, experiment: Experiment, stamp: str, store: Store) -> Source:
+def _written(
+    dataset: Any, validation: Rows | None, experiment: Experiment, stamp: str, store: Store
+) -> Source:
+    from npdraw_dist.distributed.datasets import write_dataset  # it imports Ray
+
     root, filesystem = store.path(RAW), store.filesystem
-    write_dataset(dataset, filesystem, f"{root}/train")
-    if held is not None:
-        write_bytes(filesystem, f"{root}/valid/images.parquet", images_to_parquet(held, "valid"))
+    write_dataset(dataset, _encoded, filesystem, f"{root}/train")
+    if validation is not None:
+        write_bytes(filesystem, f"{root}/valid/images.parquet", images_to_parquet(validation, "valid"))
     data = experiment.data.model_copy(update={"source": "parquet", "path": display_path(filesystem, root)})
     source = open_source(data, experiment.seed)
     source.stamp = stamp
     return source
-
-
-def write_dataset(dataset: Any, filesystem: fs.FileSystem, folder: str) -> None:
-    """Writes the pictures of a Ray Dataset as Parquet files, in its order."""
-    from ray.data.datasource import FilenameProvider
-
-    class InOrder(FilenameProvider):  # Ray's own names are random, and ids and splits follow from the names
-        def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
-            return f"{PART}{task_index:05d}.parquet"
-
-    encoded = dataset.map(_encoded)
-    options = encoded.context.execution_options  # also those of the user's dataset
-    before, options.preserve_order = options.preserve_order, True
-    try:
-        names = InOrder()
-        encoded.write_parquet(folder, filesystem=filesystem, filename_provider=names, mode="overwrite")
-    finally:
-        options.preserve_order = before
 
 
 def _encoded(row: Mapping[str, Any]) -> dict[str, Any]:

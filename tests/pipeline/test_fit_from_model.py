@@ -17,7 +17,7 @@ from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.nn.objective import VAEObjective
-from npdraw_dist.pipeline import bank, data, fit, parse, prior, run, vae
+from npdraw_dist.pipeline import bank, data, fit, parse, prior, vae
 from npdraw_dist.pipeline.models import source_model
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.pipeline.train_stage import validation_images
@@ -93,33 +93,32 @@ BUDGET: dict[str, Any] = {
 }
 
 
-def tuned(fitted: Path, storage: Path, **of_bank: Any) -> tuple[Experiment, Store]:
+def tuned(fitted: Path, storage: Path) -> tuple[Experiment, Store]:
     """What a run `tuned` on the same images, from the model of `bars`, is made of."""
     data = {"source": "parquet", "path": str(fitted / "bars" / "data"), "test_fraction": 0.0}
     init = {"model": str(fitted / "bars")}
-    flags = {"data": data, "init": init, "bank": of_bank, "scale": {"num_workers": 0}, **BUDGET}
+    flags = {"data": data, "init": init, "scale": {"num_workers": 0}, **BUDGET}
     experiment = resolve("digits", None, {**flags, "eval": {**BUDGET["eval"], "split": "valid"}})
     return experiment, Store.open(str(storage), "tuned")
 
 
 def test_the_network_is_the_model_s(fitted: Path, tmp_path: Path) -> None:
-    experiment, _ = tuned(fitted, tmp_path, size=11)
-    assert (experiment.bank.size, experiment.grid.patch, experiment.prior.width) == (11, 4, 8)
+    experiment, _ = tuned(fitted, tmp_path)
+    assert (experiment.bank.size, experiment.grid.patch, experiment.prior.width) == (8, 4, 8)
     assert (experiment.data.image_size, experiment.data.channels) == (12, 1)
     assert (experiment.vae.encoder_width, experiment.vae.relaxed_images) == (8, 0)
     whole = experiment.model_dump(mode="json")
     assert resolve("digits", None, whole) == experiment
     whole["parse"]["steps"] = None  # as the default configuration says it: one for each place
     assert resolve("digits", None, whole).steps == experiment.steps
-    with pytest.raises(UserError, match=r"bank\.size adds 5000 parts"):  # before anything is read
-        run.require_images(tuned(fitted, tmp_path, size=5008)[0], {"train": 48, "valid": 6}, ["bank"])
 
 
 @pytest.mark.parametrize(
     ("flags", "error"),
     [
         ({"grid": {"patch": 5, "stride": 5}}, r"grid\.patch 4, not 5"),
-        ({"bank": {"size": 7}}, r"bank\.size 8 or more, not 7"),
+        ({"bank": {"size": 7}}, r"bank\.size 8, not 7"),
+        ({"bank": {"size": 11}}, r"bank\.size 8, not 11"),
         ({"data": {"image_size": 16}, "parse": {"steps": 16}}, r"1x12x12, not 1x16x16"),
         ({"model": {"kind": "vae"}}, "model.kind is vae"),
         ({"init": {"sha256": "0" * 64}}, "has other weights"),
@@ -143,13 +142,12 @@ def test_another_model_is_another_run(fitted: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(fitted / "bars" / "model", tmp_path / "moved")
     same = experiment.model_copy(update={"init": experiment.init.model_copy(update={"model": str(moved)})})
     other = experiment.model_copy(update={"init": experiment.init.model_copy(update={"sha256": "1" * 64})})
-    more, _ = tuned(fitted, tmp_path, size=11)
-    first, of_same, *others = (
+    first, of_same, of_other = (
         [fingerprint_of(of, stage) for stage in ("bank", "parse", "prior", "vae")]
-        for of in (experiment, same, other, more)
+        for of in (experiment, same, other)
     )
     assert first == of_same
-    assert not any(set(first) & set(found) for found in others)
+    assert not set(first) & set(of_other)
 
 
 def losses(objective: Any, store: Store) -> dict[str, float]:

@@ -20,7 +20,7 @@ from npdraw_dist.data import rows
 from npdraw_dist.pipeline import fit_images
 from npdraw_dist.pipeline.fit import suited
 from npdraw_dist.pipeline.fit_images import labelled, pictures_of
-from npdraw_dist.pipeline.fit_source import held_of_few
+from npdraw_dist.pipeline.fit_source import split_few
 from tests.helpers.tiny_fit import COLOUR, GREY
 
 
@@ -209,7 +209,7 @@ def held_of(count: int, each: int = 1, share: float = 0.1) -> tuple[rows.Rows, r
     images = np.repeat(np.arange(count, dtype=np.uint8), each).reshape(-1, 1, 1, 1)
     found = rows.Rows([f"{number}.png" for number in range(len(images))], images)
     settings = resolve("emoji", None, {"data": {"valid_fraction": share}})
-    return held_of_few(found, settings)
+    return split_few(found, settings)
 
 
 def test_images_are_held_out_by_their_hash_where_that_takes_some() -> None:
