@@ -175,7 +175,7 @@ bank --out "" | is no new folder
 bank --out s3://bucket | a whole bucket
 sample --out new --model models/bert | holds another kind of model: its config.json has no spec
 sample --out new --model models/newer | models/newer was made by npdraw_dist 9.0.0 in format 99
-sample --out new --model models/gan | a model of kind 'gan' (known: npdraw, vae, & draw, air)
+sample --out new --model models/gan | a model of kind 'gan' (known: npdraw, air, & vamp, vqvae)
 sample --out new --model models/cut | models/cut is damaged
 evaluate --out new.json --model models/as-draw | of another version: config.json, latents: & greater than 0
 evaluate --out new.json --model spoilt/model | spoilt/config.yaml is not YAML
