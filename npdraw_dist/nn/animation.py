@@ -1,4 +1,4 @@
-"""Animations as GIF: drawings that grow part by part, and any row of frames.
+"""Writes GIFs of drawings that grow part by part, or of any frames.
 
 Shapes: B batch, T steps, C channels (1 or 3), h x w canvas, H x W image.
 """
@@ -25,12 +25,12 @@ from npdraw_dist.core.pages import (
 )
 
 ANIMATED = 8
-GROWING_FRAMES = 40  # most frames that draw
+GROWING_FRAMES = 40  # largest number of frames in which parts are drawn
 FIRST_FRAME_MS, LAST_FRAME_MS = 1200, 3000
 MAX_GIF_BYTES = 1_000_000
-GIF_GREYS = 128  # greys in all frames that draw; more make the file larger
-FIXED = (OUTLINE, PAPER, INK, (0, 0, 0), (255, 255, 255))  # also of backgrounds
-PALETTE_PIXELS = 60_000  # from which the colours are chosen
+GIF_GREYS = 128  # greys of the frames in which parts are drawn; more would make the file larger
+FIXED = (OUTLINE, PAPER, INK, (0, 0, 0), (255, 255, 255))  # black and white are backgrounds
+PALETTE_PIXELS = 60_000  # pixels from which the colours are chosen
 
 
 def generation_gif(
@@ -41,7 +41,7 @@ def generation_gif(
     images: Tensor,
     most_frames: int = GROWING_FRAMES,
 ) -> bytes:
-    """An endless GIF of at most 8 samples: canvases grow in the upper row, images are in the lower one.
+    """An endless GIF of at most 8 samples, whose canvases grow in the upper row, above their images.
 
     steps: (B, T, C, h, w), the canvas after each step. whether: (B, T) bool. corners: (B, T, 2), the
     top-left pixel (row, column) of each step's part. sides: (B, T) in pixels, or one side for all parts.
@@ -66,7 +66,7 @@ def generation_gif(
 
 
 def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most: int) -> list[Image.Image]:
-    """The RGB frames of `generation_gif`. boxes: (B, T, 4), first and end of rows and columns."""
+    """The RGB frames of `generation_gif`. boxes: (B, T, 4) as top, left, bottom, right."""
     batch, length = whether.shape
     if images.ndim == 4:
         images = images[:, None].expand(-1, length, -1, -1, -1)
@@ -78,7 +78,7 @@ def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most:
     at_once = max(-(-parts // most), 1)
 
     def page(now: Sequence[int], new: Sequence[Sequence[int]], title: str) -> Image.Image:
-        """The step `now` of each sample: canvases, on which the `new` parts are outlined, above images."""
+        """Each sample at its step `now`, the canvas above the image. The `new` parts are outlined."""
         shown = [values[index, step] for values in (steps, images) for index, step in enumerate(now)]
         tiles = [enlarge(image, tile) for image in shown]
         for index, mine in enumerate(new):
@@ -104,7 +104,7 @@ def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> byte
     shared = _palette(frames, grey)
     paletted = [_indexed(frame, shared) for frame in frames]
     for index in (0, -1) if poster else (-1,):
-        # Without an outline all 256 greys fit; a frame that stays for long has its own colours.
+        # A frame that is shown for long has its own colours. Without an outline all 256 greys fit.
         last = frames[index]
         paletted[index] = last.convert("L") if grey else _indexed(last, _palette([last], grey))
     durations = [int(np.clip(6000 / len(frames), 80, 400))] * (len(frames) - 1) + [LAST_FRAME_MS]
@@ -116,7 +116,7 @@ def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> byte
 
 
 def _palette(frames: Sequence[Image.Image], grey: bool) -> Image.Image:
-    """An image whose palette has the FIXED colours, and greys or the colours of all frames."""
+    """An image whose palette has the FIXED colours, and either greys or the colours of all frames."""
     palette = Image.new("P", (1, 1))
     if grey:
         colours = np.linspace(0, 255, GIF_GREYS).round().astype(int).repeat(3).tolist()
@@ -131,7 +131,7 @@ def _palette(frames: Sequence[Image.Image], grey: bool) -> Image.Image:
 
 
 def _indexed(frame: Image.Image, palette: Image.Image) -> Image.Image:
-    """`frame` in the colours of a `_palette`. The FIXED ones are exact: Pillow's search is by steps of 4."""
+    """`frame` in the colours of a `_palette`. The FIXED ones are exact, while Pillow rounds to steps of 4."""
     pixels = np.asarray(frame)
     indices = np.array(frame.quantize(palette=palette, dither=Image.Dither.NONE))
     for index, colour in enumerate(FIXED):

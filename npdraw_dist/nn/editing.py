@@ -1,12 +1,12 @@
-"""Edits of a drawing z: put, remove, move and swap parts, and take a region from another drawing; and places
-as people name them: rectangles as text, numbers, rows and columns, masks.
+"""Edits drawings z: puts, removes, moves and swaps parts, and takes a region from another drawing.
 
-All functions are pure and take batches. `order` is a name in ORDERS (core/orders.py), which lays out the
-steps of the result. Several steps of a free order can draw at one place; `put` and `move` replace all that a
-place holds.
+It also reads places as people name them: rectangles as text, numbers, rows and columns, or masks.
 
-If more than T steps would draw, the last steps of the edited drawing are dropped, and every added part stays.
-Shapes: B batch, T steps, L places, S steps that an edit brings together, N drawings from one to another.
+All functions are pure and take batches. `order`, a name in `core.orders.ORDERS`, arranges the steps of the
+result. In a free order several steps can draw at one place; `put` and `move` replace all parts of a place.
+
+If more than T steps would draw, the last steps of the edited drawing are dropped, and all added parts stay.
+Shapes: B batch, T steps, L places, S steps of all drawings in an edit, N drawings of an interpolation.
 """
 
 import re
@@ -57,14 +57,14 @@ def put(z: PartSequence, place: int, part: int, order: str) -> PartSequence:
 
 
 def move(z: PartSequence, source: int, target: int, order: str) -> PartSequence:
-    """Moves what `source` holds to `target`, which loses what it held."""
+    """Moves the parts at `source` to `target`, where they replace all parts."""
     old = _steps(z, order)
     moved = old.only(old.where == source)._replace(where=torch.full_like(old.where, target))
     return _merge(old.only((old.where != source) & (old.where != target)), moved, order)
 
 
 def swap(z: PartSequence, first: int, second: int, order: str) -> PartSequence:
-    """Exchanges what two places hold."""
+    """Exchanges the parts of two places."""
     old = _steps(z, order)
     at_first, at_second = old.where == first, old.where == second
     where = torch.where(at_first, second, torch.where(at_second, first, old.where))
@@ -72,16 +72,16 @@ def swap(z: PartSequence, first: int, second: int, order: str) -> PartSequence:
 
 
 def interpolate(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -> PartSequence:
-    """The way from A to B, each (1, T) -> (N, T): A, then one more differing place at a time, by raster.
+    """The drawings (N, T) between A and B, each (1, T). After A, one more place becomes B's, in raster order.
 
-    The last is B, in the order of its own steps. Raises ValueError unless A and B are one drawing each.
+    The last drawing is B, in the order of its own steps. Raises ValueError unless each is one drawing.
     """
     if len(z_a) != 1 or len(z_b) != 1:
         raise ValueError(f"interpolation is between two drawings, not {len(z_a)} and {len(z_b)}")
-    held = []
+    parts = []
     for drawn, where, what, _ in (_steps(z_a, order), _steps(z_b, order)):
-        held.append(Counter(zip(where[drawn].tolist(), what[drawn].tolist(), strict=True)))
-    differ = sorted({place for place, _ in (held[0] - held[1]) | (held[1] - held[0])})
+        parts.append(Counter(zip(where[drawn].tolist(), what[drawn].tolist(), strict=True)))
+    differ = sorted({place for place, _ in (parts[0] - parts[1]) | (parts[1] - parts[0])})
     masks = torch.zeros(len(differ) + 1, places, dtype=torch.bool, device=z_a.where.device)
     for row, place in enumerate(differ, start=1):
         masks[row:, place] = True
@@ -91,7 +91,7 @@ def interpolate(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -
 
 
 def dropped(made: PartSequence, *sources: tuple[PartSequence, Tensor]) -> int:
-    """How many parts an edit dropped because all T steps were taken.
+    """The number of parts that an edit dropped because all T steps were taken.
 
     made: (1, T). sources: drawings (1, T), and the places (L,) bool whose parts `made` was to have.
     """
@@ -100,9 +100,10 @@ def dropped(made: PartSequence, *sources: tuple[PartSequence, Tensor]) -> int:
 
 
 def checked(z: PartSequence, steps: int, places: int, parts: int, where_given: bool) -> PartSequence:
-    """z with 0 where it says nothing. Raises ValueError unless it has T `steps`, L `places` and K `parts`.
+    """z with 0 in where and what at steps without a part.
 
-    where_given: step t draws at place t, if it draws; *where* is t then at all steps.
+    Raises ValueError unless it has T `steps`, L `places` and K `parts`. where_given: whether step t can only
+    draw at place t; then *where* is t at all steps.
     """
     if z.steps != steps:
         raise ValueError(f"a drawing has {steps} steps, not {z.steps}")
@@ -144,7 +145,7 @@ def _at(mask: Tensor, where: Tensor) -> Tensor:
 
 
 def _merge(old: _Steps, new: _Steps | None, order: str) -> PartSequence:
-    """One drawing of the T steps that `old` has. If both draw more than T, the last of `old` are dropped."""
+    """One drawing with the T steps of `old`. If both draw more than T, the last of `old` are dropped."""
     steps = old.drawn.shape[1]
     if new is not None:
         old = old.only(old.drawn.cumsum(1) <= steps - new.drawn.sum(1, keepdim=True))
@@ -153,7 +154,7 @@ def _merge(old: _Steps, new: _Steps | None, order: str) -> PartSequence:
 
 
 def parse_region(text: str | None, grid: Grid) -> Tensor:
-    """`R0:R1,C0:C1` -> (L,) bool: rows R0 to R1 - 1 and columns C0 to C1 - 1 of places.
+    """`R0:R1,C0:C1` -> (L,) bool, the places in rows R0 to R1 - 1 and columns C0 to C1 - 1.
 
     Several are joined by `;`. A missing end is the grid's. None: no place. Raises UserError on anything else.
     """
@@ -172,7 +173,7 @@ def parse_region(text: str | None, grid: Grid) -> Tensor:
 
 
 def parse_move(text: str, grid: Grid) -> tuple[int, int]:
-    """`R,C:R,C` -> two places, from and to. Raises UserError on anything else."""
+    """`R,C:R,C` -> the places from which and to which a part moves. Raises UserError on anything else."""
     found = re.fullmatch(r"(\d+),(\d+):(\d+),(\d+)", text.replace(" ", ""))
     if found is None:
         raise UserError(f"move {text!r} is not R,C:R,C, such as 2,3:0,1")
@@ -181,7 +182,7 @@ def parse_move(text: str, grid: Grid) -> tuple[int, int]:
 
 
 def place_of(place: Any, grid: Grid) -> int:
-    """A place as its number or its (row, column) -> its number. Raises UserError if there is none."""
+    """A place as its number or (row, column) -> its number. Raises UserError if there is no such place."""
     numbers = tuple(place) if isinstance(place, Sequence) and not isinstance(place, str) else (place,)
     limits = (grid.rows, grid.columns) if len(numbers) == 2 else (grid.places,)
     whole = all(isinstance(number, int | np.integer) for number in numbers)
