@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyarrow import fs
-from ray.data import Dataset
+from ray.data import Dataset, SaveMode
 from ray.data.datasource import FilenameProvider
 
 PART = "part-"  # begins the names of the files
@@ -29,6 +29,6 @@ def write_dataset(
     before, options.preserve_order = options.preserve_order, True
     try:
         names = _InOrder()
-        encoded.write_parquet(folder, filesystem=filesystem, filename_provider=names, mode="overwrite")
+        encoded.write_parquet(folder, filesystem=filesystem, filename_provider=names, mode=SaveMode.OVERWRITE)
     finally:
         options.preserve_order = before

@@ -26,7 +26,11 @@ def run_on(folder: Path, split: str = "valid", **data: Any) -> tuple[Store, Data
 
 
 def test_images_that_the_run_has_read_are_scored_as_it_read_them(tmp_path: Path) -> None:
-    source: dict[str, Any] = {"source": "imagefolder", "path": str(images(tmp_path / "data", 40)), "channels": 1}
+    source: dict[str, Any] = {
+        "source": "imagefolder",
+        "path": str(images(tmp_path / "data", 40)),
+        "channels": 1,
+    }
     store, data = run_on(tmp_path, image_size=8, **source)
     model, digest = store.path("model"), store.read_json("data", "manifest.json")["digests"]["train"]
 
