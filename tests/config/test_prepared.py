@@ -10,6 +10,7 @@ import yaml
 from npdraw_dist import prepare, train
 from npdraw_dist.config.cli import parse_flags, validate
 from npdraw_dist.config.load import build, resolve, with_changes
+from npdraw_dist.config.prepared import MAKER
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.evaluate.__main__ import Evaluate
@@ -26,7 +27,15 @@ FLAGS = ["--data.source", "parquet", "--data.path"]
 def out(tmp_path: Path) -> str:
     """A folder with a manifest as `prepare` writes it, and no shard."""
     splits = {"train": 1, "valid": 0, "test": 0}
-    manifest = {"maker": "npdraw_dist.prepare", "shape": [3, SIZE, SIZE], "splits": splits, "files": []}
+    manifest = {
+        "maker": MAKER,
+        "shards": "parquet",
+        "shape": [3, SIZE, SIZE],
+        "splits": splits,
+        "digests": {},
+        "classes": [],
+        "files": [],
+    }
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text(json.dumps(manifest))
     return str(tmp_path / "out")
@@ -71,7 +80,7 @@ def test_the_manifest_gives_the_sizes(out: str, command: Command, source: str) -
     [
         (None, r"needs data\.image_size and data\.channels"),
         ('{"maker": "another", "shape": [1, 2, 2]}', r"needs data\.image_size and data\.channels"),
-        ('{"maker": "npdraw_dist.prepare"}', r"manifest\.json is damaged"),
+        (f'{{"maker": "{MAKER}"}}', r"manifest\.json is damaged"),
     ],
 )
 def test_without_a_manifest_the_sizes_are_asked_for(
