@@ -1,4 +1,4 @@
-"""Which processes run on this machine, and a clock: all that a lease asks of the machine."""
+"""Which processes run on this machine, and a clock: what a lease knows of the world."""
 
 import os
 import socket
@@ -10,11 +10,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """A process. `boot` and `start` tell it from a later process that has the same number.
+    """A process. boot: the kernel's start and the namespace of process numbers; "" where it is not known.
 
-    boot: the machine's start and the namespace of its process numbers; "" where the system has no /proc.
-    start: clock ticks from the machine's start to that of the process. A correction of the clock leaves them
-    as they are, unlike the time of day that psutil computes from them.
+    start: ticks from the kernel's start, which no correction of the clock changes, so that a number that was
+    given again is not taken for it.
     """
 
     host: str
@@ -31,14 +30,8 @@ def _boot() -> str:
         return ""
 
 
-def _state(pid: int) -> tuple[str, int]:
-    """The letter of a process's state, and its start in ticks. Raises OSError if there is no such process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # its name may have spaces
-    return fields[0], int(fields[19])
-
-
 def process_of(pid: int) -> Process:
-    """A process that runs on this machine."""
+    """A process of this machine that runs."""
     boot = _boot()
     return Process(socket.gethostname(), boot, pid, _state(pid)[1] if boot else 0)
 
@@ -47,28 +40,39 @@ def this_process() -> Process:
     return process_of(os.getpid())
 
 
+def _state(pid: int) -> tuple[str, int]:
+    """The letter of a process's state, and its start in ticks. Raises OSError if it is gone or hidden."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # its name can be anything
+    return fields[0], int(fields[19])
+
+
 def is_running(process: Process) -> bool | None:
-    """Whether the process lives; None if it is on another machine or another user's."""
+    """Whether the process lives; None if this machine cannot know."""
     if not process.boot or process.boot != _boot():
         return None
     try:
-        os.kill(process.pid, 0)
         state, start = _state(process.pid)
+        return start == process.start and state not in "ZX"  # ended, and not waited for
     except PermissionError:
         return None
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
+        try:
+            os.kill(process.pid, 0)
+        except PermissionError:
+            return None  # hidden: a process of another user
+        except OSError:
+            return False
         return False
-    return start == process.start and state not in "ZX"  # a zombie has ended
 
 
 def _seconds() -> float:
-    """Monotonic seconds, which count the time of a suspended machine where the system has such a clock."""
+    """Monotonic seconds, including suspend where the system has such a clock."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @dataclass(frozen=True)
 class World:
-    """This process, a look at which processes run, and a clock. Tests replace them.
+    """What a lease knows of the world: this process, which processes run, and a clock.
 
     now: seconds, never backwards. sleep: waits for seconds.
     """

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unittest.mock import Mock
@@ -17,9 +16,8 @@ from pyarrow import fs
 
 from npdraw_dist.core import lease as leases
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import DEAD_AFTER_S, Holder, Lease, LeaseError, LeaseHeld, LeaseLost
+from npdraw_dist.core.lease import DEAD_AFTER_S, Holder, Lease, LeaseError, LeaseLost
 from npdraw_dist.core.process_table import Process, World, is_running, process_of, this_process
-from npdraw_dist.core.storage import open_filesystem
 
 LOCAL = fs.LocalFileSystem()
 
@@ -268,62 +266,6 @@ def test_two_commands_in_two_processes(tmp_path: Path) -> None:
     make(tmp_path).take()
 
 
-def test_one_of_many_that_start_at_once_has_the_lease(tmp_path: Path) -> None:
-    def take(_: int) -> bool:
-        try:
-            make(tmp_path).take()
-        except LeaseHeld:
-            return False
-        return True
-
-    with ThreadPoolExecutor(16) as pool:
-        assert sum(pool.map(take, range(64))) == 1
-    assert len(files(tmp_path)) == 1
-
-
-def in_memory(world: World, folder: str) -> Lease:
-    """A lease on an object store, which has no exclusive writes."""
-    filesystem, root = open_filesystem(f"memory://{folder}")
-    return Lease(filesystem, root, "run x", world=world)
-
-
-def test_the_last_of_two_that_write_at_once_to_an_object_store_has_the_lease(tmp_path: Path) -> None:
-    time = Time()
-    first, second = (in_memory(elsewhere(time, host), str(tmp_path)) for host in ("far", "near"))
-
-    def write() -> None:  # while the first waits, the second, which saw no owner either, writes the same file
-        time.meanwhile = lambda: second.beat() if second.generation else None
-        assert second._create(1)
-
-    time.meanwhile = write
-    with pytest.raises(LeaseHeld, match="process 7 on near"):
-        first.take()
-    second.check()
-
-
-def test_an_owner_whose_lease_was_overwritten_by_a_slow_request_stops(tmp_path: Path) -> None:
-    time = Time()
-    first, second = (in_memory(elsewhere(time, host), str(tmp_path)) for host in ("far", "near"))
-    first.take()
-    assert second._create(1)  # it looked before the first had written
-    with pytest.raises(LeaseLost, match="taken over by process 7 on near"):
-        first.beat()
-    first.release()  # changes nothing
-    second.beat()
-
-
-def test_a_generation_that_is_created_after_a_higher_one_is_deleted(tmp_path: Path) -> None:
-    time = Time()
-    slow, first, second = (make(tmp_path, elsewhere(time)) for _ in range(3))
-    for lease in (first, second):
-        lease.take()
-        lease.release()
-    assert not slow._create(1)
-    assert files(tmp_path) == ["00000002.json"]
-    slow.take()
-    assert slow.generation == 3
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: str, *arguments: object, **options: object) -> object:
@@ -333,3 +275,10 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(LeaseError, match=r"cannot write to run x: .*No space left"), make(tmp_path):
         pass
     assert files(tmp_path) == []
+
+
+def test_a_filesystem_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError("no links here")))
+    with make(tmp_path), pytest.raises(LeaseError, match="is in use by"), make(tmp_path):
+        pass
+    assert len(files(tmp_path)) == 1
