@@ -26,6 +26,7 @@ class Prepared:
     format: parquet (canonical shards) or webdataset. shape: (C, H, W) of the images. splits: the number of
     images of each split that was written, also of empty ones. files: split -> file below the folder -> rows.
     digests: of the rows of each split. classes: names of the labels, in order, if known.
+    has_words: whether words stand beside some images.
     """
 
     format: str
@@ -34,6 +35,7 @@ class Prepared:
     files: dict[str, dict[str, int]]
     digests: dict[str, str]
     classes: tuple[str, ...] = ()
+    has_words: bool = False
 
     @property
     def digest(self) -> str:
@@ -50,7 +52,7 @@ class Prepared:
             files[item["split"]][str(item["file"])] = int(item["rows"])
         shape, classes = (channels, height, width), tuple(map(str, values["classes"]))
         digests = {str(split): str(digest) for split, digest in values["digests"].items()}
-        return cls(str(values["shards"]), shape, splits, files, digests, classes)
+        return cls(str(values["shards"]), shape, splits, files, digests, classes, bool(values["has_words"]))
 
 
 def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:

@@ -144,8 +144,8 @@ def ingest(
     encode, _ = FORMATS[format]
     write = Ingest(folder, encode, tuple(source.classes), tuple(splits), seed)
     pieces = [piece for piece in source.pieces() if set(piece.splits) & set(splits)]
-    names = [piece.name(split) for piece in pieces for split in piece.splits if split in splits]
-    done = {name: facts for name, facts in folder.done().items() if name in set(names)}
+    splits_of = {p.name(split): p.splits for p in pieces for split in p.splits if split in splits}
+    done = {name: facts for name, facts in folder.done().items() if name in splits_of}
     limit = RejectLimit(data, [piece.splits for piece in pieces], source.count(*splits))
     todo, too_many = list[Piece](), False
     for piece in pieces:
@@ -155,15 +155,13 @@ def ingest(
         else:
             too_many = _count(limit, piece.splits, [facts for facts in own if facts is not None])
     old, errors, started, driver_s = limit.images, list[UserError](), time.perf_counter(), 0.0
-    by_number = {piece.number: piece for piece in pieces}
     for result in map_items([] if too_many else todo, write, Pool(), [folder.landmarks()]):
         if isinstance(result, UserError):
             errors.append(result)
             continue
         done |= {facts.shard: facts for facts in result}
         driver_s += 0.0 if ray_runs() else sum(facts.core_seconds for facts in result)
-        number = int(result[0].shard.rpartition("-")[2])
-        too_many = _count(limit, by_number[number].splits, result)
+        too_many = _count(limit, splits_of[result[0].shard], result)
         show(limit.images, (limit.images - old) / (time.perf_counter() - started))
         if too_many:
             break
@@ -175,7 +173,7 @@ def ingest(
         raise UserError(f"{errors[0]}{more}; what is written stays, and the same command goes on")
     if not source.unique:
         driver_s += _reject_repeated(write, pieces, done, across_splits)
-    shards = [done[name] for split in splits for name in names if done[name].split == split]
+    shards = [done[name] for split in splits for name in splits_of if done[name].split == split]
     written = Written(shards, limit.images - old, tuple(splits), driver_s)
     _write_rejects(folder, written.shards)
     check_rejects(written.rejects, written.images + written.rejects, data)
@@ -232,6 +230,7 @@ def manifest_of(
         "digests": written.digests,
         "shape": list(data.shape),
         "classes": source.classes or numbered,
+        "has_words": any(facts.numbers.get("texts") for facts in written.shards),
         "source": source.facts(),
         "stamp": source.stamp,
         "files": written.files(),

@@ -10,15 +10,19 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow import fs
 
+from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.storage import require_readable
 from npdraw_dist.data.rows import Rows
 
 ROW_GROUP_BYTES = 1 << 20  # of images in a row group of a file
@@ -91,6 +95,22 @@ def _lists(rows: NDArray[Any]) -> pa.FixedSizeListArray:
 def index_type(largest: int) -> type[np.int16] | type[np.int32]:
     """The type of *where* and *what* on disk, if no value is above `largest`."""
     return np.int16 if largest < 2**15 else np.int32
+
+
+@contextmanager
+def opened_shard(
+    path: str, filesystem: fs.FileSystem, footer: pq.FileMetaData | None = None
+) -> Iterator[pq.ParquetFile]:
+    """footer: of the file, if known. Raises UserError if the file, or what is read of it, is damaged."""
+    try:
+        # All columns are requested at once: a store answers each request after a while.
+        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, metadata=footer) as file:
+            yield file
+    except (OSError, pa.ArrowInvalid) as error:
+        if not isinstance(error, FileNotFoundError):
+            require_readable(filesystem, path)
+        why = f"{path} is no readable shard of the run ({error}); delete its folder and run the stage again"
+        raise UserError(why) from None
 
 
 def images_of(table: pa.Table) -> NDArray[np.uint8]:

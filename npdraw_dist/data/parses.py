@@ -8,7 +8,6 @@ Shapes: N images, C channels, H x W pixels, T steps, G groups.
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -26,9 +25,9 @@ from torch import Tensor
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.process import background_threads
-from npdraw_dist.core.storage import in_threads, require_readable
+from npdraw_dist.core.storage import in_threads
 from npdraw_dist.core.vocabulary import Vocabulary
-from npdraw_dist.data.parquet import Z, images_of, lists_of
+from npdraw_dist.data.parquet import Z, images_of, lists_of, opened_shard
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Canonical
 
@@ -91,22 +90,6 @@ class RowGroups:
                 before = end - int(self.rows[group])
                 yield self.piece(group, start - before, min(stop, end) - before)
                 start, position = end, position + 1
-
-
-@contextmanager
-def _opened(
-    path: str, filesystem: fs.FileSystem, footer: pq.FileMetaData | None = None
-) -> Iterator[pq.ParquetFile]:
-    """footer: of the file, if known. Raises UserError if the file, or what is read of it, is damaged."""
-    try:
-        # All columns are requested at once: a store answers each request after a while.
-        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, metadata=footer) as file:
-            yield file
-    except (OSError, pa.ArrowInvalid) as error:
-        if not isinstance(error, FileNotFoundError):
-            require_readable(filesystem, path)
-        why = f"{path} is no readable shard of the run ({error}); delete its folder and run the stage again"
-        raise UserError(why) from None
 
 
 @dataclass(frozen=True)
@@ -292,7 +275,7 @@ class Parses:
         self, where: tuple[fs.FileSystem, str], path: str, columns: list[str], groups: Sequence[int] | None
     ) -> pa.Table:
         filesystem, root = where
-        with _opened(f"{root}/{path}", filesystem, self._footer(where, path)) as file:
+        with opened_shard(f"{root}/{path}", filesystem, self._footer(where, path)) as file:
             own = [name for name in columns if name in file.schema_arrow.names]
             return file.read(columns=own) if groups is None else file.read_row_groups(groups, columns=own)
 
@@ -309,7 +292,7 @@ class Parses:
         @lru_cache(FOOTERS)
         def footer(is_image: bool, path: str) -> pq.FileMetaData:
             filesystem, root = self.images if is_image else self.parses or self.images
-            with _opened(f"{root}/{path}", filesystem) as file:
+            with opened_shard(f"{root}/{path}", filesystem) as file:
                 return file.metadata
 
         return lambda where, path: footer(where is self.images, path)

@@ -11,16 +11,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from npdraw_dist.config.prepared import Prepared, read_prepared
 from npdraw_dist.config.registry import SOURCES, load
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import display_path, require_readable
+from npdraw_dist.core.storage import display_path
 from npdraw_dist.data.listing import common_root, list_paths, stamp_of
-from npdraw_dist.data.parquet import rows_of
+from npdraw_dist.data.parquet import opened_shard, rows_of
 from npdraw_dist.data.readers.known import DOWNLOADS
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import SPLITS, Split, named_split, stated_split, subset
@@ -228,18 +227,8 @@ class Canonical:
 
     def read(self, file: str) -> Rows:
         """All rows of a file. Raises UserError if it is damaged."""
-        return rows_of(read_table(self.filesystem, f"{self.root}/{file}"))
-
-
-def read_table(filesystem: fs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """A whole file of a run. Raises UserError if it is damaged, OSError if the storage fails."""
-    try:
-        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:
-            return file.read(columns=columns)
-    except (OSError, pa.ArrowInvalid) as error:
-        if not isinstance(error, FileNotFoundError):
-            require_readable(filesystem, path)
-        raise UserError(f"{path} is no readable shard ({error}); write it again") from None
+        with opened_shard(f"{self.root}/{file}", self.filesystem) as shard:
+            return rows_of(shard.read())
 
 
 class Layout(NamedTuple):

@@ -113,9 +113,9 @@ def needed_splits(experiment: Experiment) -> tuple[Split, ...]:
     return SPLITS if experiment.eval.split == "test" else ("train", "valid")
 
 
-def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
+def done(experiment: Experiment, store: Store, stage: str = NAME) -> dict[str, Any] | None:
     """The manifest of the finished stage; None if it is missing, or if a split that the run reads is."""
-    manifest = finished(store, experiment, NAME)
+    manifest = finished(store, experiment, stage)
     has_splits = manifest is not None and set(manifest["splits"]) >= set(needed_splits(experiment))
     return manifest if has_splits else None
 
@@ -206,7 +206,8 @@ def _named(experiment: Experiment, source: Source, shards: Canonical) -> dict[st
 def _vocabulary(shards: Canonical) -> dict[str, list[str]]:
     """What conditions can name: `classes`, by the source or by number, and `words` of the training images."""
     counts = Counter[str]()
-    for texts in Parses.of_split(shards, "train").texts(MOST_TEXTS):
+    most = MOST_TEXTS if shards.manifest.has_words else 0  # else no file is opened
+    for texts in Parses.of_split(shards, "train").texts(most):
         for text in texts:
             counts.update(words_in(text))
     return {"classes": list(shards.manifest.classes), "words": list(learned(counts))}

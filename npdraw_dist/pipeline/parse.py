@@ -23,6 +23,7 @@ from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.distributed.tasks import Pool, map_items
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.parse.parser import Parser
+from npdraw_dist.pipeline import data
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.data import needed_splits
 from npdraw_dist.pipeline.pictures import save_parse_preview
@@ -36,10 +37,8 @@ SHOWN = 16  # training images in preview.png
 
 
 def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
-    """The manifest of the finished stage; None if it is missing, or if a split that the run reads is."""
-    manifest = finished(store, experiment, NAME)
-    has_splits = manifest is not None and set(manifest["splits"]) >= set(needed_splits(experiment))
-    return manifest if has_splits else None
+    """As that of the stage `data`, whose splits are parsed."""
+    return data.done(experiment, store, NAME)
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -49,11 +48,11 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     before = finished(store, experiment, NAME)  # an earlier command can have parsed other splits
     bank, shards = load_bank(experiment, store), store.shards()
     started, cpu_started = time.perf_counter(), time.process_time()
-    written, new, here_s = _write(experiment, store, shards, bank)
+    written, new, driver_s = _write(experiment, store, shards, bank)
     seconds = time.perf_counter() - started
     splits = {split: shards.manifest.splits.get(split, 0) for split in needed_splits(experiment)}
     images, actors = sum(splits.values()), sum(facts.core_seconds for facts in written)
-    drivers = time.process_time() - cpu_started - here_s
+    drivers = time.process_time() - cpu_started - driver_s
     if before is not None:
         drivers += before["core_seconds"] - before["actor_core_seconds"]
     sums = {"canvas_mse": "squared_error", "mean_parts": "parts"}
@@ -144,15 +143,15 @@ def _write(
     todo = [item for item in files if item[1] not in written]
     total = sum(shards.manifest.splits.get(split, 0) for split in needed_splits(experiment))
     writer = ParseWriter(experiment, shards, folder, bank.parts.numpy())
-    new, here_s, started = 0, 0.0, time.perf_counter()
+    new, driver_s, started = 0, 0.0, time.perf_counter()
     with stage_progress(NAME, total) as show:
         images = sum(written[file].rows for _, file in files if file in written)
         for facts in map_items(todo, writer, Pool(), [folder.landmarks()]):
             written[facts.file] = facts
             new += facts.rows
-            here_s += 0.0 if ray_runs() else facts.core_seconds
+            driver_s += 0.0 if ray_runs() else facts.core_seconds
             show(images + new, new / (time.perf_counter() - started))
-    return [written[file] for _, file in files], new, here_s
+    return [written[file] for _, file in files], new, driver_s
 
 
 STAGE = Stage(NAME, ("data", "bank"), done, run, describe, ("parses/preview.png",))

@@ -34,6 +34,7 @@ def out(tmp_path: Path) -> str:
         "splits": splits,
         "digests": {},
         "classes": [],
+        "has_words": False,
         "files": [],
     }
     (tmp_path / "out").mkdir()

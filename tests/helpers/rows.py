@@ -96,6 +96,7 @@ def write_run(
         "rejected": 0,
         "digests": digests,
         "classes": list(classes),
+        "has_words": any(shard.rows.words is not None for own in splits.values() for shard in own),
         "files": files,
         "stamp": "written by a test",
     }
