@@ -1,6 +1,5 @@
-"""Lets a process on another node check, by some files, that it sees a folder of this node."""
+"""Lets a process on another node check, by one file, that it sees a folder of this node."""
 
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from functools import cache
 
 from npdraw_dist.core.errors import UserError
 
-COUNT = 8  # files to compare
 CLOCK_S = 60.0  # how far the clocks of a file server and its clients may differ
 
 
@@ -18,41 +16,37 @@ class BlindNode(UserError):
 
 @dataclass(frozen=True)
 class Landmarks:
-    """Some files of `folder`, which other nodes must see too.
+    """A file of `folder`, which other nodes must see too.
 
-    what: the folder in words, as "the storage". setting: the flag that names it, for the advice. files: path
-    in the folder, bytes, and seconds since 1970, None if they may differ.
+    what: the folder in words, such as "the storage". setting: the flag that names it, for the advice.
+    file: path in the folder. modified: seconds since 1970; a node's own disk can hold an older run of the
+    same name, whose file has the same size.
     """
 
     what: str
     setting: str
     folder: str
-    files: tuple[tuple[str, int, float | None], ...]
+    file: str
+    size: int
+    modified: float
 
     @classmethod
-    def of(
-        cls, what: str, setting: str, folder: str, paths: Sequence[str], with_times: bool = False
-    ) -> "Landmarks | None":
-        """Notes at most COUNT of the files `paths` of a local folder, spread evenly; None if none is there.
-
-        with_times: a file of another time is another one: nodes may have copies of data, not of a run folder.
-        """
-        files = []
-        for path in paths[:: -(-len(paths) // COUNT) or 1]:
-            with contextlib.suppress(OSError):
-                found = os.stat(f"{folder}/{path}")
-                files.append((path, found.st_size, found.st_mtime if with_times else None))
-        return cls(what, setting, os.path.normpath(folder), tuple(files)) if files else None
+    def of(cls, what: str, setting: str, folder: str, file: str) -> "Landmarks | None":
+        """The landmark `file` of a local folder; None if there is no such file."""
+        try:
+            found = os.stat(f"{folder}/{file}")
+        except OSError:
+            return None
+        return cls(what, setting, os.path.normpath(folder), file, found.st_size, found.st_mtime)
 
     def difference(self) -> str | None:
-        """How the folder that this process sees differs; "" if a file is missing, None if it is the same."""
-        for path, size, modified in self.files:
-            try:
-                found = os.stat(f"{self.folder}/{path}")
-            except OSError:
-                return ""
-            if found.st_size != size or (modified is not None and abs(found.st_mtime - modified) > CLOCK_S):
-                return f"{path} is another file there"
+        """How the folder that this process sees differs: "" if the file is missing, None if nothing does."""
+        try:
+            found = os.stat(f"{self.folder}/{self.file}")
+        except OSError:
+            return ""
+        if found.st_size != self.size or abs(found.st_mtime - self.modified) > CLOCK_S:
+            return f"{self.file} is another file there"
         return None
 
     def refusal(self, nodes: Sequence[str], difference: str) -> BlindNode:
@@ -66,17 +60,17 @@ class Landmarks:
         )
 
 
-def differences(folders: Sequence[Landmarks]) -> list[str | None]:
-    """`difference` of each folder: a task for another node. It is here since this module imports no torch."""
-    return [folder.difference() for folder in folders]
+def differences(landmarks: Sequence[Landmarks]) -> list[str | None]:
+    """`difference` of each landmark, as a task for other nodes: this module imports no torch."""
+    return [landmark.difference() for landmark in landmarks]
 
 
 @cache  # a process checks a folder once
-def require_seen(folder: Landmarks, node: str) -> None:
+def require_seen(landmark: Landmarks, node: str) -> None:
     """Raises BlindNode if this process, on the node of address `node`, does not see the folder.
 
-    Workers call it: their node may have joined after all others were asked.
+    Workers call it, since their node may have joined after the check at the start of the run.
     """
-    difference = folder.difference()
+    difference = landmark.difference()
     if difference is not None:
-        raise folder.refusal([node], difference)
+        raise landmark.refusal([node], difference)

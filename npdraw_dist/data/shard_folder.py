@@ -76,8 +76,7 @@ class ShardFolder:
         """Files of a claimed folder that other nodes look for; None if it is at a URI."""
         if not isinstance(self.filesystem, fs.LocalFileSystem):
             return None
-        marker = f"{DONE}/{MARKER}"
-        return Landmarks.of("the folder", "--storage or --out", self.root, [marker], with_times=True)
+        return Landmarks.of("the folder", "--storage or --out", self.root, f"{DONE}/{MARKER}")
 
     def path(self, shard: str, split: str) -> str:
         """The file of a shard, below the root."""

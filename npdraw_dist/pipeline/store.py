@@ -88,9 +88,9 @@ class Store:
         if not self.is_local:
             return []
         # A shared stage of a sweep, in <run>/cache/<stage>, has no config of its own.
-        paths = [config for config in (CONFIG, f"../../{CONFIG}") if self.has(config)]
-        found = Landmarks.of("the storage", "--storage", self.root, paths[:1], with_times=True)
-        return [] if found is None else [found]
+        paths = (CONFIG, f"../../{CONFIG}")
+        found = [Landmarks.of("the storage", "--storage", self.root, path) for path in paths]
+        return [one for one in found if one is not None][:1]
 
     def path(self, *parts: str) -> str:
         root = self.elsewhere.get(parts[0], self.root) if parts else self.root

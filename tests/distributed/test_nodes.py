@@ -20,7 +20,7 @@ from npdraw_dist.pipeline.store import Store
 def known(root: Path) -> Landmarks:
     root.mkdir(exist_ok=True)
     (root / "a.png").write_text("a.png")
-    found = Landmarks.of("the data", "--data.path", str(root), ["a.png"])
+    found = Landmarks.of("the data", "--data.path", str(root), "a.png")
     assert found is not None
     return found
 
