@@ -1,20 +1,20 @@
 """One writer at a time: a lease on a folder, which dies with the process that holds it.
 
-A lease is the file <folder>/.lease/<generation, 8 digits>.json. Taking it is creating the next generation,
-which only one process can, where the highest one is released or its owner is dead. The highest generation is
-never deleted: so an owner that was suspended and taken for dead finds a higher one and stops.
+A lease is the file <folder>/.lease/<generation, 8 digits>.json. If the highest generation is released or its
+owner is dead, a process takes the lease by creating the next generation, which only one process can do. The
+highest generation is never deleted, so an owner that was suspended and followed finds a higher one and stops.
 
-An owner on this machine is dead if the process table says so, one elsewhere if its beat counter stands still
-for DEAD_AFTER_S of the observer's own clock. Clocks of two machines are never compared.
+The process table tells whether an owner on this machine is dead. An owner elsewhere counts as dead if its
+beat counter does not change for DEAD_AFTER_S on the observer's own clock. The clocks of two machines are
+never compared.
 
-A local or network filesystem creates a new file atomically (NFS too). Object stores promise that a file that
-was written is seen by every later listing (pyarrow offers no conditional writes). So each process announces
-itself by a file before it looks: of two at least one sees the other, and the lower name goes first.
+A local or network filesystem creates a new file atomically (NFS too). An object store only promises that a
+written file appears in every later listing (pyarrow offers no conditional writes). So each process first
+announces itself by a file, then lists: of two processes at least one sees the other, and the lower name wins.
 """
 
 import contextlib
 import json
-import os
 import signal
 import sys
 import threading
@@ -31,23 +31,24 @@ from npdraw_dist.core.process_table import Process, World, this_process
 from npdraw_dist.core.storage import PARTIAL, impatient, read_bytes, write_text
 
 LEASE_FOLDER = ".lease"
-BEAT_S = 5.0  # between two beats of an owner
-DEAD_AFTER_S = 30.0  # an owner elsewhere is dead if its beat stands still for so long
-POLL_S = 1.0  # between two looks at an owner elsewhere
+BEAT_S = 5.0  # interval of an owner's beats
+DEAD_AFTER_S = 30.0  # an owner elsewhere is dead if its beat does not change for so long
+POLL_S = 1.0  # interval at which the lease of another owner is read
 ABANDONED_AFTER_S = 30.0  # an announcement lasts for some requests; one that stays was left by a dead process
 ANNOUNCED_POLL_S = 0.2
 
 
 def is_lease(path: str) -> bool:
-    """Whether a file belongs to a lease, and so is no content of its folder."""
+    """Whether a file belongs to a lease, not to the content of its folder."""
     return f"/{LEASE_FOLDER}/" in path
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The content of a lease. age_s: of the lease at the last beat, by the owner's clock.
+    """The content of a lease. age_s: seconds from the start of the lease to the last beat.
 
-    group: processes of one group follow each other without a wait, since who starts them ends them first.
+    group: a process follows another one of its group without a wait, since whoever starts a process of a
+    group has ended the one before.
     """
 
     owner: str
@@ -59,7 +60,7 @@ class Holder:
 
     @classmethod
     def read(cls, text: str) -> "Holder":
-        """Treat unreadable text as an owner elsewhere whose beat is that text."""
+        """Parses `text`. Unreadable text counts as an owner elsewhere, which lives while the text changes."""
         try:
             values = json.loads(text)
             return cls(**{**values, "process": Process(**values["process"])})
@@ -81,19 +82,19 @@ class LeaseError(UserError):
 
 
 class LeaseHeld(LeaseError):
-    """Another process that lives has the lease."""
+    """A living process has the lease."""
 
 
 class LeaseLost(LeaseError):
-    """Another process has taken the lease over; whatever this one still wrote would mix with its files."""
+    """Another process has taken over the lease, so this one must write nothing more."""
 
 
 class Lease:
-    """The lease on `folder` as a context manager; what: the thing that it protects, as a user knows it.
+    """The lease on `folder` as a context manager. what: the protected thing in a user's words.
 
-    wait_s: how long to wait for another owner that lives. group: as in `Holder`. In the block, a thread
-    beats; if the lease was taken over, it interrupts the main thread, and the block ends in LeaseLost.
-    Entering raises LeaseHeld if another owner lives, and LeaseError if the storage fails.
+    wait_s: seconds to wait for the end of a living owner. group: as in `Holder`. In the block, a thread
+    writes the beats. If another process takes over the lease, it interrupts the main thread, and the block
+    ends in LeaseLost. Entering raises LeaseHeld if another owner lives, and LeaseError if the storage fails.
     """
 
     def __init__(
@@ -106,11 +107,11 @@ class Lease:
         group: str = "",
         world: World | None = None,
     ) -> None:
-        # With long pauses between retries it would miss its beats; `_keep` repeats them.
+        # Long pauses between retries would delay the beats; `_keep` repeats a beat that fails.
         self.filesystem, self.folder, self.what = impatient(filesystem), f"{folder}/{LEASE_FOLDER}", what
         self.wait_s, self.world = wait_s, world or World(this_process())
         self.own = Holder(uuid.uuid4().hex, self.world.process, group)
-        self.generation = 0  # not taken
+        self.generation = 0  # 0: not taken
         self._taken = self._renewed = 0.0  # readings of `world.now`
         self._rivals: dict[str, float] = {}
         self._lock = threading.RLock()
@@ -131,7 +132,7 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         assert self._thread is not None
-        with contextlib.suppress(KeyboardInterrupt):  # its own
+        with contextlib.suppress(KeyboardInterrupt):  # from `_keep`
             self._thread.join(BEAT_S)
         if self._lost is not None:
             raise self._lost from None
@@ -141,8 +142,8 @@ class Lease:
 
     def take(self) -> None:
         """Takes the lease. Raises LeaseHeld if another owner lives."""
-        seen: tuple[str, int] | None = None  # an owner elsewhere, and its beat
-        since = started = self.world.now()  # since when it stands still
+        seen: tuple[str, int] | None = None  # owner and beat at the last poll
+        since = started = self.world.now()  # since: when `seen` was first read
         while True:
             generation, holder = self._highest()
             now, running = self.world.now(), self._runs(holder)
@@ -161,18 +162,18 @@ class Lease:
             self.world.sleep(POLL_S)
 
     def _runs(self, holder: Holder | None) -> bool | None:
-        """Whether the owner is at work; None if only its beat can tell."""
+        """Whether the owner lives; None if only its beat can tell."""
         if holder is None or holder.released or (holder.group and holder.group == self.own.group):
             return False
         return self.world.is_running(holder.process)
 
     def _create(self, generation: int) -> bool:
-        """Whether the lease of this generation is ours, and no higher one is there."""
+        """Whether this process created the lease of this generation, and there is no higher one."""
         path, text = self._path(generation), self.own.text()
         if not create_exclusively(self.filesystem, path, text, self.own.owner, self._rivals, self.world):
             return False
         found = self._generations()
-        ours = found[-1:] == [generation]  # else we were slow: this generation has been, and was removed
+        ours = found[-1:] == [generation]  # else another process created and removed this generation before
         for old in found[:-1] if ours else [generation]:
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.delete_file(self._path(old))
@@ -182,13 +183,13 @@ class Lease:
         return ours
 
     def beat(self) -> None:
-        """Shows that the owner lives. Raises LeaseLost if the lease was taken over."""
+        """Writes the next beat. Raises LeaseLost if the lease was taken over."""
         with self._lock:
             if self._lost is not None:
                 raise self._lost
             generation, holder = self._highest()
             if holder is None:
-                return  # the folder was removed; it shall not come back
+                return  # the folder was removed, and a beat must not create it again
             if generation > self.generation or holder.owner != self.own.owner:
                 self._lost = LeaseLost(
                     f"{self.what} was taken over by {holder}, since process {self.own.process.pid} on "
@@ -200,15 +201,17 @@ class Lease:
             self._renewed = self.world.now()
 
     def check(self) -> None:
-        """Raises LeaseLost if the lease was taken over. Looks anew if the last beat was long ago."""
+        """Raises LeaseLost if the lease was taken over. Beats first if the last beat was long ago."""
         if self._lost is not None:
             raise self._lost
         if self.world.now() - self._renewed > DEAD_AFTER_S / 2:
-            with contextlib.suppress(OSError, pa.ArrowException):  # then no work can be written either
+            with contextlib.suppress(
+                OSError, pa.ArrowException
+            ):  # the storage fails, so the caller cannot write either
                 self.beat()
 
     def release(self) -> None:
-        """Marks the lease as free, if it is still ours and there."""
+        """Marks the lease as free if this process still has it."""
         with self._lock:
             generation, holder = self._highest()
             if generation == self.generation and holder is not None and holder.owner == self.own.owner:
@@ -220,11 +223,11 @@ class Lease:
             try:
                 self.beat()
             except LeaseLost:
-                if interrupt:  # as Ctrl-C does: a signal ends a wait too
+                if interrupt:  # like Ctrl-C: a signal also ends a wait
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
             except (OSError, pa.ArrowException):
-                continue  # the storage fails; nobody else can take the lease there either
+                continue  # the storage fails, so no other process can take the lease
 
     def _write(self, **changes: Any) -> None:
         self.own = replace(self.own, **changes)
@@ -234,10 +237,10 @@ class Lease:
         return f"{self.folder}/{generation:08d}.json"
 
     def _generations(self) -> list[int]:
-        """All that are there, lowest first."""
+        """All existing generations, lowest first."""
         try:
             found = self.filesystem.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))
-        except FileNotFoundError:  # removed, after pyarrow had seen that it is there
+        except FileNotFoundError:  # the folder was removed while pyarrow listed it
             return []
         names = [info.base_name.partition(".") for info in found if info.type == fs.FileType.File]
         return sorted(int(stem) for stem, _, suffix in names if stem.isdigit() and suffix == "json")
@@ -245,7 +248,7 @@ class Lease:
     def _highest(self) -> tuple[int, Holder | None]:
         """The highest generation and its content; (0, None) if there is none."""
         while found := self._generations():
-            with contextlib.suppress(FileNotFoundError):  # a higher one came meanwhile
+            with contextlib.suppress(FileNotFoundError):  # another process replaced it meanwhile
                 content = read_bytes(self.filesystem, self._path(found[-1]))
                 return found[-1], Holder.read(content.decode(errors="replace"))
         return 0, None
@@ -254,18 +257,18 @@ class Lease:
 def create_exclusively(
     filesystem: fs.FileSystem, path: str, text: str, own: str, seen: dict[str, float], world: World
 ) -> bool:
-    """Whether this call created `path`. False if it is there, or another process is creating it.
+    """Whether this call created `path`; False if it exists, or another process is creating it.
 
-    own: the name of this process. seen: since when it sees the announcements of others, kept between calls.
-    Raises OSError if the storage fails.
+    own: the name of this process. seen: announcement of another process -> the time when this process first
+    saw it; kept between calls. Raises OSError if the storage fails.
     """
     if isinstance(filesystem, fs.LocalFileSystem):
-        return _create_file(path, text)
+        return _create_file(Path(path), text)
     announcement = f"{path}.{own}"
     write_text(filesystem, announcement, "")
     try:
         while True:
-            others = _announced(filesystem, path, own, seen, world)  # before the look at `path`
+            others = _announced(filesystem, path, own, seen, world)  # must come before the test of `path`
             if filesystem.get_file_info(path).type != fs.FileType.NotFound:
                 return False
             if not others:
@@ -273,45 +276,32 @@ def create_exclusively(
                 return True
             if others[0] < announcement:
                 return False
-            world.sleep(ANNOUNCED_POLL_S)  # the others withdraw, or have seen nobody and are about to write
+            world.sleep(ANNOUNCED_POLL_S)  # each of the others will withdraw or write
     finally:
         with contextlib.suppress(FileNotFoundError):
             filesystem.delete_file(announcement)
 
 
-def _create_file(path: str, text: str) -> bool:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    whole = Path(f"{path}.{uuid.uuid4().hex}{PARTIAL}")  # linked when it is written: nobody sees half of it
+def _create_file(path: Path, text: str) -> bool:
+    """`create_exclusively` for a local file. Others may see it empty for a moment, as an unreadable lease."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _write_new(whole, text)
-        try:
-            os.link(whole, path)
-        except FileExistsError:
-            raise
-        except OSError:  # a filesystem without links: others may see it empty for a moment
-            _write_new(Path(path), text)
+        file = open(path, "x", encoding="utf-8")  # noqa: SIM115  # closed below
     except FileExistsError:
         return False
-    finally:
-        whole.unlink(missing_ok=True)
-    return True
-
-
-def _write_new(path: Path, text: str) -> None:
-    """Creates the file; leaves none if it cannot be written. Raises FileExistsError, or OSError."""
-    file = open(path, "x", encoding="utf-8")  # noqa: SIM115  # closed below
     try:
         with file:
             file.write(text)
     except OSError:  # the disk may be full
         path.unlink(missing_ok=True)
         raise
+    return True
 
 
 def _announced(
     filesystem: fs.FileSystem, path: str, own: str, seen: dict[str, float], world: World
 ) -> list[str]:
-    """The announcements of other processes that live, sorted; removes those that dead ones left."""
+    """The announcements of other living processes, sorted; removes those of dead ones."""
     folder, _, name = path.rpartition("/")
     living = []
     for info in filesystem.get_file_info(fs.FileSelector(folder)):

@@ -1,4 +1,7 @@
-"""Which processes run on this machine, and a clock: what a lease knows of the world."""
+"""Tells a lease which processes run on this machine and what time it is.
+
+It does not use psutil, whose start of a process moves with the system clock.
+"""
 
 import os
 import socket
@@ -10,10 +13,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """A process. boot: the kernel's start and the namespace of process numbers; "" where it is not known.
+    """A process. boot: id of the kernel's start and of the namespace of process numbers; "" if unknown.
 
-    start: ticks from the kernel's start, which no correction of the clock changes, so that a number that was
-    given again is not taken for it.
+    start: ticks from the kernel's start to that of the process. It tells a later process of the same number
+    apart, also after a correction of the clock.
     """
 
     host: str
@@ -31,7 +34,7 @@ def _boot() -> str:
 
 
 def process_of(pid: int) -> Process:
-    """A process of this machine that runs."""
+    """A running process of this machine."""
     boot = _boot()
     return Process(socket.gethostname(), boot, pid, _state(pid)[1] if boot else 0)
 
@@ -41,8 +44,10 @@ def this_process() -> Process:
 
 
 def _state(pid: int) -> tuple[str, int]:
-    """The letter of a process's state, and its start in ticks. Raises OSError if it is gone or hidden."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()  # its name can be anything
+    """The letter of a process's state, and its start in ticks. Raises OSError if it is ended or hidden."""
+    fields = (
+        Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    )  # the program's name can contain anything
     return fields[0], int(fields[19])
 
 
@@ -52,14 +57,14 @@ def is_running(process: Process) -> bool | None:
         return None
     try:
         state, start = _state(process.pid)
-        return start == process.start and state not in "ZX"  # ended, and not waited for
+        return start == process.start and state not in "ZX"  # zombie or dead
     except PermissionError:
         return None
     except (FileNotFoundError, ProcessLookupError):
         try:
             os.kill(process.pid, 0)
         except PermissionError:
-            return None  # hidden: a process of another user
+            return None  # a process of another user, which /proc hides
         except OSError:
             return False
         return False

@@ -275,10 +275,3 @@ def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(LeaseError, match=r"cannot write to run x: .*No space left"), make(tmp_path):
         pass
     assert files(tmp_path) == []
-
-
-def test_a_filesystem_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "link", Mock(side_effect=PermissionError("no links here")))
-    with make(tmp_path), pytest.raises(LeaseError, match="is in use by"), make(tmp_path):
-        pass
-    assert len(files(tmp_path)) == 1
