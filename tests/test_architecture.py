@@ -47,6 +47,12 @@ FILES: dict[str, set[str]] = {
     "extractor": COMMAND
     | {"data", "distributed.tasks", "measure.features", "nn.classifier", "training.feed"},
 }
+# What files import when it is used, by strings such as "npdraw_dist.bank.build:bank_of".
+BY_NAME: dict[str, set[str]] = {
+    "npdraw_dist/__main__.py": {"tune_spaces.sweep", "tune_spaces.report"},  # and commands, files beside it
+    "npdraw_dist/config/registry.py": {"data", "pipeline.models"},  # sources, and what a run starts from
+    "npdraw_dist/core/parts.py": {"bank.build"},  # for the public `PartBank.of`
+}
 # Rooms and files that may import Ray. All others call `distributed`, and local runs work without Ray.
 RAY = {"distributed", "tune_spaces", "cluster"}
 RAY.add("npdraw_dist/serve/deploy.py")
@@ -103,6 +109,18 @@ def imported(path: Path, tree: ast.AST, types: bool = True) -> Iterator[str]:
                 yield from (text for text in strings if isinstance(text, str))
 
 
+def imported_by_name(tree: ast.AST) -> Iterator[str]:
+    """The modules of this repository in strings "module:attribute", which may leave out `npdraw_dist.`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = re.fullmatch(r"([a-z_]+(?:\.[a-z_]+)+):[A-Za-z]\w*", node.value)
+            if found is not None:
+                named = found[1].split(".")
+                yield ".".join(
+                    named if named[0] in ("npdraw_dist", "tune_spaces") else ["npdraw_dist", *named]
+                )
+
+
 def place_of(path: Path) -> tuple[str, set[str] | None]:
     """The room of a file (its name for a command), and what it may import (None: its room is unknown)."""
     parts = path.relative_to(ROOT).with_suffix("").parts
@@ -139,6 +157,11 @@ def wrong_edges(path: Path, source: str) -> list[str]:
             continue
         if edge not in allowed and edge.split(".")[0] not in allowed:
             wrong.append(f"{name_of(path)} imports {edge}")
+    named = BY_NAME.get(name_of(path), set())
+    for name in imported_by_name(ast.parse(source)):
+        edge = name.removeprefix("npdraw_dist.")
+        if not {edge, edge.split(".")[0]} & named and not (command and name.startswith("npdraw_dist.")):
+            wrong.append(f"{name_of(path)} imports {edge} by name")
     return wrong
 
 
@@ -155,6 +178,8 @@ def test_imports_run_one_way() -> None:
         ("npdraw_dist/distributed/x.py", "from npdraw_dist.pipeline import store", 1),
         ("npdraw_dist/training/x.py", "from npdraw_dist.distributed import start", 1),
         ("npdraw_dist/train.py", "import ray", 1),
+        ("npdraw_dist/core/x.py", "resolve_name('npdraw_dist.bank.build:bank_of')", 1),
+        ("npdraw_dist/config/x.py", "{'model': 'pipeline.models:SourceModel'}", 1),
     ],
 )
 def test_the_walk_sees_wrong_edges(file: str, source: str, wrong: int) -> None:
