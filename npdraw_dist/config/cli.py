@@ -1,4 +1,4 @@
-"""Command lines from typed fields, by pydantic-settings. A user's error is one line and exit status 2."""
+"""Command lines from typed fields, by pydantic-settings. A mistake gives one line and exit status 2."""
 
 import argparse
 import errno
@@ -22,15 +22,15 @@ from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.core import process
 from npdraw_dist.core.errors import MISTAKE, TRY_AGAIN, StorageFailed, UserError
 
-BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # of the system, where a user names a file
-PRESET = "digits"  # of a command that names none
-SHELLS = ("bash", "zsh", "tcsh")  # that complete
+BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # system errors that a user's path can cause
+PRESET = "digits"  # the default preset
+SHELLS = ("bash", "zsh", "tcsh")  # for which `npdraw completion` writes a script
 Own = TypeVar("Own", bound=BaseModel)
-Model = Annotated[  # of commands that use a trained one
+Model = Annotated[  # the flag --model of commands that use a trained model
     str | None,
     Field(
         description="a run, a model folder, a URI, an id of the hub, or a model that comes with the package "
-        "(`npdraw models`); if not given, the last run, else emoji"
+        "(`npdraw models`); default: the last run, or emoji if there is none"
     ),
 ]
 # Names of settings whose value is a file or a folder.
@@ -43,8 +43,8 @@ FILES = {
 class Command(BaseSettings):
     """Base of a command's flags. The field `key` of a section is the flag `--section.key`.
 
-    first_flags: those that the short help names first. main_flags: its others; all if there are none.
-    examples: command lines after the program. stray: what a word that belongs to no flag is told.
+    first_flags: the flags at the top of the short help. main_flags: its other flags; all if both are empty.
+    examples: command lines without the program. stray: advice for a word that belongs to no flag.
     """
 
     first_flags: ClassVar[tuple[str, ...]] = ()
@@ -60,14 +60,14 @@ class Command(BaseSettings):
     def settings_customise_sources(
         cls, settings_cls: type[BaseSettings], init_settings: Source, *_: Any, **named: Any
     ) -> tuple[Source, ...]:
-        """Only the flags. Environment variables such as SEED or N have other meanings."""
+        """Reads only the flags, since environment variables such as SEED or N have other meanings."""
         return (init_settings,)
 
     @classmethod
     def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-        """Whose values the settings without a flag have, and these values, nested, for the help.
+        """The source of the values of settings without a flag, in words, and these values, nested.
 
-        words: the command line.
+        The help shows both. words: the command line.
         """
         return "", {}
 
@@ -92,8 +92,8 @@ class PresetCommand(Command):
 class Flags(argparse.ArgumentParser):
     """The parser of a command's flags; its errors are UserErrors that name the nearest flag.
 
-    prog: how the command is started. actions: name of a setting -> its action. common: those of every
-    command. source: parses `words`.
+    prog: the start of the command line. actions: name of a setting -> its action. common: the actions that
+    every command has. source: the parsed `words`.
     """
 
     def __init__(self, command: type[Command], prog: str, words: Sequence[str]) -> None:
@@ -102,7 +102,7 @@ class Flags(argparse.ArgumentParser):
         self.common = [
             self.add_argument("--help", "-h", action="help", help="the settings that matter"),
             self.add_argument("--help-all", action=_HelpAll, nargs=0, dest="help", help="all settings"),
-            # For completion: `parse_flags` takes them out.
+            # These are for the completion: `parse_flags` removes them from the command line.
             *(
                 self.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=what)
                 for flag, what in process.FLAGS.items()
@@ -129,6 +129,21 @@ class Flags(argparse.ArgumentParser):
             raise UserError(f"unknown flag --{word}{nearest(word, known)}")
         raise UserError(message)
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_args([self._spelled(word) for word in args], namespace)
+
+    def _spelled(self, word: str) -> str:
+        """A flag as the parser knows it: `-` and `_` are the same, and `--no-x` is `--x=false`."""
+        flag, equals, value = word.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        known = {key.replace("-", "_"): key for key in self.actions}
+        off = known.get(name.removeprefix("no_"))
+        if flag.startswith("--") and name in known:
+            return f"--{known[name]}{equals}{value}"
+        if flag.startswith("--") and off is not None and self.actions[off].nargs == "?":
+            return f"--{off}=false"
+        return word
+
     def format_help(self, everything: bool = False) -> str:
         return render(self, everything)
 
@@ -141,31 +156,22 @@ class _HelpAll(argparse.Action):
 
 
 def _add_argument(actions: dict[str, argparse.Action], parser: Any, *flags: str, **options: Any) -> Any:
-    """Adds a flag, also to `actions`, with other spellings that no help shows: `-` and `_` are the same.
+    """Adds a flag to the parser and to `actions`.
 
-    A one-letter field has two dashes, as in `--n 64`; pydantic-settings gives it one. A switch needs no
-    value: `--dry-run` is `--dry-run true`, and `--no-dry-run` is `--dry-run false`.
+    A switch needs no value: `--dry-run` is `--dry-run true`. A one-letter field also has two dashes, as in
+    `--n 64`; pydantic-settings gives it one.
     """
-    names = [flag.lstrip("-") for flag in flags]
-    spelled = {word for name in names for word in (name.replace("_", "-"), name.replace("-", "_"))}
-    hidden = {**options, "help": argparse.SUPPRESS}
     if options.get("metavar") == "bool":
-        off = [f"--no{dash}{word}" for word in sorted(spelled) for dash in "-_"]
-        del hidden["metavar"]
-        parser.add_argument(*off, action="store_const", const="false", **hidden)
         options |= {"nargs": "?", "const": "true"}
-        hidden = {**options, "help": argparse.SUPPRESS}
-    if others := [f"--{word}" for word in sorted(spelled - set(names))]:
-        parser.add_argument(*others, **hidden)
     action = parser.add_argument(*flags, *(f"-{flag}" for flag in flags if len(flag) == 2), **options)
-    actions |= dict.fromkeys(names, action)
+    actions |= {flag.lstrip("-"): action for flag in flags}
     return action
 
 
 def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> dict[str, Any]:
-    """The flags in `argv`, and only those, as a nested dictionary. Raises UserError.
+    """The given flags as a nested dictionary. Raises UserError.
 
-    `--quiet` and `--verbose` are not among them: they set what this process prints.
+    It leaves out `--quiet` and `--verbose`, which set what this process prints.
     """
     if set(process.FLAGS) <= set(argv):
         raise UserError(f"{' and '.join(process.FLAGS)}: give one of them")
@@ -175,7 +181,7 @@ def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> di
 
 
 def own_flags(options: type[Own], flags: dict[str, Any]) -> Own:
-    """The flags of the command itself, taken out of `flags`: settings are left. Raises UserError."""
+    """Removes the fields of `options` from `flags` and builds `options` from them. Raises UserError."""
     names = set(options.model_fields)
     for field in options.model_fields.values():
         if isinstance(field.validation_alias, AliasChoices):
@@ -185,15 +191,15 @@ def own_flags(options: type[Own], flags: dict[str, Any]) -> Own:
 
 
 def dashed(default: Any, name: str, description: str) -> Any:
-    """A field whose flag has dashes: `--num-samples` for `num_samples`."""
+    """A field whose flag is shown with dashes, such as `--num-samples` for `num_samples`."""
     names = AliasChoices(name, name.replace("-", "_"))
     return Field(default, validation_alias=names, description=description)
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Runs `main(argv)`. A user's error prints one line on stderr and exits with status 2.
+    """Runs `main(argv)`. A user's mistake prints one line on stderr and exits with status 2.
 
-    A storage that failed does so with status 75: the same command can work later.
+    A storage that failed exits with status 75, since the same command can work later.
     """
     process.prepare_to_compute()
     try:
@@ -213,14 +219,15 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 
 def validate(command: type[BaseModel], values: dict[str, Any]) -> Any:
-    """Builds `command` from parsed flags, with the sizes of prepared data. Raises UserError in one line."""
+    """Builds `command` from parsed flags, with the image sizes of prepared data. Raises UserError."""
     return validated(command, with_sizes(values), "--")
 
 
 def print_script(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> None:
-    """Prints the completion script of the shell that `words` name: commands, flags and choices.
+    """Prints a shell's script that completes commands, flags and choices.
 
-    commands: name -> "module:class" of its flags, and what it does. Raises UserError if they name none.
+    words: the name of the shell. commands: name -> "module:class" of its flags, and its summary. Raises
+    UserError if `words` are not one of SHELLS.
     """
     if len(words) != 1 or words[0] not in SHELLS:
         raise UserError(f"completion takes the name of a shell: {', '.join(SHELLS)}")

@@ -1,4 +1,4 @@
-"""The help of a command: the settings that matter, or all of them, with the values that they will have."""
+"""Renders the help of a command: its main settings, or all, with the values that they have by default."""
 
 import argparse
 import copy
@@ -19,14 +19,14 @@ TEXT_AT = 34  # the column of the descriptions, at most
 
 @dataclass(frozen=True)
 class Setting:
-    """A flag `--name`. path: where its value is in nested dictionaries."""
+    """A flag `--name`. path: the keys of its value in nested dictionaries."""
 
     name: str
     path: tuple[str, ...]
     field: FieldInfo
 
     def value_in(self, values: Mapping[str, Any]) -> Any:
-        """What it is without its flag: in nested `values`, else its default."""
+        """Its value in the nested `values`, or else its default."""
         found: Any = values
         for name in self.path:
             if not isinstance(found, Mapping) or name not in found:
@@ -41,13 +41,13 @@ def is_section(kind: Any) -> bool:
 
 
 def marked(model: type[BaseModel], mark: str) -> dict[str, Any]:
-    """`mark` in place of the value of every setting of `model`, nested."""
+    """Nested values for the help, where every setting of `model` is `mark`, a text."""
     inner: dict[str, Any] = {name: field.annotation for name, field in model.model_fields.items()}
     return {name: marked(kind, mark) if is_section(kind) else mark for name, kind in inner.items()}
 
 
 def settings_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[Setting]:
-    """All settings of `model` that hold a value and that a user may set, by the names that a user writes."""
+    """All settings of `model` that a user may set, also those of its sections."""
     for name, field in model.model_fields.items():
         inner: Any = field.annotation
         alias = field.validation_alias
@@ -58,26 +58,23 @@ def settings_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[
             yield Setting(".".join((*path, shown)), (*path, name), field)
 
 
-def main_groups(command: Any) -> dict[str, Sequence[str]]:
-    """Title -> flags of the short help of a `config.cli.Command`."""
-    if not command.first_flags:
-        return {"flags": command.main_flags or [one.name for one in settings_of(command)]}
-    return {"those that matter most": command.first_flags, "others": command.main_flags}
-
-
-def section_groups(command: Any) -> dict[str, Sequence[str]]:
-    """Title -> flags of the long help: all, by section."""
-    groups: dict[str, list[str]] = {}
-    for one in settings_of(command):
-        groups.setdefault(one.name.rpartition(".")[0] or "flags", []).append(one.name)
-    return dict(groups)
+def groups_of(command: Any, everything: bool) -> dict[str, Sequence[str]]:
+    """Title -> flags in the help of a `config.cli.Command`: the main flags, or all by section."""
+    if everything:
+        groups: dict[str, list[str]] = {}
+        for one in settings_of(command):
+            groups.setdefault(one.name.rpartition(".")[0] or "flags", []).append(one.name)
+        return dict(groups)
+    if command.first_flags:
+        return {"main flags": command.first_flags, "other flags": command.main_flags}
+    return {"flags": command.main_flags or [one.name for one in settings_of(command)]}
 
 
 def render(parser: Any, everything: bool) -> str:
-    """The help of a `config.cli.Flags`: its main flags, or all, with the values that they have by default."""
+    """The help of a `config.cli.Flags`: its main flags or all flags."""
     command, prog = parser.command, parser.prog
     settings = {one.name: one for one in settings_of(command)}
-    groups = section_groups(command) if everything else main_groups(command)
+    groups = groups_of(command, everything)
     whose, values = command.without_flags(parser.words)
     width = min(WIDEST, shutil.get_terminal_size((WIDEST, 0)).columns)
     form = argparse.RawDescriptionHelpFormatter(prog, 2, TEXT_AT, width)
@@ -85,10 +82,10 @@ def render(parser: Any, everything: bool) -> str:
     form.add_text(inspect.cleandoc(command.__doc__ or ""))
     for number, (title, names) in enumerate(groups.items()):
         form.start_section(title)
-        form.add_text(f"values without a flag: those of {whose}" if whose and number == 0 else None)
+        form.add_text(f"values in brackets come from {whose}" if whose and number == 0 else None)
         form.add_arguments([_shown(parser.actions[name], settings[name], values) for name in names])
         form.end_section()
-    form.start_section("of every command")
+    form.start_section("flags of every command")
     form.add_arguments(parser.common)
     form.end_section()
     lines = ["examples:", *(f"  {prog} {example}".rstrip() for example in command.examples)]
@@ -100,7 +97,7 @@ def render(parser: Any, everything: bool) -> str:
 
 
 def _shown(action: argparse.Action, one: Setting, values: Mapping[str, Any]) -> argparse.Action:
-    """The action of a setting as the help shows it: with its value in `values`, and a short type."""
+    """The action of a setting as the help shows it, with its value in `values` and a short type."""
     shown, value, text = copy.copy(action), one.value_in(values), one.field.description or ""
     switch, kind = action.nargs == "?", str(action.metavar or "")
     off = switch and value is False
