@@ -55,11 +55,11 @@ train --scale.gpus_per_worker 1.5 | scale.gpus_per_worker & less than or equal t
 train --model.kind flow --baseline.latents 1 | baseline.latents 2 or more
 train --data.source emnist | data.source: & 'fashion_mnist' & not 'emnist'
 train --vae.latents local:4 | vae.latents is 'local:4'; give a number such as 16
-train --model.kind vae --prior.condition class | prior.condition is for our prior over parts
+train --model.kind vae --prior.condition class | prior.condition is for model.kind npdraw
 train --model.kind authors --parse.order path | it needs parse.order aligned
 train --model.kind authors | kind authors needs prior.heads independent
 train --model.kind authors --prior.heads independent --prior.network lstm | kind authors needs prior.network
-train --model.kind authors --prior.heads independent --vae.latents 4 | vae.latents adds to the features
+train --model.kind authors --prior.heads independent --vae.latents 4 | vae.latents needs our decoder
 train --vae.likelihood logistic | vae.likelihood logistic needs data.binarize none
 train --data.binarize none | vae.likelihood bernoulli needs data.binarize dynamic or threshold
 train --preset cifar10 --vae.likelihood bernoulli | bernoulli is for grey images; take logistic_mixture
@@ -160,8 +160,8 @@ fit file --minutes 0 --storage new | minutes: & greater than 0
 fit pictures --storage . | among the pictures & storage elsewhere
 fit pictures --name "" --storage new | --name '' is not a run name
 evaluate --asked --model model --out new | takes no condition & --prior.condition
-sample --out new --model nowhere | model nowhere is no model folder & digits, emoji, emoji64, fashion, glyphs
-sample --out new --model runs/mine | --model runs/mine is a run without a model yet & again to finish it
+sample --out new --model nowhere | nowhere is not a model folder & digits, emoji, emoji64, fashion, glyphs
+sample --out new --model runs/mine | --model runs/mine is a run that has no model yet & to finish it
 sample --out new --model models/unweighted | models/unweighted is damaged & model.safetensors
 sample --out new --model models/truncated | models/truncated is damaged & incomplete
 sample --out new --model models/garbage | models/garbage is damaged & header

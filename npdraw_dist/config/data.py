@@ -1,4 +1,4 @@
-"""Sections `data`, `grid`, `bank`, `parse`: the images, and what they become before training.
+"""The sections `data`, `grid`, `bank` and `parse`: the images, and how they become parses.
 
 Symbols of the paper: T steps, K parts, P patch side.
 """
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from npdraw_dist.core.grid import Grid
 
 Binarize = Literal["none", "dynamic", "threshold"]
-SHARD_BYTES, SHARD_ROWS = 8 << 20, 8192  # of a shard: a stream reads one of parses in a request
-LEAST_GLYPH = 8  # side in pixels of an image of source fonts
+SHARD_BYTES, SHARD_ROWS = 8 << 20, 8192  # limits of a shard, so that a stream reads one in a request
+LEAST_GLYPH = 8  # smallest side in pixels of an image of source fonts
 
 
 def _require_colour(text: str) -> str:
@@ -28,17 +28,17 @@ def _require_colour(text: str) -> str:
     except (ValueError, AttributeError):
         opaque = False
     if not opaque:
-        raise ValueError(f"{text!r} is no opaque colour; give one such as white or #ffcc00")
+        raise ValueError(f"{text!r} is not an opaque colour; give one such as white or #ffcc00")
     return text
 
 
 class DataRun(RunHalf):
-    """Where the data lie, and how they are read: the images decide, not their place."""
+    """The place of the data and how they are read; only the images decide what is made."""
 
     path: str | None = Field(None, description="folder, pattern or URI of the data set; digits needs none")
     cache_mb: NonNegative = Field(
         1024,
-        description="training data up to this size is read into memory once; more is streamed, in "
+        description="training data up to this size are read into memory once; larger data are streamed, in "
         "another random order",
     )
     max_bad_fraction: Share = Field(
@@ -48,33 +48,38 @@ class DataRun(RunHalf):
 
 class DataConfig(DataRun):
     source: SourceName = Field("digits", description="the data set")
-    image_size: PositiveInt | None = Field(None, description="side in pixels (user sources)")
+    image_size: PositiveInt | None = Field(None, description="side of the images in pixels (user sources)")
     fit: Literal["pad", "crop"] = Field(
-        "pad", description="keep a picture that is not square whole, or crop it to the centre (user sources)"
+        "pad", description="pad a picture to a square, or crop it to its centre (user sources)"
     )
     channels: Annotated[Literal[1, 3], AsNumber] | None = Field(
-        None, description="1 grey or 3 colour, for user sources"
+        None, description="1 for grey, 3 for colour (user sources)"
     )
     background: Annotated[str, BeforeValidator(_require_colour)] = Field(
         "white", description="colour behind transparent or padded pictures (user sources, emoji)"
     )
     split_by: Literal["face", "character", "variant"] = Field(
         "face",
-        description="what is held out: families of font faces, or characters in all faces; all variants of "
-        "an emoji, or single variants such as one skin tone",
+        description="what the splits hold out. fonts: families of faces, or characters in all faces. emoji: "
+        "an emoji with all its variants (face), or single variants such as one skin tone (variant)",
     )
-    fraction: float = Field(1.0, gt=0, le=1, description="share of the training images, seeded and nested")
+    fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="share of the training images that is used; a larger share contains a smaller one",
+    )
     valid_fraction: float = Field(
         0.1, ge=0, lt=1, description="share of the training images held out for validation"
     )
     test_fraction: float = Field(
-        0.1, ge=0, lt=1, description="share held out for tests, if the source has no test split"
+        0.1, ge=0, lt=1, description="share of the images held out for tests, if the source has no test split"
     )
     binarize: Binarize = Field(
-        "dynamic", description="grey to binary: a new Bernoulli draw each time, x > 0.5, or not at all"
+        "dynamic", description="how grey becomes binary: a new Bernoulli draw each time, x > 0.5, or not"
     )
     shard_rows: PositiveInt | None = Field(
-        None, description="images per shard; default: as many as hold 8 MB, and 8192 at most"
+        None, description="images per shard; default: as many as fit in 8 MB, at most 8192"
     )
 
     @property
@@ -107,22 +112,22 @@ class DataConfig(DataRun):
         if self.source == "fonts" and self.image_size is not None and self.image_size < LEAST_GLYPH:
             raise ValueError(f"data.image_size is {self.image_size}; a glyph takes {LEAST_GLYPH} or more")
         if self.valid_fraction + self.test_fraction >= 1:
-            raise ValueError("data.valid_fraction + data.test_fraction leave no training image")
+            raise ValueError("data.valid_fraction + data.test_fraction leave no training image; lower them")
         return self
 
 
 class GridConfig(Section):
-    patch: PositiveInt = Field(5, description="P, side of a part in canvas pixels")
-    stride: PositiveInt = Field(5, description="distance of two places in canvas pixels, at most P")
-    downscale: PositiveInt = Field(1, description="image side / canvas side")
+    patch: PositiveInt = Field(5, description="P, the side of a part in canvas pixels")
+    stride: PositiveInt = Field(5, description="distance of neighbouring places in canvas pixels, at most P")
+    downscale: PositiveInt = Field(1, description="side of the image divided by that of the canvas")
     background: Literal["black", "white"] = Field(
-        "black", description="the canvas where nothing is drawn; white for dark or coloured things on white"
+        "black", description="colour of an empty canvas; white suits dark or coloured things on white"
     )
 
     def sizes_of(self, image_shape: tuple[int, int, int], centred: bool = False) -> GridSizes:
         """The sizes of the canvas of images (C, H, W). Raises ValueError if they do not fit.
 
-        centred: places hang over all edges alike, as the authors' do, not over the right and lower ones.
+        centred: places hang over all edges, as the authors' do, not only over the right and the lower one.
         """
         _, height, width = image_shape
         scale = self.downscale
@@ -139,15 +144,23 @@ class GridConfig(Section):
 
 
 class BankRun(RunHalf):
-    shards: PositiveInt = Field(1, description="Ray actors that share the clustering; 1: one process")
+    shards: PositiveInt = Field(
+        1, description="number of Ray actors that share the clustering; 1: one process"
+    )
 
 
 class BankConfig(BankRun):
-    size: PositiveInt = Field(50, description="K, number of parts")
-    max_patches: PositiveInt = Field(2_000_000, description="patches clustered at most, a seeded sample")
-    min_energy: Share = Field(0.01, description="patches with a smaller mean square of their ink are dropped")
+    size: PositiveInt = Field(50, description="K, the number of parts")
+    max_patches: PositiveInt = Field(
+        2_000_000, description="largest number of clustered patches; more are sampled by the seed"
+    )
+    min_energy: Share = Field(
+        0.01, description="least mean square of a patch's ink; patches with less are left out"
+    )
 
 
 class ParseConfig(Section):
-    steps: PositiveInt | None = Field(None, description="T; if not given, the number of places of the grid")
+    steps: PositiveInt | None = Field(
+        None, description="T, the number of steps; default: the number of places of the grid"
+    )
     order: OrderName = Field("aligned", description="order of the steps")

@@ -1,4 +1,4 @@
-"""From preset, file and flags to one resolved `Experiment`."""
+"""Turns a preset, a file and flags into one resolved `Experiment`."""
 
 import difflib
 import re
@@ -34,13 +34,13 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def require_known(what: str, name: str, known: Sequence[str], why: str = "") -> None:
-    """Raises UserError, with the nearest of the `known` names, on another. why: more about these."""
+    """Raises UserError if `name` is not one of `known`; it names the nearest. why: more about these names."""
     if name not in known:
         raise UserError(f"unknown {what} {name!r}{nearest(name, known)} (known: {', '.join(known)}{why})")
 
 
 def names_in(flag: str, what: str, text: str, known: Sequence[str]) -> list[str]:
-    """The names in the value of a flag, separated by commas. Raises UserError on an unknown one, or none."""
+    """The names in a flag's value, separated by commas. Raises UserError on an unknown name or none."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         require_known(what, name, known)
@@ -62,7 +62,7 @@ def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def explain(error: ValidationError, model: type[BaseModel] = Experiment, dashes: str = "") -> str:
-    """A pydantic error of `model` as one line. dashes: what stands before the name of a setting."""
+    """A pydantic error of `model` as one line. dashes: prefix of the name of a setting."""
     keys = [setting.name for setting in settings_of(model)]
     lines = []
     for item in error.errors():
@@ -83,7 +83,7 @@ def explain(error: ValidationError, model: type[BaseModel] = Experiment, dashes:
 
 
 def validated(model: type[Model], values: Mapping[str, Any], dashes: str = "", where: str = "") -> Model:
-    """Builds `model` from nested `values`. Raises UserError in one line, which begins with `where`."""
+    """Builds `model` from nested `values`. Raises UserError with `where` before the message."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -91,17 +91,17 @@ def validated(model: type[Model], values: Mapping[str, Any], dashes: str = "", w
 
 
 def build(values: Mapping[str, Any]) -> Experiment:
-    """Builds a config from nested `values`, with the sizes of prepared data. Raises UserError in one line."""
+    """Builds a config from nested `values`, with the image sizes of prepared data. Raises UserError."""
     return validated(Experiment, with_sizes(values))
 
 
 def with_changes(experiment: Experiment, *changes: Mapping[str, Any]) -> Experiment:
-    """`experiment` with nested `changes`, validated again; raises UserError in one line."""
+    """`experiment` with nested `changes`, validated again. Raises UserError."""
     return build(merge(experiment.model_dump(mode="json"), *changes))
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers: `2:8` is a range of workers. In YAML 1.1 it is 128, a number in base 60."""
+    """Reads `2:8`, a range of workers, as text. YAML 1.1 reads it as 128, a number in base 60."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -134,7 +134,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def resolve(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Experiment:
-    """The experiment of a preset, overridden by what section init brings, a config file, and flags.
+    """The experiment of a preset, overridden by the settings of init's model or bank, a file, and flags.
 
     Raises UserError.
     """
@@ -169,7 +169,7 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """`dotted`, with text for what is no number or truth value."""
+    """`dotted`, with values other than numbers and truth values as text."""
     plain = bool | int | float | str
     return {key: one if isinstance(one, plain) else str(one) for key, one in dotted(values).items()}
 

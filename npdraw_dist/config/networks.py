@@ -1,6 +1,6 @@
-"""Sections `prior`, `vae`, `baseline`: the networks, and how each is trained.
+"""The sections `prior`, `vae` and `baseline`: the networks, and how each is trained.
 
-The settings of a section that make the network are in a class of their own, which model files state too
+The settings that define a network have a class of their own, since model files contain them too
 (`config/spec.py`). Symbols of the paper: T steps, K parts, L places. Budgets are in images.
 """
 
@@ -20,9 +20,9 @@ BlockKind = Literal["transformer", "lstm"]
 
 @dataclass(frozen=True)
 class Condition:
-    """A kind of condition. tokens: before the first step, A. entries: what its vocabulary holds.
+    """A kind of condition; `core/vocabulary.py` has its vocabulary.
 
-    asked: how people ask for it. `core/vocabulary.py` has its class of vocabularies.
+    tokens: A, the number of its tokens. entries: what its vocabulary contains. asked: how users request it.
     """
 
     tokens: int
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     ConditionName = str
 else:
     ConditionName = Literal["none", *CONDITIONS]
-HARD_SHARE = 0.33  # least share of the VAE's budget, at its end, with hard draws
+HARD_SHARE = 0.33  # least share of the VAE's budget, at its end, that has hard draws
 
 
 class PriorVocabulary(RunHalf):
-    """What a run finds in its data, which decide it, or takes from `init.model`."""
+    """The vocabulary, which a run finds in its data or takes from `init.model`."""
 
     vocabulary: Annotated[tuple[str, ...], SUPPRESS] = Field(
         (), description="names of the classes, or words and pieces of words, of the training images"
@@ -50,11 +50,12 @@ class PriorNetwork(PriorVocabulary):
     """The network of the prior (paper section 3.1)."""
 
     depth: PositiveInt = Field(4, description="blocks")
-    width: PositiveInt = Field(128, description="channels of a token")
+    width: PositiveInt = Field(128, description="channels of a hidden state")
     attention_heads: PositiveInt = Field(4, description="attention heads of a block")
-    dropout: float = Field(0.0, ge=0, lt=1, description="after attention or LSTM, and after the MLP")
+    dropout: float = Field(0.0, ge=0, lt=1, description="dropout after attention or LSTM, and after the MLP")
     network: BlockKind = Field(
-        "transformer", description="how the prior sees the steps before: attention, or the state of an LSTM"
+        "transformer",
+        description="how the prior sees earlier steps: by attention, or by the state of an LSTM",
     )
     heads: Literal["chained", "independent"] = Field(
         "chained",
@@ -64,21 +65,22 @@ class PriorNetwork(PriorVocabulary):
         "pixels",
         description="how a part at a place is embedded. pixels: from the part's pixels alone, so that "
         "another bank can replace it; joint: L x K x width free numbers; factorised: a product of (L + K) x "
-        "4 x width. A vqvae, whose codes have no pixels, takes joint",
+        "4 x width numbers. A vqvae needs joint, since its codes have no pixels",
     )
     condition: ConditionName = Field(
-        "none", description="what the prior is conditioned on: nothing, the image's class, or words about it"
+        "none",
+        description="what the prior is conditioned on: nothing, the class of the image, or words about it",
     )
 
     @property
     def condition_tokens(self) -> int:
-        """Tokens before the first step, A."""
+        """A, the number of tokens before the first step."""
         return 0 if self.condition == "none" else CONDITIONS[self.condition].tokens
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.width % self.attention_heads:
-            raise ValueError("prior.attention_heads must divide prior.width")
+            raise ValueError("prior.attention_heads must divide prior.width; change one of them")
         return self
 
 
@@ -87,20 +89,20 @@ class PriorConfig(PriorNetwork):
     plain_images: Count = Field(
         0, description="final images of this stage's budget that are trained without augmentation"
     )
-    learning_rate: Positive = Field(2e-3, description="peak of Adam's rate")
+    learning_rate: Positive = Field(2e-3, description="peak of Adam's learning rate")
 
 
 class ImageNetwork(Section):
     """Encoder and decoder of every kind of model."""
 
-    likelihood: LikelihoodName = Field("bernoulli", description="p(x|z)")
-    components: PositiveInt = Field(10, description="components of likelihood logistic_mixture")
+    likelihood: LikelihoodName = Field("bernoulli", description="the distribution p(x|z) of an image")
+    components: PositiveInt = Field(10, description="number of components of the likelihood logistic_mixture")
     dropout: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="in encoder and decoder of every kind: in residual blocks, or on what an LSTM reads and "
-        "writes; the authors' networks have none",
+        description="dropout in encoder and decoder: in residual blocks, or on what an LSTM reads and writes;"
+        " the authors' networks have none",
     )
 
 
@@ -120,14 +122,14 @@ class VAENetwork(ImageNetwork):
     decoder_depth: Count = Field(2, description="residual blocks of the decoder")
     latents: Annotated[int | str, BeforeValidator(_latents)] = Field(
         0,
-        description="Gaussians for details that parts cannot express; the canvas alone still decodes. 16: so"
-        " many for the image; map:8: so many for each 4x4 pixels of the canvas, with a prior that sees the "
-        "canvas",
+        description="number of Gaussians for details that parts cannot express; the decoder also works "
+        "without them. 16: for the image; map:8: for each 4x4 pixels of the canvas, with a prior that sees "
+        "the canvas",
     )
 
     @property
     def latent_map(self) -> bool:
-        """Whether each 4x4 pixels of the canvas have `latent_count` Gaussians; else the image has."""
+        """Whether `latent_count` Gaussians belong to each 4x4 pixels of the canvas, not to the image."""
         return isinstance(self.latents, str)
 
     @property
@@ -140,83 +142,85 @@ class VAEConfig(VAENetwork):
     plain_images: Count = Field(
         0, description="final images of this stage's budget that are trained without augmentation"
     )
-    learning_rate: Positive = Field(1e-3, description="peak of Adam's rate for encoder and decoder")
+    learning_rate: Positive = Field(1e-3, description="peak of Adam's learning rate for encoder and decoder")
     prior_learning_rate: NonNegative = Field(
-        3e-4, description="peak of Adam's rate for the prior; 0: it stays as its stage left it"
+        3e-4, description="peak of Adam's learning rate for the prior; 0: the prior does not change"
     )
     weight_decay: NonNegative = Field(
         0.0,
-        description="AdamW's weight decay of the matrices in encoder and decoder, for every kind of model",
+        description="AdamW's weight decay of the matrices in encoder and decoder",
     )
     beta: NonNegative = Field(1.0, description="training weight of the KL; no reported number contains it")
     parse_weight: NonNegative = Field(
-        20.0, description="lambda at the start: the weight of q's cross-entropy to the parse"
+        20.0, description="lambda at the start, the weight of q's cross-entropy to the parse"
     )
     parse_weight_end: NonNegative = Field(
-        0.0, description="lambda at the end of relaxed draws; with hard draws it is 0"
+        0.0, description="lambda at the end of the relaxed draws; with hard draws lambda is 0"
     )
     tau_end: Positive = Field(
-        0.5, description="Gumbel-softmax temperature at the end of relaxed draws; it is 1 at first"
+        0.5, description="Gumbel-softmax temperature at the end of the relaxed draws; it starts at 1"
     )
     relaxed_images: Count | None = Field(
         None,
-        description="most images with relaxed draws of z; the rest, at least a third of the budget, has hard "
-        "draws and an unbiased gradient. If not given, two thirds are relaxed",
+        description="largest number of images with relaxed draws of z; the rest, at least a third of the "
+        "budget, has hard draws and an unbiased gradient. Default: two thirds of the budget",
     )
     draws: PositiveInt = Field(
         2,
-        description="hard draws of z for each image, each compared with the others; 1: hard draws train "
-        "prior and decoder only, in half the time",
+        description="number of hard draws of z for each image, each compared with the others; 1: hard draws "
+        "train only prior and decoder, in half the time",
     )
     latent_ramp: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="share of the budget over which the KL of the Gaussians (of a baseline, its whole KL) "
-        "rises to its full weight in the loss; without it training may leave a map of latents unused",
+        description="share of the budget over which the KL of the Gaussians (in a baseline the whole KL) "
+        "rises to its full weight in the loss; without it a map of latents may stay unused",
     )
 
     @property
     def relaxed_share(self) -> float:
-        """The share of the budget, at its start, with relaxed draws."""
+        """The share of the budget, from its start, that has relaxed draws."""
         most = 1.0 if self.relaxed_images is None else self.relaxed_images / self.images
         return min(1 - HARD_SHARE, most)
 
 
-# What the networks and the training of kind `authors` have that no setting states.
-AUTHORS_HEAD_WIDTH, AUTHORS_MLP = 64, 2048  # the prior's channels of a head, hidden width of a block
-AUTHORS_PRIOR_BATCH = 64  # global batch of the prior's stage, at most
+# Facts of kind `authors` that no setting states.
+AUTHORS_HEAD_WIDTH, AUTHORS_MLP = 64, 2048  # of the prior: channels of a head, hidden width of a block
+AUTHORS_PRIOR_BATCH = 64  # largest global batch in the stage of the prior
 
 
 class BaselineConfig(Section):
-    """Sizes of the baselines; NP-DRAW has none of them. Section `vae` gives budget, rates and likelihood.
+    """Sizes of the baselines. Section `vae` gives their budget, learning rates and likelihood.
 
-    A kind states its own `latents` and `steps`, which it has if none are given (`baselines/contract.py`).
+    A kind states its default `latents` and `steps` (`baselines/contract.py`).
     """
 
     latents: PositiveInt | None = Field(
         None,
-        description="Gaussians of the image (vae, vamp, flow, map), a step (draw), an object (air) or a part "
-        "(gaussian); numbers of a code (vqvae); if not given, vae, vamp, flow, map 40, vqvae 16, gaussian 8, "
-        "draw 10, air 20",
+        description="number of Gaussians of the image (vae, vamp, flow, map: 40), of a step (draw: 10), "
+        "of an object (air: 20) or of a part (gaussian: 8); length of a code (vqvae: 16)",
     )
     steps: PositiveInt | None = Field(
-        None, description="draw: glimpses; air: objects; if not given, draw 10, air 3, others 1"
+        None, description="draw: number of glimpses (10); air: largest number of objects (3)"
     )
-    local: PositiveInt = Field(8, description="map: Gaussians of each cell of 4x4 pixels")
+    local: PositiveInt = Field(8, description="map: number of Gaussians of each cell of 4x4 pixels")
     hidden: PositiveInt = Field(
-        256, description="draw, air: width of the LSTMs; flow: of its layers; gaussian: of what makes a part"
+        256,
+        description="hidden width: of the LSTMs (draw, air), the layers (flow), the part network (gaussian)",
     )
     width: PositiveInt = Field(64, description="all but draw and air: channels of encoder and decoder")
     depth: Count = Field(
-        2, description="all but draw and air: residual blocks of encoder and decoder each (gaussian: decoder)"
+        2, description="all but draw and air: residual blocks in the encoder and in the decoder"
     )
     pseudo_inputs: PositiveInt = Field(
         100,
-        description="vamp: learned images whose posteriors are mixed as prior; each step encodes all",
+        description="vamp: number of learned images whose posteriors are mixed as the prior",
     )
-    flow_layers: PositiveInt = Field(6, description="flow: coupling layers of the prior")
-    codes: PositiveInt = Field(64, description="vqvae: vectors of the codebook, the counterpart of bank.size")
+    flow_layers: PositiveInt = Field(6, description="flow: number of coupling layers of the prior")
+    codes: PositiveInt = Field(
+        64, description="vqvae: number of vectors of the codebook, as bank.size is of parts"
+    )
     read: PositiveInt = Field(5, description="draw: side of the window it reads, in samples")
     write: PositiveInt = Field(5, description="draw: side of the window it writes, in samples")
     glimpse: PositiveInt = Field(20, description="air: side of an object's window, in samples")

@@ -1,6 +1,6 @@
-"""The manifest of canonical shards, and the image sizes that nobody has to repeat because it states them.
+"""Reads the manifest of canonical shards, which states the sizes of the images.
 
-pyarrow takes a moment to import, and few commands need it here.
+pyarrow is slow to import and few commands need it, so functions import what needs it.
 """
 
 import json
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 SIZES = ("channels", "image_size")
 MANIFEST = "manifest.json"
-MAKER = "npdraw_dist.data"  # of a manifest beside shards that `npdraw prepare` or a run wrote
+MAKER = "npdraw_dist.data"  # key `maker` of a manifest that `npdraw prepare` or a run wrote
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What a manifest states.
+    """The content of a manifest.
 
-    format: parquet (canonical shards) or webdataset. shape: (C, H, W) of the images. splits: the number of
-    images of each split that was written, also of empty ones. files: split -> file below the folder -> rows.
-    digests: of the rows of each split. classes: names of the labels, in order, if known.
-    has_words: whether words stand beside some images.
+    format: parquet (canonical shards) or webdataset. shape: (C, H, W) of the images. splits: written split ->
+    number of images, which may be 0. files: split -> path below the folder -> number of rows. digests: split
+    -> digest of its rows. classes: names of the labels, in order, if known. has_words: whether some images
+    have words.
     """
 
     format: str
@@ -39,12 +39,12 @@ class Prepared:
 
     @property
     def digest(self) -> str:
-        """Hexadecimal digest of all rows, in whatever order, shards and splits they lie."""
+        """Hexadecimal digest of all rows, whatever their order, shards and splits."""
         return f"{sum(int(digest, 16) for digest in self.digests.values()) % 2**128:032x}"
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Prepared":
-        """Raises an error of any type if `values` are no manifest."""
+        """Parses a manifest. Raises an error of any type if `values` are not one."""
         channels, height, width = map(int, values["shape"])
         splits = {str(split): int(count) for split, count in values["splits"].items()}
         files: dict[str, dict[str, int]] = {split: {} for split in splits}
@@ -56,7 +56,7 @@ class Prepared:
 
 
 def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:
-    """The manifest of `folder`; None if it holds none of ours. Raises UserError if damaged."""
+    """The manifest of `folder`; None if there is none of this package. Raises UserError if damaged."""
     from npdraw_dist.core.storage import display_path, is_file, read_bytes
 
     path = f"{folder}/{MANIFEST}"
@@ -71,9 +71,9 @@ def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:
 
 
 def with_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings; those of `data` with sizes from the manifest in data.path where they are not given.
+    """Adds to the nested settings the image sizes from the manifest in data.path.
 
-    A size that is given stays: the source refuses it where it opens the data. Raises UserError if data.path
+    Given sizes stay; the source refuses wrong ones when it opens the data. Raises UserError if data.path
     cannot be read.
     """
     data = values.get("data")

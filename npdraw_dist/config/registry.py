@@ -1,8 +1,8 @@
-"""Everything that a config can name: data sources, likelihoods, kinds of models and orders.
+"""The names that a config can contain: data sources, likelihoods, kinds of models and orders.
 
-An entry says where its code is, as "module:attribute" below `npdraw_dist`, and what a config must know
-before that code is imported. To add a source or a likelihood, write its code and add one line here; a kind of
-model is an entry point (docs/kinds.md).
+An entry gives the place of its code, as "module:attribute" below `npdraw_dist`, and the facts that a config
+needs before that code is imported. To add a source or a likelihood, write its code and add one line here; a
+kind of model is an entry point (docs/kinds.md).
 """
 
 import tomllib
@@ -19,10 +19,10 @@ from npdraw_dist.core.errors import UserError
 
 @dataclass(frozen=True)
 class Source:
-    """A data source. shape: (channels, height, width) of its images; None if the user states it.
+    """A data source. shape: (channels, height, width) of its images; None if the user gives it.
 
-    channels: of images of which the user states the side alone. prepared: it reads what `npdraw prepare`
-    writes, whose manifest states the shape.
+    channels: number of channels, if the user gives only the side. prepared: whether it reads the output of
+    `npdraw prepare`, whose manifest states the shape.
     """
 
     code: str  # function (DataConfig, seed) -> data.shards.Source
@@ -33,28 +33,27 @@ class Source:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """p(x|z); its class is in `nn/likelihoods.py`. binary: of binarised grey images; else of 8-bit values."""
+    """p(x|z). binary: whether it is for binarised grey images, not for 8-bit values."""
 
     binary: bool
 
 
 class _Kinds(Mapping[str, Any]):
-    """The kinds of models by name: classes with the facts that `baselines/contract.py` lists.
+    """Name -> class of a kind of model, with the facts that `baselines/contract.py` lists.
 
-    They are the entry points of the group GROUP, of this package and of any other that is installed. A class
-    is imported when it is looked up; the names alone import nothing. NP-DRAW is the first, the others follow
-    by name.
+    Kinds are the entry points of the group GROUP in all installed packages. A class is imported when it is
+    looked up; the names alone import nothing. NP-DRAW comes first, then the others by name.
     """
 
     GROUP = "npdraw_dist.kinds"
 
     @cached_property
     def points(self) -> dict[str, EntryPoint]:
-        """Name -> entry point. A name of this package stays its own."""
+        """Name -> entry point. Another package cannot replace a name of this one."""
         found = sorted(entry_points(group=self.GROUP), key=lambda point: _is_own(point.value))
         points = {point.name: point for point in found}
         project = Path(__file__).parents[2] / "pyproject.toml"
-        if project.is_file():  # a checkout, which may not be installed, or was before it had a new kind
+        if project.is_file():  # a checkout, whose installed entry points may be missing or old
             own = tomllib.loads(project.read_text()).get("project", {}).get("entry-points", {})
             points |= {name: EntryPoint(name, at, self.GROUP) for name, at in own.get(self.GROUP, {}).items()}
         return {name: points[name] for name in sorted(points, key=lambda name: (name != "npdraw", name))}
@@ -67,7 +66,7 @@ class _Kinds(Mapping[str, Any]):
         except (ImportError, AttributeError) as error:
             raise UserError(f"the kind {name} cannot be loaded from {point.value}: {error}") from None
         if not hasattr(found, "title") or not isinstance(found, type):
-            raise UserError(f"the kind {name}, {point.value}, is no class of models (docs/kinds.md)")
+            raise UserError(f"the kind {name}, {point.value}, is not a class of models (docs/kinds.md)")
         return found
 
     def __contains__(self, name: object) -> bool:
@@ -96,7 +95,7 @@ SOURCES = {
     "imagefolder": Source("data.readers.files:open_imagefolder"),
     "webdataset": Source("data.readers.tars:open_webdataset", prepared=True),
     "parquet": Source("data.readers.tables:open_parquet", prepared=True),
-    "given": Source("data.readers.arrays:open_given"),  # images that a caller of `fit` brings
+    "given": Source("data.readers.arrays:open_given"),  # the images of a call of `fit`
 }
 LIKELIHOODS = {
     "bernoulli": Likelihood(binary=True),
@@ -107,28 +106,28 @@ KINDS = _Kinds()
 
 
 def kind_of(variant: str) -> str:
-    """The kind of a variant in a comparison, such as `npdraw` of `npdraw-lstm`."""
+    """The kind of a variant in a comparison: `npdraw` for `npdraw-lstm`."""
     return variant.split("-")[0]
 
 
 def title_of(variant: str) -> str:
-    """`NP-DRAW, lstm` of `npdraw-lstm`."""
+    """The title of a variant: `NP-DRAW, lstm` for `npdraw-lstm`."""
     kind, _, how = variant.partition("-")
     return ", ".join(filter(None, (KINDS[kind].title, how.replace("-", " "))))
 
 
 def in_order(variants: Iterable[str]) -> list[str]:
-    """Distinct variants in the order of KINDS."""
+    """The distinct variants in the order of KINDS."""
     order = list(KINDS)
     return sorted(set(variants), key=lambda variant: (order.index(kind_of(variant)), variant))
 
 
-# What a run starts from: setting of section init -> its class.
+# Setting of section init, from which a run starts -> the class that reads it.
 STARTS = {"model": "pipeline.models:SourceModel", "bank": "pipeline.models:SourceBank"}
 # Order of the steps -> whether step t is place t. Their code is in `core/orders.py`, which imports torch.
 ORDERS = {"aligned": True, "raster": False, "ranked": False, "path": False}
 
-# For the type checker these are plain names; at run time a config refuses any other.
+# The type checker sees plain strings; at run time a config refuses unknown names.
 if TYPE_CHECKING:
     SourceName = str
     LikelihoodName = str

@@ -1,7 +1,7 @@
-"""An experiment: every setting, frozen, typed, refused where impossible.
+"""An experiment: all settings of a run, checked.
 
-The sections are in `config/data.py`, `networks.py` and `training.py`; what concerns two of them is checked
-here. Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in images.
+The sections are in `config/data.py`, `networks.py` and `training.py`; this file checks what concerns
+two. Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in images.
 """
 
 from argparse import SUPPRESS
@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from npdraw_dist.config.data import BankConfig, DataConfig, GridConfig, ParseConfig
-from npdraw_dist.config.networks import (
-    AUTHORS_PRIOR_BATCH,
-    BaselineConfig,
-    PriorConfig,
-    VAEConfig,
-)
+from npdraw_dist.config.networks import AUTHORS_PRIOR_BATCH, BaselineConfig, PriorConfig, VAEConfig
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, ORDERS, KindName
 from npdraw_dist.config.section import Positive, RunHalf, Section, Seed
 from npdraw_dist.config.training import ScaleConfig, TrainConfig
@@ -35,49 +30,49 @@ class ModelConfig(Section):
 
 class EvalRun(RunHalf):
     split: Literal["valid", "test"] = Field(
-        "test", description="the split of the final numbers; with valid no test image is ever read"
+        "test", description="the split of the final numbers; with valid, no test image is read"
     )
 
 
 class EvalConfig(EvalRun):
-    k: PositiveInt = Field(50, description="importance samples of the final likelihood")
-    images: PositiveInt = Field(256, description="largest number of images scored")
+    k: PositiveInt = Field(50, description="number of importance samples of the final likelihood")
+    images: PositiveInt = Field(256, description="largest number of images that are scored")
     temperature: Positive = Field(
-        1.0, description="of the prior in samples; the model keeps it as its default"
+        1.0, description="temperature of the prior in samples; the model keeps it as its default"
     )
 
 
 class InitRun(RunHalf):
-    """Paths of what a run starts from, which may move: its content decides, as `InitConfig.sha256`."""
+    """Paths of what a run starts from. They may change, since `InitConfig.sha256` identifies the content."""
 
     model: str | None = Field(
         None,
         description="a model of any kind to start from: a model folder, a run, a URI or an id of the hub. "
-        "The new run takes its network, and its parts if it has any",
+        "The new run takes over its network, and its parts if it has any",
     )
     bank: str | None = Field(
         None,
         description="a part bank to start from, made by `npdraw bank` or by another run. The new run takes "
-        "number and size of its parts",
+        "over its parts",
     )
 
 
 class InitConfig(InitRun):
-    """What a run starts from: a model, whose network becomes that of the run, or a part bank."""
+    """The model or the part bank that a run starts from."""
 
     sha256: Annotated[str | None, SUPPRESS] = Field(
-        None, description="of the weights of init.model, or of the file of init.bank"
+        None, description="SHA-256 of the weights of init.model, or of the file of init.bank"
     )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
         if self.model is not None and self.bank is not None:
-            raise ValueError("init.model has a bank of its own; leave out init.bank")
+            raise ValueError("init.model has its own bank; leave out init.bank")
         return self
 
     @property
     def has_parts(self) -> bool:
-        """Whether a run of NP-DRAW starts with parts, which it keeps."""
+        """Whether a run of NP-DRAW starts from given parts, which it keeps."""
         return self.model is not None or self.bank is not None
 
 
@@ -100,7 +95,7 @@ class Experiment(Section):
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """The stages of the model's kind, in order. Baselines have neither a bank nor a prior of parts."""
+        """The stages of the model's kind, in order; baselines have no stage bank, parse or prior."""
         return STAGES if self.has_parts else ("data", "vae", "sample")
 
     @property
@@ -110,12 +105,12 @@ class Experiment(Section):
 
     @property
     def by_authors(self) -> bool:
-        """Whether networks and training are those of the authors' released code."""
+        """Whether networks and training follow the authors' released code."""
         return self.model.kind == "authors"
 
     @property
     def takes_condition(self) -> bool:
-        """Whether the prior is conditioned on something known of each image."""
+        """Whether the prior is conditioned on the class of an image or words about it."""
         return self.model.kind == "npdraw" and self.prior.condition != "none"
 
     def section_of(self, stage: str) -> PriorConfig | VAEConfig:
@@ -123,7 +118,7 @@ class Experiment(Section):
         return self.prior if stage == "prior" else self.vae
 
     def train_of(self, stage: str) -> TrainConfig:
-        """How a stage is trained: section `train`, but the authors' prior has a batch of its own."""
+        """Section `train` for a stage; the authors' prior has a smaller batch."""
         if not (self.by_authors and stage == "prior"):
             return self.train
         batch = min(self.train.batch_size, AUTHORS_PRIOR_BATCH)
@@ -146,22 +141,24 @@ class Experiment(Section):
         if ORDERS[self.parse.order] and self.steps != places:
             free = [name for name, aligned in ORDERS.items() if not aligned]
             raise ValueError(
-                f"parse.order {self.parse.order} takes one step a place: parse.steps {places}, not "
+                f"parse.order {self.parse.order} has one step for each place: parse.steps is {places}, not "
                 f"{self.steps} (or choose {', '.join(free[:-1])} or {free[-1]})"
             )
         if self.by_authors:
             if not ORDERS[self.parse.order]:
-                raise ValueError("kind authors gives each step its part; it needs parse.order aligned")
+                raise ValueError("kind authors has one step for each place; it needs parse.order aligned")
             if self.prior.heads != "independent":
                 raise ValueError("kind authors needs prior.heads independent")
             if self.prior.network != "transformer":
                 raise ValueError("kind authors needs prior.network transformer")
             if self.vae.latents:
-                raise ValueError("vae.latents adds to the features of our decoder; kind authors has another")
+                raise ValueError(
+                    "vae.latents needs our decoder, which kind authors does not have; leave it out"
+                )
         if self.prior.condition != "none" and self.model.kind != "npdraw":
-            raise ValueError("prior.condition is for our prior over parts; take none")
+            raise ValueError("prior.condition is for model.kind npdraw; set it to none")
         if self.model.kind == "flow" and self.baseline.latents == 1:
-            raise ValueError("model.kind flow couples halves of z; it takes baseline.latents 2 or more")
+            raise ValueError("model.kind flow couples halves of z; it needs baseline.latents 2 or more")
         if self.scale.least_workers > self.scale.most_workers:
             raise ValueError(f"scale.num_workers is {self.scale.num_workers}; write the smaller number first")
         smallest = min(self.train_of(stage).batch_size for stage in self.stage_names)

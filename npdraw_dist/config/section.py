@@ -1,11 +1,11 @@
-"""What all sections of the config share: the base classes of their two halves, and types of values."""
+"""The base classes of the sections of the config, and types of values."""
 
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Count = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]  # what torch.Generator takes
+Seed = Annotated[int, Field(ge=0, lt=2**63)]  # the seeds that torch.Generator takes
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -19,7 +19,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
     def made(self) -> dict[str, Any]:
-        """The settings that decide what is made, as plain JSON values: all but those of a `RunHalf`."""
+        """The settings that decide what is made (all but those of a `RunHalf`), as plain JSON values."""
         bases = (
             base for base in type(self).__mro__ if issubclass(base, RunHalf) and RunHalf in base.__bases__
         )
@@ -31,7 +31,8 @@ class Section(BaseModel):
 
 
 class RunHalf(Section):
-    """Base of the settings of a section that say how it is run, not what is made.
+    """Base of classes with the settings that decide how a run works, not what it makes.
 
-    A section inherits its own. A resume may change these settings, and no fingerprint contains them.
+    A section inherits from its class of these settings. A resume may change them, and no fingerprint contains
+    them.
     """

@@ -1,6 +1,6 @@
-"""What a model folder needs to rebuild its network, and nothing of the training.
+"""The settings that rebuild the network of a model folder, without those of its training.
 
-A spec is made of the config's own sections. The file config.json holds it flat.
+A spec consists of the config's own sections. The file config.json contains it flat.
 """
 
 from typing import Any, Literal
@@ -24,9 +24,9 @@ from npdraw_dist.core.grid import Grid
 
 
 class SplitSpec(Section):
-    """How the images that a model was trained on were told apart from those that were held out.
+    """How the training images of a model were separated from the images that were held out.
 
-    inputs: the digest of the training images (`data.parquet.digest_of`); None if it is not known.
+    inputs: the digest of the training images (`data.parquet.digest_of`); None if it is unknown.
     """
 
     source: SourceName
@@ -45,17 +45,17 @@ class SplitSpec(Section):
         return cls(seed=experiment.seed, **experiment.data.model_dump(include=names))
 
     def data(self, image_shape: tuple[int, int, int]) -> DataConfig:
-        """The data settings, for images (C, H, W); the path is not known."""
+        """The data settings for images (C, H, W), without a path."""
         own_size = SOURCES[self.source].shape is None
         sizes = {"channels": image_shape[0], "image_size": image_shape[1]} if own_size else {}
         return DataConfig(**self.model_dump(exclude={"seed", "inputs"}), **sizes)
 
 
 class Spec(ImageNetwork):
-    """What every kind of model states. image_shape: (C, H, W). Sizes are in pixels.
+    """The part of a spec that all kinds of models share. image_shape: (C, H, W). Sizes are in pixels.
 
-    temperature: of its samples where none is asked for. data: the splits of its training; None if the model
-    was not trained by a run.
+    temperature: the default temperature of samples. data: the splits of its training; None if the model was
+    not trained by a run.
     """
 
     temperature: PositiveFloat = 1.0
@@ -91,7 +91,7 @@ class PriorSpec(PriorNetwork):
 
 
 class ModelSpec(Spec, GridConfig, VAENetwork):
-    """A model of parts. parts: K. steps: T."""
+    """The spec of a model of parts. parts: K. steps: T."""
 
     kind: Literal["npdraw", "authors"] = "npdraw"
     parts: PositiveInt
@@ -101,7 +101,7 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
 
     @property
     def authors(self) -> bool:
-        """Whether its networks are those of the authors' released code."""
+        """Whether its networks follow the authors' released code."""
         return self.kind == "authors"
 
     @property
@@ -110,12 +110,12 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
 
     @property
     def aligned(self) -> bool:
-        """Whether a parse draws place t at step t."""
+        """Whether step t of a parse is place t."""
         return ORDERS[self.order]
 
     @property
     def where_given(self) -> bool:
-        """Whether step t is place t in every drawing, so that *where* is no choice."""
+        """Whether *where* is known, since step t is place t in every drawing."""
         return self.aligned and not self.authors
 
     @classmethod
@@ -133,7 +133,7 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
 
 
 class BaselineSpec(Spec, BaselineConfig):
-    """A baseline with every size given. prior, grid: of kinds that have them (`baselines/contract.py`)."""
+    """The spec of a baseline. prior, grid: None for kinds without them (`baselines/contract.py`)."""
 
     latents: PositiveInt
     steps: PositiveInt
@@ -160,5 +160,5 @@ def spec_type(kind: str) -> type[ModelSpec] | type[BaselineSpec]:
 
 
 def spec_of(experiment: Experiment) -> ModelSpec | BaselineSpec:
-    """The network that an experiment trains, of any kind."""
+    """The spec of the network that an experiment trains."""
     return spec_type(experiment.model.kind).of(experiment)

@@ -1,4 +1,4 @@
-"""The exceptions that a command reports in one line with an exit status, and a check that raises one."""
+"""The exceptions that a command reports in one line, and their exit statuses."""
 
 MISTAKE = 2  # exit status of a command after a UserError
 TRY_AGAIN = 75  # exit status after StorageFailed: EX_TEMPFAIL of sysexits.h, which `os` has on Unix only

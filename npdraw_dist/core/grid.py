@@ -1,4 +1,4 @@
-"""Index, corner and pixels of the places of a canvas. Only this file and `grid_sizes.py` know the layout.
+"""The places of a canvas: index, corner and pixels. Only this file and `grid_sizes.py` know the layout.
 
 Shapes: B batch, L places, C channels, P patch side, H x W canvas, Hp x Wp padded canvas.
 """
@@ -20,11 +20,11 @@ class Grid(GridSizes):
 
     @cached_property
     def corners(self) -> Tensor:
-        """(L, 2) int64: row and column of each place's top-left pixel; negative off the canvas."""
+        """(L, 2) int64: row and column of each place's top-left pixel; negative outside the canvas."""
         return self.padded_corners - torch.tensor([self.top, self.left])
 
     def centres(self, scale: int) -> Tensor:
-        """(L, 2) int64: the pixel at the centre of each place, in an image `scale` times as wide."""
+        """(L, 2) int64: the centre of each place, in pixels of an image `scale` times as wide."""
         return scale * self.corners + scale * self.patch // 2
 
     @cached_property
@@ -47,7 +47,7 @@ class Grid(GridSizes):
 
     @cached_property
     def of_ink(self) -> "Grid":
-        """The same places on black, on which ink and coverage maps are drawn."""
+        """The same places on a black canvas, for maps of ink and coverage."""
         return replace(self, background=0.0) if self.background else self
 
     def pad(self, images: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Grid(GridSizes):
         )
 
     def fold_sum(self, patches: Tensor) -> Tensor:
-        """(B, L, C, P, P) -> (B, C, H, W): adds each patch at its place (the adjoint of `unfold`)."""
+        """(B, L, C, P, P) -> (B, C, H, W): adds each patch at its place, as the adjoint of `unfold`."""
         batch, _, channels = patches.shape[:3]
         if self.disjoint:
             tiles = patches.view(batch, self.rows, self.columns, channels, self.patch, self.patch)

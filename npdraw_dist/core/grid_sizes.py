@@ -1,6 +1,6 @@
-"""How many places a canvas has and where it is padded.
+"""The number of places of a canvas, and its padding.
 
-This file is apart from `grid.py` because settings are checked with it, and it must not import torch.
+The config checks settings with it, so it must not import torch, which `grid.py` does.
 """
 
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 class GridSizes:
     """Square places of side `patch`, `stride` apart, on a `height` x `width` canvas.
 
-    Each axis has ceil((W - P) / stride) + 1 places, in raster order. Places hang over the right and the lower
-    edge and are cropped there; with `centred` they hang over both edges (more at the end), so that the first
-    corners are negative. All sizes are in pixels.
+    An axis of W pixels has ceil((W - P) / stride) + 1 places; places are in raster order. Places hang over
+    the right and the lower edge, where they are cropped. With `centred` they hang over all edges, at the left
+    and the top by as much or one pixel less, so that the first corners are negative. Sizes are in pixels.
 
-    background: the value of a pixel where nothing is drawn, 0.0 (black) or 1.0 (white). Parts combine by the
-    maximum of their ink, |pixel - background|. Raises ValueError on sizes that do not cover the canvas.
+    background: the value of a pixel without parts, 0.0 (black) or 1.0 (white). Parts combine by the maximum
+    of their ink, |pixel - background|. Raises ValueError on sizes that do not cover the canvas.
     """
 
     height: int
@@ -71,7 +71,7 @@ class GridSizes:
 
     @property
     def margins(self) -> tuple[int, int, int, int]:
-        """Columns left and right, then rows above and below, that pad the canvas (as `F.pad` takes them)."""
+        """The padding for `F.pad`: columns left and right, then rows above and below."""
         right = self.padded_width - self.width - self.left
         return self.left, right, self.top, self.padded_height - self.height - self.top
 

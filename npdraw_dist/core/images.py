@@ -1,7 +1,7 @@
 """Turns arrays, tensors and PIL images into batches and canvases, and tensors into PIL images, PNG and HTML.
 
-Images "of any kind" are arrays (NumPy's, or objects with `__array__`), tensors, PIL images, or sequences of
-them.
+Images of any kind are arrays (NumPy arrays or objects with `__array__`), tensors, PIL images, or sequences
+of these.
 Shapes: B images, C channels (1 or 3), H x W image.
 """
 
@@ -35,7 +35,7 @@ def to_float(images: NDArray[np.uint8] | Tensor) -> Tensor:
 def ink(pixels: Pixels, background: float) -> Pixels:
     """|pixels - background| of any shape, float in [0, 1] or uint8.
 
-    Applied twice it gives the pixels again, up to rounding. background: 0.0 (black) or 1.0 (white).
+    Applied twice, it returns the pixels, up to rounding. background: 0.0 (black) or 1.0 (white).
     """
     if background == 0:
         return pixels
@@ -48,7 +48,7 @@ def to_canvas(images: Tensor, downscale: int) -> Tensor:
 
 
 def canvas_bytes(images: Tensor, downscale: int) -> Tensor:
-    """uint8 (N, C, H, W) -> uint8 (N, C, h, w), the input of bank and parser. It is never binarised."""
+    """uint8 (N, C, H, W) -> uint8 (N, C, h, w), the input of bank and parser, which is never binarised."""
     return images if downscale == 1 else to_canvas(images.float(), downscale).round().to(torch.uint8)
 
 
@@ -79,7 +79,7 @@ def to_batch(images: Any, shape: tuple[int, int, int], background: float = 0.0) 
 
 
 def shape_of(images: Any) -> tuple[int, int, int]:
-    """(C, H, W) of images of any kind, where no model gives it. Raises UserError."""
+    """(C, H, W) of images of any kind. Raises UserError if they have none or several."""
     if isinstance(images, Image.Image):
         return (1 if is_grey(images) else 3, images.height, images.width)
     if not hasattr(images, "shape"):
@@ -100,7 +100,7 @@ def shape_of(images: Any) -> tuple[int, int, int]:
 def require_images(x: Tensor, shape: tuple[int, int, int]) -> None:
     """Raises UserError if x is not (B, C, H, W) of `shape` (C, H, W), B at least 1."""
     if x.ndim != 4 or tuple(x.shape[1:]) != shape:
-        one = "; of one image give image[None]" if tuple(x.shape) == shape else ""
+        one = "; pass one image as image[None]" if tuple(x.shape) == shape else ""
         raise UserError(f"images are (B, {', '.join(map(str, shape))}), not {tuple(x.shape)}{one}")
     if not len(x):
         raise UserError("there is no image")
@@ -165,7 +165,7 @@ def png(image: Tensor, factor: int = 1) -> bytes:
 
 
 def tiled(images: Tensor, columns: int) -> Tensor:
-    """(B, C, H, W) -> (C, rows * H, columns * W) in reading order; the rest of the last row is 0."""
+    """(B, C, H, W) -> (C, rows * H, columns * W) in reading order; empty tiles of the last row are 0."""
     count, channels, height, width = images.shape
     rows = math.ceil(count / columns)
     cells = images.new_zeros(rows * columns, channels, height, width)

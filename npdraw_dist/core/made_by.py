@@ -1,4 +1,4 @@
-"""The origin of a file: version, format and command of its writer, and a short hash of its inputs."""
+"""The origin of a file: version, format and command of its writer, and a hash of its inputs."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ from typing import Any
 from npdraw_dist import __version__
 from npdraw_dist.core.errors import OtherFormat
 
-FORMAT = 2  # rises with each change that makes another version misread a file; an added key does not
+FORMAT = 2  # rises with each change after which an older version would misread a file
 
 
 def stamp() -> dict[str, Any]:
-    """The keys by which a manifest, a checkpoint or a model names its writer."""
+    """The keys that name the writer of a manifest, a checkpoint or a model."""
     return {"version": __version__, "format": FORMAT}
 
 
@@ -27,7 +27,7 @@ def version_of(values: Mapping[str, Any], where: str) -> str | None:
     if number != FORMAT:
         raise OtherFormat(
             f"{where} was made by npdraw_dist {version} in format {number}, and {__version__} reads format "
-            f"{FORMAT}: use version {version}, or make it anew under another name"
+            f"{FORMAT}: use version {version}, or make the file again under another name"
         )
     return None if version is None else str(version)
 
@@ -39,9 +39,9 @@ def fingerprint(facts: Mapping[str, object]) -> str:
 
 
 def command_line() -> str:
-    """The command of this process as a user can type it again, `npdraw evaluate ...` or `python -m ...`.
+    """The command of this process as a user types it, `npdraw evaluate ...` or `python -m ...`.
 
-    `sys.argv` names the module by its path, which holds on this machine only.
+    `sys.argv` names the module by its path, which only this machine has.
     """
     program, words = sys.argv[0], shlex.join(sys.argv[1:])
     if not program.startswith("npdraw "):

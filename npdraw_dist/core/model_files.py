@@ -1,6 +1,6 @@
 """Finds the files of a trained model in a folder, in a run, at a URI, or on the Hugging Face hub.
 
-A local folder and a hub id need no library of the training, so `core.storage` is imported for a URI only.
+`core.storage` is imported only for a URI, so that a local folder and a hub id do not need pyarrow.
 """
 
 import re
@@ -33,15 +33,15 @@ def model_folder(where: str | Path, said: str | None = None, **options: Any) -> 
         if _has(f"{folder}/{CONFIG}"):
             return folder
     if _has(f"{base}/config.yaml"):
-        raise UserError(f"{said} is a run without a model yet; give its command again to finish it")
+        raise UserError(f"{said} is a run that has no model yet; repeat its command to finish it")
     if text in zoo_names():
         return str(ZOO / text)
-    head = Path(*Path(text).parts[:1])  # it is "." for ".", "./" and the like
+    head = Path(*Path(text).parts[:1])  # "." for paths such as "./"
     if HUB_ID.fullmatch(text) and str(head) not in (".", "..") and not head.exists():
         return _download(text, said, options)
     raise UserError(
-        f"{said} is no model folder (no {CONFIG}); give a run's folder, a URI, an id of the hub, org/name, "
-        f"or a model that comes with the package: {', '.join(zoo_names())}"
+        f"{said} is not a model folder (no {CONFIG}); give a run's folder, a URI, an id of the hub, "
+        f"org/name, or a model that comes with the package: {', '.join(zoo_names())}"
     )
 
 
@@ -69,7 +69,7 @@ def _download(text: str, said: str, options: dict[str, Any]) -> str:
 
     found = HUB_ID.fullmatch(text)
     if found is None:
-        raise UserError(f"{said} is no id of the hub, org/name or org/name@revision")
+        raise UserError(f"{said} is not an id of the hub; write org/name or org/name@revision")
     given = options.pop("revision", None)
     options |= {"revision": found["revision"] or given, "allow_patterns": [CARD, CONFIG, WEIGHTS]}
     try:
@@ -80,10 +80,10 @@ def _download(text: str, said: str, options: dict[str, Any]) -> str:
         reason = f"it has no revision {options['revision']} of this model"
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = first_fact(error)
-    raise UserError(f"{said} is no folder here, and cannot be read from the hub: {reason}")
+    raise UserError(f"{said} is not a local folder, and cannot be read from the hub: {reason}")
 
 
 def first_fact(error: Exception) -> str:
-    """The first line of an error's text, or the second where the first is a title, as in torch's errors."""
+    """The first line of an error's text, or the second if the first is a title, as in torch's errors."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0]

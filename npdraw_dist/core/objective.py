@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import Batch
 
-Gather = Callable[[Tensor], Tensor]  # a tensor (...) of each rank -> all of them on every rank, (ranks, ...)
+Gather = Callable[[Tensor], Tensor]  # (...) on each rank -> (ranks, ...) on every rank
 
 
 class ParameterGroup(TypedDict):
     """Parameters that the optimizer treats alike. `params` may be empty.
 
-    lr: peak learning rate. matrices: whether they map features to features, so that Muon may train them.
-    until: share of the budget after which they are frozen.
+    lr: peak learning rate. matrices: whether the parameters map features to features, so that Muon may train
+    them. until: share of the budget after which they do not change.
     """
 
     params: list[nn.Parameter]
@@ -29,10 +29,10 @@ class ParameterGroup(TypedDict):
 
 @dataclass(frozen=True)
 class Stepping:
-    """Settings of Adam and of its rates.
+    """Settings of Adam and of the schedule of its learning rates.
 
     beta2: decay of squared gradients. clip: largest norm of the whole gradient. warmup: share of the budget
-    over which the rates rise. falls: whether they fall at the end.
+    over which the rates rise. falls: whether they fall at the end of the budget.
     """
 
     beta2: float = 0.99
@@ -48,20 +48,20 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def parameter_groups(self) -> list[ParameterGroup]:
-        """All trained parameters; each is in exactly one group."""
+        """All trained parameters, each in exactly one group."""
 
     @abstractmethod
     def forward(self, batch: Batch, progress: float, generator: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss (B,) and metrics by name, each (B,).
 
-        progress: share of the budget seen so far, in [0, 1]. generator: source of the noise of z and x.
+        progress: share of the budget that is used, in [0, 1]. generator: source of the noise of z and x.
         """
 
     def settle(self, gather: Gather) -> None:
-        """Changes weights after each step of the optimizer, without a gradient and equally on all ranks."""
+        """Changes weights without a gradient, equally on all ranks, after each step of the optimizer."""
 
     def may_end(self, progress: float) -> bool:
-        """Whether a validation after this share of the budget may end the training early."""
+        """Whether a validation at this share of the budget may end the training early."""
         return True
 
     @abstractmethod

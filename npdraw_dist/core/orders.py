@@ -1,7 +1,7 @@
 """The orders in which a drawing's parts are drawn.
 
 To add an order, write its functions and one entry of ORDERS.
-Shapes: B batch, T steps, L places, S >= T steps that an edit brings together.
+Shapes: B batch, T steps, L places, S >= T steps that an edit combines.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ from torch import Tensor
 from npdraw_dist.core.grid import Grid, squared_distances_on
 from npdraw_dist.core.parts import PartSequence
 
-LAST = torch.iinfo(torch.int64).max  # a key that sorts behind all others
+LAST = torch.iinfo(torch.int64).max  # a key that is sorted last
 
 
 class Aligned:
-    """The authors' layout: T = L, and step t draws at place t or not at all, so *where* is known."""
+    """The authors' order: T = L, and step t draws at place t or draws nothing, so *where* is known."""
 
     aligned = True
 
@@ -34,7 +34,9 @@ class Aligned:
 
         step: the index of each step in its own drawing, T for a new step.
         """
-        target = torch.where(drawn, where, steps)  # a step without a part goes to a column that is cut off
+        target = torch.where(
+            drawn, where, steps
+        )  # a step without a part goes to an extra column, which is dropped
         whether = drawn.new_zeros(len(drawn), steps + 1).scatter(1, target, drawn)
         part = what.new_zeros(len(drawn), steps + 1).scatter(1, target, what)
         places = torch.arange(steps, device=where.device).repeat(len(drawn), 1)
@@ -45,12 +47,12 @@ class Aligned:
 class Free:
     """An order in which *where* is part of the drawing, and steps that draw come first. Methods: see Aligned.
 
-    places: (chosen (B, L), gain (B, L), grid, T) -> (B, T) int64, the chosen places in the order in which
-    they are drawn, then any others.
-    edit_key: (where (B, S), step (B, S)) -> (B, S) int64, by which the steps of an edited drawing are sorted.
+    places: (chosen (B, L), gain (B, L), grid, T) -> (B, T) int64, the chosen places in the order of drawing,
+    then any others.
+    edit_key: (where (B, S), step (B, S)) -> (B, S) int64, the sort keys of the steps of an edited drawing.
     Among equal keys, the parts that the edit adds come last.
     next_key: (last (B,), grid) -> (B, L) int64, different for each place. After the place `last` (-1 before
-    the first step), the remaining place with the smallest key is drawn. None if the gain decides.
+    the first step), the remaining place with the smallest key is drawn. None if the gain decides the order.
     """
 
     places: Callable[[Tensor, Tensor, Grid, int], Tensor]

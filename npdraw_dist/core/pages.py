@@ -1,4 +1,4 @@
-"""The layout of pages of images: tiles, captions, labels and titles; and pages of samples and of named rows.
+"""Lays out pages of images: tiles, captions, labels and titles; also pages of samples and of named rows.
 
 Shapes: N images, C channels (1 or 3), h x w canvas, H x W image. Images are floats in [0, 1]; each of their
 pixels becomes a square of file pixels ("px").
@@ -16,12 +16,12 @@ from npdraw_dist.core.images import to_pil
 
 GUTTER = 4
 TILE = 100  # least side of an enlarged image, px
-SMALL_TILE = 80  # the same where many are side by side
+SMALL_TILE = 80  # least side if many images are side by side, px
 WIDTH = 1720  # largest width of a page that fits a screen, px
 FONT = ImageFont.load_default(13)
 LINE = 20  # height of a line of text, px
 PAPER, INK, OUTLINE = (236, 236, 236), (70, 70, 70), (240, 60, 40)
-MOST = 256  # samples on a page; viewers do not open a page of many more
+MOST = 256  # largest number of samples on a page; viewers do not open much larger pages
 
 
 def enlarge(image: Tensor, tile: int) -> Image.Image:
@@ -31,7 +31,7 @@ def enlarge(image: Tensor, tile: int) -> Image.Image:
 
 
 def tile_side(images: Tensor, least: int = TILE) -> int:
-    """The longer side in px of enlarged images (..., H, W)."""
+    """The longer side of enlarged images (..., H, W), in px."""
     longer = max(images.shape[-2:])
     return longer * math.ceil(least / longer)
 
@@ -49,7 +49,7 @@ def arrange(
 ) -> Image.Image:
     """A page of equal tiles in reading order, with gutters between and around them.
 
-    Each caption is below its tile. All captions have as many lines as the first.
+    Each caption is below its tile, and all captions have as many lines as the first.
     """
     width, height = tiles[0].size
     columns = min(columns, len(tiles))
@@ -82,7 +82,7 @@ def label_margin(labels: Sequence[str]) -> int:
 def label_rows(
     page: Image.Image, labels: Sequence[str], middles: Sequence[float] | None = None
 ) -> Image.Image:
-    """`page` with labels on the left at the heights `middles`, or in the middle of equal rows if None."""
+    """`page` with labels on the left, at the heights `middles` or in the middle of equal rows."""
     margin, each = label_margin(labels), page.height / len(labels)
     page = ImageOps.expand(page, (margin, 0, 0, 0), PAPER)
     for row, label in enumerate(labels):
@@ -92,7 +92,7 @@ def label_rows(
 
 
 def with_title(page: Image.Image, title: str) -> Image.Image:
-    """`page` with a line of text above it, widened where the text is longer."""
+    """`page` with a line of text above it, as wide as the text if that is wider."""
     wider = max(math.ceil(FONT.getlength(title)) + 4 * GUTTER - page.width, 0)
     page = ImageOps.expand(page, (0, LINE, wider, 0), PAPER)
     write(page, title, 2 * GUTTER, LINE / 2 + 2, "lm")
@@ -100,7 +100,7 @@ def with_title(page: Image.Image, title: str) -> Image.Image:
 
 
 def frame(canvas: Image.Image, box: Sequence[int], scale: int, width: int = 2) -> None:
-    """Outlines the box (top, left, bottom, right), given in canvas pixels, as far as it is on the canvas."""
+    """Outlines the part of a box (top, left, bottom, right), in canvas pixels, that is on the canvas."""
     top, left = (max(scale * value, 0) for value in box[:2])
     bottom, right = min(scale * box[2], canvas.height) - 1, min(scale * box[3], canvas.width) - 1
     if right > left and bottom > top:  # an attention window of DRAW may be outside
@@ -113,8 +113,11 @@ def sheet(images: Tensor, columns: int, tile: int, captions: Sequence[str] | Non
 
 
 def save_samples(path: Path, images: Tensor, canvases: Tensor | None) -> None:
-    """Writes a page of the first MOST images (N, C, H, W), each to the right of its canvas (N, C, h, w) if
-    there are canvases. A row has at most 8, and no more than fit the page."""
+    """Writes a page of the first MOST images (N, C, H, W).
+
+    If there are canvases (N, C, h, w), each image is to the right of its canvas. A row has at most 8 images,
+    and no more than fit on the page.
+    """
     images, canvases = images[:MOST], None if canvases is None else canvases[:MOST]
     columns = min(math.ceil(math.sqrt(len(images))), 8)
     if canvases is None:
@@ -132,8 +135,8 @@ def rows_png(
 ) -> bytes:
     """A PNG with a row of N images for each name, all enlarged to about the size of the largest.
 
-    captions: for each row the texts below its images, or None. Rows wider than a page are cut into blocks,
-    and each block has all labels and a gap above it.
+    captions: for each row the texts below its images, or None. Rows that are wider than a page are cut into
+    blocks, each with all labels and a gap above it.
     """
     largest = max(rows.values(), key=lambda images: max(images.shape[-2:]))
     count, margin = len(largest), label_margin(list(rows))
@@ -159,7 +162,7 @@ def rows_png(
 
 
 def stack(pages: Sequence[Image.Image], overlap: int) -> Image.Image:
-    """Pages one below the other, of which the first is the widest. overlap: px; negative for a gap."""
+    """Stacks pages, of which the first is the widest. overlap: px; negative for a gap."""
     height = sum(page.height - overlap for page in pages) + overlap
     whole, y = Image.new("RGB", (pages[0].width, height), PAPER), 0
     for page in pages:

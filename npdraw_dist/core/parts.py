@@ -1,4 +1,4 @@
-"""The data that all rooms exchange: banks of parts, sequences of steps, batches of images with sequences.
+"""The data that all rooms exchange: banks of parts, sequences of steps, and batches of images with parses.
 
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, H x W image.
 """
@@ -20,7 +20,7 @@ from torch import Tensor
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, png, tiled
 
-# Imported by name when it is used, since the bank's room imports this one and needs more libraries.
+# `PartBank.of` imports it by name: room `bank` imports this file and needs more libraries.
 CLUSTERING = "npdraw_dist.bank.build:bank_of"
 SHEET = 400  # least side of a bank on a page, px
 
@@ -62,9 +62,9 @@ class PartBank(_Saved):
     def of(
         cls, images: Any, size: int, patch: int, *, background: str = "black", seed: int = 0
     ) -> "PartBank":
-        """A bank of `size` parts of `patch` x `patch` pixels of images of any kind; see `bank.build.bank_of`.
+        """Clusters images of any kind into `size` parts of side `patch`, in pixels; see `bank.build.bank_of`.
 
-        If a model's canvas is smaller than its images (`spec.downscale`), the images must be as small.
+        If a model's canvas is smaller than its images (`spec.downscale`), give images of the canvas's size.
         background: the background of the model's grid.
         """
         bank: PartBank = resolve_name(CLUSTERING)(images, size, patch, background, seed)
@@ -181,8 +181,8 @@ class PartSequence(_Rows, _Saved):
 class Batch(_Rows):
     """Images, their parses and the conditions of the prior, as both training stages read them.
 
-    images: (B, C, H, W) uint8. whether: (B, T) bool. where, what: (B, T) of any integer type; they have
-    the narrow type of the files, and `z` widens them. condition: (B, A) int64 tokens, or (B, 0).
+    images: (B, C, H, W) uint8. whether: (B, T) bool. where, what: (B, T) of the narrow integer type of the
+    files, which `z` widens. condition: (B, A) int64 tokens, or (B, 0).
     Raises ValueError on other shapes or types.
     """
 
@@ -215,7 +215,7 @@ class Batch(_Rows):
 
     @property
     def z(self) -> PartSequence:
-        """The parses as int64. Use it only after `to`, so that the narrow types are copied."""
+        """The parses as int64. Use it after `to`, so that the narrow types are copied to the device."""
         return PartSequence(self.whether, self.where.long(), self.what.long())
 
     def __len__(self) -> int:
@@ -225,11 +225,11 @@ class Batch(_Rows):
         return super().to(device, non_blocking)
 
     def pin_memory(self) -> "Batch":
-        """The batch in page-locked memory, from which a GPU copies while the host goes on."""
+        """The batch in page-locked memory, from which a GPU copies while the host continues."""
         return self.map(Tensor.pin_memory)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # NumPy arrays enter Ray's object store without another copy; pickled tensors do not.
+        # Ray's object store takes NumPy arrays, not pickled tensors, without another copy.
         return _batch_of_arrays, tuple(tensor.cpu().numpy() for tensor in vars(self).values())
 
 

@@ -1,7 +1,7 @@
 """Turns a user's picture of any size and mode into an image of a model's shape.
 
-The image has 8 bits, is upright, shows a background where the picture was transparent, and is padded or
-cropped to the shape.
+The image has 8 bits, is upright, has a background where the picture was transparent, and is padded or cropped
+to the shape.
 Shapes: C channels (1 or 3), H x W pixels of the image, h x w of the picture.
 """
 
@@ -22,11 +22,11 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".pgm", ".ppm", ".pbm", ".avif", ".heic", ".heif"),  # Pillow may not read the last three
 )
-MAX_PIXELS = 100_000_000  # a picture with more is refused by its header, before anything is decoded
-LARGE = 1 << 20  # pixels of the square around a picture that is shrunk by a whole factor before it is resized
-SPARE = 4  # after that it is still at least this many times as wide as its image
-BANDS = (1, 3, 4)  # bands of an array: grey, colour, colour with transparency
-GREY = ("1", "L", "F")  # modes, beside I and its kinds
+MAX_PIXELS = 100_000_000  # a picture with more is refused by its header, before it is decoded
+LARGE = 1 << 20  # a picture in a larger square (pixels) is shrunk by a whole factor before it is resized
+SPARE = 4  # a picture that was shrunk is at least so many times as wide as its image
+BANDS = (1, 3, 4)  # numbers of bands of an array: grey, colour, colour with transparency
+GREY = ("1", "L", "F")  # modes without colour, beside those that begin with I
 TURNS = {  # EXIF orientation -> the operation that puts the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -39,9 +39,9 @@ TURNS = {  # EXIF orientation -> the operation that puts the picture upright
 
 
 def is_picture(path: str) -> bool:
-    """Whether a path in the data has a picture's suffix, and neither it nor a folder on the way is hidden.
+    """Whether a path has a picture's suffix, and neither the file nor a folder of the path is hidden.
 
-    Programs keep thumbnails in hidden folders; on a Synology disk the folder is `@eaDir`.
+    Programs keep thumbnails in hidden folders, on a Synology disk in `@eaDir`.
     """
     hidden = any(part.startswith(".") or part == "@eaDir" for part in path.split("/"))
     return path.lower().endswith(SUFFIXES) and not hidden
@@ -56,7 +56,7 @@ class Frame:
     """The shape of an image and how a picture is fitted into it.
 
     shape: (C, H, W). background: colour behind the picture, a name or #rrggbb. fit: `pad` keeps the whole
-    picture, `crop` its centre square. most: largest side of that square, in pixels of the picture.
+    picture, `crop` only its centre square. most: largest side of that square, in pixels of the picture.
     """
 
     shape: tuple[int, int, int]
@@ -117,7 +117,8 @@ def from_array(values: NDArray[Any], frame: Frame) -> NDArray[np.uint8]:
 def array_picture(values: NDArray[Any], channels: int | None = None) -> Image.Image:
     """(C, H, W), (H, W, C) or (H, W) without a `pixel_fault` -> a picture of mode L, RGB or RGBA.
 
-    channels: the likely number of channels, which decides if both the first and the last axis may be theirs.
+    channels: the likely number of channels, which decides if both the first and the last axis may be
+    channels.
     Raises BadPicture on any other shape.
     """
     pixels = values
@@ -128,7 +129,7 @@ def array_picture(values: NDArray[Any], channels: int | None = None) -> Image.Im
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
     if not pixels.size or not (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in BANDS)):
-        raise BadPicture(f"the shape {values.shape}; it is (H, W), (H, W, C) or (C, H, W)")
+        raise BadPicture(f"the shape {values.shape}; give (H, W), (H, W, C) or (C, H, W)")
     return Image.fromarray(np.ascontiguousarray(to_bytes(pixels)))
 
 
@@ -160,7 +161,7 @@ def _rounded(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def is_grey(picture: Image.Image) -> bool | None:
-    """Whether a picture's header says that it has no colours; None if only its pixels can tell."""
+    """Whether a picture has no colours, by its header; None if only its pixels can tell."""
     if picture.has_transparency_data:
         return None
     return picture.mode in GREY or picture.mode.startswith("I")
@@ -170,7 +171,7 @@ def upright(picture: Image.Image) -> Image.Image:
     """The decoded picture, turned by its EXIF orientation, of mode L, RGB or RGBA. Raises BadPicture."""
     with _reading():
         picture.load()
-        turn = _turn(picture)  # before the conversion, which drops EXIF data
+        turn = _turn(picture)  # before the conversion, which loses EXIF data
         plain = _eight_bits(picture)
         return plain if turn is None else plain.transpose(turn)
 
@@ -186,7 +187,7 @@ def opaque(picture: Image.Image, background: str, mode: str) -> Image.Image:
 def _turn(picture: Image.Image) -> Image.Transpose | None:
     try:
         return TURNS.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # damaged EXIF data raise errors of any type, while the pixels may be intact
+    except Exception:  # damaged EXIF data raise errors of any type; the pixels may be intact
         return None
 
 
@@ -200,7 +201,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
     if mode == "LAB":
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(picture, lab, rgb, outputMode="RGB")
-        assert converted is not None, "it is not in place"
+        assert converted is not None, "the conversion is not in place"
         return converted
     if mode == "La":
         picture = picture.convert("LA")
@@ -215,7 +216,7 @@ def _grey_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
     of_floats = 1.0 if high <= 1 else 255.0
     most = 65535.0 if np.issubdtype(values.dtype, np.integer) else of_floats
     if not (low >= 0 and high <= most):
-        raise BadPicture(f"values from {low:g} to {high:g}, which are no shades of grey")
+        raise BadPicture(f"values from {low:g} to {high:g}, which are not shades of grey")
     return _rounded(values * (255 / most))
 
 
@@ -228,7 +229,7 @@ def _framed(picture: Image.Image, frame: Frame) -> NDArray[np.uint8]:
     if frame.fit == "crop":
         side = min(*picture.size, frame.most or side)
         left, top = round((picture.width - side) / 2), round((picture.height - side) / 2)
-        # Cropped before it is resized, since the filter of `resize(box=...)` reads pixels beyond the box.
+        # Crop before `resize`, since the filter of `resize(box=...)` reads pixels outside the box.
         picture = picture.crop((left, top, left + side, top + side))
     factor = side // (SPARE * max(width, height))
     if side * side > LARGE and factor > 1:

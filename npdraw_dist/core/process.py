@@ -1,4 +1,4 @@
-"""What this process has and shows: optional packages, a GPU, and how much a command prints."""
+"""Properties of this process: its output level, device, memory allocator, threads and optional packages."""
 
 import ctypes
 import json
@@ -14,16 +14,16 @@ from npdraw_dist.core.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# Flag -> its help, and its level: that of the logger `npdraw_dist`.
+# Flag -> its help; flag -> level of the logger `npdraw_dist`.
 FLAGS = {
     "--quiet": "print results, warnings and errors only",
     "--verbose": "also print Ray's log, and where an error arose",
 }
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
 
-# glibc gives the memory of large tensors back to the kernel, and the next step faults it in again. That costs
-# more than the arithmetic: a VAE step took 24-37 s with the defaults and 10 s without. Variable of a new
-# process -> the number of the parameter in malloc.h, and its value.
+# By default glibc returns the memory of large tensors to the kernel, and the next step faults it in again.
+# That costs more than the arithmetic: a VAE step took 24-37 s with the defaults and 10 s with these values.
+# Variable of a new process -> the number of the parameter in malloc.h, and its value.
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": (-4, 0),  # no mapping for each tensor
     "MALLOC_TRIM_THRESHOLD_": (-1, -1),  # freed memory is kept
@@ -32,11 +32,12 @@ ALLOCATOR = {
 }
 
 # Threads spin while they wait for each other at the end of an operation. GNU OpenMP's default, 300,000 turns,
-# keeps the core from another program's. The digits' prior on 2 cores of an Intel Xeon, images/s: alone 1,049
-# with the default, 1,041 with these, 452 with none; beside a program of two threads below 80, and 213.
+# blocks the core for other programs. Images/s of the digits' prior on 2 cores of an Intel Xeon: alone 1,049
+# with the default, 1,041 with 10,000 turns, 452 with 0; beside a program of two threads below 80 with the
+# default and 213 with 10,000 turns.
 SPIN = {"GOMP_SPINCOUNT": "10000"}
 
-# For every new process that trains.
+# Environment of every new process that trains.
 COMPUTE = {**{name: str(value) for name, (_, value) in ALLOCATOR.items()}, **SPIN}
 THREADS = "OMP_NUM_THREADS"
 
@@ -56,16 +57,16 @@ def is_verbose() -> bool:
 
 
 def cpu_count() -> int:
-    """The CPUs that this process may use, which `srun` or `taskset` can limit."""
+    """The number of CPUs that this process may use; `srun` or `taskset` can limit it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def device_here(use_gpu: bool | None = None, flag: str = "scale.use_gpu") -> "torch.device":
-    """A GPU of this machine, without TF32; None: if there is one, else the CPU, where it calls `keep_memory`.
+    """The GPU or the CPU of this machine, set up without TF32 or by `keep_memory`.
 
-    Raises UserError if there must be a GPU.
+    use_gpu: None takes a GPU if there is one. Raises UserError if it is true and there is none.
     """
     import torch  # it takes seconds
 
@@ -80,10 +81,10 @@ def device_here(use_gpu: bool | None = None, flag: str = "scale.use_gpu") -> "to
 
 
 def keep_memory() -> None:
-    """This process keeps the memory of tensors that are freed (ALLOCATOR), where glibc allocates it.
+    """Makes glibc keep freed memory in this process (ALLOCATOR).
 
-    Otherwise the system clears every page of the next tensor: up to a quarter of the time of an evaluation
-    (`docs/results`).
+    Otherwise the system clears every page of the next tensor, which takes up to a quarter of the time of an
+    evaluation (`docs/results`).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it
     if mallopt is not None:
@@ -92,12 +93,12 @@ def keep_memory() -> None:
 
 
 def prepare_to_compute() -> None:
-    """Sets what libraries read when they are loaded; a command calls it before it imports torch."""
+    """Sets variables that libraries read when they are loaded; a command calls it before it imports torch."""
     keep_memory()
-    if "OMP_WAIT_POLICY" not in os.environ:  # SPIN would win over it
+    if "OMP_WAIT_POLICY" not in os.environ:  # SPIN would override it
         for name, value in SPIN.items():
             os.environ.setdefault(name, value)
-    # Ray gives the command of a job a single thread, as to any process without CPUs.
+    # Ray gives the command of a job a single thread, as it does to any process without CPUs.
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "null"))
     given = job is None or THREADS in (job.get("runtime_env") or {}).get("env_vars", {})
     if not given and os.environ.get(THREADS) == "1":
@@ -105,7 +106,7 @@ def prepare_to_compute() -> None:
 
 
 def refuse_tf32(device: "torch.device") -> None:
-    """Turns TF32, which keeps 10 bits, off for float32 products on a GPU; cuDNN takes it by default."""
+    """Turns off TF32, which keeps only 10 bits of float32 products on a GPU; cuDNN uses it by default."""
     if device.type == "cuda":
         import torch
 
@@ -114,10 +115,10 @@ def refuse_tf32(device: "torch.device") -> None:
 
 
 def background_threads(count: int, name: str) -> ThreadPoolExecutor:
-    """Threads that work beside a training step. In each of them torch computes on one thread.
+    """A pool for work beside a training step. In each of its threads torch computes on one thread.
 
-    Otherwise OpenMP starts a team of threads for each. With more threads than cores libgomp lets none of them
-    spin, and a step of many small operations takes a fifth longer (`docs/results`).
+    Otherwise OpenMP starts a team of threads for each. With more threads than cores, libgomp stops all
+    spinning, and a step of many small operations takes a fifth longer (`docs/results`).
     """
     return ThreadPoolExecutor(count, name, initializer=_compute_alone)
 
@@ -126,19 +127,19 @@ def _compute_alone() -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
-    torch.get_num_threads()  # torch sets a new thread's number at its first use
-    threadpool_limits(1, "openmp")  # for this thread alone; torch.set_num_threads also changes later threads
+    torch.get_num_threads()  # torch sets the number of a new thread at its first use
+    threadpool_limits(1, "openmp")  # torch.set_num_threads would also change later threads
 
 
 def is_there(module: str) -> bool:
     """Whether `module` can be imported, without importing it."""
     try:
         return find_spec(module) is not None
-    except (ImportError, ValueError):  # its parent is missing; it was imported without a spec, or made None
+    except (ImportError, ValueError):  # a missing parent, or a module without a spec
         return False
 
 
 def require_extra(what: str, extra: str, *modules: str) -> None:
-    """Raises UserError if one of `modules`, which `what` needs and `extra` installs, is not there."""
+    """Raises UserError if one of `modules`, which `what` needs and `extra` installs, is missing."""
     if not all(map(is_there, modules)):
         raise UserError(f"{what} needs npdraw_dist[{extra}]: pip install 'npdraw_dist[{extra}]'")

@@ -2,7 +2,7 @@
 
 Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, the role of an instance ...), never
 from a URI, since URIs are written to config.yaml and to logs. AWS_ENDPOINT_URL sets another S3 server.
-pyarrow repeats requests that fail to S3 and Google Cloud; other storages have the retries of their libraries.
+pyarrow repeats failed requests to S3 and Google Cloud; for other storages their libraries do.
 """
 
 import contextlib
@@ -34,9 +34,10 @@ READERS = 16  # threads that read many small files
 # complete, a rename is a copy, and folders need not be created.
 OBJECT_STORES = {"s3": "s3", "gcs": "gs", "abfs": "abfs"}
 CONNECT_S = 5  # time limit of a server's first answer; there are three attempts
-# A failed request is repeated for at least RETRY_S. The variable, which subprocesses inherit, replaces it.
+# A failed request is repeated for at least RETRY_S seconds. The variable, which subprocesses inherit, sets
+# another time.
 RETRY_VARIABLE, RETRY_S = "NPDRAW_STORAGE_RETRY_S", 300.0
-FIRST_PAUSE_S = 0.025  # first pause of the AWS library's default strategy, which doubles each pause
+FIRST_PAUSE_S = 0.025  # first pause of the AWS library's default strategy; each later one is twice as long
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -45,7 +46,7 @@ Found = TypeVar("Found")
 class PatientS3(fs.S3FileSystem):  # type: ignore[misc]
     """S3 that repeats a failed request for `limit_s` seconds. options: arguments of `fs.S3FileSystem`.
 
-    It pickles with its strategy, which pyarrow leaves out, so it also repeats requests in other processes.
+    Unlike pyarrow's class, it pickles with its strategy, so that other processes repeat requests too.
     """
 
     def __init__(self, options: dict[str, Any], limit_s: float) -> None:
@@ -111,10 +112,10 @@ def _refuse_password(uri: str) -> None:
 
 
 def _check_bucket(filesystem: fs.FileSystem, path: str) -> None:
-    """Raises ValueError or OSError within seconds, where the first use of `path` would fail after minutes."""
+    """Raises ValueError or OSError within seconds; the first use of `path` would fail after minutes."""
     bucket = path.partition("/")[0]
     if not bucket:
-        raise ValueError("it names no bucket")
+        raise ValueError("it does not name a bucket")
     hasty = impatient(filesystem)
     if hasty.get_file_info(path).type != fs.FileType.NotFound:
         return
@@ -128,7 +129,7 @@ def _options(filesystem: fs.FileSystem) -> dict[str, Any]:
 
 
 def impatient(filesystem: fs.FileSystem) -> fs.FileSystem:
-    """The same filesystem with few retries and short time limits."""
+    """The same filesystem, with few retries and short time limits."""
     if filesystem.type_name == "gcs":
         patience = {"retry_time_limit": timedelta(seconds=3 * CONNECT_S)}
         return fs.GcsFileSystem(**{**_options(filesystem), **patience})
@@ -146,7 +147,7 @@ def display_path(filesystem: fs.FileSystem, path: str) -> str:
 
 
 def is_object_store(filesystem: fs.FileSystem) -> bool:
-    """Whether the filesystem has no folders, and a file appears as a whole."""
+    """Whether the filesystem has no folders and shows a file only when it is complete."""
     return filesystem.type_name in OBJECT_STORES
 
 
@@ -171,7 +172,7 @@ def path_of(info: fs.FileInfo) -> str:
         return str(info.path)
     except UnicodeDecodeError as error:  # `object` has the bytes of the path
         shown = error.object.decode(errors="backslashreplace")
-        raise UserError(f"the name of {shown} is not UTF-8; rename what has a backslash here") from None
+        raise UserError(f"the name of {shown} is not UTF-8; rename the part with a backslash") from None
 
 
 def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
@@ -180,22 +181,22 @@ def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
 
 
 def in_threads(read: Callable[[Item], Found], items: Iterable[Item], threads: int = READERS) -> list[Found]:
-    """[read(item) for item in items] on several threads, since a remote store is slow to answer."""
+    """[read(item) for item in items] on several threads, since a remote store answers slowly."""
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(read, items))
 
 
 def require_readable(filesystem: fs.FileSystem, path: str) -> None:
-    """Reads a file to its end. Raises OSError if the storage fails, which tells that from a damaged file."""
+    """Reads a file to its end. Raises OSError if the storage fails, but not if the file is damaged."""
     with filesystem.open_input_stream(path) as stream:
         while stream.read(1 << 20):
             pass
 
 
 def write_atomically(filesystem: fs.FileSystem, path: str, write: Callable[[Any], object]) -> None:
-    """Calls `write(stream)` on a temporary file and renames it to `path`, so that nobody sees half a file.
+    """Calls `write(stream)` on a temporary file and renames it to `path`, so that readers see a whole file.
 
-    An object store gets the content in one piece, since a stream closed after an error would publish a part.
+    An object store gets the content in one piece, since closing a stream after an error would publish a part.
     """
     if is_object_store(filesystem):
         buffer = io.BytesIO()
@@ -226,7 +227,7 @@ def write_text(filesystem: fs.FileSystem, path: str, text: str) -> None:
 def copy(source: fs.FileSystem, start: str, target: fs.FileSystem, end: str) -> None:
     """Copies the file or folder `start` to `end`, without empty folders. Raises OSError.
 
-    `fs.copy_files` would first ask an object store for each folder on the way, which it does not have.
+    `fs.copy_files` would first request each parent folder, which an object store does not have.
     """
 
     def copy_one(path: str) -> None:
@@ -260,18 +261,13 @@ def sha256(filesystem: fs.FileSystem, path: str) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-# Where a command writes: a mistake is found before anything is computed.
-
-
-def _nearest_folder(path: Path) -> Path:
-    """The deepest existing folder or file on the way to `path`."""
-    return next(found for found in (path, *path.parents) if found.exists())
+# Checks of output paths, which commands call before they compute.
 
 
 def require_writable(out: str, folder: bool = False) -> None:
     """Raises UserError if `out`, the path or URI of a file or folder, cannot be written. Creates nothing.
 
-    Of a URI it checks only the scheme, the credentials and the bucket.
+    It checks only scheme, credentials and bucket of a URI.
     """
     filesystem, path = open_filesystem(out)
     if out.startswith(("http://", "https://")):
@@ -280,7 +276,8 @@ def require_writable(out: str, folder: bool = False) -> None:
         return
     if not folder and os.path.isdir(path):
         raise UserError(f"--out {out} is a folder; give a file")
-    found = _nearest_folder(Path(path) if folder else Path(path).parent)
+    wanted = Path(path) if folder else Path(path).parent
+    found = next(parent for parent in (wanted, *wanted.parents) if parent.exists())
     if not found.is_dir():
         raise UserError(f"cannot write to --out {out}: {found} is a file; choose another place")
     if not os.access(found, os.W_OK | os.X_OK):
@@ -290,9 +287,9 @@ def require_writable(out: str, folder: bool = False) -> None:
 
 
 def require_apart(folder: str, filesystem: fs.FileSystem, path: str, what: str, flag: str) -> None:
-    """Raises UserError if `path` is the folder of the data or lies in it; its files would be read as data.
+    """Raises UserError if `path` is in the folder of the data, since its files would be read as data.
 
-    what: the thing written to `path`. flag: the flag that sets `path`.
+    what: the output at `path`. flag: the flag that sets `path`.
     """
     of_data, root = open_filesystem(folder)
     if of_data.type_name == filesystem.type_name and PurePosixPath(path).is_relative_to(root):

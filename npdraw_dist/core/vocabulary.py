@@ -1,7 +1,7 @@
 """Turns conditions, which are classes or words, into tokens.
 
-A token is an entry's position in the vocabulary plus 1. Token 0 is no word, so a condition of zeros is none.
-A word that training did not have is read as pieces, whose entries begin with `##`.
+A token is an entry's position in the vocabulary plus 1. Token 0 means no word, and all zeros mean no
+condition. A word that was not in the training data is read as pieces, whose entries begin with `##`.
 Shapes: B conditions, A tokens of one, V entries of a vocabulary.
 """
 
@@ -20,14 +20,14 @@ Condition: TypeAlias = int | str  # a class by number or name, or words
 WORD = re.compile(r"\w+")
 PIECE = "##"
 NEAREST = 3  # similar entries that an error names
-# Largest numbers of whole words, of which the most frequent stay, and of pieces.
+# Largest numbers of whole words (the most frequent ones) and of pieces.
 MOST_WHOLE, PIECES = 8192, 512
-INNER = 4  # pieces of a whole word that enter its embedding
-MOST_CLASSES = 1 << 16  # a label that is larger than this is no class
+INNER = 4  # largest number of pieces in the embedding of a whole word
+MOST_CLASSES = 1 << 16  # a larger label is not a class
 
 
 def as_python(value: Any) -> Any:
-    """Turns numbers and arrays of NumPy, torch and Arrow into Python's own, also inside a list or tuple."""
+    """Turns numbers and arrays of NumPy, torch and Arrow into Python objects, also inside a list or tuple."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return [as_python(one) for one in value] if isinstance(value, list | tuple) else value
@@ -51,7 +51,7 @@ def plain(given: Any, count: int | None = None) -> Condition | list[Condition]:
 
 
 def one_each(given: Any, count: int) -> list[Condition]:
-    """`count` conditions; a single one is repeated. Takes and raises the same as `plain`."""
+    """A list of `count` conditions; a single one is repeated. Arguments and errors: see `plain`."""
     found = plain(given, count)
     return found if isinstance(found, list) else [found] * count
 
@@ -64,7 +64,8 @@ def words_in(text: str) -> list[str]:
 class Vocabulary:
     """The conditions that a prior takes (`config.networks.PriorNetwork`).
 
-    entries: names of classes, or words and pieces. tokens: A. column: of the data, which has the conditions.
+    entries: names of classes, or words and pieces. tokens: A. column: the column of the data with the
+    conditions.
     """
 
     kind: ClassVar[str] = "none"
@@ -90,24 +91,24 @@ class Vocabulary:
 
     @property
     def known(self) -> list[str]:
-        """What users can ask for."""
+        """The entries that users can request."""
         return list(self.entries)
 
     def rows(self, conditions: Sequence[Condition]) -> Tensor:
-        """(B, A). Raises UserError on a class or word that is not known, and names the nearest ones."""
+        """(B, A) tokens. Raises UserError, which names the nearest entries, on an unknown class or word."""
         self.require()
         return torch.tensor([self.requested(condition) for condition in conditions])
 
     def requested(self, condition: Condition) -> list[int]:
-        """The A tokens of a condition. Raises UserError as `rows`."""
+        """The A tokens of one condition. Raises UserError as `rows` does."""
         raise NotImplementedError
 
     def read(self, values: Sequence[Any], classes: Sequence[str] = ()) -> Tensor:
-        """B values of the data's column -> (B, A), 0 for what is not known. classes: names of labels."""
+        """B values of the data's column -> (B, A), 0 for an unknown value. classes: names of the labels."""
         raise NotImplementedError
 
     def inner(self) -> Tensor:
-        """(1 + V, INNER): for each token the pieces that it is made of, beside itself; else 0."""
+        """(1 + V, INNER): for each token the pieces of its word, then 0."""
         return torch.zeros(1 + len(self.entries), INNER, dtype=torch.int64)
 
     def _nearest(self, name: str) -> str:
@@ -116,13 +117,13 @@ class Vocabulary:
 
 
 class Classes(Vocabulary):
-    """A class by its name or number."""
+    """Conditions that are classes, given by name or number."""
 
     kind, column = "class", "label"
 
     @cached_property
     def labels(self) -> list[int]:
-        """The number of each class, which is its name if all names are numbers, or else its position."""
+        """The number of each class: its name if all names are numbers, or else its position."""
         numbers = all(entry.isdecimal() and entry == str(int(entry)) for entry in self.entries)
         return [int(entry) if numbers else place for place, entry in enumerate(self.entries)]
 
@@ -135,7 +136,7 @@ class Classes(Vocabulary):
         raise UserError(f"the model does not know the class {name!r}{self._nearest(name)}")
 
     def read(self, values: Sequence[Any], classes: Sequence[str] = ()) -> Tensor:
-        """values: labels. Without names of labels, they are those of the entries, in their order."""
+        """values: labels. Without `classes`, the name of a label is its number."""
         names = classes or [str(number) for number in range(len(self.entries))]
         labels = torch.tensor(values)
         numbers = torch.tensor([*(self.numbers.get(name, 0) for name in names), 0])
@@ -144,7 +145,7 @@ class Classes(Vocabulary):
 
 
 class Words(Vocabulary):
-    """Words about an image."""
+    """Conditions that are words about an image."""
 
     kind, column = "words", "words"
 
@@ -165,14 +166,14 @@ class Words(Vocabulary):
         return self._padded([self.numbers[word] for word in words])
 
     def read(self, values: Sequence[Any], classes: Sequence[str] = ()) -> Tensor:
-        """values: texts. A word that is not known is read as its pieces."""
+        """values: texts. An unknown word is read as its pieces."""
         rows = [[token for word in words_in(text) for token in self.pieces(word)] for text in values]
         return torch.tensor([self._padded(row) for row in rows], dtype=torch.int64).view(-1, self.tokens)
 
     def pieces(self, word: str, longest: int | None = None) -> list[int]:
-        """Cuts a word into entries, always the longest that fits next; a letter without one is dropped.
+        """Cuts a word into entries, each the longest that fits; a letter without an entry is dropped.
 
-        longest: most letters of the first piece. If None, a known word is its own only piece.
+        longest: largest number of letters of the first piece; None: no limit, so a known word is one piece.
         """
         found, start = list[int](), 0
         while start < len(word):
@@ -203,9 +204,9 @@ VOCABULARIES = {of.kind: of for of in (Vocabulary, Classes, Words)}
 
 
 def learned(counts: Mapping[str, int]) -> tuple[str, ...]:
-    """The entries of a vocabulary: words by frequency, then their pieces by byte-pair merges.
+    """The entries of a vocabulary: words by frequency, then pieces by byte-pair merges.
 
-    counts: the number of times that each word occurs. Merges: Sennrich et al. 2016.
+    counts: word -> number of times that it occurs. Merges: Sennrich et al. 2016.
     """
     if not counts:
         return ()

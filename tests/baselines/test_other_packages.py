@@ -78,7 +78,7 @@ def test_a_kind_of_another_package_stands_in_a_comparison(packages: Path, tmp_pa
     ("kind", "words"),
     [
         ("gone", "error: the kind gone cannot be loaded from nowhere:Model: No module named 'nowhere'"),
-        ("number", "error: the kind number, math:pi, is no class of models"),
+        ("number", "error: the kind number, math:pi, is not a class of models"),
         ("nothing", "model.kind"),
     ],
 )

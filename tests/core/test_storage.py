@@ -138,7 +138,7 @@ def test_the_endpoint_may_stand_in_the_uri(bucket: str, monkeypatch: pytest.Monk
     [
         ("nowhere://x", "cannot open nowhere://x"),
         ("s3://nobody/runs", "no bucket nobody"),
-        ("s3://", "names no bucket"),
+        ("s3://", "does not name a bucket"),
         ("s3://bucket/x?colour=red", "colour"),
         (f"s3://key:{SECRET}@bucket/runs", "AWS_SECRET_ACCESS_KEY"),
     ],

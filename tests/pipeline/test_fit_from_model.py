@@ -122,7 +122,7 @@ def test_the_network_is_the_model_s(fitted: Path, tmp_path: Path) -> None:
         ({"data": {"image_size": 16}, "parse": {"steps": 16}}, r"1x12x12, not 1x16x16"),
         ({"model": {"kind": "vae"}}, "model.kind is vae"),
         ({"init": {"sha256": "0" * 64}}, "has other weights"),
-        ({"init": {"model": "nowhere/at/all"}}, "nowhere/at/all is no model folder"),
+        ({"init": {"model": "nowhere/at/all"}}, "nowhere/at/all is not a model folder"),
     ],
 )
 def test_what_does_not_fit_is_told_in_a_line(fitted: Path, flags: dict[str, Any], error: str) -> None:
