@@ -28,11 +28,11 @@ def lines_of(name: str) -> list[str]:
     spec, results = config["spec"], config.get("results") or {}
     channels, height, width = spec["image_shape"]
     condition = CONDITIONS.get(spec["prior"]["condition"])
-    asked = "" if condition is None else f", asked {condition.asked}"
+    conditioned = "" if condition is None else f", conditioned {condition.phrase}"
     size = (folder / WEIGHTS).stat().st_size / 1e6
     lines = [
         f"{name}: {facts['draws']}",
-        f"{channels}x{height}x{width}, {spec['parts']} parts{asked}, {size:.1f} MB",
+        f"{channels}x{height}x{width}, {spec['parts']} parts{conditioned}, {size:.1f} MB",
     ]
     if results:
         bits = f", {results['bits_per_dim']:.3f} bits/dim" if "bits_per_dim" in results else ""

@@ -22,15 +22,16 @@ BlockKind = Literal["transformer", "lstm"]
 class Condition:
     """A kind of condition; `core/vocabulary.py` has its vocabulary.
 
-    tokens: A, the number of its tokens. entries: what its vocabulary contains. asked: how users request it.
+    tokens: A, the number of its tokens. entries: what its vocabulary contains. phrase: the end of
+    "conditioned by class" in messages.
     """
 
     tokens: int
     entries: str
-    asked: str
+    phrase: str
 
 
-CONDITIONS = {"class": Condition(1, "classes", "by class"), "words": Condition(8, "words", "in words")}
+CONDITIONS = {"class": Condition(1, "classes", "by class"), "words": Condition(8, "words", "by words")}
 if TYPE_CHECKING:
     ConditionName = str
 else:
