@@ -35,52 +35,39 @@ def _require_colour(text: str) -> str:
 class DataRun(RunHalf):
     """The place of the data and how they are read; only the images decide what is made."""
 
-    path: str | None = Field(None, description="folder, pattern or URI of the data set; digits needs none")
-    cache_mb: NonNegative = Field(
-        1024,
-        description="training data up to this size are read into memory once; larger data are streamed, in "
-        "another random order",
-    )
-    max_bad_fraction: Share = Field(
-        0.01, description="a stage stops if a larger share of the rows is unreadable"
-    )
+    path: str | None = None
+    """folder, pattern or URI of the data set; digits needs none"""
+    cache_mb: NonNegative = 1024
+    """training data up to this size are read into memory once; larger data are streamed, in another random
+    order"""
+    max_bad_fraction: Share = 0.01
+    """a stage stops if a larger share of the rows is unreadable"""
 
 
 class DataConfig(DataRun):
-    source: SourceName = Field("digits", description="the data set")
-    image_size: PositiveInt | None = Field(None, description="side of the images in pixels (user sources)")
-    fit: Literal["pad", "crop"] = Field(
-        "pad", description="pad a picture to a square, or crop it to its centre (user sources)"
-    )
-    channels: Annotated[Literal[1, 3], AsNumber] | None = Field(
-        None, description="1 for grey, 3 for colour (user sources)"
-    )
-    background: Annotated[str, BeforeValidator(_require_colour)] = Field(
-        "white", description="colour behind transparent or padded pictures (user sources, emoji)"
-    )
-    split_by: Literal["face", "character", "variant"] = Field(
-        "face",
-        description="what the splits hold out. fonts: families of faces, or characters in all faces. emoji: "
-        "an emoji with all its variants (face), or single variants such as one skin tone (variant)",
-    )
-    fraction: float = Field(
-        1.0,
-        gt=0,
-        le=1,
-        description="share of the training images that is used; a larger share contains a smaller one",
-    )
-    valid_fraction: float = Field(
-        0.1, ge=0, lt=1, description="share of the training images held out for validation"
-    )
-    test_fraction: float = Field(
-        0.1, ge=0, lt=1, description="share of the images held out for tests, if the source has no test split"
-    )
-    binarize: Binarize = Field(
-        "dynamic", description="how grey becomes binary: a new Bernoulli draw each time, x > 0.5, or not"
-    )
-    shard_rows: PositiveInt | None = Field(
-        None, description="images per shard; default: as many as fit in 8 MB, at most 8192"
-    )
+    source: SourceName = "digits"
+    """the data set"""
+    image_size: PositiveInt | None = None
+    """side of the images in pixels (user sources)"""
+    fit: Literal["pad", "crop"] = "pad"
+    """pad a picture to a square, or crop it to its centre (user sources)"""
+    channels: Annotated[Literal[1, 3], AsNumber] | None = None
+    """1 for grey, 3 for colour (user sources)"""
+    background: Annotated[str, BeforeValidator(_require_colour)] = "white"
+    """colour behind transparent or padded pictures (user sources, emoji)"""
+    split_by: Literal["face", "character", "variant"] = "face"
+    """what the splits hold out. fonts: families of faces, or characters in all faces. emoji: an emoji with
+    all its variants (face), or single variants such as one skin tone (variant)"""
+    fraction: float = Field(1.0, gt=0, le=1)
+    """share of the training images that is used; a larger share contains a smaller one"""
+    valid_fraction: float = Field(0.1, ge=0, lt=1)
+    """share of the training images held out for validation"""
+    test_fraction: float = Field(0.1, ge=0, lt=1)
+    """share of the images held out for tests, if the source has no test split"""
+    binarize: Binarize = "dynamic"
+    """how grey becomes binary: a new Bernoulli draw each time, x > 0.5, or not"""
+    shard_rows: PositiveInt | None = None
+    """images per shard; default: as many as fit in 8 MB, at most 8192"""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -117,12 +104,14 @@ class DataConfig(DataRun):
 
 
 class GridConfig(Section):
-    patch: PositiveInt = Field(5, description="P, the side of a part in canvas pixels")
-    stride: PositiveInt = Field(5, description="distance of neighbouring places in canvas pixels, at most P")
-    downscale: PositiveInt = Field(1, description="side of the image divided by that of the canvas")
-    background: Literal["black", "white"] = Field(
-        "black", description="colour of an empty canvas; white suits dark or coloured things on white"
-    )
+    patch: PositiveInt = 5
+    """P, the side of a part in canvas pixels"""
+    stride: PositiveInt = 5
+    """distance of neighbouring places in canvas pixels, at most P"""
+    downscale: PositiveInt = 1
+    """side of the image divided by that of the canvas"""
+    background: Literal["black", "white"] = "black"
+    """colour of an empty canvas; white suits dark or coloured things on white"""
 
     def sizes_of(self, image_shape: tuple[int, int, int], centred: bool = False) -> GridSizes:
         """The sizes of the canvas of images (C, H, W). Raises ValueError if they do not fit.
@@ -144,23 +133,21 @@ class GridConfig(Section):
 
 
 class BankRun(RunHalf):
-    shards: PositiveInt = Field(
-        1, description="number of Ray actors that share the clustering; 1: one process"
-    )
+    shards: PositiveInt = 1
+    """number of Ray actors that share the clustering; 1: one process"""
 
 
 class BankConfig(BankRun):
-    size: PositiveInt = Field(50, description="K, the number of parts")
-    max_patches: PositiveInt = Field(
-        2_000_000, description="largest number of clustered patches; more are sampled by the seed"
-    )
-    min_energy: Share = Field(
-        0.01, description="least mean square of a patch's ink; patches with less are left out"
-    )
+    size: PositiveInt = 50
+    """K, the number of parts"""
+    max_patches: PositiveInt = 2_000_000
+    """largest number of clustered patches; more are sampled by the seed"""
+    min_energy: Share = 0.01
+    """least mean square of a patch's ink; patches with less are left out"""
 
 
 class ParseConfig(Section):
-    steps: PositiveInt | None = Field(
-        None, description="T, the number of steps; default: the number of places of the grid"
-    )
-    order: OrderName = Field("aligned", description="order of the steps")
+    steps: PositiveInt | None = None
+    """T, the number of steps; default: the number of places of the grid"""
+    order: OrderName = "aligned"
+    """order of the steps"""

@@ -42,36 +42,31 @@ HARD_SHARE = 0.33  # least share of the VAE's budget, at its end, that has hard 
 class PriorVocabulary(RunHalf):
     """The vocabulary, which a run finds in its data or takes from `init.model`."""
 
-    vocabulary: Annotated[tuple[str, ...], SUPPRESS] = Field(
-        (), description="names of the classes, or words and pieces of words, of the training images"
-    )
+    vocabulary: Annotated[tuple[str, ...], SUPPRESS] = ()
+    """names of the classes, or words and pieces of words, of the training images"""
 
 
 class PriorNetwork(PriorVocabulary):
     """The network of the prior (paper section 3.1)."""
 
-    depth: PositiveInt = Field(4, description="blocks")
-    width: PositiveInt = Field(128, description="channels of a hidden state")
-    attention_heads: PositiveInt = Field(4, description="attention heads of a block")
-    dropout: float = Field(0.0, ge=0, lt=1, description="dropout after attention or LSTM, and after the MLP")
-    network: BlockKind = Field(
-        "transformer",
-        description="how the prior sees earlier steps: by attention, or by the state of an LSTM",
-    )
-    heads: Literal["chained", "independent"] = Field(
-        "chained",
-        description="chained: p(what) depends on where; independent: both depend on the hidden state alone",
-    )
-    table: TableKind = Field(
-        "pixels",
-        description="how a part at a place is embedded. pixels: from the part's pixels alone, so that "
-        "another bank can replace it; joint: L x K x width free numbers; factorised: a product of (L + K) x "
-        "4 x width numbers. A vqvae needs joint, since its codes have no pixels",
-    )
-    condition: ConditionName = Field(
-        "none",
-        description="what the prior is conditioned on: nothing, the class of the image, or words about it",
-    )
+    depth: PositiveInt = 4
+    """blocks"""
+    width: PositiveInt = 128
+    """channels of a hidden state"""
+    attention_heads: PositiveInt = 4
+    """attention heads of a block"""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """dropout after attention or LSTM, and after the MLP"""
+    network: BlockKind = "transformer"
+    """how the prior sees earlier steps: by attention, or by the state of an LSTM"""
+    heads: Literal["chained", "independent"] = "chained"
+    """chained: p(what) depends on where; independent: both depend on the hidden state alone"""
+    table: TableKind = "pixels"
+    """how a part at a place is embedded. pixels: from the part's pixels alone, so that another bank can
+    replace it; joint: L x K x width free numbers; factorised: a product of (L + K) x 4 x width numbers.
+    A vqvae needs joint, since its codes have no pixels"""
+    condition: ConditionName = "none"
+    """what the prior is conditioned on: nothing, the class of the image, or words about it"""
 
     @property
     def condition_tokens(self) -> int:
@@ -86,25 +81,24 @@ class PriorNetwork(PriorVocabulary):
 
 
 class PriorConfig(PriorNetwork):
-    images: PositiveInt = Field(60_000, description="training budget in images")
-    plain_images: Count = Field(
-        0, description="final images of this stage's budget that are trained without augmentation"
-    )
-    learning_rate: Positive = Field(2e-3, description="peak of Adam's learning rate")
+    images: PositiveInt = 60_000
+    """training budget in images"""
+    plain_images: Count = 0
+    """final images of this stage's budget that are trained without augmentation"""
+    learning_rate: Positive = 2e-3
+    """peak of Adam's learning rate"""
 
 
 class ImageNetwork(Section):
     """Encoder and decoder of every kind of model."""
 
-    likelihood: LikelihoodName = Field("bernoulli", description="the distribution p(x|z) of an image")
-    components: PositiveInt = Field(10, description="number of components of the likelihood logistic_mixture")
-    dropout: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="dropout in encoder and decoder: in residual blocks, or on what an LSTM reads and writes;"
-        " the authors' networks have none",
-    )
+    likelihood: LikelihoodName = "bernoulli"
+    """the distribution p(x|z) of an image"""
+    components: PositiveInt = 10
+    """number of components of the likelihood logistic_mixture"""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """dropout in encoder and decoder: in residual blocks, or on what an LSTM reads and writes; the
+    authors' networks have none"""
 
 
 def _latents(value: object) -> int | str:
@@ -118,15 +112,15 @@ def _latents(value: object) -> int | str:
 class VAENetwork(ImageNetwork):
     """Posterior, decoder and likelihood of NP-DRAW (paper section 3.2)."""
 
-    encoder_width: PositiveInt = Field(64, description="channels of the posterior")
-    decoder_width: PositiveInt = Field(64, description="channels of the decoder")
-    decoder_depth: Count = Field(2, description="residual blocks of the decoder")
-    latents: Annotated[int | str, BeforeValidator(_latents)] = Field(
-        0,
-        description="number of Gaussians for details that parts cannot express; the decoder also works "
-        "without them. 16: for the image; map:8: for each 4x4 pixels of the canvas, with a prior that sees "
-        "the canvas",
-    )
+    encoder_width: PositiveInt = 64
+    """channels of the posterior"""
+    decoder_width: PositiveInt = 64
+    """channels of the decoder"""
+    decoder_depth: Count = 2
+    """residual blocks of the decoder"""
+    latents: Annotated[int | str, BeforeValidator(_latents)] = 0
+    """number of Gaussians for details that parts cannot express; the decoder also works without them. 16:
+    for the image; map:8: for each 4x4 pixels of the canvas, with a prior that sees the canvas"""
 
     @property
     def latent_map(self) -> bool:
@@ -139,45 +133,33 @@ class VAENetwork(ImageNetwork):
 
 
 class VAEConfig(VAENetwork):
-    images: PositiveInt = Field(60_000, description="training budget in images")
-    plain_images: Count = Field(
-        0, description="final images of this stage's budget that are trained without augmentation"
-    )
-    learning_rate: Positive = Field(1e-3, description="peak of Adam's learning rate for encoder and decoder")
-    prior_learning_rate: NonNegative = Field(
-        3e-4, description="peak of Adam's learning rate for the prior; 0: the prior does not change"
-    )
-    weight_decay: NonNegative = Field(
-        0.0,
-        description="AdamW's weight decay of the matrices in encoder and decoder",
-    )
-    beta: NonNegative = Field(1.0, description="training weight of the KL; no reported number contains it")
-    parse_weight: NonNegative = Field(
-        20.0, description="lambda at the start, the weight of q's cross-entropy to the parse"
-    )
-    parse_weight_end: NonNegative = Field(
-        0.0, description="lambda at the end of the relaxed draws; with hard draws lambda is 0"
-    )
-    tau_end: Positive = Field(
-        0.5, description="Gumbel-softmax temperature at the end of the relaxed draws; it starts at 1"
-    )
-    relaxed_images: Count | None = Field(
-        None,
-        description="largest number of images with relaxed draws of z; the rest, at least a third of the "
-        "budget, has hard draws and an unbiased gradient. Default: two thirds of the budget",
-    )
-    draws: PositiveInt = Field(
-        2,
-        description="number of hard draws of z for each image, each compared with the others; 1: hard draws "
-        "train only prior and decoder, in half the time",
-    )
-    latent_ramp: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="share of the budget over which the KL of the Gaussians (in a baseline the whole KL) "
-        "rises to its full weight in the loss; without it a map of latents may stay unused",
-    )
+    images: PositiveInt = 60_000
+    """training budget in images"""
+    plain_images: Count = 0
+    """final images of this stage's budget that are trained without augmentation"""
+    learning_rate: Positive = 1e-3
+    """peak of Adam's learning rate for encoder and decoder"""
+    prior_learning_rate: NonNegative = 3e-4
+    """peak of Adam's learning rate for the prior; 0: the prior does not change"""
+    weight_decay: NonNegative = 0.0
+    """AdamW's weight decay of the matrices in encoder and decoder"""
+    beta: NonNegative = 1.0
+    """training weight of the KL; no reported number contains it"""
+    parse_weight: NonNegative = 20.0
+    """lambda at the start, the weight of q's cross-entropy to the parse"""
+    parse_weight_end: NonNegative = 0.0
+    """lambda at the end of the relaxed draws; with hard draws lambda is 0"""
+    tau_end: Positive = 0.5
+    """Gumbel-softmax temperature at the end of the relaxed draws; it starts at 1"""
+    relaxed_images: Count | None = None
+    """largest number of images with relaxed draws of z; the rest, at least a third of the budget, has hard
+    draws and an unbiased gradient. Default: two thirds of the budget"""
+    draws: PositiveInt = 2
+    """number of hard draws of z for each image, each compared with the others; 1: hard draws train only
+    prior and decoder, in half the time"""
+    latent_ramp: float = Field(0.0, ge=0, le=1)
+    """share of the budget over which the KL of the Gaussians (in a baseline the whole KL) rises to its
+    full weight in the loss; without it a map of latents may stay unused"""
 
     @property
     def relaxed_share(self) -> float:
@@ -197,31 +179,28 @@ class BaselineConfig(Section):
     A kind states its default `latents` and `steps` (`baselines/contract.py`).
     """
 
-    latents: PositiveInt | None = Field(
-        None,
-        description="number of Gaussians of the image (vae, vamp, flow, map: 40), of a step (draw: 10), "
-        "of an object (air: 20) or of a part (gaussian: 8); length of a code (vqvae: 16)",
-    )
-    steps: PositiveInt | None = Field(
-        None, description="draw: number of glimpses (10); air: largest number of objects (3)"
-    )
-    local: PositiveInt = Field(8, description="map: number of Gaussians of each cell of 4x4 pixels")
-    hidden: PositiveInt = Field(
-        256,
-        description="hidden width: of the LSTMs (draw, air), the layers (flow), the part network (gaussian)",
-    )
-    width: PositiveInt = Field(64, description="all but draw and air: channels of encoder and decoder")
-    depth: Count = Field(
-        2, description="all but draw and air: residual blocks in the encoder and in the decoder"
-    )
-    pseudo_inputs: PositiveInt = Field(
-        100,
-        description="vamp: number of learned images whose posteriors are mixed as the prior",
-    )
-    flow_layers: PositiveInt = Field(6, description="flow: number of coupling layers of the prior")
-    codes: PositiveInt = Field(
-        64, description="vqvae: number of vectors of the codebook, as bank.size is of parts"
-    )
-    read: PositiveInt = Field(5, description="draw: side of the window it reads, in samples")
-    write: PositiveInt = Field(5, description="draw: side of the window it writes, in samples")
-    glimpse: PositiveInt = Field(20, description="air: side of an object's window, in samples")
+    latents: PositiveInt | None = None
+    """number of Gaussians of the image (vae, vamp, flow, map: 40), of a step (draw: 10), of an object
+    (air: 20) or of a part (gaussian: 8); length of a code (vqvae: 16)"""
+    steps: PositiveInt | None = None
+    """draw: number of glimpses (10); air: largest number of objects (3)"""
+    local: PositiveInt = 8
+    """map: number of Gaussians of each cell of 4x4 pixels"""
+    hidden: PositiveInt = 256
+    """hidden width: of the LSTMs (draw, air), the layers (flow), the part network (gaussian)"""
+    width: PositiveInt = 64
+    """all but draw and air: channels of encoder and decoder"""
+    depth: Count = 2
+    """all but draw and air: residual blocks in the encoder and in the decoder"""
+    pseudo_inputs: PositiveInt = 100
+    """vamp: number of learned images whose posteriors are mixed as the prior"""
+    flow_layers: PositiveInt = 6
+    """flow: number of coupling layers of the prior"""
+    codes: PositiveInt = 64
+    """vqvae: number of vectors of the codebook, as bank.size is of parts"""
+    read: PositiveInt = 5
+    """draw: side of the window it reads, in samples"""
+    write: PositiveInt = 5
+    """draw: side of the window it writes, in samples"""
+    glimpse: PositiveInt = 20
+    """air: side of an object's window, in samples"""

@@ -29,40 +29,34 @@ class ModelConfig(Section):
 
 
 class EvalRun(RunHalf):
-    split: Literal["valid", "test"] = Field(
-        "test", description="the split of the final numbers; with valid, no test image is read"
-    )
+    split: Literal["valid", "test"] = "test"
+    """the split of the final numbers; with valid, no test image is read"""
 
 
 class EvalConfig(EvalRun):
-    k: PositiveInt = Field(50, description="number of importance samples of the final likelihood")
-    images: PositiveInt = Field(256, description="largest number of images that are scored")
-    temperature: Positive = Field(
-        1.0, description="temperature of the prior in samples; the model keeps it as its default"
-    )
+    k: PositiveInt = 50
+    """number of importance samples of the final likelihood"""
+    images: PositiveInt = 256
+    """largest number of images that are scored"""
+    temperature: Positive = 1.0
+    """temperature of the prior in samples; the model keeps it as its default"""
 
 
 class InitRun(RunHalf):
     """Paths of what a run starts from. They may change, since `InitConfig.sha256` identifies the content."""
 
-    model: str | None = Field(
-        None,
-        description="a model of any kind to start from: a model folder, a run, a URI or an id of the hub. "
-        "The new run takes over its network, and its parts if it has any",
-    )
-    bank: str | None = Field(
-        None,
-        description="a part bank to start from, made by `npdraw bank` or by another run. The new run takes "
-        "over its parts",
-    )
+    model: str | None = None
+    """a model of any kind to start from: a model folder, a run, a URI or an id of the hub. The new run
+    takes over its network, and its parts if it has any"""
+    bank: str | None = None
+    """a part bank to start from, made by `npdraw bank` or by another run. The new run takes over its parts"""
 
 
 class InitConfig(InitRun):
     """The model or the part bank that a run starts from."""
 
-    sha256: Annotated[str | None, SUPPRESS] = Field(
-        None, description="SHA-256 of the weights of init.model, or of the file of init.bank"
-    )
+    sha256: Annotated[str | None, SUPPRESS] = None
+    """SHA-256 of the weights of init.model, or of the file of init.bank"""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -79,7 +73,8 @@ class InitConfig(InitRun):
 class Experiment(Section):
     """A whole run. `--section.key value` on the command line sets a field."""
 
-    seed: Seed = Field(0, description="seed of everything random")
+    seed: Seed = 0
+    """seed of everything random"""
     data: DataConfig = DataConfig()
     grid: GridConfig = GridConfig()
     bank: BankConfig = BankConfig()

@@ -14,9 +14,18 @@ AsNumber = BeforeValidator(lambda value: int(value) if str(value).isdigit() else
 
 
 class Section(BaseModel):
-    """A part of the config: immutable, no unknown key, every number finite."""
+    """A part of the config: immutable, no unknown key, every number finite.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    The string below a setting is its description, which the help shows.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+    )
 
     def made(self) -> dict[str, Any]:
         """The settings that decide what is made (all but those of a `RunHalf`), as plain JSON values."""

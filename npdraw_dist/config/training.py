@@ -12,61 +12,51 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class TrainRun(RunHalf):
-    micro_batch: PositiveInt = Field(
-        64, description="largest number of images in one forward pass of a worker"
-    )
-    precision: Precision = Field(
-        "auto",
-        description="number format on a GPU; auto: bfloat16 if the GPU has it natively, else float32. A CPU "
-        "always uses float32",
-    )
-    compile: bool = Field(
-        False, description="compile the networks by torch.compile; it needs a C++ compiler and a minute"
-    )
+    micro_batch: PositiveInt = 64
+    """largest number of images in one forward pass of a worker"""
+    precision: Precision = "auto"
+    """number format on a GPU; auto: bfloat16 if the GPU has it natively, else float32. A CPU always uses
+    float32"""
+    compile: bool = False
+    """compile the networks by torch.compile; it needs a C++ compiler and a minute"""
 
 
 class TrainConfig(TrainRun):
     # Steps
-    batch_size: PositiveInt = Field(128, description="global batch in images, over all workers")
-    rate_batch: PositiveInt | None = Field(
-        None,
-        description="global batch for which the learning rates are given; for another batch they are "
-        "multiplied by sqrt(batch / rate_batch). Default: the rates hold for every batch",
-    )
-    optimizer: Literal["adamw", "muon"] = Field(
-        "adamw",
-        description="adamw; or muon: Muon trains matrices of at least 16 x 16, AdamW the rest, at the same "
-        "learning rates",
-    )
+    batch_size: PositiveInt = 128
+    """global batch in images, over all workers"""
+    rate_batch: PositiveInt | None = None
+    """global batch for which the learning rates are given; for another batch they are multiplied by
+    sqrt(batch / rate_batch). Default: the rates hold for every batch"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw; or muon: Muon trains matrices of at least 16 x 16, AdamW the rest, at the same learning rates"""
     # Augmentation: a move is drawn uniformly between minus and plus its limit, and the moved image is parsed
-    augmented: Share = Field(0.0, description="share of the training images that are moved")
-    shift: NonNegative = Field(0.0, description="limit of a moved image's shift along each axis, in pixels")
-    rotate: float = Field(0.0, ge=0, le=180, description="limit of a moved image's rotation, in degrees")
-    stretch: NonNegative = Field(0.0, description="limit of the logarithm of a moved image's stretching")
-    shear: NonNegative = Field(
-        0.0, description="limit of a moved image's shear, the slope of an upright line"
-    )
-    mirror: Share = Field(0.0, description="probability that a moved image is mirrored, left to right")
+    augmented: Share = 0.0
+    """share of the training images that are moved"""
+    shift: NonNegative = 0.0
+    """limit of a moved image's shift along each axis, in pixels"""
+    rotate: float = Field(0.0, ge=0, le=180)
+    """limit of a moved image's rotation, in degrees"""
+    stretch: NonNegative = 0.0
+    """limit of the logarithm of a moved image's stretching"""
+    shear: NonNegative = 0.0
+    """limit of a moved image's shear, the slope of an upright line"""
+    mirror: Share = 0.0
+    """probability that a moved image is mirrored, left to right"""
     # Validation, and what a stage passes on
-    eval_every_images: PositiveInt = Field(
-        20_000, description="interval of validations and checkpoints; at least a thousandth of the budget"
-    )
-    eval_images: PositiveInt = Field(512, description="largest number of validation images")
-    select: Literal["last", "best"] = Field(
-        "best",
-        description="which weights a stage passes on: those with the best validation, or the last",
-    )
-    average_images: NonNegative = Field(
-        0.0,
-        description="images over which an exponential moving average of the weights is taken, which is "
-        "validated and passed on; 0: the weights themselves",
-    )
-    patience: Count = Field(
-        3,
-        description="number of validations far below the best, with none near the best between them, after "
-        "which a stage ends early. A validation does not count if it is better than the one before or has "
-        "relaxed draws. 0, or train.select last: never",
-    )
+    eval_every_images: PositiveInt = 20_000
+    """interval of validations and checkpoints; at least a thousandth of the budget"""
+    eval_images: PositiveInt = 512
+    """largest number of validation images"""
+    select: Literal["last", "best"] = "best"
+    """which weights a stage passes on: those with the best validation, or the last"""
+    average_images: NonNegative = 0.0
+    """images over which an exponential moving average of the weights is taken, which is validated and
+    passed on; 0: the weights themselves"""
+    patience: Count = 3
+    """number of validations far below the best, with none near the best between them, after which a stage
+    ends early. A validation does not count if it is better than the one before or has relaxed draws. 0,
+    or train.select last: never"""
 
     def made(self) -> dict[str, Any]:
         values = super().made()
@@ -100,33 +90,22 @@ def _worker_count(value: object) -> int | str:
 class ScaleConfig(RunHalf):
     """How a run is spread over processes and machines."""
 
-    num_workers: Annotated[int | str, BeforeValidator(_worker_count)] = Field(
-        1,
-        description="number of Ray workers. 0: no Ray, only this process, as for a debugger; 1:2: a range, "
-        "from which the cluster decides; 0:2: as 1:2 where RAY_ADDRESS or a job names a cluster, else as 0",
-    )
-    use_gpu: bool | None = Field(
-        None, description="whether workers have GPUs; default: if there are enough GPUs"
-    )
-    gpus_per_worker: float = Field(
-        1.0,
-        ge=0.01,
-        le=1,
-        description="share of a GPU that a worker takes, rounded up to 1/n; 0.25 puts four workers or trials "
-        "of a small model on a GPU",
-    )
-    cpus_per_worker: PositiveInt | None = Field(
-        None,
-        description="CPUs of each Ray worker; default: the workers share all CPUs of the nodes that fit them",
-    )
-    max_failures: int = Field(
-        3,
-        ge=-1,
-        description="number of failures without a new checkpoint between them that a stage survives; -1: no "
-        "limit",
-    )
-    wait_s: Count = Field(20, description="seconds to wait for more nodes if there are too few")
-    timeout_s: PositiveInt = Field(300, description="seconds after which a silent worker counts as failed")
+    num_workers: Annotated[int | str, BeforeValidator(_worker_count)] = 1
+    """number of Ray workers. 0: no Ray, only this process, as for a debugger; 1:2: a range, from which the
+    cluster decides; 0:2: as 1:2 where RAY_ADDRESS or a job names a cluster, else as 0"""
+    use_gpu: bool | None = None
+    """whether workers have GPUs; default: if there are enough GPUs"""
+    gpus_per_worker: float = Field(1.0, ge=0.01, le=1)
+    """share of a GPU that a worker takes, rounded up to 1/n; 0.25 puts four workers or trials of a small
+    model on a GPU"""
+    cpus_per_worker: PositiveInt | None = None
+    """CPUs of each Ray worker; default: the workers share all CPUs of the nodes that fit them"""
+    max_failures: int = Field(3, ge=-1)
+    """number of failures without a new checkpoint between them that a stage survives; -1: no limit"""
+    wait_s: Count = 20
+    """seconds to wait for more nodes if there are too few"""
+    timeout_s: PositiveInt = 300
+    """seconds after which a silent worker counts as failed"""
 
     @property
     def here(self) -> bool:
