@@ -41,7 +41,7 @@ def npdraw(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def lines_of(words: list[str], capsys: Printed, command: type = Train) -> dict[str, str]:
-    """Flag -> its line of the help, with what follows on lines of its own."""
+    """Flag -> its line of the help, joined with its continuation lines."""
     with pytest.raises(SystemExit) as end:
         parse_flags(command, "a.program", words)
     assert end.value.code == 0
@@ -179,7 +179,7 @@ def test_npdraw_is_installed_and_passes_on_flags_and_mistakes() -> None:
 
 
 def test_helps_and_a_dry_run_import_nothing_that_computes() -> None:
-    """So that they come within a second."""
+    """Then they print within a second."""
     code = (
         "import runpy, sys\n"
         f"for name in {list(COMMANDS)}:\n"
@@ -228,7 +228,7 @@ def test_completion_knows_commands_flags_and_choices(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("start", "expected"), [(["-m", "shows"], "python -m shows"), (["shown.py"], "python shown.py")]
 )
-def test_a_command_is_told_as_it_can_be_typed_again(start: list[str], expected: str, tmp_path: Path) -> None:
+def test_a_command_line_can_be_typed_again(start: list[str], expected: str, tmp_path: Path) -> None:
     shown = "from npdraw_dist.core.made_by import command_line\nprint(command_line())\n"
     (tmp_path / "shown.py").write_text(shown)
     (tmp_path / "shows").mkdir()
@@ -238,6 +238,6 @@ def test_a_command_is_told_as_it_can_be_typed_again(start: list[str], expected: 
     assert done.stdout == f"{expected} --path 'my digits'\n"
 
 
-def test_a_command_of_npdraw_is_told_by_that_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_line_of_npdraw_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["npdraw evaluate", "--model", "runs/digits/model"])
     assert command_line() == "npdraw evaluate --model runs/digits/model"

@@ -1,4 +1,4 @@
-"""Presets, files and flags become one experiment; a batch is cut for its workers; names have their code."""
+"""Presets, files and flags become one experiment; each name of the registry has its code."""
 
 import math
 from pathlib import Path
@@ -70,7 +70,7 @@ def test_differences_name_dotted_keys() -> None:
 
 
 def test_what_is_made_does_not_depend_on_how_it_is_run() -> None:
-    """Of section `scale` no setting decides."""
+    """No setting of section `scale` decides it."""
     experiment = build({})
     run_half = set(dotted(experiment.model_dump(mode="json"))) - set(dotted(experiment.made()))
     assert {name for name in run_half if not name.startswith("scale.")} == {

@@ -1,4 +1,4 @@
-"""Of several processes that create a file at once, one succeeds, in whatever order their requests arrive."""
+"""One of several processes that create a file at once succeeds, whatever the order of their requests."""
 
 import threading
 import uuid
@@ -50,7 +50,7 @@ class Turns:
 
 
 class Stepwise:
-    """A filesystem each of whose requests waits for the turn of its process."""
+    """A filesystem on which each request waits for the turn of its process."""
 
     def __init__(self, inner: fs.FileSystem, turns: Turns, number: int) -> None:
         self.inner, self.turns, self.number = inner, turns, number
@@ -67,7 +67,7 @@ class Stepwise:
 
 
 def race(names: Sequence[str], order: Sequence[int]) -> tuple[list[bool], str]:
-    """Who of the processes with these names created the file, and its content."""
+    """Whether each of the processes with these names created the file, and the file's content."""
     inner, root = open_filesystem(f"memory://{uuid.uuid4().hex}")
     inner.create_dir(root)
     turns = Turns(order, len(names))

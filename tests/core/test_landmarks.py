@@ -1,4 +1,4 @@
-"""Landmarks: a folder that another process sees, or sees otherwise."""
+"""A landmark shows whether another process sees the same folder."""
 
 import os
 import pickle
@@ -20,7 +20,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def known(root: Path) -> Landmarks:
-    """As another node gets it."""
+    """The landmark after it was sent to another node."""
     found = Landmarks.of("the run", "--storage", str(root), "config.yaml")
     assert found is not None
     sent: Landmarks = pickle.loads(pickle.dumps(found))
@@ -28,7 +28,7 @@ def known(root: Path) -> Landmarks:
 
 
 def test_a_node_that_is_asked_imports_no_torch() -> None:
-    """Importing it takes longer on a busy machine than the answer."""
+    """On a busy machine the import takes longer than the answer."""
     code = "import sys; from npdraw_dist.core.landmarks import differences; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

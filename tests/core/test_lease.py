@@ -1,4 +1,4 @@
-"""A lease has one owner that lives; one that died can be followed, and one that was followed stops."""
+"""A lease has one living owner. Another process can follow a dead owner; an owner that was followed stops."""
 
 import json
 import os
@@ -24,7 +24,7 @@ LOCAL = fs.LocalFileSystem()
 
 @dataclass
 class Time:
-    """A clock that stands still, but for those who sleep; `meanwhile` happens in each sleep."""
+    """A clock that only `sleep` moves; each sleep calls `meanwhile`."""
 
     seconds: float = 0.0
     meanwhile: Callable[[], None] = field(default=lambda: None)
@@ -38,7 +38,7 @@ class Time:
 
 
 def elsewhere(time: Time, host: str = "far") -> World:
-    """A process on a machine of which nobody else can see the processes."""
+    """A process on a machine whose processes nobody else can see."""
     return World(Process(host, host, 7, 1), lambda process: None, time.now, time.sleep)
 
 
@@ -46,8 +46,8 @@ def make(folder: Path, world: World | None = None, wait_s: float = 0.0, group: s
     return Lease(LOCAL, str(folder), "run x", wait_s=wait_s, group=group, world=world)
 
 
-def still(time: Time) -> World:
-    """A process of this machine with this clock."""
+def near(time: Time) -> World:
+    """This process with this clock."""
     return World(this_process(), now=time.now, sleep=time.sleep)
 
 
@@ -56,7 +56,7 @@ def files(folder: Path) -> list[str]:
 
 
 def of(process: subprocess.Popen[bytes]) -> World:
-    """What a lease that `process` took would know."""
+    """The world of a lease that `process` takes."""
     return World(process_of(process.pid))
 
 
@@ -99,9 +99,9 @@ def test_who_runs() -> None:
 
 def test_a_released_lease_is_taken_again_and_only_the_newest_file_is_kept(tmp_path: Path) -> None:
     for generation in (1, 2, 3):
-        with make(tmp_path) as held:
-            held.check()
-            assert held.generation == generation
+        with make(tmp_path) as lease:
+            lease.check()
+            assert lease.generation == generation
         assert files(tmp_path) == [f"0000000{generation}.json"]
         assert json.loads((tmp_path / ".lease" / f"0000000{generation}.json").read_text())["released"]
     with pytest.raises(ValueError, match="mine"), make(tmp_path):
@@ -143,14 +143,14 @@ def test_an_owner_elsewhere_that_is_silent_is_followed_and_stops(
 
 def test_waiting_for_an_owner_that_ends(tmp_path: Path) -> None:
     time = Time()
-    first, second = make(tmp_path, still(time)), make(tmp_path, still(time), wait_s=100)
+    first, second = make(tmp_path, near(time)), make(tmp_path, near(time), wait_s=100)
     first.take()
     time.meanwhile = lambda: first.release() if time.seconds > 50 else first.beat()
     second.take()
     assert 50 < time.seconds < 55
     time.meanwhile = lambda: None
     with pytest.raises(UserError, match="in use by"):
-        make(tmp_path, still(time), wait_s=100).take()
+        make(tmp_path, near(time), wait_s=100).take()
     assert time.seconds > 150
 
 
@@ -168,14 +168,14 @@ def test_an_unreadable_lease_is_followed_when_nothing_changes_it(tmp_path: Path)
     (tmp_path / ".lease").mkdir()
     (tmp_path / ".lease" / "00000004.json").write_text('{"owner": ')
     time = Time()
-    held = make(tmp_path, elsewhere(time))
-    held.take()
-    assert held.generation == 5
+    lease = make(tmp_path, elsewhere(time))
+    lease.take()
+    assert lease.generation == 5
     assert time.seconds >= DEAD_AFTER_S
 
 
 def test_a_folder_that_is_removed_while_it_is_listed_has_no_owner(tmp_path: Path) -> None:
-    """As another owner does that ends."""
+    """Another owner that ends may remove it."""
     folder = tmp_path / "a"
 
     class Removing:
@@ -198,17 +198,17 @@ def test_a_folder_that_is_removed_while_it_is_listed_has_no_owner(tmp_path: Path
 
 def test_a_folder_that_was_removed_does_not_come_back(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    held = make(folder)
-    held.take()
+    lease = make(folder)
+    lease.take()
     LOCAL.delete_dir(str(folder))
-    held.beat()
-    held.check()
-    held.release()
+    lease.beat()
+    lease.check()
+    lease.release()
     assert not folder.exists()
     second = make(folder)  # of a run that somebody started there since
     second.take()
     with pytest.raises(LeaseLost):
-        held.beat()
+        lease.beat()
     second.beat()
 
 
@@ -267,7 +267,7 @@ def test_two_commands_in_two_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_gives_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: str, *arguments: object, **options: object) -> object:
         return open("/dev/full", "w")  # the caller closes it
 

@@ -1,4 +1,4 @@
-"""Noise by row: its distributions, its independence, and that it follows the row however a batch is cut."""
+"""Noise by row has its distribution, is independent, and does not depend on how a batch is cut."""
 
 from collections.abc import Callable
 

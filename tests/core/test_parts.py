@@ -1,4 +1,4 @@
-"""The exchanged types refuse what they are not, and a bank file that is none is a user's error."""
+"""The exchanged types refuse other shapes and types; a file that is not a bank is a user's mistake."""
 
 import pickle
 from pathlib import Path

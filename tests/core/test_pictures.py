@@ -1,4 +1,4 @@
-"""The reader of pictures: any mode, size and turn becomes the image that NumPy says, or a reason."""
+"""The reader of pictures gives the same image as NumPy for every mode, size and turn, or a reason."""
 
 import io
 import tracemalloc
@@ -18,7 +18,7 @@ COLOUR, GREY = Frame((3, 16, 16)), Frame((1, 16, 16))
 
 
 def padded(shown: NDArray[np.float64], side: int) -> NDArray[np.float64]:
-    """(h, w, 3) -> (side, side, 3): in the middle of a square of white, by the mean of each cell."""
+    """(h, w, 3) -> (side, side, 3): the means of the cells of a white square with `shown` in its middle."""
     height, width, _ = shown.shape
     square = np.full((max(height, width), max(height, width), 3), 255.0)
     top, left = (len(square) - height) // 2, (len(square) - width) // 2

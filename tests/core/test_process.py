@@ -1,4 +1,4 @@
-"""What a process that computes keeps, and what a command sets before it imports torch."""
+"""A process keeps freed memory, and a command sets its threads before it imports torch."""
 
 import json
 import os
@@ -64,7 +64,7 @@ def test_a_tensor_takes_the_memory_of_one_that_is_gone() -> None:
 
 @ON_LINUX
 def test_the_process_of_a_command_and_those_of_ray_keep_their_memory() -> None:
-    """The first by `mallopt`, the others by the environment that they start with."""
+    """A command uses `mallopt`; processes of Ray start with variables."""
     assert faults() >= LEAST_FAULTS
     assert faults("prepared") < LEAST_FAULTS // 10
     assert faults(**COMPUTE) < LEAST_FAULTS // 10

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, on a disk and on S3; what cannot be opened or written is told at once."""
+"""Files appear whole or not at all, on a disk and on S3; an address that cannot be used fails at once."""
 
 import hashlib
 import os
@@ -144,7 +144,7 @@ def test_the_endpoint_may_stand_in_the_uri(bucket: str, monkeypatch: pytest.Monk
     ],
 )
 @pytest.mark.usefixtures("bucket")
-def test_a_bad_address_is_told_without_secrets(uri: str, said: str) -> None:
+def test_a_bad_address_fails_without_secrets(uri: str, said: str) -> None:
     with pytest.raises(UserError, match=said) as error:
         open_filesystem(uri)
     assert SECRET not in str(error.value)
