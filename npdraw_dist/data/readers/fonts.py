@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path, in_threads, list_files, open_filesystem, read_bytes
-from npdraw_dist.data.listing import common_root, list_paths, stamp_of
+from npdraw_dist.data.listing import below_root, list_paths, stamp_of
 from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.rows import RowBuilder, Rows
 from npdraw_dist.data.shards import Part, Source, of_files
@@ -64,8 +64,7 @@ def open_fonts(data: DataConfig, seed: int) -> Source:
     names = [path for path, _ in list_files(filesystem, root) if path.lower().endswith(SUFFIXES)]
     if not names:
         raise UserError(f"data.path {data.path} is missing or has no font ({', '.join(SUFFIXES)})")
-    shared = common_root(names)
-    paths = [path[len(shared) + 1 :] if shared else path for path in names]
+    shared, paths = below_root(names)
     files = list_paths(filesystem, shared, paths)
     found = in_threads(partial(_faces, display_path(filesystem, shared)), files.to_pylist())
     faces = [face for own, _ in found for face in own]
