@@ -1,6 +1,6 @@
-"""Reads a source once and writes its canonical shards: for the stage `data` and for `npdraw prepare`.
+"""Reads a source once and writes its canonical shards, for the stage `data` and for `npdraw prepare`.
 
-Beside the shards lie rejects.jsonl and, once all is written, manifest.json; .done/<shard>.ids has hashes of
+Beside the shards lie rejects.jsonl and, once all is written, manifest.json. .done/<shard>.ids has hashes of
 the ids of a shard. Shapes: C channels, H x W pixels.
 """
 
@@ -21,7 +21,7 @@ from npdraw_dist.core.made_by import fingerprint
 from npdraw_dist.core.vocabulary import MOST_CLASSES
 from npdraw_dist.data.parquet import digest_of, images_to_parquet
 from npdraw_dist.data.repeats import Hash, hash_of, repeated_ids, write_hashes
-from npdraw_dist.data.rows import RejectLimit, Rows, check_rejects, reject_lines, write_rejects
+from npdraw_dist.data.rows import RejectLimit, Rows, check_rejects, write_rejects
 from npdraw_dist.data.shard_folder import DONE, ShardFacts, ShardFolder, Written
 from npdraw_dist.data.shards import Piece, Source
 from npdraw_dist.data.splits import SPLITS, Split
@@ -29,13 +29,13 @@ from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.distributed.tasks import Pool, map_items
 
 Format = Literal["parquet", "webdataset"]
-Encode = Callable[[Rows, str, Sequence[str]], bytes]  # rows of a split, and the names of the classes
+Encode = Callable[[Rows, str, Sequence[str]], bytes]  # of rows, their split, and the names of the classes
 Show = Callable[[int, float], None]  # called with the images written so far, and images/s
-OF_THE_FILES = ("path", "splits", "classes")  # facts of a source that its files decide
+OF_FILES = ("path", "splits", "classes")  # facts that the files of a source decide
 
 
 def encode_tar(rows: Rows, split: str, classes: Sequence[str]) -> bytes:
-    """WebDataset samples png, cls, txt (words). A key ends at its first dot: other ids are a member `id`."""
+    """WebDataset samples of png, cls, txt (words), and id if it has a dot, which no key can have."""
     buffer, labels, words = io.BytesIO(), rows.known_labels(), rows.words or [""] * len(rows)
     # Fixed names and times, and the tar format that takes long names: same rows, same bytes.
     with TarWriter(buffer, user="", group="", mtime=0, encoder=False, format="PAX_FORMAT") as writer:
@@ -54,7 +54,7 @@ def encode_tar(rows: Rows, split: str, classes: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
-# Format -> what makes its files, and their suffix.
+# Format -> function that makes the files, and their suffix.
 FORMATS: dict[Format, tuple[Encode, str]] = {
     "parquet": (images_to_parquet, "parquet"),
     "webdataset": (encode_tar, "tar"),
@@ -62,18 +62,18 @@ FORMATS: dict[Format, tuple[Encode, str]] = {
 
 
 def settings_print(source: Source, format: Format = "parquet") -> str:
-    """The fingerprint of the settings that decide the shards, whatever the files hold."""
+    """The fingerprint of the settings that decide the shards."""
     facts = source.facts()
-    return fingerprint({"format": format} | {key: facts[key] for key in facts if key not in OF_THE_FILES})
+    return fingerprint({"format": format} | {key: facts[key] for key in facts if key not in OF_FILES})
 
 
 @dataclass(frozen=True)
 class Ingest:
-    """Writes the shards of a piece, one for each of the splits that it has rows of.
+    """Writes the shards of a piece, one for each of its `splits`.
 
-    seed: of a random order of the rows of training shards, since data are often sorted, and a stream mixes
-    only what it reads together. repeated: shard name -> hashes of ids that an earlier shard has too, which
-    are rejected; only these shards are written. spent: shard name -> CPU seconds of writing it before.
+    seed: shuffles the rows of training shards, since data are often sorted, and a stream mixes only what it
+    reads together. repeated: shard name -> hashes of ids that an earlier shard has too. These ids are
+    rejected, and only these shards are written. spent: shard name -> CPU seconds of writing it before.
     """
 
     folder: ShardFolder
@@ -85,9 +85,8 @@ class Ingest:
     spent: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, piece: Piece) -> list[ShardFacts] | UserError:
-        """Returns an error if the piece is unreadable as a whole, so that the others go on."""
-        started, cpu_started = time.perf_counter(), time.thread_time()
-        written = list[ShardFacts]()
+        """Returns an error if the piece is unreadable as a whole, so that other pieces go on."""
+        started, cpu_started, written = time.perf_counter(), time.thread_time(), list[ShardFacts]()
         splits = [s for s in self.splits if not self.repeated or piece.name(s) in self.repeated]
         try:
             found = piece.read(splits)
@@ -113,7 +112,7 @@ class Ingest:
             rows=len(rows),
             bytes=len(content),
             digest=f"{digest_of(rows):032x}",
-            rejects=reject_lines(rows.rejects, shard),
+            rejects=[{"id": one.id, "reason": one.reason, "shard": shard} for one in rows.rejects],
             left_out=dict(rows.left_out),
             numbers={
                 "classes": int(rows.known_labels().max(initial=-1)) + 1,
@@ -135,11 +134,11 @@ def ingest(
     show: Show = lambda images, rate: None,
     across_splits: bool = False,
 ) -> Written:
-    """Writes the shards of `splits` that are not done, in a claimed folder, and rejects.jsonl.
+    """Writes rejects.jsonl, and the shards of `splits` that are not done, in a claimed folder.
 
-    An id that comes again in a split, or with `across_splits` in any, stays where it came first. Raises
-    UserError on more bad rows than data.max_bad_fraction, as soon as that is clear, and after all other
-    pieces are written if one is unreadable as a whole; what is written stays.
+    An id that comes again in a split, or with `across_splits` in any split, stays where it came first. Raises
+    UserError on more bad rows than data.max_bad_fraction, as soon as that is clear. Raises it after all other
+    pieces are written if one is unreadable as a whole. What is written stays.
     """
     encode, _ = FORMATS[format]
     write = Ingest(folder, encode, tuple(source.classes), tuple(splits), seed)
@@ -187,9 +186,9 @@ def _count(limit: RejectLimit, splits: tuple[Split, ...], shards: Sequence[Shard
 def _reject_repeated(
     write: Ingest, pieces: Sequence[Piece], done: dict[str, ShardFacts], across_splits: bool
 ) -> float:
-    """Writes shards again without the ids that an earlier one has, of their split or of any.
+    """Writes shards again without the ids that an earlier shard, of their split or of any, has.
 
-    Returns CPU seconds of this process.
+    Returns the CPU seconds of this process.
     """
     folder, driver_s = write.folder, 0.0
     repeated: dict[str, set[Hash]] = {}
@@ -216,7 +215,7 @@ def _reject_repeated(
 def manifest_of(
     source: Source, folder: ShardFolder, written: Written, data: DataConfig, format: Format = "parquet"
 ) -> dict[str, Any]:
-    """What is recorded beside canonical shards, as plain JSON; `config.prepared` reads it."""
+    """The manifest of canonical shards, as plain JSON; `config.prepared` reads it."""
     count = max((f.numbers.get("classes", 0) for f in written.shards if f.split == "train"), default=0)
     numbered = [str(number) for number in range(int(count))] if count <= MOST_CLASSES else []
     manifest = {
@@ -229,7 +228,7 @@ def manifest_of(
         "left_out": written.left_out,
         "digests": written.digests,
         "shape": list(data.shape),
-        "classes": source.classes or numbered,
+        "classes": list(source.classes) or numbered,
         "has_words": any(facts.numbers.get("texts") for facts in written.shards),
         "source": source.facts(),
         "stamp": source.stamp,

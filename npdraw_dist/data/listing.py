@@ -1,12 +1,13 @@
-"""The files of a data source as Arrow tables, so that ten million of them are not ten million objects.
+"""Lists the files of a data source as Arrow tables, since ten million Python objects would take gigabytes.
 
-Columns: path (below the root of the source, in sorted order), size in bytes, modified in ns since 1970 (null
-where the store has no times).
+Columns: path (below the root of the source, sorted), size in bytes, modified in ns since 1970 (null where
+the store has no times).
 """
 
 import hashlib
 import json
 import os
+import posixpath
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -22,7 +23,7 @@ from npdraw_dist.distributed.tasks import map_items
 
 SCHEMA = pa.schema([("path", pa.large_string()), ("size", pa.int64()), ("modified", pa.int64())])
 ROWS = 1 << 16  # files that are Python objects at once
-MANY = 64  # from so many top folders on, tasks list them; fewer are listed before a task has started
+MANY = 64  # top folders from which on tasks list them
 LISTED = 16  # folders that a task lists
 File = tuple[str, int, int | None]
 
@@ -30,10 +31,10 @@ File = tuple[str, int, int | None]
 def list_tree(filesystem: fs.FileSystem, root: str) -> pa.Table:
     """The files below the folder `root`; no row if there is no such folder.
 
-    Where Ray runs, tasks list the top folders if there are many: a shared storage takes up to a millisecond
-    for each file.
-    Links to local folders are followed, but not back to a folder above. A local name that is not UTF-8, which
-    Parquet does not take, has its bytes as \\xe9; `local_path` finds the file.
+    Where Ray runs, its tasks list the top folders if there are many, since a shared storage takes up to a
+    millisecond for each file.
+    Links to local folders are followed, but not back to a folder above. A byte of a local name that is not
+    UTF-8 is written as \\xe9; `local_path` finds the file.
     """
     local = isinstance(filesystem, fs.LocalFileSystem)
     files_in = partial(_walk, root) if local else partial(_select, filesystem, root)
@@ -47,7 +48,7 @@ def list_tree(filesystem: fs.FileSystem, root: str) -> pa.Table:
 
 
 def local_path(root: str, path: str) -> Path:
-    """The local file that `list_tree` names."""
+    """The local file at a path that `list_tree` gives."""
     found = Path(root, path)
     if "\\x" in path and not found.exists():
         name = re.sub(rb"\\x([0-9a-f]{2})", lambda byte: bytes.fromhex(byte[1].decode()), os.fsencode(path))
@@ -62,17 +63,18 @@ def list_paths(filesystem: fs.FileSystem, root: str, paths: Sequence[str]) -> pa
     return _table((p, i.size, i.mtime_ns) for p, i in found if i.type == fs.FileType.File).sort_by("path")
 
 
-def common_root(paths: Sequence[str]) -> str:
-    """The deepest folder that holds all of the files `paths`; "" if that is the top."""
-    folders = [path.split("/")[:-1] for path in paths]
-    shared = folders[0]
-    while any(folder[: len(shared)] != shared for folder in folders):
-        shared = shared[:-1]
-    return "/".join(shared)
+def below_root(paths: Sequence[str], root: str | None = None) -> tuple[str, list[str]]:
+    """A folder that holds all files `paths`, and their paths below it. "" is the top.
+
+    root: the folder; by default the deepest one.
+    """
+    if root is None:
+        root = posixpath.commonpath([posixpath.dirname(path) for path in paths]).rstrip("/")
+    return root, [path[len(root) + 1 :] if root else path for path in paths]
 
 
 def stamp_of(files: pa.Table) -> str:
-    """Hexadecimal SHA-256 of the rows. It changes if a file is new, gone or written again."""
+    """Hexadecimal SHA-256 of the rows, which changes if a file is new, gone or written again."""
     digest = hashlib.sha256()
     for batch in files.to_batches(ROWS):
         digest.update(json.dumps(batch.to_pydict()).encode())
@@ -93,7 +95,7 @@ def _table(files: Iterable[File]) -> pa.Table:
 
 
 def _infos(filesystem: fs.FileSystem, folder: str, deep: bool) -> list[fs.FileInfo]:
-    """What a store lists below a folder; nothing if there is no such folder."""
+    """The files and folders that a store lists below a folder; [] if there is no such folder."""
     try:
         return filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=deep))
     except NotADirectoryError:
@@ -106,7 +108,7 @@ def _top_folders(filesystem: fs.FileSystem, root: str) -> list[str]:
 
 
 def _select(filesystem: fs.FileSystem, root: str, folder: str, deep: bool = True) -> Iterator[File]:
-    """The files of a folder below `root`, "" for the root itself, as the store lists them."""
+    """Yields the files of a folder below `root` ("" is the root), as the store lists them."""
     start = len(root) + 1 if root else 0
     for info in _infos(filesystem, "/".join(filter(None, (root, folder))), deep):
         if info.type == fs.FileType.File:
@@ -114,7 +116,7 @@ def _select(filesystem: fs.FileSystem, root: str, folder: str, deep: bool = True
 
 
 def _walk(root: str, folder: str, deep: bool = True, above: tuple[str, ...] = ()) -> Iterator[File]:
-    """The same on a local disk. above: the real paths of the folders that lead to this one."""
+    """Yields the files of a local folder below `root`. above: the real paths of the folders above it."""
     where = os.path.join(root, folder)
     real = os.path.realpath(where)
     if real in above:

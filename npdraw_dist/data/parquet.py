@@ -1,8 +1,9 @@
-"""The Parquet files of a run: canonical shards of images, and the parses of a shard in the same order.
+"""The Parquet files of a run: canonical shards of images, and the parses of each shard in the same order.
 
-Images: id string, image fixed-size binary of C * H * W bytes, label int64 (-1 unknown), split string, and
-words string if an image has some; the schema's metadata states the shape. Parses: id, whether, where and what
-as lists of T entries, squared_error float32 (mean over channels and pixels of the canvas).
+Columns of images: id string, image fixed-size binary of C * H * W bytes, label int64 (-1 unknown), split
+string, and words string if an image has some. The schema's metadata states the shape. Columns of parses: id,
+whether, where and what as lists of T entries, squared_error float32 (mean over channels and pixels of the
+canvas).
 Shapes: N images, C channels, H x W pixels, T steps.
 """
 
@@ -32,7 +33,7 @@ Z = ("whether", "where", "what")
 
 
 def rows_a_group(shape: tuple[int, int, int]) -> int:
-    """Rows of each row group, but for the last one, of all files of images of this shape."""
+    """Rows of a row group in every file of images of this shape. The last group can have fewer."""
     return max(ROW_GROUP_BYTES // math.prod(shape), 1)
 
 
@@ -48,7 +49,7 @@ def digest_of(rows: Rows) -> int:
 
 
 def images_to_parquet(rows: Rows, split: str, classes: Sequence[str] = ()) -> bytes:
-    """The canonical shard of some rows. classes: names of the labels, stated as `datasets` does."""
+    """The file of a canonical shard. classes: names of the labels, stated as the library `datasets` does."""
     shape = rows.images.shape[1:]
     size, pixels = math.prod(shape), pa.py_buffer(np.ascontiguousarray(rows.images))
     columns: dict[str, Any] = {
@@ -69,7 +70,7 @@ def images_to_parquet(rows: Rows, split: str, classes: Sequence[str] = ()) -> by
 def parses_to_parquet(
     ids: Sequence[str], z: PartSequence, squared_error: NDArray[np.float32], row_group: int
 ) -> bytes:
-    """The parses z (N, T) of a shard. where and what are stored as 0 where whether is 0."""
+    """The file of the parses z (N, T) of a shard. where and what are 0 where whether is 0."""
     z = z.to("cpu").canonical()
     columns = {
         "id": pa.array(ids, pa.string()),
@@ -86,7 +87,7 @@ def _written(table: pa.Table, row_group: int) -> bytes:
 
 
 def _lists(rows: NDArray[Any]) -> pa.FixedSizeListArray:
-    """(N, T) -> N lists of T; int64 is narrowed to an `index_type`."""
+    """(N, T) -> N lists of T. int64 becomes an `index_type`."""
     if rows.dtype == np.int64:
         rows = rows.astype(index_type(int(rows.max(initial=0))))
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
@@ -98,10 +99,16 @@ def index_type(largest: int) -> type[np.int16] | type[np.int32]:
 
 
 @contextmanager
-def opened_shard(
-    path: str, filesystem: fs.FileSystem, footer: pq.FileMetaData | None = None
+def opened(
+    path: str,
+    filesystem: fs.FileSystem,
+    footer: pq.FileMetaData | None = None,
+    wrong: str = "is no readable shard of the run ({}); delete its folder and run the stage again",
 ) -> Iterator[pq.ParquetFile]:
-    """footer: of the file, if known. Raises UserError if the file, or what is read of it, is damaged."""
+    """Yields a Parquet file. footer: of the file, if known.
+
+    Raises UserError, with the message `wrong`, if the file or what the block reads of it is damaged.
+    """
     try:
         # All columns are requested at once: a store answers each request after a while.
         with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, metadata=footer) as file:
@@ -109,12 +116,11 @@ def opened_shard(
     except (OSError, pa.ArrowInvalid) as error:
         if not isinstance(error, FileNotFoundError):
             require_readable(filesystem, path)
-        why = f"{path} is no readable shard of the run ({error}); delete its folder and run the stage again"
-        raise UserError(why) from None
+        raise UserError(f"{path} {wrong.format(error)}") from None
 
 
 def images_of(table: pa.Table) -> NDArray[np.uint8]:
-    """(N, C, H, W), read-only, of the column `image` of a canonical shard."""
+    """The images of a canonical shard, (N, C, H, W) and read-only."""
     shape = json.loads(table.schema.metadata[SHAPE])
     size, chunks = math.prod(shape), list[NDArray[np.uint8]]()
     for chunk in table["image"].chunks:
@@ -125,7 +131,7 @@ def images_of(table: pa.Table) -> NDArray[np.uint8]:
 
 
 def lists_of(column: pa.ChunkedArray) -> NDArray[Any]:
-    """(N, T) of a column of lists of T entries."""
+    """The entries (N, T) of a column of N lists of T."""
     length = column.type.list_size
     parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
     kind = np.dtype(column.type.value_type.to_pandas_dtype())
@@ -140,7 +146,7 @@ def rows_of(table: pa.Table) -> Rows:
 
 
 def class_names(schema: pa.Schema) -> tuple[str, ...]:
-    """The names of the labels that the schema of a Parquet file states; () if none."""
+    """The names of the labels, if the schema of a Parquet file states them."""
     try:
         stated = json.loads((schema.metadata or {})[HUGGING_FACE])["info"]["features"]["label"]["names"]
         return tuple(map(str, stated))

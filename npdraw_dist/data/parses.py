@@ -1,7 +1,7 @@
-"""The images and parses of a run as batches: rows of canonical shards with the rows of `parses/` beside them.
+"""Reads the images and parses of a run as batches.
 
 A shard of parses has the rows of its shard of images in the same order and row groups (`data.parquet` names
-the columns). The images of a baseline have no parses beside them.
+the columns). The images of a baseline have no parses.
 Shapes: N images, C channels, H x W pixels, T steps, G groups.
 """
 
@@ -27,20 +27,19 @@ from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.core.process import background_threads
 from npdraw_dist.core.storage import in_threads
 from npdraw_dist.core.vocabulary import Vocabulary
-from npdraw_dist.data.parquet import Z, images_of, lists_of, opened_shard
+from npdraw_dist.data.parquet import Z, images_of, lists_of, opened
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Canonical
 
-# A stream reads rows of so many bytes with one request for each file. By default a shard is one such read.
-READ_BYTES = 12 << 20
-MOST_IDS = 1 << 20  # `sample` chooses from about so many
-AHEAD = 3  # reads of a stream at once
-IMAGES_AT_ONCE = 256  # rows of a group that `some_images` draws
-FOOTERS = 4096  # footers of files that a stream keeps
+READ_BYTES = 12 << 20  # bytes of the images that a stream reads at once; by default those of a shard
+MOST_IDS = 1 << 20  # `sample` chooses from about so many ids
+AHEAD = 3  # reads that a stream does at once
+IMAGES_AT_ONCE = 256  # images that `some_images` yields at once
+FOOTERS = 4096  # footers of files that stay in memory
 
 
 class ShardFile(NamedTuple):
-    """A shard. path: below the root of the images and of the parses. rows: as the manifest says."""
+    """A shard. path: below the folder of the images and below that of the parses. rows: by the manifest."""
 
     path: str
     rows: int
@@ -56,9 +55,9 @@ class RowRange(NamedTuple):
 
 @dataclass(frozen=True)
 class RowGroups:
-    """The rows of some files in groups, each of one file, in the order of the files.
+    """The rows of some files in groups, in the order of the files. A group is in one file.
 
-    file, start, rows: (G,), the number of its file, its first row there, and its rows.
+    file, start, rows: (G,), the number of a group's file, its first row there, and how many rows it has.
     """
 
     paths: Sequence[str]
@@ -75,26 +74,21 @@ class RowGroups:
         start = most * (np.arange(len(file)) - np.repeat(counts.cumsum() - counts, counts))
         return cls([file.path for file in files], file, start, np.minimum(sizes[file] - start, most))
 
-    def piece(self, group: int, first: int, last: int) -> RowRange:
-        """Rows [first, last) of a group."""
-        start = int(self.start[group])
-        return RowRange(self.paths[self.file[group]], start + first, start + last)
-
     def reads(self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[RowRange]:
-        """The pieces of rows [start, stop) of each range, counted over the groups in `order`."""
+        """The pieces of each range of rows [start, stop), which count over the groups in `order`."""
         ends = self.rows[order].cumsum()
         for start, stop in ranges:
             position = int(ends.searchsorted(start, "right"))
             while start < stop:
                 group, end = int(order[position]), int(ends[position])
-                before = end - int(self.rows[group])
-                yield self.piece(group, start - before, min(stop, end) - before)
+                shift = int(self.start[group] + self.rows[group]) - end  # to numbers of rows in the file
+                yield RowRange(self.paths[self.file[group]], start + shift, min(stop, end) + shift)
                 start, position = end, position + 1
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the prior is conditioned on, read for each image. classes: names of the labels of the data."""
+    """Reads what the prior is conditioned on. classes: names of the labels of the data."""
 
     vocabulary: Vocabulary
     classes: Sequence[str]
@@ -105,8 +99,8 @@ class Conditions:
 
     def read(self, table: pa.Table) -> Tensor:
         """(N, A) tokens of the rows of a table."""
-        has = self.column in table.column_names
-        values = table[self.column].to_numpy() if has else [""] * len(table)
+        known = self.column in table.column_names
+        values = table[self.column].to_numpy() if known else [""] * len(table)
         return self.vocabulary.read(values, self.classes)
 
     def of_rows(self, rows: Rows) -> Tensor:
@@ -117,10 +111,10 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Parses:
-    """The images of one split with their parses: the rows of some shards, one after another.
+    """The images of one split with their parses, which are the rows of some shards, one after another.
 
-    Only their names and numbers of rows are in memory. images: folder of the canonical shards. parses: that
-    of their parses; None for the images alone. All methods raise UserError if a file is damaged.
+    Only names and numbers of rows are in memory. images: folder of the canonical shards. parses: folder of
+    their parses; None for the images alone. All methods raise UserError if a file is damaged.
     """
 
     files: tuple[ShardFile, ...]
@@ -136,7 +130,7 @@ class Parses:
         parses: tuple[fs.FileSystem, str] | None = None,
         conditions: Conditions | None = None,
     ) -> "Parses":
-        """The shards of a split, by name."""
+        """The shards of a split, in the order of their names."""
         files = sorted(ShardFile(*item) for item in shards.manifest.files.get(split, {}).items())
         return cls(tuple(files), (shards.filesystem, shards.root), parses, conditions)
 
@@ -144,7 +138,7 @@ class Parses:
         return sum(file.rows for file in self.files)
 
     def some(self, most: int, seed: int) -> "Parses":
-        """At most `most` of the files, chosen by the seed, in their order."""
+        """The rows of at most `most` of the files, which the seed chooses. The order stays."""
         if len(self.files) <= most:
             return self
         chosen = np.random.default_rng(seed).choice(len(self.files), most, replace=False)
@@ -157,9 +151,9 @@ class Parses:
         return whole[torch.from_numpy(_id_order([table["id"] for table in tables]))]
 
     def sample(self, limit: int, seed: int) -> Batch:
-        """At most `limit` rows of all files, in random order, by the ids and the seed, not by the shards.
+        """At most `limit` rows in random order. The ids and the seed choose them, whatever the shards.
 
-        Of more than MOST_IDS rows, only some files are looked at, chosen by the seed.
+        Of more than MOST_IDS rows, only some files are looked at, which the seed chooses.
         """
         if len(self) > MOST_IDS and len(self.files) > 1:
             most = max(len(self.files) * max(MOST_IDS, limit) // len(self), 1)
@@ -194,27 +188,24 @@ class Parses:
         return found[torch.from_numpy(np.argsort(order))]
 
     def some_images(self, limit: int, seed: int) -> Iterator[torch.Tensor]:
-        """At most `limit` images, uint8 (M, C, H, W) of a row group each time, drawn by the seed."""
+        """Yields at most `limit` images, uint8 (M, C, H, W), that the seed chooses."""
         groups = RowGroups.of(self.files, IMAGES_AT_ONCE)
-        for index in np.random.default_rng(seed).permutation(len(groups.rows)):
-            if limit <= 0:
-                return
-            table = self._read_range(groups.piece(index, 0, int(groups.rows[index])), ["image"])
-            images = torch.tensor(images_of(table))[:limit]
-            limit -= len(images)
-            yield images
+        order = np.random.default_rng(seed).permutation(len(groups.rows))
+        alone = replace(self, parses=None, conditions=None)
+        for batch in alone.stream(groups, order, [(0, min(limit, len(self)))]):
+            yield batch.images
 
     def groups(self, row_bytes: int) -> RowGroups:
-        """The groups whose order `stream` takes, of READ_BYTES each."""
+        """Groups of READ_BYTES of images each, for `stream`."""
         return RowGroups.of(self.files, max(READ_BYTES // row_bytes, 1))
 
     def stream(
         self, groups: RowGroups, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]
     ) -> Iterator[Batch]:
-        """Rows [start, stop) of each range, counted over the groups in `order`, read ahead by threads.
+        """Yields each range of rows [start, stop), which count over the groups in `order`.
 
-        Reading and decoding leave the interpreter to the training step, which a task of Ray Data in the same
-        process did not; `docs/results` has the rates.
+        Threads read ahead. They leave the interpreter to the training step, which a task of Ray Data in the
+        same process did not; `docs/results` has the rates.
         """
         with background_threads(AHEAD, "stream") as pool:
             ahead: deque[Future[Batch]] = deque()
@@ -233,19 +224,21 @@ class Parses:
         path = f"{root}/{piece.path}"
         if isinstance(filesystem, fs.LocalFileSystem) and not Path(path).exists():
             raise FileNotFoundError(f"{path} is not on this machine")
-        return to_batch(self._read_range(piece, self.columns), self.conditions)
+        # The row groups that hold the rows are read whole.
+        first = self._first_rows(piece.path)
+        start, stop = first.searchsorted(piece.start, "right") - 1, first[:-1].searchsorted(piece.stop)
+        table = self._read(piece.path, self.columns, list(range(start, stop)))
+        rows = table.slice(int(piece.start - first[start]), piece.stop - piece.start)
+        return to_batch(rows, self.conditions)
 
     @property
     def columns(self) -> list[str]:
-        """What a batch is made of, as far as a file has it."""
-        return [
-            "image",
-            *(Z if self.parses else ()),
-            *(() if self.conditions is None else (self.conditions.column,)),
-        ]
+        """The columns that a batch is made of. A file may lack some."""
+        condition = [] if self.conditions is None else [self.conditions.column]
+        return ["image", *(Z if self.parses else ()), *condition]
 
     def texts(self, most: int) -> Iterator[list[str]]:
-        """The words of the first files, of about `most` images; nothing if there are none."""
+        """Yields the words of the first files, of about `most` images; nothing if they have no words."""
         for file in self.files:
             if most <= 0:
                 return
@@ -253,13 +246,6 @@ class Parses:
             if "words" in table.column_names:
                 yield table["words"].to_pylist()
             most -= file.rows
-
-    def _read_range(self, piece: RowRange, columns: Sequence[str]) -> pa.Table:
-        """The columns of some rows; the row groups that hold them are read whole."""
-        first = self._first_rows(piece.path)
-        start, stop = first.searchsorted(piece.start, "right") - 1, first[:-1].searchsorted(piece.stop)
-        table = self._read(piece.path, columns, list(range(start, stop)))
-        return table.slice(int(piece.start - first[start]), piece.stop - piece.start)
 
     def _read(self, path: str, columns: Sequence[str], groups: Sequence[int] | None = None) -> pa.Table:
         """The columns of a shard, of its images and of its parses; of all row groups if None."""
@@ -275,27 +261,27 @@ class Parses:
         self, where: tuple[fs.FileSystem, str], path: str, columns: list[str], groups: Sequence[int] | None
     ) -> pa.Table:
         filesystem, root = where
-        with opened_shard(f"{root}/{path}", filesystem, self._footer(where, path)) as file:
+        with opened(f"{root}/{path}", filesystem, self._footer(where is self.images, path)) as file:
             own = [name for name in columns if name in file.schema_arrow.names]
             return file.read(columns=own) if groups is None else file.read_row_groups(groups, columns=own)
 
     def _first_rows(self, path: str) -> NDArray[np.int64]:
-        """The first row of each row group of a shard, then the rows of all."""
-        footer = self._footer(self.images, path)
+        """The first row of each row group of a shard, then the number of all its rows."""
+        footer = self._footer(True, path)
         sizes = (footer.row_group(group).num_rows for group in range(footer.num_row_groups))
         return np.cumsum([0, *sizes])
 
     @cached_property
-    def _footer(self) -> Callable[[tuple[fs.FileSystem, str], str], pq.FileMetaData]:
-        """The footer of a file, read once."""
+    def _footer(self) -> Callable[[bool, str], pq.FileMetaData]:
+        """Reads the footer of a file once."""
 
         @lru_cache(FOOTERS)
         def footer(is_image: bool, path: str) -> pq.FileMetaData:
             filesystem, root = self.images if is_image else self.parses or self.images
-            with opened_shard(f"{root}/{path}", filesystem) as file:
+            with opened(f"{root}/{path}", filesystem) as file:
                 return file.metadata
 
-        return lambda where, path: footer(where is self.images, path)
+        return footer
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.items() if name != "_footer"}
@@ -322,7 +308,7 @@ def _id_order(ids: list[pa.ChunkedArray]) -> NDArray[np.int64]:
 
 
 def to_batch(table: pa.Table, conditions: Conditions | None = None) -> Batch:
-    """image, whether, where and what in their types on disk. T is 0 if the table has no steps."""
+    """The batch of a table, in the types of the disk. T is 0 if the table has no parses."""
     images = torch.tensor(images_of(table))
     condition = () if conditions is None else (conditions.read(table),)
     if "whether" not in table.column_names:

@@ -1,13 +1,12 @@
-"""Ids that come in several shards, found by their hashes, which lie in a small file beside each shard.
+"""Finds ids that several shards have, by the hashes of ids in a small file beside each shard.
 
-The hashes of GROUP shards are first joined in one file; then a range of hashes is the work of one task, which
-reads that part of the joined files. So a shard's file is read once, and neither the memory of a task nor the
-work of the driver grows with the images. Shapes: N ids of a file.
+Tasks first join the hashes of GROUP shards in one file. Then each task takes a range of hashes and reads that
+part of the joined files. So a shard's file is read once, and neither the memory of a task nor the work of the
+driver grows with the images. Shapes: N ids of a file.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
@@ -19,7 +18,7 @@ from npdraw_dist.core.storage import in_threads, read_bytes, write_bytes
 from npdraw_dist.distributed.tasks import map_items
 
 Hash = tuple[int, int]  # 128 bits, so that two ids of a billion do not share one
-Hashes = NDArray[np.uint64]  # (N, 3), sorted by the first column: two halves of a hash, number of the shard
+Hashes = NDArray[np.uint64]  # (N, 3): two halves of a hash, number of the shard; sorted by the first column
 
 RANGES = 256  # the finest split: by the first byte of a hash
 IDS_AT_ONCE = 1 << 23  # ids that a task looks at, of 24 bytes each
@@ -42,14 +41,14 @@ def repeated_ids(
 ) -> dict[str, set[Hash]]:
     """Shard name -> hashes of ids that an earlier shard has too.
 
-    shards: names of the files <folder>/<name>.ids, the earlier ones first. ids: about how many they hold.
+    shards: names of the files <folder>/<name>.ids, earlier ones first. ids: about how many these hold.
     """
     starts = range(0, len(shards), GROUP)
     join = partial(_join, filesystem, folder, tuple(shards))
     joined = sorted(map_items(starts, join) if len(starts) > 1 else map(join, starts))
     tasks = min(max(-(-ids // IDS_AT_ONCE), 1), RANGES)
     ranges = list(pairwise(np.linspace(0, RANGES, tasks + 1).astype(int).tolist()))
-    find = Finder(filesystem, tuple(joined))
+    find = partial(_find, filesystem, tuple(joined))
     found: dict[str, set[Hash]] = {}
     for result in map_items(ranges, find) if len(ranges) > 1 else map(find, ranges):
         for number, hashes in result.items():
@@ -73,29 +72,20 @@ def _join(filesystem: fs.FileSystem, folder: str, shards: tuple[str, ...], start
     return path
 
 
-@dataclass(frozen=True)
-class Finder:
-    """Finds in ranges [first, last) the hashes that an earlier shard has too, by the number of a shard."""
+def _find(filesystem: fs.FileSystem, joined: Sequence[str], ends: tuple[int, int]) -> dict[int, set[Hash]]:
+    """Number of a shard -> hashes in the range [first, last) of first bytes that an earlier shard has too."""
+    found = in_threads(lambda path: _read(filesystem, path, *ends), joined)
+    hashes = np.concatenate([np.zeros((0, 3), np.uint64), *found])
+    hashes = hashes[np.lexsort(hashes.T[::-1])]  # equal hashes lie together, in the order of the shards
+    repeated: dict[int, set[Hash]] = {}
+    for high, low, number in hashes[1:][(hashes[1:, :2] == hashes[:-1, :2]).all(1)].tolist():
+        repeated.setdefault(number, set()).add((high, low))
+    return repeated
 
-    filesystem: fs.FileSystem
-    joined: tuple[str, ...]
 
-    def __call__(self, ranges: tuple[int, int]) -> dict[int, set[Hash]]:
-        found = in_threads(lambda path: self._read(path, *ranges), self.joined)
-        hashes = np.concatenate([np.zeros((0, 3), np.uint64), *found])
-        values, counts = np.unique(hashes[:, 0], return_counts=True)
-        suspects = hashes[np.isin(hashes[:, 0], values[counts > 1])]
-        seen: set[Hash] = set()
-        repeated: dict[int, set[Hash]] = {}
-        for high, low, number in suspects[np.argsort(suspects[:, 2], kind="stable")].tolist():
-            if (high, low) in seen:
-                repeated.setdefault(number, set()).add((high, low))
-            seen.add((high, low))
-        return repeated
-
-    def _read(self, path: str, first: int, last: int) -> Hashes:
-        with self.filesystem.open_input_file(path) as file:
-            before = np.frombuffer(file.read(8 * (RANGES + 1)), "<u8")
-            file.seek(int(8 * (RANGES + 1 + 3 * before[first])))
-            content = file.read(int(24 * (before[last] - before[first])))
-        return np.frombuffer(content, "<u8").astype(np.uint64).reshape(-1, 3)
+def _read(filesystem: fs.FileSystem, path: str, first: int, last: int) -> Hashes:
+    with filesystem.open_input_file(path) as file:
+        before = np.frombuffer(file.read(8 * (RANGES + 1)), "<u8")
+        file.seek(int(8 * (RANGES + 1 + 3 * before[first])))
+        content = file.read(int(24 * (before[last] - before[first])))
+    return np.frombuffer(content, "<u8").astype(np.uint64).reshape(-1, 3)

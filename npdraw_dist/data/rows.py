@@ -1,4 +1,4 @@
-"""What a shard holds once it is read: images with their ids, and the rows that a stage skips.
+"""Images with their ids, as a source is read, and the rows that are rejected.
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -19,7 +19,7 @@ from npdraw_dist.core.pictures import BadPicture, Frame
 from npdraw_dist.core.storage import write_text
 
 REJECTS = "rejects.jsonl"
-LEAST_ROWS = 1000  # if the number of rows is unknown, a stage reads this many before it may stop early
+LEAST_ROWS = 1000  # rows that are read before a stage may stop, if their total is unknown
 
 RejectLine = dict[str, str]  # id, reason and shard, as in rejects.jsonl
 
@@ -37,9 +37,9 @@ class Rows:
     """Images of one shard.
 
     ids: N strings, stable and unique. images: (N, C, H, W) uint8. labels: (N,) int64 with -1 for unknown, or
-    None. rejects: the rows that were skipped. left_out: how many others the source leaves out, by reason,
-    such as blank glyphs; they are not rejects. words: N texts about the images, "" for none; or None. Raises
-    ValueError on anything else.
+    None. rejects: the rows that were skipped. left_out: reason -> how many other rows the source leaves out,
+    such as blank glyphs. words: N texts about the images, "" for none; or None. Raises ValueError on anything
+    else.
     """
 
     ids: list[str]
@@ -85,27 +85,28 @@ class Rows:
         return np.full(len(self), -1, np.int64) if self.labels is None else self.labels
 
     def without(self, ids: Container[str]) -> "Rows":
-        """The rows but those whose id is in `ids`, which another shard has; these are rejected."""
+        """Rejects the rows whose id is in `ids`, since another shard has it."""
         kept = self.take([i for i, name in enumerate(self.ids) if name not in ids])
         repeated = [Reject(name, "duplicate id") for name in self.ids if name in ids]
         return replace(kept, rejects=[*self.rejects, *repeated])
 
     def __getitem__(self, index: slice) -> "Rows":
-        """A shard of the rows; the first one has the rejects and `left_out`."""
+        """Some of the rows. Only a slice from the start keeps the rejects and `left_out`."""
         part = self.take(np.arange(len(self))[index])
         return replace(part, rejects=[], left_out={}) if index.start else part
 
     def take(self, index: Sequence[int] | NDArray[Any]) -> "Rows":
-        """The rows at integer positions `index`, in that order; rejects and `left_out` stay."""
+        """The rows at integer positions `index`, in that order. Rejects and `left_out` stay."""
         rows = np.asarray(index, dtype=np.int64)
         labels = None if self.labels is None else self.labels[rows]
         words = None if self.words is None else [self.words[i] for i in rows]
-        ids = [self.ids[i] for i in rows]
-        return Rows(ids, self.images[rows], labels, self.rejects, self.left_out, words)
+        return replace(
+            self, ids=[self.ids[i] for i in rows], images=self.images[rows], labels=labels, words=words
+        )
 
 
 class RowBuilder:
-    """Collects the good rows of a shard, the rejects, and how many are left out, by reason."""
+    """Collects the rows of a shard. left_out: as in `Rows`; the caller counts."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self._shape, self.left_out = shape, Counter[str]()
@@ -117,7 +118,7 @@ class RowBuilder:
     def add(self, name: str, label: int, read: Callable[[], NDArray[np.uint8]], words: str = "") -> None:
         """Adds the image that `read` gives, or rejects the row if it raises BadPicture.
 
-        label: the number of a class, -1 if it is not known; with another one the row is rejected.
+        label: the number of a class, -1 if it is unknown. Any other label rejects the row.
         """
         try:
             if name in self._images:
@@ -144,12 +145,8 @@ def frame_of(data: DataConfig) -> Frame:
     return Frame(data.shape, data.background, data.fit)
 
 
-def reject_lines(rejects: Sequence[Reject], shard: str) -> list[RejectLine]:
-    return [{"id": reject.id, "reason": reject.reason, "shard": shard} for reject in rejects]
-
-
 def write_rejects(filesystem: fs.FileSystem, folder: str, lines: Sequence[RejectLine]) -> None:
-    """rejects.jsonl, sorted by shard. Without rejects it only empties the file of an earlier run."""
+    """Writes rejects.jsonl, sorted by shard. Without rejects it only empties the file of an earlier run."""
     path = f"{folder}/{REJECTS}"
     if lines or filesystem.get_file_info(path).type == fs.FileType.File:
         in_order = sorted(lines, key=lambda line: line["shard"])
@@ -167,33 +164,28 @@ def check_rejects(rejects: int, total: int, data: DataConfig, listed: bool = Tru
 
 
 class RejectLimit:
-    """Tells while pieces are read, in any order, whether too many rows are bad even if all others are good.
+    """Counts while pieces are read, in any order, and tells when too many rows are bad.
 
-    splits: those of each piece. total: rows of all pieces. If it is None, once LEAST_ROWS rows are read, each
-    piece to come counts as long as those read of its splits.
+    Too many are bad if they would be with all rows to come good. splits: those of each piece. total: rows of
+    all pieces. If it is None, each piece to come counts as the mean of those read with its splits, once
+    LEAST_ROWS rows are read.
     """
 
     def __init__(self, data: DataConfig, splits: Iterable[tuple[str, ...]], total: int | None) -> None:
         self._data, self._total = data, total
-        self._pieces = Counter(splits)
-        self._read: Counter[tuple[str, ...]] = Counter()
-        self._rows: Counter[tuple[str, ...]] = Counter()
-        self.rejects = 0
+        self._pieces, self._read, self._rows = Counter(splits), Counter[Any](), Counter[Any]()
+        self.images = self.rejects = 0
 
     @property
     def rows(self) -> int:
-        """So far, rejects included."""
-        return self._rows.total()
-
-    @property
-    def images(self) -> int:
-        """So far, without rejects."""
-        return self.rows - self.rejects
+        """The rows so far, rejects included."""
+        return self.images + self.rejects
 
     def add(self, splits: tuple[str, ...], images: int, rejects: int) -> bool:
         """Counts a piece that was read. True if too many rows are bad."""
         self._read[splits] += 1
         self._rows[splits] += images + rejects
+        self.images += images
         self.rejects += rejects
         total: float = max(self._total or 0, self.rows)
         if self._total is None:

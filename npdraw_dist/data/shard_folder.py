@@ -1,8 +1,8 @@
-"""A folder of shards that a killed run goes on to write: canonical shards of images, or their parses.
+"""A folder of canonical shards, or of their parses, which a killed run continues to write.
 
-<root>/<split>/<shard>.<suffix> is a shard. <root>/.done/<shard>.json is its sidecar, written after it: a
-shard without one is made again. <root>/.done/source.json says what the shards are made from.
-The driver reads and writes nothing that grows with images.
+<root>/<split>/<shard>.<suffix> is a shard. <root>/.done/<shard>.json is its sidecar, which is written later:
+a shard without one is made again. <root>/.done/source.json says what the shards are made from.
+The driver reads and writes nothing that grows with the images.
 """
 
 import json
@@ -14,7 +14,15 @@ from pyarrow import fs
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks
-from npdraw_dist.core.storage import PARTIAL, in_threads, list_files, read_bytes, write_bytes, write_text
+from npdraw_dist.core.storage import (
+    PARTIAL,
+    in_threads,
+    is_file,
+    list_files,
+    read_bytes,
+    write_bytes,
+    write_text,
+)
 from npdraw_dist.data.rows import RejectLine
 from npdraw_dist.data.splits import Split
 
@@ -23,10 +31,11 @@ DONE, MARKER = ".done", "source.json"
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What a sidecar says about a shard. file: None if the shard has no good row. left_out: as in `Rows`.
+    """What a sidecar says about a shard.
 
-    digest: hexadecimal `parquet.digest_of` its rows. seconds: the time to read, encode and write it.
-    core_seconds: the CPU seconds of the thread meanwhile. numbers: what the writer adds, as sums of errors.
+    file: None if the shard has no good row. seconds, core_seconds: the time, and the CPU time of the thread,
+    to read, encode and write it. digest: hexadecimal `parquet.digest_of` its rows. left_out: as in `Rows`.
+    numbers: more that the writer records, such as sums of errors.
     """
 
     shard: str
@@ -44,7 +53,7 @@ class ShardFacts:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """made_from: fingerprint of all that decides the content of the shards. suffix: that of their files."""
+    """made_from: fingerprint of all that decides the content of the shards. suffix: ends their names."""
 
     filesystem: fs.FileSystem
     root: str
@@ -52,9 +61,9 @@ class ShardFolder:
     suffix: str = "parquet"
 
     def owner(self) -> str | None:
-        """The fingerprint that the folder was claimed for; None if it was not. Raises UserError on damage."""
+        """The fingerprint of the last claim; None if there was none. Raises UserError on damage."""
         marker = f"{self.root}/{DONE}/{MARKER}"
-        if self.filesystem.get_file_info(marker).type != fs.FileType.File:
+        if not is_file(self.filesystem, marker):
             return None
         try:
             return str(json.loads(read_bytes(self.filesystem, marker))["made_from"])
@@ -62,7 +71,7 @@ class ShardFolder:
             raise UserError(f"{marker} is damaged ({error}); delete the folder {self.root}") from None
 
     def claim(self) -> None:
-        """Marks the folder as ours; removes shards made from something else, and partial files."""
+        """Records `made_from`; removes shards that are made from something else, and partial files."""
         if (owner := self.owner()) != self.made_from:
             if owner is not None:
                 self.filesystem.delete_dir(self.root)
@@ -73,7 +82,7 @@ class ShardFolder:
                 self.filesystem.delete_file(path)
 
     def landmarks(self) -> Landmarks | None:
-        """Files of a claimed folder that other nodes look for; None if it is at a URI."""
+        """Files of a claimed folder that other nodes look for; None if the folder is at a URI."""
         if not isinstance(self.filesystem, fs.LocalFileSystem):
             return None
         return Landmarks.of("the folder", "--storage or --out", self.root, f"{DONE}/{MARKER}")
@@ -87,14 +96,14 @@ class ShardFolder:
         path = f"{self.root}/{self.path(facts.shard, facts.split)}"
         if facts.file is not None:
             write_bytes(self.filesystem, path, content)
-        elif self.filesystem.get_file_info(path).type == fs.FileType.File:  # all its rows were written before
+        elif is_file(self.filesystem, path):  # rows that an earlier call wrote
             self.filesystem.delete_file(path)
         sidecar = f"{self.root}/{DONE}/{facts.shard}.json"
         write_text(self.filesystem, sidecar, json.dumps(asdict(facts)))
         return facts
 
     def done(self) -> dict[str, ShardFacts]:
-        """shard name -> facts of the whole shards: those with a sidecar and a file of its size."""
+        """shard name -> facts of each whole shard, which has a sidecar and a file of the recorded size."""
         start, sizes = f"{self.root}/{DONE}/", dict(list_files(self.filesystem, self.root))
         sidecars = [p for p in sizes if p.startswith(start) and p.endswith(".json") and p != start + MARKER]
         texts = in_threads(lambda path: read_bytes(self.filesystem, path), sidecars)
@@ -110,7 +119,7 @@ class ShardFolder:
 class Written:
     """All shards of the splits `of`. new: images that this call wrote.
 
-    driver_s: CPU seconds that this process spent on reading and writing them, 0 where Ray's tasks do.
+    driver_s: CPU seconds that this process spent on reading and writing the shards; 0 where Ray's tasks do.
     """
 
     shards: Sequence[ShardFacts]
@@ -138,7 +147,7 @@ class Written:
 
     @property
     def digests(self) -> dict[str, str]:
-        """Hexadecimal digest of the rows of each split, in whatever order and shards they lie."""
+        """Hexadecimal digest of the rows of each split, whatever their order and shards."""
         sums = {split: sum(int(f.digest, 16) for f in self.shards if f.split == split) for split in self.of}
         return {split: f"{total % 2**128:032x}" for split, total in sums.items()}
 

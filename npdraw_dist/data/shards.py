@@ -1,6 +1,6 @@
-"""A source of images is cut in pieces, which the ingest reads: small picklable descriptions of some images.
+"""Cuts a source of images in pieces, which the ingest reads. A piece is small and can be pickled.
 
-Each piece costs the driver requests, memory and a message, so many small parts of a source are one piece.
+Each piece costs the driver requests, memory and a message, so a piece has many parts if they are small.
 """
 
 import math
@@ -18,22 +18,22 @@ from npdraw_dist.config.registry import SOURCES, load
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path
-from npdraw_dist.data.listing import common_root, list_paths, stamp_of
-from npdraw_dist.data.parquet import opened_shard, rows_of
+from npdraw_dist.data.listing import below_root, list_paths, stamp_of
+from npdraw_dist.data.parquet import opened, rows_of
 from npdraw_dist.data.readers.known import DOWNLOADS
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import SPLITS, Split, named_split, stated_split, subset
 
-FEW = 1024  # so many parts are a piece each: enough for the cores of a cluster, and little work
+FEW = 1024  # pieces up to which each has one part: enough for the cores of a cluster, and little work
 MOST_BYTES = 64 << 20  # bytes of the images of a piece of several parts
-PARTS, LEAST_ROWS = 8, 2048  # shards of a small set of single files, and the least rows of one
+PARTS, LEAST_ROWS = 8, 2048  # shards of a small listed set, and the least rows of a shard
 
 # Reads the rows of a piece that are in some splits.
 Read = Callable[[Collection[Split]], dict[Split, Rows]]
 
 
 class Part(NamedTuple):
-    """A file of a source, or a part of one. splits: those that its rows can be in. read: picklable."""
+    """A file, or a part of one. splits: those that its rows can be in. read: can be pickled."""
 
     splits: tuple[Split, ...]
     read: Read
@@ -41,23 +41,20 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Parts of a source that are read together. number: of the piece, in the names of its shards."""
+    """Parts of a source that are read together. number: stands in the names of the piece's shards."""
 
     number: int
     splits: tuple[Split, ...]
     reads: tuple[Read, ...]
 
     def read(self, splits: Collection[Split]) -> dict[Split, Rows]:
-        """The rows in each of `splits`, and those that are skipped.
-
-        Raises UserError if the piece is unreadable as a whole.
-        """
+        """The rows in each of `splits`. Raises UserError if the piece is unreadable as a whole."""
         wanted = [split for split in self.splits if split in splits]
         found = [read(wanted) for read in self.reads]
         return {split: Rows.cat([rows[split] for rows in found]) for split in wanted}
 
     def name(self, split: Split) -> str:
-        """The name of the shard of its rows in a split, safe as a file name."""
+        """The name of the shard with the piece's rows of a split, safe as a file name."""
         return f"{split}-{self.number:05d}"
 
 
@@ -73,36 +70,32 @@ class Shard:
         return self.piece.read((self.split,))[self.split]
 
 
+@dataclass
 class Source:
-    """A data set in pieces.
+    """A data set in parts.
 
-    parts: all of it, in a fixed order. counts: images of a split before any is rejected; None, or not there,
-    if only reading would tell. stamp: changes with the files (`listing.stamp_of`). classes: names of the
-    labels, in order, if known. canonical: its shards, where a manifest states them. unique: whether no id can
-    come twice.
+    parts: all of the data set, in a fixed order. counts: images of each split before any is rejected; None,
+    or no entry, if only reading would tell. stamp: changes with the files (`listing.stamp_of`). classes:
+    names of the labels, in order, if known. canonical: the shards, where a manifest states them. unique:
+    whether no id can come twice.
     """
 
-    def __init__(
-        self,
-        data: DataConfig,
-        seed: int,
-        parts: Sequence[Part],
-        counts: Mapping[Split, int | None],
-        stamp: str,
-        classes: Sequence[str] = (),
-        canonical: "Canonical | None" = None,
-        unique: bool = False,
-    ) -> None:
-        self._data, self._seed, self._parts, self._counts = data, seed, parts, counts
-        self.stamp, self.classes, self.canonical, self.unique = stamp, list(classes), canonical, unique
+    data: DataConfig
+    seed: int
+    parts: Sequence[Part]
+    counts: Mapping[Split, int | None]
+    stamp: str
+    classes: Sequence[str] = ()
+    canonical: "Canonical | None" = None
+    unique: bool = False
 
     def pieces(self) -> list[Piece]:
         """All pieces, in a fixed order. A number means the same rows always."""
         # A part of unknown length counts as `data.rows_a_shard` images.
-        most = MOST_BYTES // (self._data.rows_a_shard * math.prod(self._data.shape))
-        each = 1 if self.canonical else max(min(len(self._parts) // FEW, most), 1)
+        most = MOST_BYTES // (self.data.rows_a_shard * math.prod(self.data.shape))
+        each = 1 if self.canonical else max(min(len(self.parts) // FEW, most), 1)
         alike: dict[tuple[Split, ...], list[Read]] = {}
-        for part in self._parts:
+        for part in self.parts:
             alike.setdefault(part.splits, []).append(part.read)
         found = list[Piece]()
         for splits, reads in alike.items():
@@ -116,19 +109,19 @@ class Source:
 
     def count(self, *splits: Split) -> int | None:
         """Images of the splits, or of all, before any is rejected; None if only reading would tell."""
-        counts = [self._counts.get(split) for split in splits or SPLITS]
+        counts = [self.counts.get(split) for split in splits or SPLITS]
         return None if None in counts else sum(count or 0 for count in counts)
 
     def facts(self) -> dict[str, Any]:
         """What a manifest records, as plain JSON."""
         names = ("background", "fit", "split_by", "source", "path", "fraction", "valid_fraction")
         return {
-            **{name: getattr(self._data, name) for name in (*names, "test_fraction")},
-            "shard_rows": self._data.rows_a_shard,
-            "seed": self._seed,
-            "shape": list(self._data.shape),
+            **{name: getattr(self.data, name) for name in (*names, "test_fraction")},
+            "shard_rows": self.data.rows_a_shard,
+            "seed": self.seed,
+            "shape": list(self.data.shape),
             "splits": {split: self.count(split) for split in SPLITS},
-            "classes": self.classes,
+            "classes": list(self.classes),
         }
 
 
@@ -140,12 +133,12 @@ def listed(
     stamp: str,
     classes: Sequence[str] = (),
 ) -> Source:
-    """A source whose images are all known: exact splits, shards of `data.rows_a_shard` rows or less.
+    """A source whose images are all listed, with exact splits and shards of at most `data.rows_a_shard` rows.
 
-    A small set is cut for the cores of a machine, unless `data.shard_rows` says how.
-    items: what `read`, which is picklable, needs for each image of a split; what is no list can be cut to
-    slices and has a method `take`. `data.fraction` takes the first of the shuffled training items, so subsets
-    are nested and a shard mixes the classes. classes: names of the labels, in order, if they have any.
+    A small set is cut for the cores of a machine, unless `data.shard_rows` is given. read: can be pickled.
+    items: what `read` needs for each image of a split, as a list, or as a sequence with a method `take`.
+    `data.fraction` takes the first of the shuffled training items, so subsets are nested and a shard mixes
+    the classes. classes: names of the labels, in order, if they have any.
     """
     if not len(items["train"]):
         raise UserError(f"data.source {data.source} has no training image; see --data.path and fractions")
@@ -160,7 +153,7 @@ def listed(
 
 
 def _read_listed(
-    read: Callable[[Any], Rows], split: Split, items: Sequence[Any], wanted: Collection[Split]
+    read: Callable[[Any], Rows], split: Split, items: Any, wanted: Collection[Split]
 ) -> dict[Split, Rows]:
     return {split: read(items)} if split in wanted else {}
 
@@ -181,7 +174,7 @@ def of_files(
 
 
 def packed(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """The (start, stop) of consecutive sizes that are at most `most` together; a larger one is alone."""
+    """Yields (start, stop) of consecutive sizes whose sum is at most `most`. A larger size is alone."""
     start = total = 0
     for number, size in enumerate(sizes):
         if number > start and total + size > most:
@@ -202,7 +195,7 @@ class Canonical:
 
     @classmethod
     def at(cls, filesystem: fs.FileSystem, root: str) -> "Canonical | None":
-        """The shards in the folder `root`; None if there is no manifest of some. UserError: it is damaged."""
+        """The shards in the folder `root`; None if no manifest states them. UserError: it is damaged."""
         manifest = read_prepared(filesystem, root)
         canonical = manifest is not None and manifest.format == "parquet"
         return cls(filesystem, root, manifest) if manifest is not None and canonical else None
@@ -212,9 +205,9 @@ class Canonical:
         return display_path(self.filesystem, self.root)
 
     def source(self, data: DataConfig, seed: int) -> Source:
-        """The source of these shards as they are. Its shards bear the names of their files."""
+        """The source of these shards as they are."""
         parts = [
-            Part((split,), partial(self._read, split, file))
+            Part((split,), partial(_read_listed, self.read, split, file))
             for split in SPLITS
             for file in self.manifest.files.get(split, ())
         ]
@@ -222,17 +215,17 @@ class Canonical:
         counts: dict[Split, int | None] = {s: stated.splits[s] for s in SPLITS if s in stated.splits}
         return Source(data, seed, parts, counts, stated.digest, stated.classes, self, unique=True)
 
-    def _read(self, split: Split, file: str, wanted: Collection[Split]) -> dict[Split, Rows]:
-        return {split: self.read(file)} if split in wanted else {}
-
     def read(self, file: str) -> Rows:
-        """All rows of a file. Raises UserError if it is damaged."""
-        with opened_shard(f"{self.root}/{file}", self.filesystem) as shard:
+        """All rows of a file. Raises UserError if the file is damaged."""
+        with opened(f"{self.root}/{file}", self.filesystem) as shard:
             return rows_of(shard.read())
 
 
 class Layout(NamedTuple):
-    """The split of each file, as folders or a manifest of `prepare` state it. own: all stated ones."""
+    """The split of each file, if its folder, its name or a manifest of `prepare` states it.
+
+    files: as `listing` gives them. own: all splits that are stated.
+    """
 
     files: pa.Table
     stated: dict[str, Split | None]
@@ -246,38 +239,30 @@ class Layout(NamedTuple):
 
 
 def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
-    """The folder of a file below `root` states its split, else the name of the file.
+    """The folder of a file states its split, else the name of the file.
 
-    Names state none where no file would be left for training, as where there is a single file. A name such as
-    Hugging Face's `test-00000-of-00001.parquet` states one. root: it may hold the manifest of `prepare`; None
-    for a single file or a pattern, whose folders count below the folder that holds all files.
+    Names count only where they leave a file for training, so that a single file is data as a whole. A name
+    such as Hugging Face's `test-00000-of-00001.parquet` states a split. root: the folder of the files, which
+    may hold the manifest of `prepare`; None for a single file or a pattern.
     Prepared data keep their splits. If they have no validation images, `data.valid_fraction` of the training
     images is held out by the hash of the id; then the images of these two splits are not counted. Raises
     UserError if the manifest states images of another shape than `data`.
     """
-    above = posixpath.commonpath([posixpath.dirname(path) for path in paths]) if root is None else root
-    names = tuple(path[len(above) + 1 :] for path in paths)
-    folders = [name.split("/")[-2] if "/" in name else None for name in names]
-    of_folders = [stated_split(folder) for folder in folders]
+    above, names = below_root(paths, root)
+    of_folders = [stated_split(posixpath.basename(posixpath.dirname(name))) for name in names]
     by_name = [own or named_split(path) for own, path in zip(of_folders, paths, strict=True)]
     no_training = all(split in ("valid", "test") for split in by_name)
     stated = dict(zip(paths, of_folders if no_training else by_name, strict=True))
-    own = frozenset(s for s in stated.values() if s)
-    if root is None:
-        shared = common_root(paths)
-        relative = [path[len(shared) + 1 :] if shared else path for path in paths]
-        return Layout(list_paths(filesystem, shared, relative), stated, own)
-    files = list_paths(filesystem, root, names)
-    prepared = read_prepared(filesystem, root)
+    files = list_paths(filesystem, above, names)
+    prepared = None if root is None else read_prepared(filesystem, root)
     if prepared is None:
-        return Layout(files, stated, own)
+        return Layout(files, stated, frozenset(s for s in stated.values() if s))
     require_shape(data, prepared)
     counts: dict[Split, int | None] = {split: prepared.splits.get(split) for split in SPLITS}
-    own = frozenset(SPLITS)
-    if not counts["valid"] and data.valid_fraction > 0:
-        own -= {"valid"}
-        counts |= {"train": None, "valid": None}
-    return Layout(files, stated, own, counts, prepared)
+    if counts["valid"] or data.valid_fraction == 0:
+        return Layout(files, stated, frozenset(SPLITS), counts, prepared)
+    counts |= {"train": None, "valid": None}
+    return Layout(files, stated, frozenset(SPLITS) - {"valid"}, counts, prepared)
 
 
 def require_shape(data: DataConfig, prepared: Prepared) -> None:
@@ -295,7 +280,7 @@ def require_shape(data: DataConfig, prepared: Prepared) -> None:
 def open_source(data: DataConfig, seed: int, download: bool = True) -> Source:
     """The data set that `data` names, its splits drawn with `seed`. Raises UserError if it is missing.
 
-    download: torchvision may download missing files of a known set.
+    download: whether torchvision may download a known set that is missing.
     """
     before = DOWNLOADS.set(download)
     try:

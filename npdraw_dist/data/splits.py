@@ -1,4 +1,4 @@
-"""The split of each image: by a seeded permutation if all images are listed, else by a hash of the id."""
+"""Decides the split of each image, by a seeded permutation of listed images, else by a hash of the id."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ WORDS: dict[str, Split] = {  # as Hugging Face reads names of files and folders
     **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
-TEST_SEED = 0  # test images do not depend on a run's seed: no run may choose by those of another
+TEST_SEED = 0  # the test split is the same for every seed
 Item = TypeVar("Item")
 
 
@@ -33,27 +33,27 @@ def shuffled(items: Sequence[Item], seed: int, purpose: str) -> list[Item]:
 
 
 def holdout(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """(kept, held out): round(share * N) of a seeded permutation are held out; both in the order of items."""
-    held = set(_generator(seed, "valid").permutation(len(items))[: round(share * len(items))].tolist())
-    kept = [item for i, item in enumerate(items) if i not in held]
-    return kept, [items[i] for i in sorted(held)]
+    """(kept, held out), in the order of items. A seeded permutation holds out round(share * N)."""
+    chosen = set(_generator(seed, "valid").permutation(len(items))[: round(share * len(items))].tolist())
+    kept = [item for i, item in enumerate(items) if i not in chosen]
+    return kept, [items[i] for i in sorted(chosen)]
 
 
 def stratified(labels: NDArray[np.int64], shares: tuple[float, float], seed: int) -> list[list[int]]:
-    """The indices of the test, validation and training images, with the given shares of each label.
+    """The indices of the test, validation and training images. shares: of test and valid in each class.
 
-    Each class is cut at the rounded cumulative shares of its own permutation, by TEST_SEED; then `seed`
-    permutes what is no test image. shares: of test and valid.
+    Each class is cut at the rounded cumulative shares of its own permutation. TEST_SEED permutes the class,
+    then `seed` permutes all but the test images.
     """
     parts: list[list[int]] = [[], [], []]
     for label in np.unique(labels):
         members = np.flatnonzero(labels == label)
         members = members[_generator(TEST_SEED, f"class-{label}").permutation(len(members))]
-        test, held = np.rint(np.cumsum(shares) * len(members)).astype(int)
+        test, valid = np.rint(np.cumsum(shares) * len(members)).astype(int)
         rest = members[test:]
         if seed != TEST_SEED:
             rest = rest[_generator(seed, f"class-{label}").permutation(len(rest))]
-        for part, piece in zip(parts, (members[:test], *np.split(rest, [held - test])), strict=True):
+        for part, piece in zip(parts, (members[:test], *np.split(rest, [valid - test])), strict=True):
             part.extend(piece.tolist())
     return [sorted(part) for part in parts]
 
@@ -61,12 +61,12 @@ def stratified(labels: NDArray[np.int64], shares: tuple[float, float], seed: int
 def grouped(
     keys: Sequence[Sequence[Hashable]], labels: NDArray[np.int64], shares: tuple[float, float], seed: int
 ) -> list[Split]:
-    """The split of each of N items. Those that share a key, directly or through others, are in one.
+    """The split of each of N items. Items that share a key, directly or through others, are in one split.
 
-    keys: those of each item, at least one. labels: (N,); the first item of a group stands for it, and the
+    keys: at least one for each item. labels: (N,); the label of its first item is that of a group, and the
     groups are `stratified`. shares: of test and valid.
     """
-    from scipy.sparse import coo_array  # it takes a moment, and few sources come here
+    from scipy.sparse import coo_array  # slow to import, and few sources need it
     from scipy.sparse.csgraph import connected_components
 
     first: dict[Hashable, int] = {}
@@ -82,7 +82,7 @@ def grouped(
 def subset(items: Sequence[Item], fraction: float, seed: int) -> Sequence[Item]:
     """The first round(fraction * N), at least 1, of a seeded permutation, so that subsets are nested.
 
-    items: a list, or what has a method `take(order)`.
+    items: a list, or a sequence with a method `take(order)`.
     """
     order = _generator(seed, "fraction").permutation(len(items))[: max(1, round(fraction * len(items)))]
     return items.take(order) if hasattr(items, "take") else [items[i] for i in order]
@@ -95,14 +95,14 @@ def unit_hash(seed: int, purpose: str, name: str) -> float:
 
 
 def stated_split(word: str | None) -> Split | None:
-    """The split that a folder, as `test` or `split=test`, or a column names; None if it names none."""
+    """The split that the name of a folder (`test`, `split=test`) or a column states, if any."""
     return None if word is None else WORDS.get(word.lower().removeprefix("split="))
 
 
 def named_split(path: str) -> Split | None:
-    """The split that a word in the name of a shard states, as `mnist-train-000000.tar` and `test.parquet`.
+    """The split that a word in the name of a file states, such as `mnist-train-000000.tar`.
 
-    None if there is no such word, or words of two splits.
+    None if no word states a split, or words state two.
     """
     words = re.findall("[a-z]+", path.rpartition("/")[2].lower())
     found = {WORDS[word] for word in words if word in WORDS}
@@ -111,9 +111,9 @@ def named_split(path: str) -> Split | None:
 
 @dataclass(frozen=True)
 class HashSplit:
-    """Splits of a source that is never listed as a whole, by a stable hash of each id.
+    """Splits rows one by one, by a stable hash of the id. valid, test: shares of the rows.
 
-    The test split is drawn with TEST_SEED, and with `seed` the others.
+    TEST_SEED draws the test split, and `seed` the validation split.
     """
 
     seed: int
@@ -123,7 +123,7 @@ class HashSplit:
 
     @classmethod
     def of(cls, data: DataConfig, seed: int, own: Collection[str]) -> "HashSplit":
-        """own: the splits that the source states itself; the others are taken from its training rows."""
+        """own: the splits that the source states. The others are taken from its training rows."""
         valid = 0.0 if "valid" in own else data.valid_fraction
         return cls(seed, valid, 0.0 if "test" in own else data.test_fraction, data.fraction)
 
@@ -133,22 +133,22 @@ class HashSplit:
             return stated
         if self.test and unit_hash(TEST_SEED, "split", name) < self.test:
             return "test"
-        # The hash of what is left is below 1 with any seed, and with TEST_SEED not below `test`.
-        held = self.test + self.valid if self.seed == TEST_SEED else self.valid / (1 - self.test)
-        return "valid" if unit_hash(self.seed, "split", name) < held else "train"
+        # By TEST_SEED, the hashes of the rows that are left begin at `test`.
+        limit = self.test + self.valid if self.seed == TEST_SEED else self.valid / (1 - self.test)
+        return "valid" if unit_hash(self.seed, "split", name) < limit else "train"
 
     def possible(self, stated: Split | None) -> tuple[Split, ...]:
-        """The splits that rows of a file of the split `stated` can fall in."""
+        """The splits that rows of a file can be in. stated: as in `split_of`."""
         if stated in ("valid", "test"):
             return (stated,)
         return ("train", *(s for s in SPLITS[1:] if getattr(self, s) > 0))
 
     def kept_in(self, name: str, stated: Split | None = None) -> Split | None:
-        """The split of a row; None if it is one of training that the subset of `fraction` leaves out."""
+        """The split of a row; None if `fraction` leaves it out of the training split."""
         split = self.split_of(name, stated)
         return split if self.in_fraction(name, split) else None
 
     def in_fraction(self, name: str, split: Split) -> bool:
-        """Whether the row is in the subset of `fraction`, which is one of the training split."""
+        """Whether `fraction` keeps the row. It leaves out rows of training alone."""
         whole = split != "train" or self.fraction >= 1
         return whole or unit_hash(self.seed, "fraction", name) < self.fraction

@@ -78,8 +78,8 @@ def images(data: DataConfig) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A tall A, which Alpha shows too, a wide B, C with the outline of A elsewhere, a blank, and shin."""
-    moved = (130, 130, 330, 730)
+    """A tall A, which Alpha shows too, a wide B, C with B's outline to the right, a blank, and shin."""
+    moved = (130, 0, 730, 200)
     glyphs: Glyphs = {"a": [TALL], "b": [WIDE], "c": [moved], "space": [], "shin": [TALL, WIDE]}
     characters = {A: "a", ALPHA: "a", B: "b", C: "c", SPACE: "space", 0x2603: ".notdef", SHIN: "shin"}
     make_font(glyphs, characters).save(tmp_path / "one.ttf")
@@ -89,7 +89,7 @@ def folder(tmp_path: Path) -> Path:
 def test_each_character_is_drawn_once(folder: Path) -> None:
     (rows,) = read(fonts(folder))
     assert rows.ids == ["one.ttf/0/U+0041", "one.ttf/0/U+0042", "one.ttf/0/U+05E9"]
-    assert rows.left_out == {"blank": 1, "twin": 2}  # Alpha has the glyph of A, C its outline
+    assert rows.left_out == {"blank": 1, "twin": 2}  # Alpha has the glyph of A, C the same image
     assert rows.rejects == []
     assert rows.labels is not None
     assert rows.labels.tolist() == [SCRIPTS["Latn"], SCRIPTS["Latn"], SCRIPTS["Hebr"]]
@@ -140,14 +140,14 @@ def test_a_large_glyph_is_drawn_smaller(
 
 
 def test_ranges_hold_what_the_whole_face_holds() -> None:
-    """Of a real font. Twins by image alone are looked for within a range."""
+    """Of a real font. Glyphs of their own with equal images are looked for within a range."""
     data = [
         fonts(DEJAVU / "DejaVuSansMono-Bold.ttf", shard_rows=rows, image_size=12) for rows in (100_000, 700)
     ]
     whole, parts = map(images, data)
     assert len(whole) > 2500
     assert whole.keys() <= parts.keys()
-    assert len(parts) < 1.02 * len(whole)
+    assert len(parts) < 1.1 * len(whole)
     for key, image in whole.items():
         np.testing.assert_array_equal(parts[key], image)
     sizes = [len(rows) + sum(rows.left_out.values()) for rows in read(data[1])]
@@ -164,11 +164,9 @@ def test_faces_of_a_collection_share_glyphs(tmp_path: Path) -> None:
     assert first.ids == ["two.ttc/0/U+0041", "two.ttc/0/U+0042"]
     assert second.ids == ["two.ttc/1/U+0043"]
     assert (first.left_out, second.left_out) == ({}, {"twin": 1})
-    lighter = make_font({"a": [DOT], "c": [(0, 0, 200, 500)], "d": [WIDE]}, {A: "a", C: "c", SHIN: "d"})
+    lighter = make_font({"a": [DOT], "c": [(0, 0, 200, 500)]}, {A: "a", C: "c"})
     write_collection(tmp_path / "two.ttc", faces[0], lighter)
-    other = read(fonts(tmp_path))[1]
-    assert other.ids == ["two.ttc/1/U+0041", "two.ttc/1/U+0043"]
-    assert other.left_out == {"twin": 1}  # the outline of B in the first face
+    assert read(fonts(tmp_path))[1].ids == ["two.ttc/1/U+0041", "two.ttc/1/U+0043"]  # other outlines
 
 
 def test_broken_fonts_are_rejected_by_name(folder: Path) -> None:

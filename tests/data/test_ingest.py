@@ -1,9 +1,8 @@
-"""The ingest: each shard is whole before its sidecar is there, repeated ids are left out, bad rows stop it.
+"""The ingest writes whole shards before their sidecars, leaves out repeated ids and stops at many bad rows.
 
-And many pieces are read as fewer, with the same rows: the driver does no more for more data.
+It reads many parts as fewer pieces with the same rows, so the driver does no more for more data.
 """
 
-import io
 import json
 import resource
 from collections import Counter
@@ -23,7 +22,7 @@ from npdraw_dist.core.storage import copy, list_files, open_filesystem, write_by
 from npdraw_dist.data import ingest as module
 from npdraw_dist.data import repeats, shards
 from npdraw_dist.data.ingest import ingest, manifest_of
-from npdraw_dist.data.parquet import digest_of, images_of, images_to_parquet, rows_a_group, rows_of
+from npdraw_dist.data.parquet import digest_of, images_to_parquet, rows_of
 from npdraw_dist.data.repeats import repeated_ids, write_hashes
 from npdraw_dist.data.rows import Reject, RejectLimit, Rows
 from npdraw_dist.data.shard_folder import ShardFolder, Written
@@ -42,7 +41,7 @@ Worked = Callable[[int, int], dict[str, int]]
 
 
 def rows_named(ids: Sequence[str], flawed: bool = False) -> Rows:
-    """Images of 2 x 2 pixels that the id decides. flawed: and a reject and a blank one."""
+    """Images of 2 x 2 pixels that the id decides. flawed: also a reject and a blank row."""
     images = np.zeros((len(ids), 1, 2, 2), np.uint8)
     for image, name in zip(images, ids, strict=True):
         image[:] = sum(name.encode()) % 256
@@ -54,19 +53,23 @@ def read_some(rows: dict[Split, Rows], wanted: Collection[Split]) -> dict[Split,
     return {split: own for split, own in rows.items() if split in wanted}
 
 
-def source_of(*pieces: dict[Split, Rows], unique: bool = False) -> Source:
+def source_of(*pieces: dict[Split, Rows]) -> Source:
     parts = [Part(tuple(piece), partial(read_some, piece)) for piece in pieces]
     counts = {split: sum(len(p[split]) for p in pieces if split in p) for split in SPLITS}
-    return Source(DATA, 0, parts, counts, "stamp", unique=unique)  # type: ignore[arg-type]
+    return Source(DATA, 0, parts, counts, "stamp")
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> ShardFolder:
-    made = ShardFolder(LOCAL, str(tmp_path / "data"), "abc")
+def claimed(path: Path) -> ShardFolder:
+    made = ShardFolder(LOCAL, str(path), "abc")
     assert made.owner() is None
     made.claim()
     assert made.owner() == "abc"
     return made
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ShardFolder:
+    return claimed(tmp_path / "data")
 
 
 def read(folder: ShardFolder, written: Written) -> dict[str, Rows]:
@@ -100,7 +103,7 @@ def test_a_piece_is_read_once_and_its_splits_are_shards(folder: ShardFolder) -> 
     assert (len(calls), again.new, again.images) == (1, 0, 3)
 
 
-def test_a_split_that_is_not_requested_is_not_read_and_can_follow(folder: ShardFolder) -> None:
+def test_a_split_that_is_not_requested_can_follow(folder: ShardFolder) -> None:
     source = source_of({"train": rows_named("ab"), "test": rows_named("c")})
     first = ingest(source, DATA, folder, 0, ("train", "valid"))
     assert first.splits == {"train": 2, "valid": 0}
@@ -111,12 +114,10 @@ def test_a_split_that_is_not_requested_is_not_read_and_can_follow(folder: ShardF
 
 
 def test_only_training_rows_are_mixed_and_always_alike(tmp_path: Path) -> None:
-    """Images of the other splits have a number by their place in the data."""
     ids = "abcdefghijklmnopqrstuvwxyz"
     orders = []
     for number in range(2):
-        folder = ShardFolder(LOCAL, str(tmp_path / str(number)), "abc")
-        folder.claim()
+        folder = claimed(tmp_path / str(number))
         made = ingest(source_of({"train": rows_named(ids), "test": rows_named(ids)}), DATA, folder, 3)
         found = read(folder, made)
         assert "".join(found["test-00000"].ids) == ids
@@ -165,12 +166,10 @@ def test_an_unreadable_piece_loses_no_other(folder: ShardFolder) -> None:
     def broken(wanted: Collection[Split]) -> dict[Split, Rows]:
         raise UserError("b.tar is no readable tar")
 
-    whole = source_of({"train": rows_named("ab")})
     parts = [Part(("train",), broken), Part(("train",), partial(read_some, {"train": rows_named("ab")}))]
     with pytest.raises(UserError, match=r"b\.tar is no readable tar.*the same command goes on"):
         ingest(Source(DATA, 0, parts, {}, "stamp"), DATA, folder, 0)
     assert set(folder.done()) == {"train-00001"}
-    assert whole.count("train") == 2
 
 
 def test_repeated_ids_are_rejected_and_a_shard_of_none_has_no_file(folder: ShardFolder) -> None:
@@ -201,8 +200,7 @@ def test_the_digest_is_of_the_rows_alone(tmp_path: Path) -> None:
     rows = rows_named("abcdef")
     digests = set()
     for number, cut in enumerate((2, 3)):
-        folder = ShardFolder(LOCAL, str(tmp_path / str(number)), "abc")
-        folder.claim()
+        folder = claimed(tmp_path / str(number))
         made = ingest(source_of({"train": rows[:cut]}, {"train": rows[cut:]}), DATA, folder, number)
         digests.add(made.digests["train"])
     assert digests == {f"{digest_of(rows):032x}"}
@@ -211,22 +209,11 @@ def test_the_digest_is_of_the_rows_alone(tmp_path: Path) -> None:
     assert len({digest_of(one) for one in [rows, *others]}) == 5
 
 
-def by_sets(order: Sequence[str], ids: dict[str, list[str]]) -> dict[str, set[int]]:
-    """Shard -> the second halves of the hashes of ids that an earlier shard has too."""
-    seen: set[str] = set()
-    found: dict[str, set[int]] = {}
-    for shard in order:
-        if again := seen & set(ids[shard]):
-            found[shard] = {repeats.hash_of(name)[1] for name in again}
-        seen |= set(ids[shard])
-    return found
-
-
 @pytest.mark.parametrize(("first_bits", "at_once", "group"), [(64, 1000, 512), (6, 100, 5)])
 def test_repeated_ids_are_those_of_a_set(
     first_bits: int, at_once: int, group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """first_bits: of 6, most first halves are shared by different ids. group: shards that are joined."""
+    """first_bits: with 6, different ids share most first halves. group: shards that are joined."""
     original = repeats.hash_of
     kept = ((1 << first_bits) - 1) << (64 - first_bits)
     monkeypatch.setattr(repeats, "hash_of", lambda name: (original(name)[0] & kept, original(name)[1]))
@@ -238,7 +225,11 @@ def test_repeated_ids_are_those_of_a_set(
     for shard, names in ids.items():
         write_hashes(LOCAL, f"{tmp_path}/{shard}.ids", names)
     found = repeated_ids(LOCAL, str(tmp_path), order, 720)
-    expected = by_sets(order, ids)
+    seen, expected = set[str](), dict[str, set[int]]()
+    for shard in order:
+        if again := seen & set(ids[shard]):
+            expected[shard] = {original(name)[1] for name in again}
+        seen |= set(ids[shard])
     assert expected
     assert {shard: {low for _, low in hashes} for shard, hashes in found.items()} == expected
     assert not list(tmp_path.glob("joined*"))
@@ -278,25 +269,6 @@ def test_too_many_bad_rows_stop_it_and_are_listed(folder: ShardFolder) -> None:
     assert ingest(source_of(*pieces), DATA, folder, 0).images == 4
 
 
-# Canonical shards
-
-
-@pytest.mark.parametrize("count", [0, 1, 700])
-def test_a_canonical_shard_reads_back(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("npdraw_dist.data.parquet.ROW_GROUP_BYTES", 1 << 14)
-    images = np.random.default_rng(0).integers(0, 256, (count, 3, 5, 4), np.uint8)
-    rows = Rows([str(n) for n in range(count)], images, np.arange(count), words=["w"] * count)
-    content = images_to_parquet(rows, "train", ["x", "y"])
-    with pq.ParquetFile(io.BytesIO(content)) as file:
-        found, groups = file.read(), file.metadata.num_row_groups
-    assert groups == max(-(-count // rows_a_group((3, 5, 4))), 1)
-    back = rows_of(found)
-    assert (back.ids, back.words) == (rows.ids, rows.words)
-    np.testing.assert_array_equal(back.images, images)
-    np.testing.assert_array_equal(back.known_labels(), rows.known_labels())
-    np.testing.assert_array_equal(images_of(found.slice(3, 5)), images[3:8])
-
-
 def test_written_shards_are_a_source(folder: ShardFolder) -> None:
     source = source_of({"train": rows_named("ab")}, {"train": rows_named("cd"), "valid": rows_named("e")})
     written = ingest(source, DATA, folder, 0)
@@ -312,12 +284,7 @@ def test_written_shards_are_a_source(folder: ShardFolder) -> None:
     assert ids == {"train": list("abcd"), "valid": ["e"], "test": []}
 
 
-# Many pieces
-
-
 def many_pieces(number: int, rows: int = 2, flawed: bool = False) -> Source:
-    """`number` parts of `rows` training images each."""
-
     def own(number: int, wanted: Collection[Split]) -> dict[Split, Rows]:
         return {"train": rows_named([f"{number}-{i}" for i in range(rows)], flawed)}
 
@@ -327,10 +294,7 @@ def many_pieces(number: int, rows: int = 2, flawed: bool = False) -> Source:
 
 @pytest.fixture
 def worked(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Worked:
-    """worked(pieces, rows): the driver's requests and bytes to write so many, and to start again.
-
-    The work of tasks is done here too, but not counted.
-    """
+    """worked(pieces, rows): the requests and bytes of the driver, without tasks, to write so many twice."""
     counting = Counting()
 
     def in_tasks(items: Sequence[Any], work: Callable[[Any], Any], *rest: Any, **more: Any) -> Iterator[Any]:
@@ -360,13 +324,13 @@ def worked(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
 
 def test_the_driver_does_the_same_for_more_pieces_and_more_images(worked: Worked) -> None:
     base = worked(FEW, 1)
-    assert 2 * FEW < base["requests"] < 9 * FEW  # it reads sidecars and hashes of a few images here
+    assert 2 * FEW < base["requests"] < 9 * FEW  # it reads sidecars, and hashes of so few images
     for more in (worked(8 * FEW, 1), worked(FEW, 20)):
         assert more["requests"] == base["requests"]
 
 
 def test_no_task_reads_the_hashes_of_every_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Twice the shards are twice the requests: each file of hashes is read once, whatever the tasks."""
+    """Twice the shards take twice the requests: each file of hashes is read once, whatever the tasks."""
     counting = Counting()
     monkeypatch.setattr(repeats, "GROUP", 8)
 
@@ -388,7 +352,7 @@ def test_no_task_reads_the_hashes_of_every_shard(tmp_path: Path, monkeypatch: py
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_million_pieces_take_less_than_a_gigabyte(worked: Worked, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All in one process here: driver and tasks."""
+    """Driver and tasks are in this process."""
     monkeypatch.setattr(shards, "FEW", 1024)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert worked(1_000_000, 1)["requests"] < 9 * 2048
@@ -416,22 +380,17 @@ def test_requests_to_a_store_are_few(tmp_path: Path) -> None:
         assert faults.seen["GET"] <= 2  # the footer, and the columns
 
 
-def test_few_pieces_stay_as_they_are() -> None:
-    found = many_pieces(2 * shards.FEW - 1).shards("train")
-    assert [shard.name for shard in found[-2:]] == ["train-02045", "train-02046"]
-    assert [len(shard.read()) for shard in found[:2]] == [2, 2]
-    assert many_pieces(5).shards("valid") == []
-
-
-@pytest.mark.parametrize(("count", "most", "each"), [(2 * FEW, 100, 2), (50 * FEW + 17, 7, 7)])
+@pytest.mark.parametrize(
+    ("count", "most", "each"), [(2 * FEW - 1, 100, 1), (2 * FEW, 100, 2), (50 * FEW + 17, 7, 7)]
+)
 def test_merged_pieces_have_all_rows_in_their_order(
     count: int, most: int, each: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shards, "FEW", FEW)
     monkeypatch.setattr(shards, "MOST_BYTES", most * 4 * DATA.rows_a_shard)
     found = many_pieces(count, flawed=True).shards("train")
-    assert len(found) == -(-count // each)
-    assert len({shard.name for shard in found}) == len(found)
+    assert [shard.name for shard in found] == [f"train-{n:05d}" for n in range(-(-count // each))]
+    assert many_pieces(5).shards("valid") == []
     ids = [name for shard in found for name in shard.read().ids]
     assert ids == [f"{n}-{i}" for n in range(count) for i in range(2)]
     rows = found[1].read()

@@ -241,18 +241,18 @@ def test_celeba_is_cropped_and_keeps_its_partition(tmp_path: Path) -> None:
 
 def test_threads_make_it_once() -> None:
     begun: list[int] = []
-    asked = threading.Event()
+    waiting = threading.Event()
 
     @kept(maxsize=2)
     def square(number: int) -> int:
         begun.append(number)
-        asked.wait(0.2)  # others ask meanwhile
+        waiting.wait(0.2)  # others call meanwhile
         return number * number
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(square, [3] * 4)) == [9] * 4
     assert begun == [3]
-    asked.set()
+    waiting.set()
     for number in (1, 3, 2, 3, 1):  # the last ones are kept
         square(number)
     assert begun == [3, 1, 2, 1]

@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.data import listing, shards
-from npdraw_dist.data.listing import SCHEMA, common_root, list_paths, list_tree, local_path, stamp_of
+from npdraw_dist.data.listing import SCHEMA, below_root, list_paths, list_tree, local_path, stamp_of
 from npdraw_dist.data.readers import arrays
 from npdraw_dist.data.shards import Source, open_source
 from tests.helpers.counting import Counting
@@ -104,11 +104,12 @@ def test_some_files_are_looked_at_and_no_folder(tmp_path: Path) -> None:
     assert paths(list_paths(LOCAL, "", [str(tmp_path / "b")])) == [str(tmp_path / "b")]
 
 
-def test_the_root_that_files_share() -> None:
-    assert common_root(["a/b/1", "a/b/c/2"]) == "a/b"
-    assert common_root(["a/b/1", "a/bc/2"]) == "a"
-    assert common_root(["a/b/1"]) == "a/b"
-    assert common_root(["a/1", "b/1"]) == common_root(["1"]) == ""
+def test_the_folder_that_files_share() -> None:
+    assert below_root(["a/b/1", "a/b/c/2"]) == ("a/b", ["1", "c/2"])
+    assert below_root(["a/b/1", "a/bc/2"]) == ("a", ["b/1", "bc/2"])
+    assert below_root(["a/b/1"], "a") == ("a", ["b/1"])
+    for paths in (["a/1", "b/1"], ["1"], ["/a/1", "/b/1"]):
+        assert below_root(paths) == ("", paths)
 
 
 def test_the_stamp_is_of_each_path_size_and_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Pictures as people have them train from every source: the same images, the same reasons for the rest."""
+"""Every source reads people's pictures as the same images, and rejects others for the same reasons."""
 
 import os
 from collections.abc import Callable
@@ -139,7 +139,7 @@ def test_fit_chooses_from_the_headers(folder: Path) -> None:
 
 
 class Dicts:
-    """A set of dicts that are made when they are asked for."""
+    """A set of dicts that are made on request."""
 
     def __init__(self, key: str) -> None:
         self.key = key

@@ -1,5 +1,6 @@
-"""Parses on disk: what is written is read back, exactly the rows asked for, and no others are decoded."""
+"""Shards of images and of parses: what is written is read back, and only the requested rows are decoded."""
 
+import io
 import json
 import pickle
 from dataclasses import replace
@@ -18,7 +19,7 @@ from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.data import parses as module
-from npdraw_dist.data.parquet import images_of
+from npdraw_dist.data.parquet import images_of, images_to_parquet, rows_a_group, rows_of
 from npdraw_dist.data.parses import READ_BYTES, Conditions, Parses, RowGroups, to_batch
 from npdraw_dist.data.rows import Rows
 from tests.helpers.counting import Counting
@@ -80,6 +81,22 @@ def test_round_trip(tmp_path: Path, parts: int) -> None:
     assert same(batch.z, z[2:5])
 
 
+@pytest.mark.parametrize("count", [0, 1, 700])
+def test_a_canonical_shard_reads_back(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("npdraw_dist.data.parquet.ROW_GROUP_BYTES", 1 << 14)
+    images = np.random.default_rng(0).integers(0, 256, (count, 3, 5, 4), np.uint8)
+    rows = Rows([str(n) for n in range(count)], images, np.arange(count), words=["w"] * count)
+    content = images_to_parquet(rows, "train", ["x", "y"])
+    with pq.ParquetFile(io.BytesIO(content)) as file:
+        found, groups = file.read(), file.metadata.num_row_groups
+    assert groups == max(-(-count // rows_a_group((3, 5, 4))), 1)
+    back = rows_of(found)
+    assert (back.ids, back.words) == (rows.ids, rows.words)
+    np.testing.assert_array_equal(back.images, images)
+    np.testing.assert_array_equal(back.known_labels(), rows.known_labels())
+    np.testing.assert_array_equal(images_of(found.slice(3, 5)), images[3:8])
+
+
 def test_shards_of_different_types_are_read_together(tmp_path: Path) -> None:
     few, many = sample(5, parts=50), sample(5, parts=100_000, start=5)
     found = write(tmp_path, few, many).at(np.arange(10))
@@ -116,7 +133,7 @@ def parses(tmp_path_factory: pytest.TempPathFactory) -> Parses:
 
 
 def requested_groups(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[int]]]:
-    """Of each later read: `data` or `parses`, and the row groups. A read of a whole file is not there."""
+    """`data` or `parses`, and the row groups, of each later read of some row groups."""
     requested: list[tuple[str, list[int]]] = []
     opened: dict[int, str] = {}
     begin, read = pq.ParquetFile.__init__, pq.ParquetFile.read_row_groups
@@ -137,7 +154,6 @@ def requested_groups(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[in
 def test_only_the_row_groups_of_the_range_are_decoded(
     parses: Parses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the images and of the parses, which have the same row groups."""
     requested = requested_groups(monkeypatch)
     own = replace(parses, files=parses.files[4:])
     for start, stop, groups in [(512, 1024, [2, 3]), (1000, 1025, [3, 4]), (2048, 2100, [8]), (5, 9, [0])]:
@@ -208,7 +224,7 @@ def test_a_stream_leaves_the_threads_of_torch_to_the_step(
 
 @pytest.mark.parametrize("side", [28, 64, 256])
 def test_a_stream_makes_a_request_for_each_4_mb_of_rows_at_most(side: int, tmp_path: Path) -> None:
-    """Of each of the two files of a shard, whose size is the default. Footers are read once."""
+    """For each of the two files of a shard of the default size. Footers are read once."""
     count = DataConfig(source="imagefolder", path="x", image_size=side, channels=1).rows_a_shard
     shards, steps = list[Parsed](), torch.zeros(count, 25, dtype=torch.int64)
     for number in range(3):
@@ -238,7 +254,7 @@ def test_a_sample_depends_on_the_ids_and_not_on_the_shards(tmp_path: Path) -> No
         in_files(tmp_path / "a", np.arange(COUNT), 100, row_group=16),
         in_files(tmp_path / "b", np.random.default_rng(0).permutation(COUNT), 37, row_group=16),
     ]
-    # The ids in order, one permutation by PyTorch of the seed: as all versions chose.
+    # All versions chose so: the ids in order, and PyTorch's permutation of the seed.
     expected = torch.randperm(COUNT, generator=torch.Generator().manual_seed(3))
     for parses in shards:
         assert numbers_of([parses.in_id_order()]) == list(range(COUNT))

@@ -1,4 +1,4 @@
-"""Splits: disjoint, complete, seeded, nested."""
+"""Splits are disjoint, complete, seeded and nested."""
 
 from collections import Counter
 from typing import Any
@@ -12,11 +12,11 @@ from npdraw_dist.data.splits import HashSplit, holdout, stratified, subset, unit
 
 
 def test_holdout_is_disjoint_complete_and_seeded() -> None:
-    kept, held = holdout(range(101), 0.1, seed=3)
-    assert len(held) == 10
-    assert sorted(kept + held) == list(range(101))
-    assert holdout(range(101), 0.1, seed=3) == (kept, held)
-    assert holdout(range(101), 0.1, seed=4)[1] != held
+    kept, held_out = holdout(range(101), 0.1, seed=3)
+    assert len(held_out) == 10
+    assert sorted(kept + held_out) == list(range(101))
+    assert holdout(range(101), 0.1, seed=3) == (kept, held_out)
+    assert holdout(range(101), 0.1, seed=4)[1] != held_out
 
 
 def test_stratified_keeps_the_share_of_each_class() -> None:
@@ -28,7 +28,7 @@ def test_stratified_keeps_the_share_of_each_class() -> None:
 
 
 def test_test_images_are_the_same_with_every_seed() -> None:
-    """Else a run could choose by the test images of another."""
+    """Else a run could choose settings by images that another run tests on."""
     labels = np.repeat(np.arange(3), [100, 50, 10]).astype(np.int64)
     drawn = [stratified(labels, (0.1, 0.2), seed) for seed in range(3)]
     names = [f"n{i}" for i in range(3000)]

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.data.readers import files, tables, tars
+from npdraw_dist.data import parquet
+from npdraw_dist.data.readers import files, tars
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
@@ -95,15 +96,13 @@ def test_folders_that_are_splits(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folders", "counts", "classes"),
     [
-        (("training", "testing"), (10, 0, 10), 2),
-        (("Train", "Dev", "Test"), (10, 10, 10), 2),
-        (("train", "bus", "car"), (30, 0, 0), 3),  # of vehicles
+        ("training testing", (10, 0, 10), 2),
+        ("Train Dev Test", (10, 10, 10), 2),
+        ("train bus car", (30, 0, 0), 3),  # of vehicles
     ],
 )
-def test_folders_by_other_names(
-    folders: tuple[str, ...], counts: tuple[int, ...], classes: int, tmp_path: Path
-) -> None:
-    for folder in folders:
+def test_folders_by_other_names(folders: str, counts: tuple[int, ...], classes: int, tmp_path: Path) -> None:
+    for folder in folders.split():
         write_folder(tmp_path / folder, 10)
     parts = read_all(config("imagefolder", tmp_path, valid_fraction=0.0, test_fraction=0.0))
     assert tuple(len(parts.get(split, ())) for split in SPLITS) == counts
@@ -175,7 +174,7 @@ def test_webdataset_truncated_member_loses_only_what_follows(tmp_path: Path) -> 
 def test_a_storage_that_fails_makes_no_bad_rows(
     source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They would be left out for good, though the pictures are whole."""
+    """Bad rows would be left out for good, though the pictures are whole."""
     write_folder(tmp_path / "imagefolder", 8)
     write_tar(tmp_path / "webdataset" / "a.tar", samples(0, 40))
     (tmp_path / "parquet").mkdir()
@@ -183,8 +182,8 @@ def test_a_storage_that_fails_makes_no_bad_rows(
     data = config(source, tmp_path / source, valid_fraction=0, test_fraction=0)
     (shard,) = open_source(data, 0).shards("train")
     if source == "parquet":
-        monkeypatch.setattr(tables.pq.ParquetFile, "read_row_groups", Mock(side_effect=OSError("timed out")))
-        monkeypatch.setattr(tables, "require_readable", Mock(side_effect=OSError("timed out")))
+        monkeypatch.setattr(pq.ParquetFile, "read_row_groups", Mock(side_effect=OSError("timed out")))
+        monkeypatch.setattr(parquet, "require_readable", Mock(side_effect=OSError("timed out")))
     elif source == "webdataset":
         monkeypatch.setattr(tars, "tar_file_iterator", partial(broken_tar, tars.tar_file_iterator))
     else:
@@ -194,7 +193,7 @@ def test_a_storage_that_fails_makes_no_bad_rows(
 
 
 def broken_tar(read: Any, stream: Any, handler: Any, **options: Any) -> Iterator[Any]:
-    """The first files of a tar; then the connection is lost."""
+    """Yields the first files of a tar; then the connection is lost."""
     yield from islice(read(stream, handler=handler, **options), 5)
     handler(OSError("timed out"))
 
@@ -211,20 +210,17 @@ def test_webdataset_bad_samples(tmp_path: Path) -> None:
 
 
 def test_webdataset_samples_of_several_pictures(tmp_path: Path) -> None:
-    """The one without a dot counts. Names with a dot, as of Kaggle's cats, would be one sample of all."""
+    """The name without a dot counts. Names with a dot, such as Kaggle's cats, are rejected as one sample."""
     masked = [("a.mask.png", png_of(colour(1))), ("a.png", png_of(colour(0))), ("a.cls", b"1" * 5000)]
-    rows = read_train("webdataset", written(tmp_path / "a.tar", [*masked[:2], ("a.cls", b"3")]))
+    write_tar(tmp_path / "a.tar", [*masked[:2], ("a.cls", b"3")])
+    rows = read_train("webdataset", tmp_path)
     np.testing.assert_array_equal(rows.images[0], colour(0).transpose(2, 0, 1))
     cats = [(f"cat.{n}.png", png_of(colour(n))) for n in range(3)]
-    rows = read_train("webdataset", written(tmp_path / "b.tar", [*masked, *cats, *samples(7, 1)]))
+    write_tar(tmp_path / "a.tar", [*masked, *cats, *samples(7, 1)])
+    rows = read_train("webdataset", tmp_path)
     assert rows.ids == keys(7, 8)
     assert reasons(rows)["cat"] == "3 image members, such as 0.png and 1.png"
     assert reasons(rows)["a"].endswith("is no integer")
-
-
-def written(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    write_tar(path, members)
-    return path
 
 
 def tensors(array: NDArray[Any]) -> pa.ExtensionArray:
@@ -346,22 +342,17 @@ def test_parquet_shards_may_lie_in_a_folder_of_any_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "counts"),
     [
-        (
-            ("a/train-00000-of-00002", "a/train-1-of-2", "a/validation-0-of-1", "a/test-0-of-1"),
-            (2, 1, 1),
-        ),
-        (("train-0", "dev-0", "dev-1", "test-0"), (1, 2, 1)),
-        (("training-0", "valid/test-0", "test/val-0", "test-0"), (1, 1, 2)),
-        (("train", "test", "validation"), (1, 1, 1)),
-        (("city-train-000000", "city-train-000001", "city-val-000000", "Test"), (2, 1, 1)),
-        (("a", "split=test/a", "latest", "train-test"), (3, 0, 1)),
+        ("a/train-00000-of-00002 a/train-1-of-2 a/validation-0-of-1 a/test-0-of-1", (2, 1, 1)),
+        ("train-0 dev-0 dev-1 test-0", (1, 2, 1)),
+        ("training-0 valid/test-0 test/val-0 test-0", (1, 1, 2)),
+        ("train test validation", (1, 1, 1)),
+        ("city-train-000000 city-train-000001 city-val-000000 Test", (2, 1, 1)),
+        ("a split=test/a latest train-test", (3, 0, 1)),
     ],
 )
-def test_files_state_their_split_by_name(
-    names: tuple[str, ...], counts: tuple[int, ...], tmp_path: Path
-) -> None:
-    """By a word of it, as for Hugging Face; but not by two. A folder goes before."""
-    for number, name in enumerate(names):
+def test_files_state_their_split_by_name(names: str, counts: tuple[int, ...], tmp_path: Path) -> None:
+    """A word states it, as for Hugging Face, but two words do not. A folder goes before."""
+    for number, name in enumerate(names.split()):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         own = [f"{name} {n}" for n in range(20)]
         write_table(tmp_path / f"{name}.parquet", tensors(stacked(20)), id=own)
@@ -381,7 +372,6 @@ def test_files_of_a_held_out_split_alone_are_data_as_a_whole(name: str, tmp_path
 
 
 def test_parquet_rows_that_lack_a_value(tmp_path: Path) -> None:
-    """Tensors as they are to be are read at once: not these."""
     mask = pa.array([False, False, False, False, True])
     values = pa.FixedSizeListArray.from_arrays(pa.array(stacked(5).ravel()), 3 * 8 * 8, mask=mask)
     images = pa.ExtensionArray.from_storage(pa.fixed_shape_tensor(pa.uint8(), (3, 8, 8)), values)

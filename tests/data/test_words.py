@@ -35,7 +35,7 @@ NAMES = ("cat", "dog", "eel")
 COUNT = 48
 
 
-def told_of(number: int) -> tuple[str, str]:
+def class_and_words(number: int) -> tuple[str, str]:
     """Class and words of a picture; every fifth has no words."""
     return NAMES[number % 3], "" if number % 5 == 0 else f"A {NAMES[number % 3]} of number {number}"
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures whose grey is their number, in folders of their class, with words beside them."""
     root = tmp_path_factory.mktemp("pictures")
     for number in range(COUNT):
-        name, words = told_of(number)
+        name, words = class_and_words(number)
         path = root / name / f"{number:03d}.png"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(grey(number)).save(path)
@@ -62,7 +62,7 @@ def config(source: Any, path: object) -> DataConfig:
     return DataConfig(source=source, path=str(path), image_size=8, channels=1, binarize="none")
 
 
-def told_in(data: DataConfig) -> dict[int, tuple[str, str]]:
+def read_words(data: DataConfig) -> dict[int, tuple[str, str]]:
     """number of the picture -> class and words, over all splits."""
     source = open_source(data, 0)
     classes, found = source.facts()["classes"], dict[int, tuple[str, str]]()
@@ -74,17 +74,17 @@ def told_in(data: DataConfig) -> dict[int, tuple[str, str]]:
     return found
 
 
-EXPECTED = {number: told_of(number) for number in range(COUNT)}
+EXPECTED = {number: class_and_words(number) for number in range(COUNT)}
 
 
 def test_a_folder_says_class_and_words(folder: Path) -> None:
-    assert told_in(config("imagefolder", folder)) == EXPECTED
+    assert read_words(config("imagefolder", folder)) == EXPECTED
 
 
 @pytest.mark.parametrize("form", ["parquet", "webdataset"])
 def test_a_prepared_set_keeps_classes_and_words(folder: Path, tmp_path: Path, form: Any) -> None:
     prepare(config("imagefolder", folder), 0, str(tmp_path / "out"), form)
-    assert told_in(config(form, tmp_path / "out")) == EXPECTED
+    assert read_words(config(form, tmp_path / "out")) == EXPECTED
 
 
 def test_words_that_change_are_noticed(folder: Path) -> None:
@@ -135,7 +135,7 @@ def parses_with(conditions: Conditions, folder: Path) -> Parses:
             [f"x{n:03d}" for n in numbers],
             np.stack([grey(n)[None] for n in numbers.tolist()]),
             numbers % 3,
-            words=[told_of(n)[1] for n in numbers.tolist()],
+            words=[class_and_words(n)[1] for n in numbers.tolist()],
         )
         shards.append(Parsed(rows, z))
     with mock.patch.object(parquet, "ROW_GROUP_BYTES", 4 * 8 * 8):
@@ -150,13 +150,13 @@ def classes(turned: bool) -> Conditions:
 
 
 def words() -> Conditions:
-    found = {word for number in range(COUNT) for word in words_in(told_of(number)[1])}
+    found = {word for number in range(COUNT) for word in words_in(class_and_words(number)[1])}
     return Conditions(Words(learned(dict.fromkeys(found, 1)), 8), NAMES)
 
 
 def check(batch: Batch, conditions: Conditions) -> None:
     for number, row in zip(batch.images[:, 0, 0, 0].tolist(), batch.condition, strict=True):
-        name, text = told_of(number)
+        name, text = class_and_words(number)
         if conditions.vocabulary.kind == "class":
             assert row.tolist() == [conditions.vocabulary.numbers.get(name, 0)]
         else:

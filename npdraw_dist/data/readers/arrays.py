@@ -1,4 +1,4 @@
-"""Known sets whose images are arrays: scikit-learn's digits, MNIST, Fashion-MNIST and CIFAR-10.
+"""Known sets whose images are arrays, such as scikit-learn's digits, MNIST, Fashion-MNIST and CIFAR-10.
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -32,7 +32,7 @@ from npdraw_dist.data.splits import Split, holdout, stratified
 Arrays = tuple[NDArray[np.uint8], NDArray[Any]]
 LOCAL = fs.LocalFileSystem()
 SIDE = 28
-INNER = 24  # a digit of scikit-learn itself; the rest is margin, as in MNIST
+INNER = 24  # side of an enlarged digit of scikit-learn, without the margin
 IDX_BYTES = b"\0\0\x08"  # how an IDX file of uint8 begins
 IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # their classes of torchvision
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
@@ -54,7 +54,7 @@ CLASSES = {
 }
 CIFAR_BATCHES = (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
 CIFAR_LAYOUT = "cifar-10-batches-py/data_batch_1 to data_batch_5 and test_batch"
-# All that a pickled NumPy array needs, pickled by Python 2 (the published files) or 3.
+# All classes of a NumPy array that Python 2 (the published files) or 3 has pickled.
 ALLOWED = {
     *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
@@ -63,7 +63,7 @@ ALLOWED = {
 
 
 def read_rows(arrays: Callable[[str], Arrays], ids: str, items: Sequence[tuple[str, int]]) -> Rows:
-    """The rows of `items`, (part of the set, row). arrays: those of a part. ids: a format of both."""
+    """The rows of `items`, (part of the set, row). arrays: reads a part. ids: a format of part and row."""
     parts = {part: arrays(part) for part in sorted({part for part, _ in items})}
     images = np.stack([parts[part][0][i] for part, i in items])
     labels = np.array([parts[part][1][i] for part, i in items], dtype=np.int64)
@@ -86,9 +86,9 @@ def _with_own_test(
 
 @cache
 def load_digits() -> Arrays:
-    """1,797 real handwritten digits (UCI), (N, 8, 8) in 0..16: what scikit-learn's function gives.
+    """1,797 real handwritten digits (UCI), (N, 8, 8) in 0..16, from scikit-learn's file.
 
-    Without importing it, which takes as long as torch.
+    Importing scikit-learn would take as long as torch.
     """
     spec = importlib.util.find_spec("sklearn")
     folders = [] if spec is None else spec.submodule_search_locations or []
@@ -98,13 +98,13 @@ def load_digits() -> Arrays:
             return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
     from sklearn import datasets
 
-    raw = datasets.load_digits()  # it knows where a later version has them
+    raw = datasets.load_digits()  # a later version has another file
     return raw.images.astype(np.uint8), raw.target.astype(np.uint8)
 
 
 @cache
 def digits(part: str = "") -> Arrays:
-    """The digits, which are one part: bicubic to 24x24, clipped, with a black margin to 28x28."""
+    """The digits, which are one part, resized to 24x24 (bicubic), with a black margin to 28x28."""
     images, labels = load_digits()
     small = torch.from_numpy(images).float()[:, None] / 16
     large = F.interpolate(small, size=(INNER, INNER), mode="bicubic", align_corners=False)
@@ -119,19 +119,19 @@ def open_digits(data: DataConfig, seed: int) -> Source:
     images, labels = load_digits()
     parts = stratified(labels.astype(np.int64), (data.test_fraction, data.valid_fraction), seed)
     test, valid, train = ([("", i) for i in part] for part in parts)
-    # As scikit-learn gives them: enlarging may round differently on another processor.
+    # Of the small digits: enlarging may round differently on another processor.
     stamp = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     read = partial(read_rows, digits, "digits-{1:06d}")
     return listed(data, seed, read, {"train": train, "valid": valid, "test": test}, stamp, DIGITS)
 
 
 def open_given(data: DataConfig, seed: int) -> Source:
-    """Raises UserError: the images of a call of `fit` come with the call."""
+    """Raises UserError, since only a call of `fit` can give its images."""
     raise UserError("the images of this run were given to npdraw_dist.fit; call it again with them")
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of an IDX file of bytes. Raises UserError, with the file's name, on any other."""
+    """The array of an IDX file of bytes. Raises UserError on any other file."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         if len(content) < 4 or content[:3] != IDX_BYTES:
@@ -144,14 +144,10 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
 
 
 def idx_files(root: Path, part: str) -> list[Path]:
-    """The files of the images and of the labels of a part, plain or gzipped, as far as they are there."""
+    """The files of images and labels of a part, plain or gzipped. A missing file is left out."""
     stems = (f"{IDX_PREFIXES[part]}-images-idx3-ubyte", f"{IDX_PREFIXES[part]}-labels-idx1-ubyte")
     files = [next((f for f in (root / s, root / f"{s}.gz") if f.is_file()), None) for s in stems]
     return [file for file in files if file is not None]
-
-
-def has_idx(root: Path) -> bool:
-    return all(len(idx_files(root, part)) == 2 for part in IDX_PREFIXES)
 
 
 @kept(maxsize=4)
@@ -167,8 +163,12 @@ def _idx(root: Path, part: str) -> Arrays:
 
 def open_idx(data: DataConfig, seed: int) -> Source:
     """MNIST or Fashion-MNIST: IDX files in torchvision's layout or in one folder, with a test split."""
+
+    def complete(root: Path) -> bool:
+        return all(len(idx_files(root, part)) == 2 for part in IDX_PREFIXES)
+
     name = IDX_SETS[data.source]
-    root = find_data(data, (f"{name}/raw", "raw"), has_idx, IDX_LAYOUT, name, {"train": True})
+    root = find_data(data, (f"{name}/raw", "raw"), complete, IDX_LAYOUT, name, {"train": True})
     sizes = {}
     for part in IDX_PREFIXES:
         pixels, _ = _idx(root, part)
@@ -193,7 +193,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 @kept(maxsize=6)
 def _cifar(root: Path, part: str) -> Arrays:
-    """A batch file. Raises UserError on any other file."""
+    """The arrays of a batch file. Raises UserError on any other file."""
     try:
         with (root / part).open("rb") as file:
             batch = _ArrayUnpickler(file, encoding="latin1").load()
@@ -207,7 +207,7 @@ def _cifar(root: Path, part: str) -> Arrays:
 
 
 def open_cifar(data: DataConfig, seed: int) -> Source:
-    """CIFAR-10 (Krizhevsky, 2009): the python batches, read by an unpickler that knows arrays only."""
+    """CIFAR-10 (Krizhevsky, 2009), in its Python batches. Only arrays are unpickled."""
 
     def complete(root: Path) -> bool:
         return all((root / part).is_file() for part in CIFAR_BATCHES)

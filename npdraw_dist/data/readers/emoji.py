@@ -6,7 +6,7 @@ Shapes: N pictures, C channels, S image side.
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -36,7 +36,7 @@ ADVICE = (
     "give --data.path FONT.ttf, a font with colour bitmaps, or install one (Debian and Ubuntu: "
     "apt install fonts-noto-color-emoji)"
 )
-MOST_NESTED = 8  # ligatures of ligatures; a font with more would be a loop
+MOST_NESTED = 8  # depth of ligatures of ligatures; more would be a loop
 
 
 class NoBitmapFont(Exception):
@@ -44,8 +44,7 @@ class NoBitmapFont(Exception):
 
 
 class Bitmap(NamedTuple):
-    """A picture of a font. png: the encoded image. code_points: of the text that it stands for, in the
-    order in which the font has them; empty if no text leads to it."""
+    """A picture of a font. code_points: the text that shows it, in the font's order; () if no text does."""
 
     glyph: str
     png: bytes
@@ -53,9 +52,9 @@ class Bitmap(NamedTuple):
 
 
 def open_emoji(data: DataConfig, seed: int) -> Source:
-    """The source. Variants of one emoji, and equal pictures, are in one split; groups are spread evenly.
+    """Variants of one emoji, and equal pictures, are in one split. Each split has a like share of a group.
 
-    `data.split_by variant` splits variants one by one: it holds out combinations of what was seen apart.
+    `data.split_by variant` splits variants one by one, to hold out combinations of known things.
     """
     place = data.path
     if place is None:
@@ -67,19 +66,17 @@ def open_emoji(data: DataConfig, seed: int) -> Source:
         bitmaps = _bitmaps(read_bytes(filesystem, path))
     except (OSError, NoBitmapFont) as error:
         raise UserError(f"data.path {place}: {error}; {ADVICE}") from None
-    texts = [bitmap.code_points for bitmap in bitmaps]
-    groups = [names.group(text) for text in texts]
+    groups = [names.group(bitmap.code_points) for bitmap in bitmaps]
     classes = sorted({name for name in groups if name is not None})
-    number = {name: i for i, name in enumerate(classes)}
-    labels = [-1 if name is None else number[name] for name in groups]
-    # A family has the variants of one emoji, and all pictures that equal one of it.
+    number: dict[str | None, int] = {name: i for i, name in enumerate(classes)}
+    labels = [number.get(name, -1) for name in groups]
+    # One split has the variants of an emoji, and all pictures that equal one of these.
     key = names.canonical if data.split_by == "variant" else names.variant_key
     keys = [[b.png, key(b.code_points)] if b.code_points else [b.png] for b in bitmaps]
     shares = data.test_fraction, data.valid_fraction
     splits: dict[Split, list[tuple[str, int]]] = {split: [] for split in SPLITS}
-    for bitmap, label, split in zip(
-        bitmaps, labels, grouped(keys, np.array(labels), shares, seed), strict=True
-    ):
+    split_of = grouped(keys, np.array(labels), shares, seed)
+    for bitmap, label, split in zip(bitmaps, labels, split_of, strict=True):
         splits[split].append((bitmap.glyph, label))
     read = partial(_read_pictures, filesystem, path, Frame(data.shape, data.background))
     folder, _, file = path.rpartition("/")
@@ -91,7 +88,8 @@ def _read_pictures(
 ) -> Rows:
     """The rows of `items`, (glyph, label).
 
-    The id is the text's code points, such as `1F600`, or the glyph's name; two glyphs of one text have both.
+    The id is the code points of the text, such as `1F600`, or the name of the glyph. It is both where several
+    glyphs show one text.
     """
     content = read_bytes(filesystem, path)
     try:
@@ -109,13 +107,13 @@ def _read_pictures(
     return builder.rows()
 
 
-@kept(maxsize=1)  # a pure cache: each shard has the same font
+@kept(maxsize=1)  # all shards have the same font
 def _bitmaps(content: bytes) -> list[Bitmap]:
     """The pictures of a font file at its largest size, in the order of its glyphs. Raises NoBitmapFont."""
     try:
         with TTFont(io.BytesIO(content), lazy=True, fontNumber=0) as font:
-            pictures, texts = _pictures(font), _Texts(font)
-            return [Bitmap(glyph, png, texts.of(glyph)) for glyph, png in pictures.items()]
+            pictures, text_of = _pictures(font), _texts(font)
+            return [Bitmap(glyph, png, text_of(glyph)) for glyph, png in pictures.items()]
     except NoBitmapFont:
         raise
     except Exception as error:  # a damaged table raises errors of any type
@@ -123,7 +121,7 @@ def _bitmaps(content: bytes) -> list[Bitmap]:
 
 
 def _pictures(font: TTFont) -> dict[str, bytes]:
-    """Glyph -> PNG, of the largest size that the font has: tables CBDT, or sbix as Apple's fonts have it."""
+    """Glyph -> PNG of the font's largest size, by the table CBDT, or sbix of Apple's fonts."""
     if "CBDT" in font:
         sizes = [strike.bitmapSizeTable.ppemY for strike in font["CBLC"].strikes]
         strike = font["CBDT"].strikeData[sizes.index(max(sizes))]
@@ -140,29 +138,29 @@ def _pictures(font: TTFont) -> dict[str, bytes]:
     return pictures
 
 
-class _Texts:
-    """Code points by glyph: those of the character map, and of ligatures, whose parts may be ligatures."""
+def _texts(font: TTFont) -> Callable[[str], tuple[int, ...]]:
+    """Returns a function from a glyph to its code points, by the character map or the first ligature."""
+    known: dict[str, tuple[int, ...]] = {}
+    for code_point, glyph in sorted((font.getBestCmap() or {}).items()):
+        known.setdefault(glyph, (code_point,))
+    every: dict[str, list[list[str]]] = {}
+    for glyph, parts in _ligatures(font):
+        every.setdefault(glyph, []).append(parts)
 
-    def __init__(self, font: TTFont) -> None:
-        self._known: dict[str, tuple[int, ...]] = {}
-        for code_point, glyph in sorted((font.getBestCmap() or {}).items()):
-            self._known.setdefault(glyph, (code_point,))
-        self._ligatures: dict[str, list[list[str]]] = {}
-        for glyph, parts in _ligatures(font):
-            self._ligatures.setdefault(glyph, []).append(parts)
-
-    def of(self, glyph: str, nested: int = 0) -> tuple[int, ...]:
-        """The text of a glyph; the first ligature that leads to it counts."""
-        if glyph not in self._known and nested < MOST_NESTED:
-            for parts in self._ligatures.get(glyph, []):
-                found = [self.of(part, nested + 1) for part in parts]
+    def of(glyph: str, nested: int = 0) -> tuple[int, ...]:
+        if glyph not in known and nested < MOST_NESTED:
+            for parts in every.get(glyph, []):
+                found = [of(part, nested + 1) for part in parts]
                 if all(found):
-                    self._known[glyph] = tuple(code_point for text in found for code_point in text)
+                    known[glyph] = tuple(code_point for text in found for code_point in text)
                     break
-        return self._known.get(glyph, ())
+        return known.get(glyph, ())
+
+    return of
 
 
 def _ligatures(font: TTFont) -> Iterator[tuple[str, list[str]]]:
+    """Yields each ligature's glyph and the glyphs that it stands for, which may be ligatures too."""
     if "GSUB" not in font or font["GSUB"].table.LookupList is None:
         return
     for table in (table for lookup in font["GSUB"].table.LookupList.Lookup for table in lookup.SubTable):

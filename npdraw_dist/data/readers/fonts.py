@@ -1,13 +1,14 @@
 """Glyphs of outline fonts as grey images, bright on black: one for each face and character.
 
-A glyph is drawn with an em of S - 2 x MARGIN pixels, smoothed, and its box is centred; a glyph that leaves
-less than MARGIN is drawn smaller. Left out, and counted, are blank glyphs and twins: characters with the
-outline of an earlier one of the file, or the image of an earlier one of the same range. Shapes: S image side.
+A glyph is drawn with an em of S - 2 x MARGIN pixels, smoothed, and its box is centred. A glyph that would
+leave a margin below MARGIN is drawn smaller. Blank glyphs and twins are left out and counted. A twin is a
+character with the glyph of an earlier one of the file, or with the image of an earlier one of the same range.
+Shapes: S image side.
 """
 
 import hashlib
 import io
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import display_path, in_threads, list_files, open_filesystem, read_bytes
-from npdraw_dist.data.listing import common_root, list_paths, stamp_of
+from npdraw_dist.data.listing import below_root, list_paths, stamp_of
 from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.rows import RowBuilder, Rows
 from npdraw_dist.data.shards import Part, Source, of_files
@@ -32,14 +33,16 @@ OUTLINES = ("glyf", "CFF ", "CFF2")
 SCRIPTS = {code: number for number, code in enumerate(sorted(unicodedata.Scripts.NAMES))}
 MARGIN = 2  # px, at least, between a glyph and the edge
 LEAST_EM = 4  # px; a glyph of hundreds of times the em is no character
+Version = tuple[int, int | None]  # size and time of a file, which decide what is cached of it
 
 
 @dataclass(frozen=True)
 class Face:
-    """A face of the font file `path` below the folder or URI `root`. characters: that have a glyph."""
+    """A face of the font file `path` below the folder or URI `root`. characters: how many have a glyph."""
 
     root: str
     path: str
+    version: Version
     index: int
     family: str
     characters: int
@@ -50,10 +53,10 @@ class Face:
 
 
 def open_fonts(data: DataConfig, seed: int) -> Source:
-    """All faces of the font files below data.path, dealt in ranges of data.rows_a_shard characters.
+    """All faces of the font files below data.path, in ranges of data.rows_a_shard characters.
 
     `data.split_by face` holds out families: the faces of a family, and of a file, are in one split.
-    `character` holds out characters, the same in all faces. A broken file is one rejected row.
+    `character` holds out the same characters of all faces. A broken file is one rejected row.
     """
     if data.path is None:
         raise UserError("data.source fonts needs --data.path, a folder of fonts, such as /usr/share/fonts")
@@ -61,9 +64,9 @@ def open_fonts(data: DataConfig, seed: int) -> Source:
     names = [path for path, _ in list_files(filesystem, root) if path.lower().endswith(SUFFIXES)]
     if not names:
         raise UserError(f"data.path {data.path} is missing or has no font ({', '.join(SUFFIXES)})")
-    shared = common_root(names)
-    paths = [path[len(shared) + 1 :] if shared else path for path in names]
-    found = in_threads(partial(_faces, display_path(filesystem, shared)), paths)
+    shared, paths = below_root(names)
+    files = list_paths(filesystem, shared, paths)
+    found = in_threads(partial(_faces, display_path(filesystem, shared)), files.to_pylist())
     faces = [face for own, _ in found for face in own]
     broken = {path: why for path, (_, why) in zip(paths, found, strict=True) if why is not None}
     if not faces:
@@ -83,7 +86,7 @@ def open_fonts(data: DataConfig, seed: int) -> Source:
             read = FaceRange(face, data.image_size or 0, start, stop, rule, split)
             parts.append(Part(splits, read))
     parts += [Part(("train",), partial(_rejected, data.shape, path, why)) for path, why in broken.items()]
-    return of_files(data, seed, parts, {}, stamp_of(list_paths(filesystem, shared, paths)), list(SCRIPTS))
+    return of_files(data, seed, parts, {}, stamp_of(files), list(SCRIPTS))
 
 
 def _rejected(
@@ -95,13 +98,14 @@ def _rejected(
     return {split: builder.rows() for split, builder in builders.items()}
 
 
-def _faces(root: str, path: str) -> tuple[list[Face], str | None]:
+def _faces(root: str, file: Mapping[str, Any]) -> tuple[list[Face], str | None]:
     """The faces of a file that have characters, or the reason why it cannot be used.
 
-    Raises OSError if the storage fails: the font may be whole.
+    file: a row of `list_paths`. Raises OSError if the storage fails, since the font may be whole.
     """
+    path, version = file["path"], (file["size"], file["modified"])
     try:
-        content = _read(f"{root}/{path}")
+        content = _content(f"{root}/{path}", version)
     except (FileNotFoundError, PermissionError) as error:
         return [], f"unreadable font: {error}"
     try:
@@ -121,7 +125,7 @@ def _faces(root: str, path: str) -> tuple[list[Face], str | None]:
         except (OSError, ValueError) as error:
             return [], f"FreeType cannot open face {index}: {error}"
         if len(face.unicodes):
-            faces.append(Face(root, path, index, family, len(face.unicodes)))
+            faces.append(Face(root, path, version, index, family, len(face.unicodes)))
     return faces, None
 
 
@@ -130,102 +134,41 @@ def _open(content: bytes, index: int, em: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(io.BytesIO(content), em, index, layout_engine=ImageFont.Layout.BASIC)
 
 
-def _stamp(file: str) -> tuple[int, int | None]:
-    """Size and time of a file: what is cached of it holds as long as they do."""
-    filesystem, inner = open_filesystem(file)
-    info = filesystem.get_file_info(inner)
-    return info.size or 0, info.mtime_ns
-
-
-def _read(file: str) -> bytes:
-    return _content(file, _stamp(file))
-
-
-@kept(maxsize=2)  # a pure cache: a worker reads several ranges of one file
-def _content(file: str, stamp: tuple[int, int | None]) -> bytes:
+@kept(maxsize=2)  # a worker reads several ranges of one file
+def _content(file: str, version: Version) -> bytes:
     return read_bytes(*open_filesystem(file))
 
 
 @kept(maxsize=2)
-def _characters(file: str, stamp: tuple[int, int | None]) -> list[tuple[list[int], set[int]]]:
-    """For each face of a file: its code points in order, and those that are twins of earlier ones."""
-    blob, seen, found = hb.Blob(_content(file, stamp)), Outlines(), []
+def _characters(file: str, version: Version) -> list[tuple[list[int], set[int]]]:
+    """For each face of a file: its code points in order, and those whose glyph an earlier one shows."""
+    blob, seen, found = hb.Blob(_content(file, version)), set[tuple[bytes, int]](), []
     for index in range(hb.Face(blob, 0).count):
         face = hb.Face(blob, index)
-        font, codes = hb.Font(face), list(face.unicodes)
-        new = seen.add(font, [font.get_nominal_glyph(code) for code in codes])
-        found.append((codes, {code for code, is_new in zip(codes, new, strict=True) if not is_new}))
+        font, tables, twins = hb.Font(face), _tables(face), set[int]()
+        for code in face.unicodes:
+            glyph = tables, font.get_nominal_glyph(code)
+            if glyph in seen:
+                twins.add(code)
+            seen.add(glyph)
+        found.append((list(face.unicodes), twins))
     return found
 
 
-class Outlines:
-    """The outlines of a font file that were seen, each moved to the corner of its box.
-
-    An outline is drawn only where the size of its box comes again, since that takes most of the time. The
-    faces of a collection share their tables of outlines: there, the number of a glyph says what it is.
-    """
-
-    def __init__(self) -> None:
-        # Tables of outlines -> number of a glyph that was seen -> whether it is blank.
-        self._glyphs: dict[bytes, dict[int, bool]] = {}
-        # Size of a box -> its first glyph, until that is drawn.
-        self._first: dict[tuple[int, ...], tuple[hb.Font, int] | None] = {}
-        self._drawn: set[tuple[object, ...]] = set()
-        self._pen = hb.DrawFuncs()
-        for operation in ("move_to", "line_to", "quadratic_to", "cubic_to"):
-            getattr(self._pen, f"set_{operation}_func")(_note)
-        self._pen.set_close_path_func(_note)
-
-    def add(self, font: hb.Font, glyphs: Sequence[int]) -> list[bool]:
-        """Whether each glyph of a face has an outline that was not seen before; a blank one always has."""
-        known = self._glyphs.setdefault(_tables(font.face), {})
-        return [self._is_new(font, glyph, known) for glyph in glyphs]
-
-    def _is_new(self, font: hb.Font, glyph: int, known: dict[int, bool]) -> bool:
-        if glyph in known:
-            return known[glyph]
-        box = font.get_glyph_extents(glyph)
-        known[glyph] = blank = box is None or not box.width or not box.height
-        if blank:
-            return True
-        size = (font.face.upem, box.width, box.height)
-        if size not in self._first:
-            self._first[size] = font, glyph
-            return True
-        if (first := self._first[size]) is not None:
-            self._drawn.add((size, *self._outline(*first)))
-            self._first[size] = None
-        before = len(self._drawn)
-        self._drawn.add((size, *self._outline(font, glyph)))
-        return len(self._drawn) > before
-
-    def _outline(self, font: hb.Font, glyph: int) -> Iterator[object]:
-        """The operations of the pen, numbers relative to the corner of the box."""
-        operations: list[tuple[float, ...]] = []
-        font.draw_glyph(glyph, self._pen, operations)
-        box = font.get_glyph_extents(glyph)
-        for numbers in operations:
-            yield tuple(n - (box.x_bearing, box.y_bearing)[i % 2] for i, n in enumerate(numbers))
-
-
 def _tables(face: hb.Face) -> bytes:
+    """A digest of the outlines. The faces of a collection may share them."""
     digest = hashlib.blake2b(str(face.upem).encode(), digest_size=16)
     for name in sorted({"loca", *OUTLINES} & set(face.table_tags)):
         digest.update(face.reference_table(name).data)
     return digest.digest()
 
 
-def _note(*arguments: Any) -> None:
-    """A function of a pen: its numbers, then the list that they are added to."""
-    arguments[-1].append(arguments[:-1])
-
-
 @dataclass(frozen=True)
 class FaceRange:
-    """Reads characters [start, stop) of a face, in the order of their code points, that are in some splits.
+    """Reads those of the characters [start, stop) of a face, by code point, that are in the requested splits.
 
-    The id is `<file>/<face>/U+<code point>`. side: S. split: that of the whole face; None if `rule` decides
-    it for each character.
+    The id is `<file>/<face>/U+<code point>`. side: S. split: the split of the whole face; None if `rule`
+    decides it for each character.
     """
 
     face: Face
@@ -237,14 +180,13 @@ class FaceRange:
 
     def __call__(self, wanted: Collection[Split]) -> dict[Split, Rows]:
         face = self.face
-        codes, twins = _characters(face.file, _stamp(face.file))[face.index]
-        content = _read(face.file)
+        codes, twins = _characters(face.file, face.version)[face.index]
         try:
-            draw = GlyphPen(content, face.index, self.side)
+            draw = GlyphPen(_content(face.file, face.version), face.index, self.side)
         except (OSError, ValueError) as error:  # FreeType's
             raise UserError(f"{face.path}: {error}") from None
         builders = {split: RowBuilder((1, self.side, self.side)) for split in wanted}
-        images = {split: set[bytes | None]() for split in wanted}
+        images = {split: set[bytes]() for split in wanted}
         for code in codes[self.start : self.stop]:
             name = f"{face.path}/{face.index}/U+{code:04X}"
             split = self.split or self.rule.split_of(f"U+{code:04X}")
@@ -256,13 +198,12 @@ class FaceRange:
             except (OSError, ValueError, MemoryError) as error:  # FreeType's, of a damaged glyph
                 builder.reject(name, f"cannot be drawn: {error}")
                 continue
-            key = None if image is None else image.tobytes()
-            if code in twins or key in seen:
+            if image is None:
+                builder.left_out["twin" if code in twins else "blank"] += 1
+            elif (pixels := image.tobytes()) in seen:
                 builder.left_out["twin"] += 1
-            elif image is None:
-                builder.left_out["blank"] += 1
             else:
-                seen.add(key)
+                seen.add(pixels)
                 words = f"{unicodedata.name(chr(code), '')} {face.family}".lower().strip()
                 script = SCRIPTS[unicodedata.script(chr(code))]
                 builder.add(name, script, partial(np.expand_dims, image, 0), words)

@@ -1,4 +1,4 @@
-"""What known data sets share: their folder, and what a worker keeps of a file for the next shard.
+"""Finds or downloads the folder of a known data set, and caches what a worker reads for the next shard.
 
 The folder is data.path, or one in the user's cache, to which the set is downloaded once.
 """
@@ -16,7 +16,7 @@ from typing import ParamSpec, TypeVar
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 
-# Whether sources that are opened may be downloaded.
+# Whether opening a source may download it.
 DOWNLOADS = ContextVar("DOWNLOADS", default=True)
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -30,11 +30,11 @@ def find_data(
     dataset: str,
     *arguments: Mapping[str, object],
 ) -> Path:
-    """The folder of a data set, absolute: data.path, or one of its folders `inner`, that is `complete`.
+    """The absolute folder of a data set, which is data.path or one of its folders `inner`.
 
-    layout: the files in words. Only if data.path is not given is the set downloaded, by torchvision's class
-    `dataset` with each of `arguments`, to `$XDG_CACHE_HOME/npdraw_dist/<source>`, by default under
-    `~/.cache`. Raises UserError.
+    complete: whether a folder has all files. layout: the files in words. Without data.path, torchvision's
+    class `dataset`, called with each of `arguments`, downloads the set to
+    `$XDG_CACHE_HOME/npdraw_dist/<source>`, by default under `~/.cache`. Raises UserError.
     """
 
     def found(folder: Path) -> Path | None:
@@ -55,7 +55,7 @@ def find_data(
         raise UserError(f"data.source {data.source} needs its files; {advice}")
     print(f"downloading {data.source} to {folder}", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent))  # so that a broken download leaves nothing
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))  # a broken download leaves nothing
     try:
         from torchvision import datasets  # it takes seconds
 
@@ -73,7 +73,7 @@ def find_data(
 
 
 def kept(maxsize: int) -> Callable[[Callable[Given, Made]], Callable[Given, Made]]:
-    """`lru_cache` for threads that read shards of one file: the first one makes it, and the others wait."""
+    """`lru_cache` for threads that read shards of one file. The first thread calls; others wait for it."""
 
     def decorated(make: Callable[Given, Made]) -> Callable[Given, Made]:
         lock = threading.RLock()

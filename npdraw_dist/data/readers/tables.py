@@ -1,14 +1,12 @@
 """Parquet: a column `image`, and optionally `id`, `label`, `split`, `shape` and `words` or `caption`.
 
-`image` is a fixed-shape tensor, a list (with the column `shape`, or of C * H * W values), or the
-bytes of a PNG or JPEG (alone, or in a struct with the field `bytes` as Hugging Face writes it), or the
-fixed-size binary of a canonical shard, whose schema states the shape.
-Numbers are uint8, or floats in [0, 1].
+`image` is a fixed-shape tensor, a list of C * H * W values or of the column `shape`, the bytes of a PNG or
+JPEG (alone, or as the field `bytes` of a struct as Hugging Face writes it), or the fixed-size binary of a
+canonical shard, whose schema states the shape. Numbers are uint8, or floats in [0, 1].
 """
 
 import json
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -16,39 +14,29 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import BadPicture, Frame, from_array, read_picture
-from npdraw_dist.core.storage import in_threads, list_files, open_filesystem, require_readable
-from npdraw_dist.data.parquet import SHAPE, class_names
+from npdraw_dist.core.storage import in_threads, list_files, open_filesystem
+from npdraw_dist.data.parquet import SHAPE, class_names, opened
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import Canonical, Part, Source, file_splits, of_files, packed, require_shape
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
 
 COLUMNS = ("id", "image", "label", "split", "shape", "words", "caption")
-
-
-@contextmanager
-def _opened(filesystem: fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
-    """Raises UserError if the file, or what is read of it in the block, is damaged."""
-    try:
-        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True) as file:  # one wait for all columns
-            yield file
-    except (OSError, pa.ArrowInvalid) as error:
-        require_readable(filesystem, path)
-        raise UserError(f"{path} is no readable Parquet file ({error}); write it again") from None
+LISTS = (pa.FixedShapeTensorType, pa.ListType, pa.LargeListType, pa.FixedSizeListType)
+NO_TABLE = "is no readable Parquet file ({}); write it again"
 
 
 def _footer(filesystem: fs.FileSystem, path: str) -> tuple[list[int], bool, tuple[str, ...]]:
-    """The rows of each row group, whether there is a column split, and the names of the labels, if stated.
+    """The rows of each row group, whether there is a column `split`, and the names of the labels, if stated.
 
     Raises UserError if the file is damaged, or its columns cannot be images.
     """
-    with _opened(filesystem, path) as file:
+    with opened(path, filesystem, wrong=NO_TABLE) as file:
         schema, metadata = file.schema_arrow, file.metadata
     if "image" not in schema.names:
         raise UserError(
@@ -56,7 +44,7 @@ def _footer(filesystem: fs.FileSystem, path: str) -> tuple[list[int], bool, tupl
         )
     kind = schema.field("image").type
     raw = pa.types.is_fixed_size_binary(kind) and SHAPE in (schema.metadata or {})
-    if not (raw or _is_bytes(kind) or _is_numbers(kind)):
+    if not (raw or _is_bytes(kind) or isinstance(kind, LISTS)):
         raise UserError(f"{path}: the column image is {kind}; it must be a tensor, a list or encoded bytes")
     if "label" in schema.names and not pa.types.is_integer(schema.field("label").type):
         raise UserError(f"{path}: the column label is {schema.field('label').type}; it must be an integer")
@@ -69,15 +57,11 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return in_struct or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def _is_numbers(kind: pa.DataType) -> bool:
-    return isinstance(kind, pa.FixedShapeTensorType | pa.ListType | pa.LargeListType | pa.FixedSizeListType)
-
-
 @dataclass(frozen=True)
 class TableReader:
     """Reads the rows of some splits in some row groups of a file.
 
-    first: number of the first row in the file, part of the id if there is no column `id`.
+    first: number of the first row in the file, which is part of the id if there is no column `id`.
     """
 
     filesystem: fs.FileSystem
@@ -90,7 +74,7 @@ class TableReader:
     stated: Split | None
 
     def __call__(self, wanted: Collection[Split]) -> dict[Split, Rows]:
-        with _opened(self.filesystem, self.path) as file:
+        with opened(self.path, self.filesystem, wrong=NO_TABLE) as file:
             columns = [name for name in COLUMNS if name in file.schema_arrow.names]
             table = file.read_row_groups(self.groups, columns=columns)
         own_shape = json.loads((table.schema.metadata or {}).get(SHAPE, b"null"))
@@ -129,7 +113,7 @@ class TableReader:
         return from_array(numbers.reshape(sides), self.frame)
 
     def _tensor(self, values: pa.Array, kind: pa.FixedShapeTensorType) -> NDArray[Any]:
-        """A tensor of any shape; one of three axes has its channels first or last."""
+        """A tensor of any shape. If it has three axes, channels are first or last."""
         if values.null_count:
             raise BadPicture("an empty value in the tensor")
         stored = values.to_numpy(zero_copy_only=False).reshape(kind.shape)
@@ -143,7 +127,7 @@ class TableReader:
 
 
 def _cells(table: pa.Table) -> Iterator[tuple[Any, ...]]:
-    """The values of COLUMNS in each row, None where there are none; the image as a scalar of Arrow's."""
+    """Yields the values of COLUMNS of each row, None where there is none; the image as a scalar of Arrow."""
     for batch in table.to_batches():
         own = {name: batch[name].to_pylist() for name in batch.schema.names if name != "image"}
         columns = {**dict.fromkeys(COLUMNS, [None] * len(batch)), **own, "image": batch["image"]}
@@ -151,10 +135,10 @@ def _cells(table: pa.Table) -> Iterator[tuple[Any, ...]]:
 
 
 def open_parquet(data: DataConfig, seed: int) -> Source:
-    """Canonical shards, which `prepare` wrote, as they are; else pieces of some row groups of a file.
+    """Canonical shards as they are, or else pieces of some row groups of a file.
 
-    The split is the column `split`, or the folder named train, valid or test, or the file's name; else a hash
-    of the id tells.
+    The column `split`, the folder or the name of the file states the split of a row, else a hash of the id
+    decides it.
     """
     if data.path is None:
         raise UserError("data.source parquet needs --data.path: a Parquet file, or a folder or URI of them")

@@ -22,12 +22,12 @@ from npdraw_dist.data.shards import Part, Source, file_splits, of_files
 from npdraw_dist.data.splits import HashSplit, Split
 
 TARS = (".tar", ".tar.gz", ".tgz")
-ENDS = (tarfile.TarError, EOFError, zlib.error)  # of a file that is damaged or ends too early
+ENDS = (tarfile.TarError, EOFError, zlib.error)  # errors of a file that is damaged or ends too early
 LABEL = re.compile(rb"-?\d{1,18}")  # what fits an int64
 
 
-def find_tars(pattern: str) -> tuple[fs.FileSystem, list[tuple[str, int]], str | None]:
-    """The filesystem, (path, bytes) of each tar, and the folder if `pattern` is one.
+def find_tars(pattern: str) -> tuple[fs.FileSystem, list[str], str | None]:
+    """The filesystem, the path of each tar, and the folder if `pattern` is one.
 
     `pattern` is a tar, a folder of tars or a brace pattern, local or a URI. Raises UserError.
     """
@@ -43,7 +43,7 @@ def find_tars(pattern: str) -> tuple[fs.FileSystem, list[tuple[str, int]], str |
         paths = [open_filesystem(url)[1] for url in urls]
     is_folder = len(paths) == 1 and filesystem.get_file_info(first).type == fs.FileType.Directory
     if is_folder:
-        found = [(path, size) for path, size in list_files(filesystem, first) if path.endswith(TARS)]
+        found = [path for path, _ in list_files(filesystem, first) if path.endswith(TARS)]
         if not found:
             raise UserError(f"data.path {pattern} has no tar shard ({', '.join(TARS)})")
         return filesystem, found, first
@@ -51,7 +51,7 @@ def find_tars(pattern: str) -> tuple[fs.FileSystem, list[tuple[str, int]], str |
     missing = [info.path for info in infos if info.type != fs.FileType.File]
     if missing:
         raise UserError(f"data.path {pattern}: {len(missing)} of {len(paths)} tars are missing: {missing[0]}")
-    return filesystem, [(info.path, info.size) for info in infos], None
+    return filesystem, paths, None
 
 
 def _key(member: str) -> str:
@@ -61,9 +61,9 @@ def _key(member: str) -> str:
 def _samples(
     filesystem: fs.FileSystem, path: str, cut: list[str], repeated: set[str]
 ) -> Iterator[dict[str, Any]]:
-    """The samples of a tar. Adds the key at which a truncated tar ends, and those that came twice in a row.
+    """Yields the samples of a tar. Raises UserError if it is no tar.
 
-    Raises UserError if it is no tar.
+    Adds to `cut` the key at which a truncated tar ends, and to `repeated` keys that came twice in a row.
     """
     last = ""
 
@@ -73,7 +73,7 @@ def _samples(
         return name
 
     def breaks(error: Exception) -> bool:
-        if not isinstance(error, ENDS):  # the connection or the disk failed; the rest may be whole
+        if not isinstance(error, ENDS):  # the storage failed; the tar may be whole
             raise error
         cut.append(_key(last))
         return False
@@ -138,19 +138,19 @@ def _read_tar(
 
 
 def open_webdataset(data: DataConfig, seed: int) -> Source:
-    """Tar files. The folder (train, valid or test) or the name of a tar states the split of its images.
+    """Tar files. The folder or the name of a tar states the split of its images, else a hash of the id does.
 
-    Images without a stated split are split by a hash of the id, which is the member `id`, else the key.
+    The id is the member `id`, else the key.
     """
     if data.path is None:
         raise UserError(
             "data.source webdataset needs --data.path: a tar, a folder of tars or a {00..99} pattern"
         )
     filesystem, tars, root = find_tars(data.path)
-    layout = file_splits(data, filesystem, [path for path, _ in tars], root)
+    layout = file_splits(data, filesystem, tars, root)
     rule = HashSplit.of(data, seed, layout.own)
     parts = []
-    for path, _ in tars:
+    for path in tars:
         stated = layout.stated[path]
         read = partial(_read_tar, filesystem, path, frame_of(data), rule, stated)
         parts.append(Part(rule.possible(stated), read))
