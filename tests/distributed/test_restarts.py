@@ -1,6 +1,5 @@
-"""When a run whose workers failed starts again, and what is said of workers that are not placed."""
+"""When a run whose workers failed starts again, and the line while its workers wait for free nodes."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +17,12 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.distributed import failures, run
 from npdraw_dist.distributed.resources import Workers
-from npdraw_dist.distributed.run import AGAIN_S, FIRST_S, TrainRun, run_training
+from npdraw_dist.distributed.run import TrainRun, run_training
 from npdraw_dist.training.checkpoint import Criterion
 
 LOCAL = fs.LocalFileSystem()
-DIED = f"rank 0 died (ActorDiedError: {ActorDiedError()})"
+DIED = f"ActorDiedError: {ActorDiedError()}"
+TWO_NODES = "10.0.0.1: 4 CPUs, 1 GPU; 10.0.0.2: 4 CPUs, 1 GPU"
 Fit = Callable[[Path], Any]
 
 
@@ -137,14 +137,23 @@ def test_failures_in_a_row_end_the_run_with_what_became_of_the_worker(play: Play
 def test_starts_that_fail_end_the_run_in_a_line(play: Play) -> None:
     result, lines = play([dies_at_start, dies_at_start, dies_at_start], 2)
     assert isinstance(result, UserError)
-    assert str(result).startswith("stage prior stopped: a worker died while it started, and --scale.max_fail")
+    assert str(result).startswith("stage prior stopped: WorkerGroupStartupFailedError: At least one worker")
     assert len(lines) == 2
 
 
-def test_workers_wait_for_a_place_however_long_and_that_is_no_failure(play: Play) -> None:
+def test_workers_wait_for_free_nodes_however_long_and_that_is_no_failure(
+    play: Play, cluster: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster((4, 1), (4, 1))
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 4.0})
     result, lines = play([*[is_not_placed] * 3, dies, *[is_not_placed] * 3, ends], 1)
     assert result == {"images": 1024}
-    assert lines == [f"workers restart: {DIED} (failure 1 of at most 1 without a new checkpoint)"]
+    waits, restarts = (
+        f"waits for 1 worker of 1 CPU; nodes: {TWO_NODES}; free: 4 CPUs",
+        f"workers restart: {DIED}",
+    )
+    assert lines[:3] == lines[4:] == [waits] * 3
+    assert lines[3] == f"{restarts} (failure 1 of at most 1 without a new checkpoint)"
 
 
 def test_a_storage_that_does_not_answer_is_no_progress(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,30 +185,3 @@ def test_what_no_restart_mends_ends_the_run_in_a_line(play: Play, fit: Fit, most
     assert isinstance(result, UserError)
     assert reason in str(result)
     assert lines == []
-
-
-def test_it_is_said_once_a_minute_that_workers_wait_until_they_start(
-    monkeypatch: pytest.MonkeyPatch, cluster: Callable[..., None]
-) -> None:
-    now = SimpleNamespace(s=0.0)
-    monkeypatch.setattr(time, "monotonic", lambda: now.s)
-    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 4.0})
-    monkeypatch.setattr(run._Watch, "_run", lambda self: None)
-    cluster((4, 1), (4, 1))
-    watch = run._Watch(None, None, Workers(2, 2, 4, 1.0))  # type: ignore[arg-type]  # nothing is displayed
-
-    def lines(seconds: int, starts: int = 0) -> list[str]:
-        found: list[str | None] = []
-        for _ in range(seconds):
-            now.s += 1
-            found.append(watch.missing(starts))
-        return [line for line in found if line is not None]
-
-    assert lines(int(FIRST_S) - 1) == []
-    first, second = lines(int(AGAIN_S) + 5)
-    assert first == second
-    assert first.startswith("waits for 2 workers of 4 CPUs and a GPU; nodes: 10.0.0.1: 4 CPUs, 1 GPU; ")
-    assert first.endswith("free: 4 CPUs")
-    assert lines(300, starts=1) == []
-    watch.begin()  # they failed
-    assert len(lines(int(FIRST_S) + 2, starts=1)) == 1
