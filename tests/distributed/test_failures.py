@@ -83,8 +83,8 @@ def full(item: Any) -> Any:
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("pool", [None, pytest.param(Pool(), marks=pytest.mark.slow)])
-def test_a_storage_that_fails_in_a_task_of_ray_data_is_told_in_a_line(pool: Pool | None) -> None:
-    """And what a pool held is free for the work that comes next."""
+def test_a_storage_that_fails_in_a_task_of_ray_data_is_reported_in_a_line(pool: Pool | None) -> None:
+    """A pool then frees its CPUs for the next work."""
     with pytest.raises(OSError, match="No space left") as caught:
         list(map_items([1], full, pool))
     line = str(storage_failed("parse", caught.value))
@@ -107,7 +107,7 @@ class ReadOnly:
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("local_ray")
-def test_a_storage_that_fails_at_the_start_of_an_actor_is_told_in_a_line() -> None:
+def test_a_storage_that_fails_at_the_start_of_an_actor_is_reported_in_a_line() -> None:
     with pytest.raises(ActorDiedError) as caught:
         ray.get(ReadOnly.remote().run.remote())  # type: ignore[attr-defined]
     line = str(storage_failed("prior", caught.value))

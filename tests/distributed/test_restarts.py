@@ -105,14 +105,14 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
 
 
 def test_failures_with_a_checkpoint_in_between_are_survived(play: Play) -> None:
-    """Though only one in a row is allowed."""
+    """Only one failure in a row is allowed."""
     result, lines = play([*(saves_and_dies(step) for step in (2, 4, 6, 8)), ends], 1)
     assert result == {"images": 1024}
     assert lines == [f"workers restart: {DIED} (failure 1 of at most 1 without a new checkpoint)"] * 4
 
 
 def test_a_checkpoint_that_is_made_again_is_no_progress(play: Play) -> None:
-    """Such as one that never becomes whole: each start names it anew."""
+    """Each start gives a checkpoint that never becomes whole a new name."""
 
     def again(generation: int) -> Fit:
         def fit(folder: Path) -> Any:

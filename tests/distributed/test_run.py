@@ -20,10 +20,10 @@ from npdraw_dist.distributed.run import ClusterTorchConfig, backend_for, choose_
 from npdraw_dist.distributed.start import start_ray
 
 
-def test_a_machine_with_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "The requested object store memory size is greater than the total available memory."
+def test_too_little_memory_for_ray_is_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "The requested object store memory size is greater than the total available memory."
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", mock.Mock(side_effect=ValueError(said)))
+    monkeypatch.setattr(ray, "init", mock.Mock(side_effect=ValueError(message)))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with (
         mock.patch.dict(os.environ),
