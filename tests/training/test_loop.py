@@ -188,7 +188,7 @@ def test_the_learning_rate_rises_and_then_falls_or_stays(
     assert [r["images_seen"] for r in context.reports] == list(range(8, 168, 8))
 
 
-def test_two_steps_have_the_decay_of_squared_gradients_that_is_asked_for() -> None:
+def test_two_steps_have_the_decay_of_squared_gradients_of_the_stage() -> None:
     """Against torch's Adam on the same gradients."""
     stepping = Stepping(beta2=0.6, clip=math.inf, warmup=0.0, falls=False)
     objective, expected = Regression(noise=0.0, stepping=stepping), Regression(noise=0.0)
@@ -255,7 +255,7 @@ class Halving(Regression):
 
 
 def test_training_alone_takes_numbers_below_the_normal_ones_for_0() -> None:
-    """Hypothesis, for one, refuses to work in a thread that does, also where training has failed."""
+    """Also after a failed training. Hypothesis, for one, refuses to work in a thread that does."""
     assert float(torch.tensor(2e-38) / 2) > 0
     Halving.halves.clear()
     with pytest.raises(KeyboardInterrupt):

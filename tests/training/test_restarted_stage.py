@@ -1,6 +1,6 @@
-"""A stage whose process dies: its figures and rows are those of the whole stage, whenever it died.
+"""A stage whose process dies reports the figures and rows of an undisturbed stage; early stopping.
 
-Also the end of a stage whose validation falls. Times come from a clock that the test turns on.
+Times come from a clock that the test sets.
 """
 
 import math
@@ -74,7 +74,7 @@ class Timed(Regression):
 
 
 class Dies(BaseException):
-    """As a process that is killed, but one can go on after it."""
+    """In place of the death of a process."""
 
 
 class Mortal(LocalContext):
@@ -323,4 +323,4 @@ def test_falls_that_do_not_count_end_nothing() -> None:
     watch = EarlyStopping(ELBO, {}, patience=2)
     assert not any(seen(watch, [-80.0, -85.0, -90.0, -95.0], may_end=False))
     assert seen(watch, [-95.0, -96.0]) == [False, True]
-    assert not any(seen(EarlyStopping(ELBO, {}), [-80.0, -85.0, -90.0, -95.0]))  # no patience asked
+    assert not any(seen(EarlyStopping(ELBO, {}), [-80.0, -85.0, -90.0, -95.0]))  # no patience

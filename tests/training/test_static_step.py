@@ -1,6 +1,6 @@
-"""A training step: nothing in it waits for a GPU, and no buffer changes.
+"""No operation of a training step waits for a GPU, and no buffer changes.
 
-What a GPU would wait for is seen on a CPU too (`tests.helpers.gpu`).
+`tests.helpers.gpu` finds such operations on a CPU, too.
 """
 
 from collections import Counter
@@ -43,7 +43,7 @@ def run_of(experiment: Experiment, stage: str, augment: Moves | None = None, dev
 
 
 def waits_of(trained: Run, batch: Batch, step: int, images: int) -> Counter[str]:
-    """Of a step, without the look at those that were skipped, which is not of every step on a GPU."""
+    """The waits of a step, without the check for skipped steps, which few steps on a GPU make."""
     for _ in range(2):  # the optimizer makes its moments, caches are filled
         trained.update(step, [(0, batch)], images)
     with Waits() as waits:

@@ -1,4 +1,4 @@
-"""Two gloo processes on CPU train as one does on the same global batch, and stop together."""
+"""Two gloo processes on CPU train as one process does on the same global batch, and stop together."""
 
 import os
 from datetime import timedelta
@@ -53,7 +53,7 @@ class GlooContext(Context):
 
 
 class Breaking(PriorObjective):
-    """Not a number in the last row of each step from one on: with two ranks, on rank 1 alone."""
+    """The loss of the last row is NaN from BROKEN_STEP on; with two ranks, rank 1 has that row."""
 
     def forward(self, batch: Batch, progress: float, generator: Any) -> Any:
         rows = [RowNoise(noise_seed(SEED, step), torch.tensor([11])).keys for step in range(BROKEN_STEP, 6)]
@@ -87,9 +87,9 @@ def run(objective: Objective, context: GlooContext) -> dict[str, Any]:
 
 
 def felt(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, without the bias of the attention's keys.
+    """The weights without the bias of the attention's keys.
 
-    The softmax does not feel that bias: its gradient is rounding alone, which Adam blows up.
+    The softmax does not depend on that bias, so its gradient is a rounding error, which Adam enlarges.
     """
     kept = dict(weights)
     for name in [name for name in kept if name.endswith("qkv.bias")]:
