@@ -72,7 +72,7 @@ def error_of(out: str) -> str:
 
 
 def test_a_node_runs_out_of_disk_then_of_memory(bed: Testbed, folder: Path) -> None:
-    """Each ends the job in one line that names the node, and the same command goes on."""
+    """Each ends the job in one line that names the node, and the same command resumes."""
     ensure(bed, 2)
     run = folder / "alone"
     job = start(bed, folder, "alone", ALONE)
@@ -167,9 +167,9 @@ def test_a_sweep_loses_a_node(bed: Testbed, folder: Path) -> None:
 
 
 def test_a_job_loses_nodes_and_then_its_head(bed: Testbed, folder: Path) -> None:
-    """Under the parse, and under the training, which goes on on the head and the one node that is left.
+    """Nodes die in the parse and in the training, which continues on the head and the last node.
 
-    Submitted again, it ends with an undisturbed run's bytes.
+    Submitted again, the job ends with the bytes of an undisturbed run.
     """
     ensure(bed, 4)
     run = folder / "lost"

@@ -192,10 +192,10 @@ def test_near_its_time_limit_the_job_is_requeued_and_resumes(shell: Shell) -> No
     assert "\n#SBATCH --requeue\n" in text
     job = shell.job()
     job.send_signal(signal.SIGUSR1)
-    words, said = job.communicate(timeout=30)
+    words, errors = job.communicate(timeout=30)
     assert (shell.folder / "requeued").read_text() == "requeue 17\n"
     assert job.returncode == 128 + signal.SIGTERM  # as Slurm ended the step
-    assert "job 17 is requeued" in said
+    assert "job 17 is requeued" in errors
     again = shell.job(SLURM_RESTART_COUNT="1")
     (shell.folder / "end").touch()
     assert again.communicate(timeout=30)[0] == words
@@ -204,17 +204,19 @@ def test_near_its_time_limit_the_job_is_requeued_and_resumes(shell: Shell) -> No
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "error"),
     [({"REFUSED": "1"}, "cannot be requeued"), ({"SLURM_RESTART_COUNT": "100"}, "after 100 requeues")],
 )
-def test_a_job_that_is_not_requeued_works_to_its_end(change: dict[str, str], said: str, shell: Shell) -> None:
+def test_a_job_that_is_not_requeued_works_to_its_end(
+    change: dict[str, str], error: str, shell: Shell
+) -> None:
     job = shell.job(**change)
     for pause_s in (0, 0, 0.001, 0.003, 0.01, 0.03, 0.2):  # while it waits, and while it answers
         job.send_signal(signal.SIGUSR1)
         time.sleep(pause_s)
         assert job.poll() is None
     (shell.folder / "end").touch()
-    assert said in job.communicate(timeout=30)[1]
+    assert error in job.communicate(timeout=30)[1]
     assert job.returncode == 3
     assert not (shell.folder / "requeued").exists()
 
