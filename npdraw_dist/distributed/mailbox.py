@@ -12,23 +12,30 @@ class Mailbox:
         self.progress: Progress = (0, 0.0, "")
         self.news: list[Any] = []
         self.workers = 0  # the number of workers at their last start
+        self.waits = True  # whether the workers wait to start, for the first time or again
 
     def started(self, workers: int) -> None:
         if self.workers not in (0, workers):
             self.news.append(f"workers restart: their number changes from {self.workers} to {workers}")
-        self.workers = workers
+        self.workers, self.waits = workers, False
+
+    def failed(self, line: str | None) -> None:
+        """line: why the workers start again, if a person has to know."""
+        self.waits = True
+        if line is not None:
+            self.news.append(line)
 
     def show(self, images_seen: int, images_per_s: float, note: str) -> None:
-        self.progress = (images_seen, images_per_s, note)
+        self.progress, self.waits = (images_seen, images_per_s, note), False
 
     def say(self, line: Any) -> None:
         """line: a text for a person, or a row of metrics.jsonl or training.jsonl."""
         self.news.append(line)
 
-    def read(self) -> tuple[Progress, list[Any]]:
-        """The latest progress, and what is new since the last call."""
+    def read(self) -> tuple[Progress, list[Any], bool]:
+        """The latest progress, what is new since the last call, and whether the workers wait to start."""
         news, self.news = self.news, []
-        return self.progress, news
+        return self.progress, news, self.waits
 
 
 def start_mailbox() -> Any:

@@ -36,6 +36,7 @@ from npdraw_dist.training.checkpoint import KEPT, Criterion, by_age
 from npdraw_dist.training.context import Context, Display, Job, Result
 
 POLL_S = 0.5  # how often the driver reads the mailbox
+WAIT_S = 30.0  # between two lines that workers wait for free nodes
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # where Ray Train keeps its list of checkpoints
 
 
@@ -133,7 +134,7 @@ class TrainRun(Generic[Job, Result]):
 class Began(NamedTuple):
     """What all workers of a command share, also after a restart.
 
-    job: Ray's reference to the job. at: Unix time at which the command began the stage.
+    job: Ray's reference to the job. at: Unix time at which the stage began. command: a random id.
     """
 
     mailbox: Any
@@ -180,7 +181,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(run.scale.timeout_s)
     began = Began(start_mailbox(), ray.put(run.job), time.time(), uuid4().hex)
     restarts = Restarts(run.filesystem, run.folder, run.name, run.scale)
-    watch = _Watch(began.mailbox, display)
+    watch = _Watch(began.mailbox, display, run.workers)
     try:
         with own_interrupts():
             while True:
@@ -189,7 +190,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
                     result: Result = run.trainer(began).fit().return_value
                     break
                 except ray.train.TrainingFailedError as error:
-                    began.mailbox.say.remote(restarts.line_of(error) or waiting_line(run.workers))
+                    began.mailbox.failed.remote(restarts.line_of(error))
     except KeyboardInterrupt:
         if watch.failed is None:
             raise
@@ -216,20 +217,16 @@ def own_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def waiting_line(workers: Workers) -> str:
-    """Says that no nodes are free for the workers. Ray Train gives up every 30 s and is started again."""
-    return f"waits for {workers}; nodes: {listed(living_nodes())}; free: {free_now()}"
-
-
 class _Watch:
-    """A thread that shows what rank 0 sends to the mailbox.
+    """A thread that shows what rank 0 sends to the mailbox, and that the workers wait for free nodes.
 
     failed: what the display raised, which comes from a callback of the user. It interrupts the training.
     """
 
-    def __init__(self, mailbox: Any, display: Display) -> None:
-        self.mailbox, self.display = mailbox, display
+    def __init__(self, mailbox: Any, display: Display, workers: Workers) -> None:
+        self.mailbox, self.display, self.workers = mailbox, display, workers
         self.failed: BaseException | None = None
+        self._said_at = time.monotonic()  # when workers last ran, or a line said that they wait
         self._main = threading.current_thread() is threading.main_thread()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -248,7 +245,8 @@ class _Watch:
         while not last:
             last = self._ended.wait(POLL_S)  # once more after the end, for the last lines
             try:
-                progress, news = ray.get(self.mailbox.read.remote(), timeout=5)
+                progress, news, waits = ray.get(self.mailbox.read.remote(), timeout=5)
+                news += self.waiting(waits and not last)
             except (ray.exceptions.RayError, TimeoutError):
                 continue  # training goes on without a display
             try:
@@ -264,6 +262,15 @@ class _Watch:
                 return
             if progress[0]:
                 self.display.show(*progress)
+
+    def waiting(self, waits: bool) -> list[str]:
+        """A line after each WAIT_S for which the workers wait; else no line."""
+        due = time.monotonic() - self._said_at >= WAIT_S
+        if due or not waits:
+            self._said_at = time.monotonic()
+        if not (due and waits):
+            return []
+        return [f"waits for {self.workers}; nodes: {listed(living_nodes())}; free: {free_now()}"]
 
 
 def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:

@@ -1,6 +1,6 @@
-"""A node has no disk or no memory left; nodes come and go; a job loses its head: all on one test bed.
+"""A node runs out of disk or memory, nodes come and go, and a job loses its head, all on one test bed.
 
-Each node has a small disk of its own, and its memory is what a file says, so that both can run out on one.
+Each node has a small disk of its own and reads its memory from a file, so that both can run out on one node.
 """
 
 import contextlib
@@ -147,7 +147,7 @@ def test_nodes_come_and_go_under_an_elastic_run(bed: Testbed, folder: Path) -> N
 
 
 def test_a_sweep_loses_a_node(bed: Testbed, folder: Path) -> None:
-    """That of a trial's process, if it is not the head's. Every trial finishes."""
+    """The node runs a trial and is not the head. Every trial finishes."""
     ensure(bed, 3)
     words = ["tune_spaces.sweep", "--space", "smoke", "--scheduler", "none"]
     job = Job(bed, folder / "sweep.log", *words, "--storage", str(folder), "--name", "sweep")

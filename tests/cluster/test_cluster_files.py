@@ -1,4 +1,4 @@
-"""The launch files: valid by the schemas of Ray and KubeRay, consistent, closed to the network, in memory."""
+"""The launch files follow the schemas of Ray and KubeRay, agree with each other, and open no port."""
 
 import json
 import re
@@ -243,7 +243,7 @@ def experiment_of(argv: list[str]) -> Experiment:
 
 @pytest.mark.parametrize("file", ["README.md", "submit.sh", "slurm.sh", "rayjob.yaml", "../docs/cluster.md"])
 def test_every_command_has_flags_that_the_parser_knows(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Buckets are not opened: what `prepare` wrote there says the sizes of its images."""
+    """No bucket is opened; a stub gives the sizes of the images in it."""
     mnist = Prepared("parquet", (1, 28, 28), {}, {}, {})
     monkeypatch.setattr("npdraw_dist.config.prepared.read_prepared", lambda *_: mnist)
     monkeypatch.setattr("npdraw_dist.core.storage.open_filesystem", lambda uri: (None, uri))

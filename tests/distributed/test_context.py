@@ -1,4 +1,4 @@
-"""What a Ray Train worker does in which order, with Ray Train replaced by a list of calls."""
+"""The order of the calls of a Ray Train worker, with a list of calls in place of Ray Train."""
 
 import math
 import sys
@@ -21,7 +21,7 @@ Calls = list[tuple[Any, ...]]
 
 @pytest.fixture(autouse=True)
 def own_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`worker` puts calls in place of Ray's; they end with the test."""
+    """Undoes the change that `worker` makes to the module."""
     monkeypatch.setattr(context, "ray", context.ray)
 
 
@@ -56,10 +56,10 @@ def worker(calls: Calls, rank: int = 0, watched: bool = True, others: Any = 0.0)
 
 
 def test_a_row_is_written_before_its_checkpoint_by_rank_0_alone() -> None:
-    """A kill in between repeats the row; the other way round it would lose it.
+    """A kill between the two repeats the row. In the other order the row would be lost.
 
-    A checkpoint between two validations has none, and gets the worst score: Ray Train takes a missing one for
-    the best, and cannot read a NaN that it wrote.
+    A checkpoint between two validations gets the worst score, since Ray Train ranks a missing score best and
+    cannot read a NaN that it wrote.
     """
     worst = {"valid/nll": sys.float_info.max}
     calls: Calls = []

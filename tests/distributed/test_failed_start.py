@@ -34,7 +34,7 @@ class Silent:
 def test_a_worker_that_dies_at_each_start_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There are more starts than CPUs: each frees what it had, as the next one waits for it."""
+    """There are more starts than CPUs, so each start must free its CPU for the next one."""
     free, starts = ray.available_resources()["CPU"], tmp_path / "starts"
     assert free < 4
 

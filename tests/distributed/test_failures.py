@@ -34,7 +34,7 @@ def died(detail: str = "Worker exit type: SYSTEM_ERROR", preempted: bool = False
 
 
 def failed(*ranks: Exception) -> WorkerGroupError:
-    """As Ray Train says it: that a worker no longer answers is found by its health check."""
+    """The error of Ray Train, whose health check finds workers that no longer answer."""
     found = [WorkerHealthCheckFailedError("failed", e) if isinstance(e, RayError) else e for e in ranks]
     return WorkerGroupError("training failed", dict(enumerate(found)))
 

@@ -1,4 +1,4 @@
-"""Folders that every node must see: nodes at the start of a run, and workers of later ones."""
+"""Every node must see the folders of a run, at the start or when it joins."""
 
 import os
 import time

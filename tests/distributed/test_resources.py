@@ -32,17 +32,13 @@ Cluster = Callable[..., None]
         (GPUS, {"num_workers": 3}, Workers(3, 3, 4)),  # too few GPUs, and none is required
         (GPUS, {"num_workers": "1:4"}, Workers(1, 4, 8, 1)),  # two workers, and more if nodes join
         (GPUS, {"num_workers": 4, "gpus_per_worker": 0.5}, Workers(4, 4, 4, 0.5)),
+        (UNEVEN, {"num_workers": 2}, Workers(2, 2, 8, 1)),  # nodes without GPUs do not count
+        (UNEVEN, {"num_workers": 3}, Workers(3, 3, 32)),
     ],
 )
 def test_workers_are_as_large_as_fits(cluster: Cluster, each: Any, scale: Any, planned: Workers) -> None:
     cluster(*each)
     assert plan_workers(ScaleConfig(**scale)) == planned
-
-
-def test_nodes_without_gpus_do_not_size_workers_with_gpus(cluster: Cluster) -> None:
-    cluster(*UNEVEN)
-    assert plan_workers(ScaleConfig(num_workers=2)) == Workers(2, 2, 8, 1)
-    assert plan_workers(ScaleConfig(num_workers=3)).gpu is False
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """When a run whose workers failed starts again, and the line while its workers wait for free nodes."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,12 +18,11 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.distributed import failures, run
 from npdraw_dist.distributed.resources import Workers
-from npdraw_dist.distributed.run import TrainRun, run_training
+from npdraw_dist.distributed.run import WAIT_S, TrainRun, run_training
 from npdraw_dist.training.checkpoint import Criterion
 
 LOCAL = fs.LocalFileSystem()
 DIED = f"ActorDiedError: {ActorDiedError()}"
-TWO_NODES = "10.0.0.1: 4 CPUs, 1 GPU; 10.0.0.2: 4 CPUs, 1 GPU"
 Fit = Callable[[Path], Any]
 
 
@@ -72,14 +72,14 @@ def ends(folder: Path) -> Any:
     return SimpleNamespace(return_value={"images": 1024})
 
 
-Play = Callable[[list[Fit], int], tuple[Any, list[str]]]
+Play = Callable[[list[Fit], int], tuple[Any, list[str | None]]]
 
 
 @pytest.fixture
 def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     """play(what each call of `fit` does, scale.max_failures): the result or the error, and the lines."""
-    lines: list[str] = []
-    mailbox = SimpleNamespace(say=SimpleNamespace(remote=lines.append))
+    lines: list[str | None] = []
+    mailbox = SimpleNamespace(failed=SimpleNamespace(remote=lines.append))
     monkeypatch.setattr(run, "start_mailbox", lambda: mailbox)
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     monkeypatch.setattr(ray, "put", lambda job: job)
@@ -87,7 +87,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     folder = tmp_path / "prior"
     folder.mkdir()
 
-    def played(fits: list[Fit], most: int) -> tuple[Any, list[str]]:
+    def played(fits: list[Fit], most: int) -> tuple[Any, list[str | None]]:
         left = iter(fits)
         fit = SimpleNamespace(fit=lambda: next(left)(folder))
         monkeypatch.setattr(TrainRun, "trainer", lambda self, began: fit)
@@ -141,19 +141,11 @@ def test_starts_that_fail_end_the_run_in_a_line(play: Play) -> None:
     assert len(lines) == 2
 
 
-def test_workers_wait_for_free_nodes_however_long_and_that_is_no_failure(
-    play: Play, cluster: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cluster((4, 1), (4, 1))
-    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 4.0})
+def test_workers_wait_for_free_nodes_however_long_and_that_is_no_failure(play: Play) -> None:
     result, lines = play([*[is_not_placed] * 3, dies, *[is_not_placed] * 3, ends], 1)
     assert result == {"images": 1024}
-    waits, restarts = (
-        f"waits for 1 worker of 1 CPU; nodes: {TWO_NODES}; free: 4 CPUs",
-        f"workers restart: {DIED}",
-    )
-    assert lines[:3] == lines[4:] == [waits] * 3
-    assert lines[3] == f"{restarts} (failure 1 of at most 1 without a new checkpoint)"
+    restarts = f"workers restart: {DIED} (failure 1 of at most 1 without a new checkpoint)"
+    assert lines == [None, None, None, restarts, None, None, None]
 
 
 def test_a_storage_that_does_not_answer_is_no_progress(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +161,7 @@ def test_without_a_limit_every_failure_is_survived_and_taken_nodes_do_not_count(
     assert lines == [f"workers restart: {DIED}"] * 5
     result, lines = play([*[is_taken] * 3, ends], 0)
     assert result == {"images": 1024}
-    assert all("taken away" in line for line in lines[-3:])
+    assert all("taken away" in str(line) for line in lines[-3:])
 
 
 @pytest.mark.parametrize(
@@ -185,3 +177,30 @@ def test_what_no_restart_mends_ends_the_run_in_a_line(play: Play, fit: Fit, most
     assert isinstance(result, UserError)
     assert reason in str(result)
     assert lines == []
+
+
+def test_a_line_says_every_half_minute_that_workers_wait_until_they_start(
+    monkeypatch: pytest.MonkeyPatch, cluster: Callable[..., None]
+) -> None:
+    now = SimpleNamespace(s=0.0)
+    monkeypatch.setattr(time, "monotonic", lambda: now.s)
+    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 4.0})
+    monkeypatch.setattr(run._Watch, "_run", lambda self: None)
+    cluster((4, 1), (4, 1))
+    watch = run._Watch(None, None, Workers(2, 2, 4, 1.0))  # type: ignore[arg-type]  # nothing is displayed
+
+    def lines(seconds: int, waits: bool) -> list[str]:
+        found: list[str] = []
+        for _ in range(seconds):
+            now.s += 1
+            found += watch.waiting(waits)
+        return found
+
+    line = (
+        "waits for 2 workers of 4 CPUs and a GPU; "
+        "nodes: 10.0.0.1: 4 CPUs, 1 GPU; 10.0.0.2: 4 CPUs, 1 GPU; free: 4 CPUs"
+    )
+    assert lines(int(WAIT_S) - 1, waits=True) == []
+    assert lines(int(WAIT_S) + 1, waits=True) == [line] * 2
+    assert lines(300, waits=False) == []
+    assert lines(int(WAIT_S), waits=True) == [line]  # the workers failed

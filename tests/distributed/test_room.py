@@ -1,4 +1,4 @@
-"""How many workers fit, against trying out every placement on single CPUs and GPUs."""
+"""The number of workers that fit equals that of a search over all placements on CPUs and GPUs."""
 
 from itertools import product
 
@@ -22,7 +22,7 @@ SHARES = st.sampled_from([0.0, 0.3, 0.4, 0.5, 0.75, 1.0])
 
 
 def holds(node: Node, cpus: int, gpus: float, count: int) -> bool:
-    """Whether `count` workers fit on a node: each is put on every GPU, one after another."""
+    """Whether `count` workers fit on a node, by trying each worker on every GPU."""
     if cpus * count > node.cpus:
         return False
     if gpus == 0:
@@ -61,7 +61,7 @@ def test_the_most_cpus_of_a_worker(nodes: list[Node], count: int, gpus: float) -
 
 @pytest.mark.parametrize("share", [0.01, 0.15, 0.2, 0.25, 1 / 3, 0.34, 0.5, 0.7, 1.0])
 def test_what_workers_request_fits_as_often_as_is_counted(share: float) -> None:
-    """In Ray's units on each GPU, and in the floats that its coordinator subtracts."""
+    """Both in Ray's units on each GPU and in the floats that Ray's coordinator subtracts."""
     requested, count = ray_share(share), per_gpu(share)
     assert Workers(2, 2, 4, share).resources == {"CPU": 4, "GPU": requested}
     assert round(requested * UNITS) * count <= UNITS

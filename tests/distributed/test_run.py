@@ -1,4 +1,4 @@
-"""How a command, Ray and its workers start, without starting them: environment, memory, backend."""
+"""Settings of the start of Ray and its workers, without a start: environment, memory, backend."""
 
 import os
 import signal
@@ -71,7 +71,7 @@ class Group:
 def test_workers_meet_by_a_backend_that_they_can_use(
     monkeypatch: pytest.MonkeyPatch, gpus: float, cuda: list[bool], backend: str
 ) -> None:
-    """As the trainer, which names the backend where it is not given, passes it to the workers."""
+    """The trainer names the backend, if none is given, and passes it to the workers."""
     found: list[tuple[str | None, int]] = []
 
     def on_start(self: Any, group: Any, config: TorchConfig) -> None:

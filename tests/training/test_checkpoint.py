@@ -220,7 +220,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(
 
 
 def test_the_next_generation_is_above_that_of_every_damaged_checkpoint(tmp_path: Path) -> None:
-    """Its name would be used twice else, and Ray Train deletes by name."""
+    """Otherwise two checkpoints would have one name, and Ray Train deletes by name."""
     first, second = checkpoints(tmp_path, 8, 16)
     rewrite(first, generation=0)
     shutil.copytree(second, f"{second}_1")

@@ -153,7 +153,7 @@ def test_a_restart_shows_no_step_twice(tmp_path: Path) -> None:
 def test_tensorboard_reads_events_that_need_no_thread_and_no_file_beside_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A writer with a file of its own would try again as the process ends, where the disk is full."""
+    """A writer with a file of its own would fail again on a full disk at the end of the process."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     registered: list[object] = []
     before = threading.active_count()

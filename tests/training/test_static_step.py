@@ -85,7 +85,7 @@ def test_a_step_does_not_wait_and_changes_no_buffer(name: str, stage: str) -> No
 @pytest.mark.few(4)
 @pytest.mark.parametrize(("name", "stage"), CASES)
 def test_nothing_is_copied_from_the_host(name: str, stage: str) -> None:
-    """On `meta`, where such a copy is seen; the first pass makes the tables of the grid."""
+    """On `meta`, which shows such copies. The first pass makes the tables of the grid."""
     experiment, meta = experiment_of(name), torch.device("meta")
     objective, batch = objective_of(experiment, stage).to(meta), batch_of(experiment).to(meta)
     for step, images in phases(experiment, stage):

@@ -99,7 +99,7 @@ def felt(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def both(rank: int, world_size: int, folder: str) -> None:
-    """One process: all its trainings; results go to `folder`."""
+    """Runs all trainings of one process and writes the results to `folder`."""
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
@@ -121,7 +121,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def assert_one(one: dict[str, Any], ranks: list[dict[str, Any]], rtol: float = 0.0) -> None:
-    """The ranks are equal, and like a rank alone, whose sums are in another order."""
+    """The ranks are equal, and near a rank alone, which sums in another order."""
     for name, value in ranks[0]["weights"].items():
         assert torch.equal(value, ranks[1]["weights"][name]), name
     for name, value in felt(one["weights"]).items():
