@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures a GPU that this project has not met: the tests that need one, the bench, and a training with its samples.
+# Measures a new kind of GPU: the tests that need one, the bench, and a training with its samples.
 #
 #   cluster/first_gpu.sh DATA OUT
 #

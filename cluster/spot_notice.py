@@ -1,7 +1,7 @@
-"""python spot_notice.py --cloud aws: tells Ray as soon as the cloud takes this machine back.
+"""`python spot_notice.py --cloud aws` tells Ray as soon as the cloud takes this machine back.
 
-It runs beside Ray on the workers of aws.yaml and gcp.yaml. Ray drains the node: a training saves at once, and
-goes on without it; it is no failure (docs/cluster.md).
+It runs beside Ray on the workers of aws.yaml and gcp.yaml. Ray drains the node, and a training saves at once
+and continues without it. That does not count as a failure (docs/cluster.md).
 """
 
 import http.client
@@ -25,18 +25,18 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 def _request(url: str, headers: Mapping[str, str], method: str = "GET") -> str | None:
-    """The answer of the machine's metadata service; None if it has none, or does not answer."""
+    """The answer of the machine's metadata service; None if the service has none or does not reply."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy knows other machines
     request = urllib.request.Request(url, headers=dict(headers), method=method)
     try:
         with opener.open(request, timeout=TIMEOUT_S) as answer:
             return str(answer.read().decode(errors="replace"))
-    except (OSError, http.client.HTTPException):  # such as an answer that is cut off
+    except (OSError, http.client.HTTPException):  # also an answer that is cut off
         return None
 
 
 def aws_notice(metadata: str) -> bool:
-    """Whether EC2 takes the machine back. `instance-action` is only there once that is decided."""
+    """Whether EC2 takes the machine back: then the service has an `instance-action`."""
     lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     token = _request(f"{metadata}/latest/api/token", lifetime, "PUT")
     path = "latest/meta-data/spot/instance-action"
@@ -51,7 +51,7 @@ def google_notice(metadata: str) -> bool:
 
 @dataclass(frozen=True)
 class Cloud:
-    """metadata: address of its metadata service. warns_s: seconds from the notice to the end, less a few."""
+    """metadata: address of the metadata service. warns_s: seconds that Ray has after a notice."""
 
     metadata: str
     notice: Callable[[str], bool]
@@ -65,32 +65,29 @@ CLOUDS = {
 
 
 class Flags(Command):
-    """Waits for the cloud's notice that it takes this machine back, and tells Ray, which must run here."""
+    """Waits for the cloud's notice that it takes this machine back, and tells the Ray of this machine."""
 
-    cloud: Literal["aws", "google"] = Field(description="whose machine this is")
+    cloud: Literal["aws", "google"] = Field(description="the cloud of this machine")
     metadata: str | None = Field(
         None, description="address of the metadata service; if not given, the cloud's"
     )
 
 
 def this_node() -> tuple[str, str]:
-    """Ray's id of this machine, and the address of the cluster. Leaves Ray again.
-
-    It joins by address: if several nodes share a disk, `auto` can join another cluster.
-    """
-    here = {address.address for card in psutil.net_if_addrs().values() for address in card}
+    """Ray's id of this machine, and the address of its cluster."""
+    own = {address.address for card in psutil.net_if_addrs().values() for address in card}
     ray.init(address="auto", log_to_driver=False)
     try:
-        node = next(n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] in here)
+        node = next(n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] in own)
         return node, ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
 
 
 def drain(node: str, address: str, seconds: int) -> None:
-    """Tells Ray that the node ends in `seconds`. Raises CalledProcessError if Ray does not hear it.
+    """Tells Ray that the node ends in `seconds`. Raises CalledProcessError if that fails.
 
-    address: of the cluster; without it Ray refuses where it finds a second one on the machine.
+    address: of the cluster, which Ray needs if the machine runs a second one.
     """
     reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the cloud takes it back"]
     limit = ["--deadline-remaining-seconds", str(seconds)]
@@ -101,7 +98,7 @@ def drain(node: str, address: str, seconds: int) -> None:
 def main(argv: Sequence[str]) -> None:
     flags = validate(Flags, parse_flags(Flags, "cluster.spot_notice", argv))
     cloud = CLOUDS[flags.cloud]
-    node, address = this_node()  # now, since it takes seconds
+    node, address = this_node()  # before the notice, since it takes seconds
     while not cloud.notice(flags.metadata or cloud.metadata):
         time.sleep(POLL_S)
     print(f"{flags.cloud} takes this machine back: node {node} is drained", flush=True)

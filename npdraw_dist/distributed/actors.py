@@ -1,4 +1,4 @@
-"""Work in Ray actors that the driver calls: objects that share the cluster, and a task that holds a GPU."""
+"""Work in Ray actors: objects that share the cluster, and a piece of the driver's work that needs a GPU."""
 
 import math
 import time
@@ -14,28 +14,29 @@ from npdraw_dist.distributed import resources
 from npdraw_dist.distributed.start import can_grow, ray_runs
 
 SURVIVE: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3}  # deaths of an actor's process or node
-WAIT_S = 30.0  # how often it is said that there is no free GPU
+WAIT_S = 30.0  # between two lines that no GPU is free
 
 Result = TypeVar("Result")
 
 
 class Actors:
-    """`kind(*arguments)` for each item of `arguments`, in an actor each.
+    """An actor with the object `kind(*arguments)` for each item of `arguments`.
 
-    Ray starts an actor again if it dies: so no call may change one. Each holds a CPU, or without gpu False a
-    GPU; a share of one if there are more actors than these.
+    No call may change an object, since Ray starts an actor that dies anew. Each actor holds a GPU, or a CPU
+    if gpu is False or the cluster has no GPU, and a share of one if there are more actors.
     """
 
     def __init__(self, kind: type, arguments: Sequence[tuple[Any, ...]], gpu: bool | None) -> None:
         import ray
 
-        gpus = 0.0 if gpu is False else _for_each("GPU", len(arguments))
-        cpus = 0.0 if gpus else _for_each("CPU", len(arguments))
+        nodes, count = resources.living_nodes(), len(arguments)
+        gpus = 0.0 if gpu is False else _share(sum(int(node.gpus) for node in nodes), count)
+        cpus = 0.0 if gpus else _share(sum(node.cpus for node in nodes), count)
         actor: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, **SURVIVE)(kind)
         self._actors = [actor.remote(*each) for each in arguments]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """The result of `method(*arguments)` of each, in their order. Raises the UserError of one."""
+        """The results of `method(*arguments)`, an actor each. Raises the UserError that an actor raises."""
         import ray
 
         try:
@@ -54,25 +55,21 @@ class Actors:
             ray.kill(actor)
 
 
-def _for_each(resource: str, count: int) -> float:
-    """The share of a resource for each of `count` actors at once: 1, or 1/n; 0 if there is none."""
-    import ray
-
-    total = sum(int(node["Resources"].get(resource, 0)) for node in ray.nodes() if node["Alive"])
+def _share(total: int, count: int) -> float:
+    """The share of a CPU or GPU, of `total` ones, for each of `count` actors: 1 or 1/n; 0 if total is 0."""
     return resources.UNITS // math.ceil(count / total) / resources.UNITS if total else 0.0
 
 
 def _own(error: Any) -> Exception:
-    """The UserError that a task raised, else Ray's error."""
+    """The UserError that a task raised; Ray's error if it raised another one."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, UserError) else error
 
 
 def has_gpu(scale: ScaleConfig) -> bool:
-    """Whether `on_gpu` uses a GPU: if the cluster has one and scale.use_gpu does not forbid it.
+    """Whether `on_gpu` uses a GPU: the cluster or, with scale.num_workers 0, this process has one to use.
 
-    Also if scale.use_gpu requires one and the cluster can grow: a node that was idle may have been removed.
-    Where all is done in this process, its own GPU counts.
+    Also true if scale.use_gpu requires one and the cluster can grow, since an idle node may be gone for now.
     """
     if scale.here:
         return device_here(scale.use_gpu).type == "cuda"
@@ -85,12 +82,11 @@ def has_gpu(scale: ScaleConfig) -> bool:
 def on_gpu(
     scale: ScaleConfig, title: str, work: Callable[..., Result], *arguments: Any
 ) -> tuple[Result, float]:
-    """`work(device, *arguments)`, in a process that holds a GPU if the cluster `has_gpu`; its CPU seconds.
+    """Runs `work(device, *arguments)` on a GPU if the cluster `has_gpu`; returns its result and CPU seconds.
 
-    The process ends with the work: the driver's node may have no GPU, and a GPU that the driver used itself
-    would hold its context, some hundred MB, as long as the driver lives. Without a GPU the work runs here, on
-    the CPU; and with scale.num_workers 0 on the device of this process. title: names the work where it has
-    to wait. The device is a GPU if torch finds it there. Raises the UserError that `work` raises.
+    A process of its own holds the GPU and ends with the work: the driver's node may have no GPU, and a CUDA
+    context of the driver would keep some hundred MB. Without a GPU the work runs in this process and counts
+    0 seconds. title: names the work in the line that it waits. Raises the UserError that `work` raises.
     """
     if scale.here or not has_gpu(scale):
         device = device_here(scale.use_gpu) if scale.here else torch.device("cpu")
@@ -103,7 +99,7 @@ def on_gpu(
     remote: Any = ray.remote(num_cpus=1, num_gpus=resources.ray_share(share), **SURVIVE)(_Process)
     process = remote.options(
         runtime_env={"env_vars": variables},
-        scheduling_strategy="DEFAULT",  # in a trial not bound to Tune's bundle, which has no GPU
+        scheduling_strategy="DEFAULT",  # not in the bundle of a trial of Tune, which has no GPU
     ).remote()
     try:
         ready = process.ready.remote()
@@ -132,6 +128,6 @@ class _Process:
 
 
 def _threads(nodes: list[resources.Node], share: float) -> int:
-    """The CPUs that go with a share of a GPU on the node with the fewest. The actor holds one of them."""
+    """The CPUs per share of a GPU, on the node with the fewest, though the actor reserves only one."""
     each = [node.cpus / node.gpus for node in nodes if resources.room([node], 1, share)]
     return max(int(min(each, default=1) * share), 1)

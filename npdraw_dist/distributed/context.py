@@ -20,16 +20,19 @@ from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import RunContext
 from npdraw_dist.training.device import usable
 
+LOOK_EVERY_S = 2.0  # how often ranks look for a notice that the cloud takes back a node of the run
 MOST_STEPS = 1000  # between two looks
-LOOK_EVERY_S = 2.0  # for a notice that a node of the run is about to be taken away
-SAVE_EVERY_S = 20.0  # after a notice
+SAVE_EVERY_S = 20.0  # between two checkpoints after a notice
 
-BUCKETS = 4  # groups of gradients, averaged while the backward pass goes on
-LEAST_BUCKET_MB, LARGEST_BUCKET_MB = 1.0, 25.0  # below, latency counts more; above is torch's default
+BUCKETS = 4  # groups of gradients that ranks average during the backward pass
+LEAST_BUCKET_MB, LARGEST_BUCKET_MB = (
+    1.0,
+    25.0,
+)  # a smaller one is bound by latency; the largest is torch's default
 
 
 def ddp_settings(module: nn.Module) -> dict[str, Any]:
-    """DistributedDataParallel's. Buffers are alike on all ranks; gradients travel in some BUCKETS buckets."""
+    """The settings of DistributedDataParallel: about BUCKETS buckets, and no broadcast of equal buffers."""
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     size_mb = trained / BUCKETS / 2**20
     return {
@@ -40,7 +43,7 @@ def ddp_settings(module: nn.Module) -> dict[str, Any]:
 
 
 class RayContext(RunContext):
-    """A worker of the Ray Train (V2) run in `folder`. began: Unix time at which its stage began."""
+    """A worker of the Ray Train (V2) run in `folder`. began: Unix time of the start of the stage."""
 
     removes_saved = True  # training goes on while a checkpoint is uploaded
 
@@ -54,7 +57,7 @@ class RayContext(RunContext):
     ) -> None:
         device = usable(ray.train.torch.get_device())
         show, say = mailbox.show.remote, mailbox.say.remote
-        display: Any = SimpleNamespace(show=show, say=say, record=say)  # of the driver
+        display: Any = SimpleNamespace(show=show, say=say, record=say)  # the driver's
         super().__init__(filesystem, folder, device, criterion, display)
         self.began = began
         context = ray.train.get_context()
@@ -65,7 +68,7 @@ class RayContext(RunContext):
         self._looked_at = time.monotonic()
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        # Parameters that a stage does not train have requires_grad off, so DDP waits for none in vain.
+        # Parameters that a stage does not train have requires_grad off, so DDP does not wait for them.
         settings = ddp_settings(module)
         wrapped: nn.Module = ray.train.torch.prepare_model(
             module, self.device, parallel_strategy_kwargs=settings
@@ -96,7 +99,7 @@ class RayContext(RunContext):
         if not self._watched or self._steps < self._gap:
             return False
         notice = ray.train.get_preemption_info()  # asks all ranks
-        # Rank 0 decides, so that all save, and look again, at one step.
+        # Rank 0 decides, so that all ranks save and look again at the same step.
         now = time.monotonic()
         due = self.rank == 0 and notice is not None and now - self._saved_at >= SAVE_EVERY_S
         if due:
@@ -110,14 +113,14 @@ class RayContext(RunContext):
         return bool(due)
 
     def publish(self, metrics: dict[str, Any], saved: Path | None, name: str, at_once: bool = False) -> None:
-        """Uploads the checkpoint folder `saved`, beside training unless `at_once`."""
+        """Uploads the checkpoint folder `saved` while training goes on, or before it goes on if `at_once`."""
         score = self.criterion.name
         if not math.isfinite(metrics.get(score, 0.0)):
             metrics = {**metrics, score: self.criterion.worst}
         if saved is None:
             ray.train.report(metrics, checkpoint_dir_name=name)
             return
-        # `report` waits for the upload before it, and the end of the worker for all.
+        # `report` waits for the previous upload, and the end of the worker for all uploads.
         modes = ray.train.CheckpointUploadMode
         ray.train.report(
             metrics,

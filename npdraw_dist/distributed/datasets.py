@@ -1,4 +1,4 @@
-"""Writes a Ray Dataset of a caller, on its cluster."""
+"""Writes the Ray Dataset of a caller on its cluster."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from pyarrow import fs
 from ray.data import Dataset, SaveMode
 from ray.data.datasource import FilenameProvider
 
-PART = "part-"  # begins the names of the files
+PART = "part-"  # prefix of the names of the files
 
 
 class _InOrder(FilenameProvider):
-    """Ray's own names are random; but ids and splits follow from the names."""
+    """Numbers the files. Ray's own names are random, and ids and splits are computed from the names."""
 
     def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
         return f"{PART}{task_index:05d}.parquet"
@@ -23,9 +23,9 @@ def write_dataset(
     filesystem: fs.FileSystem,
     folder: str,
 ) -> None:
-    """Writes the rows as Parquet files, in their order. encode: what is written of a row."""
+    """Writes `encode(row)` of each row to Parquet files, in the order of the rows."""
     encoded = dataset.map(encode)
-    options = encoded.context.execution_options  # also those of the user's dataset
+    options = encoded.context.execution_options  # shared with the user's dataset
     before, options.preserve_order = options.preserve_order, True
     try:
         names = _InOrder()

@@ -1,4 +1,4 @@
-"""The actor through which rank 0 reports to the driver. It imports no torch, so that it starts at once."""
+"""The actor through which rank 0 reports to the driver. It imports no torch, so it starts at once."""
 
 from typing import Any
 
@@ -11,28 +11,35 @@ class Mailbox:
     def __init__(self) -> None:
         self.progress: Progress = (0, 0.0, "")
         self.news: list[Any] = []
-        self.starts, self.workers = 0, 0  # how often workers have started, and how many the last time
+        self.workers = 0  # the number of workers at their last start
+        self.waits = True  # whether the workers wait to start, for the first time or again
 
     def started(self, workers: int) -> None:
-        if self.starts and workers != self.workers:
+        if self.workers not in (0, workers):
             self.news.append(f"workers restart: their number changes from {self.workers} to {workers}")
-        self.starts, self.workers = self.starts + 1, workers
+        self.workers, self.waits = workers, False
+
+    def failed(self, line: str | None) -> None:
+        """line: why the workers start again, if a person has to know."""
+        self.waits = True
+        if line is not None:
+            self.news.append(line)
 
     def show(self, images_seen: int, images_per_s: float, note: str) -> None:
-        self.progress = (images_seen, images_per_s, note)
+        self.progress, self.waits = (images_seen, images_per_s, note), False
 
     def say(self, line: Any) -> None:
-        """line: for a person, or a row of metrics.jsonl or training.jsonl."""
+        """line: a text for a person, or a row of metrics.jsonl or training.jsonl."""
         self.news.append(line)
 
-    def read(self) -> tuple[Progress, list[Any], int]:
-        """The latest progress, what is new since the last call, and how often workers have started."""
+    def read(self) -> tuple[Progress, list[Any], bool]:
+        """The latest progress, what is new since the last call, and whether the workers wait to start."""
         news, self.news = self.news, []
-        return self.progress, news, self.starts
+        return self.progress, news, self.waits
 
 
 def start_mailbox() -> Any:
-    """A handle of an actor on this node. If it dies, it starts again, empty."""
+    """Starts the actor on this node. If it dies, it starts again without its contents."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -1,4 +1,4 @@
-"""Whether every node sees the folders of a run, and each worker its GPU."""
+"""Checks that every node sees the folders of a run, and that each worker can use its GPU."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks, differences, require_seen
 
-NODE_TIMEOUT_S = 120  # for an idle task on a node, which may be busy or read Python from a shared disk
+NODE_TIMEOUT_S = 120  # for a small task; a node may be busy, or read Python from a shared disk
 
 
 def require_shared(folders: Sequence[Landmarks]) -> None:
@@ -36,7 +36,7 @@ def require_shared(folders: Sequence[Landmarks]) -> None:
 
 
 def _answer(answer: Any, count: int) -> list[str | None]:
-    """A node's answer; no difference for a node that died meanwhile, since no worker will run there."""
+    """The differences that a node found; none for a node that died meanwhile, since no worker runs there."""
     try:
         return list(ray.get(answer))
     except ray.exceptions.RayError:

@@ -1,4 +1,4 @@
-"""What Ray's public interface does not give. A Ray with other names is left as it is, and training works."""
+"""A mend of Ray Train that its public interface does not allow. A Ray with other names is left unchanged."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from ray.util.state.exception import RayStateApiException
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray's trainer, but a run whose controller is killed is cleaned up also where Ray has no dashboard."""
+    """Ray's trainer, which also frees the CPUs of a run with a killed controller if Ray has no dashboard."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return replace_cleaner(super()._create_default_callbacks())
@@ -18,9 +18,9 @@ def replace_cleaner(callbacks: list[Any]) -> list[Any]:
     """Ray Train's callbacks, with a cleaner that needs no dashboard.
 
     The cleaner (Ray's pull request 58515) frees the CPUs of a run whose controller is killed while its job
-    goes on, as of a stopped trial. Ray's own asks the dashboard whether the controller lives, and frees
-    nothing without one: a stopped trial keeps its CPUs until the sweep ends. These classes are local, so
-    Ray sends them whole, and the cleaner's process imports neither this package nor torch.
+    goes on, such as a stopped trial. Ray's own cleaner asks the dashboard whether the controller lives. It
+    frees nothing without one, so a stopped trial keeps its CPUs until the sweep ends. The classes are local:
+    Ray pickles them whole, so the cleaner's process imports neither this package nor torch.
     """
     try:
         from ray._private import state

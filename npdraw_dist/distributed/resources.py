@@ -19,7 +19,7 @@ POLL_S, SAY_EVERY_S = 1.0, 60.0
 
 @dataclass(frozen=True)
 class Node:
-    """What a node has, or has free. Parts of a CPU do not count."""
+    """The CPUs and GPUs that a node has, or has free. Fractions of a CPU are dropped."""
 
     cpus: int
     gpus: float = 0.0
@@ -27,7 +27,7 @@ class Node:
 
     @classmethod
     def of(cls, resources: Mapping[str, float], address: str = "") -> "Node":
-        """resources: as Ray states them."""
+        """resources: Ray's mapping of names to amounts."""
         return cls(int(resources.get("CPU", 0)), float(resources.get("GPU", 0)), address)
 
     def __str__(self) -> str:
@@ -48,41 +48,36 @@ def living_nodes() -> list[Node]:
 
 
 def free_now() -> Node:
-    """What is free now on all nodes together; Ray's public interface does not tell it by node."""
+    """What is free now on all nodes together, since Ray's public interface has no numbers by node."""
     import ray
 
     return Node.of(ray.available_resources())
 
 
 def local_resources(scale: ScaleConfig) -> dict[str, float]:
-    """What a Ray of this machine alone will have, as `ray.nodes` states it."""
+    """The resources of a Ray on this machine alone, in the form of `ray.nodes`."""
     return {"CPU": float(local_cpus(scale)), "GPU": float(torch.cuda.device_count())}
 
 
 def per_gpu(share: float) -> int:
-    """How many workers with this share, at most 1, are on a GPU at once."""
+    """How many workers with this share (at most 1) of a GPU run on one at once."""
     return UNITS // max(round(share * UNITS), 1)
 
 
 def ray_share(gpus: float) -> float:
-    """The number to give to Ray for workers with this share of a GPU: 1/n, or a bit less.
+    """The number to give to Ray for workers with this share of a GPU: 1/n rounded down to a binary fraction.
 
-    Of five times 0.2 the last would not fit, since Ray subtracts floats. So it is a binary fraction, whose
-    sums are exact.
+    Ray subtracts floats, so a fifth worker with 0.2 would not fit. Sums of binary fractions are exact.
     """
     return (UNITS // per_gpu(gpus)) * BINARY // UNITS / BINARY
 
 
 def room(nodes: Iterable[Node], cpus: int, gpus: float = 0.0) -> int:
-    """How many workers fit on all nodes together.
-
-    cpus, gpus: of each worker; a share of a GPU, at most 1.
-    """
+    """How many workers with `cpus` CPUs and `gpus` (at most 1) of a GPU fit on all nodes together."""
     return sum(_slots(node, cpus, gpus) for node in nodes)
 
 
 def _slots(node: Node, cpus: int, gpus: float) -> int:
-    """How many workers fit on a node."""
     counts = []
     if cpus:
         counts.append(node.cpus // cpus)
@@ -95,7 +90,7 @@ def _slots(node: Node, cpus: int, gpus: float) -> int:
 
 
 def most_cpus(nodes: Sequence[Node], count: int, gpus: float = 0.0) -> int:
-    """The most CPUs, or 0, of each of `count` workers with `gpus` GPUs."""
+    """The most CPUs that each of `count` workers with `gpus` GPUs can have; 0 if they do not fit."""
     largest = max((node.cpus for node in nodes), default=0)
     return next((each for each in range(largest, 0, -1) if room(nodes, each, gpus) >= count), 0)
 
@@ -111,7 +106,7 @@ def listed(nodes: Iterable[Node], most: int = 8) -> str:
 
 @dataclass(frozen=True)
 class Workers:
-    """`least` to `most` workers with `cpus` CPUs each, and `gpus` of a GPU: 0, a share, or 1."""
+    """`least` to `most` workers, each with `cpus` CPUs and `gpus` of a GPU: 0, a share, or 1."""
 
     least: int
     most: int
@@ -124,12 +119,12 @@ class Workers:
 
     @property
     def count(self) -> int | tuple[int, int]:
-        """The number for Ray Train's ScalingConfig: a range makes the run elastic."""
+        """The number of workers for Ray Train's ScalingConfig; a range makes the run elastic."""
         return self.least if self.least == self.most else (self.least, self.most)
 
     @property
     def resources(self) -> dict[str, float]:
-        """What each of them requests from Ray."""
+        """What each worker requests from Ray."""
         return {"CPU": self.cpus, **({"GPU": ray_share(self.gpus)} if self.gpu else {})}
 
     def __str__(self) -> str:
@@ -144,7 +139,7 @@ def describe_gpus(gpus: float) -> str:
 
 
 def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Workers:
-    """The workers that fit on the nodes, as large as lets most of them run. Raises UserError if none fit."""
+    """As many workers as fit on the nodes, then as many CPUs each as fit. Raises UserError if too few fit."""
     least, gpus = scale.least_workers, scale.gpus_per_worker
     if scale.use_gpu is False or (scale.use_gpu is None and room(nodes, 1, gpus) < least):
         gpus = 0.0
@@ -165,25 +160,25 @@ def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Workers:
 
 
 def worker_here(scale: ScaleConfig) -> Workers:
-    """Describes this process as a worker. Raises UserError as `device_here`."""
+    """This process as a worker. Raises UserError if scale.use_gpu requires a GPU and there is none."""
     return Workers(1, 1, torch.get_num_threads(), float(device_here(scale.use_gpu).type == "cuda"))
 
 
 def plan_local(scale: ScaleConfig) -> Workers:
-    """`plan_workers` of a Ray that this machine alone would start; starts nothing. Raises UserError."""
+    """The workers of a Ray on this machine alone, without starting it. Raises UserError."""
     return fit(scale, [Node.of(local_resources(scale), "this machine")])
 
 
 def require_gpu(scale: ScaleConfig) -> None:
-    """Raises UserError if scale.use_gpu is true, Ray will be on this machine alone, and it has no GPU."""
+    """Raises UserError if scale.use_gpu is true and Ray would start on this machine, which has no GPU."""
     if is_local():
         plan_local(scale.model_copy(update={"num_workers": 1, "cpus_per_worker": None}))
 
 
 def plan_workers(scale: ScaleConfig, say: Callable[[str], None] = print) -> Workers:
-    """The workers that fit the cluster; requests nodes, and waits for them up to scale.wait_s.
+    """The workers that fit the cluster. If too few fit, requests nodes and waits up to scale.wait_s for them.
 
-    say: shows what it waits for, at once and each minute. Raises UserError that names what is missing.
+    say: shows a line at once and each minute of waiting. Raises UserError that names what is missing.
     """
     from ray.autoscaler.sdk import request_resources
 
@@ -201,12 +196,12 @@ def plan_workers(scale: ScaleConfig, say: Callable[[str], None] = print) -> Work
                 if now >= next_line:
                     next_line = now + SAY_EVERY_S
                     say(f"waits for nodes ({now - started:.0f} of {scale.wait_s} s): {error}")
-            # Only an autoscaler reacts to it. Ray Data and Train overwrite it, so it is repeated.
+            # Only an autoscaler reacts to a request. Ray Data and Train overwrite it, so it is repeated.
             requested = True
             gpus = scale.gpus_per_worker if scale.use_gpu else 0.0
             each = Workers(1, 1, scale.cpus_per_worker or 1, gpus).resources
             request_resources(bundles=[each] * scale.least_workers)
             time.sleep(POLL_S)
     finally:
-        if requested:  # it stands until it is withdrawn, also after the job; Ray Train makes its own request
+        if requested:  # a request outlives the job; Ray Train makes its own
             request_resources(bundles=[])

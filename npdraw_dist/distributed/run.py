@@ -1,4 +1,4 @@
-"""One Ray Train run: how its workers connect, start, report and end."""
+"""A Ray Train run: how its workers connect, start, report and end."""
 
 import _thread
 import json
@@ -35,21 +35,20 @@ from npdraw_dist.distributed.start import can_grow, quiet_logs
 from npdraw_dist.training.checkpoint import KEPT, Criterion, by_age
 from npdraw_dist.training.context import Context, Display, Job, Result
 
-POLL_S = 0.5  # how often the driver asks for progress
-FIRST_S, AGAIN_S = 25.0, 60.0  # until it is said that workers are not placed, and said again
-
+POLL_S = 0.5  # how often the driver reads the mailbox
+WAIT_S = 30.0  # between two lines that workers wait for free nodes
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # where Ray Train keeps its list of checkpoints
 
 
 def choose_gloo_interface() -> None:
-    """Sets GLOO_SOCKET_IFNAME, if unset: gloo would look up the host name, often 127.0.0.1."""
+    """Sets GLOO_SOCKET_IFNAME, if unset, since gloo looks up the host name, which is often 127.0.0.1."""
     address, interfaces = ray.util.get_node_ip_address(), psutil.net_if_addrs().items()
     if name := next((one for one, found in interfaces if address in [at.address for at in found]), None):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def backend_for(gpus: float) -> str | None:
-    """The backend of workers with so many GPUs each; None: Ray's. NCCL refuses two ranks on one GPU."""
+    """gloo if several workers share a GPU, which NCCL refuses; None leaves the choice to Ray."""
     return "gloo" if 0 < gpus < 1 < per_gpu(gpus) else None
 
 
@@ -58,14 +57,14 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
         try:
             self.connect(worker_group, backend_config)
         except Exception:
-            # Ray Train would leave its CPUs and GPUs taken, and the next start would wait for them.
+            # Ray Train would keep the CPUs and GPUs, and the next start would wait for them.
             handle = worker_group.get_worker_group_state().placement_group_handle
             remove_placement_group(handle.placement_group)
             raise
 
     def connect(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(choose_gloo_interface)
-        # NCCL ends a worker that torch gives no GPU, which then computes on the CPU (`device.usable`).
+        # NCCL ends a worker in which torch finds no GPU; with gloo it computes on the CPU (`device.usable`).
         if backend_config.backend != "gloo" and not all(worker_group.execute(torch.cuda.is_available)):
             backend_config = replace(backend_config, backend="gloo")
         super().on_start(worker_group, backend_config)
@@ -83,8 +82,8 @@ class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]
 class TrainRun(Generic[Job, Result]):
     """The Ray Train run `storage`/`name`, in which each rank calls `worker` on the job.
 
-    job: a node fetches it once. criterion: which checkpoints are best. callbacks see each report. folders:
-    what each node has to see.
+    job: each node fetches it once. criterion: ranks the checkpoints. callbacks: called with each report.
+    folders: each node must see them.
     """
 
     worker: Callable[[Job, Context], Result]
@@ -119,7 +118,7 @@ class TrainRun(Generic[Job, Result]):
                 failure_config=ray.train.FailureConfig(  # no restart by Ray Train: see `Restarts`
                     0, max_preemption_failures=0, controller_failure_limit=0
                 ),
-                # Ray Train keeps the last one besides.
+                # Ray Train also keeps the last one.
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=KEPT,
                     checkpoint_score_attribute=self.criterion.name,
@@ -133,9 +132,9 @@ class TrainRun(Generic[Job, Result]):
 
 
 class Began(NamedTuple):
-    """What all workers of a command share, also those that start again.
+    """What all workers of a command share, also after a restart.
 
-    job: Ray's reference to it. at: Unix time.
+    job: Ray's reference to the job. at: Unix time at which the stage began. command: a random id.
     """
 
     mailbox: Any
@@ -145,7 +144,7 @@ class Began(NamedTuple):
 
 
 def _start_worker(config: dict[str, Any]) -> Any:
-    """Trains; rank 0 holds the lease on the run, since workers of a killed driver can outlive it."""
+    """Trains. Rank 0 owns the lease on the run, since workers can outlive a killed driver."""
     run: TrainRun[Any, Any] = config["run"]
     began: Began = config["began"]
     quiet_logs()
@@ -160,22 +159,22 @@ def _start_worker(config: dict[str, Any]) -> Any:
             return run.worker(job, context)
         began.mailbox.started.remote(context.world_size)
         what = f"stage {display_path(run.filesystem, run.folder)}"
-        waits_s = float(run.scale.timeout_s)  # for workers of an earlier attempt to end
-        with Lease(run.filesystem, run.folder, what, wait_s=waits_s, group=began.command) as held:
-            context.check = held.check
+        waits_s = float(run.scale.timeout_s)  # until workers of an earlier attempt end
+        with Lease(run.filesystem, run.folder, what, wait_s=waits_s, group=began.command) as lease:
+            context.check = lease.check
             return run.worker(job, context)
     except (OSError, LeaseError) as error:
         cause = error.__cause__ if isinstance(error, LeaseError) else error
         if not isinstance(cause, OSError):
             raise
-        # The storage failed, or this node's own disk.
+        # The storage or this node's own disk failed.
         raise OSError(f"{cause}, on node {ray.util.get_node_ip_address()}") from None
 
 
 def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
-    """Runs the workers to their end; returns what rank 0 returned. Raises StorageFailed or UserError.
+    """Runs the workers and returns what rank 0 returned. Raises StorageFailed or UserError.
 
-    Workers that fail start again as long as `Restarts` says, from the newest checkpoint.
+    Workers that fail start again from the newest checkpoint, as often as `Restarts` allows.
     """
     # Read by Ray Train's controller; the process group has its own limit.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.scale.timeout_s)
@@ -191,9 +190,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
                     result: Result = run.trainer(began).fit().return_value
                     break
                 except ray.train.TrainingFailedError as error:
-                    if (line := restarts.line_of(error)) is not None:
-                        began.mailbox.say.remote(line)
-                        watch.begin()
+                    began.mailbox.failed.remote(restarts.line_of(error))
     except KeyboardInterrupt:
         if watch.failed is None:
             raise
@@ -207,7 +204,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
 
 @contextmanager
 def own_interrupts() -> Iterator[None]:
-    """Ctrl-C ends the block by KeyboardInterrupt, and works as before after it, despite Ray Train."""
+    """Ctrl-C raises KeyboardInterrupt in the block and after it, though Ray Train sets its own handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -221,30 +218,25 @@ def own_interrupts() -> Iterator[None]:
 
 
 class _Watch:
-    """Shows what rank 0 reports to the mailbox, and that the workers wait for a place, from a thread.
+    """A thread that shows what rank 0 sends to the mailbox, and that the workers wait for free nodes.
 
-    failed: what the display raised: a callback of the user did. It interrupts the training.
+    failed: what the display raised, which comes from a callback of the user. It interrupts the training.
     """
 
     def __init__(self, mailbox: Any, display: Display, workers: Workers) -> None:
         self.mailbox, self.display, self.workers = mailbox, display, workers
         self.failed: BaseException | None = None
-        self.begin()
+        self._said_at = time.monotonic()  # when workers last ran, or a line said that they wait
         self._main = threading.current_thread() is threading.main_thread()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
-    def begin(self) -> None:
-        """The workers are requested."""
-        self._before: int | None = None  # how often they had started by then
-        self._next = time.monotonic() + FIRST_S  # when it is said that they wait
-
     def stop(self) -> None:
         self._ended.set()
         try:
             self._thread.join()
-        except KeyboardInterrupt:  # that of the thread, if the training ended before it
+        except KeyboardInterrupt:  # the thread's own, if the training ended before it
             if self.failed is None:
                 raise
 
@@ -253,38 +245,39 @@ class _Watch:
         while not last:
             last = self._ended.wait(POLL_S)  # once more after the end, for the last lines
             try:
-                progress, news, starts = ray.get(self.mailbox.read.remote(), timeout=5)
-                missing = None if last else self.missing(starts)
+                progress, news, waits = ray.get(self.mailbox.read.remote(), timeout=5)
+                news += self.waiting(waits and not last)
             except (ray.exceptions.RayError, TimeoutError):
                 continue  # training goes on without a display
             try:
-                for item in [*news, *([missing] if missing else [])]:
+                for item in news:
                     if isinstance(item, str):
                         self.display.say(item)
                     else:
                         self.display.record(item)
             except BaseException as error:  # such as SystemExit of a callback
                 self.failed = error
-                if self._main and not last:  # elsewhere Ray Train takes no interrupt: it trains to the end
+                if self._main and not last:  # Ray Train takes no interrupt in another thread
                     _thread.interrupt_main()
                 return
             if progress[0]:
                 self.display.show(*progress)
 
-    def missing(self, starts: int) -> str | None:
-        """That the workers wait for a place, if it is to be said now. starts: how often they have started."""
-        if self._before is None:
-            self._before = starts
-        if starts > self._before or time.monotonic() < self._next:
-            return None
-        self._next = time.monotonic() + AGAIN_S
-        return f"waits for {self.workers}; nodes: {listed(living_nodes())}; free: {free_now()}"
+    def waiting(self, waits: bool) -> list[str]:
+        """A line after each WAIT_S for which the workers wait; else no line."""
+        due = time.monotonic() - self._said_at >= WAIT_S
+        if due or not waits:
+            self._said_at = time.monotonic()
+        if not (due and waits):
+            return []
+        return [f"waits for {self.workers}; nodes: {listed(living_nodes())}; free: {free_now()}"]
 
 
 def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:
-    """Removes Ray Train's list of a run's checkpoints if it is damaged, or names one that does not exist.
+    """Removes Ray Train's list of a run's checkpoints if it is damaged or names a missing checkpoint.
 
-    Ray Train rewrites it in place, and could not go on. Training resumes from the checkpoints themselves.
+    Ray Train rewrites the list in place and cannot resume from a damaged one. Training resumes from the
+    checkpoints themselves.
     """
     path = f"{run}/{SNAPSHOT}"
     if filesystem.get_file_info(path).type != fs.FileType.File:

@@ -1,5 +1,5 @@
-"""Starting Ray or joining its cluster, and what is known of it before. Ray itself is imported late: it takes
-seconds, and a command that works in one process never needs it."""
+"""Starts Ray or joins its cluster. Ray itself is imported late, since the import takes seconds and a command
+that works in one process never needs it."""
 
 import logging
 import os
@@ -20,8 +20,8 @@ PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # "0": Ray Train doe
 # A lost worker is noticed quickly.
 RAY = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # s; how often the controller checks the workers
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # s; and looks for nodes that the cloud takes back
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # s; workers that are not placed are requested anew
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # s; how often it looks for nodes that the cloud takes back
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # s; then workers without a node are requested anew
 }
 
 # Set before a local Ray starts.
@@ -33,7 +33,7 @@ LOCAL_RAY = {
 
 OWN_RAY = "NPDRAW_OWN_RAY"  # set in a Ray that a command started: no node joins it
 
-# Only for a Ray that runs on this machine alone.
+# Set for a Ray that runs on this machine alone.
 ONE_MACHINE = {
     OWN_RAY: "1",
     **COMPUTE,  # workers inherit this process's environment
@@ -45,7 +45,7 @@ MANY_PROCESSES = {"RAY_worker_maximum_startup_concurrency": "8"}
 
 
 def ray_runs() -> bool:
-    """Whether this process has started or joined Ray; does not import it."""
+    """Whether this process has started or joined Ray. Does not import Ray."""
     ray = sys.modules.get("ray")
     return ray is not None and ray.is_initialized()
 
@@ -56,15 +56,15 @@ def is_local() -> bool:
 
 
 def can_grow() -> bool:
-    """Whether nodes can join. None can join a Ray that a command started on its machine.
+    """Whether nodes can join, which a Ray that a command started on its machine does not allow.
 
-    RAY_ADDRESS names the cluster to the driver of a job, not to its actors, such as a trial of a sweep.
+    RAY_ADDRESS is set in the driver of a job, but not in its actors, such as a trial of a sweep.
     """
     return bool(os.environ.get("RAY_ADDRESS")) or (ray_runs() and OWN_RAY not in os.environ)
 
 
 def placed(scale: ScaleConfig) -> ScaleConfig:
-    """`scale` with a range `0:N` resolved, for this process or for the cluster that it has."""
+    """`scale` with a range `0:N` resolved: workers of the cluster if there is one, else this process."""
     return scale.placed(cluster=not is_local())
 
 

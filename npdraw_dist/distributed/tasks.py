@@ -1,7 +1,7 @@
 """Runs work on many items, on Ray or in this process: in tasks, or in processes that keep what they load.
 
-A request to an object store takes as long as work on a thousand images. So where data are at a URI, each core
-works on several items at once: while one waits, another computes.
+A request to an object store takes as long as work on a thousand images. So if data are at a URI, each core
+works on several items at once.
 """
 
 import pickle
@@ -16,22 +16,23 @@ from typing import Any, Generic, TypeVar
 import torch
 
 from npdraw_dist.core.landmarks import Landmarks, require_seen
+from npdraw_dist.distributed.resources import living_nodes
 from npdraw_dist.distributed.start import ray_runs
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AT_ONCE = 4  # items of a process with one core, where data are at a URI
-TASKS_AT_ONCE = 2  # tasks on a core there; each is a process
-MOST_ACTORS = 4096  # of a pool that grows with the cluster
-FIRST_ITEMS = 8  # for each process that a growing pool starts with: it takes seconds to start one
+AT_ONCE = 4  # items at once in a process with one core, if data are at a URI
+TASKS_AT_ONCE = 2  # tasks, each a process, on a core, if data are at a URI
+MOST_ACTORS = 4096  # in a pool that grows with the cluster
+FIRST_ITEMS = 8  # items for each process that a growing pool starts with, since a start takes seconds
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Processes of Ray that each load the work once, and hold a CPU, or `gpus` GPUs.
+    """Processes of Ray that each load the work once and hold a CPU, or `gpus` GPUs.
 
-    size: the largest number of them, all started at once; None: the pool grows to one for each CPU.
+    size: the largest number of processes, which start together; None: the pool grows to one for each CPU.
     """
 
     size: int | None = None
@@ -39,7 +40,7 @@ class Pool:
 
 
 class Loaded(Generic[Item, Result]):
-    """Work by an object that is slow to make: each process makes `kind(*arguments)` at its first item."""
+    """Work by an object `kind(*arguments)` that is slow to make: each process makes it at its first item."""
 
     def __init__(self, kind: Callable[..., Callable[[Item], Result]], *arguments: Any) -> None:
         self.kind, self.arguments = kind, arguments
@@ -53,10 +54,10 @@ class Loaded(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class _Raised:
-    """An error that the driver raises.
+    """An error of a task that the driver raises.
 
-    If the task raised it, Ray Data's executor would live on in reference cycles and hold a pool's CPUs: a
-    driver that waits for CPUs makes no garbage, so Python would not look for any.
+    If the task raised it, reference cycles would keep Ray Data's executor and a pool's CPUs: a driver that
+    waits for CPUs makes no garbage, so Python does not collect any.
     """
 
     error: Exception
@@ -86,12 +87,12 @@ def map_items(
     pool: Pool | None = None,
     folders: Sequence[Landmarks | None] = (),
 ) -> Iterator[Result]:
-    """Yields `work(item)` of each item, in any order, a few items ahead. Raises what `work` raises.
+    """Yields `work(item)` for each item, in any order, a few items ahead. Raises what `work` raises.
 
-    Without Ray this process does the work, on one core as in a task. With Ray all nodes do, in tasks or in a
-    pool, and Ray repeats the items of a process that dies. folders: what each node must see; None stands for
-    data at a URI, and then several threads of a process run `work`. Raises BlindNode at the first node that
-    does not see a folder: it would fail at many items in no time.
+    Without Ray this process does the work, on one core as in a task. With Ray all nodes do it, in tasks or in
+    a pool, and Ray repeats the items of a process that dies. folders: each node must see them; None stands
+    for data at a URI, for which several threads of a process run `work`. Raises BlindNode for the first node
+    that does not see a folder, before it fails at many items.
     """
     far = any(folder is None for folder in folders)
     if not ray_runs() or not items:
@@ -105,9 +106,9 @@ def map_items(
     if pool is None:
         dataset = dataset.map(checked.__call__, num_cpus=1 / TASKS_AT_ONCE if far else 1)
     else:
-        slots = pool.size or sum(int(n["Resources"].get("CPU", 0)) for n in ray.nodes() if n["Alive"])
-        most = max(min(pool.size or MOST_ACTORS, len(rows)), 1)
-        first = most if pool.size else max(min(slots, len(rows) // FIRST_ITEMS), 1)
+        most = min(pool.size or MOST_ACTORS, len(rows))
+        cpus = sum(node.cpus for node in living_nodes())
+        first = most if pool.size else max(min(cpus, len(rows) // FIRST_ITEMS), 1)
         dataset = dataset.map(
             _Work,  # type: ignore[arg-type]  # Ray's hint knows functions only
             fn_constructor_args=(checked.function, checked.folders),
@@ -130,14 +131,14 @@ def map_items(
 
 def map_here(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
     for item in items:
-        with one_thread():  # sums in the order of a task, which has one core
+        with one_thread():  # a task has one core, so sums have the same order
             result = work(item)
         yield result
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """The block computes with one thread of torch."""
+    """Torch computes with one thread in the block."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -148,7 +149,7 @@ def one_thread() -> Iterator[None]:
 
 def _map_far(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
     threads = torch.get_num_threads()
-    # The number of threads is one of each thread.
+    # Torch keeps the number of threads by thread.
     pool = ThreadPoolExecutor(AT_ONCE, "shard", initializer=torch.set_num_threads, initargs=(1,))
     try:
         rest = iter(items)

@@ -1,10 +1,9 @@
 """A checkpoint is `state.safetensors` (weights and the optimizer's moments) and `progress.json`. No pickle.
 
-`model/NAME` are the weights that a stage passes on. Where they are an `Average`, `trained/NAME` are those
-that training goes on from. `progress.json` is written last, with the SHA-256 of the state, so damage is
-recognised.
-No random state is stored: every draw is seeded by (seed, step, micro-batch), and the order of the data by
-(seed, epoch), so the number of images seen is the whole position of a run.
+`model/NAME` are the weights that a stage passes on. If they are an `Average`, training resumes from the
+weights `trained/NAME`. `progress.json` is written last, with the SHA-256 of the state, to recognise damage.
+No random state is stored: (seed, step, row) seeds every draw and (seed, epoch) the order of the data, so the
+number of images seen is the whole position of a run.
 """
 
 import json
@@ -35,7 +34,7 @@ Progress = dict[str, Any]  # JSON: `step`, `generation`, `record` (the metrics a
 Load = Callable[[Path], Progress]
 
 PREFIX = "checkpoint_"
-KEPT = 2  # checkpoints that validated best; the last one is kept besides
+KEPT = 2  # checkpoints with the best validation; the last one is also kept
 STATE, PROGRESS = "state.safetensors", "progress.json"
 START = 10  # the decay after n steps is at most (1 + n) / (START + n), so that early weights fade
 
@@ -43,7 +42,7 @@ START = 10  # the decay after n steps is at most (1 + n) / (START + n), so that 
 class Average:
     """The moving average of the parameters of `module` over about the last `images` images.
 
-    It is validated and passed on in their place.
+    A stage validates the average and passes it on in place of the trained parameters.
     """
 
     def __init__(self, module: nn.Module, images: float, batch_size: int) -> None:
@@ -53,7 +52,7 @@ class Average:
 
     @torch.no_grad()
     def add(self, step: int) -> None:
-        """The weights after step `step`, from 0 on. Early ones, which are far off, are forgotten sooner."""
+        """Adds the weights after step `step`, from 0 on. Early weights fade sooner."""
         decay = min(self.decay, (1 + step) / (START + step))
         update = get_ema_multi_avg_fn(decay)
         update(list(self.weights.values()), [value.detach() for value in self.parameters.values()], step)
@@ -98,9 +97,9 @@ def save(
 
 
 def read(folder: Path) -> tuple[Tensors, Progress]:
-    """The tensors and the progress of a checkpoint. Raises UserError if it is damaged or of a new format.
+    """The tensors and the progress of a checkpoint. Raises UserError if it is damaged or has a newer format.
 
-    Raises OSError if the storage fails: the checkpoint may be whole.
+    Raises OSError if the storage fails, since the checkpoint may be whole.
     """
     try:
         progress = json.loads((folder / PROGRESS).read_text())
@@ -149,26 +148,25 @@ def by_age(filesystem: fs.FileSystem, run: str) -> list[str]:
 
 
 def named(path: str) -> tuple[int, int]:
-    """The step and the generation that the name of a checkpoint says."""
+    """The step and the generation in the name of a checkpoint."""
     step, _, generation = path.rpartition("/")[2].removeprefix(PREFIX).partition("_")
     return int(step), int(generation or 0)
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """The metric by which one checkpoint is better than another."""
+    """The metric that ranks checkpoints."""
 
     name: str
     order: Literal["max", "min"]
 
     @property
     def worst(self) -> float:
-        """A finite value: NaN and infinities become null in Ray Train's list of checkpoints, which it then
-        cannot sort at the next start."""
+        """The worst finite value, since Ray Train stores NaN and infinities as null, which it cannot sort."""
         return -sys.float_info.max if self.order == "max" else sys.float_info.max
 
     def score(self, record: dict[str, float]) -> float:
-        """Higher is better; what is not a number is worst."""
+        """The value of a record, negated if less is better; NaN is worst."""
         value = float(record[self.name])
         if math.isnan(value):
             return -math.inf
@@ -188,7 +186,7 @@ def by_score(filesystem: fs.FileSystem, run: str, criterion: Criterion) -> list[
 
 
 class Found(NamedTuple, Generic[Loaded]):
-    """A readable checkpoint: what was loaded, its path, and a line for each damaged one before it."""
+    """A readable checkpoint: what `load` returned, its path, and a line for each damaged newer one."""
 
     loaded: Loaded
     path: str
@@ -196,30 +194,30 @@ class Found(NamedTuple, Generic[Loaded]):
 
 
 class FirstDamaged(UserError):
-    """The only checkpoint of a run, its first, is damaged: its stage begins anew, in `generation`."""
+    """The first checkpoint of a run is the only one and is damaged, so its stage begins anew."""
 
-    generation: int  # that of the checkpoints that it makes then
+    generation: int  # of the next checkpoints
 
 
 def first_readable(
     filesystem: fs.FileSystem, run: str, paths: Sequence[str], load: Callable[[Path], Loaded]
 ) -> Found[Loaded] | None:
-    """`load(folder)` of the first of `paths` that is whole; None if there are no paths.
+    """Calls `load(folder)` on the first of `paths` that is whole; None if there are no paths.
 
     Raises FirstDamaged or UserError if all are damaged, OtherFormat if another version made one, and OSError
-    if the storage fails: it can come back, and an older one would be taken in silence.
+    if the storage fails, since training would silently resume from an older checkpoint.
     """
     damaged: list[str] = []
     for path in paths:
         try:
             with local_copy(filesystem, path) as folder:
                 return Found(load(folder), path, damaged)
-        except OtherFormat:  # whole, and newer than those before it
+        except OtherFormat:  # a newer version made it, so it is not damaged
             raise
         except (UserError, FileNotFoundError) as error:
             damaged.append(f"{display_path(filesystem, path)}: {error}")
     names = [named(path) for path in paths]
-    if len({step for step, _ in names}) == 1:  # later ones hold more work than may be given up in silence
+    if len({step for step, _ in names}) == 1:  # a later step is too much work to give up silently
         first = FirstDamaged(damaged[0])
         first.generation = 1 + max(generation for _, generation in names)
         raise first
@@ -232,9 +230,9 @@ def first_readable(
 
 
 class Newest(NamedTuple):
-    """Where training goes on: `progress` of the newest whole checkpoint, at `path`; {} and None of none.
+    """The newest whole checkpoint: its `progress` and `path`, or {} and None if training begins anew.
 
-    generation: that of the next checkpoints, whose names differ from a damaged one's. lines: for a person.
+    generation: of the next checkpoints, so that no name is that of a damaged one. lines: shown to the user.
     """
 
     progress: Progress
@@ -244,7 +242,10 @@ class Newest(NamedTuple):
 
 
 def newest(filesystem: fs.FileSystem, run: str, load: Load) -> Newest | None:
-    """Calls `load(folder)` on the newest whole checkpoint; None if none. Raises as `first_readable`."""
+    """Calls `load(folder)` on the newest whole checkpoint; None without checkpoints.
+
+    Raises what `first_readable` raises, except FirstDamaged.
+    """
     paths = by_age(filesystem, run)
     try:
         found = first_readable(filesystem, run, paths, load)

@@ -1,4 +1,4 @@
-"""The time that a stage has taken, over all its restarts: checkpoints carry it."""
+"""Measures the time that a stage takes over all its restarts. Checkpoints carry it."""
 
 import time
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from typing import Any
 
 @dataclass
 class Totals:
-    """What a stage had taken at a point, in seconds. Work that a restart repeats counts once.
+    """The time that a stage has taken, in seconds. Work that a restart repeats counts once.
 
-    trained_s: training, waiting for data included; of these first_waits_s waiting for the first batch of each
-    start, waited_s for later ones. core_seconds: CPU of all ranks; of these validation_core_seconds for what
-    is no training: validation, pictures and checkpoints. seconds: wall clock of all commands; of these
-    earlier_s before the command that began at the Unix time `began`. first_step_at: the Unix time of the
-    first step; first_wait_s: its wait for data.
+    trained_s: training, which includes first_waits_s of waiting for the first batch of each start and
+    waited_s for later ones. core_seconds: CPU time of all ranks, which includes validation_core_seconds of
+    validation, pictures and checkpoints. seconds: wall clock of all commands, which includes earlier_s before
+    the command that began at the Unix time `began`. first_step_at: Unix time of the first step. first_wait_s:
+    the wait for its batch.
     """
 
     trained_s: float = 0.0
@@ -39,23 +39,24 @@ class Totals:
 
 
 class Clock:
-    """Measures one start of a stage's workers, on one rank, on top of what the stage had taken before.
+    """Measures one start of a stage on one rank, and adds it to the time of earlier starts.
 
-    progress: of the checkpoint from which the stage goes on. began: Unix time at which its command began it.
+    progress: from the checkpoint that training resumes from. began: Unix time at which the command began the
+    stage.
     """
 
     def __init__(self, progress: dict[str, Any], began: float) -> None:
         self._taken = taken = Totals(**progress.get("clock", {}))
         if taken.began != began:  # another command
             taken.began, taken.earlier_s = began, taken.seconds
-        self._before = replace(taken)  # this start
+        self._before = replace(taken)  # the totals before this start
         self._started, self._has_waited = time.perf_counter(), False
         self._paused_s = self._paused_core_seconds = 0.0
         self._pause_began: float | None = None  # the CPU time at which the present pause began
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the wait for a batch."""
+        """Counts the block as a wait for a batch."""
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
@@ -69,7 +70,7 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Around what is no training: validation and checkpoints."""
+        """Counts the block as validation or checkpoints, not as training."""
         start, self._pause_began = time.perf_counter(), time.process_time()
         yield
         self._paused_s += time.perf_counter() - start
@@ -82,13 +83,13 @@ class Clock:
         return self._paused_core_seconds + present
 
     def count_step(self) -> None:
-        """Called after each step. Training lasts until the last one, so a restart after it takes no time."""
+        """Called after each step. Time after the last step is not training, so a restart then adds none."""
         self._taken.trained_s = self._before.trained_s + time.perf_counter() - self._started - self._paused_s
         if self._taken.first_step_at is None:
             self._taken.first_step_at = time.time()
 
     def totals(self, core_seconds: float = 0.0, paused_core_seconds: float = 0.0) -> Totals:
-        """The totals of the stage until now. core_seconds: since the start, of all ranks; in pauses."""
+        """The totals of the stage until now. The arguments are CPU seconds of all ranks in this start."""
         self._taken.core_seconds = self._before.core_seconds + core_seconds
         self._taken.validation_core_seconds = self._before.validation_core_seconds + paused_core_seconds
         self._taken.seconds = self._taken.earlier_s + max(time.time() - self._taken.began, 0.0)

@@ -1,4 +1,4 @@
-"""Where a training loop runs: a `Context`, here of one process. `distributed` has that of Ray's workers."""
+"""What a training loop needs from where it runs: contexts of one process. `distributed` has Ray's."""
 
 import contextlib
 import math
@@ -16,44 +16,43 @@ from torch import Tensor, nn
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.images import png
 from npdraw_dist.core.lease import Lease
-from npdraw_dist.core.process import refuse_tf32
 from npdraw_dist.core.storage import copy, display_path, write_bytes
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.checkpoint import KEPT, Criterion
 from npdraw_dist.training.metrics_log import RECENT_ROWS, Events, Journal, Pictures, Record
 
-PARTIAL = ".checkpoint-"  # begins the name of a checkpoint that is being written
+PARTIAL = ".checkpoint-"  # prefix of a checkpoint that is being written
 SHOW_EVERY_S = 0.5
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-Note = Callable[[], str]  # what progress shows beside the count, such as the loss; it may wait for a GPU
+Note = Callable[[], str]  # gives the text beside the progress, such as the loss; it may wait for a GPU
 
 
 class Display(Protocol):
-    """What a person sees of a run, in the process of the driver."""
+    """Shows a run to a person, in the driver's process."""
 
     def show(self, images_seen: int, images_per_s: float, note: str) -> None: ...
 
     def say(self, line: str) -> None: ...
 
     def record(self, row: Record) -> None:
-        """Shows a new row of `metrics.jsonl` or `training.jsonl`. After a restart, it can come once more."""
+        """Shows a new row of `metrics.jsonl` or `training.jsonl`. A restart can repeat a row."""
 
 
 class Context:
-    """One rank of a run: here the only one, in a plain process, which keeps nothing."""
+    """The only rank of a run in a plain process, which saves nothing. Subclasses override what differs."""
 
     rank, world_size = 0, 1
-    removes_saved = False  # whether it removes the folder of a checkpoint, once that is kept
+    removes_saved = False  # whether `report` and `save` remove the local folder of a checkpoint
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.began = time.time()  # Unix time at which the command began the stage
-        self.cpu_started = time.process_time()  # the process can have run tasks before
+        self.cpu_started = time.process_time()  # not 0, since a process can have run tasks before
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """`module` on the device, its gradients averaged over ranks."""
+        """Moves `module` to the device and lets ranks average its gradients."""
         return module.to(self.device)
 
     def sum(self, values: Tensor) -> Tensor:
@@ -68,33 +67,34 @@ class Context:
         """Publishes metrics, and a checkpoint folder (of rank 0) under `name`. Called by all ranks."""
 
     def must_save(self) -> bool:
-        """Whether to save at once, since a node of the run is about to be taken away; alike on all ranks."""
+        """Whether to save at once because the cloud takes back a node; the same answer on all ranks."""
         return False
 
     def save(self, saved: Path | None, name: str) -> None:
         """Publishes a checkpoint without metrics. Called by all ranks."""
 
     def say(self, line: str) -> None:
-        """Shows a line to the person who runs this, once for all ranks."""
+        """Shows a line to the user, once for all ranks."""
         print(line)
 
     def log(self, row: Record) -> None:
-        """Keeps a row of `training.jsonl`. Called by all ranks."""
+        """Adds a row to `training.jsonl`. Called by all ranks."""
 
     def add_pictures(self, row: Record, pictures: Pictures) -> None:
-        """Keeps pictures of a validation, whose `step` and `images_seen` are in `row`. Called by rank 0."""
+        """Saves pictures of a validation; `row` has its `step` and `images_seen`. Called by rank 0."""
 
     def show_progress(self, images_seen: int, images_per_s: float, note: Note) -> None:
         """Called after every step."""
 
 
 class RunContext(Context):
-    """A rank of the run in `folder` of any filesystem; rank 0 keeps its metrics there.
+    """A rank of the run in `folder` of any filesystem. Rank 0 writes the metrics there.
 
-    Here the only one, in this process and without Ray: a debugger stops in it. criterion: of checkpoints.
+    This class is the only rank, in this process and without Ray, so a debugger can stop in it. criterion:
+    ranks the checkpoints.
     """
 
-    check: Callable[[], None] = staticmethod(lambda: None)  # raises if this process may write no more
+    check: Callable[[], None] = staticmethod(lambda: None)  # raises if another process owns the run
 
     def __init__(
         self,
@@ -112,18 +112,18 @@ class RunContext(Context):
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         self.check()
-        # Events and row first: training that resumes from the checkpoint would lack them.
+        # Events and row come first: training that resumes from the checkpoint would not write them again.
         if self.rank == 0:
             self.events.add(metrics)
             self.rows.add(metrics)
         self.publish(metrics, saved, name)
         if self.rank == 0:
-            self.display.record(metrics)  # last: a callback may end the training
+            self.display.record(metrics)  # last, since a callback may end the training
 
     def save(self, saved: Path | None, name: str) -> None:
         self.check()
-        # Where less is better, Ray Train takes a missing metric for the best; NaN is the worst (`publish`).
-        self.publish({self.criterion.name: math.nan}, saved, name, at_once=True)  # the node goes
+        # If less is better, Ray Train ranks a missing metric best; `publish` ranks NaN worst.
+        self.publish({self.criterion.name: math.nan}, saved, name, at_once=True)  # the node is preempted
 
     def log(self, row: Record) -> None:
         self.check()
@@ -133,7 +133,7 @@ class RunContext(Context):
             self.display.record(row)
 
     def resumed(self, found: checkpoint.Newest) -> None:
-        """Training goes on from a checkpoint; rank 0 alone calls it."""
+        """Says that training resumes from a checkpoint, and begins events after it. Called by rank 0."""
         for line in found.lines:
             self.say(line)
         images_seen = int(found.progress.get("record", {}).get("images_seen", 0))
@@ -142,7 +142,7 @@ class RunContext(Context):
     def add_pictures(self, row: Record, pictures: Pictures) -> None:
         self.events.add_pictures(row, pictures)
         for name, picture in pictures.items():
-            with contextlib.suppress(OSError):  # as of the events: no picture ends a run
+            with contextlib.suppress(OSError):  # a missing picture does not end a run
                 write_bytes(self.filesystem, f"{self.folder}/{name}.png", png(picture))
 
     def show_progress(self, images_seen: int, images_per_s: float, note: Note) -> None:
@@ -161,7 +161,7 @@ class RunContext(Context):
         return found
 
     def publish(self, metrics: dict[str, Any], saved: Path | None, name: str, at_once: bool = False) -> None:
-        """Keeps the checkpoint folder `saved`, of rank 0; `at_once`: before training goes on."""
+        """Keeps rank 0's checkpoint folder `saved`, before training goes on if `at_once`."""
         assert saved is not None
         if isinstance(self.filesystem, fs.LocalFileSystem):
             move_in(saved, Path(self.folder) / name)
@@ -175,7 +175,7 @@ class RunContext(Context):
 
 
 def move_in(saved: Path, target: Path) -> None:
-    """Copies the folder `saved` beside `target`, and gives it that name once it is whole."""
+    """Copies the folder `saved` beside `target`, then renames the whole copy to `target`."""
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=PARTIAL))
     shutil.copytree(saved, partial, dirs_exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)
@@ -185,15 +185,17 @@ def move_in(saved: Path, target: Path) -> None:
 def run_here(
     work: Callable[[Job, RunContext], Result], job: Job, context: RunContext, scale: ScaleConfig
 ) -> Result:
-    """`work(job, context)`; the caller's random state stays. Raises UserError if another trains the run."""
-    refuse_tf32(context.device)
+    """Runs `work(job, context)` and restores the caller's random state.
+
+    Raises UserError if another process trains the run.
+    """
     what = f"stage {display_path(context.filesystem, context.folder)}"
     devices = [torch.cuda.current_device()] if context.device.type == "cuda" else []
     with (
-        Lease(context.filesystem, context.folder, what, wait_s=float(scale.timeout_s)) as held,
+        Lease(context.filesystem, context.folder, what, wait_s=float(scale.timeout_s)) as lease,
         torch.random.fork_rng(devices=devices),
     ):
-        context.check = held.check
+        context.check = lease.check
         if isinstance(context.filesystem, fs.LocalFileSystem):
             for partial in Path(context.folder).glob(f"{PARTIAL}*"):  # left by a killed process
                 shutil.rmtree(partial)

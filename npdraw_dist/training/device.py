@@ -1,6 +1,6 @@
-"""What differs on a GPU in a training step: precision, and batches that are prepared ahead.
+"""The parts of a training step that differ on a GPU: precision, and batches that are prepared ahead.
 
-A CPU always computes in float32: without the instructions, bfloat16 products are a hundred times slower.
+A CPU always computes in float32, since bfloat16 products are a hundred times slower without instructions.
 """
 
 import time
@@ -16,19 +16,19 @@ from npdraw_dist.core.parts import Batch
 from npdraw_dist.training.feed import prefetched
 
 BFLOAT16_SINCE = (8, 0)  # compute capability (Ampere)
-AHEAD = 2  # steps whose batches are pinned before they are needed
+AHEAD = 2  # steps whose batches are pinned in advance
 
 MicroBatches = list[tuple[int, Batch]]  # (first row in the global batch, images)
 Result = TypeVar("Result")
 
 
 def usable(device: torch.device) -> torch.device:
-    """`device`, or the CPU where torch has no GPU: a build for CPUs, or a GPU that Ray only pretends."""
+    """`device`, or the CPU if torch finds no GPU, such as a build for CPUs or a GPU that Ray pretends."""
     return device if device.type != "cuda" or torch.cuda.is_available() else torch.device("cpu")
 
 
 def timed(function: Callable[[], Result]) -> tuple[Result, float]:
-    """What `function` returns, and the seconds that it takes on the device that there is."""
+    """The result of `function`, and the seconds until the GPU, if there is one, has finished it."""
     started = time.perf_counter()
     result = function()
     if torch.cuda.is_available():
@@ -37,11 +37,14 @@ def timed(function: Callable[[], Result]) -> tuple[Result, float]:
 
 
 def autocast_dtype(device: torch.device, precision: Precision) -> torch.dtype | None:
-    """The type of a forward pass's products; None: float32. Raises UserError on a GPU without bfloat16."""
+    """The type of products in a forward pass; None for float32.
+
+    Raises UserError if bfloat16 is requested and the GPU has none.
+    """
     if device.type != "cuda" or precision == "float32":
         return None
     major, minor = torch.cuda.get_device_capability(device)
-    # `torch.cuda.is_bf16_supported` counts a T4's emulation.
+    # `torch.cuda.is_bf16_supported` is also true for a T4, which emulates bfloat16.
     if torch.version.hip is not None or (major, minor) >= BFLOAT16_SINCE:
         return torch.bfloat16
     if precision == "auto":
@@ -53,14 +56,14 @@ def autocast_dtype(device: torch.device, precision: Precision) -> torch.dtype | 
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Products in `dtype`; weights, sums, norms, losses and what `nn.blocks` names stay in float32."""
+    """Computes products in `dtype`. Weights, sums, norms, losses and `nn.blocks` stay in float32."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """Flushes this thread's results below 1.2e-38, which a CPU is slow with, to 0 in this block."""
-    before = float(torch.tensor(2e-38) / 2) == 0  # torch tells it in no other way
+    """Rounds this thread's results below 1.2e-38 to 0 in the block, since a CPU is slow with them."""
+    before = float(torch.tensor(2e-38) / 2) == 0  # torch has no function that returns the setting
     torch.set_flush_denormal(True)
     try:
         yield
@@ -69,7 +72,7 @@ def flushed_denormals() -> Iterator[None]:
 
 
 def prepare_ahead(steps: Iterator[MicroBatches], device: torch.device) -> Iterator[MicroBatches]:
-    """Yields `steps`. For a GPU a thread pins them in memory ahead of time, so that copies overlap."""
+    """Yields `steps`. For a GPU, a thread pins them in memory ahead, so that copies overlap with training."""
     if device.type != "cuda":
         return steps
     pinned = ([(index, batch.pin_memory()) for index, batch in micro_batches] for micro_batches in steps)

@@ -1,4 +1,4 @@
-"""Whether validation has fallen far below its best; a stage can end when that lasts (Prechelt 1998)."""
+"""Early stopping (Prechelt 1998): a stage can end if validation stays far below its best."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from npdraw_dist.training.checkpoint import Criterion
 
 FAR_NATS = 2.0  # a smaller loss can be noise of a few hundred validation images
-FAR_SHARE = 0.02  # the same where images have thousands of nats
+FAR_SHARE = 0.02  # the same for images with thousands of nats
 
 
 def fall_text(fall: Mapping[str, Any]) -> str:
-    """fall: `metric`, its value `now` after `now_at` images and its `best` after `best_at`."""
+    """The line of a fall: `metric` is `now` after `now_at` images, and was `best` after `best_at`."""
     now = f"{fall['metric']} is {fall['now']:.2f} after {fall['now_at']:,} images"
     return f"{now}; its best was {fall['best']:.2f} after {fall['best_at']:,}"
 
@@ -21,11 +21,11 @@ def far_below(best: float, now: float) -> bool:
 
 
 class EarlyStopping:
-    """Compares each validation with the best one; those without the criterion's metric do not count.
+    """Compares each validation that has the criterion's metric with the best one.
 
-    progress: of the checkpoint from which training resumes. patience: training has `ended` after so many
-    validations far below the best one, none near it between; one better than the one before does not count;
-    0: never.
+    progress: from the checkpoint that training resumes from. patience: training has `ended` after this many
+    validations far below the best one, with none near it between; a validation that is better than the one
+    before does not count. 0: training never ends early.
     """
 
     def __init__(self, criterion: Criterion, progress: dict[str, Any], patience: int = 0) -> None:
@@ -41,7 +41,7 @@ class EarlyStopping:
         return 0 < self.patience <= self._far
 
     def see(self, record: dict[str, Any], may_end: bool = True) -> str | None:
-        """Takes a validation; returns a line if it fell. may_end: whether it counts for the patience."""
+        """Adds a validation; returns a line if it fell. may_end: whether it counts for the patience."""
         if self.criterion.name not in record:
             return None
         before = self._last
@@ -52,7 +52,7 @@ class EarlyStopping:
         if not may_end or fall is None:
             self._far = 0
         elif before is None or not self._score(self._last) > self._score(before):
-            self._far += 1  # else it is coming back, as after a step that was too large
+            self._far += 1  # else it recovers, as after a step that was too large
         if fall is not None and self.ended:
             ended = f"training ends, after {self._far} such validations (train.patience)"
             return f"{fall_text(fall)}; {ended}"
@@ -62,20 +62,20 @@ class EarlyStopping:
         return f"validation fell: {fall_text(fall)}"
 
     def note(self) -> str:
-        """The last validation in a few words, such as `validation nll 40.12 (best 39.80)`; "" before it."""
+        """The last validation, such as `validation nll 40.12 (best 39.80)`; "" before the first."""
         if self._best is None or self._last is None:
             return ""
         best = "" if self._best == self._last else f" (best {self._best['value']:.2f})"
         return f"validation {self.criterion.name.partition('/')[2]} {self._last['value']:.2f}{best}"
 
     def line(self, record: dict[str, Any]) -> str:
-        """The validation that was seen last, whose `record` this is, in a line."""
+        """A line about the last validation, whose `record` this is."""
         loss = f"loss {record['train/loss']:.2f}" if "train/loss" in record else ""
         found = ", ".join(filter(None, (loss, self.note())))
         return f"after {record['images_seen']:,} images: {found or 'a checkpoint'}"
 
     def fall(self) -> dict[str, Any] | None:
-        """How the last validation is far below the best one (`fall_text`); None if it is not."""
+        """The numbers of `fall_text` if the last validation is far below the best one, else None."""
         if not self._best or not self._last or not far_below(*map(self._score, (self._best, self._last))):
             return None
         best = {"best": self._best["value"], "best_at": self._best["images_seen"]}
@@ -83,7 +83,7 @@ class EarlyStopping:
         return {"metric": self.criterion.name, **best, **now}
 
     def summary(self) -> dict[str, Any]:
-        """What the manifest of a stage states: the fall at its end, or null; whether training ended by it."""
+        """For a stage's manifest: the fall at its end or None, and `ended_early` if it ended training."""
         return {"fell_from_best": self.fall(), **({"ended_early": True} if self.ended else {})}
 
     def as_json(self) -> dict[str, Any]:

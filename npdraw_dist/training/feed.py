@@ -1,6 +1,6 @@
-"""The training data of each rank: every step's global batch is shared among the ranks by rows.
+"""The training data of each rank, which takes some rows of the global batch of each step.
 
-A rank cuts its rows into micro-batches. Neither cut changes images or noise of a row, and the number of
+A rank cuts its rows into micro-batches. Neither cut changes the image or the noise of a row, so the number of
 workers may change at any step.
 Shapes: B rows a step, N images in all.
 """
@@ -27,12 +27,12 @@ class Feed(Protocol):
     """Endless training data from a given step on."""
 
     def steps(self, first: int) -> Iterator[list[tuple[int, Batch]]]:
-        """(first row in the batch, micro-batch) of this rank in each step, from step `first` on."""
+        """Yields this rank's micro-batches of each step from `first` on, each as (first row, micro-batch)."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """The share of a rank in each step: rows of the global batch, in micro-batches. seed: of the order."""
+    """The rows of the global batch that a rank takes, in micro-batches. seed: draws the order of the data."""
 
     batch_size: int
     micro_batch: int
@@ -42,19 +42,19 @@ class Share:
 
     @property
     def rows(self) -> range:
-        """At least one, if there are no more ranks than rows."""
+        """The rows of this rank; at least one if there are no more ranks than rows."""
         first, end = (rank * self.batch_size // self.world_size for rank in (self.rank, self.rank + 1))
         return range(first, end)
 
     @property
     def micro_batches(self) -> list[tuple[int, int]]:
-        """(first row, end) of each."""
+        """(first row, end) of each micro-batch."""
         size, end = self.micro_batch, self.rows.stop
         return [(first, min(first + size, end)) for first in self.rows[::size]]
 
 
 def noise_seed(seed: int, *path: int) -> int:
-    """The seed of all that is drawn at one point, such as a step: 63 bits, well mixed."""
+    """The seed of all draws at one point, such as a step: 63 well mixed bits."""
     return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
@@ -71,7 +71,7 @@ class MemoryFeed:
             yield [(start, self.data[self._places(step, start, stop)]) for start, stop in parts]
 
     def _places(self, step: int, start: int, stop: int) -> torch.Tensor:
-        """Where rows [start, stop) of a step's batch are in the data."""
+        """The indices into the data of rows [start, stop) of a step's batch."""
         positions = step * self.share.batch_size + np.arange(start, stop)
         epochs, offsets = np.divmod(positions, len(self.data))
         rows = np.empty_like(positions)
@@ -87,24 +87,25 @@ class MemoryFeed:
 
 
 RING = 2**31  # separates the seeds of an epoch's groups from those of its windows
-LANE = 8  # few: ranks that share a lane both read it
+LANE = 8  # rows of a lane; few, since two ranks that share a lane both read it
 
-# read(order, ranges): rows [start, stop) of each range, one after another, in any batches. Rows are counted
-# over the groups `order`.
+# read(order, ranges) yields rows [start, stop) of each range in turn, in batches of any sizes. Rows are
+# numbered along the groups in `order`.
 Range = tuple[int, int]
 Read = Callable[[NDArray[np.int64], Sequence[Range]], Iterator[Batch]]
 
 
 class StreamFeed:
-    """Training data read in groups of rows, shuffled within windows; nothing is kept from epoch to epoch.
+    """Training data that is read in groups of rows and shuffled within windows. No epoch is kept in memory.
 
-    A batch consists of lanes of 8 rows or less. The groups of an epoch, in an order drawn from (seed, epoch),
-    are one ring of N rows that starts at a drawn row. It is cut into windows, and each window into one piece
-    for each lane, shuffled by (seed, lane, epoch, window). So the rows of a lane do not depend on the ranks;
-    all ranks take equal steps, and together see each row once an epoch (a lane has its share, rounded).
+    A batch consists of lanes of at most 8 rows. The groups of an epoch, in an order drawn from (seed, epoch),
+    form a ring of N rows that starts at a drawn row. The ring is cut into windows, and each window into one
+    piece for each lane, which (seed, lane, epoch, window) shuffles. So the rows of a lane do not depend on
+    the ranks. All ranks take equally many steps and together see each row once an epoch (a lane has a rounded
+    share of it).
 
-    rows: images of each group. window: least rows of a window (all of them, if N is less than two). lane: its
-    rows in each step, if the batch is a multiple.
+    rows: images of each group. window: least rows of a window; there is one window if N is less than two.
+    lane: rows of a lane in each step, if they divide the batch.
     """
 
     def __init__(
@@ -130,22 +131,22 @@ class StreamFeed:
         self._starts, self._ends = ends - sizes, ends  # (window, lane): places on the ring
 
     def steps(self, first: int) -> Iterator[list[tuple[int, Batch]]]:
-        # While one window is trained on, the next one is ready and the one after it is read.
+        # During training on a window, the next one is ready and the one after it is read.
         windows = prefetched(self._windows(first * self.lane), 1)
-        held = {lane: _Rows() for lane in self.lanes}
+        ready = {lane: _Rows() for lane in self.lanes}
         start = self.lanes.start * self.lane
         try:
             while True:
-                while any(rows.count < self.lane for rows in held.values()):
+                while any(rows.count < self.lane for rows in ready.values()):
                     for lane, piece in next(windows):
-                        held[lane].add(piece)
-                batch = Batch.cat([rows.take(self.lane) for rows in held.values()])
+                        ready[lane].add(piece)
+                batch = Batch.cat([rows.take(self.lane) for rows in ready.values()])
                 yield [(first, batch[first - start : end - start]) for first, end in self.share.micro_batches]
         finally:
             windows.close()
 
     def _windows(self, position: int) -> Iterator[list[tuple[int, Batch]]]:
-        """(lane, shuffled piece) of window after window, after `position` rows of each lane."""
+        """Yields the (lane, shuffled piece) of each window in turn, after `position` rows of each lane."""
         first = {lane: self._locate(lane, position) for lane in self.lanes}
         epoch, window, _ = min(first.values())
         while True:
@@ -167,14 +168,14 @@ class StreamFeed:
             epoch, window = epoch + 1, 0
 
     def _locate(self, lane: int, position: int) -> tuple[int, int, int]:
-        """Epoch, window and row of its piece at which a lane that has had `position` rows goes on."""
+        """The epoch, the window and the row in its piece where a lane resumes after `position` rows."""
         before = self._before[:, lane]
         epoch, offset = divmod(position, int(before[-1]))
         window = int(np.searchsorted(before, offset, "right")) - 1
         return epoch, window, offset - int(before[window])
 
     def _read(self, epoch: int, pieces: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        """The rows of (window, lane) after (window, lane), in reading order."""
+        """Reads the rows of each (window, lane) in turn."""
         generator = np.random.default_rng([self.share.seed, epoch, RING])
         groups = generator.permutation(len(self.groups))
         turn = int(generator.integers(int(self.groups.sum())))
@@ -184,38 +185,41 @@ class StreamFeed:
             if ranges and ranges[-1][1] == start:
                 start = ranges.pop()[0]
             ranges.append((start, stop))
-        # Each group twice, since a range may pass the end of the ring.
+        # The groups come twice, since a range may pass the end of the ring.
         return self.read(np.tile(groups, 2), ranges)
 
 
 class _Rows:
-    """Takes any number of rows from batches of any sizes: those that were added, and then `batches`."""
+    """A queue of rows: of the batches that were added, then of `batches`. Batches may have any sizes."""
 
     def __init__(self, batches: Iterable[Batch] = ()) -> None:
         self.batches = iter(batches)
-        self.held: list[Batch] = []
+        self.queue: list[Batch] = []
 
     @property
     def count(self) -> int:
-        """The number of rows that are held."""
-        return sum(map(len, self.held))
+        """The number of rows in the queue."""
+        return sum(map(len, self.queue))
 
     def add(self, batch: Batch) -> None:
-        self.held.append(batch)
+        self.queue.append(batch)
 
     def take(self, count: int) -> Batch:
         """The next `count` rows."""
         while self.count < count:
             batch = next(self.batches, None)
             assert batch is not None, "the files hold fewer rows than their metadata says"
-            self.held.append(batch)
-        whole = self.held[0] if len(self.held) == 1 else Batch.cat(self.held)
-        self.held = [whole[count:]]
+            self.queue.append(batch)
+        whole = self.queue[0] if len(self.queue) == 1 else Batch.cat(self.queue)
+        self.queue = [whole[count:]]
         return whole[:count]
 
 
 def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
-    """`items`, made by a thread up to `depth` ahead, which ends with the generator. Its error is raised."""
+    """Yields `items`, which a thread makes up to `depth` ahead. Raises an error of the thread.
+
+    The thread ends with the generator.
+    """
     end: Any = object()
     with background_threads(1, "prefetch") as thread:
         ahead = deque(thread.submit(next, items, end) for _ in range(depth + 1))
@@ -224,6 +228,6 @@ def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]
                 ahead.append(thread.submit(next, items, end))
                 yield item
         finally:
-            thread.shutdown(cancel_futures=True)  # a read that goes on is waited for
+            thread.shutdown(cancel_futures=True)  # it waits for a read that has begun
             if hasattr(items, "close"):
                 items.close()

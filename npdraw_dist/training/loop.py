@@ -1,4 +1,4 @@
-"""The one training loop, of prior and VAE alike, on each rank or alone (`Context`); it counts images."""
+"""The training loop of prior and VAE, on each rank or in one process (`Context`). It counts images."""
 
 import math
 import shutil
@@ -37,27 +37,28 @@ from npdraw_dist.training.meters import Meters, learning_rate_factor
 from npdraw_dist.training.metrics_log import RECENT
 from npdraw_dist.training.muon import Muon
 
-# Steps without a finite gradient are skipped. So many in a row end a stage, or more than one of so many.
+# Steps without a finite gradient are skipped. SKIPPED_IN_ROW of them end a stage, as does more than one in
+# SKIPPED_ONE_OF.
 SKIPPED_IN_ROW, SKIPPED_ONE_OF = 10, 1000
 LOGGED = 50  # rows of `training.jsonl` in a stage
 RATE_FALL = 0.4  # share of the budget, at its end, over which the learning rates fall to 0
 MOST_REPORTS = 1000  # validations of a stage
 PAINTED = 20  # validations of a stage with pictures, at most
-SMOOTHED = 0.05  # least weight of the newest micro-batch in the loss that progress shows; a mean at first
+SMOOTHED = 0.05  # least weight of the newest micro-batch in the moving mean of the loss that is shown
 BOUND = checkpoint.Criterion("valid/elbo", "max")
-CHECK_EVERY = 100  # steps; on a GPU, where the check waits for the device
+CHECK_EVERY = 100  # steps between checks for skipped steps on a GPU, where a check waits for the device
 
-# A micro-batch on its device, the part of the budget that is seen, and its noise -> what to train on.
+# (micro-batch on its device, share of the budget seen, its noise) -> the micro-batch to train on
 Augment = Callable[[Batch, float, Noise], Batch]
-# The module, validation images and a generator -> pictures for TensorBoard, (C, H, W) in [0, 1], by name.
+# (module, validation images, generator) -> pictures by name, (C, H, W) in [0, 1]
 Paint = Callable[[Objective, Batch, torch.Generator], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Data:
-    """A rank's training data, whose micro-batches `augment` changes, and all ranks' validation images.
+    """A rank's training data, and the validation images of all ranks.
 
-    paint: what rank 0 shows of the model at validations, PAINTED times in a stage or less.
+    augment: changes each micro-batch. paint: makes rank 0's pictures of the model, at most PAINTED times.
     """
 
     feed: Feed
@@ -68,10 +69,9 @@ class Data:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a stage trains: `images` in all, with validation and a checkpoint each `report_interval`.
+    """How long a stage trains: `images` in all, with a validation and a checkpoint every `report_interval`.
 
-    criterion: which metric shows how far validation is from its best. patience: training ends before the
-    budget after so many validations far below it, none near it between; 0: it does not.
+    criterion, patience: decide whether training ends before the budget (`EarlyStopping`).
     """
 
     images: int
@@ -81,7 +81,7 @@ class Budget:
 
 
 def report_interval(images: int, every: int) -> int:
-    """Images between validations: `every`, or more, so that a budget of `images` has at most MOST_REPORTS."""
+    """Images between validations: `every`, or more if `images` would have over MOST_REPORTS of them."""
     return max(every, -(-images // MOST_REPORTS))
 
 
@@ -91,11 +91,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains `objective` for the budget, from the last checkpoint if there is one.
 
-    Returns a summary of the whole stage, over all restarts: `images`, `images_per_s`, `seconds`,
-    `core_seconds` of all ranks and `validation_core_seconds` of these, `earlier_s` (of earlier commands),
-    `first_wait_s` (for the first batch), `data_wait_share` (of the time after that), `first_step_at` (Unix
-    time), `fell_from_best` (`EarlyStopping`), and `stopped_at_step` if too many steps had no finite gradient.
-    Each validation reports metrics and a checkpoint.
+    Returns a summary of the stage over all restarts: `images`, `images_per_s`, `data_wait_share`,
+    `fell_from_best` (`EarlyStopping`), times (`clock.Totals`), and `stopped_at_step` if too many steps had no
+    finite gradient. Each validation reports metrics and a checkpoint.
     """
     # setup
     run = Run(objective, config, seed, context, data.augment)
@@ -171,11 +169,10 @@ class Run:
         self.average = Average(objective, every, config.batch_size) if every else None
         self.meters = Meters()
         self.logged: dict[str, list[float]] = {}  # sum and count of each metric at the last log
-        self.loss: Tensor | None = None  # a moving mean, on the device: reading it waits for the step
+        self.loss: Tensor | None = None  # a moving mean on the device, so reading it waits for the step
         self.averaged = 0  # micro-batches of this start
         self.first = 0  # step of this start
-        # Steps that were skipped: last in a row, and in this start. On the device: reading them waits for the
-        # step.
+        # Skipped steps: the last ones in a row, and all of this start. They are on the device, too.
         self.skipped = torch.zeros(2, device=context.device)
 
     def resume(self, budget: Budget) -> int:
@@ -189,7 +186,7 @@ class Run:
         self.stopping = EarlyStopping(budget.criterion, saved, budget.patience)
         sums: dict[str, list[float]] = saved.get("meters", {})
         self.logged = dict(sums)
-        if self.context.rank > 0:  # adds nothing to the sums that rank 0 goes on from, but has their names
+        if self.context.rank > 0:  # only rank 0 restores sums; the others start at zero with the same names
             sums = {name: [0.0, 0.0] for name in sums}
         self.meters.restore(sums, self.context.device)
         self.skipped[0] = saved.get("skipped_in_row", 0.0)
@@ -197,9 +194,9 @@ class Run:
         return self.first
 
     def is_broken(self, done: int) -> bool:
-        """Whether too many of this start's steps, up to the `done`-th of the stage, had no finite gradient.
+        """Whether too many steps of this start had no finite gradient. done: steps of the stage until now.
 
-        Those of earlier starts are past: the command may go on at a lower rate.
+        Earlier starts do not count, since they may have had another rate.
         """
         in_row, total = self.skipped.tolist()
         own = done - self.first
@@ -213,7 +210,7 @@ class Run:
         fall = RATE_FALL * images if stepping.falls else 0.0
         factor = learning_rate_factor(images_seen, images, stepping.warmup * images, fall)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
-            # Without a rate, also momentum moves nothing.
+            # With a rate of 0, momentum changes nothing either.
             group["lr"] = peak * factor if images_seen / images < group.get("until", math.inf) else 0.0
 
         # gradients
@@ -258,12 +255,12 @@ class Run:
         return self.context.sum(slots)
 
     def note(self) -> str:
-        """What progress says beside the count: the loss of rank 0 of late, and the last validation."""
+        """The text beside the progress: rank 0's recent loss, and the last validation."""
         loss = "" if self.loss is None else f"loss {float(self.loss):.2f}"
         return ", ".join(filter(None, (loss, self.stopping.note())))
 
     def log(self, record: dict[str, Any]) -> None:
-        """Keeps the means of the training metrics since the last log or validation."""
+        """Logs the means of the training metrics since the last log or validation."""
         now = summed(self.meters, self.context)
         row = {"images_seen": record["images_seen"], "step": record["step"]}
         for name, (total, count) in now.items():
@@ -306,7 +303,7 @@ class Run:
         return {name: total / count for name, (total, count) in summed(meters, context).items()}
 
     def paint(self, record: dict[str, Any], valid: Batch, paint: Paint) -> None:
-        """Keeps pictures of the model as it is now. Only rank 0 does."""
+        """Saves pictures of the present model. Only rank 0 does."""
         if self.context.rank > 0:
             return
         generator = torch.Generator(self.context.device).manual_seed(noise_seed(self.seed, 2**32 - 2, 0))
@@ -318,7 +315,7 @@ class Run:
         self.context.add_pictures(row, {name: picture.cpu() for name, picture in found.items()})
 
     def save(self, record: dict[str, Any]) -> None:
-        """Publishes a checkpoint between two validations. It holds the sums of the training metrics."""
+        """Publishes a checkpoint between two validations, with the sums of the training metrics."""
         with self._checkpoint(record) as (folder, name):
             self.context.save(folder, name)
 
@@ -344,14 +341,14 @@ class Run:
         try:
             checkpoint.save(folder, self.objective, self.optimizer, progress, self.average)
             yield folder, name
-        except BaseException:  # of a full disk or a failed storage: each restart would leave another
+        except BaseException:  # on a full disk, each restart would leave another folder
             shutil.rmtree(folder, ignore_errors=True)
             raise
         if not self.context.removes_saved:
             shutil.rmtree(folder)
 
     def _core_seconds(self) -> tuple[float, float]:
-        """CPU seconds of all ranks since they started, and those of them that were no training."""
+        """CPU seconds of all ranks since their start, in all and in validation or checkpoints."""
         spent = time.process_time() - self.context.cpu_started
         own = torch.tensor([spent, self.clock.paused_core_seconds], dtype=torch.float64)
         spent, paused = self.context.sum(own).tolist()

@@ -1,6 +1,6 @@
-"""What a training step counts: means of metrics, and its learning rate.
+"""Means of metrics, and the learning rate of a step.
 
-Metrics travel as (sum, count) and are divided once, so that the sizes of batches do not matter.
+Metrics are kept as (sum, count) and divided once, so that batches of any sizes have the right weights.
 """
 
 from collections.abc import Mapping
@@ -10,16 +10,16 @@ from torch import Tensor
 
 
 class Meters:
-    """Running sums and counts of named quantities. Sums are on the device until they are read."""
+    """Running sums and counts of named quantities. Sums stay on the device until they are read."""
 
     def __init__(self) -> None:
-        self._sums: dict[tuple[str, ...], Tensor] = {}  # names that came together -> (names,) float64
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # names of one call of `add` -> (names,) float64
         self._counts: dict[str, float] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Adds per-image values: each (B,), or any shape whose entries have equal weight.
 
-        Values of one shape are summed together, since each operation costs a GPU a launch.
+        Values of one shape are summed in one operation, since each one costs a GPU a launch.
         """
         names = tuple(sorted(values))
         if not names:
@@ -48,7 +48,7 @@ class Meters:
         return table
 
     def restore(self, sums: Mapping[str, list[float]], device: torch.device) -> None:
-        """Continues from name -> [sum, count], the rows of `stacked`."""
+        """Starts again from `sums`: name -> [sum, count], the rows of `stacked`."""
         self.reset()
         names = tuple(sorted(sums))
         if names:

@@ -1,7 +1,7 @@
-"""The metrics of a training run, a row a validation: as `metrics.jsonl`, and TensorBoard's events.
+"""Writes the metrics of a training run: `metrics.jsonl` with a row a validation, and TensorBoard's events.
 
-Between validations, `training.jsonl` has rows of the loss alone. A row replaces those from its step on, which
-training repeats. Shapes: C channels, H x W pictures.
+`training.jsonl` has the training metrics between validations. A new row replaces all rows from its step on,
+since training that resumes repeats them. Shapes: C channels, H x W pictures.
 """
 
 import io
@@ -18,17 +18,17 @@ from torch import Tensor
 from npdraw_dist.core.storage import list_files, read_bytes, write_bytes, write_text
 
 ROWS, RECENT_ROWS = "metrics", "training"  # the file NAME.jsonl
-RECENT = "recent"  # begins the names of means over the images since the row before in `training.jsonl`
+RECENT = "recent"  # prefix of means over the images since the previous row in `training.jsonl`
 Record = dict[str, float]  # metric -> value at one validation; also `images_seen` and `step`
-EVENTS = "events.out.tfevents"  # TensorBoard reads files with this in their names, in the order of the names
-LARGEST = 1 << 18  # bytes of a file in an object store, which is written anew with each row
+EVENTS = "events.out.tfevents"  # in the names of files that TensorBoard reads, in the order of the names
+LARGEST = 1 << 18  # bytes of a file in an object store, which each row writes anew
 
 Pictures = Mapping[str, Tensor]  # name -> (C, H, W) in [0, 1]
 Setting = bool | int | float | str
 
 
 def read_metrics(filesystem: fs.FileSystem, folder: str, rows: str = ROWS) -> list[Record]:
-    """The rows of a run in `folder`, oldest first, finished or not; [] if there are none."""
+    """The rows of the run in `folder`, oldest first; [] if there are none."""
     path = f"{folder}/{rows}.jsonl"
     if filesystem.get_file_info(path).type != fs.FileType.File:
         return []
@@ -36,14 +36,14 @@ def read_metrics(filesystem: fs.FileSystem, folder: str, rows: str = ROWS) -> li
 
 
 class Journal:
-    """Adds rows to NAME.jsonl of the run in `folder`, written anew each time: a kill leaves no half row."""
+    """Adds rows to NAME.jsonl in `folder`. Each row writes the file anew, so a kill leaves no half row."""
 
     def __init__(self, filesystem: fs.FileSystem, folder: str, rows: str = ROWS) -> None:
         self.filesystem, self.folder, self.name = filesystem, folder, rows
         self._rows: list[Record] | None = None
 
     def add(self, row: Record) -> None:
-        """Writes a row; it is there when this returns."""
+        """Writes a row before it returns."""
         if self._rows is None:
             self._rows = read_metrics(self.filesystem, self.folder, self.name)
         self._rows = [*(one for one in self._rows if one["step"] < row["step"]), row]
@@ -52,11 +52,11 @@ class Journal:
 
 
 class Events:
-    """Adds events to the run in `folder`: a start of the training writes a file of its own, or several.
+    """Adds TensorBoard's events to the run in `folder`. Each start of training writes files of its own.
 
-    images_seen: at this start; TensorBoard then hides events of later images. They are made in memory: a
-    failing storage, which `SummaryWriter` answers with a traceback at exit, must not end the run, and gets
-    with the next event what it did not take.
+    images_seen: at this start; TensorBoard hides earlier events of later images. Events are made in memory:
+    a storage that fails must not end the run, and gets what it did not take with the next event.
+    `SummaryWriter` prints a traceback at exit then.
     """
 
     def __init__(self, filesystem: fs.FileSystem, folder: str, images_seen: int = 0) -> None:
@@ -82,7 +82,7 @@ class Events:
         from tensorboardX.proto.event_pb2 import Event
 
         size = self._made.tell()
-        # What an object store has not taken yet goes with the next event, in the same file.
+        # A file is complete only if the object store has taken all of it.
         if not self._path or (size > LARGEST and size == self._written and not self._local):
             names = (path.rpartition("/")[2] for path, _ in list_files(self.filesystem, self.folder))
             self._begin(sum(name.startswith(EVENTS) for name in names) + 1)
@@ -91,7 +91,7 @@ class Events:
         self._write()
 
     def _begin(self, number: int) -> None:
-        """Begins a file. The first one of a start says from where on it replaces earlier ones."""
+        """Begins a file. The first file of a start says from which image on it replaces earlier events."""
         from tensorboardX import record_writer
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -105,7 +105,7 @@ class Events:
             self._writer.write_event(Event(step=self.images_seen + 1, session_log=start))
 
     def _write(self) -> None:
-        """Writes what is new to the storage: at the end of a local file; an object cannot be appended to."""
+        """Appends new events to a local file, or writes an object anew, which cannot be appended to."""
         content = self._made.getvalue()
         try:
             if self._local:
@@ -120,10 +120,10 @@ class Events:
         self._written = len(content)
 
     def begin(self, settings: Mapping[str, Setting], metric: str, pictures: Pictures) -> None:
-        """Writes a stage's settings, for HPARAMS (which compares by `metric`) and TEXT, and pictures."""
+        """Writes pictures, and a stage's settings for TEXT and HPARAMS, where runs compare by `metric`."""
         from tensorboardX.summary import hparams, image, text
 
-        self._begin(0)  # once for a stage, before all others
+        self._begin(0)  # a stage has one such file, before all others
         lines = "\n".join(f"    {name}: {value}" for name, value in settings.items())
         shown = [image(name, picture) for name, picture in pictures.items()]
         self._add(iter([text("settings", lines), *hparams(dict(settings), {metric: 0.0}), *shown]), 0)

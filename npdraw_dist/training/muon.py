@@ -1,6 +1,6 @@
-"""Muon (Jordan et al. 2024): the step of a matrix is its momentum with all singular values made about 1.
+"""Muon (Jordan et al. 2024): the step of a matrix is its momentum with all singular values set near 1.
 
-Shapes: R rows and C columns of a matrix; a convolution's weight (R, ...) is taken as one. N matrices.
+Shapes: N matrices of R rows and C columns; a convolution's weight (R, ...) is flattened to a matrix.
 """
 
 from typing import Any
@@ -9,19 +9,20 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-SMALLEST = 16  # least rows and columns: the steps of smaller matrices are AdamW's
+SMALLEST = 16  # least rows and columns; AdamW trains smaller matrices
 MOMENTUM = 0.95
-# A step has the root mean square that AdamW's has, about this times the rate, so rates serve both (Liu et al.
+# The root mean square of a step over the rate, as AdamW has it, so that both use the same rates (Liu et al.
 # 2025, "Muon is scalable for LLM training", section 2.2).
 MATCH = 0.2
-# Newton-Schulz: x <- a x + (b A + c A A) x with A = x x'; so many times bring singular values near 1.
+# Newton-Schulz: x <- a x + (b A + c A A) x with A = x x'. ITERATIONS of it bring singular values near 1.
 QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
 class Muon(AdamW):
-    """AdamW, but Muon for groups with `muon` true, with the rate and decay of the group.
+    """Muon for the large matrices of groups with `matrices` true, AdamW for all other parameters.
 
-    found_inf: as of fused AdamW, a tensor; where it is 1 nothing changes. Nothing waits for the device.
+    found_inf: a tensor, as for fused AdamW; if it is 1, the step changes nothing. No step waits for the
+    device.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:
@@ -56,7 +57,7 @@ class Muon(AdamW):
                 direction = direction.t()
             rows, columns = direction.shape
             directions.setdefault((rows, columns), []).append((weight, direction))
-        for (_, columns), found in directions.items():  # those of a shape at once: fewer kernels
+        for (_, columns), found in directions.items():  # matrices of one shape together, in fewer kernels
             rate = group["lr"] * (1.0 if broken is None else 1 - broken)
             weights, stacked = zip(*found, strict=True)
             for weight, step in zip(weights, orthogonal(torch.stack(stacked)), strict=True):
@@ -76,7 +77,7 @@ def orthogonal(x: Tensor) -> Tensor:
 
 
 def _split(group: dict[str, Any]) -> list[dict[str, Any]]:
-    """A group's large matrices, and its other parameters, if it has any of each."""
+    """Splits a group into its large matrices and its other parameters; leaves out an empty part."""
     muon = [p for p in group["params"] if group["matrices"] and _is_large(p)]
     large = {id(p) for p in muon}
     rest = [p for p in group["params"] if id(p) not in large]

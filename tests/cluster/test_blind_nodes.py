@@ -26,7 +26,7 @@ def bed() -> Iterator[Testbed]:
 
 
 def job_on(data: Path, **changed: object) -> list[str]:
-    """The words of a job on a folder of images: a worker a node of one CPU; wait_s: for the second node."""
+    """The words of a job on a folder of images, which waits for a second node of one CPU."""
     sizes = {"data__image_size": 28, "data__channels": 1, "data__binarize": "threshold"}
     own = {"data__source": "imagefolder", "data__path": str(data), "data__shard_rows": 4}
     return job_of(**sizes, **own, scale__wait_s=120, **changed)
@@ -37,14 +37,14 @@ def drivers(testbed: Testbed) -> int:
 
 
 def refused(bed: Testbed, log: Path, *argv: str, hidden: Path) -> tuple[str, str]:
-    """What a job prints that ends in an error, and the address of a node that joins once the job waits.
+    """The output of a job that ends in an error, and the address of a node that joins while the job waits.
 
-    `hidden` is not to be seen from the node, which is lost in the end.
+    The node does not see the folder `hidden`, and is lost in the end.
     """
     before = drivers(bed)
     job = Job(bed, log, *argv)
     until(lambda: drivers(bed) > before, 180)
-    time.sleep(5)  # the nodes that are up were asked; now it waits for one more
+    time.sleep(5)  # the living nodes have been checked; now the job waits for one more
     added = bed.add_node(hidden=hidden)
     status, out = job.end()
     assert status != 0, out
@@ -63,12 +63,13 @@ def test_a_node_that_does_not_see_the_storage_is_named(bed: Testbed, tmp_path: P
     lose(bed, added)
 
 
-def test_a_node_that_joins_later_is_named_when_it_starts_to_work(bed: Testbed, tmp_path: Path) -> None:
-    """In the stages that read the data; then in training, whose worker would write to a disk of its own."""
+def test_a_node_that_joins_later_and_sees_too_little_ends_the_job(bed: Testbed, tmp_path: Path) -> None:
+    """First it does not see the data; then it does not see the run, and its worker would train on its own."""
     data, runs = images(tmp_path / "data", IMAGES), tmp_path / "runs"
     blind = [*job_on(data), "--storage", str(runs), "--name", "blind"]
-    out, address = refused(bed, tmp_path / "log", *blind, hidden=data)
-    assert f"error: the data {data} cannot be read from {address}; on several nodes give" in out
+    out, _ = refused(bed, tmp_path / "log", *blind, hidden=data)
+    assert "error: stage data stopped because its storage failed (" in out
+    assert str(data) in out.partition("error: stage data stopped")[2]
 
     name = ["--storage", str(runs), "--name", "later"]
     alone = [*job_on(data, scale__num_workers=1), *name, "--stages", "data,bank,parse"]
@@ -88,9 +89,9 @@ def test_ray_drains_a_node_that_the_cloud_takes_back(bed: Testbed, tmp_path: Pat
         "Metadata.taken = True\n"
         "ThreadingHTTPServer(('127.0.0.1', 8080), Metadata).serve_forever()\n"
     )
-    # As Ray Train's watcher asks for the nodes that are being drained.
-    asked = "import json, ray; ray.init('auto', log_to_driver=False); "
-    asked += "print(json.dumps(ray._private.state.state.get_draining_nodes()))"
+    # The query of Ray Train's watcher for nodes that are being drained.
+    query = "import json, ray; ray.init('auto', log_to_driver=False); "
+    query += "print(json.dumps(ray._private.state.state.get_draining_nodes()))"
     script = [sys.executable, str(ROOT / "cluster" / "spot_notice.py"), "--cloud", "google"]
     # Tests before may have a Ray of their own on this machine, and `auto` could take that.
     env = ["env", f"PYTHONPATH={ROOT}", f"RAY_ADDRESS={bed.address}"]
@@ -99,7 +100,7 @@ def test_ray_drains_a_node_that_the_cloud_takes_back(bed: Testbed, tmp_path: Pat
         bed.popen([*env, sys.executable, str(server)], added)
         watcher = bed.popen([*env, *script, "--metadata", "http://127.0.0.1:8080"], added, log, log)
         assert watcher.wait(120) == 0, (tmp_path / "log").read_text()
-        answer = bed.popen([*env, sys.executable, "-c", asked], 0, subprocess.PIPE).communicate()[0]
+        answer = bed.popen([*env, sys.executable, "-c", query], 0, subprocess.PIPE).communicate()[0]
     nodes = {node["node_ip"]: node for node in bed.query("nodes")}
     drained, head = nodes[bed.nodes[added].address], nodes[bed.nodes[0].address]
     draining = set(json.loads(answer.splitlines()[-1]))

@@ -1,6 +1,6 @@
-"""A node has no disk or no memory left; nodes come and go; a job loses its head: all on one test bed.
+"""A node runs out of disk or memory, nodes come and go, and a job loses its head, all on one test bed.
 
-Each node has a small disk of its own, and its memory is what a file says, so that both can run out on one.
+Each node has a small disk of its own and reads its memory from a file, so that both can run out on one node.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ def error_of(out: str) -> str:
 
 
 def test_a_node_runs_out_of_disk_then_of_memory(bed: Testbed, folder: Path) -> None:
-    """Each ends the job in one line that names the node, and the same command goes on."""
+    """Each ends the job in one line that names the node, and the same command resumes."""
     ensure(bed, 2)
     run = folder / "alone"
     job = start(bed, folder, "alone", ALONE)
@@ -110,7 +110,7 @@ def test_a_node_runs_out_of_disk_then_of_memory(bed: Testbed, folder: Path) -> N
     status, out = job.end()
     assert status != 0
     line = error_of(out)
-    assert "stage prior stopped: rank 0 died (OutOfMemoryError: " in line
+    assert "stage prior stopped: OutOfMemoryError: " in line
     assert f"IP: {bed.nodes[node].address}" in line
 
     status, out = start(bed, folder, "alone", ALONE).end()
@@ -147,7 +147,7 @@ def test_nodes_come_and_go_under_an_elastic_run(bed: Testbed, folder: Path) -> N
 
 
 def test_a_sweep_loses_a_node(bed: Testbed, folder: Path) -> None:
-    """That of a trial's process, if it is not the head's. Every trial finishes."""
+    """The node runs a trial and is not the head. Every trial finishes."""
     ensure(bed, 3)
     words = ["tune_spaces.sweep", "--space", "smoke", "--scheduler", "none"]
     job = Job(bed, folder / "sweep.log", *words, "--storage", str(folder), "--name", "sweep")
@@ -167,9 +167,9 @@ def test_a_sweep_loses_a_node(bed: Testbed, folder: Path) -> None:
 
 
 def test_a_job_loses_nodes_and_then_its_head(bed: Testbed, folder: Path) -> None:
-    """Under the parse, and under the training, which goes on on the head and the one node that is left.
+    """Nodes die in the parse and in the training, which continues on the head and the last node.
 
-    Submitted again, it ends with an undisturbed run's bytes.
+    Submitted again, the job ends with the bytes of an undisturbed run.
     """
     ensure(bed, 4)
     run = folder / "lost"

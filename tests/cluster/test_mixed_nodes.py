@@ -1,4 +1,4 @@
-"""A job over nodes with pretended GPUs, which join late, and without: it is placed right. A GPU node dies."""
+"""A job uses the nodes with pretended GPUs, which join late, and survives the death of one."""
 
 import time
 from pathlib import Path

@@ -64,7 +64,7 @@ STEP = [
 
 @dataclass
 class Shell:
-    """An environment whose ray, srun and scontrol print what they are given instead of doing it."""
+    """An environment whose ray, srun and scontrol print their arguments and do nothing else."""
 
     folder: Path
     env: dict[str, str]
@@ -164,8 +164,8 @@ def test_submit_needs_a_token_and_does_not_show_it(shell: Shell) -> None:
     [("32768", 32 * 1024**3 * 3 // 10), ("102400", 16 * 1024**3 * 95 // 100), ("0", None)],
 )
 def test_slurm_starts_one_cluster_over_all_nodes(megabytes: str, store: int | None, shell: Shell) -> None:
-    """With all CPUs of the task, and an object store of at most what /dev/shm holds; Ray's own choice if the
-    job has no limit of memory."""
+    """It has all CPUs of the task, and an object store that fits /dev/shm; Ray sizes the store of a job
+    without a limit of memory."""
     done = shell.run("slurm.sh", *TRAIN, SLURM_MEM_PER_NODE=megabytes)
     assert (done.returncode, done.stderr) == (0, "")
     assert "SECRET" not in done.stdout
@@ -180,7 +180,7 @@ def lines(words: str, shell: Shell) -> list[str]:
 
 
 def test_a_job_whose_ray_does_not_start_has_failed(shell: Shell) -> None:
-    """Though `ray symmetric-run` ends with 0 then."""
+    """`ray symmetric-run` itself ends with 0 then."""
     done = shell.run("slurm.sh", *TRAIN, IDLE="1")
     assert done.returncode == 1
     assert "Ray did not start" in done.stderr
@@ -192,10 +192,10 @@ def test_near_its_time_limit_the_job_is_requeued_and_resumes(shell: Shell) -> No
     assert "\n#SBATCH --requeue\n" in text
     job = shell.job()
     job.send_signal(signal.SIGUSR1)
-    words, said = job.communicate(timeout=30)
+    words, errors = job.communicate(timeout=30)
     assert (shell.folder / "requeued").read_text() == "requeue 17\n"
     assert job.returncode == 128 + signal.SIGTERM  # as Slurm ended the step
-    assert "job 17 is requeued" in said
+    assert "job 17 is requeued" in errors
     again = shell.job(SLURM_RESTART_COUNT="1")
     (shell.folder / "end").touch()
     assert again.communicate(timeout=30)[0] == words
@@ -204,23 +204,25 @@ def test_near_its_time_limit_the_job_is_requeued_and_resumes(shell: Shell) -> No
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "error"),
     [({"REFUSED": "1"}, "cannot be requeued"), ({"SLURM_RESTART_COUNT": "100"}, "after 100 requeues")],
 )
-def test_a_job_that_is_not_requeued_works_to_its_end(change: dict[str, str], said: str, shell: Shell) -> None:
+def test_a_job_that_is_not_requeued_works_to_its_end(
+    change: dict[str, str], error: str, shell: Shell
+) -> None:
     job = shell.job(**change)
     for pause_s in (0, 0, 0.001, 0.003, 0.01, 0.03, 0.2):  # while it waits, and while it answers
         job.send_signal(signal.SIGUSR1)
         time.sleep(pause_s)
         assert job.poll() is None
     (shell.folder / "end").touch()
-    assert said in job.communicate(timeout=30)[1]
+    assert error in job.communicate(timeout=30)[1]
     assert job.returncode == 3
     assert not (shell.folder / "requeued").exists()
 
 
 def test_the_script_for_a_new_gpu_goes_on_after_a_step_that_fails(shell: Shell) -> None:
-    """It ends with an error then, and without a GPU it measures nothing."""
+    """The script ends with an error. Without a GPU it measures nothing."""
     stub = shell.folder / "python"
     stub.write_text(
         '#!/bin/sh\necho "$*"\n'

@@ -1,4 +1,4 @@
-"""The cloud's notice that it takes a machine back. Ray itself drains a node in test_blind_nodes.py."""
+"""A cloud gives notice that it takes a machine back. In test_blind_nodes.py, Ray drains a real node."""
 
 import json
 import subprocess

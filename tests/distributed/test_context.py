@@ -1,4 +1,4 @@
-"""What a Ray Train worker does in which order, with Ray Train replaced by a list of calls."""
+"""The order of the calls of a Ray Train worker, with a list of calls in place of Ray Train."""
 
 import math
 import sys
@@ -21,7 +21,7 @@ Calls = list[tuple[Any, ...]]
 
 @pytest.fixture(autouse=True)
 def own_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`worker` puts calls in place of Ray's; they end with the test."""
+    """Undoes the change that `worker` makes to the module."""
     monkeypatch.setattr(context, "ray", context.ray)
 
 
@@ -56,10 +56,10 @@ def worker(calls: Calls, rank: int = 0, watched: bool = True, others: Any = 0.0)
 
 
 def test_a_row_is_written_before_its_checkpoint_by_rank_0_alone() -> None:
-    """A kill in between repeats the row; the other way round it would lose it.
+    """A kill between the two repeats the row. In the other order the row would be lost.
 
-    A checkpoint between two validations has none, and gets the worst score: Ray Train takes a missing one for
-    the best, and cannot read a NaN that it wrote.
+    A checkpoint between two validations gets the worst score, since Ray Train ranks a missing score best and
+    cannot read a NaN that it wrote.
     """
     worst = {"valid/nll": sys.float_info.max}
     calls: Calls = []
@@ -116,16 +116,16 @@ def now(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return world
 
 
-def told(rank: RayContext, ranks: list[int] | None) -> list[float]:
-    """Ray tells of the node of `ranks`. Returns the times at which it is asked."""
-    asked: list[float] = []
+def notify(rank: RayContext, ranks: list[int] | None) -> list[float]:
+    """Ray has a notice for the node of `ranks`, if any. Returns the times at which a rank looks."""
+    looks: list[float] = []
 
     def info() -> Any:
-        asked.append(time.monotonic())
+        looks.append(time.monotonic())
         return None if ranks is None else SimpleNamespace(preempted_ranks=ranks)
 
     context.ray.train.get_preemption_info = info
-    return asked
+    return looks
 
 
 @pytest.mark.parametrize("step_s", [0.01, 1.0, 30.0])
@@ -134,11 +134,11 @@ def test_a_notice_is_seen_in_seconds_and_saves_at_once_and_then_in_intervals(
 ) -> None:
     calls: Calls = []
     rank = worker(calls)
-    told(rank, None)
+    notify(rank, None)
     while now.s < 200:
         assert not rank.must_save()
         now.s += step_s
-    asked, saved = told(rank, [1]), []
+    looks, saved = notify(rank, [1]), []
     start = now.s
     while now.s < start + 100:
         if rank.must_save():
@@ -146,24 +146,24 @@ def test_a_notice_is_seen_in_seconds_and_saves_at_once_and_then_in_intervals(
         now.s += step_s
     assert saved[0] - start <= max(5.0, step_s)
     assert all(SAVE_EVERY_S <= b - a <= SAVE_EVERY_S + max(5.0, step_s) for a, b in pairwise(saved))
-    assert len(asked) <= 1 + 100 / min(2.0, max(step_s, 1.0))  # each asks all ranks
+    assert len(looks) <= 1 + 100 / min(2.0, max(step_s, 1.0))  # each asks all ranks
     assert calls.count(("say", "the node of rank 1 is about to be taken away; a checkpoint is saved")) == len(
         saved
     )
 
 
 def test_rank_0_decides_for_all() -> None:
-    """Ray tells the ranks at different moments; all have to save, and to ask again, in the same step."""
+    """A notice reaches the ranks at different moments; all have to save and look again in the same step."""
     for due in (False, True):
         rank = worker([], rank=1, others=torch.tensor([float(due), 7.0]))
-        asked = told(rank, None if due else [1])
+        looks = notify(rank, None if due else [1])
         assert rank.must_save() == due
         assert not any(rank.must_save() for _ in range(6))
-        assert len(asked) == 1
+        assert len(looks) == 1
         rank.must_save()
-        assert len(asked) == 2
+        assert len(looks) == 2
     calls: Calls = []
     rank = worker(calls, watched=False)
-    asked = told(rank, [0])
-    assert not rank.must_save()  # where nobody drains nodes, no rank is asked
-    assert calls == asked == []
+    looks = notify(rank, [0])
+    assert not rank.must_save()  # where nobody drains nodes, no rank looks
+    assert calls == looks == []

@@ -34,7 +34,7 @@ class Silent:
 def test_a_worker_that_dies_at_each_start_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There are more starts than CPUs: each frees what it had, as the next one waits for it."""
+    """There are more starts than CPUs, so each start must free its CPU for the next one."""
     free, starts = ray.available_resources()["CPU"], tmp_path / "starts"
     assert free < 4
 
@@ -57,7 +57,7 @@ def test_a_worker_that_dies_at_each_start_ends_the_run(
     monkeypatch.setattr(ray_run, "ClusterTorchConfig", Dying)
     who = Workers(1, 1, 1, 0.0), ScaleConfig(max_failures=3), Criterion("valid/nll", "min")
     run: Any = TrainRun(lambda job, context: None, None, *who, fs.LocalFileSystem(), str(tmp_path), "prior")
-    with pytest.raises(UserError, match=r"a worker died.*max_failures 3 are used up"):
+    with pytest.raises(UserError, match="max_failures 3 are used up"):
         run_training(run, Silent())  # type: ignore[arg-type]
     assert starts.read_text().splitlines() == ["start"] * 4
     until(lambda: ray.available_resources().get("CPU") == free)

@@ -1,4 +1,4 @@
-"""Folders that every node must see: nodes at the start of a run, and workers of later ones."""
+"""Every node must see the folders of a run, at the start or when it joins."""
 
 import os
 import time
@@ -26,11 +26,11 @@ def known(root: Path) -> Landmarks:
 
 
 class Pretended:
-    """Nodes 10.0.0.1, 10.0.0.2, ... in place of Ray's; `answers` are theirs to each task, in turn."""
+    """Nodes 10.0.0.1, 10.0.0.2, ... in place of Ray's, which give these `answers` to their tasks."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: list[str | None] | Exception) -> None:
         self.answers = answers
-        self.asked: list[Any] = []
+        self.nodes: list[Any] = []
         listed = [
             {"NodeID": str(number), "NodeManagerAddress": f"10.0.0.{number}", "Alive": True}
             for number in range(1, len(answers) + 1)
@@ -38,15 +38,15 @@ class Pretended:
         monkeypatch.setattr(ray, "nodes", lambda: listed)
         monkeypatch.setattr(ray, "remote", lambda **_: lambda function: self)
         monkeypatch.setattr(nodes, "NodeAffinitySchedulingStrategy", lambda node, soft: node)
-        monkeypatch.setattr(ray, "wait", lambda asked, **_: (asked, []))
+        monkeypatch.setattr(ray, "wait", lambda tasks, **_: (tasks, []))
         monkeypatch.setattr(ray, "get", self.get)
 
     def options(self, scheduling_strategy: str) -> "Pretended":
-        self.asked.append(scheduling_strategy)
+        self.nodes.append(scheduling_strategy)
         return self
 
     def remote(self, folders: object) -> int:
-        return len(self.asked) - 1
+        return len(self.nodes) - 1
 
     def get(self, number: int) -> list[str | None]:
         answer = self.answers[number]
@@ -55,15 +55,15 @@ class Pretended:
         return answer
 
 
-def test_every_node_is_asked_and_the_blind_ones_are_named(
+def test_each_node_looks_and_the_blind_ones_are_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     folders = [known(tmp_path / "run"), known(tmp_path / "data")]
-    asked = Pretended(monkeypatch, [None, None], [None, ""], ray.exceptions.RayError("died"), [None, ""])
-    said = rf"the data {tmp_path}/data cannot be read from 10\.0\.0\.2, 10\.0\.0\.4;"
-    with pytest.raises(UserError, match=said):
+    pretended = Pretended(monkeypatch, [None, None], [None, ""], ray.exceptions.RayError("died"), [None, ""])
+    message = rf"the data {tmp_path}/data cannot be read from 10\.0\.0\.2, 10\.0\.0\.4;"
+    with pytest.raises(UserError, match=message):
         nodes.require_shared(folders)
-    assert asked.asked == ["1", "2", "3", "4"]
+    assert pretended.nodes == ["1", "2", "3", "4"]
 
 
 def test_nodes_that_see_all_and_one_alone_are_not_refused(
@@ -74,7 +74,7 @@ def test_nodes_that_see_all_and_one_alone_are_not_refused(
     nodes.require_shared(folders)
     alone = Pretended(monkeypatch, [""])
     nodes.require_shared(folders)
-    assert alone.asked == []
+    assert alone.nodes == []
 
 
 class Numbered(NamedTuple):
@@ -91,18 +91,18 @@ def double(item: Numbered) -> int:
 def test_a_worker_of_the_data_stages_that_does_not_see_them_ends_the_stage(
     pool: Pool | None, tmp_path: Path
 ) -> None:
-    """Not one item after another: a node that does not see the data is through with each in no time."""
+    """At the first item, since a node without the data would fail at many items in no time."""
     seen, unseen = known(tmp_path / "run"), known(tmp_path / "data")
     assert set(map_items([Numbered(1), Numbered(2)], double, pool, [seen, None, unseen])) == {2, 4}
     lost = known(tmp_path / "lost")
     (tmp_path / "lost" / "a.png").unlink()
-    said = rf"the data {tmp_path}/lost cannot be read from \d+\.\d+\.\d+\.\d+;"
-    with pytest.raises(BlindNode, match=said):
+    message = rf"the data {tmp_path}/lost cannot be read from \d+\.\d+\.\d+\.\d+;"
+    with pytest.raises(BlindNode, match=message):
         next(map_items([Numbered(n) for n in range(50)], double, pool, [seen, lost]))
 
 
 def waits(item: int) -> tuple[int, float, float]:
-    """The process, and when it began and ended to wait, as for a store."""
+    """Waits as for a store; returns the process and the times before and after."""
     began = time.time()
     time.sleep(0.5)
     return os.getpid(), began, time.time()
@@ -129,16 +129,16 @@ def test_a_training_worker_says_its_node(monkeypatch: pytest.MonkeyPatch, tmp_pa
         nodes.require_here(folders)
 
 
-def test_a_gpu_that_pytorch_cannot_use_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_that_pytorch_cannot_use_gives_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(ray, "get_gpu_ids", list)
     assert nodes.unusable_gpu() is None
     monkeypatch.setattr(ray, "get_gpu_ids", lambda: [0])
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    said = str(nodes.unusable_gpu())
-    assert "10.0.0.2 trains on its CPU" in said
-    assert "CUDA 13.0" in said
+    warning = str(nodes.unusable_gpu())
+    assert "10.0.0.2 trains on its CPU" in warning
+    assert "CUDA 13.0" in warning
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "built for CPUs" in str(nodes.unusable_gpu())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

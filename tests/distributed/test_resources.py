@@ -1,4 +1,4 @@
-"""What a cluster can give: CPUs a worker on uneven nodes, and what is said where it is too little."""
+"""The workers that fit a cluster: CPUs on uneven nodes, and the error where too few fit."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from tests.conftest import nodes
 
 CPUS = [2, 8]
 GPUS = [(8, 1), (8, 1)]
-# Of the review: the pool of all CPUs would give each worker 64.
+# An average over all CPUs would give each worker 64.
 UNEVEN = [*GPUS, 64, 64]
 Cluster = Callable[..., None]
 
@@ -32,17 +32,13 @@ Cluster = Callable[..., None]
         (GPUS, {"num_workers": 3}, Workers(3, 3, 4)),  # too few GPUs, and none is required
         (GPUS, {"num_workers": "1:4"}, Workers(1, 4, 8, 1)),  # two workers, and more if nodes join
         (GPUS, {"num_workers": 4, "gpus_per_worker": 0.5}, Workers(4, 4, 4, 0.5)),
+        (UNEVEN, {"num_workers": 2}, Workers(2, 2, 8, 1)),  # nodes without GPUs do not count
+        (UNEVEN, {"num_workers": 3}, Workers(3, 3, 32)),
     ],
 )
 def test_workers_are_as_large_as_fits(cluster: Cluster, each: Any, scale: Any, planned: Workers) -> None:
     cluster(*each)
     assert plan_workers(ScaleConfig(**scale)) == planned
-
-
-def test_nodes_without_gpus_do_not_size_workers_with_gpus(cluster: Cluster) -> None:
-    cluster(*UNEVEN)
-    assert plan_workers(ScaleConfig(num_workers=2)) == Workers(2, 2, 8, 1)
-    assert plan_workers(ScaleConfig(num_workers=3)).gpu is False
 
 
 @pytest.mark.parametrize(
@@ -77,8 +73,8 @@ def test_too_little_says_what_is_missing_and_what_is_there(
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What the autoscaler of a cluster is asked for."""
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The requests to the autoscaler of a cluster."""
     found: list[Any] = []
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     monkeypatch.setattr(resources, "POLL_S", 0.01)
@@ -106,8 +102,8 @@ def test_a_process_of_a_local_ray_knows_that_no_node_joins() -> None:
     assert not ray.get(ray.remote(can_grow).remote())
 
 
-def test_it_waits_for_nodes_and_goes_on_asking_the_autoscaler(
-    monkeypatch: pytest.MonkeyPatch, asked: list[Any]
+def test_it_waits_for_nodes_and_repeats_its_request(
+    monkeypatch: pytest.MonkeyPatch, requests: list[Any]
 ) -> None:
     answers = [nodes(1)] * 3 + [nodes(1, 1)]
     monkeypatch.setattr(ray, "nodes", lambda: answers.pop(0))
@@ -115,19 +111,19 @@ def test_it_waits_for_nodes_and_goes_on_asking_the_autoscaler(
     assert plan_workers(ScaleConfig(num_workers=2), lines.append) == Workers(2, 2, 1)
     (line,) = lines  # at once, and not again in this minute
     assert line.startswith("waits for nodes (0 of 20 s): the cluster needs room for 2 workers of 1 CPU")
-    assert asked == [[{"CPU": 1}, {"CPU": 1}]] * 3 + [[]]
+    assert requests == [[{"CPU": 1}, {"CPU": 1}]] * 3 + [[]]
 
 
-def test_the_autoscaler_is_asked_for_shares_of_gpus(cluster: Cluster, asked: list[Any]) -> None:
+def test_shares_of_gpus_are_requested(cluster: Cluster, requests: list[Any]) -> None:
     cluster(1)
     scale = ScaleConfig(num_workers=2, use_gpu=True, gpus_per_worker=0.5, cpus_per_worker=3, wait_s=1)
     with pytest.raises(UserError, match="2 workers of 3 CPUs and 1/2 of a GPU, and has room for 0"):
         plan_workers(scale)
-    assert asked[-2:] == [[{"CPU": 3, "GPU": 0.5}] * 2, []]  # taken back: else nodes come for no job
+    assert requests[-2:] == [[{"CPU": 3, "GPU": 0.5}] * 2, []]  # taken back: else nodes come for no job
 
 
-def test_an_interrupt_takes_back_what_the_autoscaler_was_asked_for(
-    cluster: Cluster, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+def test_an_interrupt_withdraws_the_request(
+    cluster: Cluster, requests: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster(1)
 
@@ -137,4 +133,4 @@ def test_an_interrupt_takes_back_what_the_autoscaler_was_asked_for(
     monkeypatch.setattr(resources, "time", SimpleNamespace(monotonic=time.monotonic, sleep=interrupted))
     with pytest.raises(KeyboardInterrupt):
         plan_workers(ScaleConfig(num_workers=2))
-    assert asked == [[{"CPU": 1}, {"CPU": 1}], []]
+    assert requests == [[{"CPU": 1}, {"CPU": 1}], []]

@@ -1,4 +1,4 @@
-"""When a run whose workers failed starts again, and what is said of workers that are not placed."""
+"""When a run whose workers failed starts again, and the line while its workers wait for free nodes."""
 
 import time
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.distributed import failures, run
 from npdraw_dist.distributed.resources import Workers
-from npdraw_dist.distributed.run import AGAIN_S, FIRST_S, TrainRun, run_training
+from npdraw_dist.distributed.run import WAIT_S, TrainRun, run_training
 from npdraw_dist.training.checkpoint import Criterion
 
 LOCAL = fs.LocalFileSystem()
-DIED = f"rank 0 died (ActorDiedError: {ActorDiedError()})"
+DIED = f"ActorDiedError: {ActorDiedError()}"
 Fit = Callable[[Path], Any]
 
 
@@ -72,14 +72,14 @@ def ends(folder: Path) -> Any:
     return SimpleNamespace(return_value={"images": 1024})
 
 
-Play = Callable[[list[Fit], int], tuple[Any, list[str]]]
+Play = Callable[[list[Fit], int], tuple[Any, list[str | None]]]
 
 
 @pytest.fixture
 def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     """play(what each call of `fit` does, scale.max_failures): the result or the error, and the lines."""
-    lines: list[str] = []
-    mailbox = SimpleNamespace(say=SimpleNamespace(remote=lines.append))
+    lines: list[str | None] = []
+    mailbox = SimpleNamespace(failed=SimpleNamespace(remote=lines.append))
     monkeypatch.setattr(run, "start_mailbox", lambda: mailbox)
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     monkeypatch.setattr(ray, "put", lambda job: job)
@@ -87,7 +87,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     folder = tmp_path / "prior"
     folder.mkdir()
 
-    def played(fits: list[Fit], most: int) -> tuple[Any, list[str]]:
+    def played(fits: list[Fit], most: int) -> tuple[Any, list[str | None]]:
         left = iter(fits)
         fit = SimpleNamespace(fit=lambda: next(left)(folder))
         monkeypatch.setattr(TrainRun, "trainer", lambda self, began: fit)
@@ -105,14 +105,14 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
 
 
 def test_failures_with_a_checkpoint_in_between_are_survived(play: Play) -> None:
-    """Though only one in a row is allowed."""
+    """Only one failure in a row is allowed."""
     result, lines = play([*(saves_and_dies(step) for step in (2, 4, 6, 8)), ends], 1)
     assert result == {"images": 1024}
     assert lines == [f"workers restart: {DIED} (failure 1 of at most 1 without a new checkpoint)"] * 4
 
 
 def test_a_checkpoint_that_is_made_again_is_no_progress(play: Play) -> None:
-    """Such as one that never becomes whole: each start names it anew."""
+    """Each start gives a checkpoint that never becomes whole a new name."""
 
     def again(generation: int) -> Fit:
         def fit(folder: Path) -> Any:
@@ -137,14 +137,15 @@ def test_failures_in_a_row_end_the_run_with_what_became_of_the_worker(play: Play
 def test_starts_that_fail_end_the_run_in_a_line(play: Play) -> None:
     result, lines = play([dies_at_start, dies_at_start, dies_at_start], 2)
     assert isinstance(result, UserError)
-    assert str(result).startswith("stage prior stopped: a worker died while it started, and --scale.max_fail")
+    assert str(result).startswith("stage prior stopped: WorkerGroupStartupFailedError: At least one worker")
     assert len(lines) == 2
 
 
-def test_workers_wait_for_a_place_however_long_and_that_is_no_failure(play: Play) -> None:
+def test_workers_wait_for_free_nodes_however_long_and_that_is_no_failure(play: Play) -> None:
     result, lines = play([*[is_not_placed] * 3, dies, *[is_not_placed] * 3, ends], 1)
     assert result == {"images": 1024}
-    assert lines == [f"workers restart: {DIED} (failure 1 of at most 1 without a new checkpoint)"]
+    restarts = f"workers restart: {DIED} (failure 1 of at most 1 without a new checkpoint)"
+    assert lines == [None, None, None, restarts, None, None, None]
 
 
 def test_a_storage_that_does_not_answer_is_no_progress(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +161,7 @@ def test_without_a_limit_every_failure_is_survived_and_taken_nodes_do_not_count(
     assert lines == [f"workers restart: {DIED}"] * 5
     result, lines = play([*[is_taken] * 3, ends], 0)
     assert result == {"images": 1024}
-    assert all("taken away" in line for line in lines[-3:])
+    assert all("taken away" in str(line) for line in lines[-3:])
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_what_no_restart_mends_ends_the_run_in_a_line(play: Play, fit: Fit, most
     assert lines == []
 
 
-def test_it_is_said_once_a_minute_that_workers_wait_until_they_start(
+def test_a_line_says_every_half_minute_that_workers_wait_until_they_start(
     monkeypatch: pytest.MonkeyPatch, cluster: Callable[..., None]
 ) -> None:
     now = SimpleNamespace(s=0.0)
@@ -188,18 +189,18 @@ def test_it_is_said_once_a_minute_that_workers_wait_until_they_start(
     cluster((4, 1), (4, 1))
     watch = run._Watch(None, None, Workers(2, 2, 4, 1.0))  # type: ignore[arg-type]  # nothing is displayed
 
-    def lines(seconds: int, starts: int = 0) -> list[str]:
-        found: list[str | None] = []
+    def lines(seconds: int, waits: bool) -> list[str]:
+        found: list[str] = []
         for _ in range(seconds):
             now.s += 1
-            found.append(watch.missing(starts))
-        return [line for line in found if line is not None]
+            found += watch.waiting(waits)
+        return found
 
-    assert lines(int(FIRST_S) - 1) == []
-    first, second = lines(int(AGAIN_S) + 5)
-    assert first == second
-    assert first.startswith("waits for 2 workers of 4 CPUs and a GPU; nodes: 10.0.0.1: 4 CPUs, 1 GPU; ")
-    assert first.endswith("free: 4 CPUs")
-    assert lines(300, starts=1) == []
-    watch.begin()  # they failed
-    assert len(lines(int(FIRST_S) + 2, starts=1)) == 1
+    line = (
+        "waits for 2 workers of 4 CPUs and a GPU; "
+        "nodes: 10.0.0.1: 4 CPUs, 1 GPU; 10.0.0.2: 4 CPUs, 1 GPU; free: 4 CPUs"
+    )
+    assert lines(int(WAIT_S) - 1, waits=True) == []
+    assert lines(int(WAIT_S) + 1, waits=True) == [line] * 2
+    assert lines(300, waits=False) == []
+    assert lines(int(WAIT_S), waits=True) == [line]  # the workers failed

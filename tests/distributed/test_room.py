@@ -1,4 +1,4 @@
-"""How many workers fit, against trying out every placement on single CPUs and GPUs."""
+"""The number of workers that fit equals that of a search over all placements on CPUs and GPUs."""
 
 from itertools import product
 
@@ -22,7 +22,7 @@ SHARES = st.sampled_from([0.0, 0.3, 0.4, 0.5, 0.75, 1.0])
 
 
 def holds(node: Node, cpus: int, gpus: float, count: int) -> bool:
-    """Whether `count` workers fit on a node: each is put on every GPU, one after another."""
+    """Whether `count` workers fit on a node, by trying each worker on every GPU."""
     if cpus * count > node.cpus:
         return False
     if gpus == 0:
@@ -60,20 +60,20 @@ def test_the_most_cpus_of_a_worker(nodes: list[Node], count: int, gpus: float) -
 
 
 @pytest.mark.parametrize("share", [0.01, 0.15, 0.2, 0.25, 1 / 3, 0.34, 0.5, 0.7, 1.0])
-def test_what_ray_is_asked_for_fits_as_often_as_is_counted(share: float) -> None:
-    """In Ray's units on each GPU, and in the floats that its coordinator subtracts."""
-    asked, count = ray_share(share), per_gpu(share)
-    assert Workers(2, 2, 4, share).resources == {"CPU": 4, "GPU": asked}
-    assert round(asked * UNITS) * count <= UNITS
-    assert round(asked * UNITS) >= min(round(share * UNITS), UNITS // count - 1)
+def test_what_workers_request_fits_as_often_as_is_counted(share: float) -> None:
+    """Both in Ray's units on each GPU and in the floats that Ray's coordinator subtracts."""
+    requested, count = ray_share(share), per_gpu(share)
+    assert Workers(2, 2, 4, share).resources == {"CPU": 4, "GPU": requested}
+    assert round(requested * UNITS) * count <= UNITS
+    assert round(requested * UNITS) >= min(round(share * UNITS), UNITS // count - 1)
     left = 1.0
     for _ in range(count):
-        assert left >= asked
-        left -= asked
+        assert left >= requested
+        left -= requested
     if count < 50:
-        assert left < asked
+        assert left < requested
     assert room([Node(0, 2.0)], 0, share) == 2 * count
-    assert room([Node(0, 1 + asked)], 0, share) == count + 1  # a part of a GPU is free
+    assert room([Node(0, 1 + requested)], 0, share) == count + 1  # a part of a GPU is free
     assert room([Node(8, 0.5)], 1, 1) == 0
 
 

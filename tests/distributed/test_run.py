@@ -1,4 +1,4 @@
-"""How a command, Ray and its workers start, without starting them: environment, memory, backend."""
+"""Settings of the start of Ray and its workers, without a start: environment, memory, backend."""
 
 import os
 import signal
@@ -20,10 +20,10 @@ from npdraw_dist.distributed.run import ClusterTorchConfig, backend_for, choose_
 from npdraw_dist.distributed.start import start_ray
 
 
-def test_a_machine_with_too_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = "The requested object store memory size is greater than the total available memory."
+def test_too_little_memory_for_ray_is_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "The requested object store memory size is greater than the total available memory."
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(ray, "init", mock.Mock(side_effect=ValueError(said)))
+    monkeypatch.setattr(ray, "init", mock.Mock(side_effect=ValueError(message)))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with (
         mock.patch.dict(os.environ),
@@ -71,7 +71,7 @@ class Group:
 def test_workers_meet_by_a_backend_that_they_can_use(
     monkeypatch: pytest.MonkeyPatch, gpus: float, cuda: list[bool], backend: str
 ) -> None:
-    """As the trainer, which names the backend where it is not given, passes it to the workers."""
+    """The trainer names the backend, if none is given, and passes it to the workers."""
     found: list[tuple[str | None, int]] = []
 
     def on_start(self: Any, group: Any, config: TorchConfig) -> None:

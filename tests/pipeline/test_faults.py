@@ -147,13 +147,13 @@ def weights(store: Store) -> bytes:
     return Path(store.path("prior", manifest["checkpoint"], "state.safetensors")).read_bytes()
 
 
-DIED = "rank 0 died"
+DIED = "ActorDiedError: "
 FAULTS = [
     (1, kill_in_mid_upload, 4, DIED),
     (1, kill_after_the_last_checkpoint, 8, DIED),
-    # Rank 1, or 0 if that one notices first that its peer is gone.
-    (2, kill, 4, "rank"),
-    (2, hang, 4, "rank 1 failed (no answer within scale.timeout_s)"),
+    # The error of rank 1, or of rank 0 if that one notices first that its peer is gone.
+    (2, kill, 4, ""),
+    (2, hang, 4, "a worker did not answer within scale.timeout_s"),
 ]
 
 

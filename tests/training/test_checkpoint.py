@@ -98,7 +98,7 @@ def spoil(file: Path, damage: str) -> None:
 
 @pytest.mark.parametrize("name", ["state.safetensors", "progress.json"])
 @pytest.mark.parametrize("damage", ["truncated", "missing", "a bit"])
-def test_damage_is_told_in_a_line(saved: tuple[Path, Net, AdamW], name: str, damage: str) -> None:
+def test_damage_is_an_error_of_one_line(saved: tuple[Path, Net, AdamW], name: str, damage: str) -> None:
     spoil(saved[0] / name, damage)
     with pytest.raises(UserError, match="is damaged") as error:
         checkpoint.restore(saved[0], *made(2))
@@ -127,7 +127,7 @@ def test_another_format_is_refused_and_no_older_checkpoint_taken(tmp_path: Path)
 
 
 def test_a_full_disk_is_an_error_of_the_storage(tmp_path: Path) -> None:
-    """Not of safetensors, whose error says nothing of files. A limit of files fails as a disk does."""
+    """The error of safetensors names no file. A limit on the size of files fails as a full disk does."""
     net, limits = nn.Linear(64, 64), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
@@ -220,7 +220,7 @@ def test_a_checkpoint_that_cannot_be_read_now_is_not_given_up(
 
 
 def test_the_next_generation_is_above_that_of_every_damaged_checkpoint(tmp_path: Path) -> None:
-    """Its name would be used twice else, and Ray Train deletes by name."""
+    """Otherwise two checkpoints would have one name, and Ray Train deletes by name."""
     first, second = checkpoints(tmp_path, 8, 16)
     rewrite(first, generation=0)
     shutil.copytree(second, f"{second}_1")

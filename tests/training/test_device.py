@@ -1,4 +1,4 @@
-"""Precision and batches of a GPU; a CPU is left alone. What needs a GPU is skipped without one."""
+"""Precision and batches on a GPU, and no change on a CPU. Tests that need a GPU are skipped without one."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_a_cpu_computes_in_float32() -> None:
 
 
 def pretend_gpu(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], hip: str | None = None) -> None:
-    """A GPU of this compute capability; torch says of all of them that they have bfloat16, or emulate it."""
+    """A GPU of this compute capability. For any of them, torch says that it has or emulates bfloat16."""
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Some GPU")
@@ -70,7 +70,7 @@ def test_bfloat16_is_refused_where_it_is_emulated(monkeypatch: pytest.MonkeyPatc
 
 
 def test_float32_products_of_a_gpu_are_never_in_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a program before has left it on. A CPU leaves the settings of GPUs alone."""
+    """Also if the program had turned TF32 on. A run on a CPU leaves the settings of GPUs."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)

@@ -1,4 +1,4 @@
-"""The feed deals out each training image once an epoch, whatever the number of ranks."""
+"""The feed gives each training image once an epoch, with any number of ranks."""
 
 import math
 import threading
@@ -46,14 +46,14 @@ FILES = (20, 1, 33, 7, 12, 24)
 
 
 class Shelf:
-    """`read` of a StreamFeed over numbered rows, in batches of 5; keeps what was asked."""
+    """`read` of a StreamFeed over numbered rows, in batches of 5; notes each call."""
 
     def __init__(self, files: Sequence[int] = FILES) -> None:
-        self.asked: list[tuple[list[int], list[tuple[int, int]]]] = []
+        self.calls: list[tuple[list[int], list[tuple[int, int]]]] = []
         self.files = list(numbered(sum(files)).images.flatten().split(list(files)))
 
     def __call__(self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        self.asked.append((order.tolist(), list(ranges)))
+        self.calls.append((order.tolist(), list(ranges)))
         ring = torch.cat([self.files[i] for i in order])
         rows = torch.cat([ring[start:stop] for start, stop in ranges]).long()
         everything = numbered(sum(map(len, self.files)))
@@ -148,7 +148,7 @@ def test_a_streamed_start_reads_from_its_window_on() -> None:
     source, shelf = streamed(), Shelf()
     source.read = shelf
     taken(source, 10, 1)  # 20 of the 24 rows of each lane, whose last window of 6 starts at row 20
-    order, ((start, stop),) = shelf.asked[0]
+    order, ((start, stop),) = shelf.calls[0]
     assert stop - start == 97 - 4 * 20
     assert sorted(order) == sorted([*range(6), *range(6)])
 
@@ -159,7 +159,7 @@ def test_ranks_read_each_row_of_an_epoch_once() -> None:
         source, shelf = streamed(rank=rank, world=4), Shelf()
         source.read = shelf
         taken(source, 0, 1)
-        order, ranges = shelf.asked[0]
+        order, ranges = shelf.calls[0]
         ring = torch.cat([shelf.files[i] for i in order])
         read += [row for start, stop in ranges for row in ring[start:stop].tolist()]
     assert sorted(read) == list(range(97))
@@ -171,7 +171,7 @@ def test_windows_mix_two_batches_or_more_and_change_with_the_epoch() -> None:
     rows = stream(taken(source, 0, 96))  # 8 epochs
     mixed, orders = [], set()
     for epoch in range(8):
-        order, ((start, stop),) = shelf.asked[epoch]
+        order, ((start, stop),) = shelf.calls[epoch]
         orders.add((tuple(order), start))
         read = torch.cat([shelf.files[i] for i in order])[start:stop].tolist()
         for first in range(0, 96, 16):

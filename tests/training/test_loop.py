@@ -1,4 +1,4 @@
-"""The training loop alone in a process: resume, accumulation, schedule, metrics, a loss that breaks.
+"""The training loop in one process: resume, accumulation, schedule, metrics, a loss that is not finite.
 
 Shapes: N images, B batch, H x W pixels.
 """
@@ -116,7 +116,7 @@ def assert_equal(one: nn.Module, other: nn.Module) -> None:
     ("make", "n", "average"), [(Regression, 20, 0), (Regression, 24, 40), (lambda: prior(dropout=0.3), 24, 0)]
 )
 def test_two_and_two_epochs_are_four(make: Make, n: int, average: int, tmp_path: Path) -> None:
-    """Also where an average of the weights, over so many images, is validated."""
+    """Also if an average of the weights over some images is validated."""
     whole, first, second = make(), make(), make()
     config = settings(average_images=average)
     context, resumed = LocalContext(tmp_path / "whole"), LocalContext(tmp_path / "parts")
@@ -188,7 +188,7 @@ def test_the_learning_rate_rises_and_then_falls_or_stays(
     assert [r["images_seen"] for r in context.reports] == list(range(8, 168, 8))
 
 
-def test_two_steps_have_the_decay_of_squared_gradients_that_is_asked_for() -> None:
+def test_two_steps_have_the_decay_of_squared_gradients_of_the_stage() -> None:
     """Against torch's Adam on the same gradients."""
     stepping = Stepping(beta2=0.6, clip=math.inf, warmup=0.0, falls=False)
     objective, expected = Regression(noise=0.0, stepping=stepping), Regression(noise=0.0)
@@ -226,7 +226,7 @@ def test_a_budget_between_two_batches_is_rounded_up() -> None:
 
 
 def test_training_metrics_are_means_over_images() -> None:
-    """An epoch's mean number of parts is the data's, and is not carried into the next report."""
+    """Each report has the mean number of parts of its own epoch."""
     context = LocalContext()
     run(Regression(), context, 72, every=24)
     mean = float(data(24).z.whether.sum(1).float().mean())
@@ -234,7 +234,7 @@ def test_training_metrics_are_means_over_images() -> None:
 
 
 def test_validation_metrics_are_sums_over_counts() -> None:
-    """10 images in micro-batches of 4, 4 and 2: each image counts alike."""
+    """Each of 10 images in micro-batches of 4, 4 and 2 has the same weight."""
     objective = Regression()
     valid = data(10, 1)
     means = Run(objective, settings(), 5, LocalContext()).validate(valid)
@@ -255,7 +255,7 @@ class Halving(Regression):
 
 
 def test_training_alone_takes_numbers_below_the_normal_ones_for_0() -> None:
-    """Hypothesis, for one, refuses to work in a thread that does, also where training has failed."""
+    """Also after a failed training. Hypothesis, for one, refuses to work in a thread that does."""
     assert float(torch.tensor(2e-38) / 2) > 0
     Halving.halves.clear()
     with pytest.raises(KeyboardInterrupt):
@@ -295,7 +295,7 @@ def test_validation_sees_the_average_and_a_stage_passes_it_on(tmp_path: Path) ->
 
 
 def test_one_broken_step_is_skipped_and_counted() -> None:
-    """Weights, moments and their count stay as they were: the next steps are those of a run without it."""
+    """Weights, moments and their count do not change, so the next steps equal those of a run without it."""
     whole, broken = (Run(Regression(noise=0.0), settings(), 5, LocalContext()) for _ in range(2))
     batches = [next(MemoryFeed(data(24), Share(8, 4, 5, 0, 1)).steps(step)) for step in range(3)]
     for step in (0, 2):

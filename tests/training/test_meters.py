@@ -1,4 +1,4 @@
-"""Means over all images, however they are cut into batches and ranks; the learning rate."""
+"""Means over all images do not depend on batches and ranks; the learning rate."""
 
 import numpy as np
 import pytest

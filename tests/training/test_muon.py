@@ -65,7 +65,7 @@ def test_it_goes_down_and_decays() -> None:
     losses = []
     for _ in range(400):
         loss = (weight - target).square().sum()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

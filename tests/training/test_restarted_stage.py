@@ -1,6 +1,6 @@
-"""A stage whose process dies: its figures and rows are those of the whole stage, whenever it died.
+"""A stage whose process dies reports the figures and rows of an undisturbed stage; early stopping.
 
-Also the end of a stage whose validation falls. Times come from a clock that the test turns on.
+Times come from a clock that the test sets.
 """
 
 import math
@@ -74,7 +74,7 @@ class Timed(Regression):
 
 
 class Dies(BaseException):
-    """As a process that is killed, but one can go on after it."""
+    """In place of the death of a process."""
 
 
 class Mortal(LocalContext):
@@ -112,7 +112,7 @@ def start(
     began: float | None = None,
     saves_at: tuple[int, ...] = (),
 ) -> tuple[dict[str, Any], Timed]:
-    """One start of the workers. began: of the command; if not given, it is a new command."""
+    """One start of the workers. began: when the command began; None for a new command."""
     objective = Timed()
     objective.clock = clock
     context = Mortal(folder)
@@ -130,7 +130,7 @@ TIMES = {"images_per_s", "data_wait_share"}
 
 @pytest.mark.parametrize("restarts", [0, 3])
 def test_the_figures_are_those_of_the_whole_stage(restarts: int, clock: Time, tmp_path: Path) -> None:
-    """Each restart costs a first wait of 5 s in place of one of 1 s, and what it repeats counts once."""
+    """A restart waits 5 s in place of 1 s for its first batch, and repeated work counts once."""
     began = clock.now
     for number in range(restarts):
         with pytest.raises(Dies):
@@ -207,7 +207,7 @@ def test_a_notice_of_the_cloud_saves_at_once(clock: Time, tmp_path: Path) -> Non
 
 
 class Worse(Timed):
-    """The errors of its validations, each after three steps, are `errors`."""
+    """The validations, each after three steps, have these `errors`."""
 
     errors: tuple[float, ...]
     context: Mortal
@@ -284,7 +284,7 @@ def test_far_is_two_nats_and_two_percent(best: float, now: float, far: bool) -> 
 
 @pytest.mark.parametrize(("criterion", "sign"), [(ELBO, 1), (NLL, -1)])
 def test_each_fall_is_said_once(criterion: checkpoint.Criterion, sign: int) -> None:
-    """Again only after a new best. What is no number is no best, and a row may lack the metric."""
+    """A new best allows the next line. NaN is never the best, and a row may lack the metric."""
     watch = EarlyStopping(criterion, {})
     values = [math.nan, -90.0, -80.0, -85.0, -90.0, -81.0, -85.0, -79.0, -82.0]
     lines = []
@@ -313,7 +313,7 @@ def test_training_ends_after_falls_in_a_row() -> None:
 
 
 def test_a_bound_that_comes_back_ends_nothing() -> None:
-    """What a VQ-VAE did after 10,000 images: a validation that is better than the one before is no fall."""
+    """A validation that is better than the one before does not count, as for a VQ-VAE after 10,000 images."""
     watch = EarlyStopping(ELBO, {}, patience=3)
     assert not any(seen(watch, [-115.0, -219.0, -149.0, -130.0, -125.0, -121.0, -118.0, -114.0]))
     assert seen(watch, [-120.0, -119.0, -121.0, -120.0, -122.0]) == [False] * 4 + [True]
@@ -323,4 +323,4 @@ def test_falls_that_do_not_count_end_nothing() -> None:
     watch = EarlyStopping(ELBO, {}, patience=2)
     assert not any(seen(watch, [-80.0, -85.0, -90.0, -95.0], may_end=False))
     assert seen(watch, [-95.0, -96.0]) == [False, True]
-    assert not any(seen(EarlyStopping(ELBO, {}), [-80.0, -85.0, -90.0, -95.0]))  # no patience asked
+    assert not any(seen(EarlyStopping(ELBO, {}), [-80.0, -85.0, -90.0, -95.0]))  # no patience

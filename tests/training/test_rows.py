@@ -1,4 +1,4 @@
-"""A step gives the same gradient however its batch is cut into micro-batches and shared among workers."""
+"""The gradient of a step does not depend on its micro-batches or the number of workers."""
 
 import math
 from collections.abc import Callable
@@ -68,7 +68,7 @@ def step(kind: str, micro: int, workers: int) -> tuple[dict[str, Tensor], Tensor
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_micro_batches_and_workers_change_nothing(kind: str) -> None:
-    """Gradients are compared, not weights: Adam turns one near zero into a whole step of its sign."""
+    """Gradients are compared, since Adam makes a whole step of weights from a gradient near zero."""
     whole, losses = step(kind, 64, 1)
     largest = max(float(value.abs().max()) for value in whole.values())
     for micro, workers in ((8, 1), (5, 1), (64, 2), (4, 3), (64, 5)):

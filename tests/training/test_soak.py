@@ -1,4 +1,4 @@
-"""Training under random faults ends with the bytes of a calm run. The hour's form is a command."""
+"""Training under random faults ends with the bytes of a calm run. `tests.helpers.soak` runs for longer."""
 
 import subprocess
 import sys

@@ -1,6 +1,6 @@
-"""A training step: nothing in it waits for a GPU, and no buffer changes.
+"""No operation of a training step waits for a GPU, and no buffer changes.
 
-What a GPU would wait for is seen on a CPU too (`tests.helpers.gpu`).
+`tests.helpers.gpu` finds such operations on a CPU, too.
 """
 
 from collections import Counter
@@ -43,7 +43,7 @@ def run_of(experiment: Experiment, stage: str, augment: Moves | None = None, dev
 
 
 def waits_of(trained: Run, batch: Batch, step: int, images: int) -> Counter[str]:
-    """Of a step, without the look at those that were skipped, which is not of every step on a GPU."""
+    """The waits of a step, without the check for skipped steps, which few steps on a GPU make."""
     for _ in range(2):  # the optimizer makes its moments, caches are filled
         trained.update(step, [(0, batch)], images)
     with Waits() as waits:
@@ -85,7 +85,7 @@ def test_a_step_does_not_wait_and_changes_no_buffer(name: str, stage: str) -> No
 @pytest.mark.few(4)
 @pytest.mark.parametrize(("name", "stage"), CASES)
 def test_nothing_is_copied_from_the_host(name: str, stage: str) -> None:
-    """On `meta`, where such a copy is seen; the first pass makes the tables of the grid."""
+    """On `meta`, which shows such copies. The first pass makes the tables of the grid."""
     experiment, meta = experiment_of(name), torch.device("meta")
     objective, batch = objective_of(experiment, stage).to(meta), batch_of(experiment).to(meta)
     for step, images in phases(experiment, stage):

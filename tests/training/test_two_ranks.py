@@ -1,4 +1,4 @@
-"""Two gloo processes on CPU train as one does on the same global batch, and stop together."""
+"""Two gloo processes on CPU train as one process does on the same global batch, and stop together."""
 
 import os
 from datetime import timedelta
@@ -53,7 +53,7 @@ class GlooContext(Context):
 
 
 class Breaking(PriorObjective):
-    """Not a number in the last row of each step from one on: with two ranks, on rank 1 alone."""
+    """The loss of the last row is NaN from BROKEN_STEP on; with two ranks, rank 1 has that row."""
 
     def forward(self, batch: Batch, progress: float, generator: Any) -> Any:
         rows = [RowNoise(noise_seed(SEED, step), torch.tensor([11])).keys for step in range(BROKEN_STEP, 6)]
@@ -87,9 +87,9 @@ def run(objective: Objective, context: GlooContext) -> dict[str, Any]:
 
 
 def felt(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights, without the bias of the attention's keys.
+    """The weights without the bias of the attention's keys.
 
-    The softmax does not feel that bias: its gradient is rounding alone, which Adam blows up.
+    The softmax does not depend on that bias, so its gradient is a rounding error, which Adam enlarges.
     """
     kept = dict(weights)
     for name in [name for name in kept if name.endswith("qkv.bias")]:
@@ -99,7 +99,7 @@ def felt(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def both(rank: int, world_size: int, folder: str) -> None:
-    """One process: all its trainings; results go to `folder`."""
+    """Runs all trainings of one process and writes the results to `folder`."""
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     dist.init_process_group(
@@ -121,7 +121,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def assert_one(one: dict[str, Any], ranks: list[dict[str, Any]], rtol: float = 0.0) -> None:
-    """The ranks are equal, and like a rank alone, whose sums are in another order."""
+    """The ranks are equal, and near a rank alone, which sums in another order."""
     for name, value in ranks[0]["weights"].items():
         assert torch.equal(value, ranks[1]["weights"][name]), name
     for name, value in felt(one["weights"]).items():
