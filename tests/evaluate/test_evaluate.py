@@ -199,7 +199,7 @@ def test_kinds_are_compared(evaluated: Path, classifier: Path, tmp_path: Path, r
     train.main(["--storage", str(tmp_path), "--name", "draw", *TINY, *HERE, *kind, "--data.fraction", "0.05"])
     run = tmp_path / "draw"
     line = refused(evaluate.main, "--model", str(run), *HERE, *flags_of(classifier))
-    assert "draw has nothing of a region" in line
+    assert "kind draw cannot edit a region" in line
     assert not (run / "evaluation.json").exists()
     scored(run, run / "evaluation.json", *flags_of(classifier, edits=0))
     assert not (run / "evaluation.png").exists()  # canvases of parts
