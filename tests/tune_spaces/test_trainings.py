@@ -18,7 +18,7 @@ from tests.helpers.processes import is_same, stat, until
 from tests.helpers.spaces import load_kinds
 from tune_spaces import sweep, trainings
 from tune_spaces.budgets import Job, base_config, draw_trials
-from tune_spaces.trainings import GUARD, here, tied
+from tune_spaces.trainings import GUARD, one_by_one, tied
 
 Patch = pytest.MonkeyPatch
 WAITING = """
@@ -82,7 +82,7 @@ def test_a_training_told_to_end_has_not_failed(tmp_path: Path, monkeypatch: Patc
     program = f"import os, signal as s, sys; {end}"
     monkeypatch.setattr(trainings, "tied", lambda *_: [sys.executable, "-S", "-c", program])
     with pytest.raises(UserError, match=r"3 of 3 trainings were stopped, such as rates/npdraw-0-start"):
-        compare(tmp_path, here, num_samples=1)
+        compare(tmp_path, one_by_one, num_samples=1)
     assert not (tmp_path / "c" / "results").exists()
     assert len(compare(tmp_path, num_samples=1)["spent"]) == 3
 
