@@ -1,4 +1,4 @@
-"""The trainings of a comparison: their configs, and the numbers of images that take the counted time."""
+"""The trainings of a comparison: their configs, and the budgets of images that use up the counted time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -6,7 +6,9 @@ each z drawn from q. With an analytic KL in place of the log-ratio, the log-mean
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -15,9 +17,10 @@ def bits_per_dim(nll_nats: float, dimensions: int) -> float:
     return nll_nats / (dimensions * math.log(2))
 
 
-def standard_error(values: Tensor) -> float:
-    """Values (N,), N > 1 -> the standard error of their mean."""
-    return float(values.double().std() / math.sqrt(len(values)))
+def standard_error(values: Tensor | NDArray[np.float64]) -> float:
+    """Values (N,) -> the standard error of their mean; NaN for one value."""
+    numbers = torch.as_tensor(values).double()
+    return float(numbers.std() / math.sqrt(len(numbers))) if len(numbers) > 1 else math.nan
 
 
 class LogMeanExp:

@@ -9,7 +9,7 @@ import importlib
 import io
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -54,7 +54,7 @@ class ExtractorFile:
     def open(self, device: torch.device) -> Extract:
         """Loads the extractor to `device`. Raises UserError in one line."""
         try:
-            module = _OPENERS[self.kind](self).to(device).eval()
+            module = self._load().to(device).eval()
         except UserError:
             raise
         except Exception as error:  # a user's file or code raises anything
@@ -74,6 +74,11 @@ class ExtractorFile:
             return self._checked(found, len(images))
 
         return extract
+
+    def _load(self) -> nn.Module:
+        if self.kind == "torchscript":
+            return torch.jit.load(io.BytesIO(self.content), map_location="cpu")
+        return _inception(self) if self.kind == "inception" else _attribute(self.name)
 
     def _checked(self, found: Any, count: int) -> Tensor:
         """The features (N, D), float32 on the CPU. Raises UserError if the module returned anything else."""
@@ -143,20 +148,14 @@ def _inception(file: ExtractorFile) -> nn.Module:
         return NoTrainInceptionV3("inception-v3-compat", names, copy.name, antialias=False)
 
 
-def _attribute(file: ExtractorFile) -> nn.Module:
-    name, _, attribute = file.name.partition(":")
-    found = getattr(importlib.import_module(name), attribute)
+def _attribute(name: str) -> nn.Module:
+    """The module of a name such as `package.file:attribute`."""
+    package, _, attribute = name.partition(":")
+    found = getattr(importlib.import_module(package), attribute)
     module = found if isinstance(found, nn.Module) else found()
     if not isinstance(module, nn.Module):
-        raise UserError(f"the extractor {file.name} gives a {type(module).__name__}, not an nn.Module")
+        raise UserError(f"the extractor {name} gives a {type(module).__name__}, not an nn.Module")
     return module
-
-
-_OPENERS: Mapping[str, Callable[[ExtractorFile], nn.Module]] = {
-    "inception": _inception,
-    "torchscript": lambda file: torch.jit.load(io.BytesIO(file.content), map_location="cpu"),
-    "attribute": _attribute,
-}
 
 
 def _reason(error: Exception, line: int = 0) -> str:

@@ -116,7 +116,7 @@ PUBLISHED = tuple(
 
 
 def format_metrics(numbers: Mapping[str, Any], *names: str, prefix: str = "") -> str:
-    """Text such as `NLL 88.21 ± 0.40 nats, ELBO -94.10 ± 0.45 nats` of the metrics in `numbers`.
+    """The metrics in `numbers` as text, such as `NLL 88.21 ± 0.40 nats, ELBO -94.10 ± 0.45 nats`.
 
     names: the metrics that are shown; if none is given, all. prefix: what the keys of `numbers` begin with,
     such as `test/`.

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.measure.bounds import standard_error
 
 LEVEL = 0.05  # chance of at least one false claim in a report; intervals cover 1 - LEVEL
 
@@ -72,11 +72,6 @@ def paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> 
     images = np.mean(found, 0) if crossed else np.concatenate(found)
     se_images = standard_error(images) if crossed and len(images) > 1 else 0.0
     return Difference(float(seeds.mean()), se_images, standard_error(seeds), len(images), len(seeds))
-
-
-def standard_error(values: NDArray[np.float64]) -> float:
-    """The standard error of the mean of values (S,); NaN for one value."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:

@@ -143,7 +143,7 @@ def test_no_seed_of_an_evaluation_draws_other_splits(run_here: Path, no_ray: Non
     assert known == [("same", digest), ("same", digest), ("unknown", None)]
 
 
-def test_the_data_of_a_run_need_not_be_told_again(run_here: Path) -> None:
+def test_the_data_of_a_run_need_not_be_given_again(run_here: Path) -> None:
     model = str(run_here / "model")
     found = with_defaults({"model": model, "data": {"valid_fraction": 0.2}})
     assert (found["data"]["source"], found["data"]["fraction"], found["seed"]) == ("digits", 0.05, 0)

@@ -161,7 +161,7 @@ def test_the_report_has_tables_of_kinds_differences_and_trials(tmp_path: Path) -
     assert ours["parts_share"] == pytest.approx(-9.0 / ours["elbo"])
 
 
-def test_what_is_left_out_or_unequal_is_told() -> None:
+def test_the_report_states_what_is_left_out_or_unequal() -> None:
     found = compared(served=20)
     row = found.row(found.measured[0])
     assert row["elbo_others"] == pytest.approx(-row["nll_others"] - 5)
@@ -183,7 +183,7 @@ def test_what_is_left_out_or_unequal_is_told() -> None:
     assert "| 2 of 3 |" in text
 
 
-def test_bits_per_dimension_are_told_of_data_that_are_not_binary(tmp_path: Path) -> None:
+def test_bits_per_dimension_are_reported_unless_data_are_binary(tmp_path: Path) -> None:
     write_report(compared(), str(tmp_path))
     assert "bits/dim" not in (tmp_path / "report.md").read_text()
     colour = [replace(run, numbers={**run.numbers, "dimensions": 3072.0}) for run in fabricated()]

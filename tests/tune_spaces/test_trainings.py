@@ -77,7 +77,7 @@ def test_a_training_has_one_thread_and_no_ray(tmp_path: Path, monkeypatch: Patch
         f"sys.exit({os.EX_TEMPFAIL})",
     ],
 )
-def test_a_training_told_to_end_has_not_failed(tmp_path: Path, monkeypatch: Patch, end: str) -> None:
+def test_a_stopped_training_has_not_failed(tmp_path: Path, monkeypatch: Patch, end: str) -> None:
     """Nor one that was killed, or whose storage failed."""
     program = f"import os, signal as s, sys; {end}"
     monkeypatch.setattr(trainings, "tied", lambda *_: [sys.executable, "-S", "-c", program])
@@ -136,7 +136,7 @@ def test_a_real_comparison_spends_its_seconds(tmp_path: Path, monkeypatch: Patch
         assert 0.4 * target_s < seconds < 2.5 * target_s, path
         assert seconds < processor_s[path]
     (seed,) = [final for final in plan["finals"] if final["role"] == "seed"]
-    said = {"trials/vae-0": plan["spent"]["vae-0"], seed["run"]: seed["core_seconds"]}
-    for path, seconds in said.items():
+    stated = {"trials/vae-0": plan["spent"]["vae-0"], seed["run"]: seed["core_seconds"]}
+    for path, seconds in stated.items():
         assert seconds == pytest.approx(counted(manifests[path]), abs=0.06)
     assert manifests["longer/vae-0-x2"][1]["images"] == 2 * plan["budgets"]["vae"]
