@@ -23,7 +23,6 @@ from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.data.splits import Split
-from npdraw_dist.distributed.tasks import one_thread
 from npdraw_dist.evaluate.edits import EDITS
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.evaluate.work import Evaluation, ShardSlice, Work, Worker, in_batch_order
@@ -208,10 +207,9 @@ def references(
     real, train = (each.features(extractor)["real"] for each in (of_test, of_train))
     generator, shape = torch.Generator().manual_seed(noise_seed(seed, NOISE)), model.spec.image_shape
     noise = torch.randint(0, 256, (settings.samples or 0, *shape), generator=generator, dtype=torch.uint8)
-    with one_thread():
-        worker = Worker(model, of_test.settings, extractor=extractor)
-        batches = enumerate(noise.split(BATCH))
-        ceiling = torch.cat([worker.features(batch, (NOISE, number)) for number, batch in batches])
+    worker = Worker(model, of_test.settings, extractor=extractor)
+    batches = enumerate(noise.split(BATCH))
+    ceiling = torch.cat([worker.features(batch, (NOISE, number)) for number, batch in batches])
     return {
         name: all_distances(real, features, seed)
         for name, features in (("floor", train), ("ceiling", ceiling))

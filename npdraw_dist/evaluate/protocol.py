@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -83,9 +82,10 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     shards, total = source.shards(split), source.count(split)
     if not shards:
         raise UserError(f"the data have no split {split!r}: it has no image")
-    if file is not None:
-        known = min(total or sys.maxsize, settings.images or sys.maxsize)
-        require_enough(known, settings.samples or known, file.dimensions)
+    if file is not None:  # before the likelihood, which may take hours
+        images = images_in(source, split, file.dimensions)
+        real = min(images, settings.images or images)
+        require_enough(real, settings.samples or real, file.dimensions)
     if settings.edits and not model.has_regions:
         raise UserError(f"--edits: a model of kind {model.spec.kind} cannot edit a region; leave it out")
     if not scale.here:
@@ -96,9 +96,6 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if split == "test":
         record_opening_of(settings.model, "evaluate")
     work = plan_work(shards, total, settings.images, pool.size or 1)
-    if file is not None:  # before the likelihood, which may take hours
-        known = work.images or images_in(source, split, file.dimensions)
-        require_enough(known, settings.samples or known, file.dimensions)
     conditions = None
     if isinstance(model, NPDraw) and model.vocabulary.kind != "none":
         conditions = Conditions(model.vocabulary, source.facts()["classes"])
@@ -130,8 +127,8 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if not isinstance(model, NPDraw):
         return result, [out]
     picture = f"{out.removesuffix('.json')}.png"
-    images = next(rows.images for shard in shards if len(rows := shard.read()))
-    content = reconstructions(model, torch.from_numpy(images))
+    first = next(rows.images for shard in shards if len(rows := shard.read()))
+    content = reconstructions(model, torch.from_numpy(first))
     write_bytes(*open_filesystem(picture), content)
     return result, [out, picture]
 

@@ -28,7 +28,7 @@ from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.distributed import resources
 from npdraw_dist.distributed.start import ray_runs
-from npdraw_dist.distributed.tasks import Loaded, Pool, map_here, map_items
+from npdraw_dist.distributed.tasks import Loaded, Pool, map_items
 from npdraw_dist.evaluate.edits import measure_edits
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import all_distances
@@ -176,7 +176,8 @@ class Worker:
         conditions: Conditions | None = None,
     ) -> None:
         assert settings.pixels != "auto"
-        torch.set_num_threads(1)  # an actor has one CPU; more threads would also sum in another order
+        if ray_runs():  # a task has one CPU; more threads would also sum in another order
+            torch.set_num_threads(1)
         self.device = device_here(None if gpu else False)
         self.model, self.settings, self.conditions = model.to(self.device), settings, conditions
         self.extract = None if extractor is None else extractor.open(self.device)
@@ -249,7 +250,7 @@ class Evaluation:
             Worker, self.model, self.settings, gpu, extractor, self.conditions
         )
         if self.pool is None:
-            return list(map_here(items, worker))
+            return [worker(item) for item in items]
         total = self.work.images + sum(batch.samples for batch in samples)
         return run(title, items, total, worker, self.pool)
 
