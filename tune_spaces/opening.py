@@ -30,7 +30,7 @@ from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import Store
 from tune_spaces.comparison import OPENED, PLAN
 from tune_spaces.measured import CURVE_IMAGES, KS, Entry, measure, read, references, source_of
-from tune_spaces.report_tables import Comparison, write_report
+from tune_spaces.report_tables import ReportData, write_report
 
 REFERENCES, RESULTS = "references.json", "results.parquet"
 OPENED_BY = "report"
@@ -177,7 +177,7 @@ def _report(folders: Sequence[str], settings: EvaluationSettings, served: int, o
     facts = {**protocol, "chance_of_each_kind": _chance(sweeps), "made_by": made_by()}
     given = {sweep.fraction: (sweep.plan["seeds"], sweep.plan["core_seconds"]) for sweep in sweeps}
     measured = [read(entry) for entry in entries]
-    return write_report(Comparison(measured, search, beside, facts, given, served), out)
+    return write_report(ReportData(measured, search, beside, facts, given, served), out)
 
 
 def require_one_of_each(sweeps: Sequence[Sweep]) -> None:

@@ -42,7 +42,7 @@ def served(ids: Sequence[str], count: int) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ReportData:
     """The runs of one or more sweeps, and the other facts of the report.
 
     search: fraction -> kind -> validation NLL of its trials, best first. references: `floor` and `ceiling` ->
@@ -141,74 +141,74 @@ class Comparison:
         return "better" if more == (METRICS[key[1]].better == "more") else "worse"
 
 
-def write_report(comparison: Comparison, out: str) -> list[str]:
+def write_report(data: ReportData, out: str) -> list[str]:
     """Writes report.md, Parquet tables, plots and samples to the folder or URI `out`; returns their paths.
 
     Raises UserError if runs were scored on different images, or if the folder cannot be written.
     """
-    found = comparison.differences
-    rows = [comparison.row(run) for run in comparison.measured]
+    found = data.differences
+    rows = [data.row(run) for run in data.measured]
     seeds = [row for row in rows if row["role"] == "seed"]
     labels = {"test NLL (nats an image)": "nll_others", "Frechet distance": "frechet_distance"}
-    bars = {k[::2]: (d.mean, d.half, comparison.verdict(k)) for k, d in found.items() if k[1] == "nll_iwae"}
+    bars = {k[::2]: (d.mean, d.half, data.verdict(k)) for k, d in found.items() if k[1] == "nll_iwae"}
     paired_rows = [
         {
             **dict(zip(("fraction", "measure", "kind"), key, strict=True)),
             **vars(difference),
             **{name: getattr(difference, name) for name in ("degrees", "half", "p_value")},
-            "p_corrected": comparison.corrected[key],
-            "verdict": comparison.verdict(key),
+            "p_corrected": data.corrected[key],
+            "verdict": data.verdict(key),
         }
         for key, difference in found.items()
     ]
     files = {
-        "report.md": markdown(comparison).encode(),
+        "report.md": markdown(data).encode(),
         "report.parquet": parquet(rows),
         "differences.parquet": parquet(paired_rows),
         "fractions.png": picture(by_fraction(seeds, labels)),
         "differences.png": picture(intervals(bars)),
     }
-    for fraction in comparison.fractions:
-        if runs := comparison.leading(fraction):
+    for fraction in data.fractions:
+        if runs := data.leading(fraction):
             files[f"samples-{100 * fraction:g}.png"] = _samples(runs)
     return write_files(out, files)
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown(data: ReportData) -> str:
     """The tables of each fraction, followed by the protocol."""
     lines = [
         "# NP-DRAW compared with other kinds of models",
         "",
         "![NLL by fraction](fractions.png) ![paired differences](differences.png)",
         "",
-        note(comparison),
+        note(data),
         "",
     ]
-    for fraction in comparison.fractions:
+    for fraction in data.fractions:
         lines += [f"## {percent(fraction)} of the images", ""]
         for table in (
-            _kinds(comparison, fraction),
-            _cost(comparison, fraction),
-            _numbers(comparison, fraction, "terms of the ELBO", (*group("term"), "parts_share")),
-            _numbers(comparison, fraction, "edits (squared errors)", group("edit")),
-            _differences(comparison, fraction),
-            _curves(comparison, fraction),
-            _search(comparison, fraction),
+            _kinds(data, fraction),
+            _cost(data, fraction),
+            _numbers(data, fraction, "terms of the ELBO", (*group("term"), "parts_share")),
+            _numbers(data, fraction, "edits (squared errors)", group("edit")),
+            _differences(data, fraction),
+            _curves(data, fraction),
+            _search(data, fraction),
         ):
             lines += [*table, ""]
-        if comparison.leading(fraction):
+        if data.leading(fraction):
             lines += [f"![samples above their nearest training images](samples-{100 * fraction:g}.png)", ""]
-    text = yaml.safe_dump(dict(comparison.protocol), sort_keys=False)
+    text = yaml.safe_dump(dict(data.protocol), sort_keys=False)
     return "\n".join([*lines, "## Protocol", "", "```yaml", f"{text}```", ""])
 
 
-def note(comparison: Comparison) -> str:
+def note(data: ReportData) -> str:
     """The paragraph that explains how to read the differences."""
-    tested = sum(p == p for p in comparison.corrected.values())  # NaN is not itself
+    tested = sum(p == p for p in data.corrected.values())  # NaN is not itself
     kept = ""
-    if comparison.served:
+    if data.served:
         kept = (
-            f" NLL and ELBO leave out the {comparison.served:,} images that served; terms, distances, edits "
+            f" NLL and ELBO leave out the {data.served:,} images that served; terms, distances, edits "
             "and curves are of all test images."
         )
     more = ", ".join(METRICS[name].title for name in TESTED if METRICS[name].better == "more")
@@ -221,12 +221,12 @@ def note(comparison: Comparison) -> str:
     )
 
 
-def _kinds(comparison: Comparison, fraction: float) -> list[str]:
+def _kinds(data: ReportData, fraction: float) -> list[str]:
     """For each kind a row of means ± standard errors over seeds and a row of its longest training.
 
     The floor and the ceiling of the distances follow.
     """
-    others = ", others" if comparison.served else ""
+    others = ", others" if data.served else ""
     columns = {  # title -> number and decimals
         f"NLL{others}": ("nll_others", 2),
         "NLL, served": ("nll_served", 2),
@@ -235,8 +235,8 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
         **{METRICS[name].title: (name, METRICS[name].decimals) for name in group("distance")},
     }
     rows = []
-    for kind, role in product(comparison.kinds, ("seed", "longest")):
-        if runs := [comparison.row(run) for run in comparison.runs(fraction, kind, role)]:
+    for kind, role in product(data.kinds, ("seed", "longest")):
+        if runs := [data.row(run) for run in data.runs(fraction, kind, role)]:
             title = title_of(kind)
             if role == "longest":
                 still, failed = (runs[0][name] for name in ("still_improving", "failed"))
@@ -245,34 +245,34 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
             cells = [spread(runs, *column) for column in columns.values()]
             means = {name: float(np.mean([row[name] for row in runs])) for name in group("cost")}
             costs = [METRICS[name].format(mean) for name, mean in means.items()]
-            trials = str(len(comparison.search.get(fraction, {}).get(kind, ())) or "")
-            seeds, given = len(runs), comparison.given[fraction][0]
+            trials = str(len(data.search.get(fraction, {}).get(kind, ())) or "")
+            seeds, given = len(runs), data.given[fraction][0]
             count = f"{seeds} of {given}" if role == "seed" and seeds < given else str(seeds)
             rows.append([title, trials, count, *cells, *costs])
     for name, what in (("floor", "train"), ("ceiling", "noise")):
-        if known := comparison.references.get(name):
+        if known := data.references.get(name):
             cells = [spread([known], *column) for column in columns.values()]
             rows.append([f"{name}: {what} against test", "", "", *cells, "", "", "", ""])
     costs_head = [METRICS[name].title for name in group("cost")]
     return markdown_table(["model", "trials", "seeds", *columns, *costs_head], rows)
 
 
-def _cost(comparison: Comparison, fraction: float) -> list[str]:
+def _cost(data: ReportData, fraction: float) -> list[str]:
     """A line that names the kinds whose seeds missed their time by more than CLOSE."""
-    given, other = comparison.given[fraction][1], []
-    for kind in comparison.kinds:
-        if runs := comparison.runs(fraction, kind):
+    given, other = data.given[fraction][1], []
+    for kind in data.kinds:
+        if runs := data.runs(fraction, kind):
             spent = float(np.mean([run.numbers["core_seconds"] for run in runs]))
             if abs(spent / given - 1) > CLOSE:
                 other.append(f"{title_of(kind)} {spent:,.0f}")
     return [f"Not at equal cost: of {given:g} core-seconds, {'; '.join(other)}."] if other else []
 
 
-def _numbers(comparison: Comparison, fraction: float, title: str, names: Sequence[str]) -> list[str]:
+def _numbers(data: ReportData, fraction: float, title: str, names: Sequence[str]) -> list[str]:
     """A row for each kind that has one of the numbers, with means ± standard errors over seeds."""
     rows = []
-    for kind in comparison.kinds:
-        runs = [comparison.row(run) for run in comparison.runs(fraction, kind)]
+    for kind in data.kinds:
+        runs = [data.row(run) for run in data.runs(fraction, kind)]
         cells = [spread(runs, name, METRICS[name].decimals) for name in names]
         if any(cells):
             rows.append([title_of(kind), *cells])
@@ -288,44 +288,44 @@ def spread(rows: Sequence[Row], name: str, decimals: int) -> str:
     return text if len(values) == 1 else f"{text} ± {standard_error(values):.{decimals}f}"
 
 
-def _differences(comparison: Comparison, fraction: float) -> list[str]:
+def _differences(data: ReportData, fraction: float) -> list[str]:
     """A row for each other kind, with verdict and interval of each difference."""
-    found = {key[1:]: key for key in comparison.differences if key[0] == fraction}
+    found = {key[1:]: key for key in data.differences if key[0] == fraction}
     names = list(dict.fromkeys(name for name, _ in found))
     rows = []
-    for kind in comparison.kinds:
+    for kind in data.kinds:
         own = [found.get((name, kind)) for name in names]
-        if seeds := [str(comparison.differences[key].seeds) for key in own if key]:
-            cells = ["" if key is None else interval(comparison, key) for key in own]
+        if seeds := [str(data.differences[key].seeds) for key in own if key]:
+            cells = ["" if key is None else _interval(data, key) for key in own]
             rows.append([title_of(kind), seeds[0], *cells])
     return markdown_table(["NP-DRAW minus", "seeds", *(METRICS[name].title for name in names)], rows)
 
 
-def interval(comparison: Comparison, key: tuple[float, str, str]) -> str:
+def _interval(data: ReportData, key: tuple[float, str, str]) -> str:
     """The mark of the verdict, the mean and half of the interval of a difference."""
-    difference, decimals = comparison.differences[key], METRICS[key[1]].decimals
-    text = f"{MARKS[comparison.verdict(key)]} {difference.mean:+.{decimals}f}"
+    difference, decimals = data.differences[key], METRICS[key[1]].decimals
+    text = f"{MARKS[data.verdict(key)]} {difference.mean:+.{decimals}f}"
     return text if difference.seeds < 2 else f"{text} ± {difference.half:.{decimals}f}"
 
 
-def _curves(comparison: Comparison, fraction: float) -> list[str]:
+def _curves(data: ReportData, fraction: float) -> list[str]:
     """A row for each kind, with the NLL of some images for each k."""
-    runs = comparison.leading(fraction)
+    runs = data.leading(fraction)
     ks = sorted(runs[0].curve) if runs else []
     rows = [[title_of(run.entry.kind), *(f"{run.curve[k]:.2f}" for k in ks)] for run in runs]
     return markdown_table(["NLL of some images by k", *(f"{k:,}" for k in ks)], rows)
 
 
-def _search(comparison: Comparison, fraction: float) -> list[str]:
+def _search(data: ReportData, fraction: float) -> list[str]:
     """A row for each kind, with the validation NLL of its trials and of the seeds of the best one."""
-    trials = comparison.search.get(fraction, {})
+    trials = data.search.get(fraction, {})
     if not trials:
         return []
     most = max(map(len, trials.values()))
     rows = []
     for kind in in_order(trials):
         cells = [f"{value:.2f}" for value in trials[kind]] + ["failed"] * (most - len(trials[kind]))
-        seeds = spread([run.numbers for run in comparison.runs(fraction, kind)], "valid_nll", 2)
+        seeds = spread([run.numbers for run in data.runs(fraction, kind)], "valid_nll", 2)
         rows.append([title_of(kind), *cells, seeds])
     head = ["NLL on validation", "best trial", *map(str, range(2, most + 1)), "seeds of it"]
     note = "All trials have the same validation images. Other seeds may hold out others."

@@ -35,7 +35,7 @@ from tests.helpers.tiny_baselines import KINDS, strokes, tiny_baseline
 from tune_spaces import report
 from tune_spaces.measured import CURVE, Entry, Measured, curve_of, flops, images_of, source_of
 from tune_spaces.opening import Sweep, open_test_split, read_sweep, require_one_of_each
-from tune_spaces.report_tables import Comparison, markdown, served, write_report
+from tune_spaces.report_tables import ReportData, markdown, served, write_report
 
 IDS = [f"mnist-test-{i:06d}" for i in range(40)]
 SEARCH = {0.1: {"vae": [91.0, 95.0, 99.5], "flow": [92.0, 93.0]}}
@@ -68,10 +68,10 @@ def fabricated() -> list[Measured]:
 
 def compared(
     measured: list[Measured] | None = None, served: int = 0, search: Any = None, references: Any = None
-) -> Comparison:
+) -> ReportData:
     protocol = {"nll": "IWAE of 100"}
     given = {0.1: (3, FACTS["core_seconds"])}
-    return Comparison(measured or fabricated(), search or {}, references or {}, protocol, given, served)
+    return ReportData(measured or fabricated(), search or {}, references or {}, protocol, given, served)
 
 
 def test_verdicts_are_of_corrected_claims() -> None:
