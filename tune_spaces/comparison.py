@@ -4,7 +4,6 @@ Its folder holds the plan with all decisions, comparison.json, and the runs: rat
 trials/, seeds/ and longer/. A second start does what is missing. `npdraw report` reads the plan.
 """
 
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -103,14 +102,13 @@ class Comparison:
 
     def facts(self) -> dict[str, Any]:
         """What defines the comparison; a second start with other facts is refused."""
-        found = {
+        return {
             "fraction": self.base.data.fraction,
             "core_seconds": self.core_seconds,
             "seeds": self.seeds,
             "trials": {job.name: {"kind": job.kind, "settings": job.settings} for job in self.trials},
             "config": self.base.made(),
         }
-        return dict(json.loads(json.dumps(found)))
 
     def claim(self) -> dict[str, Any]:
         """The plan in the run folder. A first start writes it, and a later one adds trials of new kinds.

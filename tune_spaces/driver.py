@@ -1,7 +1,6 @@
 """What the command `sweep` does: trains many configs of a search space on Ray Tune and compares them."""
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -60,13 +59,8 @@ def claim(plan: Plan, options: Options) -> Plan:
     if not plan.varies_data and plan.base.data.path != run.config().data.path:
         plan.cache.require_same_data(plan.base)
     plan = replace(plan, base=plan.base.model_copy(update={"train": run.config().train}))
-    facts = {
-        "space": json.loads(json.dumps(dict(plan.space.fields), default=vars)),
-        "metric": plan.metric,
-        "search": options.search,
-        "scheduler": options.scheduler,
-    }
-    claim_facts(run, SWEEP, facts)
+    facts = {"space": dict(plan.space.fields), "metric": plan.metric}
+    claim_facts(run, SWEEP, facts | {"search": options.search, "scheduler": options.scheduler})
     return plan
 
 

@@ -81,6 +81,7 @@ def claim_facts(run: Store, file: str, facts: Mapping[str, Any]) -> dict[str, An
 
     Raises UserError with the differences if the folder holds another sweep.
     """
+    facts = json.loads(json.dumps(facts, default=vars))  # as they are read again
     if not run.has(file):
         run.write_json(facts, file)
     record = run.read_json(file)

@@ -301,13 +301,12 @@ def test_sweeps_of_one_report_have_other_fractions_of_the_same_data(swept: Path,
 @pytest.mark.parametrize(
     ("edit", "flags", "says"),
     [
-        (lambda plan: plan["trials"].update({"vae-1": {"kind": "vae"}}), "", "{'npdraw': 1, 'vae': 2}"),
         (lambda plan: plan.pop("finals"), "", "has not finished"),
         (lambda plan: None, "--served=-5", "served"),
         (lambda plan: None, "--served some", "served"),
     ],
 )
-def test_an_unequal_chance_and_wrong_flags_are_refused(
+def test_unfinished_comparisons_and_wrong_flags_are_refused(
     edit: Callable[[dict[str, Any]], object], flags: str, says: str, swept: Path, refused: Refused
 ) -> None:
     change(swept, edit)
