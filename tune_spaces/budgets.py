@@ -1,4 +1,4 @@
-"""The trainings of a comparison: the config of each, and the budget of images that takes the counted time."""
+"""The trainings of a comparison: their configs, and the budgets of images that use up the counted time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from npdraw_dist.distributed.failures import reason_of
 from npdraw_dist.pipeline.probe import cost
 from tune_spaces.space import Kinds, Point, Value, nested, refuse_settings, require_scratch, setting_of
 
-RATE_IMAGES = 640  # of the training that tells the fixed cost
-VALIDATIONS = 20  # in a training, however long. They are not counted
-LEAST_BATCHES = 20  # in any training, whatever an image costs
-PLAIN = 4  # the last 1/PLAIN of a budget trains on images that are not moved
-VALID_SHARE = 0.2  # of the images of the fraction, held out for the choice
-JOB_FOLDERS = ("rates", "trials", "seeds", "longer")  # that hold the trainings of a comparison
-ALONE = {"num_workers": 0, "use_gpu": False}  # seconds of a core are counted
+RATE_IMAGES = 640  # budget of the training that measures the fixed cost
+VALIDATIONS = 20  # of a training, however long; their time is not counted
+LEAST_BATCHES = 20  # of a training, whatever an image costs
+PLAIN = 4  # the last 1/PLAIN of a budget trains without augmentation
+VALID_SHARE = 0.2  # share of the images that is held out for validation
+JOB_FOLDERS = ("rates", "trials", "seeds", "longer")  # with the trainings of a comparison
+ALONE = {"num_workers": 0, "use_gpu": False}  # since the seconds of a core are counted
 # Settings that a comparison decides itself.
 DECIDED = ("model.kind", "vae.images", "data.valid_fraction", "init.model", "init.bank")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training of the comparison: a run `name` in the sweep's folder `folder`.
+    """A training of the comparison: the run `name` in the sweep's folder `folder`.
 
-    experiment: its config. budget: images of its stage `vae`; None as long as its cost is not measured.
+    settings: the settings that vary. budget: vae.images; None before the cost of an image is measured.
     """
 
     folder: str
@@ -43,11 +43,11 @@ class Job:
         return f"{self.folder}/{self.name}"
 
     def start(self) -> "Job":
-        """A short training, which tells what the same costs for any budget."""
+        """A short training, from which the fixed cost of the config is measured."""
         return self.with_images(RATE_IMAGES, "rates", f"{self.name}-start")
 
     def with_images(self, images: int, folder: str, name: str, seed: int | None = None) -> "Job":
-        """The training of this config for `images`, as a run of its own."""
+        """A training of this config for `images`, in a run folder of its own."""
         changes: dict[str, Any] = {} if seed is None else {"seed": seed}
         experiment = with_changes(with_budget(self.experiment, images), changes)
         return Job(folder, name, self.kind, self.point, self.settings, experiment, images)
@@ -55,10 +55,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Rate:
-    """What a config costs in counted seconds of a core.
+    """The cost of a config in counted core-seconds.
 
-    fixed_s: of data, bank, parses and the fit of the posterior's temperatures, whatever the budget is. ms:
-    milliseconds more for each image.
+    fixed_s: seconds of data, bank, parses and the fit of the posterior's temperatures, for any budget. ms:
+    milliseconds of each image.
     """
 
     fixed_s: float
@@ -66,21 +66,18 @@ class Rate:
 
     @classmethod
     def of(cls, ms: float, images: int, core_seconds: float) -> "Rate":
-        """From the cost of an image, and that of a training on `images`."""
+        """From the cost of an image and the `core_seconds` of a training on `images`."""
         return cls(max(core_seconds - images * ms / 1000, 0.0), ms)
 
     def images(self, core_seconds: float, experiment: Experiment) -> int:
-        """The budget that takes so many counted seconds, in whole batches."""
+        """The number of images, in whole batches, whose training takes `core_seconds`."""
         batch = experiment.train.batch_size
         images = int((core_seconds - self.fixed_s) * 1000 / self.ms)
         return max(images // batch, LEAST_BATCHES) * batch
 
 
 def ms_an_image(job: Job) -> float | str:
-    """Milliseconds of a core that an image of the budget costs in training; a reason if it fails.
-
-    The prior sees its own number of images meanwhile.
-    """
+    """Core-milliseconds of training for an image of the budget, prior included; a reason if it fails."""
     experiment = job.experiment
     try:
         found = cost(experiment, cores=True)
@@ -91,7 +88,7 @@ def ms_an_image(job: Job) -> float | str:
 
 
 def with_budget(experiment: Experiment, images: int) -> Experiment:
-    """The config with `images` as its budget. All that counts images keeps its share of it."""
+    """The config with `images` as its budget; all settings that count images keep their share of it."""
     batch, relaxed = experiment.train.batch_size, experiment.vae.relaxed_images
     scale = images / experiment.vae.images
     prior = max(round(experiment.prior.images * scale), batch)
@@ -107,19 +104,18 @@ def with_budget(experiment: Experiment, images: int) -> Experiment:
 
 
 def split_shares(fraction: float) -> dict[str, float]:
-    """`data.fraction` and `data.valid_fraction` with which `fraction` of the images are used in all.
+    """`data.fraction` and `data.valid_fraction` that use `fraction` of the images, VALID_SHARE to validate.
 
-    VALID_SHARE of these are held out: at 1% the validation images are a part of that 1%. Data with validation
-    images of their own ignore `data.valid_fraction`: there all of these choose, and `data.fraction` is exact.
+    Data with a validation split of their own ignore `data.valid_fraction`, and need no such correction.
     """
-    held = fraction * VALID_SHARE
-    return {"valid_fraction": held, "fraction": fraction * (1 - VALID_SHARE) / (1 - held)}
+    valid = fraction * VALID_SHARE
+    return {"valid_fraction": valid, "fraction": fraction * (1 - VALID_SHARE) / (1 - valid)}
 
 
 def base_config(
     space: Kinds, preset: str | None, file: Mapping[str, Any], flags: Mapping[str, Any]
 ) -> Experiment:
-    """The config that all kinds share. Raises UserError if a flag sets what the comparison decides."""
+    """The config that all kinds share. Raises UserError on a flag for what the comparison decides."""
     if flags.get("eval", {}).get("split") == "test":
         raise UserError("--eval.split test: a sweep never opens the test split; npdraw report opens it once")
     refuse_settings(flags, DECIDED, "is decided by the comparison")
@@ -132,10 +128,9 @@ def base_config(
 def draw_trials(
     space: Kinds, base: Experiment, kinds: Sequence[str], count: int, own_valid: bool = False
 ) -> list[Job]:
-    """`count` random trials of each kind, all with the same share of the images and the same seed.
+    """`count` random trials of each kind, which depend on the seed alone and share seed and images.
 
-    The same ones for the same seed. own_valid: the data have validation images of their own. Raises UserError
-    if a config is impossible.
+    own_valid: the data have a validation split of their own. Raises UserError if a config is impossible.
     """
     data = {} if own_valid else split_shares(base.data.fraction)
     found = []

@@ -1,13 +1,11 @@
 """Runs a comparison of kinds of models: what the command `sweep` does with a space of `Kinds`.
 
-Its folder holds comparison.json, the plan with all that was decided, and the runs: rates/ (the cost of an
-image), trials/, seeds/ and longer/. A second start does what is missing. `npdraw report` reads the plan.
+Its folder holds the plan with all decisions, comparison.json, and the runs: rates/ (the cost of an image),
+trials/, seeds/ and longer/. A second start does what is missing. `npdraw report` reads the plan.
 """
 
-import json
-import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,26 +30,26 @@ from tune_spaces.space import Kinds, refuse_settings
 from tune_spaces.trainings import (
     Train,
     core_seconds,
-    here,
     images_seen,
     is_trained,
     on_ray,
+    one_by_one,
     runs_in,
     store_of,
     valid_nll,
 )
 from tune_spaces.trials import TrialResult, claim_facts, forget_failed, label, read_results, write_result
 
-PLAN, OPENED = "comparison.json", "opened.json"  # what was decided; how the test split was opened
-FAIR = (0.75, 1.33)  # shares of core_seconds between which the median of a kind's trials should be
-CLOSE = 0.1  # share of core_seconds by which a winner may miss them before its budget is corrected
-GAIN = 0.0025  # share by which a longer training has to lower the NLL, to be counted as an improvement
+PLAN, OPENED = "comparison.json", "opened.json"  # all decisions; the protocol that opened the test split
+FAIR = (0.75, 1.33)  # least and largest share of core_seconds for the median of a kind's trials
+CLOSE = 0.1  # a winner that misses core_seconds by a larger share gets a corrected budget
+GAIN = 0.0025  # a longer training improves if it lowers the NLL by at least this share
 
-Probe = Callable[[Sequence[Job]], Sequence[float | str]]  # `ms_an_image` of jobs
+Probe = Callable[[Sequence[Job]], Mapping[str, float | str]]  # name of a job -> its `ms_an_image`
 
 
 class Comparison:
-    """A comparison. run: its folder. trials: of all kinds, `count` of each, in the order of the plan."""
+    """A comparison. run: its folder. trials: `count` of each kind, in the order of the plan."""
 
     def __init__(
         self,
@@ -61,8 +59,8 @@ class Comparison:
         execute: Train | None,
         probe: Probe | None,
     ) -> None:
-        """execute: trains jobs; if not given, on Ray, or in this process with scale.num_workers 0. probe: as
-        `_probe` if not given.
+        """execute: trains jobs; if None, on Ray, or beside this process with scale.num_workers 0. probe:
+        measures the cost of an image; if None, by training steps.
 
         Raises UserError on flags that a comparison does not take, or an impossible config.
         """
@@ -85,39 +83,37 @@ class Comparison:
         planned = options.dry_run or execute is not None  # else the data are there
         own_valid = not planned and data.fraction < 1 and self._has_own_validation()
         self.trials = draw_trials(space, self.base, self.kinds, self.count, own_valid)
-        there = partial(on_ray, at_once=options.max_concurrent_trials)
-        self.execute = execute or (here if self.base.scale.here else there)
+        on_cluster = partial(on_ray, at_once=options.max_concurrent_trials)
+        self.execute = execute or (one_by_one if self.base.scale.here else on_cluster)
         self.probe = probe or self._probe
 
     def _has_own_validation(self) -> bool:
-        """Whether there are validation images without any share held out. Raises UserError without data."""
+        """Whether the data have a validation split of their own. Raises UserError without data."""
         base = with_changes(self.base, {"data": {"valid_fraction": 0.0}})
         return bool(open_source(base.data, base.seed).shards("valid"))
 
-    def _probe(self, jobs: Sequence[Job]) -> list[float | str]:
-        """`ms_an_image` of each, on a core of the cluster or, one after the other, of this process."""
+    def _probe(self, jobs: Sequence[Job]) -> dict[str, float | str]:
+        """`ms_an_image` of each job, on cores of the cluster, or in this process one after the other."""
         if jobs and not self.base.scale.here:
             from npdraw_dist.distributed.start import start_ray  # Ray takes seconds to import
 
             start_ray(self.base.scale.model_copy(update={"num_workers": 1}))
-        measured = dict(map_items([*enumerate(jobs)], _measured))
-        return [measured[number] for number in range(len(jobs))]
+        return dict(map_items(jobs, _named_cost))
 
     def facts(self) -> dict[str, Any]:
-        """What the comparison is: a second start with others is refused."""
-        found = {
+        """What defines the comparison; a second start with other facts is refused."""
+        return {
             "fraction": self.base.data.fraction,
             "core_seconds": self.core_seconds,
             "seeds": self.seeds,
             "trials": {job.name: {"kind": job.kind, "settings": job.settings} for job in self.trials},
             "config": self.base.made(),
         }
-        return dict(json.loads(json.dumps(found)))
 
     def claim(self) -> dict[str, Any]:
-        """The plan in the run folder. A first start writes it, a later one adds the trials of new kinds.
+        """The plan in the run folder. A first start writes it, and a later one adds trials of new kinds.
 
-        Raises UserError, and changes nothing, if the folder is of another sweep.
+        Raises UserError, and changes nothing, if the folder holds another sweep.
         """
         facts, claimed = self.facts(), partial(claim_facts, self.run, PLAN)
         if self.run.has(PLAN):
@@ -131,16 +127,13 @@ class Comparison:
         return claimed(facts)
 
     def require_same_data(self, source: Source) -> None:
-        """Compares the data with those of earlier trainings, which `npdraw report` finds where they are now.
-
-        Raises UserError if they are others.
-        """
+        """Raises UserError if earlier trainings read other data; else notes their new place in the runs."""
         for store in runs_in(self.run):
             follow(store.read_json("data", MANIFEST), source, self.base, store)
 
     def note(self) -> str:
-        """What the whole comparison takes, in a line."""
-        trainings = self.count + self.seeds + sum(self.space.longer)  # at most, of a kind
+        """The cost of the whole comparison, in a line."""
+        trainings = self.count + self.seeds + sum(self.space.longer)  # of a kind, at most
         hours = trainings * len(self.kinds) * self.core_seconds / 3600
         times = " + ".join(map(str, self.space.longer))
         longer = f" and up to {times} times as long until it stops improving" if times else ""
@@ -151,9 +144,9 @@ class Comparison:
         )
 
     def train(self, jobs: Sequence[Job], with_scores: bool = True) -> list[Job]:
-        """Trains what is neither done nor failed; returns the jobs that are done.
+        """Trains the jobs that neither are done nor failed; returns the jobs that are done.
 
-        Raises UserError if some were stopped: nothing may be chosen among those that happen to be done.
+        Raises UserError if some were stopped, since a choice among the others would not be fair.
         """
         if missing := self._missing(jobs, with_scores):
             self.execute(self.run, missing, with_scores)
@@ -169,16 +162,17 @@ class Comparison:
         return [j for j in jobs if j.name not in failed and not is_trained(self.run, j, with_scores)]
 
     def rates(self, known: dict[str, Any]) -> dict[str, Any]:
-        """The cost of each trial, measured once: trial -> fixed_s, ms and the budget `images` that follows.
+        """Trial -> its measured cost `fixed_s` and `ms`, and the budget `images` that follows.
 
-        A trial whose measurement failed has none; it counts as one of its kind.
+        Each trial is measured once. A trial whose measurement failed is left out, and counts as a failed one.
         """
         found, starts = dict(known), {job.start().name: job for job in self.trials if job.name not in known}
         trained = self.train([job.start() for job in starts.values()], with_scores=False)
         failed = {result.trial for result in read_results(self.run)}
         todo = [job for job in trained if job.name not in failed]
-        for job, ms in zip(todo, self.probe(todo), strict=True):
-            trial = starts[job.name]
+        costs = self.probe(todo)
+        for job in todo:
+            trial, ms = starts[job.name], costs[job.name]
             if isinstance(ms, str):
                 write_result(self.run, TrialResult(job.name, "failed", job.point, job.settings, reason=ms))
                 continue
@@ -188,9 +182,11 @@ class Comparison:
         return found
 
     def true_budget(self, job: Job, record: dict[str, Any]) -> int:
-        """The budget of a winner's seeds, in images: its trial's, corrected if the trial missed its time by
-        more than CLOSE, since a trial tells its cost better than its rate. Once written it stays while the
-        winner does."""
+        """The budget of a winner's seeds, in images, as the plan has it or from the cost of its trial.
+
+        It is the trial's budget, corrected if the trial missed its time by more than CLOSE: a whole trial
+        measures the cost better than a few steps.
+        """
         if job.kind in record.get("budgets", {}) and record["winners"][job.kind] == job.name:
             return int(record["budgets"][job.kind])
         budget, spent = job.budget or 0, core_seconds(self.run, job)
@@ -202,12 +198,14 @@ class Comparison:
         return rate.images(self.core_seconds, job.experiment)
 
     def unfair(self, done: Sequence[Job]) -> list[str]:
-        """A line for each kind whose trials took another time than they were given: this sweep measured their
-        rates badly, or with other code. Trials that ended before their budget say nothing."""
+        """A line for each kind whose trials missed their time, since its rates were measured badly.
+
+        Trials that ended before their budget do not count.
+        """
         found = []
         for kind in self.kinds:
-            told = [job for job in done if job.kind == kind and images_seen(self.run, job) == job.budget]
-            middle = median([core_seconds(self.run, job) / self.core_seconds for job in told] or [1.0])
+            whole = [job for job in done if job.kind == kind and images_seen(self.run, job) == job.budget]
+            middle = median([core_seconds(self.run, job) / self.core_seconds for job in whole] or [1.0])
             if not FAIR[0] <= middle <= FAIR[1]:
                 found.append(
                     f"{kind}: the median of its trials took {middle:.2f} of its {self.core_seconds:g} "
@@ -221,21 +219,21 @@ class Comparison:
         for kind in self.kinds:
             mine = [job for job in done if job.kind == kind]
             if not mine:
-                # A result is of a trial, or of one of its measurements: `vae-0`, `vae-0-start`.
-                of_kind = re.compile(rf"{re.escape(kind)}-\d+(-\w+)?")
-                failed = [r.reason for r in read_results(self.run) if of_kind.fullmatch(r.trial)]
+                own = [job for job in self.trials if job.kind == kind]
+                names = {name for job in own for name in (job.name, job.start().name)}
+                failed = [result.reason for result in read_results(self.run) if result.trial in names]
                 reason = next(filter(None, failed), "stopped")
                 raise UserError(f"no trial of {kind} finished; the first: {reason} (--retry-failed)")
             found[kind] = min(mine, key=lambda job: (valid_nll(self.run, job), job.name))
         return found
 
     def finals(self, winners: dict[str, Job]) -> list[dict[str, Any]]:
-        """What `npdraw report` is told of the final runs.
+        """Trains the final runs; returns what `npdraw report` needs to know of each.
 
-        The winners are trained anew with seeds of their own, since the trial's has been chosen among many;
-        and, with the first of these seeds, for longer until validation stops improving: the best of these,
-        whether the longest one was still improving, and the one that failed. Each has schedules of its own.
-        Raises UserError if all seeds of a kind failed.
+        The winners are trained with new seeds, since the trial was chosen among many. Then the first of these
+        seeds is trained for longer, each time with schedules of that length, until validation stops
+        improving. The best of these runs is reported, with whether the longest one was still improving and
+        which one failed. Raises UserError if all seeds of a kind failed.
         """
         first, run = self.base.seed + 1, self.run
         seeds = self.train(
@@ -287,14 +285,13 @@ class Comparison:
         """The row of a trial in results.parquet."""
         store = store_of(self.run, job)
         metrics = store.metrics()
-        nll = metrics["valid/nll_iwae"]
         numbers = {
-            "valid_nll": nll,
+            "valid_nll": metrics["valid/nll_iwae"],
             "bits_per_dim": metrics["valid/bits_per_dim"],
             "parameters": store.read_json("vae", "manifest.json")["parameters"],
             "seconds": core_seconds(self.run, job),
         }
-        return TrialResult(job.name, "finished", job.point, job.settings, numbers, nll)
+        return TrialResult(job.name, "finished", job.point, job.settings, numbers)
 
 
 def run(
@@ -304,13 +301,13 @@ def run(
     execute: Train | None = None,
     probe: Probe | None = None,
 ) -> None:
-    """The comparison of `options`. execute, probe: as of `Comparison`. Raises UserError."""
+    """Runs the comparison of `options`. execute, probe: as for `Comparison`. Raises UserError."""
     comparison = Comparison(options, space, flags, execute, probe)
     if options.dry_run:
-        for job in comparison.trials:  # a line each, whose first word is the kind
+        for job in comparison.trials:  # one line each, whose first word is the kind
             varied = label({key: value for key, value in job.settings.items() if key != "model.kind"})
             print(f"{job.kind}  {job.name}  {comparison.core_seconds:g} core-seconds  {varied}")
-        print(comparison.note(), file=sys.stderr)  # apart from the trials, a line each
+        print(comparison.note(), file=sys.stderr)
         return
     store = comparison.run
     if not store.has(PLAN):
@@ -335,7 +332,7 @@ def run(
                 f"{store.shown()} was compared on the test split: nothing is trained any more; "
                 "take another --name"
             )
-        if record.pop("finals", None) is not None:  # it has not finished until this start has
+        if record.pop("finals", None) is not None:  # the comparison has finished when this start has
             store.write_json(record, PLAN)
         if source is not None:
             comparison.require_same_data(source)
@@ -361,12 +358,12 @@ def run(
         _write_results(comparison, done, winners)
 
 
-def _measured(numbered: tuple[int, Job]) -> tuple[int, float | str]:
-    return numbered[0], ms_an_image(numbered[1])
+def _named_cost(job: Job) -> tuple[str, float | str]:
+    return job.name, ms_an_image(job)
 
 
 def _write_results(comparison: Comparison, done: Sequence[Job], winners: dict[str, Job]) -> None:
-    """results.parquet, best.yaml, and the winners on the screen."""
+    """Writes results.parquet and best.yaml; prints the winners."""
     run = comparison.run
     failed = [result for result in read_results(run) if result.status == "failed"]
     write_table(run, [*failed, *map(comparison.result, done)], "valid_nll")

@@ -1,7 +1,6 @@
-"""Trains many configs of a search space on Ray Tune and compares them: what the command `sweep` does."""
+"""What the command `sweep` does: trains many configs of a search space on Ray Tune and compares them."""
 
 import contextlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -28,7 +27,7 @@ SWEEP = "sweep.json"
 
 
 def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Experiment:
-    """The config that the points of the space vary. Raises UserError if a flag sets what varies."""
+    """The config that the points of the space vary. Raises UserError on a flag for a setting that varies."""
     refuse_settings(flags, space.keys, f"varies in the space {options.space}")
     file = options.file()
     if flags.get("eval", {}).get("split") == "test" and not space.curve:
@@ -50,34 +49,29 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
 
 
 def claim(plan: Plan, options: Options) -> Plan:
-    """Makes the run folder; returns the plan by whose config the sweep began.
+    """Claims the run folder; returns the plan with the training settings of the sweep's first start.
 
-    Data may be moved; settings of training stay as they were, so that trials can be compared. Raises
-    UserError that names what differs if it holds another sweep, or if other data lie where they were moved.
+    They stay as they were so that trials can be compared; the data may have moved. Raises UserError with the
+    differences if the folder holds another sweep, or if the data are not the same.
     """
     run = plan.run
     run.claim(plan.base)
     if not plan.varies_data and plan.base.data.path != run.config().data.path:
         plan.cache.require_same_data(plan.base)
     plan = replace(plan, base=plan.base.model_copy(update={"train": run.config().train}))
-    facts = {
-        "space": json.loads(json.dumps(dict(plan.space.fields), default=vars)),
-        "metric": plan.metric,
-        "search": options.search,
-        "scheduler": options.scheduler,
-    }
-    claim_facts(run, SWEEP, facts)
+    facts = {"space": dict(plan.space.fields), "metric": plan.metric}
+    claim_facts(run, SWEEP, facts | {"search": options.search, "scheduler": options.scheduler})
     return plan
 
 
 def run(options: Options, flags: Mapping[str, Any]) -> None:
-    """The sweep of `options`; flags: the settings of the command line, nested. Raises UserError."""
+    """Runs the sweep of `options`. flags: the settings of the command line, nested. Raises UserError."""
     space = load_space(options.space)
     if isinstance(space, Kinds):
         comparison.run(options, space, dict(flags))
         return
     options.refuse(OF_KINDS, "is a flag of --space comparison; leave it out")
-    if space.curve:  # to end a trial early would choose by its numbers
+    if space.curve:  # ending a trial early would choose by its numbers
         options.refuse(("scheduler",), f"ends no trial of the space {options.space} early; leave it out")
         options = options.model_copy(update={"scheduler": "none"})
     base = base_config(options, space, flags)
@@ -94,7 +88,7 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
         print("\n".join(f"{trial.name}  {label(trial.settings)}" for trial in trials or []))
         return
     fresh, new = not plan.run.has(), not plan.run.has("config.yaml")
-    if new:  # what cannot run is told before anything is written and Ray is started
+    if new:  # mistakes are found before anything is written and Ray is started
         plan.run.require_own()
         check(plan.base, plan.run, plan.base.stage_names)
         if is_local():
@@ -103,21 +97,21 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
             divide(plan.base.scale, options.max_concurrent_trials, count, local=True)
     else:
         plan = claim(plan, options)
-    with plan.run.lease("sweep") as held:
+    with plan.run.lease("sweep") as lease:
         if new:
             plan = claim(plan, options)
         trials = None if trials is None else plan.draw(count)
         if options.retry_failed:
             forget_failed(plan.run)
-        _run_missing(plan, options, trials, count, held if fresh else None)
-        held.check()
+        _run_missing(plan, options, trials, count, lease if fresh else None)
+        lease.check()
         _write_results(plan, trials, count)
 
 
 def _run_missing(
     plan: Plan, options: Options, trials: list[Trial] | None, count: int, fresh: Lease | None
 ) -> None:
-    """Runs the trials that have no result. fresh: the lease on the run folder if that is new."""
+    """Runs the trials that have no result. fresh: the lease on the run folder; None if it existed before."""
     done = {result.trial for result in read_results(plan.run)}
     todo = None if trials is None else [trial for trial in trials if trial.name not in done]
     missing = count - len(done) if todo is None else len(todo)
@@ -144,7 +138,7 @@ def _run_missing(
 
 
 def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:
-    """Writes and prints the results of the trials; raises UserError if none finished."""
+    """Writes and prints the results of the trials. Raises UserError if no trial finished."""
     results = read_results(plan.run)
     if trials is not None:
         wanted = {trial.name for trial in trials}

@@ -1,7 +1,7 @@
-"""What `npdraw report` measures of a run: bounds of each test image, curve of k, distances, edits and cost.
+"""The measurements of a run for `npdraw report`: bounds of each image, curve of k, distances, edits, cost.
 
-A run's numbers are in its folder `comparison/`, so a second start measures only what is missing. Noise is
-seeded by the batch: all runs see the same binarised pixels. Shapes: N images, M samples, D features, k draws.
+They lie in the folder `comparison/` of the run, so a second start measures only what is missing. Noise is
+seeded by the batch, so all runs see the same binarised pixels. Shapes: N images, M samples, k draws.
 """
 
 import io
@@ -17,16 +17,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from npdraw_dist.config.prepared import MANIFEST
-from npdraw_dist.config.registry import title_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_float
 from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.data.splits import Split
-from npdraw_dist.evaluate.edits import EDITS, measure_edits
-from npdraw_dist.evaluate.measure import Measure
+from npdraw_dist.evaluate.edits import EDITS
 from npdraw_dist.evaluate.settings import EvaluationSettings
+from npdraw_dist.evaluate.work import Evaluation, ShardSlice, Work, Worker, in_batch_order
 from npdraw_dist.measure.bounds import LogMeanExp
 from npdraw_dist.measure.distances import all_distances, neighbours
 from npdraw_dist.measure.features import ExtractorFile
@@ -44,17 +43,17 @@ DONE = "numbers.json"  # written last
 KS = (1, 5, 10, 50, 100, 500, 1000, 5000)  # of the curve
 CURVE_IMAGES = 16
 SHOWN_SAMPLES = 12
-AT_ONCE = 64  # samples or images whose features are computed at once
-REAL, DRAWN, CURVE, NOISE = 2**32 - 5, 2**32 - 6, 2**32 - 7, 2**32 - 8  # keep the seeds apart
+CURVE, NOISE = 2**32 - 7, 2**32 - 8  # keep the seeds apart
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run that is measured.
+    """A final run of a comparison.
 
-    kind: of its model, or a variant (`registry.kind_of`). role: `seed`, of several, or `longest`, trained
-    until it stopped improving. facts: what the sweep recorded of it: images, core_seconds, valid_nll,
-    still_improving. leading: the first seed of its kind and fraction, of which curves and samples are shown.
+    kind: the kind of its model, or a variant (`registry.kind_of`). role: `seed` for one of several seeds, or
+    `longest` for the training until it stopped improving. facts: what the sweep recorded: images,
+    core_seconds, valid_nll, still_improving, failed. leading: whether it is the first seed of its kind and
+    fraction, whose curve and samples are shown.
     """
 
     folder: str
@@ -65,14 +64,13 @@ class Entry:
     facts: Mapping[str, Any]
     leading: bool = False
 
-    @property
-    def title(self) -> str:
-        return title_of(self.kind)
-
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of a run. ids, nll_iwae, elbo: of N images, in nats. curve: k -> NLL of some images."""
+    """The numbers of a run. ids, nll_iwae, elbo: one for each of N images, in nats.
+
+    curve: k -> NLL; samples, nearest: images (n, C, H, W) in [0, 1]; a leading run alone has the three.
+    """
 
     entry: Entry
     ids: list[str]
@@ -80,38 +78,37 @@ class Measured:
     elbo: NDArray[np.float64]
     numbers: Mapping[str, float]
     curve: Mapping[int, float] = field(default_factory=dict)
-    samples: NDArray[np.float32] | None = None
-    nearest: NDArray[np.float32] | None = None
+    samples: Any = None
+    nearest: Any = None
 
 
 def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile | None) -> str:
-    """Measures a run, unless that is done; returns its folder."""
-    store, seed = Store(*open_filesystem(entry.folder)), settings.seed
+    """Measures a run that was not measured before; returns its folder."""
+    store = Store(*open_filesystem(entry.folder))
     if store.has(FOLDER, DONE):
         return entry.folder
     model = load_model(f"{entry.folder}/model")
-    of_run = Measure(model, settings.for_likelihood(model.spec.likelihood), extractor=extractor)
-    rows = images_of(entry, "test")
-    images = torch.from_numpy(rows.images)
-    scores = [of_run.scores(batch, (0, number)) for number, batch in enumerate(images.split(BATCH))]
-    arrays: dict[str, Any] = {"ids": np.array(rows.ids)}
-    arrays |= {name: torch.cat([part[name] for part in scores]).numpy() for name in ("nll_iwae", "elbo")}
-    terms = [name for name in group("term") if name in scores[0]]
+    evaluation = _evaluation(entry, "test", model, settings)
+    found, images = evaluation.scores(), evaluation.images()
+    scores = in_batch_order(found)
+    arrays: dict[str, Any] = {"ids": np.array([name for each in found for name in each.ids])}
+    arrays |= {name: scores[name].numpy() for name in ("nll_iwae", "elbo")}
     numbers: dict[str, float] = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops": flops(model, images[:1]),
         **{name: float(entry.facts[name]) for name in ("core_seconds", "images", "valid_nll")},
-        **{name: float(torch.cat([s[name] for s in scores]).mean()) for name in terms},
+        **{name: float(scores[name].mean()) for name in group("term") if name in scores},
     }
     if model.spec.likelihood != "bernoulli":  # bits per dimension of binary data are not customary
         numbers["dimensions"] = images[0].numel()
     if extractor is not None:
-        numbers |= _distances(of_run, images, settings)
+        distances = evaluation.distances(settings.samples or 0, extractor)
+        numbers |= {name: distances[name] for name in group("distance")}
         if model.has_regions:
-            numbers |= measure_edits(model, images, EDITS, seed, extractor.open(of_run.device))
+            numbers |= evaluation.edits(EDITS, extractor)
     curve: dict[int, float] = {}
     if entry.leading:
-        curve = curve_of(model, images[:CURVE_IMAGES], seed)
+        curve = curve_of(model, images[:CURVE_IMAGES], settings.seed)
         arrays |= _shown(model, entry, settings)
     file = io.BytesIO()
     np.savez_compressed(file, **arrays)
@@ -119,6 +116,19 @@ def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
     write_bytes(store.filesystem, store.path(FOLDER, ARRAYS), file.getvalue())
     store.write_json({"numbers": numbers, "curve": curve}, FOLDER, DONE)
     return entry.folder
+
+
+def _evaluation(
+    entry: Entry,
+    split: Split,
+    model: GenerativeModel,
+    settings: EvaluationSettings,
+    fraction: float | None = None,
+) -> Evaluation:
+    """The evaluation of all images of a split, in this process. fraction: as for `source_of`."""
+    shards = source_of(entry, split, fraction).shards(split)
+    work = Work([ShardSlice(*each) for each in enumerate(shards)], 0)
+    return Evaluation(model, settings.for_likelihood(model.spec.likelihood), work)
 
 
 def read(entry: Entry) -> Measured:
@@ -132,10 +142,10 @@ def read(entry: Entry) -> Measured:
 
 
 def source_of(entry: Entry, split: Split, fraction: float | None = None) -> Source:
-    """The images of a split of a run's data: those that it has read, else those of the source.
+    """The images of a split: those that the run has read, else those of its source.
 
-    fraction: in place of the run's own, of its training images. Raises UserError if the source changed since
-    the training: test images could be such as the run saw.
+    fraction: replaces the run's fraction of the training images. Raises UserError if the source changed since
+    the training, since the run may have seen its test images.
     """
     store = Store(*open_filesystem(entry.folder))
     experiment = store.config()
@@ -150,13 +160,13 @@ def source_of(entry: Entry, split: Split, fraction: float | None = None) -> Sour
 
 
 def images_of(entry: Entry, split: Split, fraction: float | None = None) -> Rows:
-    """All images of a split of a run's data. fraction, errors: as of `source_of`."""
+    """All images of a split. fraction, errors: as for `source_of`."""
     return Rows.cat([shard.read() for shard in source_of(entry, split, fraction).shards(split)])
 
 
 @torch.no_grad()
 def curve_of(model: GenerativeModel, images: Tensor, seed: int) -> dict[int, float]:
-    """uint8 images (N, C, H, W) -> k -> mean NLL: the bound of the first k of the same draws."""
+    """k -> mean NLL of uint8 images (N, C, H, W), by the bound of the first k of the same draws."""
     generator = torch.Generator(model.device).manual_seed(noise_seed(seed, CURVE))
     x = binarized(images.to(model.device), model.spec.binarize, generator)
     bound, found = LogMeanExp(), {}
@@ -169,14 +179,14 @@ def curve_of(model: GenerativeModel, images: Tensor, seed: int) -> dict[int, flo
 
 @torch.no_grad()
 def flops(model: GenerativeModel, images: Tensor) -> int:
-    """Floating-point operations of the bound at k = 1 of one image (1, C, H, W): encoder, prior, decoder."""
+    """Floating-point operations of the bound at k = 1 for one image (1, C, H, W)."""
     generator = torch.Generator(model.device).manual_seed(0)
     x = binarized(images.to(model.device), model.spec.binarize, generator)
     trained = [p for p in model.parameters() if p.requires_grad]
     try:
-        for parameter in trained:  # the counter fails where one is a layer's input, as DRAW's first state is
+        for parameter in trained:  # the counter fails if one is the input of a layer, as DRAW's first state
             parameter.requires_grad_(False)
-        # The fused attention of CPUs is unknown to the counter; the plain one is two products.
+        # The counter does not know the fused attention of CPUs; the plain one is two products.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model.importance(x, 1, generator)
     finally:
@@ -185,43 +195,31 @@ def flops(model: GenerativeModel, images: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def _distances(measure: Measure, images: Tensor, settings: EvaluationSettings) -> dict[str, float]:
-    """Distances of samples to uint8 images (N, C, H, W)."""
-    count = settings.samples or 0
-    starts = enumerate(range(0, count, AT_ONCE))
-    samples = [measure.sample_features(min(AT_ONCE, count - at), (DRAWN, number)) for number, at in starts]
-    return all_distances(_real_features(measure, images, REAL), torch.cat(samples), settings.seed)
-
-
-def _real_features(measure: Measure, images: Tensor, stream: int) -> Tensor:
-    """uint8 (N, C, H, W) -> (N, D)."""
-    batches = enumerate(images.split(AT_ONCE))
-    return torch.cat([measure.real_features(batch, (stream, number)) for number, batch in batches])
-
-
 def references(
     entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
 ) -> dict[str, dict[str, float]]:
-    """`floor`: all training images against the test images. `ceiling`: M images of uniform noise.
+    """Distances to the test images of all training images, `floor`, and of M images of noise, `ceiling`.
 
-    The images are binarized as for the model of `entry`.
+    All are binarized as for the model of `entry`.
     """
     model, seed = load_model(f"{entry.folder}/model"), settings.seed
-    measure = Measure(model, settings.for_likelihood(model.spec.likelihood), extractor=extractor)
-    test, train = (torch.from_numpy(images_of(entry, split, 1.0).images) for split in ("test", "train"))
-    generator, shape = torch.Generator().manual_seed(noise_seed(seed, NOISE)), test.shape[1:]
+    of_test, of_train = (_evaluation(entry, s, model, settings, 1.0) for s in ("test", "train"))
+    real, train = (each.features(extractor)["real"] for each in (of_test, of_train))
+    generator, shape = torch.Generator().manual_seed(noise_seed(seed, NOISE)), model.spec.image_shape
     noise = torch.randint(0, 256, (settings.samples or 0, *shape), generator=generator, dtype=torch.uint8)
-    real = _real_features(measure, test, REAL)
+    worker = Worker(model, of_test.settings, extractor=extractor)
+    batches = enumerate(noise.split(BATCH))
+    ceiling = torch.cat([worker.features(batch, (NOISE, number)) for number, batch in batches])
     return {
-        name: all_distances(real, _real_features(measure, images, NOISE), seed)
-        for name, images in (("floor", train), ("ceiling", noise))
+        name: all_distances(real, features, seed)
+        for name, features in (("floor", train), ("ceiling", ceiling))
     }
 
 
 def _shown(
     model: GenerativeModel, entry: Entry, settings: EvaluationSettings
 ) -> dict[str, NDArray[np.float32]]:
-    """Mean images of some samples, and the nearest training image of each."""
+    """The mean images of some samples, and the training image nearest to each."""
     generator = torch.Generator(model.device).manual_seed(settings.seed)
     samples = model.sample(SHOWN_SAMPLES, generator, settings.temperature).cpu()
     train = torch.from_numpy(images_of(entry, "train").images)

@@ -1,12 +1,11 @@
 """What `npdraw report` does: opens the test split of finished comparisons once, measures, writes the report.
 
-A run whose test split was opened before is refused: a choice could have been made by it. The first start
-records itself as the one opening in every run; the same comparison may go on after a kill, no other one.
+A run whose test split was opened before is refused, since somebody could have chosen by it. The first start
+records an opening in every run. After a kill, only a report by the same protocol goes on.
 """
 
 import io
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import Store
 from tune_spaces.comparison import OPENED, PLAN
 from tune_spaces.measured import CURVE_IMAGES, KS, Entry, measure, read, references, source_of
-from tune_spaces.report_tables import Comparison, write_report
+from tune_spaces.report_tables import ReportData, write_report
 
 REFERENCES, RESULTS = "references.json", "results.parquet"
 OPENED_BY = "report"
@@ -39,7 +38,7 @@ LEAST_FEATURES = 64
 
 @dataclass(frozen=True)
 class Sweep:
-    """A comparison's folder. plan: its trials, final runs and winners."""
+    """A finished comparison. store: its folder. plan: its trials, winners and final runs."""
 
     store: Store
     plan: Mapping[str, Any]
@@ -50,15 +49,15 @@ class Sweep:
 
     @property
     def runs(self) -> list[Store]:
-        """Trials and final runs."""
+        """The run folders of trials and final runs."""
         finals = [final["run"] for final in self.plan["finals"]]
         names = [*(f"trials/{name}" for name in self.plan["trials"]), *finals]
         return [Store(self.store.filesystem, self.store.path(name)) for name in names]
 
     def search(self) -> dict[str, list[float]]:
-        """The NLL on validation images of each kind's trials, the best first, without those that failed.
+        """Kind -> the validation NLL of its trials that finished, the best first.
 
-        Raises UserError if the sweep has no results.parquet, which it writes last.
+        Raises UserError if results.parquet, which a sweep writes last, is missing or damaged.
         """
         try:
             content = io.BytesIO(read_bytes(self.store.filesystem, self.store.path(RESULTS)))
@@ -84,24 +83,21 @@ class Sweep:
 
 
 def read_sweep(folder: str) -> Sweep:
-    """Raises UserError if the comparison has not finished, or kinds had different numbers of trials.
+    """Raises UserError if the comparison has not finished.
 
-    A kind may have fewer seeds, where some failed; the report says how many.
+    A kind whose seeds failed may have fewer seeds; the report states their number.
     """
     store = Store(*open_filesystem(folder))
     plan = store.read_json(PLAN)
     if "finals" not in plan:
         raise UserError(f"{folder} has not finished; the same sweep command goes on with it")
-    trials = Counter(trial["kind"] for trial in plan["trials"].values())
-    if len(set(trials.values())) > 1:
-        raise UserError(f"{folder}: kinds had different numbers of trials, {dict(trials)}")
     return Sweep(store, plan)
 
 
 def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> None:
-    """Records the opening in every run of the sweeps, before a test image is read.
+    """Records the opening in every run of the sweeps, before any test image is read.
 
-    Raises UserError if a run saw its test split before, in training or by another protocol.
+    Raises UserError if the test split of a run was opened before, in training or by another protocol.
     """
     protocol = json.loads(json.dumps(protocol))
     for sweep in sweeps:
@@ -112,7 +108,7 @@ def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> Non
                 f"({'; '.join(changed)}); repeat that one"
             )
         for run in sweep.runs:
-            found, name = run.openings(), f"{run.shown()}"
+            found, name = run.openings(), run.shown()
             if found is None and run.has():  # a trial that failed before it began has no folder
                 raise UserError(f"{name} does not say whether its test split was ever opened")
             if found and not (begun and [opening["by"] for opening in found] == [OPENED_BY]):
@@ -131,11 +127,11 @@ def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> Non
 def report(folders: Sequence[str], settings: EvaluationSettings, served: int, out: str) -> list[str]:
     """Measures what is missing and writes the report; returns the paths of its files.
 
-    settings: k, samples, extractor, seed and scale count. served: test images that were used for earlier
-    choices. Raises UserError; if the test images are too few, before a test split is opened.
+    Of `settings`, k, samples, extractor, seed and scale are used. served: number of test images that were
+    used for earlier choices. Raises UserError; before the test split is opened if it has too few images.
     """
     with ExitStack() as stack:
-        for folder in folders:  # no sweep goes on meanwhile
+        for folder in folders:  # so that no sweep goes on meanwhile
             stack.enter_context(read_sweep(folder).store.lease("comparison"))
         return _report(folders, settings, served, out)
 
@@ -147,12 +143,11 @@ def _report(folders: Sequence[str], settings: EvaluationSettings, served: int, o
     specs = [read_spec(f"{sweep.entries()[0].folder}/model") for sweep in sweeps]
     require_one_of_each(sweeps)
     extractor = find_extractor(*settings.extractor_flags, specs[0].image_shape)
-    needed = max(served, 0 if extractor is None else extractor.dimensions or 0)
+    needed = max(served, 0 if extractor is None else extractor.dimensions)
     images = min(images_in(source_of(sweep.entries()[0], "test"), "test", needed) for sweep in sweeps)
     if served >= images:
         raise UserError(f"--served {served:,} leaves none of {images:,} test images for the differences")
     if extractor is not None:
-        assert extractor.dimensions is not None
         if extractor.dimensions < LEAST_FEATURES:
             raise UserError(
                 f"the extractor has {extractor.dimensions} features; a comparison takes {LEAST_FEATURES} or "
@@ -164,7 +159,7 @@ def _report(folders: Sequence[str], settings: EvaluationSettings, served: int, o
     work = partial(measure, settings=settings, extractor=extractor)
     if not settings.scale.here:
         start_ray(settings.scale)
-    # The longest training of a kind may be one of its seeds.
+    # The longest run of a kind may be one of its seeds.
     once = list({entry.folder: entry for entry in reversed(entries)}.values())
     done = map(work, once) if settings.scale.here else map_items(once, work)
     for number, folder in enumerate(done, start=1):
@@ -178,11 +173,11 @@ def _report(folders: Sequence[str], settings: EvaluationSettings, served: int, o
     facts = {**protocol, "chance_of_each_kind": _chance(sweeps), "made_by": made_by()}
     given = {sweep.fraction: (sweep.plan["seeds"], sweep.plan["core_seconds"]) for sweep in sweeps}
     measured = [read(entry) for entry in entries]
-    return write_report(Comparison(measured, search, beside, facts, given, served), out)
+    return write_report(ReportData(measured, search, beside, facts, given, served), out)
 
 
 def require_one_of_each(sweeps: Sequence[Sweep]) -> None:
-    """Raises UserError if two sweeps have one fraction, or if their runs have read other data."""
+    """Raises UserError if two sweeps have the same fraction, or if they read different data."""
     fractions = [sweep.fraction for sweep in sweeps]
     if len(set(fractions)) < len(fractions):
         raise UserError(f"two sweeps have the same fraction ({', '.join(map(str, fractions))})")
@@ -196,7 +191,7 @@ def require_one_of_each(sweeps: Sequence[Sweep]) -> None:
 def protocol_of(
     settings: EvaluationSettings, served: int, extractor: ExtractorFile | None, binarize: str
 ) -> dict[str, Any]:
-    """What decides the numbers: another one may not open the test split again."""
+    """What determines the numbers. No other protocol may open the same test split."""
     pixels = "" if binarize == "none" else "; the same binarised pixels for all runs"
     found: dict[str, Any] = {
         "split": "test, all images, opened once",
@@ -214,7 +209,7 @@ def protocol_of(
 
 
 def _chance(sweeps: Sequence[Sweep]) -> dict[str, dict[str, Any]]:
-    """Fraction -> the seconds, seeds and trials that each kind had there, and the winners' settings."""
+    """Fraction -> the seconds, seeds and trials that each kind had, and the settings of the winners."""
     found = {}
     for plan in (sweep.plan for sweep in sweeps):
         winners = {kind: plan["trials"][name]["settings"] for kind, name in plan["winners"].items()}

@@ -1,4 +1,4 @@
-"""The sweep's own flags, and the space that they name."""
+"""The flags of the command `sweep` beside those of the config, and the space that they name."""
 
 import pkgutil
 from pathlib import Path
@@ -13,8 +13,8 @@ from npdraw_dist.core.errors import UserError
 from tune_spaces import spaces
 from tune_spaces.space import Kinds, Space
 
-OF_KINDS = ("kinds", "seeds", "core_seconds", "longest")  # flags for a space of Kinds alone
-NOT_OF_KINDS = ("search", "scheduler", "metric")  # flags for any other space
+OF_KINDS = ("kinds", "seeds", "core_seconds", "longest")  # flags that only a space of Kinds takes
+NOT_OF_KINDS = ("search", "scheduler", "metric")  # flags that a space of Kinds does not take
 
 
 def space_names() -> list[str]:
@@ -22,15 +22,15 @@ def space_names() -> list[str]:
 
 
 class Options(BaseModel):
-    """The sweep's own flags."""
+    """The flags of the command `sweep` beside those of the config."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
     space: str = Field(description=f"a search space: {', '.join(space_names())}, or a .py file")
     preset: str | None = Field(None, description="a preset; default: the space's")
     config: str | None = Field(None, description="a YAML file of settings over the preset")
-    num_samples: PositiveInt | None = dashed(None, "num-samples", "trials in all; default: the space's")
-    name: str | None = Field(None, description="the sweep; default: its space and preset")
+    num_samples: PositiveInt | None = dashed(None, "num-samples", "number of trials; default: the space's")
+    name: str | None = Field(None, description="name of the sweep; default: its space and preset")
     storage: str = Field("runs", description="folder or URI that holds the run folders")
     metric: str | None = Field(None, description="valid_nll or valid_prior_nll; default: the space's")
     search: Literal["random", "optuna"] = Field("random", description="what proposes the trials")
@@ -59,7 +59,7 @@ class Options(BaseModel):
     dry_run: bool = dashed(False, "dry-run", "print the trials and stop")
 
     def refuse(self, names: tuple[str, ...], why: str) -> None:
-        """Raises UserError if one of these flags was given."""
+        """Raises UserError, which ends with `why`, if one of these flags was given."""
         for name in names:
             if name in self.model_fields_set:
                 raise UserError(f"--{name.replace('_', '-')} {why}")
@@ -70,9 +70,9 @@ class Options(BaseModel):
 
 
 def load_space(name: str) -> Space | Kinds:
-    """The SPACE of tune_spaces/spaces/<name>.py, or of the Python file `name`.
+    """The SPACE in tune_spaces/spaces/<name>.py, or in the Python file `name`.
 
-    Raises UserError if there is none, or if it names a setting that no config can have.
+    Raises UserError if there is none, or if no config can have one of its settings.
     """
     names = space_names()
     try:

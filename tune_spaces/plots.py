@@ -1,6 +1,6 @@
-"""Plots of the finished trials of a sweep, and of the models of a comparison against each other.
+"""Plots of the finished trials of a sweep, and of the models of a comparison.
 
-A loss is the sweep's metric, in nats per image: less is better.
+A loss is the metric of the sweep, in nats per image; less is better.
 """
 
 import io
@@ -21,7 +21,7 @@ from tune_spaces.trials import TrialResult
 COLUMNS = 3
 LOG_SPAN = 10.0  # positive numbers that span more than this factor get a logarithmic axis
 VERDICTS = {"better": "tab:green", "worse": "tab:red", "open": "0.5"}  # colour of a difference
-APART = 1.06  # factor between two kinds on the axis of fractions, so that no point covers another
+APART = 1.06  # factor between neighbouring kinds on the axis of fractions, so that no point covers another
 
 Ticks = list[tuple[float, str]]
 
@@ -33,9 +33,9 @@ def varied(results: Sequence[TrialResult]) -> list[str]:
 
 
 def positions(values: Sequence[Value]) -> tuple[list[float], Ticks | None]:
-    """The positions of values on an axis, and its ticks; None for many numbers: each is its own position.
+    """The positions of values on an axis, and its ticks.
 
-    Few distinct values, or any that are not numbers, are spread evenly in their order.
+    More than six distinct numbers are their own positions, and have no ticks. Other values are spread evenly.
     """
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     numeric = len(numbers) == len(values)
@@ -47,7 +47,7 @@ def positions(values: Sequence[Value]) -> tuple[list[float], Ticks | None]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """For each (cost, loss): True if no other is as good in both and better in one."""
+    """For each (cost, loss), whether no other point is as good in both and better in one."""
     return [
         not any(a <= cost and b <= loss and (a < cost or b < loss) for a, b in points)
         for cost, loss in points
@@ -55,7 +55,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
 
 
 def field_plots(results: Sequence[TrialResult], metric: str) -> Figure:
-    """The metric against each setting that differs: a dot for each trial, a line through the medians."""
+    """The metric against each setting that differs, with a dot for each trial and a line of medians."""
     keys = varied(results) or ["trial"]
     rows, columns = math.ceil(len(keys) / COLUMNS), min(len(keys), COLUMNS)
     figure, axes = _panels(rows, columns, (4.2, 3.4))
@@ -77,15 +77,15 @@ def field_plots(results: Sequence[TrialResult], metric: str) -> Figure:
 
 
 def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """size: of a panel, inches."""
+    """A figure and its panels. size: width and height of a panel, inches."""
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flatten())
 
 
 def curve_plot(results: Sequence[TrialResult]) -> Figure:
-    """Test and validation NLL against the number of training images: a line for each kind of model.
+    """Test and validation NLL against the number of training images, with lines for each kind of model.
 
-    Bars are standard errors over the test images.
+    Error bars are standard errors over the test images.
     """
     figure, (axis,) = _panels(1, 1, (6.4, 4.4))
     for number, kind in enumerate([*KINDS, None]):  # None: the space varies no kind
@@ -107,7 +107,7 @@ def curve_plot(results: Sequence[TrialResult]) -> Figure:
 
 
 def pareto_plot(results: Sequence[TrialResult], metric: str, costs: Sequence[str]) -> Figure:
-    """The metric against each cost; the trials on the Pareto front are joined and named."""
+    """The metric against each cost; a line joins the trials on the Pareto front, and labels name them."""
     figure, axes = _panels(1, len(costs), (5.5, 4.4))
     for axis, cost in zip(axes, costs, strict=True):
         points = [(result.numbers[cost], result.numbers[metric]) for result in results]
@@ -124,16 +124,15 @@ def pareto_plot(results: Sequence[TrialResult], metric: str, costs: Sequence[str
 
 
 def by_fraction(runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Figure:
-    """A panel for each number that all runs have: each kind's mean over its seeds, and their deviation.
+    """Means and standard deviations over the seeds of each kind, a panel for each number that all runs have.
 
-    runs: each with kind and fraction. labels: of an axis -> name of its number.
+    runs: rows with kind, fraction and numbers. labels: label of an axis -> name of its number.
     """
     labels = {label: name for label, name in labels.items() if all(run[name] is not None for run in runs)}
-    figure = Figure(figsize=(5.4 * max(len(labels), 1), 4.2), layout="constrained")
+    figure, axes = _panels(1, len(labels), (5.4, 4.2))
     fractions = sorted({run["fraction"] for run in runs})
     kinds = in_order(run["kind"] for run in runs)
-    for column, (label, name) in enumerate(labels.items(), start=1):
-        axis = figure.add_subplot(1, len(labels), column)
+    for axis, (label, name) in zip(axes, labels.items(), strict=True):
         for number, kind in enumerate(kinds):
             groups = {
                 x: [r[name] for r in runs if (r["kind"], r["fraction"]) == (kind, x)] for x in fractions
@@ -150,15 +149,14 @@ def by_fraction(runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) ->
         axis.set_ylabel(label)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
-    if labels:  # one legend below all panels: inside a panel it would cover a line
-        lines, names = figure.axes[0].get_legend_handles_labels()
-        columns = 3 * len(labels)
-        figure.legend(lines, names, loc="outside lower center", ncols=columns, fontsize=8)
+    # One legend below all panels, since inside a panel it would cover a line.
+    lines, names = axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=3 * len(labels), fontsize=8)
     return figure
 
 
 def intervals(found: Mapping[tuple[float, str], tuple[float, float, str]]) -> Figure:
-    """Paired differences in NLL. found: (fraction, kind) -> mean, half of the interval and verdict."""
+    """Paired differences in NLL. found: (fraction, kind) -> (mean, half of the interval, verdict)."""
     figure = Figure(figsize=(7.0, 1.2 + 0.3 * len(found)), layout="constrained")
     axis, labels = figure.subplots(), []
     for row, ((fraction, kind), (mean, half, verdict)) in enumerate(reversed(list(found.items()))):

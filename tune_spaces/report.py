@@ -1,4 +1,4 @@
-"""npdraw report: opens the test split of finished comparisons once, and compares their models."""
+"""npdraw report: opens the test split of finished comparisons once and compares their models."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -9,15 +9,14 @@ from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import Seed
 from npdraw_dist.config.section import Count
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import require_extra
-from npdraw_dist.evaluate.settings import EvaluationSettings, Measurement, spread
+from npdraw_dist.evaluate.settings import EvaluationSettings, Measurement, require_metrics, spread
 
 
 class Report(Command, Measurement):  # type: ignore[misc]  # pydantic-settings narrows model_config
     """Measures the final models of comparisons (`npdraw sweep --space comparison`) on their test images.
 
-    Writes tables, plots and samples to the folder --out. The test split of a comparison is opened once: a run
-    that saw it before is refused. The same command again measures only what is missing.
+    Writes tables, plots and samples to the folder --out. The test split of a comparison is opened once, and a
+    run whose test split was opened before is refused. The same command again measures only what is missing.
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
@@ -33,25 +32,20 @@ class Report(Command, Measurement):  # type: ignore[misc]  # pydantic-settings n
     k: PositiveInt = Field(100, description="importance samples of the likelihood")
     samples: PositiveInt | None = Field(10_000, description="samples for the distances")
     served: Count = Field(
-        0, description="test images that were used for choices (those of evaluate --images); left out"
+        0, description="number of test images to leave out, since evaluate --images used them for choices"
     )
     seed: Seed = Field(0, description="seed of noise and samples")
 
 
 def main(argv: Sequence[str]) -> None:
     flags: dict[str, Any] = parse_flags(Report, "tune_spaces.report", spread(argv, "--sweeps"))
-    for flag in ("fid-weights", "extractor"):
-        if flag in flags:
-            require_extra(f"--{flag}", "metrics", "torchmetrics", "torch_fidelity")
-    for flag, what in (
-        ("sweeps", "the folder of a finished comparison"),
-        ("out", "the folder of the report"),
-    ):
+    require_metrics(flags)
+    for flag, what in (("sweeps", "the folder of a finished comparison"), ("out", "the report's folder")):
         if not flags.get(flag):
             raise UserError(f"--{flag} is missing: {what}")
     found: Report = validate(Report, flags)
 
-    # Torch and Ray take seconds to import, so the flags are checked first.
+    # Torch and Ray take seconds to import, so the flags are checked before.
     from npdraw_dist.core.storage import require_writable
     from npdraw_dist.distributed.start import placed
     from tune_spaces.opening import report

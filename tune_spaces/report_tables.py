@@ -1,7 +1,6 @@
 """The report of a comparison: NP-DRAW against each other kind on the same images and seeds.
 
-It is written from the numbers of the runs alone, so it can be written again without measuring.
-Shapes: S seeds, N images. A number belongs to an image, or to a whole run.
+It is made from the stored numbers of the runs, so it can be written again without measuring.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,23 +18,23 @@ from npdraw_dist.config.registry import in_order, title_of
 from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.storage import write_files
 from npdraw_dist.data.splits import unit_hash
-from npdraw_dist.measure.bounds import bits_per_dim
+from npdraw_dist.measure.bounds import bits_per_dim, standard_error
 from npdraw_dist.measure.metrics import METRICS, TESTED, group
-from npdraw_dist.measure.paired import LEVEL, Difference, holm, paired, standard_error
+from npdraw_dist.measure.paired import LEVEL, Difference, holm, paired
 from npdraw_dist.measure.tables import markdown_table, parquet, percent
 from tune_spaces.measured import Measured
 from tune_spaces.plots import by_fraction, intervals, picture
 
 OURS = "npdraw"
 OF_IMAGES = ("nll_iwae", "elbo")
-PARTS = {"kl_whether", "kl_what", "kl_where"}  # terms of the choices of parts
+PARTS = {"kl_whether", "kl_what", "kl_where"}  # terms of the ELBO for the choices of parts
 MARKS = {"better": "🟩", "worse": "🟥", "open": "⬜"}
-CLOSE = 0.1  # share of its time by which the seeds of a kind may miss it without a word
+CLOSE = 0.1  # a kind whose seeds miss their time by a larger share is named
 Row = Mapping[str, Any]
 
 
 def served(ids: Sequence[str], count: int) -> NDArray[np.bool_]:
-    """Which images have served for choices: the `count` that `evaluate --images` takes."""
+    """Whether each image has served for choices: true for the `count` that `evaluate --images` takes."""
     hashes = np.array([unit_hash(0, "evaluate", name) for name in ids])
     chosen = np.zeros(len(ids), bool)
     chosen[np.argsort(hashes, kind="stable")[:count]] = True
@@ -43,12 +42,12 @@ def served(ids: Sequence[str], count: int) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The runs of one or more sweeps, and what stands beside them in the report.
+class ReportData:
+    """The runs of one or more sweeps, and the other facts of the report.
 
-    search: fraction -> kind -> NLL of its trials on validation, best first. references: `floor` and `ceiling`
-    -> distance -> value. given: fraction -> seeds of each kind, and core-seconds of a training. served: test
-    images that have served for choices; differences leave them out.
+    search: fraction -> kind -> validation NLL of its trials, best first. references: `floor` and `ceiling` ->
+    distance -> value. given: fraction -> seeds of each kind, and core-seconds of a training. served: number
+    of test images that have served for choices; differences leave them out.
     """
 
     measured: Sequence[Measured]
@@ -68,7 +67,7 @@ class Comparison:
         return in_order(run.entry.kind for run in self.measured)
 
     def leading(self, fraction: float) -> list[Measured]:
-        """The run of each kind at a fraction of which curve and samples are shown."""
+        """The runs at a fraction whose curve and samples are shown, one of each kind."""
         return [run for run in self.measured if run.entry.fraction == fraction and run.entry.leading]
 
     def runs(self, fraction: float, kind: str, role: str = "seed") -> list[Measured]:
@@ -76,10 +75,11 @@ class Comparison:
         return [r for r in self.measured if (r.entry.fraction, r.entry.kind, r.entry.role) == wanted]
 
     def row(self, run: Measured) -> Row:
-        """A run's row of report.parquet: the NLL of all images, of those that served and of the others.
+        """The row of a run in report.parquet.
 
-        bits_per_dim: of the others; None for binary data; elbo_others too. parts_share: the part of the
-        negative ELBO that the choices of parts cost; None if the kind has none.
+        nll: of all images; nll_served: of those that served for choices; nll_others, elbo_others,
+        bits_per_dim: of the others, bits_per_dim not for binary data. parts_share: the share of the negative
+        ELBO that the choices of parts cost; None for a kind without parts.
         """
         before, own, nll = served(run.ids, self.served), vars(run.entry), run.nll_iwae
         groups = {"nll": nll, "nll_served": nll[before], "nll_others": nll[~before]}
@@ -104,7 +104,7 @@ class Comparison:
         }
 
     def values(self, run: Measured, name: str) -> dict[str, float]:
-        """A number by image, of those that served for no choice; of a whole run by ""."""
+        """Image -> number, without the images that served; a number of the whole run has the key ""."""
         if name not in OF_IMAGES:
             return {"": run.numbers[name]} if name in run.numbers else {}
         kept = np.flatnonzero(~served(run.ids, self.served))
@@ -112,9 +112,9 @@ class Comparison:
 
     @cached_property
     def differences(self) -> dict[tuple[float, str, str], Difference]:
-        """(fraction, measure, kind) -> NP-DRAW's number minus that of `kind`, over the seeds of both.
+        """(fraction, metric, kind) -> the number of NP-DRAW minus that of `kind`, over common seeds.
 
-        The largest fraction is first. Raises UserError if runs of a seed were not scored on the same images.
+        Larger fractions come first. Raises UserError if two runs of a seed were scored on different images.
         """
         others = [kind for kind in self.kinds if kind != OURS]
         found: dict[tuple[float, str, str], Difference] = {}
@@ -130,77 +130,85 @@ class Comparison:
 
     @cached_property
     def corrected(self) -> dict[tuple[float, str, str], float]:
-        """The p-value of each difference, corrected for all of them; NaN with one seed."""
+        """The p-value of each difference, corrected for the number of differences; NaN with one seed."""
         return holm({key: difference.p_value for key, difference in self.differences.items()})
 
     def verdict(self, key: tuple[float, str, str]) -> str:
-        """Whether NP-DRAW is shown to be `better` or `worse` in a difference; else it is `open`."""
+        """`better` or `worse` if a difference of NP-DRAW is shown, else `open`."""
         if not self.corrected[key] <= LEVEL:
             return "open"
         more = self.differences[key].mean > 0
         return "better" if more == (METRICS[key[1]].better == "more") else "worse"
 
 
-def write_report(comparison: Comparison, out: str) -> list[str]:
+def write_report(data: ReportData, out: str) -> list[str]:
     """Writes report.md, Parquet tables, plots and samples to the folder or URI `out`; returns their paths.
 
-    Raises UserError if runs were scored on other images, or the folder cannot be written.
+    Raises UserError if runs were scored on different images, or if the folder cannot be written.
     """
-    found = comparison.differences
-    rows = [comparison.row(run) for run in comparison.measured]
+    found = data.differences
+    rows = [data.row(run) for run in data.measured]
     seeds = [row for row in rows if row["role"] == "seed"]
     labels = {"test NLL (nats an image)": "nll_others", "Frechet distance": "frechet_distance"}
-    bars = {k[::2]: (d.mean, d.half, comparison.verdict(k)) for k, d in found.items() if k[1] == "nll_iwae"}
+    bars = {k[::2]: (d.mean, d.half, data.verdict(k)) for k, d in found.items() if k[1] == "nll_iwae"}
     paired_rows = [
         {
             **dict(zip(("fraction", "measure", "kind"), key, strict=True)),
             **vars(difference),
             **{name: getattr(difference, name) for name in ("degrees", "half", "p_value")},
-            "p_corrected": comparison.corrected[key],
-            "verdict": comparison.verdict(key),
+            "p_corrected": data.corrected[key],
+            "verdict": data.verdict(key),
         }
         for key, difference in found.items()
     ]
     files = {
-        "report.md": markdown(comparison).encode(),
+        "report.md": markdown(data).encode(),
         "report.parquet": parquet(rows),
         "differences.parquet": parquet(paired_rows),
         "fractions.png": picture(by_fraction(seeds, labels)),
         "differences.png": picture(intervals(bars)),
     }
-    for fraction in comparison.fractions:
-        if runs := comparison.leading(fraction):
+    for fraction in data.fractions:
+        if runs := data.leading(fraction):
             files[f"samples-{100 * fraction:g}.png"] = _samples(runs)
     return write_files(out, files)
 
 
-def markdown(comparison: Comparison) -> str:
-    """The tables of kinds, terms, differences, NLL by k and trials at each fraction; then the protocol."""
+def markdown(data: ReportData) -> str:
+    """The tables of each fraction, followed by the protocol."""
     lines = [
         "# NP-DRAW compared with other kinds of models",
         "",
         "![NLL by fraction](fractions.png) ![paired differences](differences.png)",
         "",
-        note(comparison),
+        note(data),
         "",
     ]
-    for fraction in comparison.fractions:
+    for fraction in data.fractions:
         lines += [f"## {percent(fraction)} of the images", ""]
-        for part in (_kinds, _cost, _terms, _edits, _differences, _curves, _search):
-            lines += [*part(comparison, fraction), ""]
-        if comparison.leading(fraction):
+        for table in (
+            _kinds(data, fraction),
+            _cost(data, fraction),
+            _numbers(data, fraction, "terms of the ELBO", (*group("term"), "parts_share")),
+            _numbers(data, fraction, "edits (squared errors)", group("edit")),
+            _differences(data, fraction),
+            _curves(data, fraction),
+            _search(data, fraction),
+        ):
+            lines += [*table, ""]
+        if data.leading(fraction):
             lines += [f"![samples above their nearest training images](samples-{100 * fraction:g}.png)", ""]
-    text = yaml.safe_dump(dict(comparison.protocol), sort_keys=False)
+    text = yaml.safe_dump(dict(data.protocol), sort_keys=False)
     return "\n".join([*lines, "## Protocol", "", "```yaml", f"{text}```", ""])
 
 
-def note(comparison: Comparison) -> str:
-    """How the differences are to be read."""
-    tested = sum(p == p for p in comparison.corrected.values())  # NaN is not itself
+def note(data: ReportData) -> str:
+    """The paragraph that explains how to read the differences."""
+    tested = sum(p == p for p in data.corrected.values())  # NaN is not itself
     kept = ""
-    if comparison.served:
+    if data.served:
         kept = (
-            f" NLL and ELBO leave out the {comparison.served:,} images that served; terms, distances, edits "
+            f" NLL and ELBO leave out the {data.served:,} images that served; terms, distances, edits "
             "and curves are of all test images."
         )
     more = ", ".join(METRICS[name].title for name in TESTED if METRICS[name].better == "more")
@@ -213,10 +221,12 @@ def note(comparison: Comparison) -> str:
     )
 
 
-def _kinds(comparison: Comparison, fraction: float) -> list[str]:
-    """A row for each kind, the mean ± standard error over its seeds, one for its longest training; then the
-    floor and the ceiling of the distances."""
-    others = ", others" if comparison.served else ""
+def _kinds(data: ReportData, fraction: float) -> list[str]:
+    """For each kind a row of means ± standard errors over seeds and a row of its longest training.
+
+    The floor and the ceiling of the distances follow.
+    """
+    others = ", others" if data.served else ""
     columns = {  # title -> number and decimals
         f"NLL{others}": ("nll_others", 2),
         "NLL, served": ("nll_served", 2),
@@ -225,8 +235,8 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
         **{METRICS[name].title: (name, METRICS[name].decimals) for name in group("distance")},
     }
     rows = []
-    for kind, role in product(comparison.kinds, ("seed", "longest")):
-        if runs := [comparison.row(run) for run in comparison.runs(fraction, kind, role)]:
+    for kind, role in product(data.kinds, ("seed", "longest")):
+        if runs := [data.row(run) for run in data.runs(fraction, kind, role)]:
             title = title_of(kind)
             if role == "longest":
                 still, failed = (runs[0][name] for name in ("still_improving", "failed"))
@@ -235,44 +245,34 @@ def _kinds(comparison: Comparison, fraction: float) -> list[str]:
             cells = [spread(runs, *column) for column in columns.values()]
             means = {name: float(np.mean([row[name] for row in runs])) for name in group("cost")}
             costs = [METRICS[name].format(mean) for name, mean in means.items()]
-            trials = str(len(comparison.search.get(fraction, {}).get(kind, ())) or "")
-            seeds, given = len(runs), comparison.given[fraction][0]
+            trials = str(len(data.search.get(fraction, {}).get(kind, ())) or "")
+            seeds, given = len(runs), data.given[fraction][0]
             count = f"{seeds} of {given}" if role == "seed" and seeds < given else str(seeds)
             rows.append([title, trials, count, *cells, *costs])
     for name, what in (("floor", "train"), ("ceiling", "noise")):
-        if known := comparison.references.get(name):
+        if known := data.references.get(name):
             cells = [spread([known], *column) for column in columns.values()]
             rows.append([f"{name}: {what} against test", "", "", *cells, "", "", "", ""])
     costs_head = [METRICS[name].title for name in group("cost")]
     return markdown_table(["model", "trials", "seeds", *columns, *costs_head], rows)
 
 
-def _cost(comparison: Comparison, fraction: float) -> list[str]:
-    """A line if the seeds of a kind took another time than each kind was given, by more than CLOSE."""
-    given, other = comparison.given[fraction][1], []
-    for kind in comparison.kinds:
-        if runs := comparison.runs(fraction, kind):
+def _cost(data: ReportData, fraction: float) -> list[str]:
+    """A line that names the kinds whose seeds missed their time by more than CLOSE."""
+    given, other = data.given[fraction][1], []
+    for kind in data.kinds:
+        if runs := data.runs(fraction, kind):
             spent = float(np.mean([run.numbers["core_seconds"] for run in runs]))
             if abs(spent / given - 1) > CLOSE:
                 other.append(f"{title_of(kind)} {spent:,.0f}")
     return [f"Not at equal cost: of {given:g} core-seconds, {'; '.join(other)}."] if other else []
 
 
-def _terms(comparison: Comparison, fraction: float) -> list[str]:
-    """The terms of the ELBO, and the share of its nats that parts carry."""
-    return _numbers(comparison, fraction, "terms of the ELBO", (*group("term"), "parts_share"))
-
-
-def _edits(comparison: Comparison, fraction: float) -> list[str]:
-    """Errors of edits, beside those of reconstructions and of pasted pixels."""
-    return _numbers(comparison, fraction, "edits (squared errors)", group("edit"))
-
-
-def _numbers(comparison: Comparison, fraction: float, title: str, names: Sequence[str]) -> list[str]:
-    """A row for each kind that has one of the numbers: means ± standard errors over its seeds."""
+def _numbers(data: ReportData, fraction: float, title: str, names: Sequence[str]) -> list[str]:
+    """A row for each kind that has one of the numbers, with means ± standard errors over seeds."""
     rows = []
-    for kind in comparison.kinds:
-        runs = [comparison.row(run) for run in comparison.runs(fraction, kind)]
+    for kind in data.kinds:
+        runs = [data.row(run) for run in data.runs(fraction, kind)]
         cells = [spread(runs, name, METRICS[name].decimals) for name in names]
         if any(cells):
             rows.append([title_of(kind), *cells])
@@ -280,7 +280,7 @@ def _numbers(comparison: Comparison, fraction: float, title: str, names: Sequenc
 
 
 def spread(rows: Sequence[Row], name: str, decimals: int) -> str:
-    """The mean of a number, and its standard error over seeds where there are several; "" of none."""
+    """The mean of a number and, for several rows, its standard error; "" if no row has it."""
     values = np.array([row[name] for row in rows if row.get(name) is not None])
     if not len(values):
         return ""
@@ -288,54 +288,53 @@ def spread(rows: Sequence[Row], name: str, decimals: int) -> str:
     return text if len(values) == 1 else f"{text} ± {standard_error(values):.{decimals}f}"
 
 
-def _differences(comparison: Comparison, fraction: float) -> list[str]:
-    """A row for each other kind: the verdict and the interval of each difference."""
-    found = {key[1:]: key for key in comparison.differences if key[0] == fraction}
+def _differences(data: ReportData, fraction: float) -> list[str]:
+    """A row for each other kind, with verdict and interval of each difference."""
+    found = {key[1:]: key for key in data.differences if key[0] == fraction}
     names = list(dict.fromkeys(name for name, _ in found))
     rows = []
-    for kind in comparison.kinds:
+    for kind in data.kinds:
         own = [found.get((name, kind)) for name in names]
-        if seeds := [str(comparison.differences[key].seeds) for key in own if key]:
-            cells = ["" if key is None else _interval(comparison, key) for key in own]
+        if seeds := [str(data.differences[key].seeds) for key in own if key]:
+            cells = ["" if key is None else _interval(data, key) for key in own]
             rows.append([title_of(kind), seeds[0], *cells])
     return markdown_table(["NP-DRAW minus", "seeds", *(METRICS[name].title for name in names)], rows)
 
 
-def _interval(comparison: Comparison, key: tuple[float, str, str]) -> str:
-    difference, decimals = comparison.differences[key], METRICS[key[1]].decimals
-    text = f"{MARKS[comparison.verdict(key)]} {difference.mean:+.{decimals}f}"
+def _interval(data: ReportData, key: tuple[float, str, str]) -> str:
+    """The mark of the verdict, the mean and half of the interval of a difference."""
+    difference, decimals = data.differences[key], METRICS[key[1]].decimals
+    text = f"{MARKS[data.verdict(key)]} {difference.mean:+.{decimals}f}"
     return text if difference.seeds < 2 else f"{text} ± {difference.half:.{decimals}f}"
 
 
-def _curves(comparison: Comparison, fraction: float) -> list[str]:
-    """NLL of some images by k, a row for each kind."""
-    runs = comparison.leading(fraction)
+def _curves(data: ReportData, fraction: float) -> list[str]:
+    """A row for each kind, with the NLL of some images for each k."""
+    runs = data.leading(fraction)
     ks = sorted(runs[0].curve) if runs else []
-    rows = [[run.entry.title, *(f"{run.curve[k]:.2f}" for k in ks)] for run in runs]
+    rows = [[title_of(run.entry.kind), *(f"{run.curve[k]:.2f}" for k in ks)] for run in runs]
     return markdown_table(["NLL of some images by k", *(f"{k:,}" for k in ks)], rows)
 
 
-def _search(comparison: Comparison, fraction: float) -> list[str]:
-    """What each kind was chosen by: the NLL of its trials, and of the seeds of the best one."""
-    trials = comparison.search.get(fraction, {})
+def _search(data: ReportData, fraction: float) -> list[str]:
+    """A row for each kind, with the validation NLL of its trials and of the seeds of the best one."""
+    trials = data.search.get(fraction, {})
     if not trials:
         return []
     most = max(map(len, trials.values()))
     rows = []
     for kind in in_order(trials):
         cells = [f"{value:.2f}" for value in trials[kind]] + ["failed"] * (most - len(trials[kind]))
-        seeds = spread([run.numbers for run in comparison.runs(fraction, kind)], "valid_nll", 2)
+        seeds = spread([run.numbers for run in data.runs(fraction, kind)], "valid_nll", 2)
         rows.append([title_of(kind), *cells, seeds])
     head = ["NLL on validation", "best trial", *map(str, range(2, most + 1)), "seeds of it"]
-    told = "All trials have the same validation images. Other seeds may hold out others."
-    return [*markdown_table(head, rows), "", told]
+    note = "All trials have the same validation images. Other seeds may hold out others."
+    return [*markdown_table(head, rows), "", note]
 
 
 def _samples(runs: Sequence[Measured]) -> bytes:
     rows = {}
     for run in runs:
-        assert run.samples is not None
-        assert run.nearest is not None
-        rows[run.entry.title] = torch.from_numpy(run.samples)
-        rows[f"{run.entry.title}:\nnearest"] = torch.from_numpy(run.nearest)
+        title = title_of(run.entry.kind)
+        rows[title], rows[f"{title}:\nnearest"] = map(torch.from_numpy, (run.samples, run.nearest))
     return rows_png(rows, title="samples (means), each above the training image that is nearest to it")

@@ -1,4 +1,4 @@
-"""The results of a sweep: results.parquet, best.yaml, the printed table, the plots."""
+"""The files of a sweep's results, results.parquet, best.yaml and the plots, and the printed table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from tune_spaces.plots import curve_plot, field_plots, pareto_plot, varied
 from tune_spaces.space import IMAGES, SCORE
 from tune_spaces.trials import TrialResult, label
 
-# Columns of the numbers, and how each is shown.
+# Column -> the metric that says how its numbers are shown.
 NUMBERS = {
     "train_images": METRICS["images_seen"],
     "valid_nll": METRICS["nll_iwae"],
@@ -30,14 +30,14 @@ NUMBERS = {
     SCORE: METRICS["nll_iwae"],
     IMAGES: METRICS["images_seen"],
 }
-OF_TEST = {"test_nll": METRICS["nll_iwae"], "test_nll_se": METRICS["nll_iwae_se"]}  # numbers of a curve
+OF_TEST = {"test_nll": METRICS["nll_iwae"], "test_nll_se": METRICS["nll_iwae_se"]}  # columns of a curve
 SHOWN = ("valid_nll", "bits_per_dim", "valid_prior_nll", "canvas_mse", "parameters", "seconds")
 LOG_WIDTH = 220
 ORDER = ("finished", "stopped", "failed")
 
 
 def ranked(results: Sequence[TrialResult], metric: str) -> list[TrialResult]:
-    """Finished trials by `metric`, best first; then those stopped early by their score; then failures."""
+    """Finished trials sorted by `metric`, best first; then stopped ones by their score; then failures."""
 
     def key(result: TrialResult) -> tuple[int, float]:
         number = result.numbers.get(metric) if result.finished else result.score
@@ -47,14 +47,14 @@ def ranked(results: Sequence[TrialResult], metric: str) -> list[TrialResult]:
 
 
 def _of_test(results: Sequence[TrialResult]) -> list[str]:
-    """The names of OF_TEST if a trial has them."""
+    """The names of OF_TEST that a trial has."""
     return [name for name in OF_TEST if any(name in result.numbers for result in results)]
 
 
 def results_table(results: Sequence[TrialResult]) -> pa.Table:
     """A row for each trial: trial, status, the swept settings, NUMBERS (null if missing), reason.
 
-    Trials scored on the test split have OF_TEST too.
+    Where trials are scored on the test split, the columns of OF_TEST follow NUMBERS.
     """
     keys = dict.fromkeys(key for result in results for key in result.settings)
     names = [*NUMBERS, *_of_test(results)]
@@ -70,14 +70,14 @@ def results_table(results: Sequence[TrialResult]) -> pa.Table:
 
 
 def _column(values: Sequence[Any]) -> pa.Array:
-    """The values of a setting; as text if some are text, as those of vae.latents: 16, map:8."""
+    """The values of a setting, as text if one is text: vae.latents may be 16 or map:8."""
     if any(isinstance(value, str) for value in values):
         return pa.array([None if value is None else str(value) for value in values], pa.string())
     return pa.array(values)
 
 
 def write_table(run: Store, results: Sequence[TrialResult], metric: str) -> list[TrialResult]:
-    """Writes results.parquet; returns the results as they are ranked there."""
+    """Writes results.parquet; returns the results in its order."""
     order = ranked(results, metric)
     table = results_table(order)
     write_atomically(
@@ -91,7 +91,7 @@ def write_results(
 ) -> None:
     """Writes results.parquet, best.yaml and the plots; prints the table.
 
-    best: the best trial's config. curve: the results are those of a curve.
+    best: the config of the best trial. curve: also plots the NLL against the number of training images.
     """
     order = write_table(run, results, metric)
     # A log has no width of its own; rich would assume 80 columns.
@@ -125,7 +125,7 @@ def write_results(
 
 
 def printed_table(order: Sequence[TrialResult], metric: str) -> Table:
-    """The table for a person: only settings that differ, in the order given."""
+    """The table on the screen, with the settings that differ and the trials in the given order."""
     keys, of_test, formats = varied(order), _of_test(order), NUMBERS | OF_TEST
     shown = ["train_images"] if of_test else []
     shown += [*of_test, metric, *(name for name in SHOWN if name != metric)]

@@ -1,9 +1,9 @@
-"""Stages that trials share: each is built once, in <run>/cache/<stage>-<fingerprint>/.
+"""Stages that trials share. Each is built once, in <run>/cache/<stage>-<fingerprint>/.
 
-A trial that lacks a stage takes the lease on `building` in that folder and builds it, while the others wait;
-the stage's manifest says that it is there. So a finished stage outlives the sweep's process, and a build that
-was killed resumes. The processes of a stopped trial end a while after it: so the process that writes a stage
-holds a lease on the folder itself, here or in `distributed/run.py`, and the next builder waits for its end.
+A trial that lacks a stage takes the lease on `building` in that folder and builds the stage, while other
+trials wait. A stage is done when it has a manifest, so a second start uses it, and resumes a build that was
+killed. The processes of a stopped trial may live on for a while. The process that writes a stage therefore
+also holds a lease on the folder itself (`build_alone` or `distributed/run.py`), and the next builder waits.
 """
 
 import time
@@ -22,13 +22,13 @@ from npdraw_dist.data.shards import open_source
 from npdraw_dist.pipeline.data import follow
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of, finished
 
-SHARED = ("data", "bank", "parse", "prior")  # those of them that the model's kind has
+SHARED = ("data", "bank", "parse", "prior")  # as far as the model's kind has them
 POLL_S = 0.5
 
 
 @dataclass(frozen=True)
 class SharedStage:
-    """A stage of `experiment` that trials of a sweep share."""
+    """A stage of `experiment` that trials of a sweep share. store: the folder that it is built in."""
 
     cache: "Cache"
     experiment: Experiment
@@ -43,7 +43,7 @@ class SharedStage:
 
     @property
     def store(self) -> Store:
-        """The store that the stage is built in; the stages before it are in stores of their own."""
+        """The folder of the stage, as a run folder whose earlier stages lie in their own folders."""
         before = SHARED[: SHARED.index(self.stage)]
         return self.cache.store(self.experiment, ("cache", self.name), before)
 
@@ -51,12 +51,12 @@ class SharedStage:
         return finished(self.store, self.experiment, self.stage) is not None
 
     def ensure(self, build: Callable[[Store], object]) -> None:
-        """Returns once the stage is there: built by `build(store)`, or by another trial."""
+        """Returns when the stage is done, by `build(store)` or by another trial."""
         building = f"{self.store.root}/building"
         while not self.is_built():
-            with ExitStack() as held:
+            with ExitStack() as stack:
                 try:
-                    held.enter_context(Lease(self.store.filesystem, building, self.name))
+                    stack.enter_context(Lease(self.store.filesystem, building, self.name))
                 except LeaseHeld:
                     time.sleep(POLL_S)
                     continue
@@ -68,39 +68,39 @@ class SharedStage:
 class Cache:
     """The stages that the trials of the sweep `run` share.
 
-    varies_data: whether the source or the path of the data varies among them; a stage then is of one path.
+    varies_data: whether the source or the path of the data varies; then each path has its own stages.
     """
 
     run: Store
     varies_data: bool = False
 
     def stages(self, experiment: Experiment) -> list[SharedStage]:
-        """The stages that trials of this config share, in order."""
+        """The shared stages of a config, in order."""
         return [SharedStage(self, experiment, stage) for stage in experiment.stage_names if stage in SHARED]
 
     def trial_store(self, experiment: Experiment, trial: str) -> Store:
-        """The run folder of a trial; its shared stages are in the cache."""
+        """The run folder of a trial, whose shared stages lie in the cache."""
         return self.store(experiment, ("trials", trial), SHARED)
 
     def store(self, experiment: Experiment, folder: Sequence[str], stages: Sequence[str]) -> Store:
-        """A folder of the sweep as a run folder whose `stages` are in the cache."""
+        """A folder of the sweep as a run folder whose `stages` lie in the cache."""
         shared = [each for each in self.stages(experiment) if each.stage in stages]
         elsewhere = {FOLDERS[each.stage]: self.run.path("cache", each.name) for each in shared}
         return Store(self.run.filesystem, self.run.path(*folder), elsewhere)
 
     def needs_data(self, trials: Sequence[Experiment]) -> bool:
-        """Whether some of `trials` have still to read the data; True if these are not known."""
+        """Whether one of `trials` still has to read the data; True if the trials are not known."""
         stages = [stage for trial in trials for stage in self.stages(trial) if stage.stage == "data"]
         return not stages or not all(stage.is_built() for stage in stages)
 
     def require_same_data(self, base: Experiment) -> None:
-        """Compares the data with those that trials have read, also where they lie elsewhere now.
+        """Raises UserError if the data are missing or differ from those that earlier trials read.
 
-        Raises UserError if they are missing, or if they are others.
+        Data that were moved are the same data.
         """
         source, run = open_source(base.data, base.seed), self.run
-        here = fs.FileSelector(run.path("cache"), allow_not_found=True)
-        for path in sorted(info.path for info in run.filesystem.get_file_info(here)):
+        folders = fs.FileSelector(run.path("cache"), allow_not_found=True)
+        for path in sorted(info.path for info in run.filesystem.get_file_info(folders)):
             store = Store(run.filesystem, run.root, {"data": path})
             if store.has("data", MANIFEST):
                 follow(store.read_json("data", MANIFEST), source, base, store)
@@ -112,9 +112,9 @@ def build_alone(
     store: Store,
     folders: Sequence[Landmarks] = (),
 ) -> None:
-    """Builds in the root of `store` once every process that built there before has ended.
+    """Builds in the root of `store` after every earlier builder has ended.
 
-    Raises UserError if one is still there after scale.timeout_s, or if this node does not see the `folders`.
+    Raises UserError if one still runs after scale.timeout_s, or if this node does not see the `folders`.
     """
     from npdraw_dist.distributed.nodes import require_here  # imports Ray
 

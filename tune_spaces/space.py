@@ -1,6 +1,6 @@
-"""A search space as data: which settings of the config vary, how points are drawn from them, what decides.
+"""A search space as data: the settings that vary, how points are drawn from them, which metric decides.
 
-A new space is a file in tune_spaces/spaces with a SPACE, a `Space` or `Kinds`; it is found by its file name.
+A new space is a file in tune_spaces/spaces that defines SPACE, a `Space` or `Kinds`. Its name is the file's.
 """
 
 import math
@@ -17,19 +17,19 @@ from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import OF_PARTS, Experiment
 from npdraw_dist.core.errors import UserError
 
-# The names that Tune sees in each report: what decides, and the images seen so far.
+# The keys of a report to Tune: the metric that decides, and the images seen so far.
 SCORE, IMAGES = "score", "images"
 
 Value = str | float | bool | None
 # Dotted setting -> value.
 Settings = Mapping[str, Value]
-# Field -> index of its choice, or its number. The empty point is the preset itself.
+# Field -> index of its choice, or its number. The empty point stands for the preset itself.
 Point = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One of `values`: values of the setting, or mappings of several settings that change together."""
+    """One of `values`, each a value of the setting or a mapping of settings that change together."""
 
     values: tuple[Value | Settings, ...]
 
@@ -38,7 +38,7 @@ class Choice:
         return min(int(u * len(self.values)), len(self.values) - 1)
 
     def ends(self, name: str) -> range:
-        """All coordinates of the field `name`. Raises UserError if there are none."""
+        """All coordinates of the field `name`. Raises UserError if there is none."""
         if not self.values:
             raise UserError(f"{name} has no values")
         return range(len(self.values))
@@ -59,17 +59,17 @@ class Range:
         return float(self.low + u * (self.high - self.low))
 
     def ends(self, name: str) -> tuple[float, float]:
-        """The least and the largest number of the field `name`. Raises UserError if there is no range."""
+        """The smallest and the largest number of the field `name`. Raises UserError on an empty range."""
         if not (self.low < self.high and (self.low > 0 or not self.log)):
             raise UserError(f"{name} has no range from {self.low} to {self.high}")
         return self.low, self.high
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A column of the results, nats per validation image: less is better.
+class SweepMetric:
+    """A column of the results that may decide, in nats per validation image; less is better.
 
-    While `stage` trains, `sign` times its reported `key` stands for it.
+    While `stage` trains, Tune sees `sign` times the reported `key` in its place.
     """
 
     stage: Literal["prior", "vae"]
@@ -77,16 +77,16 @@ class Metric:
     sign: int
 
 
-METRICS = {
-    "valid_nll": Metric("vae", "valid/elbo", -1),
-    "valid_prior_nll": Metric("prior", "valid/nll", 1),
+SWEEP_METRICS = {
+    "valid_nll": SweepMetric("vae", "valid/elbo", -1),
+    "valid_prior_nll": SweepMetric("prior", "valid/nll", 1),
 }
 
 
 def require_metric(name: str) -> None:
-    """Raises UserError unless `name` is a key of METRICS; test numbers never decide."""
+    """Raises UserError unless `name` is a key of SWEEP_METRICS; test numbers never decide."""
     why = "; test numbers are reported but never decide" if name.startswith("test") else ""
-    require_known("--metric", name, list(METRICS), why)
+    require_known("--metric", name, list(SWEEP_METRICS), why)
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ class Space:
 
     fields: dotted setting (or any name, if the choices are mappings) -> its domain.
     samples: default of --num-samples. budgets: preset -> settings over it, such as training budgets.
-    metric: what decides, of METRICS.
-    curve: nothing is chosen: every trial runs to its end and is scored on the test split too, and curve.png
-    has the NLL against the number of training images, a line for each kind of model.
+    metric: the key of SWEEP_METRICS that decides.
+    curve: the sweep chooses nothing. Every trial runs to its end and is scored on the test split too, and
+    curve.png shows the NLL against the number of training images, with a line for each kind of model.
     """
 
     fields: Mapping[str, Choice | Range]
@@ -133,7 +133,7 @@ class Space:
         return settings
 
     def base(self, preset: str, *layers: Mapping[str, Any]) -> Experiment:
-        """The config of a preset, under the space's budgets for it, under nested `layers`."""
+        """The config of a preset, with the space's budgets and then the nested `layers` over it."""
         return build(merge(read_preset(preset), nested(self.budgets.get(preset, {})), *layers))
 
     def experiment(self, base: Experiment, point: Point) -> Experiment:
@@ -141,25 +141,24 @@ class Space:
         return with_changes(base, nested(self.settings(point)))
 
     def points(self, seed: int) -> Iterator[Point]:
-        """The empty point, then a scrambled Sobol sequence: the same points for the same seed.
+        """Yields the empty point, then a scrambled Sobol sequence, which depends on the seed alone.
 
-        So every value of a field is drawn about equally often, even in few trials.
+        Every value of a field comes about equally often, even in few trials.
         """
         from scipy.stats import qmc  # slow to import, and --help needs no points
 
         yield {}
-
         sequence = qmc.Sobol(len(self.fields), scramble=True, seed=seed)
         while True:
             row = sequence.random(1)[0]
             yield {name: domain.at(u) for (name, domain), u in zip(self.fields.items(), row, strict=True)}
 
     def latin(self, seed: int, count: int) -> list[Point]:
-        """`count` points of a Latin hypercube (McKay et al. 1979): the same points for the same seed.
+        """`count` points of a Latin hypercube (McKay et al. 1979), which depend on the seed alone.
 
-        Each field has a random order of its own, in which all its values come equally often. In 6 points of
-        a Sobol sequence, fields of two values always change together. Fields of the same name and
-        domain have the same values in another space.
+        Each field has its own random order, in which all its values come equally often. (In 6 points of a
+        Sobol sequence, fields of two values always change together.) A field of the same name and domain
+        has the same values in every space.
         """
         import numpy as np
         from scipy.stats import qmc
@@ -173,13 +172,13 @@ class Space:
 
 @dataclass(frozen=True)
 class Kinds:
-    """The space of a comparison: as many trials, and the same counted time, for each kind of model.
+    """The space of a comparison: each kind of model has the same number of trials and the same counted time.
 
-    spaces: kind of model, or a variant such as `npdraw-lstm` -> the ranges of its trials. common: ranges of
-    any other kind, beside those that it names itself (`Kind.searched`). settings: over the preset, for all
-    kinds. core_seconds: fraction of the training images -> counted seconds of a core of each
-    training. seeds: data source -> trainings of each winner; `other_seeds` of sources that are not named.
-    longer: factors of the time for the row "until it stops improving"; without any there is no such row.
+    spaces: kind of model, or a variant such as `npdraw-lstm` -> the ranges of its trials. common: ranges for
+    all other kinds, which add those that they declare themselves (`Kind.searched`). settings: settings over
+    the preset for all kinds. core_seconds: fraction of the training images -> counted core-seconds of a
+    training. seeds: data source -> trainings of each winner; all other sources have `other_seeds`. longer:
+    multiples of the time for the row "until it stops improving"; if empty, there is no such row.
     """
 
     spaces: Mapping[str, Space]
@@ -193,17 +192,14 @@ class Kinds:
     common: Mapping[str, Choice | Range] = field(default_factory=dict)
 
     def seconds_of(self, fraction: float) -> float:
-        """The counted seconds at a fraction: those of the next larger one that is written down.
-
-        Raises UserError if there is none.
-        """
+        """The core-seconds of the nearest larger fraction in `core_seconds`. Raises UserError without one."""
         larger = [one for one in self.core_seconds if one >= fraction]
         if not larger:
             raise UserError(f"the space has no seconds for the fraction {fraction:g}; give --core-seconds")
         return self.core_seconds[min(larger)]
 
     def until(self, longest: int | None) -> "Kinds":
-        """These with factors of `longer` up to `longest` (None: all). Raises UserError if it leaves none."""
+        """These with `longer` up to `longest`; None keeps all. Raises UserError if no factor is left."""
         left = tuple(factor for factor in self.longer if longest is None or factor <= longest)
         if longest is not None and not left:
             all_of = ", ".join(map(str, self.longer)) or "none"
@@ -218,7 +214,7 @@ class Kinds:
         return Space({**self.common, **own}, preset=self.preset)
 
     def chosen(self, names: str | None) -> list[str]:
-        """The kinds of `--kinds`; None: those that have ranges of their own here. Raises UserError."""
+        """The kinds in the value of `--kinds`; None: all that have ranges in `spaces`. Raises UserError."""
         if names is None:
             return list(self.spaces)
         others = [kind for kind in KINDS if self.common and kind not in (*OF_PARTS, *self.spaces)]
@@ -229,7 +225,7 @@ class Kinds:
 
 
 def _require_possible(settings: Settings) -> None:
-    """Raises UserError on an unknown key or a wrong value; each trial checks how its settings combine."""
+    """Raises UserError on an unknown key or a wrong value; trials check how their settings fit together."""
     try:
         Experiment.model_validate(nested(settings))
     except ValidationError as error:
@@ -246,7 +242,7 @@ def refuse_settings(flags: Mapping[str, Any], keys: Sequence[str], why: str) -> 
 
 
 def require_scratch(base: Experiment) -> None:
-    """Raises UserError if trials would start from a model or a bank."""
+    """Raises UserError if the trials would start from a model or a bank."""
     if base.init.has_parts:
         raise UserError("section init is set, but the trials of a sweep train from scratch; leave it out")
 
@@ -260,7 +256,7 @@ def nested(settings: Settings) -> dict[str, Any]:
 
 
 def setting_of(experiment: Experiment, key: str) -> Value:
-    """The value of a dotted setting; T for parse.steps, whose None stands for all places of the grid."""
+    """The value of a dotted setting; for parse.steps the number T that its None stands for."""
     if key == "parse.steps":
         return experiment.steps
     value: Value = reduce(getattr, key.split("."), experiment)  # type: ignore[assignment]

@@ -13,8 +13,8 @@ from tune_spaces.options import Options
 class Sweep(Command, Options, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config
     """Trains many configs of a search space; writes a table, plots and the best config.
 
-    The same command again resumes the sweep. Settings come from the preset, then the space's budgets,
-    then --config, then flags. The settings of the space vary.
+    The same command again resumes the sweep. Settings come from the preset, then the budgets of the space,
+    then --config, then flags; the space varies some of them.
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
@@ -36,7 +36,7 @@ class Sweep(Command, Options, Experiment):  # type: ignore[misc]  # pydantic-set
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
-    """The sweep's own flags, and those of the config."""
+    """The flags of the sweep, and those of the config, nested."""
     flags: dict[str, Any] = parse_flags(Sweep, "tune_spaces.sweep", argv)
     if "space" not in flags:
         raise UserError("--space is missing; try --space smoke")

@@ -1,8 +1,8 @@
-"""The trainings of a comparison, each the command `train` in a process of its own with one thread.
+"""The trainings of a comparison. Each is the command `train` in a process of its own, with one thread.
 
-So its counted time is that of one core, whatever else runs, and anyone can repeat it alone. It runs without
-Ray inside; Ray says where. Nothing is kept of it but its run folder, which a second start resumes: so it ends
-with the sweep, however that ends.
+The counted time is therefore that of one core, whatever else runs, and anyone can repeat a training alone.
+Ray chooses the node of a training, which does not use Ray itself. All that stays of it is its run folder,
+which a second start resumes; its process ends with the sweep, however the sweep ends.
 """
 
 import os
@@ -28,54 +28,47 @@ from tune_spaces.budgets import JOB_FOLDERS, Job
 from tune_spaces.trials import TrialResult, write_result
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-# Statuses of a training that has not failed. Some signals are caught and become a status.
-TOLD = [code for told in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL) for code in (-told, 128 + told)]
-STOPS = (*TOLD, TRY_AGAIN)
-# Begins only if the process with the id that follows is still the parent.
+# Exit statuses of a training that was stopped but has not failed: by a signal, caught or not, or by storage.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+STOPS = (*(code for number in SIGNALS for code in (-number, 128 + number)), TRY_AGAIN)
+# Starts a command only if the process whose id follows is still the parent.
 GUARD = ("setpriv", "--pdeathsig", "TERM", "sh", "-c", '[ $PPID = "$0" ] || exit 143; exec "$@"')
 
 
 class TrainingStopped(RuntimeError):
-    """A training was told to end, was killed, or its storage failed.
-
-    The trial has not failed: the next start goes on with it.
-    """
+    """A training was asked to end, was killed, or its storage failed; the next start resumes it."""
 
 
-# Trains jobs, in any order; each leaves its run folder, or a result that says why it failed. bool: with the
-# stage `sample`, on validation images.
+# Trains jobs in any order; each leaves its run folder, or a result that states why it failed. The last
+# argument: whether the stage `sample` runs, on validation images.
 Train = Callable[[Store, Sequence[Job], bool], None]
 
 
 def store_of(run: Store, job: Job) -> Store:
-    """The run folder of a training in the sweep's."""
+    """The run folder of a training, inside the sweep's."""
     return Store(run.filesystem, run.path(job.folder, job.name))
 
 
 def runs_in(run: Store) -> list[Store]:
     """The run folders of all trainings that have read their images."""
-    found = list[Store]()
-    for folder in JOB_FOLDERS:
-        here = fs.FileSelector(run.path(folder), allow_not_found=True)
-        found += [Store(run.filesystem, info.path) for info in run.filesystem.get_file_info(here)]
-    return [store for store in found if store.has(CONFIG) and store.has("data", MANIFEST)]
+    selectors = [fs.FileSelector(run.path(folder), allow_not_found=True) for folder in JOB_FOLDERS]
+    infos = [info for selector in selectors for info in run.filesystem.get_file_info(selector)]
+    stores = [Store(run.filesystem, info.path) for info in infos]
+    return [store for store in stores if store.has(CONFIG) and store.has("data", MANIFEST)]
 
 
 def is_trained(run: Store, job: Job, with_scores: bool = False) -> bool:
-    """Whether its stages are done, but for `sample` without scores. Raises UserError on another config."""
-    store = store_of(run, job)
-    if not store.has(CONFIG):
+    """Whether the stages are done, with_scores `sample` too. Raises UserError on another config."""
+    store, own = store_of(run, job), job.experiment
+    if not store.has(CONFIG) or finished(store, own, "vae") is None:
         return False
-    own = job.experiment
-    return finished(store, own, "vae") is not None and (
-        not with_scores or sample.done(own, store) is not None
-    )
+    return not with_scores or sample.done(own, store) is not None
 
 
 def core_seconds(run: Store, job: Job) -> float:
-    """The counted seconds of a core: all that trains or prepares.
+    """The counted core-seconds: those of all stages that prepare or train.
 
-    Validation, pictures, checkpoints, samples and scores are not counted: what they cost says nothing of a
+    Validation, pictures, checkpoints, samples and scores are not counted: their cost does not depend on the
     kind of model, and a short training has as many validations as a long one.
     """
     store = store_of(run, job)
@@ -85,30 +78,27 @@ def core_seconds(run: Store, job: Job) -> float:
 
 
 def valid_nll(run: Store, job: Job) -> float:
-    """What trials are chosen by: the bound on validation images, nats an image."""
+    """The metric that chooses trials: the bound on validation images, in nats an image."""
     return float(store_of(run, job).metrics()["valid/nll_iwae"])
 
 
 def images_seen(run: Store, job: Job) -> int:
-    """The images that a training saw: less than its budget if it ended early."""
+    """The number of images that a training saw: less than its budget if it ended early."""
     return int(store_of(run, job).read_json("vae", "manifest.json")["images"])
 
 
 def tied(*command: str) -> list[str]:
-    """The command as a child of this process, which ends when the thread that starts it does, even if killed.
+    """The command, changed so that it gets SIGTERM when the thread that starts it ends, even if killed.
 
-    It gets SIGTERM then. Without util-linux's setpriv nothing is sent.
+    Without util-linux's setpriv the command is not changed.
     """
     return [*GUARD, str(os.getpid()), *command] if shutil.which(GUARD[0]) else [*command]
 
 
 def train(run: Store, job: Job, with_scores: bool) -> str:
-    """Runs or resumes a training, and records its failure; returns how it ended, in a line.
-
-    Raises TrainingStopped.
-    """
+    """Runs or resumes a training and records a failure; returns a line. Raises TrainingStopped."""
     stages = [stage for stage in job.experiment.stage_names if with_scores or stage != "sample"]
-    # One thread, and no Ray, even if this process is a worker of one.
+    # Without Ray, even if this process is one of its workers.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
@@ -125,7 +115,6 @@ def train(run: Store, job: Job, with_scores: bool) -> str:
         return f"{job.path}: done"
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     reason = lines[-1].removeprefix("error: ") if lines else f"exit status {done.returncode}"
-    # By Ray, where the sweep ends or its node is taken away, or by a system that is out of memory.
     if done.returncode in STOPS:
         why = reason if done.returncode == TRY_AGAIN else f"exit status {done.returncode}"
         raise TrainingStopped(f"{job.path}: stopped ({why})")
@@ -133,8 +122,8 @@ def train(run: Store, job: Job, with_scores: bool) -> str:
     return f"{job.path}: {reason}"
 
 
-def here(run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
-    """Trains the jobs one after the other."""
+def one_by_one(run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
+    """Trains the jobs one after the other, without Ray."""
     for number, job in enumerate(jobs, start=1):
         try:
             ended = train(run, job, with_scores)
@@ -144,9 +133,9 @@ def here(run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
 
 
 def on_ray(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | None) -> None:
-    """Trains the jobs on a CPU of the cluster each, at most `at_once` of them; None: one a CPU.
+    """Trains each job on one CPU of the cluster, at most `at_once` at a time; None: as many as the CPUs.
 
-    A training whose process died with its node resumes. One that recorded a failure has ended.
+    A training whose process died, for example with its node, is resumed up to scale.max_failures times.
     """
     # Ray takes seconds to import and to start.
     import ray
@@ -165,7 +154,7 @@ def on_ray(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | No
         "max_retries": scale.max_failures,
         "retry_exceptions": [TrainingStopped, OSError],
     }
-    task: Any = ray.remote(num_cpus=1, **retries)(_train_there)
+    task: Any = ray.remote(num_cpus=1, **retries)(_train_on_node)
     waiting, running, ended = list(jobs), list[Any](), 0
     while waiting or running:
         free = len(jobs) if at_once is None else at_once - len(running)
@@ -180,7 +169,7 @@ def on_ray(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | No
         console.print(f"{ended}/{len(jobs)} {line}", markup=False)
 
 
-def _train_there(run: Store, job: Job, with_scores: bool, folders: Sequence[Landmarks]) -> str:
+def _train_on_node(run: Store, job: Job, with_scores: bool, folders: Sequence[Landmarks]) -> str:
     from npdraw_dist.distributed.nodes import require_here
 
     require_here(folders)

@@ -1,7 +1,7 @@
 """One trial: the pipeline on a config of the space, as the driver function of a Ray Tune trial.
 
-It holds no CPU itself; the workers of the stages do. Training runs as on the command line, by Ray Train
-inside the trial, and reports the score of each validation to Tune.
+The function holds no CPU, unlike the workers of its stages. Ray Train trains inside the trial as it does for
+the command line, and reports the score of each validation to Tune.
 """
 
 import os
@@ -25,48 +25,46 @@ from npdraw_dist.pipeline import bank, data, parse, prior, sample, vae
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.pipeline.train_stage import selected_record
 from tune_spaces.shared_stages import build_alone
-from tune_spaces.space import IMAGES, METRICS, SCORE, Metric, Point
+from tune_spaces.space import IMAGES, SCORE, SWEEP_METRICS, Point, SweepMetric
 from tune_spaces.trials import Plan, Trial, find_result, write_result
 
 
 def point_of(config: Mapping[str, Any]) -> Point:
-    """The point in a Tune config: our own draws give it as a whole, Optuna by field."""
+    """The point in a Tune config, which holds our own draws as a whole and Optuna's by field."""
     return dict(config.get("point", config))
 
 
 class _Report(TuneReportCallback):  # type: ignore[misc]
     """Passes the score of each validation from Ray Train's controller to Tune."""
 
-    def __init__(self, metric: Metric) -> None:
+    def __init__(self, metric: SweepMetric) -> None:
         super().__init__()
         self.metric = metric
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        # Two records have no score: that of a checkpoint between two validations, and one whose loss was not
-        # finite. Both hold `Criterion.worst`.
+        # A checkpoint between two validations and a loss that is not finite have no score: `Criterion.worst`.
         if abs(metrics[0][self.metric.key]) < sys.float_info.max:
             super().after_report(run_context, [tune_report(metrics[0], self.metric)], None)
 
 
-def tune_report(record: Mapping[str, Any], metric: Metric) -> dict[str, float]:
-    """What Tune sees of a record of training."""
+def tune_report(record: Mapping[str, Any], metric: SweepMetric) -> dict[str, float]:
+    """The keys that Tune sees, from a record of training."""
     return {SCORE: metric.sign * record[metric.key], IMAGES: record["images_seen"]}
 
 
 def run_trial(config: dict[str, Any], plan: Plan, folders: Sequence[Landmarks]) -> None:
-    """The driver function. It records a failure with its reason, then raises it to Tune.
+    """Runs a trial and writes its result; records a failure with its reason, then raises it to Tune.
 
-    A storage that failed, or another process that was lost, is not the trial's failure: none is recorded, so
-    Tune starts it again, scale.max_failures times. After that a lost process is recorded; after a failure of
-    the storage the next start of the sweep goes on.
-    folders: what the node has to see.
+    A failure of the storage or the loss of a process is not recorded, so Tune starts the trial again, up to
+    scale.max_failures times. After that `SweepCallback` records a lost process, and the next start of the
+    sweep runs a trial whose storage failed. folders: folders that this node must see.
     """
     for name, value in RAY.items():
         os.environ.setdefault(name, value)
     quiet_logs()
-    require_here(folders)  # else it would begin a run folder of its own; Tune's callback records it
+    require_here(folders)  # else a new run folder would begin on this node
     trial = plan.trial(point_of(config))
-    # Samples and scores are computed here while other trials run: with the threads of one of its workers.
+    # This process computes samples and scores, with the threads of one worker, while other trials run.
     torch.set_num_threads(trial.experiment.scale.cpus_per_worker or 1)
     known = find_result(plan.run, trial.name)
     if known is not None:  # Optuna may propose a config again
@@ -79,14 +77,14 @@ def run_trial(config: dict[str, Any], plan: Plan, folders: Sequence[Landmarks]) 
         if not is_of_storage(error) and lost(error) is None:
             write_result(plan.run, trial.result("failed", reason=reason_of(error)))
         raise
-    write_result(plan.run, trial.result("finished", numbers={**numbers, **last}, score=last[SCORE]))
+    write_result(plan.run, trial.result("finished", numbers={**numbers, **last}))
     tune.report(last)
 
 
 def _train(
     trial: Trial, plan: Plan, folders: Sequence[Landmarks]
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """Runs all stages; returns the last report to Tune and the numbers of the results."""
+    """Runs all stages; returns the last report to Tune and the numbers of the result."""
     experiment, metric = trial.experiment, plan.decides
     store = plan.cache.trial_store(experiment, trial.name)
     store.claim(experiment)
@@ -109,7 +107,7 @@ def _build(
     folders: Sequence[Landmarks],
     store: Store,
 ) -> None:
-    """Runs a shared stage, all but the prior in a task: so nothing of theirs is bound to Tune's bundle."""
+    """Runs a shared stage. All but the prior run in a task, which is not bound to Tune's placement group."""
     if stage == "prior":
         prior.run(experiment, store, callbacks)
         return
@@ -119,10 +117,10 @@ def _build(
 
 
 def trial_numbers(store: Store, experiment: Experiment) -> dict[str, float]:
-    """The numbers of a finished trial, by column of the results.
+    """Column of the results -> number of a finished trial.
 
-    valid_nll, test_nll: IWAE on a sample of the images of a split, nats per image. seconds: of all its
-    stages, as if it had built the shared ones alone.
+    valid_nll, test_nll: IWAE on some images of the split, nats per image. seconds: the sum over all stages,
+    the shared ones included.
     """
     metrics = store.read_json("metrics.json")
     numbers = {
@@ -136,7 +134,7 @@ def trial_numbers(store: Store, experiment: Experiment) -> dict[str, float]:
         if key in metrics:
             numbers[column] = metrics[key]
     if "prior" in experiment.stage_names:
-        of_prior = METRICS["valid_prior_nll"]
+        of_prior = SWEEP_METRICS["valid_prior_nll"]
         numbers |= {
             "valid_prior_nll": selected_record(store, of_prior.stage)[of_prior.key],
             "canvas_mse": metrics["parse/canvas_mse"],

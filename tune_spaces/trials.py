@@ -1,8 +1,8 @@
-"""A sweep's plan, its trials, and their results.
+"""The plan of a sweep, its trials, and their results.
 
-The result of a trial is a JSON file in <run>/results/. These files are the only memory of a sweep: a trial
-with a result is not run again, one without a result is.
-(`Tuner.restore` would read a pickle from the run folder, and runs no more trials than the first start had.)
+The result of a trial is a JSON file in <run>/results/. These files are the only memory of a sweep: a second
+start runs the trials that have no result. (`Tuner.restore` would read a pickle from the run folder, and could
+not add trials to those of the first start.)
 """
 
 import json
@@ -17,7 +17,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import list_files, read_bytes
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tune_spaces.shared_stages import Cache
-from tune_spaces.space import METRICS, Metric, Point, Space, Value, setting_of
+from tune_spaces.space import SCORE, SWEEP_METRICS, Point, Space, SweepMetric, Value, setting_of
 
 DRAWS = 100  # draws for each wanted trial before a space counts as exhausted
 FOLDER = "results"
@@ -31,10 +31,10 @@ def label(settings: Mapping[str, Value]) -> str:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """A trial that finished, was stopped early by ASHA, or failed for a reason.
+    """The end of a trial: it finished, was stopped early by ASHA, or failed for a reason.
 
-    point: its coordinates in the space. settings: the swept settings. numbers: by column of the results.
-    score: the last one reported to Tune; None if none was.
+    point: its coordinates in the space. settings: the swept settings. numbers: column of the results ->
+    value.
     """
 
     trial: str
@@ -42,27 +42,31 @@ class TrialResult:
     point: Point
     settings: dict[str, Value]
     numbers: dict[str, float] = field(default_factory=dict)
-    score: float | None = None
     reason: str = ""
 
     @property
     def finished(self) -> bool:
         return self.status == "finished"
 
+    @property
+    def score(self) -> float | None:
+        """The last score that Tune saw; None if it saw none."""
+        return self.numbers.get(SCORE)
+
     def line(self, metric: str) -> str:
-        """The end of the trial, in a line."""
+        """The result in one line."""
         end = f", {metric} {self.numbers[metric]:.2f}" if self.finished else f": {self.reason}"
         return f"{self.trial} {self.status}{end} ({label(self.settings)})"
 
 
 def write_result(run: Store, result: TrialResult) -> None:
-    """Writes the result, unless the trial has one: the first result of a trial stays."""
+    """Writes the result of a trial that has none; the first result stays."""
     if not run.has(FOLDER, f"{result.trial}.json"):
         run.write_json(asdict(result), FOLDER, f"{result.trial}.json")
 
 
 def read_results(run: Store) -> list[TrialResult]:
-    """All results, by the names of the trials."""
+    """All results, sorted by the names of the trials."""
     paths = [path for path, _ in list_files(run.filesystem, run.path(FOLDER)) if path.endswith(".json")]
     return [TrialResult(**json.loads(read_bytes(run.filesystem, path))) for path in paths]
 
@@ -73,10 +77,11 @@ def find_result(run: Store, trial: str) -> TrialResult | None:
 
 
 def claim_facts(run: Store, file: str, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Writes what a sweep is to a file of a new run folder; returns what the file holds.
+    """Writes the facts that define a sweep to a file of a new run folder; returns what the file holds.
 
-    Raises UserError that names what differs if the folder is of another sweep.
+    Raises UserError with the differences if the folder holds another sweep.
     """
+    facts = json.loads(json.dumps(facts, default=vars))  # as they are read again
     if not run.has(file):
         run.write_json(facts, file)
     record = run.read_json(file)
@@ -87,7 +92,7 @@ def claim_facts(run: Store, file: str, facts: Mapping[str, Any]) -> dict[str, An
 
 
 def forget_failed(run: Store) -> None:
-    """Removes the results of failed trials, so that these run again."""
+    """Removes the results of failed trials, so that they run again."""
     for result in read_results(run):
         if result.status == "failed":
             run.filesystem.delete_file(run.path(FOLDER, f"{result.trial}.json"))
@@ -103,17 +108,17 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """Twelve digits of the config's fingerprint: the same config is the same trial."""
+        """Twelve digits of the config's fingerprint, so that equal configs are one trial."""
         return fingerprint_of(self.experiment, "sample")[:12]
 
     def result(self, status: Status, **ended: Any) -> TrialResult:
-        """ended: `numbers`, `score` and `reason` of the result."""
+        """ended: the fields `numbers` and `reason`."""
         return TrialResult(self.name, status, self.point, self.settings, **ended)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a trial needs of its sweep. run: the sweep's folder. base: the config that the points vary."""
+    """What all trials of a sweep share. run: the sweep's folder. base: the config that the points vary."""
 
     run: Store
     base: Experiment
@@ -122,7 +127,7 @@ class Plan:
 
     @property
     def varies_data(self) -> bool:
-        """Whether trials read other data than each other, not only other shares or sizes of the same."""
+        """Whether the source or path of the data varies, not only the fraction or size of the images."""
         return not {"data.source", "data.path"}.isdisjoint(self.space.keys)
 
     @property
@@ -130,21 +135,21 @@ class Plan:
         return Cache(self.run, self.varies_data)
 
     @property
-    def decides(self) -> Metric:
-        return METRICS[self.metric]
+    def decides(self) -> SweepMetric:
+        return SWEEP_METRICS[self.metric]
 
     def trial(self, point: Point) -> Trial:
         """Raises UserError if the config is impossible, or if its kind of model lacks the metric."""
         experiment = self.space.experiment(self.base, point)
         if self.decides.stage not in experiment.stage_names:
             raise UserError(
-                f"--metric {self.metric} is of the stage {self.decides.stage}, which model.kind "
+                f"--metric {self.metric} belongs to the stage {self.decides.stage}, which model.kind "
                 f"{experiment.model.kind} does not have; take valid_nll"
             )
         return Trial(point, experiment, {key: setting_of(experiment, key) for key in self.space.keys})
 
     def draw(self, count: int) -> list[Trial]:
-        """The first `count` distinct trials, the base config first: the same ones for the same seed.
+        """The first `count` distinct trials, which depend on the seed alone; the base config is the first.
 
         Raises UserError if the space has fewer, or if one of them has an impossible config.
         """

@@ -1,4 +1,4 @@
-"""A sweep on Ray Tune: how many trials run at once, what proposes them, what stops them, what is recorded."""
+"""A sweep on Ray Tune: the number of trials at once, their proposal, their early end, and their records."""
 
 import os
 import tempfile
@@ -40,10 +40,10 @@ ENVIRONMENT = {
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # reasons are recorded and printed in a line
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative data.path means the same as on the command line
 }
-# A trial's driver function only waits for workers. A part of a CPU would keep one of them from starting when
-# trials fill the machine, and Tune demands some resource: one byte of memory.
+# The driver function of a trial only waits for workers. Tune demands some resource for it; a part of a CPU
+# could keep a worker from starting when trials fill the machine, so it takes one byte of memory.
 DRIVER: dict[str, float] = {"memory": 1}
-LOOK_EVERY_S = 10.0  # at the cluster's nodes: they set how many trials run at once
+LOOK_EVERY_S = 10.0  # at the nodes of the cluster, which set how many trials run at once
 REDUCTION = 2  # ASHA keeps the better half at each rung
 
 
@@ -55,7 +55,7 @@ class Allocation:
     scale: ScaleConfig
 
     def fits_now(self) -> int:
-        """How many trials of these workers the cluster has room for as it is now; at least one."""
+        """The number of trials that fit on the present nodes of the cluster; at least one."""
         gpus = self.scale.gpus_per_worker if self.scale.use_gpu else 0.0
         return max(room(living_nodes(), self.scale.cpus_per_worker or 1, gpus) // self.scale.most_workers, 1)
 
@@ -66,11 +66,11 @@ class Allocation:
 
 
 def divide(scale: ScaleConfig, wanted: int | None, trials: int, local: bool = False) -> Allocation:
-    """Divides the cluster among at most `wanted` of `trials` trials at once; all that fit if None.
+    """Divides the cluster among `wanted` trials at once; None: as many of `trials` as fit.
 
-    Without scale.cpus_per_worker the trials at once share all CPUs of the nodes that have what a worker
-    needs. local: of a Ray that this machine alone would start; starts nothing. Raises UserError if not even
-    one trial fits, or fewer than `wanted`.
+    Without scale.cpus_per_worker, the trials share all CPUs of the nodes on which a worker fits. local:
+    divides the resources of this machine, without starting Ray. Raises UserError if fewer than `wanted`
+    trials fit, or none.
     """
     smallest = scale.model_copy(update={"cpus_per_worker": scale.cpus_per_worker or 1})
     single = plan_local(smallest) if local else plan_workers(smallest)
@@ -86,7 +86,7 @@ def divide(scale: ScaleConfig, wanted: int | None, trials: int, local: bool = Fa
 
 
 def optuna_search(space: Space, seed: int, done: Sequence[TrialResult]) -> Any:
-    """Optuna's TPE over the space, as Tune takes it. It knows the scores of the trials that are done."""
+    """Optuna's TPE over the space, as a search of Tune that knows the scores of earlier trials."""
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
@@ -110,9 +110,9 @@ def optuna_search(space: Space, seed: int, done: Sequence[TrialResult]) -> Any:
 
 
 class RecordingASHA(ASHAScheduler):  # type: ignore[misc]
-    """ASHA that tells `on_stop` what it stops; it never stops a trial at the end of its `images`.
+    """ASHA that calls `on_stop` for each trial that it stops, and never stops one at the end of its `images`.
 
-    history: the validations, as results of Tune, of trials that ended before this start of the sweep.
+    history: trial that ended in an earlier start of the sweep -> its validations as Tune results.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class RecordingASHA(ASHAScheduler):  # type: ignore[misc]
         on_stop: Callable[[Any, dict[str, Any]], None],
         history: Mapping[str, Sequence[dict[str, float]]] | None = None,
     ) -> None:
-        before_end = max(images - 1, 1)  # no rung at the end: the numbers of a finished trial come after it
+        before_end = max(images - 1, 1)  # no rung at the end, since the trial is scored after it
         super().__init__(
             time_attr=IMAGES,
             metric=SCORE,
@@ -131,7 +131,7 @@ class RecordingASHA(ASHAScheduler):  # type: ignore[misc]
             reduction_factor=REDUCTION,
             stop_last_trials=False,
         )
-        controller: Any = None  # nothing is asked of it
+        controller: Any = None  # ASHA does not use it
         for name, results in (history or {}).items():
             trial: Any = SimpleNamespace(trial_id=name)
             super().on_trial_add(controller, trial)
@@ -149,8 +149,8 @@ class RecordingASHA(ASHAScheduler):  # type: ignore[misc]
 class SweepCallback(tune.Callback):  # type: ignore[misc]
     """Records trials that were stopped or died, and prints a line for each trial.
 
-    done: the names of the trials that have a result. They are counted here, since to read all results at the
-    end of each trial takes a time that grows with their square. follow: sets how many trials run at once.
+    done: the names of the trials that have a result. The callback counts them, since reading all results
+    after each trial would take quadratic time. follow: adapts the number of trials at once to the cluster.
     """
 
     def __init__(
@@ -167,11 +167,10 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
             self.follow()
 
     def stopped(self, trial: Any, result: dict[str, Any]) -> None:
-        """ASHA calls this before the trial's processes are ended."""
+        """Records a trial that ASHA stops; called before its processes end."""
         numbers = {SCORE: result[SCORE], IMAGES: result[IMAGES]}
         reason = f"by ASHA at {result[IMAGES]:,} images"
-        ended = {"numbers": numbers, "score": result[SCORE], "reason": reason}
-        write_result(self.plan.run, self._trial(trial).result("stopped", **ended))
+        write_result(self.plan.run, self._trial(trial).result("stopped", numbers=numbers, reason=reason))
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._ended(trial)
@@ -180,7 +179,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         error = trial.get_pickled_error() or RuntimeError("its process died")
         try:
             failed = self._trial(trial).result("failed", reason=reason_of(error))
-        except UserError as impossible:  # Optuna proposed a config that is not possible
+        except UserError as impossible:  # Optuna proposed an impossible config
             console.print(f"no trial: {impossible}")
             return
         if is_of_storage(error):
@@ -209,11 +208,10 @@ def run_sweep(
     options: Options,
     folders: Sequence[Landmarks],
 ) -> None:
-    """Runs the trials `todo` (None: Optuna proposes what is missing of the total); each leaves a result.
+    """Runs the trials `todo`, each of which leaves a result; None: Optuna proposes trials up to `total`.
 
-    The trials at once follow the number of nodes, unless --max-concurrent-trials is given. folders: what a
-    node has to see to run a trial.
-    Returns early when the time is up or on an interrupt.
+    The number of trials at once follows the nodes, unless --max-concurrent-trials is given. folders: folders
+    that a node must see to run a trial. Returns early on an interrupt.
     """
     done = read_results(plan.run)
     images = getattr(plan.base, plan.decides.stage).images
@@ -235,7 +233,7 @@ def run_sweep(
         asha = RecordingASHA(images, callback.stopped, _history(plan, done))
     function: Any = tune.with_parameters(run_trial, plan=plan, folders=tuple(folders))
     os.environ.update(ENVIRONMENT)
-    with tempfile.TemporaryDirectory() as folder:  # for Tune's own state
+    with tempfile.TemporaryDirectory() as folder:  # for the state of Tune
         tune.Tuner(
             tune.with_resources(function, DRIVER),
             param_space=points,
@@ -251,14 +249,14 @@ def run_sweep(
                 callbacks=[callback],
                 verbose=0,
                 log_to_file=False,
-                # A trial whose process died with its node resumes. One that recorded a failure ends at once.
+                # A trial whose process died with its node is resumed. A trial with a recorded failure ends.
                 failure_config=tune.FailureConfig(max_failures=plan.base.scale.max_failures),
             ),
         ).fit()
 
 
 def _history(plan: Plan, done: Sequence[TrialResult]) -> dict[str, list[dict[str, float]]]:
-    """The validations that the trials which ended have written, as Tune sees them, by trial."""
+    """Trial -> its validations as Tune sees them, from the metrics that the trial wrote."""
     metric, found = plan.decides, dict[str, list[dict[str, float]]]()
     for result in done:
         store = plan.cache.trial_store(plan.trial(result.point).experiment, result.trial)

@@ -93,7 +93,7 @@ def _edit(command: Edit, edits: "Edits") -> None:
 
     from npdraw_dist.core.images import png
     from npdraw_dist.edit.pictures import save_edit, save_interpolation
-    from npdraw_dist.measure.posters import save_completions
+    from npdraw_dist.edit.posters import save_completions
     from npdraw_dist.nn import editing
     from npdraw_dist.nn.editing import parse_move, parse_region
     from npdraw_dist.pipeline.sample import local_folder

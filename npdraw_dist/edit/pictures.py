@@ -20,7 +20,7 @@ from npdraw_dist.core.pages import arrange, enlarge, frame, label_rows, tile_sid
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import BadPicture, Frame, read_picture
 from npdraw_dist.core.storage import open_filesystem, read_bytes
-from npdraw_dist.measure.posters import CompletionRow, EditRow, save_completions, save_edits
+from npdraw_dist.edit.posters import CompletionRow, EditRow, save_completions, save_edits
 from npdraw_dist.nn import editing
 from npdraw_dist.nn.animation import gif
 from npdraw_dist.nn.drawings import Drawings

@@ -5,8 +5,17 @@ from typing import Any
 
 from npdraw_dist.config.cli import own_flags, parse_flags, run_command, validate
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import device_here, require_extra
-from npdraw_dist.evaluate.settings import RESULT, Asked, Evaluate, EvaluationSettings, Mode, Questions, spread
+from npdraw_dist.core.process import device_here
+from npdraw_dist.evaluate.settings import (
+    RESULT,
+    ConditionTest,
+    Evaluate,
+    EvaluationSettings,
+    Mode,
+    Questions,
+    require_metrics,
+    spread,
+)
 
 # Torch and Ray take seconds to import, so each function checks its flags before it imports them.
 
@@ -15,14 +24,11 @@ def main(argv: Sequence[str]) -> None:
     flags: dict[str, Any] = parse_flags(Evaluate, "npdraw_dist.evaluate", spread(argv, "--compare"))
     mode = own_flags(Mode, flags)
     if mode.asked:
-        _ask(mode.out, flags)
+        _conditions(mode.out, flags)
         return
-    for flag in Questions.model_fields:
-        if flag in flags:
-            raise UserError(f"--{flag} is a flag of --asked; leave it out")
-    for flag in ("fid-weights", "extractor"):
-        if flag in flags:
-            require_extra(f"--{flag}", "metrics", "torchmetrics", "torch_fidelity")
+    for flag in flags.keys() & Questions.model_fields.keys():
+        raise UserError(f"--{flag} is a flag of --asked; leave it out")
+    require_metrics(flags)
     if mode.compare:
         _compare(mode.compare, mode.out, flags)
         return
@@ -58,24 +64,17 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
     print("\n".join([*protocol.summary_lines(result), *written, *filter(None, [stated])]))
 
 
-def _ask(out: str | None, flags: dict[str, Any]) -> None:
+def _conditions(out: str | None, flags: dict[str, Any]) -> None:
     if out is None:
         raise UserError("--asked needs --out, the folder of what it writes")
-    for flag in flags:
-        if flag not in Asked.model_fields:
-            raise UserError(f"--asked takes no --{flag} (it takes {', '.join(Asked.model_fields)})")
-    settings: Asked = validate(Asked, {**flags, "out": out})
+    known = ConditionTest.model_fields
+    for flag in flags.keys() - known.keys():
+        raise UserError(f"--asked takes no --{flag} (it takes {', '.join(known)})")
+    settings: ConditionTest = validate(ConditionTest, {**flags, "out": out})
 
-    from npdraw_dist.evaluate.asked import ask
+    from npdraw_dist.evaluate.conditions import measure_conditions
 
-    for name, facts in ask(settings).items():
-        for kind in ("seen", "held_out"):
-            if facts[f"{kind}_drawings"]:
-                print(
-                    f"{name}, {kind.replace('_', ' ')}: {facts[f'{kind}_right']:.1%} of "
-                    f"{facts[f'{kind}_drawings']} drawings are read as requested"
-                )
-    print(f"{settings.out}/asked.json, {settings.out}/asked.png")
+    print("\n".join(measure_conditions(settings)))
 
 
 def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""How well an edit comes out: a region of B on A, decoded, against B inside the region and A outside.
+"""The error of an edit: a region of B put on A and decoded, against B inside the region and A outside.
 
-Each model swaps what it has of a region (`GenerativeModel.swapped`). Beside it stand the two images as the
-model reconstructs them, which no edit can be nearer to, and the pasted pixels as it reconstructs them.
+Each model swaps its latents of the region (`GenerativeModel.swapped`). Two references stand beside it: the
+reconstructions of A and B, to which no edit can be closer, and the reconstruction of the pasted pixels.
 Shapes: N edits, C channels, H x W image, D features.
 """
 
@@ -24,16 +24,16 @@ LEAST, MOST = 0.25, 0.75  # sides of a region, as shares of the image's
 def measure_edits(
     model: GenerativeModel, images: Tensor, count: int, seed: int, extract: Extract | None = None
 ) -> dict[str, float]:
-    """`count` random edits of pairs of uint8 images (N, C, H, W); numbers by name, less is better.
+    """The mean errors of `count` random edits of pairs of uint8 images (N, C, H, W), by name.
 
-    edit_inside, edit_outside: mean squared error to B in the region, to A elsewhere. With reconstructed_ and
-    pasted_ in front: of the reconstructions of B and A, and of the pasted pixels. With an extractor
-    edit_features and pasted_features: squared distance to the features of the pasted pixels, as a share of
-    that between A and B. Raises UserError if the model has nothing of a region, or if there are no two
-    images.
+    edit_inside, edit_outside: mean squared error to B in the region, and to A elsewhere. reconstructed_ and
+    pasted_ in place of edit_: the same errors of the reconstructions of B and A, and of the reconstruction of
+    the pasted pixels. With an extractor, edit_features and pasted_features: squared distance to the features
+    of the pasted pixels, as a share of the squared distance between A and B. Raises UserError if the model
+    cannot edit a region, or if there are fewer than two images.
     """
     if len(images) < 2:
-        raise UserError(f"an edit takes two images; there are {len(images)}")
+        raise UserError(f"an edit takes two images, and there are {len(images)}")
     generator = torch.Generator().manual_seed(noise_seed(seed, EDITING))
     x, sums = model.as_input(images), dict[str, Tensor]()
     first = torch.randint(len(x), (count,), generator=generator)
@@ -64,7 +64,7 @@ def measure_edits(
 
 
 def random_regions(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """(count, H, W) bool: rectangles with sides of LEAST to MOST of the image's, anywhere in it."""
+    """(count, H, W) bool: random rectangles, whose sides are LEAST to MOST of the image's sides."""
     inside = torch.ones(count, height, width, dtype=torch.bool)
     for axis, size in ((1, height), (2, width)):
         share = LEAST + (MOST - LEAST) * torch.rand(count, generator=generator)
@@ -77,7 +77,7 @@ def random_regions(count: int, height: int, width: int, generator: torch.Generat
 
 
 def _errors(name: str, made: Tensor, wanted: Tensor, inside: Tensor) -> dict[str, Tensor]:
-    """Mean squared errors of each image, (N,), in the region and elsewhere."""
+    """Mean squared error of each image (N,), in the region and elsewhere."""
     error = (made - wanted).square().mean(1)
     return {
         f"{name}_{where}": (error * mask).sum((1, 2)) / mask.sum((1, 2))

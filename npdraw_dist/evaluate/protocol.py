@@ -1,8 +1,7 @@
-"""One model's numbers on a split: likelihood, distances, and the protocol by which they were measured."""
+"""The numbers of one model on a split, and the protocol by which they were measured."""
 
 import hashlib
 import json
-import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -34,10 +33,10 @@ from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 
 
 def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """`flags`, with data and seed of the model's training where they are not given.
+    """`flags`; data settings and seed that are not given are those of the model's training.
 
-    They are those of the model's run, else of its own config. If the flags name another data source, no other
-    setting of the data is taken.
+    They come from the model's run, else from its own config. If the flags name another data source, no data
+    setting of the training is taken.
     """
     run, spec = find_run(flags["model"]), read_spec(flags["model"])
     if run is not None:
@@ -51,16 +50,11 @@ def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
     return {"seed": seed, **flags, "data": {**own, **data} if same else data}
 
 
-def _require_samples(settings: EvaluationSettings, file: ExtractorFile | None, images: int) -> None:
-    """Raises UserError if these images, or the samples beside them, are too few for the distances."""
-    if file is not None and file.dimensions is not None:
-        require_enough(images, settings.samples or images, file.dimensions)
-
-
 def images_in(source: Source, split: Split, needed: int) -> int:
-    """How many images a split has; where only reading tells, it may be fewer if more than `needed`.
+    """The number of images of a split.
 
-    Distances need NEIGHBOURS anyway.
+    Where the source does not state it, shards are read until more than `needed` images are found, and at
+    least the NEIGHBOURS that distances need; then the number is a lower bound.
     """
     if (images := source.count(split)) is not None:
         return images
@@ -73,10 +67,10 @@ def images_in(source: Source, split: Split, needed: int) -> int:
 
 
 def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[dict[str, Any], list[str]]:
-    """All numbers of a model with their `protocol`, as written to `out`; and the paths that are written.
+    """Writes all numbers of a model and their `protocol` to `out`; returns them and the written paths.
 
-    A model of parts also gets a picture of reconstructions. sized_pool: at most scale.num_workers actors.
-    Raises UserError.
+    A model of parts also gets a picture of reconstructions. sized_pool: use at most scale.num_workers
+    actors. Raises UserError.
     """
     started, scale, split = time.perf_counter(), settings.scale, settings.split
     model = load_model(settings.model)
@@ -88,9 +82,12 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     shards, total = source.shards(split), source.count(split)
     if not shards:
         raise UserError(f"the data have no split {split!r}: it has no image")
-    _require_samples(settings, file, min(total or sys.maxsize, settings.images or sys.maxsize))
+    if file is not None:  # before the likelihood, which may take hours
+        images = images_in(source, split, file.dimensions)
+        real = min(images, settings.images or images)
+        require_enough(real, settings.samples or real, file.dimensions)
     if settings.edits and not model.has_regions:
-        raise UserError(f"--edits: a model of kind {model.spec.kind} has nothing of a region; leave it out")
+        raise UserError(f"--edits: a model of kind {model.spec.kind} cannot edit a region; leave it out")
     if not scale.here:
         from npdraw_dist.distributed.start import start_ray
 
@@ -99,8 +96,6 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if split == "test":
         record_opening_of(settings.model, "evaluate")
     work = plan_work(shards, total, settings.images, pool.size or 1)
-    if file is not None:  # before the likelihood, which may take hours
-        _require_samples(settings, file, work.images or images_in(source, split, file.dimensions or 0))
     conditions = None
     if isinstance(model, NPDraw) and model.vocabulary.kind != "none":
         conditions = Conditions(model.vocabulary, source.facts()["classes"])
@@ -132,24 +127,24 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     if not isinstance(model, NPDraw):
         return result, [out]
     picture = f"{out.removesuffix('.json')}.png"
-    images = next(rows.images for shard in shards if len(rows := shard.read()))
-    content = reconstructions(model, torch.from_numpy(images))
+    first = next(rows.images for shard in shards if len(rows := shard.read()))
+    content = reconstructions(model, torch.from_numpy(first))
     write_bytes(*open_filesystem(picture), content)
     return result, [out, picture]
 
 
 def made_by() -> dict[str, Any]:
-    """The command, date and version that numbers are of."""
+    """The command, date and version that made a result."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return {"command": command_line(), "date": date, "version": npdraw_dist.__version__}
 
 
 def _checked_data(settings: EvaluationSettings, spec: Spec) -> DataConfig:
-    """The data settings, binarized as the model was trained. Raises UserError if they do not fit it."""
+    """The data settings with the model's binarization. Raises UserError if they do not fit the model."""
     data = settings.data
     if data.shape != spec.image_shape:
         raise UserError(
-            f"--model {settings.model} is of images {spec.image_shape}, but data.source {data.source} has "
+            f"--model {settings.model} takes images {spec.image_shape}, but data.source {data.source} has "
             f"{data.shape}"
         )
     if "binarize" in data.model_fields_set and data.binarize != spec.binarize:
@@ -160,7 +155,7 @@ def _checked_data(settings: EvaluationSettings, spec: Spec) -> DataConfig:
 def _protocol(
     settings: EvaluationSettings, model: GenerativeModel, source: Source, inputs: str | None
 ) -> dict[str, Any]:
-    """inputs: the digest of the training images; None if it is not known."""
+    """How the numbers are measured. inputs: the digest of the training images; None if unknown."""
     filesystem, path = open_filesystem(settings.model)
     known = None if model.spec.data is None else model.spec.data.inputs
     return {

@@ -1,4 +1,4 @@
-"""`evaluate --compare`: a table and samples of evaluated runs, which must have the same protocol.
+"""`evaluate --compare`: a table and samples of evaluated runs that were measured by the same protocol.
 
 To add a column, set `compared` of a metric in measure/metrics.
 """
@@ -25,15 +25,15 @@ from npdraw_dist.pipeline.store import Store
 SHOWN_SAMPLES = 12
 # What must be equal for two runs to be in one table.
 SAME = ("data", "split", "images", "ids_sha256", "binarize", "nll", "distance")
-# Data settings that may differ: they are of a run's own training images, or of its disk.
+# Data settings that may differ: they describe a run's own training images, or its disk.
 OWN = {"fraction", "valid_fraction", "path", "seed", "splits", "classes"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluated run. row: folder, kind, fraction, seed and the COMPARED numbers, None if it lacks one.
+    """An evaluated run. row: folder, kind, fraction, seed and the COMPARED numbers; None for missing ones.
 
-    result: of its evaluation.
+    result: `n` and `protocol` of its evaluation.json.
     """
 
     row: Mapping[str, Any]
@@ -60,32 +60,27 @@ def read_run(folder: str) -> Run:
     run = find_run(f"{folder}/model")
     if run is None:
         raise UserError(f"--compare {folder} is no run folder: it has no config.yaml")
-    config = run[1]
-    head: dict[str, Any] = {"run": folder.rstrip("/")}
-    try:
-        kind, fraction, seed = config["model"]["kind"], config["data"]["fraction"], config["seed"]
-        head |= {"kind": kind, "fraction": float(fraction), "seed": int(seed)}
-        if kind not in KINDS:
-            raise ValueError(f"model.kind is {kind!r}, known are {', '.join(KINDS)}")
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"--compare {folder} is no run folder (config.yaml: {error})") from None
-    store = Store(*open_filesystem(folder))
+    store, config = Store(*open_filesystem(folder)), run[1]
     if not store.has(RESULT):
         first = f"npdraw evaluate --model {folder}"
         raise UserError(f"--compare {folder} has no {RESULT}; first: {first}")
     result = store.read_json(RESULT)
     try:
+        kind, fraction, seed = config["model"]["kind"], config["data"]["fraction"], config["seed"]
+        head = {"run": folder.rstrip("/"), "kind": kind, "fraction": float(fraction), "seed": int(seed)}
+        if kind not in KINDS:
+            raise ValueError(f"model.kind is {kind!r}, known are {', '.join(KINDS)}")
+        if not isinstance(result["nll_iwae"], float) or not isinstance(result["protocol"]["ids_sha256"], str):
+            raise TypeError("nll_iwae or ids_sha256 is missing")
         costs = {**_training_cost(store, config), "parameters": result["protocol"]["parameters"]}
-        assert isinstance(result["nll_iwae"], float)
-        assert isinstance(result["protocol"]["ids_sha256"], str)
-        assert {"n", "split"} <= result.keys()
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
-        raise UserError(f"--compare {folder}: {RESULT} is unreadable ({error!r})") from None
-    return Run(head | {name: (result | costs).get(name) for name in COMPARED}, result)
+        row = {**head, **{name: (result | costs).get(name) for name in COMPARED}}
+        return Run(row, {"n": result["n"], "protocol": result["protocol"]})
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--compare {folder}: config.yaml or {RESULT} is unreadable ({error!r})") from None
 
 
 def _training_cost(store: Store, config: Mapping[str, Any]) -> dict[str, float]:
-    """Images seen by a run's training and its seconds, over all stages; empty if they are not there."""
+    """The images that a run's training saw, and the seconds of all its stages; empty if unknown."""
     seen, metrics = 0, store.metrics()
     for stage in ("prior", "vae"):
         if f"{stage}/seconds" in metrics:
@@ -97,7 +92,7 @@ def _training_cost(store: Store, config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def require_same_protocol(runs: Sequence[Run]) -> None:
-    """Raises UserError with the differences of the first run that was measured another way."""
+    """Raises UserError with the differences of the first run whose protocol is another one."""
     for run in runs[1:]:
         if changed := differences(runs[0].protocol(), run.protocol()):
             raise UserError(
@@ -109,7 +104,7 @@ def require_same_protocol(runs: Sequence[Run]) -> None:
 def compare_runs(folders: Sequence[str], out: str) -> list[str]:
     """Writes comparison.md, comparison.parquet and samples.png; returns their paths.
 
-    Raises UserError if a run was not evaluated, or not by the protocol of the others.
+    Raises UserError if a run was not evaluated, or was measured by another protocol.
     """
     kinds = list(KINDS)
     runs = [read_run(folder) for folder in sorted(folders)]
@@ -124,7 +119,7 @@ def compare_runs(folders: Sequence[str], out: str) -> list[str]:
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """The table, and below it the protocol that all rows share."""
+    """The table, followed by the protocol of all rows."""
     rows = [[*run.label, *(METRICS[name].format(run.row[name]) for name in COMPARED)] for run in runs]
     lines = markdown_table(["run", "model", "fraction", "seed", *COMPARED], rows)
     protocol = yaml.safe_dump(runs[0].protocol(), sort_keys=False)

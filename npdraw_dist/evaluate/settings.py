@@ -10,6 +10,7 @@ from npdraw_dist.config.cli import Command, dashed
 from npdraw_dist.config.help import marked
 from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
 from npdraw_dist.config.section import Count
+from npdraw_dist.core.process import require_extra
 
 RESULT = "evaluation.json"  # in the run folder of a model
 
@@ -36,29 +37,36 @@ class Measurement(BaseModel):
         return self.fid_weights, self.extractor
 
 
+def require_metrics(flags: Mapping[str, Any]) -> None:
+    """Raises UserError if an extractor is given and the extra `metrics` is not installed."""
+    for flag in ("fid-weights", "extractor"):
+        if flag in flags:
+            require_extra(f"--{flag}", "metrics", "torchmetrics", "torch_fidelity")
+
+
 class EvaluationSettings(Measurement):
     model: str = Field(
-        description="a run, such as runs/digits, a model folder, a URI, an id of the hub or a model of the "
-        "package; none with --compare"
+        description="a run such as runs/digits, a model folder, a URI, an id of the hub or a model of the "
+        "package; left out with --compare"
     )
     split: Literal["train", "valid", "test"] = Field("test", description="the split to measure on")
     images: PositiveInt | None = Field(
-        None, description="at most so many images of the split, by the hash of their id; if not given, all"
+        None, description="number of images to measure, chosen by the hash of their id; if not given, all"
     )
     pixels: Literal["auto", "drawn", "mean"] = Field(
         "auto", description="pixels of samples: drawn from p(x|z) or its mean; auto draws if data is binary"
     )
     temperature: PositiveFloat = Field(1.0, description="temperature of the prior, for the distance")
     edits: Count = Field(
-        0, description="random edits that are measured: a region of one image of the split on another"
+        0, description="number of random edits to measure; each puts a region of one image on another"
     )
     split_seed: Seed | None = dashed(
-        None, "split-seed", "seed of the splits, for a model that does not state its own"
+        None, "split-seed", "seed of the splits, needed if the model does not state its own"
     )
     data: DataConfig = DataConfig()
 
     def for_likelihood(self, likelihood: str) -> "EvaluationSettings":
-        """These settings with `pixels` as `auto` means them for a model of this likelihood."""
+        """These settings with `auto` pixels replaced by those that fit the likelihood of a model."""
         if self.pixels != "auto":
             return self
         pixels = "drawn" if likelihood == "bernoulli" else "mean"
@@ -66,22 +74,22 @@ class EvaluationSettings(Measurement):
 
 
 class Questions(BaseModel):
-    """The flags of `--asked`."""
+    """The flags of `npdraw evaluate --asked` alone."""
 
     attributes: str | None = Field(
         None,
-        description="with --asked: YAML file, attribute -> list of its alternatives, each one or more words; "
-        "for a model that is conditioned on words",
+        description="with --asked, for a model conditioned on words: YAML file of each attribute and a list "
+        "of its alternatives, each one or more words",
     )
     questions: PositiveInt = Field(
-        200, description="with --asked: conditions that are requested, so many seen and so many held out"
+        200, description="with --asked: number of seen conditions to request, and of held-out ones"
     )
     n: PositiveInt = Field(4, description="with --asked: drawings of each condition")
     guidance: NonNegativeFloat = Field(1.5, description="with --asked: as for `npdraw sample`")
 
 
-class Asked(Questions):
-    """`npdraw evaluate --asked`. temperature: of the prior; None: the model's own. out: a folder."""
+class ConditionTest(Questions):
+    """All flags of `npdraw evaluate --asked`. out: a folder. temperature: None for the model's own."""
 
     model_config = ConfigDict(allow_inf_nan=False, extra="forbid")
 
@@ -92,10 +100,10 @@ class Asked(Questions):
 
 
 class Mode(BaseModel):
-    """What `npdraw evaluate` does, if not to measure one model; and where it writes."""
+    """Flags for what `npdraw evaluate` does instead of measuring one model, and where it writes."""
 
     compare: list[str] = Field(
-        [], description="run folders, each with its evaluation.json, for a table of them"
+        [], description="run folders, each with an evaluation.json, to put into one table"
     )
     asked: bool = Field(False, description="measure how often a model draws the requested condition")
     out: str | None = Field(
@@ -108,25 +116,17 @@ class Mode(BaseModel):
 class Evaluate(Command, EvaluationSettings, Questions, Mode):  # type: ignore[misc]  # pydantic-settings narrows model_config
     """Measures NLL, ELBO, bits/dim and, with an extractor, Frechet and kernel distance of a model.
 
-    Data settings that are not given are those of the model's run. --compare RUN ... of evaluated runs writes
-    a table and samples to the folder --out (`npdraw report` compares the models of a sweep). --asked requests
-    conditions of training images (*seen*) and of validation images alone (*held out*, with words that
-    training has) from a model in its run; classifiers of the run's images read the drawings. It writes
-    asked.json and a sheet, asked.png, to the folder --out.
+    Data settings that are not given are taken from the model's run. --compare RUN ... writes a table and
+    samples of evaluated runs to the folder --out (`npdraw report` compares the models of a sweep). --asked
+    measures how often a model draws the requested condition: it requests conditions that training images
+    have (*seen*) and conditions that only validation images have (*held out*), and classifiers trained on the
+    run's images read the drawings. It writes asked.json and asked.png to the folder --out.
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
         *("model", "split", "k", "images", "samples", "extractor", "fid-weights", "seed", "edits"),
-        *(
-            "compare",
-            "asked",
-            "attributes",
-            "out",
-            "data.source",
-            "data.path",
-            "scale.num_workers",
-            "scale.use_gpu",
-        ),
+        *("compare", "asked", "attributes", "out"),
+        *("data.source", "data.path", "scale.num_workers", "scale.use_gpu"),
     )
     examples: ClassVar[tuple[str, ...]] = (
         "--model runs/digits --k 100",

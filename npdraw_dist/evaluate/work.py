@@ -1,9 +1,8 @@
-"""The work of an evaluation, done by a pool of processes or in this one: bounds on log p(x), and distances.
+"""The work of an evaluation, done by a pool of processes or in this one: scores, features and edits.
 
 A split has shards, and a shard has batches of BATCH images. The noise of a batch is seeded by its key, and
-all that belongs to batches is sorted by key before it is summed: the number of actors changes no result.
-No batch is padded. Shapes: B images of a batch, C channels, H x W pixels, K parts of the bank, N real
-images, M generated ones, D features.
+results are sorted by key before they are summed, so the number of processes changes no result. No batch is
+padded. Shapes: B images of a batch, C channels, H x W pixels, N real images, M generated ones, D features.
 """
 
 import math
@@ -27,18 +26,19 @@ from npdraw_dist.data.parses import Conditions
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
 from npdraw_dist.data.splits import unit_hash
-from npdraw_dist.distributed.resources import listed, ray_share, room
+from npdraw_dist.distributed import resources
 from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.distributed.tasks import Loaded, Pool, map_items
 from npdraw_dist.evaluate.edits import measure_edits
-from npdraw_dist.evaluate.measure import Measure
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import all_distances
 from npdraw_dist.measure.features import ExtractorFile
 from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.progress import console, stage_progress
-from npdraw_dist.pipeline.scores import BATCH, bank_usage, part_counts, summary
+from npdraw_dist.pipeline.scores import BATCH, bank_usage, part_counts, score_images, summary
+from npdraw_dist.training.feed import noise_seed
 
 SAMPLES = 64  # samples of a batch, which has noise of its own seed
 REAL, GENERATED = 2**32 - 3, 2**32 - 4  # keep the seeds apart
@@ -48,9 +48,9 @@ Key = tuple[int, int]  # (shard in the split, batch in the shard); shard -1 has 
 
 @dataclass
 class Found:
-    """The numbers of an item. images: how many it has. values: key of a batch -> arrays by name.
+    """What is found of an item. images: their number. values: key of a batch -> name -> array.
 
-    rejects: unreadable rows of the item's shard, counted at one of its items.
+    rejects: the number of unreadable rows of the shard, counted at one item of each shard.
     """
 
     images: int = 0
@@ -61,35 +61,32 @@ class Found:
 
 
 def pool_of(scale: ScaleConfig, sized: bool) -> Pool:
-    """An actor for each GPU or share of one, else for each CPU. sized: at most scale.num_workers.
+    """One actor for each GPU or share of a GPU, else for each CPU. sized: at most scale.num_workers.
 
-    Asks for a first node and waits for it, as a training does. Raises UserError if none comes.
+    Waits for a first node, as a training does. Raises UserError if no node comes.
     """
     if scale.here:
         return Pool(1, float(device_here(scale.use_gpu).type == "cuda"))
-    from npdraw_dist.distributed.resources import living_nodes, plan_workers
-
     one = {"num_workers": 1, "cpus_per_worker": 1}
-    plan_workers(scale.model_copy(update=one), lambda line: console.print(line, markup=False))
-    nodes = living_nodes()
-    with_gpus = room(nodes, 0, scale.gpus_per_worker)
+    resources.plan_workers(scale.model_copy(update=one), lambda line: console.print(line, markup=False))
+    nodes = resources.living_nodes()
+    with_gpus = resources.room(nodes, 0, scale.gpus_per_worker)
     gpu = scale.use_gpu is not False and with_gpus > 0
     slots = max(with_gpus if gpu else sum(node.cpus for node in nodes), 1)
     size = min(scale.most_workers, slots) if sized else slots
-    return Pool(size, ray_share(scale.gpus_per_worker) if gpu else 0.0)
+    return Pool(size, resources.ray_share(scale.gpus_per_worker) if gpu else 0.0)
 
 
 def run(title: str, items: Sequence[Any], total: int, work: Any, pool: Pool | None = None) -> list[Any]:
-    """`work(item)` of each item, in any order: by a pool or in tasks on Ray, else in this process.
+    """`work(item)` of each item, in any order: in a pool or in tasks on Ray, else in this process.
 
-    Each result has `images`, which count towards the `total`. Prints a line if no node has a free GPU for an
-    actor now. Raises the UserError that an item raises.
+    Each result has `images`, which count towards the `total`. Prints a line if the pool has to wait for a
+    GPU. Raises the UserError that an item raises.
     """
-    if pool is not None and pool.gpus and ray_runs():
-        from npdraw_dist.distributed.resources import free_now, living_nodes
-
-        if not room([free_now()], 0, pool.gpus):
-            console.print(f"{title}: waits for a free GPU; nodes: {listed(living_nodes())}")
+    gpus = pool.gpus if pool is not None and ray_runs() else 0
+    if gpus and not resources.room([resources.free_now()], 0, gpus):
+        nodes = resources.listed(resources.living_nodes())
+        console.print(f"{title}: waits for a free GPU; nodes: {nodes}")
     results: list[Any] = []
     with stage_progress(title, total) as show:
         done, started = 0, time.perf_counter()
@@ -102,19 +99,19 @@ def run(title: str, items: Sequence[Any], total: int, work: Any, pool: Pool | No
 
 @dataclass(frozen=True)
 class ShardSlice:
-    """Every `stride`-th batch of a shard from batch `first` on: an item for an actor.
+    """Every `stride`-th batch of a shard, from batch `first` on: one item of work.
 
-    number: of the shard in its split. threshold: only ids with at most this hash are taken.
+    number: the shard's place in its split. threshold: only ids with at most this hash are taken.
     """
 
     number: int
     shard: Shard
-    first: int
-    stride: int
-    threshold: float
+    first: int = 0
+    stride: int = 1
+    threshold: float = 1.0
 
     def batches(self, rows: Rows) -> Iterator[tuple[Key, Rows]]:
-        """Key and rows of each batch. rows: all of the shard."""
+        """Yields key and rows of each batch. rows: those of the whole shard."""
         if self.threshold < 1:
             rows = rows.take([i for i, name in enumerate(rows.ids) if _hash(name) <= self.threshold])
         for batch in range(self.first, -(-len(rows) // BATCH), self.stride):
@@ -122,26 +119,26 @@ class ShardSlice:
 
 
 class SampleBatch(NamedTuple):
-    """The `number`-th batch, of so many `samples`: an item for an actor."""
+    """The `number`-th batch of samples, `samples` of them: one item of work."""
 
     number: int
     samples: int
 
 
 class Work(NamedTuple):
-    """The slices of a split, and how many images they have; 0 if only reading tells."""
+    """The slices of a split and the number of their images; 0 if it is known only after reading."""
 
     slices: list[ShardSlice]
     images: int
 
 
 def _hash(name: str) -> float:
-    """The number by which a part of a split is chosen. No seed: every evaluation takes the same images."""
+    """Decides which part of a split is measured; without a seed, so all evaluations take the same images."""
     return unit_hash(0, "evaluate", name)
 
 
 def _least_hashes(limit: int, shard: Shard) -> Found:
-    """At most `limit` of a shard, so that the driver gets no number an image."""
+    """The `limit` least hashes of a shard: the driver does not receive a number for every image."""
     ids = shard.read().ids
     return Found(len(ids), hashes=nsmallest(limit, map(_hash, ids)))
 
@@ -149,7 +146,7 @@ def _least_hashes(limit: int, shard: Shard) -> Found:
 def plan_work(shards: Sequence[Shard], total: int | None, limit: int | None, actors: int) -> Work:
     """All images of the shards, or the `limit` images with the smallest hash of the id.
 
-    total: images of the shards; None if only reading tells.
+    total: the number of images in the shards; None if it is known only after reading.
     """
     threshold = 1.0
     if limit is not None and (total is None or limit < total):
@@ -164,28 +161,33 @@ def plan_work(shards: Sequence[Shard], total: int | None, limit: int | None, act
 
 
 class Worker:
-    """Measures the items of an evaluation: scores of images; or, with an extractor, features of images and
-    of samples.
+    """Measures items with one model: scores of images; with an extractor, features of images and samples.
 
-    conditions: gives the condition of each image, for numbers with and without it.
+    settings.pixels: `drawn` binarizes images and draws samples from p(x|z), `mean` does neither.
+    conditions: knows the condition of each image, for scores with and without it.
     """
 
     def __init__(
         self,
         model: GenerativeModel,
         settings: EvaluationSettings,
-        gpu: bool,
+        gpu: bool = False,
         extractor: ExtractorFile | None = None,
         conditions: Conditions | None = None,
     ) -> None:
-        self.conditions, self.scored = conditions, extractor is None
-        torch.set_num_threads(1)  # an actor has one CPU; more threads would also sum in another order
-        self.measure = Measure(model, settings, gpu, extractor)
+        assert settings.pixels != "auto"
+        if ray_runs():  # a task has one CPU; more threads would also sum in another order
+            torch.set_num_threads(1)
+        self.device = device_here(None if gpu else False)
+        self.model, self.settings, self.conditions = model.to(self.device), settings, conditions
+        self.extract = None if extractor is None else extractor.open(self.device)
         self._read: tuple[str, Rows] | None = None  # the last shard
 
     def __call__(self, item: ShardSlice | SampleBatch) -> Found:
         if isinstance(item, SampleBatch):
-            features = self.measure.sample_features(item.samples, (GENERATED, item.number))
+            draw = self.model.sample_pixels if self.settings.pixels == "drawn" else self.model.sample
+            generator = self._generator((GENERATED, item.number))
+            features = self._extracted(draw(item.samples, generator, self.settings.temperature))
             return Found(item.samples, {(-1, item.number): {"generated": features.numpy()}})
         if self._read is None or self._read[0] != item.shard.name:
             self._read = (item.shard.name, item.shard.read())
@@ -198,18 +200,30 @@ class Worker:
         return found
 
     def _numbers(self, key: Key, rows: Rows) -> dict[str, NDArray[Any]]:
-        images, model = torch.from_numpy(rows.images), self.measure.model
-        if not self.scored:
-            return {"real": self.measure.real_features(images, (REAL, *key)).numpy()}
+        images, model, how = torch.from_numpy(rows.images), self.model, self.settings
+        if self.extract is not None:
+            return {"real": self.features(images, (REAL, *key)).numpy()}
         condition = None if self.conditions is None else self.conditions.of_rows(rows)
-        scores = self.measure.scores(images, key, condition)
+        scores = score_images(model, images, how.k, how.seed, *key, condition=condition)
         if isinstance(model, NPDraw):
-            scores["counts"] = part_counts(model, images, self.measure.how.seed, *key)[None]
+            scores["counts"] = part_counts(model, images, how.seed, *key)[None]
         return {name: values.numpy() for name, values in scores.items()}
+
+    def features(self, images: Tensor, key: Sequence[int]) -> Tensor:
+        """uint8 (B, C, H, W) -> (B, D), of images as the model takes them. key: seeds their binarization."""
+        binarize = self.model.spec.binarize if self.settings.pixels == "drawn" else "none"
+        return self._extracted(binarized(images.to(self.device), binarize, self._generator(key)))
+
+    def _extracted(self, images: Tensor) -> Tensor:
+        assert self.extract is not None, "there is no extractor"
+        return self.extract(images.float())
+
+    def _generator(self, key: Sequence[int]) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(noise_seed(self.settings.seed, *key))
 
 
 def in_batch_order(results: Sequence[Found]) -> dict[str, Tensor]:
-    """The arrays of all batches by name, in the order of their keys, one below the other."""
+    """Name -> the arrays of all batches, concatenated in the order of the batches' keys."""
     by_key = {key: arrays for found in results for key, arrays in found.values.items()}
     columns: dict[str, list[Tensor]] = {}
     for key in sorted(by_key):
@@ -220,43 +234,55 @@ def in_batch_order(results: Sequence[Found]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model, and the images and actors that measure it."""
+    """A model and the images that it is measured on. pool: None if this process alone does the work."""
 
     model: GenerativeModel
     settings: EvaluationSettings
     work: Work
-    pool: Pool
+    pool: Pool | None = None
     conditions: Conditions | None = None
 
     def _measured(
-        self, title: str, samples: Sequence[SampleBatch], extractor: ExtractorFile | None
-    ) -> tuple[list[Found], dict[str, Tensor]]:
-        given = (self.settings, self.pool.gpus > 0, extractor, self.conditions)
-        actor: Loaded[Any, Found] = Loaded(Worker, self.model, *given)
+        self, title: str, samples: Sequence[SampleBatch] = (), extractor: ExtractorFile | None = None
+    ) -> list[Found]:
+        items, gpu = [*self.work.slices, *samples], self.pool is not None and self.pool.gpus > 0
+        worker: Loaded[Any, Found] = Loaded(
+            Worker, self.model, self.settings, gpu, extractor, self.conditions
+        )
+        if self.pool is None:
+            return [worker(item) for item in items]
         total = self.work.images + sum(batch.samples for batch in samples)
-        found = run(title, [*self.work.slices, *samples], total, actor, self.pool)
-        return found, in_batch_order(found)
+        return run(title, items, total, worker, self.pool)
+
+    def scores(self) -> list[Found]:
+        """`score_images` of all images; for a model of parts also `counts`, how often it uses each part."""
+        return self._measured("evaluate")
 
     def likelihood(self) -> tuple[dict[str, Any], list[str]]:
-        """The `summary` of the images, the use of the bank, and `rejected`, the unreadable rows.
+        """The `summary` of all images, the use of the bank and `rejected`, the number of unreadable rows.
 
         Also the ids of the images, sorted.
         """
-        results, values = self._measured("evaluate", [], None)
+        found = self.scores()
+        values = in_batch_order(found)
         if not values:
             raise UserError("the split has no image")
         counts = values.pop("counts", None)
         numbers = summary(values, self.settings.k, math.prod(self.model.spec.image_shape))
-        numbers["rejected"] = sum(found.rejects for found in results)
+        numbers["rejected"] = sum(each.rejects for each in found)
         if counts is not None:
             numbers |= bank_usage(counts.sum(0))
-        return {**numbers}, sorted(name for found in results for name in found.ids)
+        return {**numbers}, sorted(name for each in found for name in each.ids)
+
+    def features(self, extractor: ExtractorFile, samples: int = 0) -> dict[str, Tensor]:
+        """`real` (N, D), the features of all images, and `generated` (M, D), those of `samples` samples."""
+        starts = enumerate(range(0, samples, SAMPLES))
+        batches = [SampleBatch(number, min(SAMPLES, samples - start)) for number, start in starts]
+        return in_batch_order(self._measured("distance", batches, extractor))
 
     def distances(self, count: int, extractor: ExtractorFile) -> dict[str, Any]:
         """Frechet and kernel distance, precision and recall of `count` samples to the images."""
-        starts = enumerate(range(0, count, SAMPLES))
-        samples = [SampleBatch(number, min(SAMPLES, count - start)) for number, start in starts]
-        values = self._measured("distance", samples, extractor)[1]
+        values = self.features(extractor, count)
         real, generated = values["real"], values["generated"]
         found = all_distances(real, generated, self.settings.seed)
         if extractor.is_inception:
@@ -265,14 +291,17 @@ class Evaluation:
         sizes = {"n_real": len(real), "n_generated": len(generated), "features": real.shape[1]}
         return {"distance": name, **found, **sizes}
 
-    def edits(self, count: int, extractor: ExtractorFile | None) -> dict[str, float]:
-        """`measure_edits` of the images, in this process."""
-        images = dict[Key, Tensor]()
+    def images(self) -> Tensor:
+        """All images in the order of their batches, uint8 (N, C, H, W)."""
+        found = dict[Key, Tensor]()
         for _, slices in groupby(self.work.slices, key=attrgetter("number")):
             own = list(slices)
             rows = own[0].shard.read()
-            found = chain.from_iterable(item.batches(rows) for item in own)
-            images |= {key: torch.from_numpy(some.images) for key, some in found}
+            batches = chain.from_iterable(item.batches(rows) for item in own)
+            found |= {key: torch.from_numpy(some.images) for key, some in batches}
+        return torch.cat([found[key] for key in sorted(found)])
+
+    def edits(self, count: int, extractor: ExtractorFile | None) -> dict[str, float]:
+        """`measure_edits` of the images, in this process."""
         extract = None if extractor is None else extractor.open(self.model.device)
-        given = torch.cat([images[key] for key in sorted(images)])
-        return measure_edits(self.model, given, count, self.settings.seed, extract)
+        return measure_edits(self.model, self.images(), count, self.settings.seed, extract)

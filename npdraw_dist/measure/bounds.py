@@ -1,23 +1,26 @@
 """Bounds on log p(x) from importance weights (Burda et al. 2016).
 
 Shapes: k importance samples, B images, N values. log_w (k, B) = log p(x|z) + log p(z) - log q(z|x) in nats,
-each z drawn from q. The log-mean-exp of weights with an analytic KL in place of the log-ratio is no bound.
+each z drawn from q. With an analytic KL in place of the log-ratio, the log-mean-exp would not be a bound.
 """
 
 import math
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
 def bits_per_dim(nll_nats: float, dimensions: int) -> float:
-    """Negative log-likelihood in nats of an image of `dimensions` values -> bits a value."""
+    """Negative log-likelihood of an image with `dimensions` values, in nats -> bits a value."""
     return nll_nats / (dimensions * math.log(2))
 
 
-def standard_error(values: Tensor) -> float:
-    """(N,), N > 1 -> the standard error of their mean."""
-    return float(values.double().std() / math.sqrt(len(values)))
+def standard_error(values: Tensor | NDArray[np.float64]) -> float:
+    """Values (N,) -> the standard error of their mean; NaN for one value."""
+    numbers = torch.as_tensor(values).double()
+    return float(numbers.std() / math.sqrt(len(numbers))) if len(numbers) > 1 else math.nan
 
 
 class LogMeanExp:
@@ -35,6 +38,6 @@ class LogMeanExp:
 
     @property
     def value(self) -> Tensor:
-        """(B,) float64 nats over all samples added so far."""
+        """The bound by all samples added so far: (B,) float64, nats."""
         assert self._log_sum is not None, "nothing added"
         return self._log_sum - math.log(self.count)

@@ -1,4 +1,4 @@
-"""Training curves as a picture: which metrics of a run, under what names, and how they are drawn."""
+"""The picture of training curves: the metrics of a run that are shown, their names, and their plots."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ import numpy as np
 from npdraw_dist.config.registry import LIKELIHOODS
 from npdraw_dist.config.schema import Experiment
 
-if TYPE_CHECKING:  # else imported at the end of a run, not at its start
+if TYPE_CHECKING:  # matplotlib is imported at the end of a run, not at its start
     from matplotlib.axes import Axes
 
 Row = Mapping[str, Any]  # a row of a stage's metrics.jsonl
 Line = tuple[Sequence[float], Sequence[float]]  # images seen, values
-START = 0.2  # share of a training whose points may be off the axis
-LEAST = 3  # points after it; with fewer all points set the limits
+START = 0.2  # first share of a training, whose points may be off the axis
+LEAST = 3  # points after the start; with fewer, all points set the limits
 SURROGATE = "training, relaxed draws (no bound)"  # its line is dashed
-# Title -> its metrics and their names. Relaxed draws are only in train/surrogate, hard ones in train/elbo.
+# Title -> metric -> name. train/surrogate has the steps with relaxed draws, train/elbo those with hard draws.
 PRIOR = {"prior: -log p(z) of the parses": {"train/nll": "training", "valid/nll": "validation"}}
 BOUNDS = {
     "ELBO": {"train/surrogate": SURROGATE, "train/elbo": "training", "valid/elbo": "validation"},
@@ -33,7 +33,7 @@ KL, KL_TITLE = "valid/kl", "parts of KL(q || p), validation"
 class Panel:
     """A plot. lines: name -> (images seen, values in nats).
 
-    dimensions: values of an image, for an axis in bits/dim on the right; None for no such axis.
+    dimensions: the number of values of an image, for an axis in bits/dim on the right; None for no such axis.
     """
 
     title: str
@@ -42,7 +42,7 @@ class Panel:
 
 
 def panels(experiment: Experiment, records: Mapping[str, Sequence[Row]]) -> list[Panel]:
-    """The plots of a run that have a value. records: stage -> the rows of its metrics.jsonl."""
+    """The plots of a run that have points. records: stage -> the rows of its metrics.jsonl."""
     prior, vae = records.get("prior", ()), records.get("vae", ())
     # Models of 8-bit values are compared in bits/dim.
     binary = LIKELIHOODS[experiment.vae.likelihood].binary
@@ -63,13 +63,13 @@ def _line(rows: Sequence[Row], key: str) -> Line:
 
 
 def save_curves(path: Path, panels: Sequence[Panel]) -> None:
-    """A PNG of all panels, two in a row. Early points that would squash the rest are off the axis."""
+    """Saves a PNG of all panels, two in a row. Early points that would squash the rest are off the axis."""
     from matplotlib.figure import Figure
 
     rows = max(math.ceil(len(panels) / 2), 1)
     height = 2.9 * rows
     figure = Figure(figsize=(11, height), dpi=100)
-    # Fixed margins: to fit them to the labels ("constrained") would draw all twice.
+    # Fixed margins, since fitting them to the labels ("constrained") would draw everything twice.
     inner = {"bottom": 0.45 / height, "top": 1 - 0.3 / height, "hspace": 0.75 / 2.15}
     grid = figure.add_gridspec(rows, 2, left=0.07, right=0.93, wspace=0.32, **inner)
     for index, panel in enumerate(panels):
@@ -105,9 +105,10 @@ def _draw(axes: "Axes", panel: Panel) -> None:
 
 
 def axis_limits(lines: Sequence[Line]) -> tuple[float | None, float | None, str]:
-    """Limits that hold all finite points but early ones that would squash the rest, and a twentieth more.
+    """The limits of an axis, and a note on the points off the axis, "" if there are none.
 
-    Also what is off the axis; "" if nothing is. Without a finite point there are no limits.
+    The limits hold all finite points, except early ones that would squash the rest, and a margin of a
+    twentieth. They are None without a finite point.
     """
     x, y = (np.concatenate([np.asarray(line[axis], float) for line in lines]) for axis in (0, 1))
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
@@ -117,7 +118,7 @@ def axis_limits(lines: Sequence[Line]) -> tuple[float | None, float | None, str]
     if len(late) < LEAST:
         late = y
     low, high = late.min(), late.max()
-    on_axis = (y >= low - (high - low)) & (y <= high + (high - low))  # half of the axis may be of the start
+    on_axis = (y >= low - (high - low)) & (y <= high + (high - low))  # the start may take half of the axis
     note, off = "", y[~on_axis]
     if len(off):
         furthest = off[np.abs(off - low).argmax()]

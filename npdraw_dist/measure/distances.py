@@ -1,27 +1,28 @@
-"""Samples beside real images: distances of their features, and the training image nearest to each sample.
+"""Samples compared with real images: distances between features, and the image nearest to each sample.
 
-Distances take torchmetrics and torch-fidelity, of the extra `metrics`.
-
+Distances need torchmetrics and torch-fidelity, which the extra `metrics` installs.
 Shapes: N real images, M generated ones, D features, R random images, C channels, H x W image.
 """
 
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_float
+from npdraw_dist.core.pages import rows_png
 
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 1000
 NEIGHBOURS = 3
-AT_ONCE = 8 << 20  # pixels of images that are floats at one time
+AT_ONCE = 8 << 20  # pixels that are floats at one time
 
 
 def _identity(features: Tensor) -> nn.Module:
-    """An extractor for torchmetrics that passes features through, since the workers extracted them."""
+    """An extractor for torchmetrics that passes through features, which workers have extracted."""
     module = nn.Identity()
     module.__dict__["num_features"] = features.shape[1]
     return module
@@ -33,7 +34,7 @@ def require_enough(
     dimensions: int,
     advice: str = "--samples, --images, or an extractor of fewer features",
 ) -> None:
-    """Raises UserError, with `advice`, if there are too few images for a covariance of full rank."""
+    """Raises UserError, which ends with `advice`, on too few images for a covariance of full rank."""
     least, needed = min(real, generated), max(dimensions, NEIGHBOURS) + 1
     if least < needed:
         which = "real" if real <= generated else "generated"
@@ -55,14 +56,13 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 
 
 def kernel_distance(real: Tensor, generated: Tensor, seed: int) -> tuple[float, float]:
-    """(N, D), (M, D) -> mean and deviation, over seeded subsets, of the squared MMD with a cubic kernel
-    (Binkowski et al. 2018)."""
+    """(N, D), (M, D) -> mean and deviation of the squared MMD over seeded subsets (Binkowski et al. 2018)."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(KERNEL_SUBSET_SIZE, len(real), len(generated))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # it warns that it keeps all features in memory
-        torch.manual_seed(seed)  # torchmetrics draws the subsets from torch's own stream
+        torch.manual_seed(seed)  # torchmetrics draws the subsets by torch's global generator
         metric = KernelInceptionDistance(_identity(real), subsets=KERNEL_SUBSETS, subset_size=size)
         metric.update(real, real=True)
         metric.update(generated, real=False)
@@ -71,8 +71,7 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int) -> tuple[float, 
 
 
 def precision_recall(real: Tensor, generated: Tensor) -> tuple[float, float]:
-    """(N, D), (M, D) -> the fraction of generated images in the manifold of the real ones, and the reverse
-    (Kynkaanniemi et al. 2019)."""
+    """(N, D), (M, D) -> precision and recall (Kynkaanniemi et al. 2019)."""
     from torch_fidelity.metric_prc import prc_features_to_metric
 
     found = prc_features_to_metric(
@@ -83,7 +82,7 @@ def precision_recall(real: Tensor, generated: Tensor) -> tuple[float, float]:
 
 def all_distances(real: Tensor, generated: Tensor, seed: int) -> dict[str, float]:
     """(N, D), (M, D) -> Frechet distance, kernel distance and its deviation, precision and recall."""
-    frechet = frechet_distance(real, generated)  # first, since it refuses too few images
+    frechet = frechet_distance(real, generated)  # first, since it checks the number of images
     names = ("frechet_distance", "kernel_distance", "kernel_distance_std", "precision", "recall")
     kernel, covered = kernel_distance(real, generated, seed), precision_recall(real, generated)
     return dict(zip(names, (frechet, *kernel, *covered), strict=True))
@@ -91,8 +90,9 @@ def all_distances(real: Tensor, generated: Tensor, seed: int) -> dict[str, float
 
 @dataclass(frozen=True)
 class Neighbours:
-    """nearest: (M, C, H, W) uint8, of each sample. distance: (M,), the root mean squared difference of pixels
-    in [0, 1]. chosen: (R, C, H, W) uint8, random images. searched: how many images there were.
+    """nearest: (M, C, H, W) uint8, the image nearest to each sample. distance: (M,), the root mean squared
+    difference of their pixels in [0, 1]. chosen: (R, C, H, W) uint8, random images. searched: the number of
+    all images.
     """
 
     nearest: Tensor
@@ -102,10 +102,10 @@ class Neighbours:
 
 
 def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int) -> Neighbours:
-    """The nearest of all images by the Euclidean distance of pixels, and at most `chosen` random ones.
+    """The image nearest to each sample by Euclidean distance of pixels, and at most `chosen` random images.
 
-    samples: (M, C, H, W) in [0, 1]. blocks: (N, C, H, W) uint8 each, one in memory at a time. The first of
-    equally near images is taken. Raises ValueError without images.
+    samples: (M, C, H, W) in [0, 1]. blocks: (N, C, H, W) uint8 each, one in memory at a time. Of equally near
+    images the first counts. Raises ValueError without images.
     """
     queries = samples.detach().float().flatten(1)
     own = queries.square().sum(1)[:, None]
@@ -123,10 +123,23 @@ def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int
             nearer = least < best
             best = torch.where(nearer, least, best)
             nearest[nearer] = part[index[nearer]]
-        # Each image has a random key, and the least keys are kept: all images have the same chance.
+        # Each image gets a random key and the least keys are kept, so all images have the same chance.
         keys = torch.cat([keys, torch.rand(len(block), generator=generator)])
         order = keys.argsort()[:chosen]
         kept, keys = torch.cat([kept, block])[order], keys[order]
     if searched == 0:
         raise ValueError("there is no image to compare the samples with")
     return Neighbours(nearest, (best / queries.shape[1]).sqrt(), kept, searched)
+
+
+def save_neighbours(path: Path, samples: Tensor, found: Neighbours) -> None:
+    """Saves a row of samples (M, C, H, W) above their nearest training images and above random ones.
+
+    The random row is left out if it has fewer images than samples.
+    """
+    rows = {"sample": samples, f"nearest of\n{found.searched:,}": to_float(found.nearest)}
+    if len(found.chosen) >= len(samples):
+        rows["random\ntraining\nimages"] = to_float(found.chosen[: len(samples)])
+    captions = [None, [f"{x:.3f}" for x in found.distance.tolist()], None][: len(rows)]
+    title = "samples, the nearest training image of each (below: root mean squared difference)"
+    path.write_bytes(rows_png(rows, captions, title))

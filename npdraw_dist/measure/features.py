@@ -1,4 +1,4 @@
-"""Feature extractors: they turn images into vectors, whose distances compare sets of images.
+"""Feature extractors, which turn images into vectors; distances between vectors compare sets of images.
 
 Shapes: N images, C channels, H x W pixels, D features.
 """
@@ -9,7 +9,7 @@ import importlib
 import io
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 
-INCEPTION_FEATURES = 2048  # as in the FID that papers report
+INCEPTION_FEATURES = 2048  # of the FID that papers report
 FACTS = "facts.json"  # in a TorchScript file that `npdraw extractor` wrote
-
 
 Extract = Callable[[Tensor], Tensor]  # float images (N, C, H, W) in [0, 1] -> features (N, D)
 
@@ -30,32 +29,32 @@ Extract = Callable[[Tensor], Tensor]  # float images (N, C, H, W) in [0, 1] -> f
 class ExtractorFile:
     """An extractor that is not opened yet, so that it can be sent to workers.
 
-    kind: Inception weights (torch-fidelity's port of the original), a TorchScript file, or the attribute
-    `module:name` of Python code, an nn.Module or a function that returns one. sha256: of the file `content`.
-    dimensions: D.
+    kind: Inception weights (torch-fidelity's port of the original), a TorchScript file, or `module:name` of
+    Python code, an nn.Module or a function that returns one. sha256: the digest of the file `content`.
+    dimensions: D; 0 before `find_extractor` has tried the extractor.
     """
 
     kind: Literal["inception", "torchscript", "attribute"]
     name: str
     content: bytes = field(repr=False, default=b"")
     sha256: str | None = None
-    dimensions: int | None = None
+    dimensions: int = 0
 
     @property
     def is_inception(self) -> bool:
-        """True if a Frechet distance of its features is the FID that papers report."""
+        """Whether the Frechet distance of its features is the FID that papers report."""
         return self.kind == "inception" and self.dimensions == INCEPTION_FEATURES
 
     @property
     def resize(self) -> str:
-        """How images are resized before extraction."""
+        """How it resizes images."""
         inception = "299x299 bilinear as TensorFlow 1 has it, grey to three equal channels"
         return inception if self.kind == "inception" else "none"
 
     def open(self, device: torch.device) -> Extract:
-        """The extractor on `device`. Raises UserError in one line."""
+        """Loads the extractor to `device`. Raises UserError in one line."""
         try:
-            module = _OPENERS[self.kind](self).to(device).eval()
+            module = self._load().to(device).eval()
         except UserError:
             raise
         except Exception as error:  # a user's file or code raises anything
@@ -70,14 +69,19 @@ class ExtractorFile:
                 found = module(images)
             except Exception as error:  # a user's module raises anything
                 shape, reason = tuple(images.shape), _reason(error, -1)
-                said = f"the extractor {self.name} fails on images {shape} in [0, 1] ({reason})"
-                raise UserError(said) from None
+                text = f"the extractor {self.name} fails on images {shape} in [0, 1] ({reason})"
+                raise UserError(text) from None
             return self._checked(found, len(images))
 
         return extract
 
+    def _load(self) -> nn.Module:
+        if self.kind == "torchscript":
+            return torch.jit.load(io.BytesIO(self.content), map_location="cpu")
+        return _inception(self) if self.kind == "inception" else _attribute(self.name)
+
     def _checked(self, found: Any, count: int) -> Tensor:
-        """The features (N, D) float32 on the CPU. Raises UserError if the module gives anything else."""
+        """The features (N, D), float32 on the CPU. Raises UserError if the module returned anything else."""
         if isinstance(found, tuple | list) and len(found) == 1:
             found = found[0]
         tensor = isinstance(found, Tensor)
@@ -95,7 +99,7 @@ def find_extractor(
 ) -> ExtractorFile | None:
     """The extractor of --fid-weights or --extractor, tried on images of `shape`; None if neither is given.
 
-    Raises UserError in one line.
+    Raises UserError if it cannot be used.
     """
     if weights is not None and extractor is not None:
         raise UserError("--fid-weights and --extractor both name an extractor; give one")
@@ -120,7 +124,7 @@ def find_extractor(
 
 
 def facts_of(content: bytes) -> dict[str, Any]:
-    """The facts that `npdraw extractor` wrote into a TorchScript file; {} for other TorchScript files.
+    """The facts in a TorchScript file of `npdraw extractor`; {} for other TorchScript files.
 
     Raises UserError if `content` is no TorchScript file.
     """
@@ -135,7 +139,7 @@ def facts_of(content: bytes) -> dict[str, Any]:
 def _inception(file: ExtractorFile) -> nn.Module:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    # torch-fidelity unpickles the file, so this first checks that it holds nothing but tensors.
+    # torch-fidelity unpickles the file, which must hold nothing but tensors.
     torch.load(io.BytesIO(file.content), map_location="cpu", weights_only=True)
     with tempfile.NamedTemporaryFile(suffix=".pth") as copy, contextlib.redirect_stdout(io.StringIO()):
         copy.write(file.content)
@@ -144,20 +148,14 @@ def _inception(file: ExtractorFile) -> nn.Module:
         return NoTrainInceptionV3("inception-v3-compat", names, copy.name, antialias=False)
 
 
-def _attribute(file: ExtractorFile) -> nn.Module:
-    name, _, attribute = file.name.partition(":")
-    found = getattr(importlib.import_module(name), attribute)
+def _attribute(name: str) -> nn.Module:
+    """The module of a name such as `package.file:attribute`."""
+    package, _, attribute = name.partition(":")
+    found = getattr(importlib.import_module(package), attribute)
     module = found if isinstance(found, nn.Module) else found()
     if not isinstance(module, nn.Module):
-        raise UserError(f"the extractor {file.name} gives a {type(module).__name__}, not an nn.Module")
+        raise UserError(f"the extractor {name} gives a {type(module).__name__}, not an nn.Module")
     return module
-
-
-_OPENERS: Mapping[str, Callable[[ExtractorFile], nn.Module]] = {
-    "inception": _inception,
-    "torchscript": lambda file: torch.jit.load(io.BytesIO(file.content), map_location="cpu"),
-    "attribute": _attribute,
-}
 
 
 def _reason(error: Exception, line: int = 0) -> str:

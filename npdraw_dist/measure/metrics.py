@@ -1,16 +1,16 @@
-"""Every number that a command reports, declared once: title, unit, decimals, direction and group.
+"""All numbers that commands report, each declared once: title, unit, decimals, direction and group.
 
 To add a metric, compute it where its inputs are (`pipeline/scores.py` for a number of each image) and add one
 line to METRICS. Tables, printed lines, standard errors, model folders and reports read the declaration. This
-file imports nothing of the package, so any room may read it.
+file imports nothing from the package, so any room may import it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# bound: of log p(x). term: of the ELBO. distance: between samples and images. edit: squared errors of edits.
-# parts: how a model uses parts. cost: what a model of a comparison cost. run: what a run took.
+# bound: a bound on log p(x). term: a term of the ELBO. distance: from samples to images. edit: an error of
+# edits. parts: the use of parts. cost: the cost of a model in a comparison. run: the cost of a run.
 Group = Literal["bound", "term", "distance", "edit", "parts", "cost", "run"]
 Better = Literal["more", "less"]
 
@@ -19,11 +19,10 @@ Better = Literal["more", "less"]
 class Metric:
     """How a number is shown and compared.
 
-    title: its name in a line of text. unit: the text after the value. better: whether a larger or a smaller
-    value is better; None if neither is. standard_error: the number is a mean over images and is reported
-    with its standard error, as NAME_se. compared: a column of the table of runs (`evaluate --compare`).
-    tested: a comparison tests its difference between models. published: the folder of a model states it.
-    scale: the number is divided by it before it is shown.
+    title: its name in a line of text. unit: the text after the value. better: whether more or less is better;
+    None if neither is. standard_error: it is a mean over images, reported with its standard error NAME_se.
+    compared: it is a column of the table of runs (`evaluate --compare`). tested: a comparison tests its
+    difference between models. published: model folders state it. scale: it is divided by this to be shown.
     """
 
     title: str
@@ -38,7 +37,7 @@ class Metric:
     scale: float = 1
 
     def format(self, value: float | None) -> str:
-        """The value with its decimals, without unit; "" for None."""
+        """The value without its unit; "" for None."""
         return "" if value is None else f"{value / self.scale:,.{self.decimals}f}"
 
 
@@ -117,9 +116,10 @@ PUBLISHED = tuple(
 
 
 def format_metrics(numbers: Mapping[str, Any], *names: str, prefix: str = "") -> str:
-    """`NLL 88.21 ± 0.40 nats, ELBO -94.10 ± 0.45 nats`: all metrics that `numbers` has, or `names` of them.
+    """The metrics in `numbers` as text, such as `NLL 88.21 ± 0.40 nats, ELBO -94.10 ± 0.45 nats`.
 
-    prefix: of the keys of `numbers`, such as `test/`.
+    names: the metrics that are shown; if none is given, all. prefix: what the keys of `numbers` begin with,
+    such as `test/`.
     """
     found = []
     for name in names or METRICS:

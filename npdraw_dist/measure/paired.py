@@ -1,6 +1,6 @@
 """The statistics of a comparison: differences paired by seed and image, Student's t and Holm's correction.
 
-Shapes: S seeds, N images. A number belongs to an image, or to a whole run.
+Shapes: S seeds, N images.
 """
 
 import math
@@ -9,22 +9,22 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import t as student
 
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.measure.bounds import standard_error
 
-LEVEL = 0.05  # chance of at least one false claim in a whole report; 1 - LEVEL is the cover of an interval
+LEVEL = 0.05  # chance of at least one false claim in a report; intervals cover 1 - LEVEL
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of a - b over S seeds, each a training of both, and N images.
+    """The mean of a - b over S seeds and N images. Each seed is a training of both a and b.
 
-    se_images: its standard error over images; 0 if the number belongs to a run, or if seeds have images of
-    their own, which then are a part of se_seeds. se_seeds: over seeds; NaN with one seed.
+    se_images: its standard error over images; 0 for a number of a whole run, and if each seed has its own
+    images, whose noise is then a part of se_seeds. se_seeds: its standard error over seeds; NaN with one.
     """
 
     mean: float
@@ -35,12 +35,12 @@ class Difference:
 
     @property
     def error(self) -> float:
-        """sqrt(se_images^2 + se_seeds^2); NaN with one seed. The noise of a single score is in both terms."""
+        """sqrt(se_images^2 + se_seeds^2); NaN with one seed. Both terms have the noise of a single score."""
         return math.hypot(self.se_images, self.se_seeds)
 
     @property
     def degrees(self) -> float:
-        """Degrees of freedom of `error` (Satterthwaite 1946), from S - 1 on; NaN with one seed."""
+        """Degrees of freedom of `error` (Satterthwaite 1946), at least S - 1; NaN with one seed."""
         if self.seeds < 2:
             return math.nan
         if not self.error:
@@ -52,21 +52,21 @@ class Difference:
 
     @property
     def half(self) -> float:
-        """Half of the interval that covers 1 - LEVEL; NaN with one seed."""
+        """Half the width of the interval that covers 1 - LEVEL; NaN with one seed."""
         return float(student.ppf(1 - LEVEL / 2, self.degrees)) * self.error
 
     @property
     def p_value(self) -> float:
-        """Chance of a mean this far from 0 if there is no difference, two-sided; NaN with one seed."""
+        """Two-sided chance of a mean at least this far from 0 without a difference; NaN with one seed."""
         if self.error == 0:
             return float(self.mean == 0)
         return float(2 * student.sf(abs(self.mean) / self.error, self.degrees))
 
 
 def paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Difference:
-    """a and b of S seeds, each by image. Raises UserError if a seed's images are not the same."""
+    """The difference of S pairs (a, b) of image -> number. Raises UserError if a and b have other images."""
     if any(list(a) != list(b) for a, b in pairs):
-        raise UserError("--compare: runs of the same seed were scored on other images")
+        raise UserError("runs of the same seed were scored on other images")
     found = [np.array([a[image] - b[image] for image in a]) for a, b in pairs]
     seeds, crossed = np.array([x.mean() for x in found]), all(list(a) == list(pairs[0][0]) for a, _ in pairs)
     images = np.mean(found, 0) if crossed else np.concatenate(found)
@@ -74,15 +74,10 @@ def paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> 
     return Difference(float(seeds.mean()), se_images, standard_error(seeds), len(images), len(seeds))
 
 
-def standard_error(values: NDArray[np.float64]) -> float:
-    """Of the mean of values (S,); NaN of one."""
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
-
-
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """p-values of a family of claims -> corrected ones (Holm 1979), at most LEVEL where a claim stands.
+    """Corrects the p-values of a family of claims (Holm 1979); a claim stands if its value is at most LEVEL.
 
-    NaN, a claim that cannot be tested, stays and does not count.
+    NaN marks a claim that cannot be tested, which does not count.
     """
     tested = sorted((key for key, p in p_values.items() if not math.isnan(p)), key=lambda key: p_values[key])
     found, largest = dict(p_values), 0.0

@@ -19,9 +19,8 @@ from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.storage import require_writable, writing
 from npdraw_dist.distributed.actors import on_gpu
 from npdraw_dist.measure.curves import panels, save_curves
-from npdraw_dist.measure.distances import neighbours
+from npdraw_dist.measure.distances import neighbours, save_neighbours
 from npdraw_dist.measure.metrics import format_metrics
-from npdraw_dist.measure.posters import save_neighbours
 from npdraw_dist.nn.generative import GenerativeModel, SampleTrace, seeded
 from npdraw_dist.nn.hub import SAMPLES_FILE
 from npdraw_dist.nn.npdraw import NPDraw

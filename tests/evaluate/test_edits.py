@@ -41,12 +41,12 @@ def test_all_or_nothing_of_an_image_is_its_reconstruction(kind: str) -> None:
 
 def test_a_place_is_swapped_if_its_centre_is_in_the_region() -> None:
     model, images = model_of("npdraw"), strokes(2).float() / 255
-    asked = list[Tensor]()
-    model.compose = lambda a, b, mask: asked.append(mask) or model.drawings(a)  # type: ignore
+    masks = list[Tensor]()
+    model.compose = lambda a, b, mask: masks.append(mask) or model.drawings(a)  # type: ignore
     inside = torch.zeros(1, 6, 6, dtype=torch.bool)
     inside[:, :3, 4:] = True  # the centre of place 1 is (1, 4)
     model.swapped(images[:1], images[1:], inside)
-    assert asked[0].tolist() == [[False, True, False, False]]
+    assert masks[0].tolist() == [[False, True, False, False]]
 
 
 def fake(swapped: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Any:
@@ -83,7 +83,7 @@ def test_regions_are_rectangles_of_a_quarter_to_three_quarters_of_a_side() -> No
 
 
 @pytest.mark.parametrize("kind", ["draw", "air"])
-def test_kinds_without_regions_and_too_few_images_are_told(kind: str) -> None:
+def test_kinds_without_regions_and_too_few_images_are_refused(kind: str) -> None:
     with pytest.raises(UserError, match=f"kind {kind} has nothing of a region"):
         measure_edits(tiny_baseline(kind), strokes(4), 2, 0)
     with pytest.raises(UserError, match="takes two images"):

@@ -143,7 +143,7 @@ def test_no_seed_of_an_evaluation_draws_other_splits(run_here: Path, no_ray: Non
     assert known == [("same", digest), ("same", digest), ("unknown", None)]
 
 
-def test_the_data_of_a_run_need_not_be_told_again(run_here: Path) -> None:
+def test_the_data_of_a_run_need_not_be_given_again(run_here: Path) -> None:
     model = str(run_here / "model")
     found = with_defaults({"model": model, "data": {"valid_fraction": 0.2}})
     assert (found["data"]["source"], found["data"]["fraction"], found["seed"]) == ("digits", 0.05, 0)
@@ -199,7 +199,7 @@ def test_kinds_are_compared(evaluated: Path, classifier: Path, tmp_path: Path, r
     train.main(["--storage", str(tmp_path), "--name", "draw", *TINY, *HERE, *kind, "--data.fraction", "0.05"])
     run = tmp_path / "draw"
     line = refused(evaluate.main, "--model", str(run), *HERE, *flags_of(classifier))
-    assert "draw has nothing of a region" in line
+    assert "kind draw cannot edit a region" in line
     assert not (run / "evaluation.json").exists()
     scored(run, run / "evaluation.json", *flags_of(classifier, edits=0))
     assert not (run / "evaluation.png").exists()  # canvases of parts

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -26,24 +27,20 @@ def third_is_best(job: Job) -> float:
     return 80.0 if job.name.endswith("-2") or job.folder == "seeds" else 90.0
 
 
+@dataclass
 class FakeTrainings:
     """Leaves what a training leaves. nll(job): its validation NLL. failing: names of runs that fail.
 
-    later: kind -> by what its cost is multiplied after the rates were measured. ended: runs that ended early.
-    unprobed: runs whose steps fail.
+    later: kind -> factor of its cost after the rates were measured. ended: runs that ended early. unprobed:
+    runs whose cost cannot be measured. trained: the jobs so far.
     """
 
-    def __init__(
-        self,
-        nll: Callable[[Job], float] = third_is_best,
-        failing: Sequence[str] = (),
-        later: Mapping[str, float] = MappingProxyType({}),
-        ended: Sequence[str] = (),
-        unprobed: Sequence[str] = (),
-    ) -> None:
-        self.unprobed = unprobed
-        self.nll, self.failing, self.later, self.ended = nll, failing, later, ended
-        self.trained = list[Job]()
+    nll: Callable[[Job], float] = third_is_best
+    failing: Sequence[str] = ()
+    later: Mapping[str, float] = field(default_factory=dict)
+    ended: Sequence[str] = ()
+    unprobed: Sequence[str] = ()
+    trained: list[Job] = field(default_factory=list)
 
     def __call__(self, run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
         for job in jobs:
@@ -53,8 +50,8 @@ class FakeTrainings:
                 continue
             write_result(run, TrialResult(job.name, "failed", job.point, job.settings, reason="not finite"))
 
-    def probe(self, jobs: Sequence[Job]) -> list[float | str]:
-        return ["not finite" if job.name in self.unprobed else MS[job.kind] for job in jobs]
+    def probe(self, jobs: Sequence[Job]) -> dict[str, float | str]:
+        return {job.name: "not finite" if job.name in self.unprobed else MS[job.kind] for job in jobs}
 
     def _leave(self, store: Store, job: Job, with_scores: bool) -> None:
         experiment = job.experiment

@@ -37,7 +37,7 @@ KINDS = ("npdraw", "vae", "vqvae")
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def printed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines = list[str]()
     monkeypatch.setattr(comparison, "console", SimpleNamespace(print=lines.append))
     return lines
@@ -289,7 +289,7 @@ def test_a_trial_that_fails_counts_as_one(tmp_path: Path) -> None:
     assert [row["reason"] for row in rows if row["status"] == "failed"] == ["not finite"] * 3
 
 
-def test_a_seed_that_fails_is_missing_in_the_report_and_all_of_a_kind_are_told(tmp_path: Path) -> None:
+def test_a_seed_that_fails_is_missing_in_the_report_and_all_of_a_kind_end_the_sweep(tmp_path: Path) -> None:
     plan = compare(tmp_path, FakeTrainings(failing=["vae-2-seed-1"]))
     seeds = Counter(final["kind"] for final in plan["finals"] if final["role"] == "seed")
     assert seeds == {"npdraw": 2, "vae": 1, "vqvae": 2}
@@ -312,7 +312,7 @@ def test_a_longer_training_is_judged_against_one_of_the_same_cost(tmp_path: Path
     assert found == {kind: (f"longer/{kind}-2-x4", True) for kind in KINDS}
 
 
-def test_why_no_trial_of_a_kind_finished_is_told(tmp_path: Path) -> None:
+def test_why_no_trial_of_a_kind_finished_is_reported(tmp_path: Path) -> None:
     failing = [f"vae-{number}-start" for number in range(3)]
     with pytest.raises(UserError, match="no trial of vae finished; the first: not finite"):
         compare(tmp_path, FakeTrainings(failing=failing))
@@ -326,10 +326,10 @@ def test_a_longer_training_that_fails_does_not_count_as_the_end_of_improvement(t
     assert all(f["failed"] is None for f in finals if f["role"] == "longest")
 
 
-def test_rates_that_are_not_todays_are_told(tmp_path: Path, said: list[str]) -> None:
+def test_rates_that_were_measured_badly_are_reported(tmp_path: Path, printed: list[str]) -> None:
     early = [f"vqvae-{number}" for number in range(2)]  # they ended early: their time says nothing
     compare(tmp_path, FakeTrainings(later={"npdraw": 1.2, "vae": 0.4}, ended=early))
-    (line,) = [line for line in said if "the median" in line]
+    (line,) = [line for line in printed if "the median" in line]
     assert line.startswith("vae: ")
     assert " 0.40 of its 30 core-seconds" in line
 

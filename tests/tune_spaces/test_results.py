@@ -28,12 +28,12 @@ def finished(
         **{"parameters": parameters, "seconds": seconds, "score": nll + 5, "images": 100},
     }
     named = {key.replace("__", "."): value for key, value in settings.items()}
-    return TrialResult(trial, "finished", {}, named, numbers, nll + 5)
+    return TrialResult(trial, "finished", {}, named, numbers)
 
 
 FAILED = TrialResult("f", "failed", {}, {"bank.size": 20, "prior.heads": "chained"}, reason="not finite")
 STOPPED = TrialResult(
-    "s", "stopped", {}, {"bank.size": 50, "prior.heads": "chained"}, {"score": 99.0, "images": 50}, 99.0
+    "s", "stopped", {}, {"bank.size": 50, "prior.heads": "chained"}, {"score": 99.0, "images": 50}
 )
 DONE = [
     finished("b", 70.0, 10, 9, bank__size=20, prior__heads="chained"),

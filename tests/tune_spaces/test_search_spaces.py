@@ -102,10 +102,10 @@ def test_only_a_curve_opens_the_test_split() -> None:
 
 def test_a_curve_stops_no_trial_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ASHA, the default of the command, would end trials by their numbers."""
-    asked: list[str] = []
+    schedulers: list[str] = []
 
     def run_missing(plan: Any, options: Options, *others: Any) -> None:
-        asked.append(options.scheduler)
+        schedulers.append(options.scheduler)
 
     monkeypatch.setattr(driver, "_run_missing", run_missing)
     for name in ("_write_results", "check"):
@@ -115,7 +115,7 @@ def test_a_curve_stops_no_trial_early(tmp_path: Path, monkeypatch: pytest.Monkey
     for curve in (False, True):
         space.write_text(text + f"SPACE = Space({{'bank.size': Choice((10, 20))}}, 2, curve={curve})\n")
         driver.run(Options(space=str(space), name=f"curve-{curve}", storage=str(tmp_path)), {})
-    assert asked == ["asha", "none"]
+    assert schedulers == ["asha", "none"]
 
 
 @pytest.mark.parametrize(

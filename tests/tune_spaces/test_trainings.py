@@ -18,7 +18,7 @@ from tests.helpers.processes import is_same, stat, until
 from tests.helpers.spaces import load_kinds
 from tune_spaces import sweep, trainings
 from tune_spaces.budgets import Job, base_config, draw_trials
-from tune_spaces.trainings import GUARD, here, tied
+from tune_spaces.trainings import GUARD, one_by_one, tied
 
 Patch = pytest.MonkeyPatch
 WAITING = """
@@ -77,12 +77,12 @@ def test_a_training_has_one_thread_and_no_ray(tmp_path: Path, monkeypatch: Patch
         f"sys.exit({os.EX_TEMPFAIL})",
     ],
 )
-def test_a_training_told_to_end_has_not_failed(tmp_path: Path, monkeypatch: Patch, end: str) -> None:
+def test_a_stopped_training_has_not_failed(tmp_path: Path, monkeypatch: Patch, end: str) -> None:
     """Nor one that was killed, or whose storage failed."""
     program = f"import os, signal as s, sys; {end}"
     monkeypatch.setattr(trainings, "tied", lambda *_: [sys.executable, "-S", "-c", program])
     with pytest.raises(UserError, match=r"3 of 3 trainings were stopped, such as rates/npdraw-0-start"):
-        compare(tmp_path, here, num_samples=1)
+        compare(tmp_path, one_by_one, num_samples=1)
     assert not (tmp_path / "c" / "results").exists()
     assert len(compare(tmp_path, num_samples=1)["spent"]) == 3
 
@@ -136,7 +136,7 @@ def test_a_real_comparison_spends_its_seconds(tmp_path: Path, monkeypatch: Patch
         assert 0.4 * target_s < seconds < 2.5 * target_s, path
         assert seconds < processor_s[path]
     (seed,) = [final for final in plan["finals"] if final["role"] == "seed"]
-    said = {"trials/vae-0": plan["spent"]["vae-0"], seed["run"]: seed["core_seconds"]}
-    for path, seconds in said.items():
+    stated = {"trials/vae-0": plan["spent"]["vae-0"], seed["run"]: seed["core_seconds"]}
+    for path, seconds in stated.items():
         assert seconds == pytest.approx(counted(manifests[path]), abs=0.06)
     assert manifests["longer/vae-0-x2"][1]["images"] == 2 * plan["budgets"]["vae"]

@@ -21,7 +21,7 @@ from tests.helpers.runs import Refused
 from tests.helpers.spaces import load_space, plan_in
 from tune_spaces import trial as trial_file
 from tune_spaces.driver import claim
-from tune_spaces.space import IMAGES, METRICS, SCORE
+from tune_spaces.space import IMAGES, SCORE, SWEEP_METRICS
 from tune_spaces.sweep import Options, main
 from tune_spaces.trial import _Report, run_trial
 from tune_spaces.trials import Plan, TrialResult, read_results, write_result
@@ -159,7 +159,7 @@ def test_the_end_of_a_trial_reads_its_own_result_only(
 def test_tune_hears_of_validations_alone() -> None:
     """Not of a checkpoint between two of them, nor of a loss that was not finite."""
     callback = object.__new__(_Report)
-    callback.metric = METRICS["valid_prior_nll"]
+    callback.metric = SWEEP_METRICS["valid_prior_nll"]
     heard: SimpleQueue[dict[str, Any]] = SimpleQueue()
     callback._training_actor_item_queue = heard
     key, worst = callback.metric.key, Criterion(callback.metric.key, "min").worst
@@ -174,7 +174,7 @@ def test_optuna_knows_what_is_done() -> None:
     optuna = pytest.importorskip("optuna")
     space = load_space("vae")
     point = {"vae.parse_weight": 5.0, "vae.beta": 1, "vae.tau_end": 2, "vae.decoder_width": 1}
-    search = optuna_search(space, 0, [TrialResult("a", "finished", point, {}, score=12.0)])
+    search = optuna_search(space, 0, [TrialResult("a", "finished", point, {}, {"score": 12.0})])
     (known,) = search._ot_study.trials
     assert known.value == 12.0
     assert known.state == optuna.trial.TrialState.COMPLETE

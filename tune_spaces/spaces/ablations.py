@@ -1,8 +1,8 @@
-"""NP-DRAW without one of its ideas each, on digits: ten random trials each, the same time, then five seeds.
+"""Ablations of NP-DRAW on digits: each model leaves out one idea, and has ten random trials and five seeds.
 
-Answers, as the paper's ablations: what does attention bring against an LSTM, what the parser (its prior
-before the VAE, and its cross-entropy in it), what a bank of real patches against Gaussian parts? Ranges and
-budgets are written down here before anything is trained.
+Answers, as the paper's ablations do: how much do attention (against an LSTM), the parser (which trains the
+prior, and gives the VAE a cross-entropy) and a bank of real patches (against Gaussian parts) bring? Ranges
+and budgets are written down here before anything is trained.
 
 Cost: a model has 10 trials, 5 seeds and up to 2 + 4 times the time for the row "until it stops improving", so
 21 times `core_seconds`: for 4 models 3 hours of a core at 100%, and a fifth more for rates and scores.
@@ -14,7 +14,7 @@ from tune_spaces.space import Choice, Kinds, Settings, Space
 from tune_spaces.spaces.comparison import COMMON, SEQUENCE, SETTINGS, Fields
 from tune_spaces.spaces.comparison import SPACE as DIGITS
 
-# The prior's own stage is one batch, and q imitates no parse.
+# The stage `prior` has one batch, and q does not imitate parses.
 NO_PARSER: Settings = {"vae.parse_weight": 0.0, "vae.parse_weight_end": 0.0, "prior.images": 1}
 
 OURS = dict(DIGITS.spaces["npdraw"].fields)

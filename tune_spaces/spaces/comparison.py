@@ -15,7 +15,7 @@ from tune_spaces.space import Choice, Kinds, Range, Settings, Space
 
 Fields = dict[str, Choice | Range]
 
-# Open to all kinds alike.
+# Settings that are searched for every kind.
 COMMON: Fields = {
     "train.batch_size": Choice((16, 32, 64)),
     "vae.learning_rate": Range(1e-3, 8e-3, log=True),
@@ -40,17 +40,17 @@ DRAWS: tuple[Settings, ...] = tuple(
     for size in ((5, 20, 256, 12, 14), (10, 10, 256, 12, 14), (10, 10, 128, 5, 8))
 )
 
-# Over the preset, for all trainings.
+# Settings over the preset, for all trainings.
 SETTINGS: Settings = {
     "train.optimizer": "muon",
     "train.micro_batch": 64,
     "vae.prior_learning_rate": 4e-3,
     "prior.learning_rate": 4e-3,
-    "vae.images": 60_000,  # of this and the next only the ratio counts: the counted seconds give the budget
+    "vae.images": 60_000,  # only the ratio to prior.images counts, since the counted seconds give the budget
     "prior.images": 30_000,
     "vae.relaxed_images": None,
     "train.select": "best",
-    "train.patience": 0,  # the same time for each, whatever happens on the way
+    "train.patience": 0,  # no training ends early
     "eval.images": 256,
     "eval.k": 50,
     "scale.num_workers": 1,

@@ -1,9 +1,9 @@
 """Six models with the same chance on emoji and glyphs of 32x32: ten random trials each, then more seeds.
 
-Answers: does what the space `comparison` says of binary digits hold for colour and for grey, smooth shapes?
-And what do parts bring there, and what a map of Gaussians: NP-DRAW and a VAE, each with a map and without.
-The others are the VQ-VAE that has NP-DRAW's prior, and the VAE with a flow as prior, the best of the rest at
-1% of MNIST-8k. Ranges and budgets are written down here before anything is trained.
+Answers: do the results of the space `comparison` on binary digits hold for colour and for smooth grey shapes?
+How much do parts bring there, and how much a map of Gaussians? NP-DRAW and a VAE are trained with a map and
+without. The other models are the VQ-VAE with NP-DRAW's prior, and the VAE with a flow prior, the best rival
+at 1% of MNIST-8k. Ranges and budgets are written down here before anything is trained.
 
 Cost: a kind has 19 times `core_seconds` (10 trials, 3 seeds, up to 2 + 4 times the time for the row "until it
 stops improving"): for 6 models 4 hours of a core at 10%, 8 at 100%, and a fifth more for rates and scores.

@@ -1,11 +1,11 @@
-"""More data: shares of the training images times NP-DRAW and a VAE, at equal steps.
+"""More data: NP-DRAW and a VAE, each on several shares of the training images, at equal steps.
 
-Answers: what do ten times as many real images bring? The shares are nested, all trials see the same number of
-images in the same batches, and are scored on the same validation and test images. The weights that validated
-best are scored. Nothing is chosen by the test split: no trial is stopped early, and curve.png shows all.
+Answers: how much do ten times as many real images bring? The shares are nested. All trials see the same
+number of images in the same batches, and the weights that validated best are scored on the same validation
+and test images. The test split chooses nothing: no trial is stopped early, and curve.png shows all.
 
-The shares of all glyphs of Debian's Noto fonts (1,212,459 for training) are some 1,200, 12,000, 121,000 and
-all. Prepare them once, then give `--data.source parquet --data.path GLYPHS`:
+Of the glyphs of Debian's Noto fonts (1,212,459 for training), the shares are some 1,200, 12,000, 121,000 and
+all glyphs. Prepare them once, then give `--data.source parquet --data.path GLYPHS`:
 `npdraw prepare --data.source fonts --data.path FONTS --data.image_size 28 --out GLYPHS`
 
 Cost: with the budgets of the preset `glyphs` eight trials of about an hour of a core; a tenth with

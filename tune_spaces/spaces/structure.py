@@ -1,8 +1,8 @@
 """The structure of a sequence: bank size K, number and size of the parts, depth of the Transformer.
 
-Answers: how many parts in the bank, how many steps of what size, and how deep a prior are worth their cost?
-The layouts: a part at each place (`aligned`, T = all places) of side 5, 7 and 4; the same places with the
-24 best parts only; overlapping places with 16 large parts. Trials of different depths share bank and parse.
+Answers: which bank size, number and size of parts, and depth of the prior are worth their cost? The layouts
+are a part at each place (`aligned`, T = all places) with sides of 5, 7 and 4; the first of these with the 24
+best parts only; and overlapping places with 16 large parts. Trials of different depths share bank and parse.
 
 Cost: 12 trials of the preset `digits` take 13 minutes on 2 cores, two trials at a time.
 Best known result: docs/results/2026-11-25-structure.md.

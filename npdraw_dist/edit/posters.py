@@ -1,4 +1,4 @@
-"""Posters: edits and completions of several drawings on one sheet, a row for each; samples and neighbours.
+"""Posters of edits and completions, with a row for each drawing.
 
 Shapes: n completions, N parts, P patch side, L places, C channels, h x w canvas, H x W image. Images are
 floats in [0, 1]; each of their pixels becomes a square of file pixels ("px").
@@ -15,9 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.core.images import to_float
-from npdraw_dist.core.pages import LINE, OUTLINE, PAPER, arrange, enlarge, rows_png, tile_side, write
-from npdraw_dist.measure.distances import Neighbours
+from npdraw_dist.core.pages import LINE, OUTLINE, PAPER, arrange, enlarge, tile_side, write
 
 FRAME = 2  # width of a frame, px
 PART_GAP = 2  # between parts that are shown apart, px
@@ -29,8 +27,8 @@ HATCH, HATCH_LINE, HATCH_STEP = (204, 204, 204), (150, 150, 150), 8
 class EditRow:
     """An edit: A, B and the result. canvases: (3, C, h, w); images: (3, C, H, W).
 
-    region: (L,) bool, the places that were edited. They are framed on the canvases of B and of the result.
-    parts: (N, C, P, P), those of A. where: (N,), their places.
+    region: (L,) bool, the edited places, which get a frame on the canvases of B and of the result.
+    parts: (N, C, P, P), the parts of A. where: (N,), their places.
     """
 
     canvases: Tensor
@@ -44,7 +42,7 @@ class EditRow:
 class CompletionRow:
     """n completions of a drawing. original: (C, H, W). images: (n, C, H, W).
 
-    canvas: (C, h, w), of the kept parts alone. keep: (L,) bool, the kept places; what is outside is hatched.
+    canvas: (C, h, w), with the kept parts alone. keep: (L,) bool, the kept places; all others are hatched.
     """
 
     original: Tensor
@@ -54,8 +52,8 @@ class CompletionRow:
 
 
 def save_edits(path: Path, rows: Sequence[EditRow], grid: Grid) -> None:
-    """A row for each edit: the parts of A with gaps between, then canvas and image of A, B and the result."""
-    from scipy.ndimage import binary_erosion  # it takes a moment
+    """Saves a row for each edit: the parts of A, apart, then canvas and image of A, B and the result."""
+    from scipy.ndimage import binary_erosion  # slow to import
 
     tile = max(tile_side(rows[0].images), (grid.patch + PART_GAP) * max(grid.rows, grid.columns))
     tiles = []
@@ -86,7 +84,7 @@ def _apart(row: EditRow, grid: Grid, size: tuple[int, int]) -> Image.Image:
 
 
 def save_completions(path: Path, rows: Sequence[CompletionRow], grid: Grid) -> None:
-    """A row for each drawing: the original, what was kept of it, and the images of its n completions."""
+    """Saves a row for each drawing: the original, its kept parts, and the images of its n completions."""
     tile = tile_side(rows[0].original)
     tiles = []
     for row in rows:
@@ -102,7 +100,7 @@ def save_completions(path: Path, rows: Sequence[CompletionRow], grid: Grid) -> N
 
 
 def covered(places: Tensor, grid: Grid) -> NDArray[np.bool_]:
-    """(h, w) bool: the pixels of the places (L,) bool."""
+    """Places (L,) bool -> their pixels (h, w) bool."""
     cells = torch.ones(1, grid.places, 1, grid.patch, grid.patch) * places.cpu()[None, :, None, None, None]
     return (grid.fold_sum(cells)[0, 0] > 0).numpy()
 
@@ -121,16 +119,3 @@ def _save(path: Path, tiles: Sequence[Image.Image], names: Sequence[str]) -> Non
     for column, name in enumerate(names):
         write(page, name, (column + 0.5) * page.width / len(names), LINE / 2 + 2, "mm")
     page.save(path, optimize=True)
-
-
-def save_neighbours(path: Path, samples: Tensor, found: Neighbours) -> None:
-    """samples (N, C, H, W) above their nearest training images, with the distances, and random ones.
-
-    The random row is left out if it has fewer images than samples.
-    """
-    rows = {"sample": samples, f"nearest of\n{found.searched:,}": to_float(found.nearest)}
-    if len(found.chosen) >= len(samples):
-        rows["random\ntraining\nimages"] = to_float(found.chosen[: len(samples)])
-    captions = [None, [f"{x:.3f}" for x in found.distance.tolist()], None][: len(rows)]
-    title = "samples, the nearest training image of each (below: root mean squared difference)"
-    path.write_bytes(rows_png(rows, captions, title))

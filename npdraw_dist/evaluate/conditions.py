@@ -1,15 +1,16 @@
-"""`evaluate --asked`: whether drawings have the attributes that were requested, read by classifiers.
+"""`evaluate --asked`: how often drawings have the attributes that were requested, as classifiers read them.
 
-An attribute has alternatives, such as the tones of skin; for a model that is conditioned on a class, the
-classes are the alternatives. A classifier of each attribute is trained on the training images that have it.
-Its accuracy on held-out real images is what the accuracy on drawings is compared with. *Seen* conditions are
-those of training images; *held out* ones come in validation alone, with words that training has.
+An attribute has alternatives, such as the tones of skin; for a model conditioned on a class, the classes are
+the alternatives. Each attribute has a classifier, trained on the training images that have the attribute. Its
+accuracy on held-out real images is the reference for its accuracy on drawings. A *seen* condition belongs to
+a training image. A *held out* one belongs to validation images alone; training has its words.
 Shapes: n drawings of a condition, C channels, H x W image.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.storage import open_filesystem
 from npdraw_dist.core.vocabulary import PIECE, words_in
 from npdraw_dist.data.splits import shuffled
-from npdraw_dist.evaluate.settings import Asked
+from npdraw_dist.evaluate.settings import ConditionTest
 from npdraw_dist.nn.classifier import Classifier, Labelled, accuracy, fit
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import find_run
@@ -31,14 +32,14 @@ from npdraw_dist.pipeline.sample import local_folder, require_local_folder
 from npdraw_dist.pipeline.store import Store
 
 FEATURES, IMAGES = 64, 60_000  # of a classifier; images that train it
-MOVED = 2  # pixels by which its training images are shifted
+SHIFTS = [(0, 0), (2, 0), (-2, 0), (0, 2), (0, -2)]  # of its training images, pixels
 SHOWN, COLUMNS, TILE = 20, 4, 320  # conditions on the sheet
 
 Alternatives = Mapping[str, frozenset[str]]  # name -> its words
 
 
-def ask(settings: Asked) -> dict[str, Any]:
-    """Writes asked.json and asked.png; returns the numbers of each attribute.
+def measure_conditions(settings: ConditionTest) -> list[str]:
+    """Writes asked.json and asked.png; returns the lines of the result.
 
     Raises UserError if the model takes no condition, or if the file of attributes does not fit it.
     """
@@ -50,14 +51,15 @@ def ask(settings: Asked) -> dict[str, Any]:
     data = _Conditions(model, folder)
     torch.manual_seed(settings.seed)
     readers = {name: _Reader(data, each, settings.seed) for name, each in attributes.items()}
-    for name, reader in readers.items():
-        read = "none" if reader.right is None else f"{reader.right:.1%}"
-        print(f"{name}: {read} of {len(reader.valid.labels)} held-out images are read right")
     questions = {
         kind: _chosen(texts, data, readers, settings)
         for kind, texts in (("seen", data.seen), ("held_out", data.held_out))
     }
-    found: dict[str, Any] = {name: reader.facts() for name, reader in readers.items()}
+    found = {name: reader.facts() for name, reader in readers.items()}
+    lines = []
+    for name, facts in found.items():
+        read = "none" if facts["held_out_images_right"] is None else f"{facts['held_out_images_right']:.1%}"
+        lines.append(f"{name}: {read} of {facts['held_out_images']} held-out images are read right")
     shown = dict[str, Tensor]()
     generator = torch.Generator().manual_seed(settings.seed)
     for kind, texts in questions.items():
@@ -66,18 +68,22 @@ def ask(settings: Asked) -> dict[str, Any]:
         for name, (right, drawings) in counts.items():
             share = right / drawings if drawings else None
             found[name] |= {f"{kind}_right": share, f"{kind}_drawings": drawings}
-    stated = {name: getattr(settings, name) for name in ("guidance", "temperature", "seed", "n")}
+            if share is not None:
+                title = kind.replace("_", " ")
+                lines.append(f"{name}, {title}: {share:.1%} of {drawings} drawings are read as requested")
     captions = list(shown)[-SHOWN:] if questions["held_out"] else list(shown)[:SHOWN]
     with local_folder(settings.out) as out:
+        stated = {name: getattr(settings, name) for name in ("guidance", "temperature", "seed", "n")}
         result = {**stated, "attributes": found, "questions": questions}
         (out / "asked.json").write_text(json.dumps(result, indent=1) + "\n")
         images = torch.cat([shown[caption] for caption in captions])
-        sheet(images, COLUMNS, TILE, [_two_lines(caption) for caption in captions]).save(out / "asked.png")
-    return found
+        rows = ["\n".join(wrap(caption, len(caption) // 2 + 8)) for caption in captions]
+        sheet(images, COLUMNS, TILE, rows).save(out / "asked.png")
+    return [*lines, f"{settings.out}/asked.json, {settings.out}/asked.png"]
 
 
 def _chosen(
-    texts: Sequence[str], data: "_Conditions", readers: Mapping[str, "_Reader"], settings: Asked
+    texts: Sequence[str], data: "_Conditions", readers: Mapping[str, "_Reader"], settings: ConditionTest
 ) -> list[str]:
     """At most settings.questions of the conditions that have an attribute."""
     having = [
@@ -92,10 +98,10 @@ def _count(
     readers: Mapping[str, "_Reader"],
     data: "_Conditions",
     generator: torch.Generator,
-    settings: Asked,
+    settings: ConditionTest,
 ) -> tuple[dict[str, tuple[int, int]], dict[str, Tensor]]:
-    """Attribute -> how many drawings are read right, of how many; and the first drawing of each condition."""
-    right, drawings, first = dict.fromkeys(readers, 0), dict.fromkeys(readers, 0), dict[str, Tensor]()
+    """Attribute -> (drawings that are read right, all drawings); and the first drawing of each condition."""
+    counts, first = dict.fromkeys(readers, (0, 0)), dict[str, Tensor]()
     for text in texts:
         given = model.given(text, settings.guidance)
         drawn = given.draw(settings.n, generator=generator, temperature=settings.temperature)
@@ -105,18 +111,13 @@ def _count(
         for name, reader in readers.items():
             truth = reader.requested(data.words(text))
             if truth >= 0:
-                right[name] += int((reader.read(pixels) == truth).sum())
-                drawings[name] += settings.n
-    return {name: (right[name], drawings[name]) for name in readers}, first
-
-
-def _two_lines(text: str) -> str:
-    words = text.split()
-    half = (len(words) + 1) // 2
-    return f"{' '.join(words[:half])}\n{' '.join(words[half:])}"
+                right, drawings = counts[name]
+                counts[name] = (right + int((reader.read(pixels) == truth).sum()), drawings + settings.n)
+    return counts, first
 
 
 def _attributes(path: str | None, model: NPDraw) -> dict[str, Alternatives]:
+    """Attribute -> its alternatives, from the YAML file `path`; of a class model the classes."""
     if model.vocabulary.kind == "class":
         if path is not None:
             raise UserError("--attributes is for a model conditioned on words; this one takes a class")
@@ -143,11 +144,11 @@ class _Conditions:
         experiment = store.with_vocabulary(build(run[1]))
         self.shape, self.binarize = model.spec.image_shape, experiment.data.binarize
         self.by_class = model.vocabulary.kind == "class"
-        self._entries = ["", *model.vocabulary.entries]
+        entries = ["", *model.vocabulary.entries]
         self.train, self.valid = (
             store.parses(split, experiment).in_id_order() for split in ("train", "valid")
         )
-        self.train_texts, self.valid_texts = self._texts(self.train), self._texts(self.valid)
+        self.train_texts, self.valid_texts = (_texts(batch, entries) for batch in (self.train, self.valid))
         known = {self.words(text) for text in self.train_texts}
         self.seen = sorted(set(self.train_texts) - {""})
         self.held_out = [t for t in sorted(set(self.valid_texts) - {""}) if self.words(t) not in known]
@@ -155,16 +156,17 @@ class _Conditions:
     def words(self, text: str) -> frozenset[str]:
         return frozenset([text] if self.by_class else text.split())
 
-    def _texts(self, batch: Batch) -> list[str]:
-        texts = []
-        for row in batch.condition.tolist():
-            words = [self._entries[token] for token in row if token]
-            texts.append("" if any(word.startswith(PIECE) for word in words) else " ".join(words))
-        return texts
+
+def _texts(batch: Batch, entries: Sequence[str]) -> list[str]:
+    texts = []
+    for row in batch.condition.tolist():
+        words = [entries[token] for token in row if token]
+        texts.append("" if any(word.startswith(PIECE) for word in words) else " ".join(words))
+    return texts
 
 
 class _Reader:
-    """A classifier of one attribute. right: its accuracy on validation images; None if none has it."""
+    """A classifier of one attribute."""
 
     def __init__(self, data: _Conditions, alternatives: Alternatives, seed: int) -> None:
         self.alternatives = alternatives
@@ -173,12 +175,11 @@ class _Reader:
         if len(self.train.labels.unique()) < 2:
             raise UserError(f"the training images have fewer than two of {', '.join(alternatives)}")
         self.network = Classifier(data.shape, len(alternatives), FEATURES)
-        shifts = [(0, 0), (MOVED, 0), (-MOVED, 0), (0, MOVED), (0, -MOVED)]
-        images = torch.cat([self.train.images.roll(shift, (2, 3)) for shift in shifts])
+        images = torch.cat([self.train.images.roll(shift, (2, 3)) for shift in SHIFTS])
         generator = torch.Generator().manual_seed(seed)
-        moved = Labelled(images, self.train.labels.repeat(len(shifts)), data.binarize)
+        moved = Labelled(images, self.train.labels.repeat(len(SHIFTS)), data.binarize)
         fit(self.network, moved, IMAGES, generator, lambda _: None)
-        self.right = accuracy(self.network, self.valid, generator)
+        self.accuracy = accuracy(self.network, self.valid, generator)
 
     def requested(self, words: frozenset[str]) -> int:
         """The alternative whose words are all in `words`, the one with the most; -1 if none or several."""
@@ -196,9 +197,10 @@ class _Reader:
         return self.network.logits(images).argmax(1)
 
     def facts(self) -> dict[str, Any]:
+        """What asked.json states; the accuracy is None if no validation image has the attribute."""
         return {
             "alternatives": list(self.alternatives),
             "training_images": len(self.train.labels),
             "held_out_images": len(self.valid.labels),
-            "held_out_images_right": self.right,
+            "held_out_images_right": self.accuracy,
         }
