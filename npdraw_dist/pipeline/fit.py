@@ -21,8 +21,8 @@ from npdraw_dist.core.storage import is_file, open_filesystem, require_apart, sh
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
-from npdraw_dist.pipeline import fit_source
-from npdraw_dist.pipeline.fit_images import LARGEST_CANVAS, Looked, canvas_scale, look, reasons
+from npdraw_dist.pipeline.fit_images import LARGEST_CANVAS, Labels, Looked, canvas_scale, look, reasons
+from npdraw_dist.pipeline.fit_source import given
 from npdraw_dist.pipeline.models import BANK, SourceModel, load_model
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.progress import console, results
@@ -32,15 +32,16 @@ from npdraw_dist.training.metrics_log import read_metrics
 
 BINARY, NEAR_BINARY = 0.02, 0.3  # shares of values between black and white
 PATCHES_OF_A_PART = 50
-BUDGETS = ("images", "relaxed_images", "plain_images")  # of the VAE
+TRAINED = ("prior", "vae")  # stages
+BUDGETS = ("images", "relaxed_images", "plain_images")  # settings of these stages
 
 
 def fit(
     images: Any,
     *,
-    labels: Sequence[int | str | None] | None = None,
+    labels: Labels = None,
     valid: Any = None,
-    valid_labels: Sequence[int | str | None] | None = None,
+    valid_labels: Labels = None,
     preset: str | None = None,
     image_size: int | None = None,
     name: str | None = None,
@@ -53,105 +54,119 @@ def fit(
     callbacks: Sequence[Watcher] = (),
     **settings: Any,
 ) -> GenerativeModel:
-    """Trains a model on `images`, and returns it, in eval mode on the CPU, with its `history`.
+    """Trains a model on `images`; returns it in eval mode on the CPU, with its `history`.
 
-    images: a folder of pictures, of which up to 256 decide the settings, and which each node of a cluster has
-    to see if it has more; an array or tensor (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats in
-    [0, 1]; a Ray Dataset with a column `image`, whose first 1,000 rows decide the settings, and which its
-    cluster writes to the storage, so that each node has to see that; or a sequence of arrays, tensors, PIL
-    images, paths, or dicts or tuples with one of these, such as a torch Dataset. Those that cannot be read
-    are skipped, and listed in data/rejects.jsonl of the run. What they are decides the sizes, the likelihood
-    and the preset, which are printed.
+    images: a folder of pictures, which each node of a cluster has to see; an array or tensor (N, H, W),
+    (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]; a Ray Dataset with a column `image`, which its
+    cluster writes to the storage; or a sequence of arrays, tensors, PIL images, paths, or dicts or tuples
+    with one of these, such as a torch Dataset. Up to 256 pictures of a folder, 1,000 rows of a Ray Dataset
+    or all images decide sizes, likelihood and preset, which are printed. Unreadable images are skipped, and
+    listed in data/rejects.jsonl of the run.
 
-    labels: a class of each image, by number or name, or words about it; the model can then be conditioned
-    (`NPDraw.draw(condition=)`). Names that seldom come twice are words; `prior.condition` decides it too. -1
-    among numbers, None and NaN are not known. Without labels the folders of pictures are classes, if
-    `prior.condition` is `class`.
+    labels: for each image a class, by number or name, or words, for `NPDraw.draw(condition=)`; names that
+    seldom come twice are words, unless `prior.condition` is set. Unknown labels are None, NaN, or -1 among
+    numbers. Without labels a picture's folder is its class, if `prior.condition` is `class`. valid,
+    valid_labels: images of any kind for validation, and their labels; None: a tenth of the images.
 
-    valid, valid_labels: other images of any kind, and what they show, for validation; None: a tenth of the
-    images. preset: another preset. image_size: the side that pictures are padded (or with `data.fit` cropped)
-    and resized to, up to 128. name, storage: of the run folder, as for the command, which `npdraw train`
-    resumes and the same call finds done; without either it is temporary. num_workers: 0 trains in this
-    process, without Ray; others on Ray, on the cluster that RAY_ADDRESS names if there is one. ray: on Ray
-    with one worker. minutes: about how long to train, in this process; a few steps find the budgets; None:
-    24,000 images a stage, or the preset's where pictures are nearly binary.
-
-    init: a trained model of any kind, or what `npdraw_dist.load` takes, that is trained on with these images:
-    the run takes its network and parts, as with `init.model` of the command. bank: a part bank to draw with,
-    or where `npdraw bank` wrote one. A mapping is the section `bank` of the settings.
-
-    callbacks: each is called as `callback(row, stage)` with the metrics of each validation and of the
-    training between, and their `images_seen`; what it raises ends the training, and the same call resumes it
-    where the run has a name. settings: as flags of the command, in sections or with a dot:
-    `fit(images, vae={"images": 60_000})` or `fit(images, **{"vae.images": 60_000})`. Raises UserError on
-    images or settings that cannot be used.
+    image_size: the side, up to 128, that pictures are padded (with `data.fit` cropped) and resized to. name,
+    storage: of the run folder, which `npdraw train` or the same call resumes; without either it is
+    temporary. num_workers, ray: 0 trains in this process; more, or `ray`, train on Ray, on the cluster that
+    RAY_ADDRESS names. minutes: about how long to train in this process; None: 24,000 images a stage, or the
+    preset's budgets for nearly binary pictures. init: a trained model, or what `npdraw_dist.load` takes,
+    whose network and parts the run starts from. bank: a part bank to draw with, or where `npdraw bank` wrote
+    one; a mapping is the section `bank` of the settings. callbacks: called as `callback(row, stage)` with
+    the metrics between and of validations and their `images_seen`; an exception ends the training, and the
+    same call resumes a named run. settings: flags of the command, as `fit(images, vae={"images": 60_000})`
+    or `fit(images, **{"vae.images": 60_000})`. Raises UserError on images or settings that cannot be used.
     """
     nested = _nested({**settings, "bank": bank} if isinstance(bank, Mapping) else settings)
-    own = nested.get("data", {})
-    image_size = own.get("image_size") if image_size is None else image_size
-    _require_settings(own, minutes=minutes, image_size=image_size)
-    temporary = name is None and storage is None
+    _require_settings(nested.get("data", {}), minutes=minutes, image_size=image_size)
     with ExitStack() as stack:
-        if temporary:
+        if temporary := name is None and storage is None:
             storage = stack.enter_context(tempfile.TemporaryDirectory(prefix="npdraw-"))
         root, called = "runs" if storage is None else str(storage), "fit" if name is None else name
         run = Store.open(root, called)
-        for folder in (images, valid):
-            if isinstance(folder, str | Path) and "://" not in str(folder):
-                require_apart(str(folder), run.filesystem, run.root, "the run", "storage")
-        channels, source = None, _start_from(init, root, called)
-        if source is not None:
-            nested = merge({"init": {"model": source}}, nested)
-            colours, side, _ = SourceModel.read(source).spec.image_shape
-            image_size, channels = image_size or side, 3 if colours == 3 else None
-        if bank is not None and not isinstance(bank, Mapping):
-            nested = merge(_with_bank(bank, root, called), nested)
-        framed = {key: own[key] for key in ("fit", "background") if key in own}
-        condition = nested.get("prior", {}).get("condition")
-        looked = look((images, labels), (valid, valid_labels), condition, image_size, channels, framed)
-        if labels is not None:
-            nested = merge({"prior": {"condition": "class" if looked.classes else "words"}}, nested)
-        chosen = _chosen(looked, preset, nested, num_workers or int(ray))
-        experiment = resolve(*chosen)
-        if minutes is not None:
-            _require_probe(experiment, nested)
-        if not looked.is_dataset:
-            _require_condition(experiment, looked.pictures, looked.classes)
-        if minutes is not None:
-            found = _budgets(experiment, minutes, root, called)
-            experiment = resolve(chosen[0], None, merge(chosen[2], found, nested))
-        _say(experiment, chosen[0], looked)
-        given = fit_source.given(images, looked, experiment)
-        store = start(
-            experiment, root, called, experiment.stage_names, not temporary, watchers=callbacks, given=given
-        )
+        nested = merge({"init": _start_from(init, bank, run, f"{root.rstrip('/')}/{called}")}, nested)
+        looked = _look((images, labels), (valid, valid_labels), nested, image_size, run)
+        experiment = _experiment(looked, preset, nested, num_workers or int(ray), minutes, run)
+        source, stages = given(looked, experiment), experiment.stage_names
+        store = start(experiment, root, called, stages, not temporary, watchers=callbacks, given=source)
         return _trained(store)
 
 
 def _require_settings(data: Mapping[str, Any], **numbers: Any) -> None:
-    """Raises UserError if section data states what follows from the images, or a number is none above 0."""
+    """Raises UserError if section data states what follows from the images, or a number is not above 0."""
     if taken := {"source", "path", "channels"} & data.keys():
         raise UserError(f"data.{min(taken)} follows from the images; leave it out")
-    for what, value in numbers.items():
+    if numbers.get("image_size") is None:
+        numbers["image_size"] = data.get("image_size")
+    for name, value in numbers.items():
         if value is not None and not (isinstance(value, Real) and float(value) > 0):
-            raise UserError(f"{what} is {value!r}; it must be a number above 0")
+            raise UserError(f"{name} is {value!r}; it must be a number above 0")
 
 
-def _chosen(
-    looked: Looked, preset: str | None, nested: Mapping[str, Any], workers: int | str
-) -> tuple[str, None, dict[str, Any]]:
-    """The preset and the settings of the run, as `resolve` takes them. nested: those that the user gives."""
-    suiting, chosen = suited(looked.pictures, looked.count)
-    if nested.get("init", {}).get("model") is not None:  # it says what the network is
-        sizes = {name: value for name, value in chosen["data"].items() if name != "binarize"}
-        kept = {name: chosen[name] for name in ("train", "eval", "scale")}
-        chosen = {**kept, "data": sizes, **_budgets_of(chosen)}
-    if nested.get("init", {}).get("bank") is not None:
-        chosen.pop("bank", None)  # it has as many parts as it has
+def _look(
+    images: tuple[Any, Labels],
+    valid: tuple[Any, Labels],
+    nested: Mapping[str, Any],
+    image_size: int | None,
+    run: Store,
+) -> Looked:
+    """Looks at the images with the user's `nested` settings.
+
+    Raises UserError if they cannot be used, or lie where the run is written.
+    """
+    for folder, _ in (images, valid):
+        if isinstance(folder, str | Path) and "://" not in str(folder):
+            require_apart(str(folder), run.filesystem, run.root, "the run", "storage")
+    data, channels = nested.get("data", {}), None
+    image_size = data.get("image_size") if image_size is None else image_size
+    if (model := nested["init"].get("model")) is not None:
+        colours, side, _ = SourceModel.read(model).spec.image_shape
+        image_size, channels = image_size or side, 3 if colours == 3 else None
+    framed = {key: data[key] for key in ("fit", "background") if key in data}
+    return look(images, valid, nested.get("prior", {}).get("condition"), image_size, channels, framed)
+
+
+def _experiment(
+    looked: Looked,
+    preset: str | None,
+    nested: Mapping[str, Any],
+    workers: int | str,
+    minutes: float | None,
+    run: Store,
+) -> Experiment:
+    """The run's settings, which are printed: those of the images, and the user's `nested` ones over them."""
+    if looked.condition is not None:
+        nested = merge({"prior": {"condition": looked.condition}}, nested)
+    suiting, chosen = _chosen(looked, nested, workers)
+    preset = preset or suiting
+    experiment = resolve(preset, None, merge(chosen, nested))
+    if looked.dataset is None:
+        _require_condition(experiment, looked.pictures, looked.classes)
+    if minutes is not None:
+        _require_probe(experiment, nested)
+        found = _budgets(experiment, minutes, run)
+        experiment = resolve(preset, None, merge(chosen, found, nested))
+    _say(experiment, preset, looked)
+    return experiment
+
+
+def _chosen(looked: Looked, nested: Mapping[str, Any], workers: int | str) -> tuple[str, dict[str, Any]]:
+    """The preset and the settings that suit the images, beside those that the user gives (`nested`)."""
+    preset, chosen = suited(looked.pictures, looked.count)
+    if nested["init"].get("model") is not None:  # the model decides the network
+        budgets = {
+            stage: {k: v for k, v in chosen.get(stage, {}).items() if k in BUDGETS} for stage in TRAINED
+        }
+        chosen = {**budgets, **{name: chosen[name] for name in ("data", "train", "eval", "scale")}}
+        del chosen["data"]["binarize"]
+    if nested["init"].get("bank") is not None:
+        chosen.pop("bank", None)  # the bank decides the number of parts
     data: dict[str, Any] = {"source": "given"}
-    if not looked.is_dataset:
+    if looked.dataset is None:
         data["max_bad_fraction"] = 1.0  # what is no picture is skipped
-    return preset or suiting, None, merge(chosen, {"data": data, "scale": {"num_workers": workers}}, nested)
+    return preset, merge(chosen, {"data": data, "scale": {"num_workers": workers}})
 
 
 def _trained(store: Store) -> GenerativeModel:
@@ -159,22 +174,21 @@ def _trained(store: Store) -> GenerativeModel:
     with store.reading("model") as folder:
         model = load_model(str(folder))
     assert isinstance(model, HubModel)
-    stages = [stage for stage in ("prior", "vae") if store.has(stage)]
+    stages = [stage for stage in TRAINED if store.has(stage)]
     model.history = {stage: read_metrics(store.filesystem, store.path(stage)) for stage in stages}
     return model
 
 
-def _require_probe(experiment: Experiment, given: Mapping[str, Any]) -> None:
-    """Raises UserError if no probe can find budgets, or `given` settings have some."""
-    kind = experiment.model.kind
+def _require_probe(experiment: Experiment, nested: Mapping[str, Any]) -> None:
+    """Raises UserError if a probe cannot find budgets, or the user's `nested` settings state some."""
     if not experiment.has_parts:
         raise UserError(
-            f"minutes is for NP-DRAW, and the model is of kind {kind}: call fit without minutes, or npdraw "
-            "train --init.model MODEL"
+            f"minutes is for NP-DRAW, and the model is of kind {experiment.model.kind}: call fit without "
+            "minutes, or npdraw train --init.model MODEL"
         )
     if not experiment.scale.here:
         raise UserError("minutes is for a training in this process; leave out num_workers and ray")
-    if sections := [stage for stage in ("prior", "vae") if "images" in given.get(stage, {})]:
+    if sections := [stage for stage in TRAINED if "images" in nested.get(stage, {})]:
         raise UserError(f"minutes decides {sections[0]}.images; leave one of them out")
 
 
@@ -188,56 +202,55 @@ def _require_condition(experiment: Experiment, pictures: Rows, classes: Sequence
         raise UserError(f"prior.condition is {kind}, and the images have no {name}; give labels")
 
 
-def _with_bank(bank: PartBank | str | Path, storage: str, name: str) -> dict[str, Any]:
-    """The nested settings of a run with these parts. A bank in memory is saved beside the run."""
-    if not isinstance(bank, PartBank):
-        return {"init": {"bank": str(bank)}}
-    return {"init": {"bank": _beside(storage, name, "bank", BANK, lambda folder: bank.save(folder / BANK))}}
+def _start_from(
+    init: GenerativeModel | str | Path | None,
+    bank: PartBank | str | Path | Mapping[str, Any] | None,
+    run: Store,
+    where: str,
+) -> dict[str, str]:
+    """The settings of section init. A model or bank in memory is saved beside the run at `where`."""
+    found = dict[str, str]()
+    if isinstance(init, HubModel):
+        found["model"] = _beside(run, where, "init", WEIGHTS, init.save_pretrained)
+    elif isinstance(init, str | Path):
+        found["model"] = str(init)
+    elif init is not None:
+        raise UserError(f"init is a {type(init).__name__}; give a trained model, or the path of one")
+    if isinstance(bank, PartBank):
+        found["bank"] = _beside(run, where, "bank", BANK, lambda folder: bank.save(folder / BANK))
+    elif isinstance(bank, str | Path):
+        found["bank"] = str(bank)
+    return found
 
 
-def _beside(storage: str, name: str, what: str, file: str, save: Callable[[Path], object]) -> str:
-    """Saves what a run starts from beside it, in a folder named by its content; returns that.
+def _beside(run: Store, where: str, what: str, file: str, save: Callable[[Path], object]) -> str:
+    """Saves what a run starts from in a folder beside it, which is named by its content; returns the folder.
 
-    So calls with one name never write into each other's folders. UserError: the run began with another.
+    So calls with one name never write into each other's folders. where: the path or URI of the run. Raises
+    UserError if the run began with other content.
     """
     with tempfile.TemporaryDirectory() as local:
         save(Path(local))
         content = sha256(fs.LocalFileSystem(), f"{local}/{file}")
-        store = Store.open(storage, name)
-        if store.has(CONFIG) and (began := store.config().init.sha256) != content:
+        if run.has(CONFIG) and (began := run.config().init.sha256) != content:
             began_with = "without this" if began is None else "with another"
-            raise UserError(f"the run {name} began {began_with} {what} ({file}); take another name")
-        folder = f"{storage.rstrip('/')}/{name}-{what}-{content[:12]}"
+            raise UserError(f"the run {run.name} began {began_with} {what} ({file}); take another name")
+        folder = f"{where}-{what}-{content[:12]}"
         filesystem, root = open_filesystem(folder)
-        for path in sorted(
-            Path(local).iterdir(), key=lambda path: path.name == file
-        ):  # `file` says all is there
-            if not is_file(filesystem, f"{root}/{file}"):
+        if not is_file(filesystem, f"{root}/{file}"):
+            # `file` is written last: where it lies, all lies.
+            for path in sorted(Path(local).iterdir(), key=lambda path: path.name == file):
                 write_bytes(filesystem, f"{root}/{path.name}", path.read_bytes())
     return folder
 
 
-def _budgets(experiment: Experiment, minutes: float, storage: str, name: str) -> dict[str, Any]:
-    """Settings for so much time; those that a run of this name began with, if there is one."""
-    store = Store.open(storage, name)
-    if not store.has(CONFIG):
+def _budgets(experiment: Experiment, minutes: float, run: Store) -> dict[str, Any]:
+    """The settings for a training of `minutes`. A run that has begun keeps those that it began with."""
+    if not run.has(CONFIG):
         return budgets(experiment, minutes)
-    console.print(f"fit: {store.shown()} goes on with the budgets that it began with, whatever minutes is")
-    begun = store.config()
-    names = {"prior": ("images",), "vae": BUDGETS, "train": ("eval_every_images",)}
-    return {
-        section: {key: getattr(getattr(begun, section), key) for key in keys}
-        for section, keys in names.items()
-    }
-
-
-def _start_from(init: GenerativeModel | str | Path | None, storage: str, name: str) -> str | None:
-    """The path or URI of the model to start from. A model in memory is saved beside the run."""
-    if init is None or isinstance(init, str | Path):
-        return None if init is None else str(init)
-    if not isinstance(init, HubModel):
-        raise UserError(f"init is a {type(init).__name__}; give a trained model, or the path of one")
-    return _beside(storage, name, "init", WEIGHTS, init.save_pretrained)
+    console.print(f"fit: {run.shown()} goes on with the budgets that it began with, whatever minutes is")
+    names = {"prior": {"images"}, "vae": set(BUDGETS), "train": {"eval_every_images"}}
+    return run.config().model_dump(include=names)
 
 
 def _say(experiment: Experiment, preset: str, looked: Looked) -> None:
@@ -251,7 +264,7 @@ def _say(experiment: Experiment, preset: str, looked: Looked) -> None:
     every = [looked.pictures] if looked.validation is None else [looked.pictures, looked.validation]
     if skipped := [reject for rows in every for reject in rows.rejects]:
         among = f"{sum(map(len, every)) + len(skipped):,}"
-        seen = "looked at " if looked.is_partial else ""
+        seen = "looked at " if looked.folder or looked.dataset is not None else ""
         line = f"{len(skipped):,} of {among} pictures {seen}are skipped ({reasons(skipped)})"
         results.print(f"fit: warning: {line}", markup=False)
 
@@ -265,12 +278,6 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{key} is no section of settings; write, such as, vae={{'images': 60_000}}")
         nested = merge(nested, {section: {field: value} if dot else value})
     return nested
-
-
-def _budgets_of(settings: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Of nested settings the budgets of prior and VAE."""
-    found = {stage: settings.get(stage, {}) for stage in ("prior", "vae")}
-    return {stage: {name: own[name] for name in BUDGETS if name in own} for stage, own in found.items()}
 
 
 def suited(pictures: Rows, count: int | None = None) -> tuple[str, dict[str, Any]]:

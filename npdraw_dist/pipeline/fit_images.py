@@ -1,10 +1,9 @@
-"""Images of any Python kind as rows, with the labels that `fit` is given.
+"""Reads images of any Python kind for `fit`, with their labels.
 
 Shapes: N images, C channels, S side of the square.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from math import isnan
@@ -12,11 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
+from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import (
     SUFFIXES,
@@ -31,95 +29,87 @@ from npdraw_dist.core.pictures import (
 )
 from npdraw_dist.core.vocabulary import MOST_CLASSES, as_python
 from npdraw_dist.data.listing import list_tree, local_path, stamp_of
-from npdraw_dist.data.readers.files import LOCAL, Files, are_pictures
-from npdraw_dist.data.rows import Reject, Rows
+from npdraw_dist.data.readers.files import LOCAL, Files, by_split, pictures_in, read_files
+from npdraw_dist.data.rows import Reject, RowBuilder, Rows
+from npdraw_dist.data.splits import Split
 
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # pixels of a side; an image has up to 4 times as many
 KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
-SEEN = 1000  # pictures of a Ray Dataset that decide sizes and settings
-# Of a folder with more pictures, these headers and these pixels of a seeded sample decide them.
+SEEN = 1000  # rows of a Ray Dataset that decide sizes and settings
+# So many headers, and the pixels of so many pictures, of a folder decide them.
 HEADERS, SAMPLED = 10_000, 256
-AT_ONCE = 10**9  # pixels of a folder that one thread reads in some seconds
 SHOWN = 3  # names of skipped pictures in a warning
+UNSPLIT = DataConfig(valid_fraction=0.0, test_fraction=0.0)
 
-Item = tuple[str, Path | bytes | Image.Image, int]  # id, picture, label
+Labels = Sequence[int | str | None] | None  # a class or words of each image
+Picture = Path | bytes | Image.Image
 
 
+@dataclass(frozen=True)
 class Folder:
-    """The pictures in a local folder.
+    """A local folder of pictures, as the source `imagefolder` reads it.
 
-    files: their paths below `root`, and the numbers of their first folders among `classes`, which are sorted.
-    stamp: changes with the files. most: if there are more, a sample of so many decides the settings, and the
-    stage `data` alone reads them all; None: all are read at once.
+    splits: by the names of its top folders; all pictures are for training if these name no split. stamp:
+    changes with the files.
     """
 
-    def __init__(self, folder: str | Path, most: int | None = None) -> None:
+    root: str
+    splits: Mapping[Split, Files]
+    classes: tuple[str, ...]
+    stamp: str
+
+    @classmethod
+    def at(cls, folder: str | Path) -> "Folder":
+        """Raises UserError if there is no picture for training."""
         if "://" in str(folder):
             raise UserError(
                 f"images are at {folder}; copy them here, or give `npdraw train` that --data.path"
             )
-        self.root, self.most = str(Path(folder).expanduser().absolute()), most
-        listing = list_tree(LOCAL, self.root)
-        listing = listing.filter(are_pictures(listing["path"].combine_chunks())).combine_chunks()
-        if not len(listing):
-            raise UserError(f"{self.root} has no image ({', '.join(SUFFIXES)})")
-        self.stamp, paths = stamp_of(listing), listing["path"].combine_chunks()
-        tops = pc.replace_substring_regex(paths, "(?s)/.*", "")
-        top_of = pc.if_else(pc.match_substring(paths, "/"), tops, None).dictionary_encode()
-        folders = top_of.dictionary.to_pylist()
-        self.classes = tuple(sorted(folders))
-        order = {name: number for number, name in enumerate(self.classes)}
-        numbers = np.array([order[name] for name in folders] + [-1], np.int64)  # the last: in no folder
-        labels = numbers[top_of.indices.fill_null(len(folders)).to_numpy(zero_copy_only=False)]
-        self.files = Files(paths, labels, np.zeros(len(paths), np.bool_))
+        root = str(Path(folder).expanduser().absolute())
+        listing = pictures_in(list_tree(LOCAL, root))
+        splits, classes = by_split(listing["path"].combine_chunks(), UNSPLIT, 0)
+        if not len(splits["train"]):
+            raise UserError(f"{root} has no image ({', '.join(SUFFIXES)})")
+        return cls(root, splits, tuple(classes), stamp_of(listing))
 
-    @property
-    def is_large(self) -> bool:
-        return self.most is not None and len(self.files) > self.most
+    def __len__(self) -> int:
+        return sum(map(len, self.splits.values()))
 
-    def items(self, most: int | None) -> Iterator[Item]:
-        """(name, path, label) of all pictures, or of a seeded sample of `most`."""
-        files = self.files
-        if most is not None and len(files) > most:
-            files = files.take(np.sort(np.random.default_rng(0).permutation(len(files))[:most]))
-        for name, label, _ in files:
-            yield name, local_path(self.root, name), label
+    def some(self, most: int) -> Files:
+        """A seeded sample of at most `most` pictures for training."""
+        files = self.splits["train"]
+        order = np.random.default_rng(0).permutation(len(files))[:most]
+        return files.take(np.sort(order))
 
-
-def seen_of(images: Any) -> tuple[Any, int | None]:
-    """The images that decide the settings; and of a Ray Dataset how many there are, else None."""
-    if isinstance(images, str | Path):
-        return Folder(images, SAMPLED), None
-    is_dataset = hasattr(images, "take") and hasattr(images, "write_parquet")
-    return (images.take(SEEN), images.count()) if is_dataset else (images, None)
+    def read(self, frame: Frame, whole: bool) -> Rows:
+        """All pictures, or SAMPLED of those for training."""
+        files = self.splits.values() if whole else [self.some(SAMPLED)]
+        return Rows.cat([read_files(LOCAL, self.root, frame, False, some) for some in files])
 
 
 @dataclass(frozen=True)
 class Looked:
     """What `fit` knows of its images before it trains.
 
-    seen: as `seen_of` gives it. pictures: those that decide the settings; all, but of a Ray Dataset and of a
-    large folder. classes: their names, if there are any. validation: if other images are given for it.
-    count: of all images. is_dataset: whether they are a Ray Dataset.
+    pictures: those that decide the settings: all, or some of a folder or of a Ray Dataset. classes: their
+    names, if there are any. validation: the images that are given for it. count: of all images. condition:
+    what the labels are, class or words; None without a list of labels. folder, dataset: the images, if they
+    are one.
     """
 
-    seen: Any
     pictures: Rows
     classes: tuple[str, ...]
     validation: Rows | None
     count: int
-    is_dataset: bool
-
-    @property
-    def is_partial(self) -> bool:
-        """Whether only some of the images have been looked at."""
-        return self.is_dataset or (isinstance(self.seen, Folder) and self.seen.is_large)
+    condition: str | None = None
+    folder: Folder | None = None
+    dataset: Any = None
 
 
 def look(
-    images: tuple[Any, Sequence[int | str | None] | None],
-    valid: tuple[Any, Sequence[int | str | None] | None],
+    images: tuple[Any, Labels],
+    valid: tuple[Any, Labels],
     kind: str | None,
     image_size: int | None,
     channels: int | None,
@@ -130,21 +120,25 @@ def look(
     kind: `prior.condition`, if it is given. image_size, channels: None if the pictures decide them. framed:
     `fit` and `background` of section data. Raises UserError on what cannot be used.
     """
-    (seen, count), labels = seen_of(images[0]), images[1]
+    given, labels = images
+    folder = Folder.at(given) if isinstance(given, str | Path) else None
+    dataset = given if hasattr(given, "take") and hasattr(given, "write_parquet") else None
+    seen = folder or (given if dataset is None else dataset.take(SEEN))
     pictures = pictures_of(seen, image_size, channels=channels, **framed)
-    classes = seen.classes if isinstance(seen, Folder) else ()
+    classes, condition = () if folder is None else folder.classes, None
     if labels is not None:
-        if count is not None:
+        if dataset is not None:
             raise UserError("labels are for a list of images; a Ray Dataset has a column `label`")
         _require_list(seen)
         pictures, classes = labelled(pictures, labels, kind)
+        condition = "class" if classes else "words"
     validation = None
     if valid[0] is not None:
         validation = validation_rows(*valid, pictures, labels is not None, classes, framed)
     elif valid[1] is not None:
         raise UserError("valid_labels are of images for validation; give valid too")
-    number = len(seen.files) if isinstance(seen, Folder) and seen.is_large else len(pictures)
-    return Looked(seen, pictures, classes, validation, count or number, count is not None)
+    count = len(folder or pictures) if dataset is None else dataset.count()
+    return Looked(pictures, classes, validation, count, condition, folder, dataset)
 
 
 def pictures_of(
@@ -153,67 +147,46 @@ def pictures_of(
     fit: Literal["pad", "crop"] = "pad",
     background: str = "white",
     channels: int | None = None,
+    whole: bool = False,
 ) -> Rows:
     """Reads `images`: a folder, an array or tensor, a Ray Dataset, or any sequence of images.
-
-    Of a large folder it reads a sample, which decides the settings.
 
     An array is (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]. An item of a sequence, as
     of a torch Dataset, is an array, a tensor, a PIL image, a path or an encoded picture: alone, before its
     label in a tuple, or under one of KEYS beside `label` in a dict; the label of a file is the number of its
     folder. Pictures are opened one at a time, first for their sizes, padded with the background (`crop`:
-    cropped to the centre), resized to `image_size`, by default SMALL or LARGE, and left out if they cannot be
-    read. channels: 1 or 3; None: 1 if all are grey. Raises UserError on anything else.
+    cropped to the centre), resized to `image_size`, by default SMALL or LARGE, and rejected if they cannot be
+    read. channels: 1 or 3; None: 1 if all are grey. whole: reads all pictures of a folder, not a sample.
+    Raises UserError on anything else, and if no picture can be read.
     """
     if isinstance(images, str | Path):
-        images = Folder(images, SAMPLED)
-    items, skipped = _items_of(images), dict[str, str]()
-    looked_at = images.items(images.most and HEADERS) if isinstance(images, Folder) else items()
-    sizes: list[tuple[int, int]] = []
-    kinds: set[bool | None] = set()
-    for name, item, _ in looked_at:
-        try:
-            size, grey = _header(item)
-            sizes.append(size)
-            kinds.add(grey)
-        except BadPicture as error:
-            skipped[name] = str(error)
-    side = image_size or _side(sizes)
+        images = Folder.at(images)
+    if isinstance(images, Folder):
+        headers = [local_path(images.root, name) for name, *_ in images.some(HEADERS)]
+        found = [_header(picture) for picture in headers]
+    else:
+        items = _items_of(images)
+        found = [_header(picture) for _, picture, _ in items()]
+    kinds = {grey for _, grey in filter(None, found)}
+    side = image_size or _side([size for size, _ in filter(None, found)])
     frame = Frame((channels or (1 if kinds == {True} else 3), side, side), background, fit)
-    large = isinstance(images, Folder) and sum(width * height for width, height in sizes) > AT_ONCE
-    if isinstance(images, Folder) and images.is_large:  # the stage `data` lists the others
-        skipped = {name: skipped[name] for name, *_ in items() if name in skipped}
-    take, readable = partial(_pixels, frame), (one for one in items() if one[0] not in skipped)
-    read: list[tuple[str, int, NDArray[np.uint8]]] = []
-    # Threads, as many as torch computes on, where it takes long: Pillow decodes without Python's lock.
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for name, label, image in pool.map(take, readable) if large else map(take, readable):
-            if isinstance(image, str):
-                skipped[name] = image
-            else:
-                read.append((name, label, image))
-    rejects = [Reject(name, why) for name, why in skipped.items()]
-    if not read:
-        why = f" ({reasons(rejects)})" if rejects else ""
-        raise UserError(f"there are no images to fit{why}")
-    names, labels, stack = zip(*read, strict=True)
-    pixels = np.stack(stack)
-    if (
-        channels is None and False not in kinds and (pixels == pixels[:, :1]).all()
-    ):  # what is transparent may be grey
-        pixels = np.ascontiguousarray(pixels[:, :1])
-    return Rows(list(names), pixels, np.array(labels, np.int64), rejects)
+    rows = images.read(frame, whole) if isinstance(images, Folder) else _read(items(), frame)
+    if not len(rows):
+        raise UserError(
+            "there are no images to fit" + (f" ({reasons(rows.rejects)})" if rows.rejects else "")
+        )
+    # Only pixels tell whether a transparent picture is grey.
+    if channels is None and False not in kinds and (rows.images == rows.images[:, :1]).all():
+        return replace(rows, images=np.ascontiguousarray(rows.images[:, :1]))
+    return rows
 
 
-def _pixels(frame: Frame, item: Item) -> tuple[str, int, NDArray[np.uint8] | str]:
-    """Id, label, and (C, H, W), or why the picture cannot be read."""
-    name, picture, label = item
-    try:
-        if isinstance(picture, Image.Image):
-            return name, label, to_image(picture, frame)
-        return name, label, read_picture(picture, frame)
-    except BadPicture as error:
-        return name, label, str(error)
+def _read(items: Iterable[tuple[str, Picture, int]], frame: Frame) -> Rows:
+    builder = RowBuilder(frame.shape)
+    for name, picture, label in items:
+        read = to_image if isinstance(picture, Image.Image) else read_picture
+        builder.add(name, label, partial(read, picture, frame))
+    return builder.rows()
 
 
 def _label(given: Any) -> Any:
@@ -231,11 +204,11 @@ def labelled(
     kind: str | None = None,
     classes: Sequence[str] = (),
 ) -> tuple[Rows, tuple[str, ...]]:
-    """The pictures with their labels, and the names of the classes; none: the labels are words.
+    """The pictures with their labels, and the names of the classes; none if the labels are words.
 
     kind: class or words; None: names are words if most come once. classes: those that there can be, if they
-    are known. What is not known is -1 among whole numbers, None or NaN. Raises UserError if the numbers
-    differ, a class is another, or no label is known.
+    are known. An unknown label is -1 among whole numbers, None or NaN. Raises UserError if the numbers of
+    labels and images differ, a class is not among `classes`, or no label is known.
     """
     given = [_label(label) for label in as_python(labels)]
     if all(label is None or type(label) is int for label in given):  # True is a name
@@ -263,19 +236,19 @@ def labelled(
 
 def validation_rows(
     images: Any,
-    labels: Sequence[int | str | None] | None,
+    labels: Labels,
     training: Rows,
     has_labels: bool,
     classes: Sequence[str],
     framed: Mapping[str, Any],
 ) -> Rows:
-    """The images for validation, in the form of those of training.
+    """The images for validation, with the channels, side and classes of the training images.
 
-    has_labels: those of training came with a list of labels. Raises UserError on another class, or none.
+    has_labels: the training images came with a list of labels. Raises UserError on another class, or none.
     """
     channels, side, _ = training.images.shape[1:]
-    images = Folder(images) if isinstance(images, str | Path) else images
-    found = pictures_of(images, side, channels=channels, **framed)
+    images = Folder.at(images) if isinstance(images, str | Path) else images
+    found = pictures_of(images, side, channels=channels, whole=True, **framed)
     names = images.classes if isinstance(images, Folder) else ()
     if labels is not None:
         _require_list(images)
@@ -289,7 +262,7 @@ def validation_rows(
         found = replace(found, labels=np.where(given >= 0, numbers[given], -1))
     elif has_labels:
         raise UserError("the images have labels, those for validation have none; give valid_labels")
-    elif names:  # of no use: the others have no classes
+    elif names:  # the training images have no classes
         found = replace(found, labels=None)
     return replace(found, ids=[f"valid/{name}" for name in found.ids])
 
@@ -309,10 +282,8 @@ def reasons(skipped: Sequence[Reject]) -> str:
     return "; ".join([*shown, "..."] if len(skipped) > SHOWN else shown)
 
 
-def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
-    """What gives (id, picture, label) of each item, one at a time, at each call."""
-    if isinstance(images, Folder):
-        return partial(images.items, images.most)
+def _items_of(images: Any) -> Callable[[], Iterator[tuple[str, Picture, int]]]:
+    """A function that gives (id, picture, label) of each item, one at a time, at each call."""
     if isinstance(images, Mapping):  # such as the splits of a Hugging Face data set
         raise UserError(f"images are a mapping of {', '.join(map(str, images))}; give one of these")
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim not in (3, 4):
@@ -330,7 +301,7 @@ def _items_of(images: Any) -> Callable[[], Iterator[Item]]:
     )
 
 
-def picture_and_label(value: Any, name: str) -> tuple[Path | bytes | Image.Image, int]:
+def picture_and_label(value: Any, name: str) -> tuple[Picture, int]:
     """A picture, of which no more than the header is read, and its label; -1: unknown."""
     label: Any = -1
     if isinstance(value, tuple) and value:
@@ -361,12 +332,15 @@ def picture_and_label(value: Any, name: str) -> tuple[Path | bytes | Image.Image
         raise UserError(f"image {name} has {error}") from None
 
 
-def _header(item: Path | bytes | Image.Image) -> tuple[tuple[int, int], bool | None]:
-    """Width and height, and whether the picture is grey; None: only pixels tell. Raises BadPicture."""
-    if isinstance(item, Image.Image):
-        return item.size, is_grey(item)
-    with open_picture(item) as picture:
+def _header(picture: Picture) -> tuple[tuple[int, int], bool | None] | None:
+    """Width and height, and whether the picture is grey; None: only pixels tell. None: it is unreadable."""
+    if isinstance(picture, Image.Image):
         return picture.size, is_grey(picture)
+    try:
+        with open_picture(picture) as opened:
+            return opened.size, is_grey(opened)
+    except BadPicture:
+        return None
 
 
 def canvas_scale(side: int) -> int | None:

@@ -194,8 +194,9 @@ def test_images_stay_when_another_process_has_the_run(fitted: Path, tmp_path: Pa
 def given_of(images: Any, labels: Any = None) -> tuple[Experiment, Given]:
     """What `fit` gives to the stage `data`."""
     looked = fit_images.look((images, labels), (None, None), "class", None, None, {})
-    experiment = resolve(*fit._chosen(looked, None, SMALL, 0))
-    return experiment, fit_source.given(images, looked, experiment)
+    run = Store.open("nowhere", "run")
+    experiment = fit._experiment(looked, None, {**SMALL, "init": {}}, 0, None, run)
+    return experiment, fit_source.given(looked, experiment)
 
 
 def test_images_of_a_fit_that_was_killed_are_known_again(

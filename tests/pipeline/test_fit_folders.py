@@ -58,39 +58,28 @@ def read_by(storage: Path, images: Path, **options: Any) -> dict[str, Any]:
     return Store.open(str(storage), "mine").read_json("data", MANIFEST)
 
 
-def test_a_large_folder_is_read_by_the_stage_alone(
+def test_the_stage_reads_a_folder_of_which_a_sample_decides_the_settings(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]
 ) -> None:
-    """The same images, classes and reasons as of a small one; but a sample decides the settings."""
     stages.append("data")
-    small = read_by(tmp_path / "small", pictures)
-    assert small["images"] == 59
-    assert small["classes"] == ["a", "b"]
     monkeypatch.setattr(fit_images, "SAMPLED", 20)
     looked = fit_images.look((pictures, None), (None, None), None, None, None, {})
-    assert (looked.count, looked.is_partial) == (60, True)
+    assert looked.count == 60
     assert len(looked.pictures) + len(looked.pictures.rejects) == 20
-    large = read_by(tmp_path / "large", pictures)
-    for name in ("digests", "splits", "classes", "shape", "rejected"):
-        assert large[name] == small[name], name
-    for run in ("small", "large"):
-        (line,) = (tmp_path / run / "mine/data" / REJECTS).read_text().splitlines()
-        assert json.loads(line)["id"] == "b/01.png"
-    assert "b/caf\\xe9.png" in ids_of(tmp_path / "large")
+    manifest = read_by(tmp_path, pictures)
+    assert manifest["images"] == 59
+    assert manifest["classes"] == ["a", "b"]
+    (line,) = (tmp_path / "mine/data" / REJECTS).read_text().splitlines()
+    assert json.loads(line)["id"] == "b/01.png"
+    shards = Store.open(str(tmp_path), "mine").shards()
+    ids = [name for files in shards.manifest.files.values() for f in files for name in shards.read(f).ids]
+    assert "b/caf\\xe9.png" in ids
 
 
-def ids_of(storage: Path) -> list[str]:
-    shards = Store.open(str(storage), "mine").shards()
-    return [
-        name for files in shards.manifest.files.values() for file in files for name in shards.read(file).ids
-    ]
-
-
-def test_a_large_folder_that_changed_is_refused_once_it_is_read(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]
+def test_a_folder_that_changed_is_refused_once_it_is_read(
+    pictures: Path, tmp_path: Path, stages: list[str]
 ) -> None:
     stages.append("data")
-    monkeypatch.setattr(fit_images, "SAMPLED", 20)
     read_by(tmp_path / "runs", pictures)
     (pictures / "a/notes.txt").write_text("other notes")
     read_by(tmp_path / "runs", pictures)
@@ -99,16 +88,26 @@ def test_a_large_folder_that_changed_is_refused_once_it_is_read(
         npdraw_dist.fit(pictures, name="mine", storage=tmp_path / "runs", **SMALL)
 
 
-def test_of_a_large_folder_some_are_held_out_though_the_hash_takes_none(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]
+def test_one_picture_is_held_out_though_the_hash_takes_none(
+    pictures: Path, tmp_path: Path, stages: list[str]
 ) -> None:
     stages.append("data")
-    monkeypatch.setattr(fit_images, "SAMPLED", 20)
     manifest = read_by(tmp_path / "runs", pictures, data={"valid_fraction": 1e-9})
     assert manifest["splits"] == {"train": 58, "valid": 1}
 
 
-def test_a_large_folder_for_validation_is_read_as_a_whole(
+def test_folders_that_name_a_split_are_that_split(pictures: Path, tmp_path: Path, stages: list[str]) -> None:
+    stages.append("data")
+    (pictures / "b/back").unlink()
+    (pictures / "b").rename(pictures / "valid")
+    (pictures / "a").rename(pictures / "train")
+    (pictures / "train/00.txt").write_text("a bar")
+    manifest = read_by(tmp_path / "runs", pictures)
+    assert manifest["splits"] == {"train": 30, "valid": 29}
+    assert manifest["has_words"]
+
+
+def test_a_folder_for_validation_is_read_as_a_whole(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stages: list[str]
 ) -> None:
     """With the classes of the training images, also of those that the sample lacks."""

@@ -1,6 +1,5 @@
 """Images of any kind as `npdraw_dist.fit` takes them, and what follows from them."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +16,9 @@ from npdraw_dist.config.load import resolve
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.vocabulary import as_python
 from npdraw_dist.data import rows
-from npdraw_dist.pipeline import fit_images
 from npdraw_dist.pipeline.fit import suited
 from npdraw_dist.pipeline.fit_images import labelled, pictures_of
-from npdraw_dist.pipeline.fit_source import split_few
+from npdraw_dist.pipeline.fit_source import split_train
 from tests.helpers.tiny_fit import COLOUR, GREY
 
 
@@ -121,30 +119,6 @@ def test_the_settings_follow_from_the_images() -> None:
             chosen(np.zeros((4, 1, side, side), np.uint8))
 
 
-def test_threads_read_a_large_folder_as_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number, image in enumerate(COLOUR):
-        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
-        Image.fromarray(image).save(tmp_path / "ab"[number % 2] / f"{number}.png")
-    whole = (tmp_path / "a/0.png").read_bytes()
-    (tmp_path / "b/cut.png").write_bytes(whole[: len(whole) // 2])
-    alone = pictures_of(tmp_path)
-    monkeypatch.setattr(fit_images, "AT_ONCE", 0)
-    pools: list[int] = []
-
-    def pool(threads: int) -> ThreadPoolExecutor:
-        pools.append(threads)
-        return ThreadPoolExecutor(threads)
-
-    monkeypatch.setattr(fit_images, "ThreadPoolExecutor", pool)
-    found = pictures_of(tmp_path)
-    assert pools == [torch.get_num_threads()]
-    assert found.ids == alone.ids
-    assert [reject.id for reject in found.rejects] == ["b/cut.png"]
-    assert found.rejects == alone.rejects
-    np.testing.assert_array_equal(found.images, alone.images)
-    np.testing.assert_array_equal(found.known_labels(), alone.known_labels())
-
-
 @pytest.mark.parametrize(("side", "chosen_side"), [(60, 60), (61, 64)])
 def test_pictures_of_one_small_size_keep_it_where_a_canvas_fits_it(side: int, chosen_side: int) -> None:
     assert pictures_of([Image.new("L", (side, side))] * 2).images.shape[-1] == chosen_side
@@ -204,30 +178,20 @@ def test_the_label_of_an_item_may_be_a_tensor() -> None:
         assert pictures_of([(GREY[0], label), (GREY[1], label)]).known_labels().tolist() == [3, 3]
 
 
-def held_of(count: int, each: int = 1, share: float = 0.1) -> tuple[rows.Rows, rows.Rows | None]:
-    """held: of `count` pictures, each of which comes `each` times."""
-    images = np.repeat(np.arange(count, dtype=np.uint8), each).reshape(-1, 1, 1, 1)
-    found = rows.Rows([f"{number}.png" for number in range(len(images))], images)
-    settings = resolve("emoji", None, {"data": {"valid_fraction": share}})
-    return split_few(found, settings)
+def held_out_of(count: int, share: float) -> int:
+    """The number of `count` images that are held out for validation."""
+    found = rows.Rows([f"{n}.png" for n in range(count)], np.zeros((count, 1, 1, 1), np.uint8))
+    splits = split_train(found, resolve("emoji", None, {"data": {"valid_fraction": share}}))
+    ids = sum((part.ids for part in splits.values() if isinstance(part, rows.Rows)), list[str]())
+    assert sorted(ids) == sorted(found.ids)
+    return len(splits["valid"])
 
 
-def test_images_are_held_out_by_their_hash_where_that_takes_some() -> None:
-    kept, held = held_of(200)
-    assert held is None
-    assert len(kept) == 200
-    assert held_of(7, share=0.0)[1] is None
-
-
-@pytest.mark.parametrize("count", range(2, 30))
-def test_copies_of_few_images_are_in_one_split(count: int) -> None:
-    kept, held = held_of(count, each=2, share=0.001)
-    assert held is not None
-    assert len(set(held.images.ravel().tolist())) == 1
-    assert sorted([*kept.images.ravel(), *held.images.ravel()]) == sorted([*range(count)] * 2)
-    assert not set(kept.images.ravel().tolist()) & set(held.images.ravel().tolist())
-
-
-def test_a_single_picture_is_refused() -> None:
-    with pytest.raises(UserError, match="two different pictures"):
-        held_of(1, each=3, share=0.001)
+def test_images_are_held_out_for_validation() -> None:
+    """By a hash of the id, and one at least where that takes none."""
+    assert 100 < held_out_of(2000, 0.1) < 300
+    assert held_out_of(7, 0.0) == 0
+    for count in range(2, 30):
+        assert held_out_of(count, 0.001) == 1
+    with pytest.raises(UserError, match="two pictures"):
+        held_out_of(1, 0.001)
