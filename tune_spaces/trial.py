@@ -22,6 +22,7 @@ from npdraw_dist.distributed.failures import is_of_storage, lost, reason_of
 from npdraw_dist.distributed.nodes import require_here
 from npdraw_dist.distributed.start import RAY, quiet_logs
 from npdraw_dist.pipeline import bank, data, parse, prior, sample, vae
+from npdraw_dist.pipeline.stage import Watch
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.pipeline.train_stage import selected_record
 from tune_spaces.shared_stages import build_alone
@@ -89,12 +90,12 @@ def _train(
     store = plan.cache.trial_store(experiment, trial.name)
     store.claim(experiment)
 
-    def callbacks(stage: str) -> Sequence[TuneReportCallback]:
-        return [_Report(metric)] if stage == metric.stage else []
+    def watch(stage: str) -> Watch:
+        return Watch(ray_callbacks=[_Report(metric)] if stage == metric.stage else [])
 
     for shared in plan.cache.stages(experiment):
-        shared.ensure(partial(_build, shared.stage, experiment, callbacks(shared.stage), folders))
-    vae.run(experiment, store, callbacks("vae"))
+        shared.ensure(partial(_build, shared.stage, experiment, watch(shared.stage), folders))
+    vae.run(experiment, store, watch("vae"))
     for split in ("valid", "test") if plan.space.curve else ("valid",):
         sample.run(with_changes(experiment, {"eval": {"split": split}}), store)
     return tune_report(selected_record(store, metric.stage), metric), trial_numbers(store, experiment)
@@ -103,13 +104,13 @@ def _train(
 def _build(
     stage: str,
     experiment: Experiment,
-    callbacks: Sequence[TuneReportCallback],
+    watch: Watch,
     folders: Sequence[Landmarks],
     store: Store,
 ) -> None:
     """Runs a shared stage. All but the prior run in a task, which is not bound to Tune's placement group."""
     if stage == "prior":
-        prior.run(experiment, store, callbacks)
+        prior.run(experiment, store, watch)
         return
     task: Any = ray.remote(num_cpus=0)(build_alone).options(scheduling_strategy="DEFAULT")
     run = {"data": data.run, "bank": bank.run, "parse": parse.run}[stage]

@@ -27,7 +27,8 @@ from npdraw_dist.pipeline.models import BANK, SourceModel, load_model
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.progress import console, results
 from npdraw_dist.pipeline.run import start
-from npdraw_dist.pipeline.store import CONFIG, Store, Watcher
+from npdraw_dist.pipeline.stage import Watcher
+from npdraw_dist.pipeline.store import CONFIG, Store
 from npdraw_dist.training.metrics_log import read_metrics
 
 BINARY, NEAR_BINARY = 0.02, 0.3  # shares of values between black and white

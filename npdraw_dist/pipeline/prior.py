@@ -1,6 +1,6 @@
 """Stage `prior`: maximum likelihood of the Transformer on the parses, by Ray Train, or in this process."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from npdraw_dist.nn.objective import PriorObjective, told
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.models import source_model
-from npdraw_dist.pipeline.stage import Stage
+from npdraw_dist.pipeline.stage import Stage, Watch
 from npdraw_dist.pipeline.stage_job import Start
 from npdraw_dist.pipeline.store import Store, finished, required
 from npdraw_dist.pipeline.train_stage import fall_note, run_stage
@@ -25,7 +25,7 @@ NAME, PREFIX = "prior", "prior."
 SCORED = 2048  # parses of the final NLL, or eval.images if that is more
 
 
-def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+def run(experiment: Experiment, store: Store, watch: Watch | None = None) -> dict[str, Any]:
     """Trains the prior and writes prior/; returns its manifest (`valid_nll`: nats an image, or None)."""
     if (manifest := done(experiment, store)) is not None:
         return manifest
@@ -35,7 +35,7 @@ def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> 
         start = source_model(experiment).state_dict()
     elif experiment.by_authors or experiment.prior.table != "joint":  # it looks at the parts' pixels
         start = {"bank_parts": load_bank(experiment, store).parts}
-    manifest, _, record = run_stage(experiment, store, NAME, make_objective, start, callbacks)
+    manifest, _, record = run_stage(experiment, store, NAME, make_objective, start, watch)
     parameters = sum(p.numel() for p in make_prior(experiment).parameters())
     manifest |= {"valid_nll": record.get("valid/nll"), "parameters": parameters}
     store.write_manifest(manifest, NAME)

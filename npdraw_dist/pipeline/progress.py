@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar on a terminal, else lines, of progress; and the same in log.txt."""
+"""Progress and messages of a run: on the console, as a bar or as lines, and in log.txt."""
 
 import contextlib
 import threading
@@ -21,13 +21,16 @@ from npdraw_dist.pipeline.store import Store
 
 LINE_EVERY_S = 15.0
 LOG, LOG_WIDTH = "log.txt", 160  # columns of its tables
-STORED_EVERY_S = 60.0  # an object store cannot append, so there the whole text is written, not more often
+STORED_EVERY_S = 60.0  # least time between two writes to an object store, each of the whole text
 
 
 class LoggedConsole(Console):
-    """A console that gives what is printed, shown or not, to `sink` too, as text without a line's end."""
+    """A console that also gives the log what it prints, shown or not, as plain text.
 
-    sink: ClassVar[Callable[[str], None] | None] = None  # of the run that is worked at, for all consoles
+    to_log: takes the texts of all consoles within a block of `logged`. shown: whether the console shows any.
+    """
+
+    to_log: ClassVar[Callable[[str], None] | None] = None
 
     def __init__(self, shown: Callable[[], bool] = lambda: True) -> None:
         super().__init__(highlight=False, soft_wrap=True)
@@ -36,19 +39,19 @@ class LoggedConsole(Console):
     def print(self, *objects: Any, **options: Any) -> None:
         if self.shown():
             super().print(*objects, **options)
-        if LoggedConsole.sink is not None and not all(isinstance(item, Control) for item in objects):
+        if LoggedConsole.to_log is not None and not all(isinstance(item, Control) for item in objects):
             text = StringIO()
             Console(file=text, width=LOG_WIDTH, highlight=False, soft_wrap=True).print(*objects, **options)
-            if plain := text.getvalue().rstrip("\n"):  # else a line's end, as after a bar
+            if plain := text.getvalue().rstrip("\n"):  # empty after a bar
                 self.note(plain)
 
     def note(self, text: str) -> None:
-        """A text for the log alone."""
-        if LoggedConsole.sink is not None:
-            LoggedConsole.sink(text)
+        """Writes a text to the log alone."""
+        if LoggedConsole.to_log is not None:
+            LoggedConsole.to_log(text)
 
 
-# Progress and decisions on `console`, silent with `--quiet`; warnings, and what was asked for, on `results`.
+# `console` shows progress and decisions, unless `--quiet`; `results` shows warnings and requested output.
 console = LoggedConsole(lambda: not process.is_quiet())
 results = LoggedConsole()
 
@@ -61,15 +64,15 @@ class Show(Protocol):
 
 @contextmanager
 def stage_progress(stage: str, total: int) -> Iterator[Show]:
-    """Yields a function that shows the progress towards `total` images; 0: only reading would tell."""
-    started = f"{stage}: started" + (f" ({total:,} images)" if total else "")
+    """Yields a function that shows the progress towards `total` images; 0 if the total is not known."""
     of = f"/{total:,}" if total else ""
+    started = f"{stage}: started" + (f" ({total:,} images)" if total else "")
     if not console.is_terminal:
         console.print(started)
         yield _lines(stage, total, _print)
         return
     console.note(started)
-    line = _lines(stage, total, console.note)
+    log_line = _lines(stage, total, console.note)
     with Progress(
         TextColumn("{task.description:>6}"),
         BarColumn(),
@@ -83,7 +86,7 @@ def stage_progress(stage: str, total: int) -> Iterator[Show]:
 
         def show(done: int, rate: float = 0.0, note: str = "") -> None:
             bars.update(task, completed=done, rate=rate, note=note)
-            line(done, rate, note)
+            log_line(done, rate, note)
 
         yield show
 
@@ -94,7 +97,7 @@ def _print(line: str) -> None:
 
 
 def _lines(stage: str, total: int, out: Callable[[str], None]) -> Show:
-    """Gives `out` a line of the progress every LINE_EVERY_S seconds."""
+    """Returns a function that gives `out` a line of the progress every LINE_EVERY_S seconds."""
     last = time.monotonic()
 
     def show(done: int, rate: float = 0.0, note: str = "") -> None:
@@ -110,9 +113,12 @@ def _lines(stage: str, total: int, out: Callable[[str], None]) -> Show:
 
 @contextmanager
 def logged(store: Store) -> Iterator[None]:
-    """Inside the block, log.txt has what the console shows, and the error that ends it. OSErrors pass."""
-    path, lock = store.path(LOG), threading.Lock()  # lines of Ray's workers come from another thread
-    before, stored_at, whole = LoggedConsole.sink, -STORED_EVERY_S, ""  # `whole` in an object store
+    """Within the block, log.txt gets what the consoles print, and the error that ends the block.
+
+    A storage that cannot be written does not end the run.
+    """
+    path, lock = store.path(LOG), threading.Lock()  # Ray prints its workers' lines from another thread
+    stored_at, whole = -STORED_EVERY_S, ""  # the whole text, kept for an object store
     if not store.is_local and store.has(LOG):
         with contextlib.suppress(OSError):
             whole = read_bytes(store.filesystem, path).decode()
@@ -131,15 +137,15 @@ def logged(store: Store) -> Iterator[None]:
                 stored_at = time.monotonic()
                 write_text(store.filesystem, path, whole)
 
-    LoggedConsole.sink = log
+    before, LoggedConsole.to_log = LoggedConsole.to_log, log
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        told = f"error: {error}" if isinstance(error, UserError) else traceback.format_exc()
-        log("interrupted" if isinstance(error, KeyboardInterrupt) else told)
+        text = f"error: {error}" if isinstance(error, UserError) else traceback.format_exc()
+        log("interrupted" if isinstance(error, KeyboardInterrupt) else text)
         raise
     finally:
-        LoggedConsole.sink = before
+        LoggedConsole.to_log = before
         if not store.is_local:
             with lock, contextlib.suppress(OSError):
                 write_text(store.filesystem, path, whole)

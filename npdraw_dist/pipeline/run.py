@@ -1,7 +1,6 @@
-"""A run from its config: claimed and checked, its missing stages done in order, and the table at its end.
+"""A run: all its checks, its missing stages in order, and the table of their numbers.
 
-All checks lie here. What can be known before anything is computed is told within seconds, not after a stage
-of hours: stages, images and workers. Symbols: K parts, L places.
+A mistake that can be known before anything is computed is reported within seconds, not after hours.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,19 +27,19 @@ from npdraw_dist.pipeline import bank, data, parse, prior, sample, vae
 from npdraw_dist.pipeline.data import Given, RunData
 from npdraw_dist.pipeline.progress import console, logged
 from npdraw_dist.pipeline.progress import results as printed
-from npdraw_dist.pipeline.stage import Manifest, Stage
-from npdraw_dist.pipeline.store import CONFIG, FOLDERS, VOCABULARY, Store, Watcher
+from npdraw_dist.pipeline.stage import Manifest, Stage, Watch, Watcher
+from npdraw_dist.pipeline.store import CONFIG, FOLDERS, VOCABULARY, Store
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import plan
 
-Counts = Mapping[str, int | None]  # split -> images; None if only reading would tell
+Counts = Mapping[str, int | None]  # images of each split; None if only reading the source gives the number
 
 STAGES: dict[str, Stage] = {
     stage.name: stage for stage in (data.STAGE, bank.STAGE, parse.STAGE, prior.STAGE, vae.STAGE, sample.STAGE)
 }
 TRAINING = ("prior", "vae")
-LIKE_OWN = ("imagefolder", "parquet")  # sources that read all files of a kind that a run writes too
-SHOWN = 5  # names of classes in a message
+LIKE_OWN = ("imagefolder", "parquet")  # sources that would also read the files that a run writes
+SHOWN = 5  # class names in a message
 
 
 def start(
@@ -53,88 +52,79 @@ def start(
     watchers: Sequence[Watcher] = (),
     given: Given | None = None,
 ) -> Store:
-    """Does what is missing of `stages` in the run `storage`/`name`, a new one or one to resume.
+    """Does what is missing of `stages` in the run `storage`/`name`, a new run or one to resume.
 
-    track: a service that the run is sent to. watchers: see each row of metrics. given: images in place of
-    those of `data.source`. Raises UserError on a mistake, early where that can be.
+    track: the service that the run is sent to. watchers: get each row of metrics. given: images in place of
+    those of `data.source`. Raises UserError on a mistake, if possible before anything is written.
     """
-    images = RunData(experiment, given)
-    store = Store.open(storage, name)
-    store.watchers.extend(watchers)
+    experiment = experiment.model_copy(update={"scale": placed(experiment.scale)})
+    images, store = RunData(experiment, given), Store.open(storage, name)
+    missing = check_run(experiment, store, stages, images, track)
+    if not missing:
+        print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
+        return store
+    has_folder = store.has()
     with ExitStack() as stack:
-        experiment, missing, held = prepare_run(experiment, store, stages, stack, images, track)
-        if held is None:
-            print(f"all done: {store.shown()} has {', '.join(stages)} for this config")
-            return store
-        report(store, run_stages(experiment, store, missing, held, images), list_pictures)
+        lease = stack.enter_context(store.lease())
+        if store.claim(experiment) and not has_folder:
+            stack.enter_context(removed_if_refused(store, lease))
+        stack.enter_context(logged(store))
+        console.note(f"stages {', '.join(missing)}, npdraw_dist {__version__}")
+        if not experiment.scale.here:
+            from npdraw_dist.distributed.nodes import require_shared
+            from npdraw_dist.distributed.start import start_ray
+
+            start_ray(experiment.scale)
+            require_shared(store.landmarks())
+        require_workers(experiment, missing)
+        if track is not None:
+            watchers = (*watchers, stack.enter_context(tracked(experiment, store, track)))
+        report(store, run_stages(experiment, store, missing, lease, images, Watch(watchers)), list_pictures)
     return store
 
 
-def prepare_run(
-    experiment: Experiment,
-    store: Store,
-    stages: Sequence[str],
-    stack: ExitStack,
-    images: RunData,
-    track: str | None = None,
-) -> tuple[Experiment, Sequence[str], Lease | None]:
-    """All checks of a run, cheap ones first; then its lease, log and tracker, until `stack` ends.
+def check_run(
+    experiment: Experiment, store: Store, stages: Sequence[str], images: RunData, track: str | None = None
+) -> list[str]:
+    """Makes all checks that need no cluster and write nothing; returns the stages that lack their output.
 
-    Returns its config, the stages to do, and the lease, None if nothing is to do. Nothing is written and no
-    Ray is started before the run can begin. Raises UserError if it cannot.
+    Raises UserError if the run cannot begin.
     """
-    experiment = experiment.model_copy(update={"scale": placed(experiment.scale)})
     require_format(store, experiment.stage_names)
-    new, fresh = not store.has(CONFIG), not store.has()
-    if not new:
+    if store.has(CONFIG):
         store.claim(experiment)
         images.require_same(store)
-    missing = unfinished(experiment, store, stages)
-    if not missing:
-        return experiment, missing, None
-    if track is not None:
-        require_extra(f"--track {track}", track, track)
-    check(experiment, store, missing, images)
-    if new:
+    else:
         store.require_own()
-    held = stack.enter_context(store.lease())
-    if new and store.claim(experiment) and fresh:
-        stack.enter_context(removed_if_refused(store, held))
-    stack.enter_context(logged(store))
-    console.note(f"stages {', '.join(missing)}, npdraw_dist {__version__}")
-    if not experiment.scale.here:
-        from npdraw_dist.distributed.nodes import require_shared
-        from npdraw_dist.distributed.start import start_ray
-
-        start_ray(experiment.scale)
-        require_shared(store.landmarks())
-    require_workers(experiment, missing)
-    stack.enter_context(tracked(experiment, store, track))
-    return experiment, missing, held
+    if missing := unfinished(experiment, store, stages):
+        if track is not None:
+            require_extra(f"--track {track}", track, track)
+        check(experiment, store, missing, images)
+    return missing
 
 
 @contextmanager
-def removed_if_refused(store: Store, held: Lease) -> Iterator[None]:
-    """Removes a new run's folder if the block ends with a user's mistake and nothing of worth is in it.
+def removed_if_refused(store: Store, lease: Lease) -> Iterator[None]:
+    """Removes the folder of a new run if the block ends with a user's mistake and holds nothing of value.
 
-    held: the lease on the run. Raises LeaseLost if another driver took the run over.
+    lease: of the run. Raises LeaseLost if another driver took the run over.
     """
     try:
         yield
     except StorageFailed:
         raise
     except UserError:
-        held.check()  # else the folder is another driver's
-        if not any(is_of_worth(store, folder) for folder in FOLDERS.values()):
+        lease.check()  # else the folder belongs to another driver
+        if not any(is_of_value(store, folder) for folder in FOLDERS.values()):
             store.remove()
         raise
 
 
-def is_of_worth(store: Store, folder: str) -> bool:
-    """Whether the folder of a stage holds what a later command can use, or the list of bad rows.
+def is_of_value(store: Store, folder: str) -> bool:
+    """Whether the folder of a stage holds the list of bad rows, or what a later command can use.
 
-    Images that were read are of no use by themselves: a mistake in the config that only the next stage finds
-    needs another config, and the run would be refused for it.
+    Images that were read are not enough: if only the next stage finds a mistake in the config, the corrected
+    config would be refused for this run.
     """
     if store.has(folder, REJECTS):
         return True
@@ -146,7 +136,7 @@ def is_of_worth(store: Store, folder: str) -> bool:
 
 
 def require_format(store: Store, stages: Sequence[str]) -> None:
-    """Raises OtherFormat if another version made what this one cannot read; says which others resumed."""
+    """Raises OtherFormat if this version cannot read a finished stage; prints which other versions it can."""
     folders = [FOLDERS[stage] for stage in stages if stage in FOLDERS]
     made = [folder for folder in folders if store.has(folder, MANIFEST)]
     found = {version_of(store.read_json(folder, MANIFEST), store.shown(folder)) for folder in made}
@@ -158,41 +148,43 @@ def run_stages(
     experiment: Experiment,
     store: Store,
     stages: Sequence[str],
-    held: Lease,
+    lease: Lease,
     images: RunData | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Manifest]:
     """Runs the stages in order; returns the manifest of each.
 
-    held: the lease on the run. Raises LeaseLost if another driver took the run over, StorageFailed if the
-    storage failed.
+    lease: of the run. Raises LeaseLost if another driver took the run over, StorageFailed if the storage
+    failed.
     """
+    watch = watch or Watch()
     manifests: dict[str, Manifest] = {}
     try:
         for name in (name for name in STAGES if name in stages):
-            held.check()
+            lease.check()
             if name == data.NAME:
-                manifests[name] = data.run(experiment, store, images)
-                later = [stage for stage in stages if stage not in manifests]
-                # Only reading may have told how many images each split has, and their classes.
-                require_images(experiment, manifests[name]["splits"], later)
-                if not manifests[name]["source"]["classes"]:
-                    require_classes(experiment, manifests[name]["classes"])
+                manifests[name] = manifest = data.run(experiment, store, images)
+                # Perhaps only reading gave the number of images in each split, and the classes.
+                require_images(experiment, manifest["splits"], [one for one in stages if one != name])
+                if not manifest["source"]["classes"]:
+                    require_classes(experiment, manifest["classes"])
+            elif name in TRAINING:
+                manifests[name] = STAGES[name].run(experiment, store, watch=watch)
             else:
                 manifests[name] = STAGES[name].run(experiment, store)
         return manifests
     except UserError:
-        held.check()
+        lease.check()
         raise
     except Exception as error:
-        if error is store.failed:  # a callback's error is no fault of the storage
-            raise
-        if (failed := storage_failed(name, error)) is None:
+        failed = None if error is watch.failed else storage_failed(name, error)
+        if failed is None:
             raise
         raise failed from None
 
 
 def report(store: Store, manifests: Mapping[str, Manifest], list_pictures: bool = True) -> None:
-    """Prints the table (stage, seconds, images/s, numbers), then the paths of the pictures if asked."""
+    """Prints the table (stage, seconds, images/s, numbers), and then the paths of the pictures."""
     numbers = [Column(name, justify="right") for name in ("seconds", "images/s")]
     table = Table("stage", *numbers, "numbers")
     for name, manifest in manifests.items():
@@ -207,33 +199,31 @@ def report(store: Store, manifests: Mapping[str, Manifest], list_pictures: bool 
 
 
 def unfinished(experiment: Experiment, store: Store, stages: Sequence[str]) -> list[str]:
-    """The stages that lack their output. Raises UserError if one has that of another config."""
+    """The stages that lack their output. Raises UserError if one was made from another config."""
     return [stage for stage in stages if STAGES[stage].done(experiment, store) is None]
 
 
 def check(experiment: Experiment, store: Store, stages: Sequence[str], images: RunData | None = None) -> None:
-    """Raises UserError if `stages`, none of which is done, cannot run; warns if the disk may be too small.
+    """Raises UserError if `stages`, none of which is done, cannot run.
 
-    images: if they are open already. Workers of a cluster are checked once it is joined (`require_workers`).
+    images: given if they are open already. The workers of a cluster are checked once it is joined.
     """
+    source, reads = experiment.data, data.NAME in stages
+    images = images or RunData(experiment)
     require_inputs(experiment, store, stages)
-    images, source = images or RunData(experiment), experiment.data
-    if source.source in LIKE_OWN and source.path is not None and data.NAME in stages:
+    if reads and source.source in LIKE_OWN and source.path is not None:
         require_apart(source.path, store.filesystem, store.root, "the run", "--storage")
-    counts = images.counts(store) if data.NAME in stages else read_counts(store)
-    require_images(experiment, counts, stages)
-    require_classes(experiment, images.classes(store) if data.NAME in stages else read_classes(store))
+    require_images(experiment, images.counts(store) if reads else read_counts(store), stages)
+    require_classes(experiment, images.classes(store) if reads else read_classes(store))
     if is_local():
         require_workers(experiment, stages)
 
 
 def require_inputs(experiment: Experiment, store: Store, stages: Sequence[str]) -> None:
-    """Raises UserError if a stage needs the output of another that is neither there nor in `stages`."""
-    lacks = {}
-    for stage in stages:
-        needs = [name for name in STAGES[stage].needs if name in experiment.stage_names]
-        if missing := unfinished(experiment, store, [name for name in needs if name not in stages]):
-            lacks[stage] = missing
+    """Raises UserError if a stage needs the output of another, which is not finished and not in `stages`."""
+    others = {name for name in experiment.stage_names if name not in stages}
+    needs = {stage: [name for name in STAGES[stage].needs if name in others] for stage in stages}
+    lacks = {stage: found for stage in stages if (found := unfinished(experiment, store, needs[stage]))}
     if lacks:
         stage, missing = next(iter(lacks.items()))
         needed = {*stages, *chain(*lacks.values())}
@@ -244,17 +234,15 @@ def require_inputs(experiment: Experiment, store: Store, stages: Sequence[str]) 
 
 
 def read_counts(store: Store) -> Counts:
-    """The images of each split that a run has read; {} if it has not."""
-    has = store.has(FOLDERS["data"], MANIFEST)
-    counts: Counts = store.read_json(FOLDERS["data"], MANIFEST)["splits"] if has else {}
-    return counts
+    """The number of images in each split that a run has read; {} if it has read none."""
+    has = store.has("data", MANIFEST)
+    return dict(store.read_json("data", MANIFEST)["splits"]) if has else {}
 
 
 def read_classes(store: Store) -> Sequence[str]:
-    """The names of the classes of the images that a run has read; empty if it has not, or there are none."""
-    has = store.has(FOLDERS["data"], VOCABULARY)
-    classes: Sequence[str] = store.read_json(FOLDERS["data"], VOCABULARY)["classes"] if has else []
-    return classes
+    """The class names of the images that a run has read; [] if it has read none or they have no classes."""
+    has = store.has("data", VOCABULARY)
+    return list(store.read_json("data", VOCABULARY)["classes"]) if has else []
 
 
 def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]) -> None:
@@ -262,12 +250,11 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
     source, places, train = experiment.data, experiment.canvas_grid.places, counts.get("train")
     if "bank" in stages and not experiment.init.has_parts:
         k, kept = experiment.bank.size, experiment.bank.max_patches
-        said = f"bank.size is {k}"
         if k > kept:
-            raise UserError(f"{said}, but bank.max_patches keeps {kept} patches; lower bank.size")
+            raise UserError(f"bank.size is {k}, but bank.max_patches keeps {kept} patches; lower bank.size")
         if train is not None and k > train * places:
             raise UserError(
-                f"{said}, but {train:,} training images of {places} places have at most "
+                f"bank.size is {k}, but {train:,} training images of {places} places have at most "
                 f"{train * places:,} patches; lower it"
             )
     if counts.get("valid") == 0 and experiment.train.select == "best" and set(stages) & set(TRAINING):
@@ -277,11 +264,11 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
         )
     scored = experiment.eval.split
     if counts.get(scored) == 0 and "sample" in stages:
-        fraction = getattr(source, f"{scored}_fraction")
-        advice = f"raise --data.{scored}_fraction ({fraction:g})"
+        advice = f"raise --data.{scored}_fraction ({getattr(source, f'{scored}_fraction'):g})"
         if scored == "test":
-            again = "prepare the data again with test images"  # what is prepared keeps its splits
-            advice = f"{again if _is_prepared(source) else advice} or set --eval.split valid"
+            if _is_prepared(source):  # its splits stay as they are
+                advice = "prepare the data again with test images"
+            advice += " or set --eval.split valid"
         raise UserError(f"data.source {source.source} has no {scored} image for the final numbers; {advice}")
 
 
@@ -291,9 +278,9 @@ def _is_prepared(data: DataConfig) -> bool:
 
 
 def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
-    """Raises UserError if init.model knows none of the classes of the data; warns if it lacks some.
+    """Raises UserError if init.model knows none of the classes of the images; warns if it lacks some.
 
-    The labels of these are dropped. A run that starts from no model conditioned on classes takes any.
+    Images of classes that it lacks train without a class. Without init.model all classes are learned.
     """
     entries = experiment.prior.vocabulary if experiment.prior.condition == "class" else ()
     others = [name for name in classes if name not in set(entries)]
@@ -303,7 +290,7 @@ def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
     if len(others) == len(classes):
         raise UserError(
             f"init.model knows the classes {known}; the images have none of them, but {lacks}: name them as "
-            "it does, or start from a model that is told no class"
+            "it does, or start from a model without classes"
         )
     printed.print(
         f"warning: init.model knows no class {lacks}; images of these train without a class", markup=False
@@ -311,9 +298,9 @@ def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
 
 
 def require_workers(experiment: Experiment, stages: Sequence[str]) -> Workers:
-    """The workers of the stages, in the running Ray, in the one that will start here, or without Ray.
+    """The workers of the stages: of the running Ray, of the local Ray that will start, or without Ray.
 
-    Raises UserError if they do not fit. Bank and parse need a GPU only if scale.use_gpu says so.
+    Raises UserError if they do not fit. Bank and parse need a GPU only if scale.use_gpu demands it.
     """
     scale = experiment.scale
     if not scale.here and not set(stages) & set(TRAINING):

@@ -1,6 +1,6 @@
-"""What every stage of a run answers: its needs, whether it is done, how it runs, its line, its pictures."""
+"""What every stage of a run provides, and those who watch the metrics of its training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,18 +8,41 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline.store import Store
 
 Manifest = dict[str, Any]
+Watcher = Callable[[Mapping[str, float], str], None]  # takes a row of metrics and the name of its stage
 
 
 @dataclass(frozen=True)
 class Stage:
-    """needs: the stages whose output it reads, as far as the model's kind has them. done: its manifest once
-    it has finished, else None; raises UserError if it is of another config. run: does what is missing and
-    returns the manifest. describe: its numbers in the table at the end of a run. pictures: in the run folder.
+    """A stage of a run.
+
+    needs: the stages whose output it reads, if the model's kind has them. done: returns the manifest of the
+    finished stage, or None; raises UserError if it was made from another config. run: does what is missing
+    and returns the manifest. describe: its numbers in the table at the end of a run. pictures: the files of
+    its pictures in the run folder.
     """
 
     name: str
     needs: tuple[str, ...]
     done: Callable[[Experiment, Store], Manifest | None]
-    run: Callable[[Experiment, Store], Manifest]
+    run: Callable[..., Manifest]
     describe: Callable[[Mapping[str, Any]], str]
     pictures: tuple[str, ...] = ()
+
+
+class Watch:
+    """Gives each row of metrics to all watchers.
+
+    ray_callbacks: of Ray Train, which get each of its reports. failed: the error that a watcher raised.
+    """
+
+    def __init__(self, watchers: Sequence[Watcher] = (), ray_callbacks: Sequence[Any] = ()) -> None:
+        self.watchers, self.ray_callbacks = watchers, ray_callbacks
+        self.failed: Exception | None = None
+
+    def __call__(self, row: Mapping[str, float], stage: str) -> None:
+        try:
+            for watch in self.watchers:
+                watch(row, stage)
+        except Exception as error:
+            self.failed = error
+            raise

@@ -1,7 +1,7 @@
-"""What each rank of a stage `prior` or `vae` does: its feed, moved images, pictures, and the loop.
+"""The work of each rank in the stages `prior` and `vae`: feed, moved images, pictures and the loop.
 
-Training data up to `data.cache_mb` is read once into the memory of each worker; more is streamed.
-Shapes: N images, K parts, C channels, P patch side, H x W pixels.
+Training data up to `data.cache_mb` are sent to the memory of each worker; larger data are streamed.
+Shapes: B, N images, K parts, C channels, P patch side, H x W pixels.
 """
 
 import math
@@ -33,74 +33,57 @@ from npdraw_dist.training.context import Context
 from npdraw_dist.training.feed import Feed, MemoryFeed, Share, StreamFeed
 from npdraw_dist.training.loop import Budget, Data, Paint, train
 
-Start = dict[str, Tensor]  # what the weights of a stage begin with: tensors of the model, by name; not all
+Start = dict[str, Tensor]  # some tensors of the model by name, from which the weights of a stage start
 MakeObjective = Callable[[Experiment, Start], Objective]
 
-# How the checkpoints of a stage are compared.
+# The metric that compares the checkpoints of a stage.
 CRITERIA = {
     "prior": checkpoint.Criterion("valid/nll", "min"),
     "vae": checkpoint.Criterion("valid/elbo", "max"),
 }
-PICTURED = 16  # samples and reconstructions of a validation
-# A stream's shuffle window has at least two batches, so many bytes, and so many for each image of a batch.
-# The workers hold three of them in all.
+PICTURED = 16  # samples and reconstructions in the pictures of a validation
+# A stream's shuffle window has at least two batches, at least SHUFFLE_BYTES, and at least SHUFFLE_BYTES_EACH
+# for each image of a batch. The workers hold three windows together.
 SHUFFLE_BYTES, SHUFFLE_BYTES_EACH = 64 << 20, 256 << 10
-LARGEST_BANK = 400  # parts that are shown
-
-
-@dataclass(frozen=True)
-class Given:
-    """Tensors of a stage. train: None if streamed. parts: (K, C, P, P), to move or show images."""
-
-    start: Start
-    valid: Batch
-    train: Batch | None
-    parts: Tensor | None
 
 
 @dataclass(frozen=True)
 class StageJob:
-    """What every worker of a stage is given."""
+    """What every worker of a stage gets.
+
+    train: the training images; None if they are streamed from `parses`. parts: the bank (K, C, P, P), if
+    images are moved or shown.
+    """
 
     stage: str
     experiment: Experiment
     make_objective: MakeObjective
+    start: Start
     parses: Parses
-    given: Given
-
-    @property
-    def settings(self) -> TrainConfig:
-        return self.experiment.train_of(self.stage)
-
-    @property
-    def images(self) -> int:
-        """The training budget of the stage."""
-        return self.experiment.section_of(self.stage).images
+    train: Batch | None
+    valid: Batch
+    parts: Tensor | None
 
 
 def work(job: StageJob, context: Context) -> dict[str, Any]:
     """One rank of a training run; returns the loop's summary."""
-    experiment, settings = job.experiment, job.settings
-    given = job.given
+    experiment, settings = job.experiment, job.experiment.train_of(job.stage)
     torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
-    objective = job.make_objective(experiment, given.start)
-    bank = None if given.parts is None else PartBank(given.parts.to(context.device))
-    some = job.parses if given.train is None else given.train
+    objective = job.make_objective(experiment, job.start)
+    bank = None if job.parts is None else PartBank(job.parts.to(context.device))
     share = Share(
         settings.batch_size, settings.micro_batch, experiment.seed, context.rank, context.world_size
     )
-    feed = make_feed(some, share, row_bytes(experiment))
-    data = Data(feed, given.valid, moves(experiment, bank, job.stage), painter(experiment, bank))
+    feed = make_feed(job.parses if job.train is None else job.train, share, row_bytes(experiment))
+    data = Data(feed, job.valid, moves(experiment, bank, job.stage), painter(experiment, bank))
     patience = settings.patience if settings.select == "best" else 0
-    budget = Budget(job.images, settings.eval_every_images, CRITERIA[job.stage], patience)
+    images = experiment.section_of(job.stage).images
+    budget = Budget(images, settings.eval_every_images, CRITERIA[job.stage], patience)
     return train(objective, data, settings, budget, experiment.seed, context)
 
 
 def make_feed(data: Batch | Parses, share: Share, size: int) -> Feed:
-    """The images of one rank: of a batch in memory, or of parses, which are read as they are needed.
-
-    size: bytes of a row.
-    """
+    """The feed of one rank, from a batch in memory or from parses that are streamed. size: bytes of a row."""
     if isinstance(data, Batch):
         return MemoryFeed(data, share)
     batch = share.batch_size
@@ -110,15 +93,15 @@ def make_feed(data: Batch | Parses, share: Share, size: int) -> Feed:
 
 
 def row_bytes(experiment: Experiment) -> int:
-    """Bytes of a row of `Batch`."""
+    """The bytes of an image and its parse in a `Batch`."""
     steps = experiment.steps if "bank" in experiment.stage_names else 0
     index = np.dtype(index_type(max(experiment.bank.size, experiment.canvas_grid.places) - 1)).itemsize
     return math.prod(experiment.data.shape) + steps * (1 + 2 * index)
 
 
 def is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
-    """Whether `rows` training images are streamed, not read into memory."""
-    # A stream deals each rank a share of an epoch; below a batch there is nothing to share out.
+    """Whether `rows` training images are streamed instead of read into memory."""
+    # A stream gives each rank a share of an epoch, which must have at least a batch.
     return (
         rows * row_bytes(experiment) > experiment.data.cache_mb * 2**20
         and rows >= experiment.train_of(stage).batch_size
@@ -127,19 +110,18 @@ def is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
 
 @dataclass(frozen=True)
 class Moves:
-    """Moves a share of a batch's images and parses them anew. parser: None for a model without parts."""
+    """Moves a share of a batch's images and parses all anew. parser: None for a model without parts."""
 
     experiment: Experiment
     stage: str
     parser: Parser | None
 
     def __call__(self, batch: Batch, progress: float, noise: Noise) -> Batch:
-        """progress: the part of the stage's budget that is seen, in [0, 1]."""
+        """progress: the share of the stage's budget that has been seen, in [0, 1]."""
         experiment, own = self.experiment, self.experiment.section_of(self.stage)
         if progress >= 1 - own.plain_images / own.images:
             return batch
-        background = experiment.canvas_grid.background
-        images = moved(batch.images, experiment.train, noise, background)
+        images = moved(batch.images, experiment.train, noise, experiment.canvas_grid.background)
         small = canvas_bytes(images, experiment.grid.downscale)
         z = batch.z if self.parser is None else self.parser(small).z
         return Batch.of(images, z, batch.condition)
@@ -147,15 +129,16 @@ class Moves:
 
 def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | None:
     """The moves of a stage's training images; None if the run moves none."""
-    parser = None if bank is None else Parser.of(experiment, bank)
-    return Moves(experiment, stage, parser) if experiment.train.augmented else None
+    if not experiment.train.augmented:
+        return None
+    return Moves(experiment, stage, None if bank is None else Parser.of(experiment, bank))
 
 
 def moved(images: Tensor, settings: TrainConfig, noise: Noise, background: float = 0.0) -> Tensor:
-    """uint8 images (B, C, H, W) -> the same, each moved with the chance `augmented`.
+    """Moves each of the uint8 images (B, C, H, W) with the probability `settings.augmented`.
 
-    Pixels are interpolated bilinearly unless `whole_pixels`. What comes in over the edge is background: 0.0
-    black, 1.0 white.
+    Pixels are interpolated bilinearly, or by the nearest with `whole_pixels`. The uncovered edge gets the
+    background: 0.0 black, 1.0 white.
     """
     batch, _, height, width = images.shape
     drawn = uniform((batch, 8), noise, torch.empty((), device=images.device))
@@ -167,7 +150,7 @@ def moved(images: Tensor, settings: TrainConfig, noise: Noise, background: float
     right, lower = aside * 2 * settings.shift / width, below * 2 * settings.shift / height
     side = 1 - 2 * mirrored.float()
     cos, sin, aspect = angle.cos(), angle.sin(), height / width
-    # From a place of the moved image to that of the image, both in [-1, 1]; `aspect` keeps angles of pixels.
+    # Maps places of the moved image to places of the image, both in [-1, 1]; `aspect` keeps pixel angles.
     rows = [
         [side * cos * across, (slope - sin) * down * aspect, right],
         [side * sin * across / aspect, cos * down, lower],
@@ -181,24 +164,23 @@ def moved(images: Tensor, settings: TrainConfig, noise: Noise, background: float
 
 
 def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
-    """Paints samples, and reconstructions or parses of validation images where there are some.
+    """Paints samples, and parses or reconstructions of validation images if there are any.
 
-    bank: the run's, on the device of training; None if the run has none, or a model of parts shows nothing.
+    bank: of the run, on the device of training. Without it, None is returned for a model of parts.
     """
     if bank is None and "bank" in experiment.stage_names:
         return None
 
     def paint(objective: Objective, valid: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-        count, some = PICTURED, valid[:PICTURED].to(generator.device)
+        some = valid[:PICTURED].to(generator.device)
         if isinstance(objective, PriorObjective):
             assert bank is not None
-            grid = experiment.canvas_grid
-            drawn = sheet(render(bank.parts, objective.prior.sample(count, generator), grid))
-            parses = {"parses": sheet(render(bank.parts, some.z, grid))} if len(some) else {}
-            return {"samples": drawn, **parses}
+            drawn, grid = objective.prior.sample(PICTURED, generator), experiment.canvas_grid
+            shown = {"samples": drawn, "parses": some.z} if len(some) else {"samples": drawn}
+            return {name: sheet(render(bank.parts, z, grid)) for name, z in shown.items()}
         assert isinstance(objective, ModelObjective)
         model = objective.model
-        found = {"samples": sheet(model.sample(count, generator))}
+        found = {"samples": sheet(model.sample(PICTURED, generator))}
         if isinstance(model, NPDraw) and len(some):
             x = binarized(some.images, model.spec.binarize, generator)
             pairs = torch.stack([x, model.reconstruct(x)], 1)
@@ -208,20 +190,8 @@ def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
     return paint
 
 
-def sheet(images: Tensor) -> Tensor:
-    """(N, C, H, W) in [0, 1] -> one picture (3, H', W'), eight in a row, which pairs fill evenly."""
-    return _framed(images.clamp(0, 1), columns=8, frame=1)
-
-
-def bank_sheet(bank: PartBank) -> Tensor:
-    """The first parts of a bank, enlarged: (3, H', W')."""
-    parts = bank.parts[:LARGEST_BANK].repeat_interleave(4, 2).repeat_interleave(4, 3)
-    return _framed(parts, columns=20, frame=2)
-
-
-def _framed(images: Tensor, columns: int, frame: int) -> Tensor:
-    """(N, C, H, W) -> (3, H', W'), with grey lines of `frame` pixels around each image, and where none is."""
-    missing = -len(images) % min(columns, len(images))
-    cells = F.pad(images, (frame, 0, frame, 0, 0, 0, 0, missing), value=0.5)
-    page = F.pad(tiled(cells, min(columns, len(images))), (0, frame, 0, frame), value=0.5)
-    return page.expand(3, -1, -1)
+def sheet(images: Tensor, columns: int = 8) -> Tensor:
+    """(N, C, H, W) in [0, 1] -> one picture (3, H', W') with a grey line of a pixel around each image."""
+    columns = min(columns, len(images))
+    cells = F.pad(images.clamp(0, 1), (1, 0, 1, 0, 0, 0, 0, -len(images) % columns), value=0.5)
+    return F.pad(tiled(cells, columns), (0, 1, 0, 1), value=0.5).expand(3, -1, -1)

@@ -1,12 +1,13 @@
 """The run folder <storage>/<name>, where each stage finds its input and writes its output.
 
-Each stage's output has a fingerprint of every setting that decides it and of the stages before it.
+The manifest of a stage states a fingerprint: a hash of the settings that decide its output and of those that
+decide the output of the stages before it.
 """
 
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,36 +39,26 @@ from npdraw_dist.data.parses import Conditions, Parses
 from npdraw_dist.data.shards import Canonical
 
 CONFIG, METRICS, OPENINGS = "config.yaml", "metrics.json", "test_split.json"
-VOCABULARY = "vocabulary.json"  # in data/: what conditions can name
-PROBE = ".writable"  # tells whether the storage can be written
-Watcher = Callable[[Mapping[str, float], str], None]  # takes a row of metrics and its stage
+VOCABULARY = "vocabulary.json"  # in data/: the classes and words that a condition can name
+PROBE = ".writable"  # a file that is written and deleted, to learn whether the storage can be written
 LONGEST_NAME = 200  # bytes; file systems take 255
-FOLDERS = {
-    "data": "data",
-    "bank": "bank",
-    "parse": "parses",
-    "prior": "prior",
-    "vae": "vae",
-}  # stage -> its folder
+FOLDERS = {"data": "data", "bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}  # by stage
 
 
 class Store:
     """A run folder on any filesystem that pyarrow or fsspec knows. Paths are relative to it.
 
-    elsewhere: folder of the run -> the root that holds it instead (the trials of a sweep share stages).
-    watchers: see each row of a stage's metrics as it comes. failed: what one of them raised.
+    elsewhere: the roots of the folders that lie outside the run folder (the trials of a sweep share stages).
     """
 
     def __init__(
         self, filesystem: fs.FileSystem, root: str, elsewhere: Mapping[str, str] | None = None
     ) -> None:
         self.filesystem, self.root, self.elsewhere = filesystem, root, dict(elsewhere or {})
-        self.watchers: list[Watcher] = []
-        self.failed: Exception | None = None
 
     @classmethod
     def open(cls, storage: str, name: str) -> "Store":
-        """The run `name` below a folder or URI; creates nothing. Raises UserError on a bad name."""
+        """The run `name` in the folder or URI `storage`. Creates nothing. Raises UserError on a bad name."""
         if not name or "/" in name or name.startswith("."):
             raise UserError(f"--name {name!r} is not a run name: give a word without slashes")
         if (size := len(name.encode())) > LONGEST_NAME:
@@ -84,7 +75,7 @@ class Store:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def landmarks(self) -> list[Landmarks]:
-        """Files of the run folder that other nodes look for; none if it is at a URI."""
+        """The file by which other nodes check that they see the run folder; none if it is at a URI."""
         if not self.is_local:
             return []
         # A shared stage of a sweep, in <run>/cache/<stage>, has no config of its own.
@@ -97,16 +88,16 @@ class Store:
         return "/".join((root, *parts))
 
     def shown(self, *parts: str) -> str:
-        """`path` for a person: with the scheme if the run is in an object store."""
+        """`path` as messages show it: with the scheme if the run is in an object store."""
         return display_path(self.filesystem, self.path(*parts))
 
     def has(self, *parts: str) -> bool:
         return self.filesystem.get_file_info(self.path(*parts)).type != fs.FileType.NotFound
 
     def parses(self, split: str, experiment: Experiment | None = None) -> Parses:
-        """The images of a split, and their parses if there are some.
+        """The images of a split, with their parses if the run has any.
 
-        experiment: `with_vocabulary`, where batches have to hold what its prior is conditioned on.
+        experiment: given if the batches have to hold the conditions of its prior; from `with_vocabulary`.
         """
         conditions = None
         if experiment is not None and experiment.takes_condition:
@@ -118,16 +109,15 @@ class Store:
     def shards(self) -> Canonical:
         """The images of a run whose stage `data` has finished. Raises UserError if they are gone."""
         root = self.read_json("data", MANIFEST).get("root")
-        where = (self.filesystem, self.path("data")) if root is None else open_filesystem(root)
-        found = Canonical.at(*where)
+        found = Canonical.at(*(open_filesystem(root) if root else (self.filesystem, self.path("data"))))
         if found is None:
             raise UserError(f"the images of run {self.shown()} are not in {root or self.shown('data')}")
         return found
 
     def with_vocabulary(self, experiment: Experiment) -> Experiment:
-        """`experiment` with the classes or words of its parses, unless it has those of init.model.
+        """`experiment` with the classes or words of the images, unless init.model has given it some.
 
-        Raises UserError if its prior takes a condition that the data do not have.
+        Raises UserError if the prior takes a condition that the images do not have.
         """
         prior = experiment.prior
         if not experiment.takes_condition or prior.vocabulary:
@@ -142,11 +132,11 @@ class Store:
         return with_changes(experiment, {"prior": {"vocabulary": found}})
 
     def require_own(self) -> None:
-        """Raises UserError if the folder of a run that has not begun holds files of something else."""
-        own = (LEASE_FOLDER, OPENINGS, CONFIG, PROBE)  # what a start that was killed leaves, whole or in part
-        with contextlib.suppress(OSError):  # `make_folder` tells
-            here = self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
-            if others := sorted(name for info in here if not (name := info.base_name).startswith(own)):
+        """Raises UserError if the folder of a new run holds other files than those of a killed start."""
+        own = (LEASE_FOLDER, OPENINGS, CONFIG, PROBE)  # also beginnings of the names of unfinished files
+        with contextlib.suppress(OSError):  # `make_folder` reports it
+            found = self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
+            if others := sorted(name for info in found if not (name := info.base_name).startswith(own)):
                 raise UserError(
                     f"{self.shown()} holds {others[0]} and is no run; take another --name or --storage"
                 )
@@ -182,22 +172,25 @@ class Store:
         return self.read_json(METRICS) if self.has(METRICS) else {}
 
     def openings(self) -> list[dict[str, str]] | None:
-        """Who opened the test split (`when` in UTC, `by`, `command`), oldest first; None without a record."""
+        """Each time the test split was opened (`when` in UTC, `by`, `command`), oldest first.
+
+        None if the run keeps no record.
+        """
         return list(self.read_json(OPENINGS)["opened"]) if self.has(OPENINGS) else None
 
     def record_opening(self, by: str) -> None:
-        """Adds an opening by this process. Call it before the first test image is read."""
+        """Records that `by` opens the test split. Call it before the first test image is read."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         new = {"when": now, "by": by, "command": command_line()}
         self.write_json({"opened": [*(self.openings() or []), new]}, OPENINGS)
 
     def write_manifest(self, values: Mapping[str, Any], folder: str) -> None:
-        """Writes the manifest of a finished stage, which also states the version of the package."""
+        """Writes the manifest of a finished stage, with the version of the package."""
         self.write_json({**values, **stamp()}, folder, MANIFEST)
 
     @contextlib.contextmanager
     def writing(self, *parts: str) -> Iterator[Path]:
-        """A local path for a file or folder, which is copied to the store at the end of the block."""
+        """A local path for a new file or folder, which is copied into the run at the end of the block."""
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / parts[-1]
             yield local
@@ -206,7 +199,7 @@ class Store:
             copy(fs.LocalFileSystem(), str(local), self.filesystem, self.path(*parts))
 
     def reading(self, *parts: str) -> AbstractContextManager[Path]:
-        """A local path of a stored file or folder: the path itself if the store is local, else a copy."""
+        """A local path of a file or folder of the run: the path itself if it is local, else a copy."""
         return local_copy(self.filesystem, self.path(*parts))
 
     def config(self) -> Experiment:
@@ -215,19 +208,19 @@ class Store:
         try:
             return build(read_yaml(text, shown))
         except UserError as error:
-            told = f"{shown} is not a config of this version: {error}; take another --name"
-            raise UserError(told) from None
+            text = f"{shown} is not a config of this version: {error}; take another --name"
+            raise UserError(text) from None
 
     def lease(self, what: str = "run") -> Lease:
-        """Keeps other drivers off the run in its block; creates the folder. Raises UserError if it cannot."""
+        """A lease that keeps other drivers off the run; creates the folder. Raises UserError if it cannot."""
         if not self.has(CONFIG):
             self.make_folder()
         return Lease(self.filesystem, self.root, f"{what} {self.shown()}")
 
     def claim(self, experiment: Experiment) -> bool:
-        """Writes config.yaml, or compares it with the one of the run. Returns True if the run is new.
+        """Writes config.yaml, or compares it with the config of the run. Returns whether the run is new.
 
-        Raises UserError that names the settings that differ and that a resume may not change.
+        Raises UserError that names the settings which differ and which a resume may not change.
         """
         if self.has(CONFIG):
             if changes := differences(self.config().made(), experiment.made()):
@@ -235,31 +228,29 @@ class Store:
                     f"run {self.shown()} has another config ({'; '.join(changes)}); take another --name"
                 )
             return False
-        here = fs.FileSelector(self.root, allow_not_found=True)
-        found = {info.base_name for info in self.filesystem.get_file_info(here)}
-        fresh = not self.has() or found == {LEASE_FOLDER}
         self.make_folder()
         self.write_json({"opened": []}, OPENINGS)
         write_text(self.filesystem, self.path(CONFIG), dump(experiment))
-        return fresh
+        return True
 
 
 def fingerprint_of(experiment: Experiment, stage: str) -> str:
-    """The fingerprint of `stage`'s output. Raises KeyError if the model's kind has no such stage."""
-    found, chain = {}, ""
+    """The fingerprint of a stage's output. Raises KeyError if the model's kind has no such stage."""
+    found, before = {}, ""
     for name, settings in _made(experiment).items():
-        found[name] = chain = fingerprint({**settings, "input": chain})
+        found[name] = before = fingerprint({**settings, "input": before})
     return found[stage]
 
 
 def _made(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """stage -> the settings that decide its output, in the order of the stages."""
+    """The settings that decide the output of each stage, by stage, in order."""
     e = experiment.made()
     binarize = e["data"].pop("binarize")  # only the likelihood sees binarised images
+    data = {"data": e["data"], "seed": e["seed"]}
     vae = {"vae": e["vae"], "binarize": binarize, "model": e["model"]}
     sample = {"eval": e["eval"]}
     if not experiment.has_parts:
-        # A baseline sees only one fact of the grid: what comes in over the edge of moved images.
+        # Of the grid, a baseline uses only the background, which fills the edge of moved images.
         edge = {"background": e["grid"]["background"]}
         kind = KINDS[experiment.model.kind]
         if kind.has_places:
@@ -268,12 +259,12 @@ def _made(experiment: Experiment) -> dict[str, dict[str, Any]]:
             network = set(PriorNetwork.model_fields)
             edge["prior"] = {name: value for name, value in e["prior"].items() if name in network}
         return {
-            "data": {"data": e["data"], "seed": e["seed"]},
+            "data": data,
             "vae": {**vae, "train": e["train"], "baseline": e["baseline"], "init": e["init"], **edge},
             "sample": sample,
         }
     return {
-        "data": {"data": e["data"], "seed": e["seed"]},
+        "data": data,
         "bank": {name: e[name] for name in ("grid", "bank", "init", "model")},
         "parse": {"parse": e["parse"]},
         "prior": {"prior": e["prior"], "train": e["train"]},
@@ -283,7 +274,10 @@ def _made(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 
 def finished(store: Store, experiment: Experiment, stage: str) -> dict[str, Any] | None:
-    """The manifest of a finished stage, or None. Raises UserError if it is of another config or format."""
+    """The manifest of a stage, or None if it has not finished.
+
+    Raises UserError if the stage was made from another config, other images, or in another format.
+    """
     folder = FOLDERS[stage]
     if not store.has(folder, MANIFEST):
         return None
@@ -299,7 +293,7 @@ def finished(store: Store, experiment: Experiment, stage: str) -> dict[str, Any]
 
 
 def required(store: Store, experiment: Experiment, stage: str) -> dict[str, Any]:
-    """The manifest of a stage that has finished. Raises UserError if it has not."""
+    """The manifest of a finished stage. Raises UserError if the stage has not finished."""
     manifest = finished(store, experiment, stage)
     if manifest is None:
         raise UserError(f"stage {stage} has not finished in {store.shown()}; add it to --stages")

@@ -1,7 +1,7 @@
-"""A run in Weights & Biases or MLflow (`--track`): losses as they come, settings, final numbers.
+"""A run in Weights & Biases or MLflow (`--track`): metrics as they come, settings, final numbers.
 
-The driver alone talks to the service, where the service's own environment variables say. The name of the run
-there is kept in tracking.json, so a resumed run goes on there.
+Only the driver talks to the service, at the address that the service's own environment variables state. The
+id of the run in the service is kept in tracking.json, so that a resumed run continues there.
 """
 
 import contextlib
@@ -10,32 +10,42 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from npdraw_dist.config.load import flat
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.progress import console
+from npdraw_dist.pipeline.stage import Watcher
 from npdraw_dist.pipeline.store import Store
 
-KNOWN = "tracking.json"
+IDS = "tracking.json"
 PROJECT = "npdraw_dist"
 
 
+class Tracker(Protocol):
+    """A run in a service."""
+
+    def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
+        """Sends metrics of a stage by name (`valid/nll`). After a restart, some are sent again."""
+
+    def finish(self, numbers: Mapping[str, float], failed: bool) -> None:
+        """Ends the run, with the final numbers if the run has some."""
+
+
 @contextlib.contextmanager
-def tracked(experiment: Experiment, store: Store, name: str | None) -> Iterator[None]:
-    """Inside the block, rows of metrics go to a service. Raises UserError if it refuses at first."""
-    if name is None:
-        yield
-        return
+def tracked(experiment: Experiment, store: Store, name: str) -> Iterator[Watcher]:
+    """Yields a function that sends rows of metrics to the service `name`. Raises UserError if it refuses.
+
+    A service that fails later is reported once, and the run goes on without it.
+    """
     try:
-        tracker = _Wandb(experiment, store) if name == "wandb" else _Mlflow(experiment, store)
+        tracker: Tracker = _Wandb(experiment, store) if name == "wandb" else _Mlflow(experiment, store)
     except Exception as error:  # these packages do not document which
         raise UserError(f"--track {name} cannot start: {_line(error)}") from None
     alive, failed = True, True
 
     def send(request: Callable[..., None], *values: Any) -> None:
-        """The run goes on without a service that fails."""
         nonlocal alive
         try:
             if alive:
@@ -48,27 +58,25 @@ def tracked(experiment: Experiment, store: Store, name: str | None) -> Iterator[
         values = {name: value for name, value in row.items() if name not in ("images_seen", "step")}
         send(tracker.log, values, int(row["images_seen"]), stage)
 
-    store.watchers.append(log)
     try:
-        yield
+        yield log
         failed = False
     finally:
         # Without truth values and texts, such as fingerprints.
         numbers = {k: float(v) for k, v in store.metrics().items() if type(v) in (int, float)}
         send(tracker.finish, numbers, failed)
-        store.watchers.remove(log)
 
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _run_in(store: Store, service: str, begin: Callable[[], str]) -> str:
-    """The service's id of the run, which `begin` creates on first use."""
-    found = store.read_json(KNOWN) if store.has(KNOWN) else {}
+def _run_id(store: Store, service: str, create: Callable[[], str]) -> str:
+    """The service's id of the run, which `create` returns on first use."""
+    found = store.read_json(IDS) if store.has(IDS) else {}
     if service not in found:
-        found[service] = begin()
-        store.write_json(found, KNOWN)
+        found[service] = create()
+        store.write_json(found, IDS)
     return str(found[service])
 
 
@@ -79,23 +87,21 @@ class _Wandb:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=store.name,
-            id=_run_in(store, "wandb", lambda: uuid.uuid4().hex[:12]),
+            id=_run_id(store, "wandb", lambda: uuid.uuid4().hex[:12]),
             resume="allow",
             config=flat(experiment.model_dump(mode="json")),
             dir=store.root if store.is_local else tempfile.gettempdir(),
             settings=wandb.Settings(silent=True, console="off", disable_git=True),
         )
-        # Stages count their own images, so each has an axis of its own.
+        # Each stage counts its own images, so its metrics have an axis of their own.
         for stage in experiment.stage_names:
             self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/images_seen")
 
     def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
-        """Numbers of a stage by name (`valid/nll`) after so many images of it. They can come twice."""
         named = {f"{stage}/{name}": value for name, value in values.items()}
         self._run.log({**named, f"{stage}/images_seen": images_seen})
 
     def finish(self, numbers: Mapping[str, float], failed: bool) -> None:
-        """The end of the command. numbers: of metrics.json; {} before the stage `sample` is done."""
         self._run.summary.update(dict(numbers))
         self._run.finish(exit_code=int(failed))
 
@@ -107,7 +113,7 @@ class _Mlflow:
 
         client = self._client = MlflowClient()
 
-        def begin() -> str:
+        def create() -> str:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
             group = client.get_experiment_by_name(name)
             number = client.create_experiment(name) if group is None else group.experiment_id
@@ -116,7 +122,7 @@ class _Mlflow:
             client.log_batch(run, params=[Param(key, str(value)) for key, value in settings.items()])
             return str(run)
 
-        self._run = _run_in(store, "mlflow", begin)
+        self._run = _run_id(store, "mlflow", create)
         client.update_run(self._run, status="RUNNING")
 
     def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:

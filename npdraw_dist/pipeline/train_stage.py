@@ -1,14 +1,15 @@
-"""What the stages `prior` and `vae` share: data to the workers, the run, its summary."""
+"""What the stages `prior` and `vae` share: their job, the training run, and its summary."""
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from npdraw_dist.config.load import flat
 from npdraw_dist.config.schema import Experiment, ScaleConfig
@@ -22,24 +23,27 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline import stage_job
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
+from npdraw_dist.pipeline.stage import Watch
+from npdraw_dist.pipeline.stage_job import CRITERIA, StageJob
 from npdraw_dist.pipeline.store import CONFIG, Store, fingerprint_of
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import RunContext, run_here
 from npdraw_dist.training.early_stopping import fall_text
 from npdraw_dist.training.metrics_log import Events, Record, read_metrics
 
-STOPPED = "stopped"  # folder of the model that a stage had before its loss turned non-finite
-# What the manifest says of a finished training, and the weights and metrics that were selected.
+STOPPED = "stopped"  # folder of the model that a stage had before its loss became non-finite
+LARGEST_BANK = 400  # parts in TensorBoard's picture of a bank
+# The manifest of a finished training, and the tensors and metrics of the selected checkpoint.
 Trained = tuple[dict[str, Any], checkpoint.Tensors, Record]
 
 
 @dataclass(frozen=True)
 class StageDisplay:
-    """Shows progress and lines of a stage on the console of the driver; passes rows of metrics on."""
+    """Shows the progress and the messages of a stage, and passes its metrics on. Used by the driver."""
 
-    store: Store
     stage: str
     bar: Show
+    watch: Watch
 
     def show(self, images_seen: int, images_per_s: float, note: str) -> None:
         self.bar(images_seen, images_per_s, note)
@@ -48,12 +52,7 @@ class StageDisplay:
         console.print(f"{self.stage}: {line}", markup=False)  # an error's text can look like markup
 
     def record(self, row: Record) -> None:
-        try:
-            for watch in self.store.watchers:
-                watch(row, self.stage)
-        except Exception as error:
-            self.store.failed = error
-            raise
+        self.watch(row, self.stage)
 
 
 def run_stage(
@@ -62,23 +61,23 @@ def run_stage(
     stage: str,
     make_objective: stage_job.MakeObjective,
     start: stage_job.Start,
-    callbacks: Sequence[Any] = (),
+    watch: Watch | None = None,
 ) -> Trained:
-    """Trains a stage as a Ray Train run, or in this process.
+    """Trains a stage as a Ray Train run, or in this process; returns its best or last checkpoint.
 
-    The checkpoint is the best or the last one (`train.select`). start: what `make_objective` starts from,
-    sent to the workers once. `callbacks` see each report of Ray Train. Raises UserError if the loss turned
-    non-finite.
+    `train.select` decides which. start: the tensors that `make_objective` starts from, sent to the workers
+    once. Raises UserError if the loss became non-finite.
     """
-    settings, scale = experiment.train, experiment.scale
+    watch = watch or Watch()
+    scale, criterion = experiment.scale, CRITERIA[stage]
     job = _make_job(experiment, store, stage, make_objective, start)
     workers = plan(scale)
     if workers.gpu:
-        _require_precision(settings.precision, store)
-    console.print(f"{stage}: {_shares(job, workers)}")
+        _require_precision(experiment.train.precision, store)
+    console.print(f"{stage}: {_shares(experiment, stage, workers)}")
     started = time.perf_counter()
-    with stage_progress(stage, job.images) as show:
-        display, criterion = StageDisplay(store, stage, show), stage_job.CRITERIA[stage]
+    with stage_progress(stage, experiment.section_of(stage).images) as show:
+        display = StageDisplay(stage, show, watch)
         if scale.here:
             device, where = device_here(scale.use_gpu), (store.filesystem, store.path(stage))
             context = RunContext(*where, device, criterion, display)
@@ -95,16 +94,16 @@ def run_stage(
                 filesystem=store.filesystem,
                 storage=store.root,
                 name=stage,
-                callbacks=callbacks,
+                callbacks=watch.ray_callbacks,
                 folders=tuple(store.landmarks()),
             )
             summary = run_training(run, display)
-    # Measured by the clock of this command: the workers' machines may have other times.
+    # By the clock of this process: the clocks of the workers' machines can differ.
     return _trained(experiment, store, stage, summary, time.perf_counter() - started)
 
 
 def _require_precision(precision: str, store: Store) -> None:
-    """Raises UserError if a resumed run has another precision, which changes the result on a GPU alone."""
+    """Raises UserError if a resumed run had another precision, which changes the result on a GPU."""
     before = store.config().train.precision if store.has(CONFIG) else precision
     if precision != before:
         raise UserError(
@@ -114,7 +113,7 @@ def _require_precision(precision: str, store: Store) -> None:
 
 
 def plan(scale: ScaleConfig) -> Workers:
-    """The workers in the running Ray, or without Ray. Raises UserError if few fit."""
+    """The workers of the running Ray, or this process. Raises UserError if too few fit."""
     if scale.here:
         return worker_here(scale)
     return plan_workers(scale, lambda line: console.print(line, markup=False))
@@ -123,20 +122,15 @@ def plan(scale: ScaleConfig) -> Workers:
 def _trained(
     experiment: Experiment, store: Store, stage: str, summary: dict[str, Any], seconds: float
 ) -> Trained:
-    """summary: what the loop of rank 0 returned. Prints a warning if validation fell."""
-    select = experiment.train.select
-    if "stopped_at_step" in summary:
-        raise UserError(
-            f"the loss of stage {stage} turned non-finite too often, at last at step "
-            f"{summary['stopped_at_step']}; {keep_stopped(experiment, store, stage)}"
-        )
-    found = selected_checkpoint(store, stage, select)
-    tensors, progress = found.loaded
-    if not math.isfinite(progress["record"].get(stage_job.CRITERIA[stage].name, 0.0)):
-        raise UserError(
-            f"the loss of stage {stage} turned non-finite, and its weights are of no use; "
-            f"{keep_stopped(experiment, store, stage)}"
-        )
+    """The result of a training from the summary that rank 0 returned. Prints a warning if validation fell."""
+    select, step = experiment.train.select, summary.get("stopped_at_step")
+    if step is None:
+        found = selected_checkpoint(store, stage, select)
+        tensors, progress = found.loaded
+    if step is not None or not math.isfinite(progress["record"].get(CRITERIA[stage].name, 0.0)):
+        when = ", and its weights are of no use" if step is None else f" too often, at last at step {step}"
+        advice = keep_stopped(experiment, store, stage)
+        raise UserError(f"the loss of stage {stage} turned non-finite{when}; {advice}")
     seen, earlier_s = progress["record"]["images_seen"], summary.pop("earlier_s")
     manifest = {
         "fingerprint": fingerprint_of(experiment, stage),
@@ -156,9 +150,9 @@ def _trained(
 
 
 def keep_stopped(experiment: Experiment, store: Store, stage: str) -> str:
-    """Writes the newest checkpoint with finite weights as the model `stopped/`; returns what a user can do.
+    """Writes the newest checkpoint with finite weights as the model `stopped/`; returns advice for the user.
 
-    Networks that no stage has trained yet have random weights in it.
+    Networks that no stage has trained yet get random weights.
     """
     lower, run = f"--{stage}.learning_rate", (store.filesystem, store.path(stage))
     try:
@@ -186,16 +180,16 @@ def keep_stopped(experiment: Experiment, store: Store, stage: str) -> str:
 
 
 def _finite(stage: str, folder: Path) -> tuple[checkpoint.Tensors, Record]:
-    """A checkpoint. Raises UserError if its weights or its validation are not finite."""
+    """Loads a checkpoint. Raises UserError if its weights or its validation are not finite."""
     tensors, progress = checkpoint.read(folder)
-    score = progress["record"].get(stage_job.CRITERIA[stage].name, 0.0)
+    score = progress["record"].get(CRITERIA[stage].name, 0.0)
     if not math.isfinite(score) or not all(value.isfinite().all() for value in tensors.values()):
         raise UserError("it is not finite")
     return tensors, progress["record"]
 
 
 def fall_note(manifest: Mapping[str, Any]) -> str | None:
-    """How far below its best the validation of a stage ended; None if it did not."""
+    """States how far the validation of a stage ended below its best; None if it ended at its best."""
     fall = manifest.get("fell_from_best")
     ended = "; training ended there" if manifest.get("ended_early") else ""
     return None if fall is None else f"validation fell: {fall_text(fall)}{ended}"
@@ -207,7 +201,7 @@ def _make_job(
     stage: str,
     make_objective: stage_job.MakeObjective,
     start: stage_job.Start,
-) -> stage_job.StageJob:
+) -> StageJob:
     parses = store.parses("train", experiment)
     streamed = stage_job.is_streamed(experiment, stage, len(parses))
     size = len(parses) * stage_job.row_bytes(experiment) / 2**20
@@ -215,22 +209,30 @@ def _make_job(
         f"{stage}: {len(parses):,} training images of {size:,.1f} MB are "
         f"{'streamed' if streamed else 'read into memory'} (data.cache_mb {experiment.data.cache_mb:g})"
     )
-    shown = store.has("bank", "manifest.json")  # parses alone train a prior too
-    with_bank = "bank" in experiment.stage_names and (experiment.train.augmented > 0 or shown)
-    bank = load_bank(experiment, store) if with_bank else None
-    pictures = {} if bank is None else {"bank": stage_job.bank_sheet(bank)}
+    # Parses without a bank can train a prior, unless images are moved.
+    needs_bank = experiment.train.augmented > 0 or store.has("bank", "manifest.json")
+    bank = load_bank(experiment, store) if needs_bank and "bank" in experiment.stage_names else None
+    pictures = {}
+    if bank is not None:
+        pictures["bank"] = stage_job.sheet(F.interpolate(bank.parts[:LARGEST_BANK], scale_factor=4), 20)
     events = Events(store.filesystem, store.path(stage))
-    events.begin(flat(experiment.made()), stage_job.CRITERIA[stage].name, pictures)
-    valid = validation_images(store, experiment.train.eval_images, experiment.seed, experiment)
-    train = None if streamed else parses.in_id_order()
-    given = stage_job.Given(start, valid, train, None if bank is None else bank.parts)
-    return stage_job.StageJob(stage, experiment, make_objective, parses, given)
+    events.begin(flat(experiment.made()), CRITERIA[stage].name, pictures)
+    return StageJob(
+        stage,
+        experiment,
+        make_objective,
+        start,
+        parses,
+        train=None if streamed else parses.in_id_order(),
+        valid=validation_images(store, experiment.train.eval_images, experiment.seed, experiment),
+        parts=None if bank is None else bank.parts,
+    )
 
 
 def validation_images(store: Store, count: int, seed: int, experiment: Experiment | None = None) -> Batch:
-    """A sample of the whole validation split, whose first rows may be of one class; empty if it is.
+    """A random sample of the validation split, of which the first rows can be of one class.
 
-    experiment: as of `Store.parses`.
+    Empty if the split is empty. experiment: as in `Store.parses`.
     """
     parses = store.parses("valid", experiment)
     if len(parses) == 0:
@@ -241,10 +243,9 @@ def validation_images(store: Store, count: int, seed: int, experiment: Experimen
 def selected_checkpoint(
     store: Store, stage: str, select: str
 ) -> checkpoint.Found[tuple[checkpoint.Tensors, checkpoint.Progress]]:
-    """The best or the last checkpoint of a stage that can be read; says which cannot."""
+    """The best or the last checkpoint of a stage that can be read; prints which cannot be read."""
     run = store.filesystem, store.path(stage)
-    best = select == "best"
-    paths = checkpoint.by_score(*run, stage_job.CRITERIA[stage]) if best else checkpoint.by_age(*run)
+    paths = checkpoint.by_score(*run, CRITERIA[stage]) if select == "best" else checkpoint.by_age(*run)
     found = checkpoint.first_readable(*run, paths, checkpoint.read)
     assert found is not None, "a finished run has a checkpoint"
     for line in found.damaged:
@@ -253,19 +254,19 @@ def selected_checkpoint(
 
 
 def selected_record(store: Store, stage: str) -> Record:
-    """The record in metrics.jsonl of the weights that a finished stage selected."""
+    """The row of metrics.jsonl for the checkpoint that a finished stage selected."""
     records = read_metrics(store.filesystem, store.path(stage))
     seen = store.read_json(stage, "manifest.json")["selected_at"]
     return next(record for record in reversed(records) if record["images_seen"] == seen)
 
 
-def _shares(job: stage_job.StageJob, workers: Workers) -> str:
-    """Who trains, and how the global batch, which does not depend on their number, is divided among them."""
-    settings, batch = job.settings, job.settings.batch_size
-    shares = sorted({-(-batch // count) for count in (workers.least, workers.most)})
+def _shares(experiment: Experiment, stage: str, workers: Workers) -> str:
+    """States who trains, and how the global batch, which does not depend on the workers, is divided."""
+    settings = experiment.train_of(stage)
+    shares = sorted({-(-settings.batch_size // count) for count in (workers.least, workers.most)})
     who = f"this process, {workers.cpus} thread{'s' * (workers.cpus > 1)}"
     scale = "" if settings.rate_scale == 1 else f"; learning rates x {settings.rate_scale:.3g}"
     return (
-        f"{who if job.experiment.scale.here else workers}, a global batch of {batch}, at most "
+        f"{who if experiment.scale.here else workers}, a global batch of {settings.batch_size}, at most "
         f"{' to '.join(map(str, shares))} a worker, in micro-batches of {settings.micro_batch} or less{scale}"
     )

@@ -1,7 +1,7 @@
 """Stage `vae`: posterior and decoder with the prior trained on, or a baseline as a whole; exports model/."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from npdraw_dist.nn.objective import fit_temperature
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.models import source_model
-from npdraw_dist.pipeline.stage import Stage
+from npdraw_dist.pipeline.stage import Stage, Watch
 from npdraw_dist.pipeline.stage_job import Start
 from npdraw_dist.pipeline.store import Store, finished
 from npdraw_dist.pipeline.train_stage import fall_note, run_stage, validation_images
@@ -33,13 +33,13 @@ CALIBRATED, CALIBRATED_DRAWS = 128, 4  # validation images that fit q's temperat
 CALIBRATION = 2**32 - 3  # separates its seeds from those of training and scoring
 
 
-def run(experiment: Experiment, store: Store, callbacks: Sequence[Any] = ()) -> dict[str, Any]:
+def run(experiment: Experiment, store: Store, watch: Watch | None = None) -> dict[str, Any]:
     """Trains the VAE from the pre-trained prior and writes vae/ and model/; returns its manifest."""
     if (manifest := done(experiment, store)) is not None:
         return manifest
     experiment = store.with_vocabulary(experiment)
     start = load_start(experiment, store)
-    manifest, tensors, _ = run_stage(experiment, store, NAME, make_objective, start, callbacks)
+    manifest, tensors, _ = run_stage(experiment, store, NAME, make_objective, start, watch)
     spec = spec_of(experiment)
     assert spec.data is not None
     data = spec.data.model_copy(update={"inputs": store.shards().manifest.digests["train"]})

@@ -11,7 +11,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.distributed import run as ray_run
 from npdraw_dist.distributed.resources import Workers
-from npdraw_dist.pipeline import stage_job, train_stage
+from npdraw_dist.pipeline import train_stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from tests.helpers.in_process import Stopped, stopped
 
@@ -113,11 +113,7 @@ def start_stage(
     """Runs a stage up to its training; returns the experiment of its workers."""
     jobs: list[Experiment] = []
 
-    def make_job(experiment: Experiment, *rest: object) -> stage_job.StageJob:
-        jobs.append(experiment)
-        return stage_job.StageJob("prior", experiment, SimpleNamespace, (), None)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(train_stage, "_make_job", make_job)
+    monkeypatch.setattr(train_stage, "_make_job", lambda experiment, *_: jobs.append(experiment))
     monkeypatch.setattr(train_stage, "plan_workers", lambda *_: Workers(1, 1, 1, gpu))
     monkeypatch.setattr(ray_run, "run_training", stopped)
     store.claim(experiment)

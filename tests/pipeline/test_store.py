@@ -52,8 +52,6 @@ def test_a_claim_writes_the_whole_config_and_only_the_same_one_resumes(store: St
     with pytest.raises(UserError, match=r"\(prior.depth: 3 -> 2; seed: 0 -> 7\)"):
         store.claim(with_changes(made, {"seed": 7, "prior": {"depth": 2}}))
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == config
-    (tmp_path / "there").mkdir()
-    assert not Store.open(str(tmp_path), "there").claim(made)  # no fresh run
 
 
 def test_a_folder_of_other_things_is_no_place_for_a_run(tmp_path: Path, refused: Refused) -> None:

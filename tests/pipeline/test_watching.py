@@ -24,6 +24,7 @@ from npdraw_dist.config.load import with_changes
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline import prior, progress, stage_job, tracking
 from npdraw_dist.pipeline.progress import console, logged, stage_progress
+from npdraw_dist.pipeline.stage import Watch
 from npdraw_dist.pipeline.stage_job import painter
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.tracking import tracked
@@ -32,7 +33,7 @@ from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics
 from tests.helpers.runs import HERE, TINY, random_parses, tiny
 from tests.helpers.tiny_presets import bank_of, batch_of, objective_of, tiny_preset
 
-ASKED = with_changes(tiny(), {"scale": {"num_workers": 0}})
+EXPERIMENT = with_changes(tiny(), {"scale": {"num_workers": 0}})
 
 
 def test_a_training_says_and_keeps_its_losses(
@@ -42,7 +43,7 @@ def test_a_training_says_and_keeps_its_losses(
     monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
     monkeypatch.setattr("npdraw_dist.training.context.SHOW_EVERY_S", -1.0)
     store = random_parses(tmp_path)
-    prior.run(ASKED, store)
+    prior.run(EXPERIMENT, store)
     recent, validated = (
         read_metrics(store.filesystem, store.path("prior"), rows) for rows in (RECENT_ROWS, "metrics")
     )
@@ -64,7 +65,7 @@ def test_the_log_has_lines_where_a_terminal_has_a_bar(total: int, monkeypatch: p
     shown: list[str] = []
     monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
     monkeypatch.setattr(console, "_force_terminal", True)
-    monkeypatch.setattr(progress.LoggedConsole, "sink", shown.append)
+    monkeypatch.setattr(progress.LoggedConsole, "to_log", shown.append)
     with console.capture() as printed, stage_progress("prior", total) as show:
         show(500, 250.0, "loss 3.25")
     assert "loss 3.25" in printed.get()
@@ -124,7 +125,7 @@ def test_a_run_keeps_what_it_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     again = (tmp_path / "said" / "log.txt").read_text()
     assert again.startswith(first)
     assert "prior: resumes from checkpoint_000000004" in again
-    assert progress.LoggedConsole.sink is None
+    assert progress.LoggedConsole.to_log is None
 
 
 def test_the_log_has_the_error_that_ended_a_run() -> None:
@@ -149,18 +150,17 @@ def test_the_log_has_the_error_that_ended_a_run() -> None:
         assert said in text
 
 
-def test_a_line_is_shown_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_line_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     """Though a part of it looks like markup."""
     line = "no [/tmp/x] there, [red]text[/red], [../gloo/pair.cc:1] closed"
-    display = StageDisplay(Store.open(str(tmp_path), "run"), "prior", lambda done, rate=0.0, note="": None)
-    display.say(line)
+    StageDisplay("prior", Mock(), Watch()).say(line)
     assert " ".join(capsys.readouterr().out.split()) == f"prior: {line}"
 
 
 def train_tracked(store: Store, service: str) -> list[dict[str, float]]:
     """The stage `prior` as a command does it; returns its rows of both kinds."""
-    with tracked(ASKED, store, service):
-        prior.run(ASKED, store)
+    with tracked(EXPERIMENT, store, service) as watcher:
+        prior.run(EXPERIMENT, store, Watch([watcher]))
     where = store.filesystem, store.path("prior")
     return [*read_metrics(*where), *read_metrics(*where, RECENT_ROWS)]
 
@@ -182,8 +182,7 @@ def test_a_tracker_gets_each_row_once(tmp_path: Path, tracker: Mock) -> None:
     for row in rows:
         assert {name: value for name, value in row.items() if name != "step"} in given
     assert tracker.finish.call_args_list == [call({}, False)]
-    assert store.watchers == []
-    with pytest.raises(ZeroDivisionError), tracked(ASKED, store, "wandb"):
+    with pytest.raises(ZeroDivisionError), tracked(EXPERIMENT, store, "wandb"):
         raise ZeroDivisionError
     assert tracker.finish.call_args_list[1:] == [call({}, True)]
 
@@ -192,10 +191,9 @@ def test_a_service_that_fails_is_reported_once(
     tmp_path: Path, tracker: Mock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker.log.side_effect = ConnectionError("no  answer")
-    store = random_parses(tmp_path)
-    with tracked(ASKED, store, "wandb"):
+    with tracked(EXPERIMENT, Store.open(str(tmp_path), "run"), "wandb") as watcher:
         for step in (1, 2):
-            store.watchers[0]({"images_seen": 16, "step": step, "valid/nll": 3.0}, "prior")
+            watcher({"images_seen": 16, "step": step, "valid/nll": 3.0}, "prior")
     assert capsys.readouterr().out.count("no answer") == 1
     tracker.log.assert_called_once()
     tracker.finish.assert_not_called()
@@ -214,7 +212,7 @@ def test_a_package_that_is_not_there_or_a_service_that_refuses_is_a_line(
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=dict))
     with (
         pytest.raises(UserError, match="no API key configured"),
-        tracked(ASKED, Store.open(str(tmp_path), "x"), "wandb"),
+        tracked(EXPERIMENT, Store.open(str(tmp_path), "x"), "wandb"),
     ):
         pytest.fail("the block does not begin")
 
