@@ -136,7 +136,7 @@ class Experiment(Section):
         if ORDERS[self.parse.order] and self.steps != places:
             free = [name for name, aligned in ORDERS.items() if not aligned]
             raise ValueError(
-                f"parse.order {self.parse.order} has one step for each place: parse.steps is {places}, not "
+                f"parse.order {self.parse.order} needs parse.steps {places}, one for each place, not "
                 f"{self.steps} (or choose {', '.join(free[:-1])} or {free[-1]})"
             )
         if self.by_authors:
