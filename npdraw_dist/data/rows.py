@@ -154,7 +154,7 @@ def write_rejects(filesystem: fs.FileSystem, folder: str, lines: Sequence[Reject
 
 
 def check_rejects(rejects: int, total: int, data: DataConfig, listed: bool = True) -> None:
-    """Raises UserError on more rejects than data.max_bad_fraction. listed: rejects.jsonl names them."""
+    """Raises UserError on more rejects than data.max_bad_fraction. listed: if rejects.jsonl names them."""
     if rejects > data.max_bad_fraction * total:
         raise UserError(
             f"{rejects} of {total} rows of data.source {data.source} are bad, more than "
@@ -166,9 +166,9 @@ def check_rejects(rejects: int, total: int, data: DataConfig, listed: bool = Tru
 class RejectLimit:
     """Counts while pieces are read, in any order, and tells when too many rows are bad.
 
-    Too many are bad if they would be with all rows to come good. splits: those of each piece. total: rows of
-    all pieces. If it is None, each piece to come counts as the mean of those read with its splits, once
-    LEAST_ROWS rows are read.
+    Too many are bad if good rows alone cannot bring their share down to `data.max_bad_fraction`. splits: the
+    splits of each piece. total: rows of all pieces. If it is None, each piece to come counts as the mean of
+    the pieces that were read with its splits, once LEAST_ROWS rows are read.
     """
 
     def __init__(self, data: DataConfig, splits: Iterable[tuple[str, ...]], total: int | None) -> None:

@@ -28,7 +28,7 @@ FEW = 1024  # pieces up to which each has one part: enough for the cores of a cl
 MOST_BYTES = 64 << 20  # bytes of the images of a piece of several parts
 PARTS, LEAST_ROWS = 8, 2048  # shards of a small listed set, and the least rows of a shard
 
-# Reads the rows of a piece that are in some splits.
+# Reads the rows of a part that are in some splits.
 Read = Callable[[Collection[Split]], dict[Split, Rows]]
 
 
@@ -90,7 +90,7 @@ class Source:
     unique: bool = False
 
     def pieces(self) -> list[Piece]:
-        """All pieces, in a fixed order. A number means the same rows always."""
+        """All pieces, in a fixed order. A number always stands for the same rows."""
         # A part of unknown length counts as `data.rows_a_shard` images.
         most = MOST_BYTES // (self.data.rows_a_shard * math.prod(self.data.shape))
         each = 1 if self.canonical else max(min(len(self.parts) // FEW, most), 1)
@@ -104,7 +104,7 @@ class Source:
         return found
 
     def shards(self, split: Split) -> list[Shard]:
-        """All shards of a split, in a fixed order. A name means the same rows always."""
+        """All shards of a split, in a fixed order. A name always stands for the same rows."""
         return [Shard(p.name(split), split, p) for p in self.pieces() if split in p.splits]
 
     def count(self, *splits: Split) -> int | None:
@@ -113,7 +113,7 @@ class Source:
         return None if None in counts else sum(count or 0 for count in counts)
 
     def facts(self) -> dict[str, Any]:
-        """What a manifest records, as plain JSON."""
+        """The facts that a manifest records, as plain JSON."""
         names = ("background", "fit", "split_by", "source", "path", "fraction", "valid_fraction")
         return {
             **{name: getattr(self.data, name) for name in (*names, "test_fraction")},

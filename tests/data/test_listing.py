@@ -150,6 +150,7 @@ def swap(folder: Path) -> None:
         (lambda folder: (folder / "0.bmp").write_bytes(b"another"), True),
         (lambda folder: touch(folder / "0.bmp"), True),
         (lambda folder: (folder / "0.txt").write_text("words"), True),
+        (lambda folder: (folder / "1.txt").write_text("others"), True),
         (lambda folder: (folder / "notes.txt").write_text("no words of a picture"), False),
         (lambda folder: picture(folder / ".thumbnails" / "0.bmp", 0), False),
         (lambda folder: (folder / "Thumbs.db").write_bytes(b"no picture"), False),
@@ -158,7 +159,8 @@ def swap(folder: Path) -> None:
 def test_a_change_of_an_image_folder_is_another_stamp(
     tmp_path: Path, change: Callable[[Path], object], is_other: bool
 ) -> None:
-    before = source(images(tmp_path)).stamp
+    (images(tmp_path) / "class" / "1.txt").write_text("words")
+    before = source(tmp_path).stamp
     assert source(tmp_path).stamp == before
     change(tmp_path / "class")
     assert (source(tmp_path).stamp != before) == is_other

@@ -87,15 +87,6 @@ def test_a_prepared_set_keeps_classes_and_words(folder: Path, tmp_path: Path, fo
     assert read_words(config(form, tmp_path / "out")) == EXPECTED
 
 
-def test_words_that_change_are_noticed(folder: Path) -> None:
-    data = config("imagefolder", folder)
-    words = next(folder.rglob("*.txt"))
-    before, text = open_source(data, 0).stamp, words.read_text()
-    words.write_text("Others\n")
-    assert open_source(data, 0).stamp != before
-    words.write_text(text)
-
-
 @pytest.mark.parametrize(
     ("columns", "expected"),
     [

@@ -162,7 +162,7 @@ def _idx(root: Path, part: str) -> Arrays:
 
 
 def open_idx(data: DataConfig, seed: int) -> Source:
-    """MNIST or Fashion-MNIST: IDX files in torchvision's layout or in one folder, with a test split."""
+    """MNIST or Fashion-MNIST, from IDX files in torchvision's layout or in one folder."""
 
     def complete(root: Path) -> bool:
         return all(len(idx_files(root, part)) == 2 for part in IDX_PREFIXES)

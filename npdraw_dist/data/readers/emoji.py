@@ -52,7 +52,9 @@ class Bitmap(NamedTuple):
 
 
 def open_emoji(data: DataConfig, seed: int) -> Source:
-    """Variants of one emoji, and equal pictures, are in one split. Each split has a like share of a group.
+    """The pictures of a font. A split has all variants of an emoji, and all pictures equal to one of its own.
+
+    Each split has about its share of each group.
 
     `data.split_by variant` splits variants one by one, to hold out combinations of known things.
     """

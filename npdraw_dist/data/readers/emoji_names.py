@@ -16,7 +16,7 @@ JOINERS = {0xFE0F, 0x200D}  # variation selector, zero-width joiner
 SKIN_TONES = set(range(0x1F3FB, 0x1F400))
 TONES = dict(zip(sorted(SKIN_TONES), ("light", "medium light", "medium", "medium dark", "dark"), strict=True))
 GENDER_SIGNS = {0x2640, 0x2642}
-MARKS = JOINERS | SKIN_TONES | GENDER_SIGNS  # what variants of one emoji differ in
+MARKS = JOINERS | SKIN_TONES | GENDER_SIGNS  # code points in which variants of one emoji differ
 ADULT, CHILD, ELDER, ROYAL, CLAUS = 0x1F9D1, 0x1F9D2, 0x1F9D3, 0x1FAC5, 0x1F385
 HEART, KISS, HANDS = 0x2764, 0x1F48B, 0x1F91D
 # Emoji of people without their gender, and couples as the people and things that they are made of.

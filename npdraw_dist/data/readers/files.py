@@ -56,7 +56,7 @@ class Files:
         return len(self.paths)
 
     def take(self, order: NDArray[np.int64]) -> "Files":
-        """Those at the places `order`."""
+        """The files at the positions `order`."""
         return Files(self.paths.take(pa.array(order)), self.labels[order], self.words[order])
 
     def __getitem__(self, index: slice) -> "Files":

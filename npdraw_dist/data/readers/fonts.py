@@ -130,7 +130,7 @@ def _faces(root: str, file: Mapping[str, Any]) -> tuple[list[Face], str | None]:
 
 
 def _open(content: bytes, index: int, em: int) -> ImageFont.FreeTypeFont:
-    """Raises OSError or ValueError if FreeType cannot."""
+    """Raises OSError or ValueError if FreeType cannot open the face."""
     return ImageFont.truetype(io.BytesIO(content), em, index, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -183,7 +183,7 @@ class FaceRange:
         codes, twins = _characters(face.file, face.version)[face.index]
         try:
             draw = GlyphPen(_content(face.file, face.version), face.index, self.side)
-        except (OSError, ValueError) as error:  # FreeType's
+        except (OSError, ValueError) as error:  # of FreeType
             raise UserError(f"{face.path}: {error}") from None
         builders = {split: RowBuilder((1, self.side, self.side)) for split in wanted}
         images = {split: set[bytes]() for split in wanted}
@@ -195,7 +195,7 @@ class FaceRange:
             builder, seen = builders[split], images[split]
             try:
                 image = None if code in twins else draw(chr(code))
-            except (OSError, ValueError, MemoryError) as error:  # FreeType's, of a damaged glyph
+            except (OSError, ValueError, MemoryError) as error:  # of FreeType, for a damaged glyph
                 builder.reject(name, f"cannot be drawn: {error}")
                 continue
             if image is None:

@@ -23,7 +23,7 @@ from npdraw_dist.data.splits import HashSplit, Split
 
 TARS = (".tar", ".tar.gz", ".tgz")
 ENDS = (tarfile.TarError, EOFError, zlib.error)  # errors of a file that is damaged or ends too early
-LABEL = re.compile(rb"-?\d{1,18}")  # what fits an int64
+LABEL = re.compile(rb"-?\d{1,18}")  # numbers that fit an int64
 
 
 def find_tars(pattern: str) -> tuple[fs.FileSystem, list[str], str | None]:
