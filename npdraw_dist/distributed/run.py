@@ -270,7 +270,7 @@ class _Watch:
             self._said_at = time.monotonic()
         if not (due and waits):
             return []
-        return [f"waits for {self.workers}; nodes: {listed(living_nodes())}; free: {free_now()}"]
+        return [f"waits for {self.workers} to start; nodes: {listed(living_nodes())}; free: {free_now()}"]
 
 
 def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:

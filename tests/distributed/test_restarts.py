@@ -197,7 +197,7 @@ def test_a_line_says_every_half_minute_that_workers_wait_until_they_start(
         return found
 
     line = (
-        "waits for 2 workers of 4 CPUs and a GPU; "
+        "waits for 2 workers of 4 CPUs and a GPU to start; "
         "nodes: 10.0.0.1: 4 CPUs, 1 GPU; 10.0.0.2: 4 CPUs, 1 GPU; free: 4 CPUs"
     )
     assert lines(int(WAIT_S) - 1, waits=True) == []
