@@ -9,7 +9,7 @@ from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.networks import CONDITIONS
 from npdraw_dist.core.model_files import CONFIG, WEIGHTS, ZOO, zoo_names
 
-FACTS = "models.yaml"  # name -> what it draws, the licence of its data, the command that trains it
+FACTS = "models.yaml"  # for each name what the model draws, its data with licence, the training command
 
 
 class Models(Command):
@@ -22,22 +22,22 @@ class Models(Command):
 
 
 def lines_of(name: str) -> list[str]:
-    """What there is to know of a model, a line each; the first is its name and what it draws."""
+    """Lines that describe a model; the first has its name and what it draws."""
     folder, facts = ZOO / name, yaml.safe_load((ZOO / FACTS).read_text())[name]
     config = json.loads((folder / CONFIG).read_text())
     spec, results = config["spec"], config.get("results") or {}
     channels, height, width = spec["image_shape"]
     condition = CONDITIONS.get(spec["prior"]["condition"])
-    asked = "" if condition is None else f", asked {condition.asked}"
+    conditioned = "" if condition is None else f", asked {condition.asked}"
     size = (folder / WEIGHTS).stat().st_size / 1e6
     lines = [
         f"{name}: {facts['draws']}",
-        f"{channels}x{height}x{width}, {spec['parts']} parts{asked}, {size:.1f} MB",
+        f"{channels}x{height}x{width}, {spec['parts']} parts{conditioned}, {size:.1f} MB",
     ]
     if results:
         bits = f", {results['bits_per_dim']:.3f} bits/dim" if "bits_per_dim" in results else ""
-        told = f"{results['n']} images of the split {results['split']}"
-        lines.append(f"NLL {results['nll_iwae']:.2f} nats{bits}, of {told}")
+        images = f"{results['n']} images of the split {results['split']}"
+        lines.append(f"NLL {results['nll_iwae']:.2f} nats{bits}, on {images}")
     made = [f"data: {facts['data']}", f"trained by: {facts['command']}", f"pictures and card: {folder}"]
     return [*lines, *made]
 

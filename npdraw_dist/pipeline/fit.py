@@ -23,7 +23,7 @@ from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.pipeline.fit_images import LARGEST_CANVAS, Labels, Looked, canvas_scale, look, reasons
 from npdraw_dist.pipeline.fit_source import given
-from npdraw_dist.pipeline.models import BANK, SourceModel, load_model
+from npdraw_dist.pipeline.models import BANK, load_model
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.progress import console, results
 from npdraw_dist.pipeline.run import start
@@ -80,52 +80,32 @@ def fit(
     or `fit(images, **{"vae.images": 60_000})`. Raises UserError on images or settings that cannot be used.
     """
     nested = _nested({**settings, "bank": bank} if isinstance(bank, Mapping) else settings)
-    _require_settings(nested.get("data", {}), minutes=minutes, image_size=image_size)
+    if image_size is not None:
+        nested = merge(nested, {"data": {"image_size": image_size}})
+    _require_settings(nested.get("data", {}), minutes)
     with ExitStack() as stack:
         if temporary := name is None and storage is None:
             storage = stack.enter_context(tempfile.TemporaryDirectory(prefix="npdraw-"))
         root, called = "runs" if storage is None else str(storage), "fit" if name is None else name
         run = Store.open(root, called)
+        for folder in (images, valid):
+            if isinstance(folder, str | Path) and "://" not in str(folder):
+                require_apart(str(folder), run.filesystem, run.root, "the run", "storage")
         nested = merge({"init": _start_from(init, bank, run, f"{root.rstrip('/')}/{called}")}, nested)
-        looked = _look((images, labels), (valid, valid_labels), nested, image_size, run)
+        looked = look((images, labels), (valid, valid_labels), nested)
         experiment = _experiment(looked, preset, nested, num_workers or int(ray), minutes, run)
         source, stages = given(looked, experiment), experiment.stage_names
         store = start(experiment, root, called, stages, not temporary, watchers=callbacks, given=source)
         return _trained(store)
 
 
-def _require_settings(data: Mapping[str, Any], **numbers: Any) -> None:
+def _require_settings(data: Mapping[str, Any], minutes: float | None) -> None:
     """Raises UserError if section data states what follows from the images, or a number is not above 0."""
     if taken := {"source", "path", "channels"} & data.keys():
         raise UserError(f"data.{min(taken)} follows from the images; leave it out")
-    if numbers.get("image_size") is None:
-        numbers["image_size"] = data.get("image_size")
-    for name, value in numbers.items():
+    for name, value in (("minutes", minutes), ("image_size", data.get("image_size"))):
         if value is not None and not (isinstance(value, Real) and float(value) > 0):
             raise UserError(f"{name} is {value!r}; it must be a number above 0")
-
-
-def _look(
-    images: tuple[Any, Labels],
-    valid: tuple[Any, Labels],
-    nested: Mapping[str, Any],
-    image_size: int | None,
-    run: Store,
-) -> Looked:
-    """Looks at the images with the user's `nested` settings.
-
-    Raises UserError if they cannot be used, or lie where the run is written.
-    """
-    for folder, _ in (images, valid):
-        if isinstance(folder, str | Path) and "://" not in str(folder):
-            require_apart(str(folder), run.filesystem, run.root, "the run", "storage")
-    data, channels = nested.get("data", {}), None
-    image_size = data.get("image_size") if image_size is None else image_size
-    if (model := nested["init"].get("model")) is not None:
-        colours, side, _ = SourceModel.read(model).spec.image_shape
-        image_size, channels = image_size or side, 3 if colours == 3 else None
-    framed = {key: data[key] for key in ("fit", "background") if key in data}
-    return look(images, valid, nested.get("prior", {}).get("condition"), image_size, channels, framed)
 
 
 def _experiment(

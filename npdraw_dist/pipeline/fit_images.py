@@ -32,6 +32,7 @@ from npdraw_dist.data.listing import list_tree, local_path, stamp_of
 from npdraw_dist.data.readers.files import LOCAL, Files, by_split, pictures_in, read_files
 from npdraw_dist.data.rows import Reject, RowBuilder, Rows
 from npdraw_dist.data.splits import Split
+from npdraw_dist.pipeline.models import SourceModel
 
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # pixels of a side; an image has up to 4 times as many
@@ -108,29 +109,27 @@ class Looked:
 
 
 def look(
-    images: tuple[Any, Labels],
-    valid: tuple[Any, Labels],
-    kind: str | None,
-    image_size: int | None,
-    channels: int | None,
-    framed: Mapping[str, Any],
+    images: tuple[Any, Labels], valid: tuple[Any, Labels], settings: Mapping[str, Mapping[str, Any]]
 ) -> Looked:
-    """Looks at the images, and at those for validation, None or each with its labels or None.
+    """Looks at the images, and at those for validation, with their labels.
 
-    kind: `prior.condition`, if it is given. image_size, channels: None if the pictures decide them. framed:
-    `fit` and `background` of section data. Raises UserError on what cannot be used.
+    settings: nested, by the user. Raises UserError on what cannot be used.
     """
-    given, labels = images
+    (given, labels), data = images, settings.get("data", {})
+    framed = {key: data[key] for key in ("image_size", "fit", "background") if key in data}
+    if (model := settings.get("init", {}).get("model")) is not None:
+        colours, side, _ = SourceModel.read(model).spec.image_shape
+        framed = {"image_size": side, "channels": 3 if colours == 3 else None, **framed}
     folder = Folder.at(given) if isinstance(given, str | Path) else None
     dataset = given if hasattr(given, "take") and hasattr(given, "write_parquet") else None
     seen = folder or (given if dataset is None else dataset.take(SEEN))
-    pictures = pictures_of(seen, image_size, channels=channels, **framed)
+    pictures = pictures_of(seen, **framed)
     classes, condition = () if folder is None else folder.classes, None
     if labels is not None:
         if dataset is not None:
             raise UserError("labels are for a list of images; a Ray Dataset has a column `label`")
         _require_list(seen)
-        pictures, classes = labelled(pictures, labels, kind)
+        pictures, classes = labelled(pictures, labels, settings.get("prior", {}).get("condition"))
         condition = "class" if classes else "words"
     validation = None
     if valid[0] is not None:
@@ -184,8 +183,10 @@ def pictures_of(
 def _read(items: Iterable[tuple[str, Picture, int]], frame: Frame) -> Rows:
     builder = RowBuilder(frame.shape)
     for name, picture, label in items:
-        read = to_image if isinstance(picture, Image.Image) else read_picture
-        builder.add(name, label, partial(read, picture, frame))
+        if isinstance(picture, Image.Image):
+            builder.add(name, label, partial(to_image, picture, frame))
+        else:
+            builder.add(name, label, partial(read_picture, picture, frame))
     return builder.rows()
 
 
@@ -248,7 +249,8 @@ def validation_rows(
     """
     channels, side, _ = training.images.shape[1:]
     images = Folder.at(images) if isinstance(images, str | Path) else images
-    found = pictures_of(images, side, channels=channels, whole=True, **framed)
+    same = {"image_size": side, "channels": channels}
+    found = pictures_of(images, **{**framed, **same}, whole=True)
     names = images.classes if isinstance(images, Folder) else ()
     if labels is not None:
         _require_list(images)

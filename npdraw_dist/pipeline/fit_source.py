@@ -72,9 +72,9 @@ def split_train(items: Images, experiment: Experiment, stated: Collection[Split]
     for number, split in enumerate(SPLITS):
         if split == "train" or split not in stated:
             part = items.take(np.flatnonzero(splits == number))
-            # Rejects are listed once.
-            is_rest = isinstance(part, Rows) and split != "train"
-            found[split] = replace(part, rejects=[]) if is_rest else part
+            if isinstance(part, Rows) and split != "train":
+                part = replace(part, rejects=[])  # they are listed with the training images
+            found[split] = part
     return found
 
 

@@ -1,4 +1,4 @@
-"""A run reads its data once: what counts as the same data at a resume; the test split stays closed."""
+"""A run reads its data once, resumes with the same data only, and leaves the test split closed."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def read(own: Experiment, store: Store) -> dict[str, Any]:
-    """What a command does with the data of a new or a resumed run; returns the manifest."""
+    """Reads the data as a command does, for a new or a resumed run; returns the manifest."""
     images = RunData(own)
     if not store.claim(own) and store.has("data", "manifest.json"):
         images.require_same(store)
@@ -162,7 +162,7 @@ def test_a_canonical_set_is_named_and_may_move(data: Path, store: Store, tmp_pat
 def test_the_test_split_of_a_canonical_set_is_opened_when_it_is_requested(
     data: Path, store: Store, tmp_path: Path
 ) -> None:
-    """Of a run's own images too, which may have none."""
+    """Also if the set is a run's own images, which may have no test images."""
     root = prepared(tmp_path / "set", experiment(data).data)
     own = experiment(root, data={"source": "parquet"}, eval={"split": "valid"})
     assert set(read(own, store)["splits"]) == {"train", "valid"}
@@ -233,7 +233,7 @@ def test_a_shard_that_is_damaged_is_named(data: Path, store: Store, damage: str)
 def test_the_run_of_a_model(
     data: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a link and by "." too. The config.yaml of another program makes no run."""
+    """Also by a link and by ".". A config.yaml of another program makes no run."""
     store.claim(experiment(data))
     for folder in (Path(store.path("model")), tmp_path / "other" / "model"):
         folder.mkdir(parents=True)
@@ -282,7 +282,7 @@ def opened(run: Path) -> list[str]:
     return [opening["by"] for opening in found]
 
 
-def test_only_the_question_for_test_numbers_reads_test_images(tmp_path: Path) -> None:
+def test_only_test_numbers_read_test_images(tmp_path: Path) -> None:
     """The test images are garbage, so a run that reads one stops."""
     data = tmp_path / "data"
     for split, count in (("train", 150), ("valid", 30)):
@@ -316,7 +316,7 @@ def test_only_the_question_for_test_numbers_reads_test_images(tmp_path: Path) ->
 def test_test_numbers_come_to_the_validation_numbers(
     run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The question for the test split is noted each time, with who asked."""
+    """Each opening of the test split is recorded, with the command."""
     run = Path(shutil.copytree(run_here, tmp_path / "tiny"))
     (run / "metrics.json").unlink()
     flags = ["--storage", str(tmp_path), "--name", "tiny", *TINY, *HERE, "--data.fraction", "0.05"]
