@@ -1,4 +1,4 @@
-"""`npdraw_dist.fit`: images of any Python kind in, a trained model out.
+"""`npdraw_dist.fit` trains a model on images of any Python kind.
 
 Shapes: N images, C channels, S side of the square.
 """
@@ -100,7 +100,7 @@ def fit(
 
 
 def _require_settings(data: Mapping[str, Any], minutes: float | None) -> None:
-    """Raises UserError if section data states what follows from the images, or a number is not above 0."""
+    """Raises UserError if `data` states what the images decide, or a number is not above 0."""
     if taken := {"source", "path", "channels"} & data.keys():
         raise UserError(f"data.{min(taken)} follows from the images; leave it out")
     for name, value in (("minutes", minutes), ("image_size", data.get("image_size"))):
@@ -116,7 +116,7 @@ def _experiment(
     minutes: float | None,
     run: Store,
 ) -> Experiment:
-    """The run's settings, which are printed: those of the images, and the user's `nested` ones over them."""
+    """The run's settings: those that suit the images, overridden by the user's `nested` ones. Prints them."""
     if looked.condition is not None:
         nested = merge({"prior": {"condition": looked.condition}}, nested)
     suiting, chosen = _chosen(looked, nested, workers)
@@ -133,7 +133,7 @@ def _experiment(
 
 
 def _chosen(looked: Looked, nested: Mapping[str, Any], workers: int | str) -> tuple[str, dict[str, Any]]:
-    """The preset and the settings that suit the images, beside those that the user gives (`nested`)."""
+    """The preset and the settings that suit the images and the user's `nested` settings."""
     preset, chosen = suited(looked.pictures, looked.count)
     if nested["init"].get("model") is not None:  # the model decides the network
         budgets = {
@@ -145,7 +145,7 @@ def _chosen(looked: Looked, nested: Mapping[str, Any], workers: int | str) -> tu
         chosen.pop("bank", None)  # the bank decides the number of parts
     data: dict[str, Any] = {"source": "given"}
     if looked.dataset is None:
-        data["max_bad_fraction"] = 1.0  # what is no picture is skipped
+        data["max_bad_fraction"] = 1.0  # any number of unreadable files is skipped
     return preset, merge(chosen, {"data": data, "scale": {"num_workers": workers}})
 
 
@@ -173,7 +173,7 @@ def _require_probe(experiment: Experiment, nested: Mapping[str, Any]) -> None:
 
 
 def _require_condition(experiment: Experiment, pictures: Rows, classes: Sequence[str]) -> None:
-    """Raises UserError if the prior takes a condition that no image has, before anything is made of them."""
+    """Raises UserError if the prior takes a condition and no image has a class or words for it."""
     if not experiment.takes_condition or experiment.prior.vocabulary:
         return
     kind = experiment.prior.condition
@@ -188,7 +188,7 @@ def _start_from(
     run: Store,
     where: str,
 ) -> dict[str, str]:
-    """The settings of section init. A model or bank in memory is saved beside the run at `where`."""
+    """Section init of the settings. A model or bank in memory is saved beside the run at `where`."""
     found = dict[str, str]()
     if isinstance(init, HubModel):
         found["model"] = _beside(run, where, "init", WEIGHTS, init.save_pretrained)
@@ -218,7 +218,7 @@ def _beside(run: Store, where: str, what: str, file: str, save: Callable[[Path],
         folder = f"{where}-{what}-{content[:12]}"
         filesystem, root = open_filesystem(folder)
         if not is_file(filesystem, f"{root}/{file}"):
-            # `file` is written last: where it lies, all lies.
+            # `file` is written last, so that it shows that all files are there.
             for path in sorted(Path(local).iterdir(), key=lambda path: path.name == file):
                 write_bytes(filesystem, f"{root}/{path.name}", path.read_bytes())
     return folder
@@ -250,7 +250,7 @@ def _say(experiment: Experiment, preset: str, looked: Looked) -> None:
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """{"vae.images": 5} and {"vae": {"images": 5}} -> the latter."""
+    """{"vae.images": 5} or {"vae": {"images": 5}} -> {"vae": {"images": 5}}. Raises UserError."""
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         section, dot, field = key.partition(".")
@@ -261,7 +261,7 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def suited(pictures: Rows, count: int | None = None) -> tuple[str, dict[str, Any]]:
-    """The preset for these pictures, or for `count` like them, and what differs from it."""
+    """The preset for these pictures, or for `count` like them, and the settings that differ from it."""
     shown, channels, size, _ = pictures.images.shape
     count = count or shown
     scale = canvas_scale(size)

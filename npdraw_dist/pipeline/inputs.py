@@ -134,7 +134,7 @@ class SplitImages:
 
 
 def read_images(model_folder: str, split: Split) -> Parses | None:
-    """The images of a split that the run of a model has read; None without them."""
+    """The images of a split that the run of a model has read; None if it has read none."""
     filesystem, path = open_filesystem(model_folder)
     store = Store(filesystem, path.rpartition("/")[0])
     shards = read_shards(store, split) if store.has(OPENINGS) else None

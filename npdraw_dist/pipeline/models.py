@@ -87,7 +87,7 @@ def _bank_file(where: str, name: str) -> tuple[fs.FileSystem, str]:
 
 
 def load_npdraw(folder: str) -> NPDraw:
-    """`load_model` of an NP-DRAW model. Raises UserError for other kinds: they have no parts to edit."""
+    """Loads an NP-DRAW model like `load_model`. Raises UserError on another kind, which draws no parts."""
     model = load_model(folder)
     if not isinstance(model, NPDraw):
         raise UserError(f"--model {folder} is of kind {model.spec.kind}, which draws no parts")
@@ -252,7 +252,8 @@ def source_parts(experiment: Experiment) -> PartBank:
 def write_results(filesystem: fs.FileSystem, folder: str, results: Mapping[str, Any]) -> bool:
     """Writes these numbers to config.json of the model in `folder`; returns whether it did.
 
-    Numbers of the test split, of more images or of more samples stay. results: as in `nn.hub.config_of`.
+    Numbers of the test split, of more images or of more samples are not replaced. results: as in
+    `nn.hub.config_of`.
     """
 
     def strength(some: Mapping[str, Any]) -> tuple[bool, int, int]:
@@ -270,8 +271,8 @@ def write_results(filesystem: fs.FileSystem, folder: str, results: Mapping[str, 
 def publish(model: str, evaluation: Mapping[str, Any]) -> str | None:
     """Writes the result of `evaluate` to the folder or URI `model`; returns the path of its config.json.
 
-    None if the numbers stay as they are: the model comes with the package, is a download of the hub or may
-    only be read, the data are not those of the training, or `write_results` leaves them.
+    None if nothing is written: the model comes with the package, is a download of the hub or is read-only,
+    the data are not those of the training, or the folder has better numbers (`write_results`).
     """
     fixed = (ZOO.resolve(), Path(HF_HUB_CACHE).resolve())  # a download belongs to a commit on the hub
     not_ours = "://" not in model and any(map(Path(model).resolve().is_relative_to, fixed))
