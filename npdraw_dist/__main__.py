@@ -1,4 +1,4 @@
-"""npdraw COMMAND ...: all commands by one name. `npdraw train` is `python -m npdraw_dist.train`."""
+"""npdraw COMMAND ...: runs any command of the package; `npdraw train` is `python -m npdraw_dist.train`."""
 
 import sys
 from collections.abc import Sequence
@@ -12,24 +12,24 @@ from npdraw_dist.config.load import require_known
 
 
 class Entry(NamedTuple):
-    """A command. flags: the class of its flags, "module:class"; the module imports neither torch nor Ray."""
+    """A command. flags: "module:class" of its flags, in a module that imports neither torch nor Ray."""
 
     flags: str
     does: str
 
     @property
     def file(self) -> str:
-        """The module of its function `main`."""
+        """The module with the function `main`."""
         return self.flags.partition(":")[0]
 
     @property
     def module(self) -> str:
-        """What `python -m` takes."""
+        """The name for `python -m`."""
         return self.file.removesuffix(".__main__")
 
 
 COMMANDS = {
-    "train": Entry("npdraw_dist.train:Train", "train a model, or go on with it"),
+    "train": Entry("npdraw_dist.train:Train", "train a model, or resume its training"),
     "fit": Entry("npdraw_dist.fit_folder:Fit", "train on a folder of your pictures, in ten minutes"),
     "sample": Entry("npdraw_dist.sample:Sample", "draw samples of a model, and their animation"),
     "edit": Entry(

@@ -45,13 +45,16 @@ class Extractor(Command):
 
 
 def train_extractor(settings: Extractor) -> dict[str, Any]:
-    """Trains on labelled training images; writes `out`, returns its facts. UserError: none are labelled."""
+    """Trains on labelled training images, writes `out` and returns its facts.
+
+    Raises UserError if there are no labels, or only one class.
+    """
     import torch
 
     from npdraw_dist.core.process import device_here
     from npdraw_dist.core.storage import open_filesystem, require_writable, write_bytes, writing
     from npdraw_dist.data.shards import open_source
-    from npdraw_dist.distributed.start import placed
+    from npdraw_dist.distributed.start import placed, start_ray
     from npdraw_dist.measure.features import FACTS
     from npdraw_dist.nn.classifier import Classifier, accuracy, fit
     from npdraw_dist.pipeline.progress import stage_progress
@@ -65,8 +68,6 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     scale = placed(settings.scale)
     device = device_here(scale.use_gpu)
     if not scale.here:
-        from npdraw_dist.distributed.start import start_ray  # it imports Ray
-
         start_ray(scale)
     train, valid = (_labelled(source, split, data) for split in ("train", "valid"))
     if not len(train.images):
@@ -103,18 +104,15 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
 
 def _labelled(source: "Source", split: "Split", data: DataConfig) -> "Labelled":
     """The rows of a split that have a label, read in tasks where Ray runs."""
-    import numpy as np
     import torch
 
+    from npdraw_dist.data.rows import RowBuilder, Rows
     from npdraw_dist.distributed.tasks import map_items
     from npdraw_dist.nn.classifier import Labelled
 
-    items = list(enumerate(source.shards(split)))
-    found = dict(map_items(items, _read_labelled))
-    rows = [found[index] for index, _ in items]
-    images = np.concatenate([np.zeros((0, *data.shape), np.uint8), *(part.images for part in rows)])
-    labels = np.concatenate([np.zeros(0, np.int64), *(part.known_labels() for part in rows)])
-    return Labelled(torch.from_numpy(images), torch.from_numpy(labels), data.binarize)
+    found = dict(map_items(list(enumerate(source.shards(split))), _read_labelled))
+    rows = Rows.cat([RowBuilder(data.shape).rows(), *(found[number] for number in sorted(found))])
+    return Labelled(torch.from_numpy(rows.images), torch.from_numpy(rows.known_labels()), data.binarize)
 
 
 def _read_labelled(item: "tuple[int, Shard]") -> "tuple[int, Rows]":

@@ -1,4 +1,4 @@
-"""npdraw fit: a model of a folder of pictures, in a given time."""
+"""npdraw fit: trains on a folder of pictures for a given time."""
 
 from collections.abc import Sequence
 from typing import ClassVar

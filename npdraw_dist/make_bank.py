@@ -1,4 +1,4 @@
-"""npdraw bank: a part bank of any images, which a model with `prior.table pixels` can draw with."""
+"""npdraw bank: clusters any images into a part bank for models with `prior.table pixels`."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
 
     try:
         start(experiment, storage or slash or ".", name, ["data", STAGE])
-    except UserError as error:  # it advises the flags of a run
+    except UserError as error:  # the message names the flags of `npdraw train`
         error.args = (str(error).replace("--name", "--out").replace("--storage", "--out"),)
         raise
 

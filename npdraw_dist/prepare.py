@@ -1,4 +1,4 @@
-"""npdraw prepare: any image set to sharded Parquet or WebDataset tars, once."""
+"""npdraw prepare: writes a data set once as Parquet or WebDataset shards."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -35,22 +35,17 @@ class Prepare(Command):
 def main(argv: Sequence[str]) -> None:
     settings: Prepare = validate(Prepare, parse_flags(Prepare, "npdraw_dist.prepare", argv))
 
-    # Torch takes seconds to import, Ray to start: only once flags and source are known to be good.
+    # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.data.shards import open_source
-
-    source = open_source(settings.data, settings.seed)
+    from npdraw_dist.distributed.start import placed, start_ray
     from npdraw_dist.pipeline.data import prepare, require_out
-
-    require_out(settings.data, source, settings.out, settings.format)
-    from npdraw_dist.distributed.start import placed
-
-    scale = placed(settings.scale)
-    if not scale.here:
-        from npdraw_dist.distributed.start import start_ray
-
-        start_ray(scale)
     from npdraw_dist.pipeline.progress import stage_progress
 
+    source = open_source(settings.data, settings.seed)
+    require_out(settings.data, source, settings.out, settings.format)
+    scale = placed(settings.scale)
+    if not scale.here:
+        start_ray(scale)
     with stage_progress("prepare", source.count() or 0) as show:
         manifest = prepare(settings.data, settings.seed, settings.out, settings.format, source, show)
     splits = ", ".join(f"{name} {count:,}" for name, count in manifest["splits"].items())

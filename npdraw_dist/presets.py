@@ -1,4 +1,4 @@
-"""npdraw presets: what each preset of `npdraw train` is for."""
+"""npdraw presets: lists the presets of `npdraw train`."""
 
 from collections.abc import Sequence
 from importlib import resources
@@ -15,8 +15,8 @@ class Presets(Command):
     examples = ("",)
 
 
-def told_of(name: str) -> str:
-    """The first three paragraphs of a preset's comment: what it is for, its command, its cost if measured."""
+def describe(name: str) -> str:
+    """The first three paragraphs of a preset's comment: its purpose, its command, its cost if measured."""
     text = (resources.files("npdraw_dist.config") / "presets" / f"{name}.yaml").read_text()
     comment = takewhile(lambda line: line.startswith("#"), text.splitlines())
     return "\n\n".join("\n".join(line[2:] for line in comment).split("\n\n")[:3])
@@ -24,7 +24,7 @@ def told_of(name: str) -> str:
 
 def main(argv: Sequence[str]) -> None:
     validate(Presets, parse_flags(Presets, "npdraw_dist.presets", argv))
-    print("\n\n".join(f"{name}\n{indent(told_of(name), '  ')}" for name in preset_names()))
+    print("\n\n".join(f"{name}\n{indent(describe(name), '  ')}" for name in preset_names()))
 
 
 if __name__ == "__main__":

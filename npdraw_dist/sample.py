@@ -1,4 +1,4 @@
-"""npdraw sample: pictures drawn by a trained model."""
+"""npdraw sample: draws samples of a trained model."""
 
 from collections.abc import Sequence
 from typing import ClassVar

@@ -1,4 +1,4 @@
-"""Stage `bank`: patches of the training images, clustered; each centroid becomes a real patch."""
+"""Stage `bank`: clusters patches of the training images; the patch nearest to each centroid is a part."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,7 +26,7 @@ from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
 
 NAME = "bank"
-# Shards, or up to twice as many, that are read first; fewer if they have more images than that.
+# The shards that are read first: PILOT to twice as many, or fewer with PILOT_IMAGES in all.
 PILOT, PILOT_IMAGES = 16, 100_000
 
 
@@ -67,14 +67,14 @@ def describe(manifest: Mapping[str, Any]) -> str:
 
 
 def load_bank(experiment: Experiment, store: Store) -> PartBank:
-    """The bank of a run whose stage has finished."""
+    """The bank of a run. Raises UserError if the stage has not finished."""
     required(store, experiment, NAME)
     with store.reading(NAME, "bank.safetensors") as path:
         return PartBank.load(path)
 
 
 def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBank, BankFacts]:
-    """The bank, by FAISS on a GPU of the cluster if it may use one; where FAISS is built for CPUs, there."""
+    """Clusters with FAISS, on a GPU of the cluster if the run may use one and FAISS is built for GPUs."""
     scale, settings = experiment.scale, experiment.bank
     if experiment.init.has_parts:
         bank = source_parts(experiment)
@@ -89,7 +89,7 @@ def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBa
 def _build(
     device: torch.device, experiment: Experiment, patches: NDArray[np.uint8], gpu: bool | None
 ) -> tuple[PartBank, BankFacts]:
-    """FAISS looks for the GPU itself: it can have one where torch is built for CPUs, and the reverse."""
+    """Ignores torch's device: FAISS may find a GPU where torch is built for CPUs, and the reverse."""
     return build_bank(patches, experiment.data.shape[0], experiment.bank, experiment.seed, gpu, _others())
 
 
@@ -98,7 +98,7 @@ def _others() -> Open | None:
 
 
 class Collected(NamedTuple):
-    """A seeded sample (M, D) of `seen` patches, and CPU seconds of other processes for it."""
+    """A seeded sample (M, D) of `seen` patches, and the CPU seconds that other processes spent on it."""
 
     patches: NDArray[np.uint8]
     seen: int
@@ -113,7 +113,7 @@ def _collect(experiment: Experiment, shards: Canonical) -> Collected:
     show: Show
 
     def read(some: Sequence[tuple[int, str]], above: int = -1, limit: int = ALL) -> None:
-        """Offers the patches with keys in a range."""
+        """Adds the patches with keys above `above` and at most `limit` to the sample."""
         nonlocal core_seconds, images
         for result in map_items(some, partial(shard_patches, experiment, shards, above, limit)):
             core_seconds += result.core_seconds if ray_runs() else 0.0
@@ -128,7 +128,7 @@ def _collect(experiment: Experiment, shards: Canonical) -> Collected:
     with stage_progress(NAME, total) as show:
         read(pilot)
         if others:
-            # Only what may be in the sample leaves the other shards.
+            # Workers send only patches that may be in the sample.
             limit = sample.limit(len(pilot) / len(files))
             read(others, limit=limit)
             if not sample.is_exact(limit):
@@ -137,7 +137,7 @@ def _collect(experiment: Experiment, shards: Canonical) -> Collected:
 
 
 class ShardPatches(NamedTuple):
-    """Patches of a shard, the images that were read, and the CPU seconds of the thread meanwhile."""
+    """Patches of a shard, the number of its images, and the CPU seconds that the thread spent."""
 
     drawn: Drawn
     images: int
@@ -147,9 +147,9 @@ class ShardPatches(NamedTuple):
 def shard_patches(
     experiment: Experiment, shards: Canonical, above: int, limit: int, item: tuple[int, str]
 ) -> ShardPatches:
-    """The patches of (number of a shard, its file) with keys above `above`, and at most `limit`.
+    """The patches of a shard with keys above `above` and at most `limit`. item: its number and file.
 
-    They count as seen if `above` is -1, which lets all pass.
+    Patches count as seen in the first pass only, where `above` is -1.
     """
     index, file = item
     cpu_started = time.thread_time()

@@ -40,10 +40,10 @@ MOST_TEXTS = 1 << 20  # images whose words are counted
 
 @dataclass(frozen=True)
 class Given:
-    """Images that a caller brings.
+    """The images of a caller, in place of `data.source`.
 
-    counts: of each split. stamp: of their source. open: makes the source in a claimed run. close: removes
-    what `open` wrote there.
+    counts: images of each split. stamp: changes with the images. open: makes the source in a claimed run.
+    close: removes what `open` wrote to the run.
     """
 
     counts: Mapping[Split, int | None]
@@ -53,18 +53,39 @@ class Given:
     close: Callable[[Store], None] = lambda store: None
 
 
+class Costs:
+    """Measures the time of a stage. before: the manifest of an earlier command, whose costs are added."""
+
+    def __init__(self, before: Mapping[str, Any] | None) -> None:
+        self._before = before or {}
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
+
+    def numbers(self, images: int, driver_s: float, actors_s: float) -> dict[str, float]:
+        """For the manifest. images: those of this command. actors_s: CPU seconds of all shards; driver_s:
+        the part of them that this process has spent."""
+        seconds, old = time.perf_counter() - self._started, self._before
+        own_s = time.process_time() - self._cpu_started - driver_s
+        own_s += old.get("core_seconds", 0.0) - old.get("actor_core_seconds", 0.0)
+        return {
+            "seconds": round(seconds + old.get("seconds", 0.0), 2),
+            "images_per_s": images / seconds,
+            "core_seconds": round(own_s + actors_s, 2),
+            "actor_core_seconds": round(actors_s, 2),
+        }
+
+
 class RunData:
-    """The images of a run that no stage has read yet, opened once. given: in place of `data.source`."""
+    """The source of a run's images, opened once. given: replaces `data.source`."""
 
     def __init__(self, experiment: Experiment, given: Given | None = None) -> None:
         self._experiment, self._given = experiment, given
         self._source: Source | None = None
 
     def require_same(self, store: Store) -> None:
-        """Compares the images with those that a resumed run has read, if it has.
+        """Compares the images with those that a resumed run has read, if it has read them.
 
-        Raises UserError if others are given, or lie at another `data.path` than before. Warns if they
-        changed: the run goes on with what it has read.
+        Raises UserError if the given images, or those at a new `data.path`, are others. Warns if files at the
+        same `data.path` changed; the run goes on with what it has read.
         """
         manifest, experiment = done(self._experiment, store), self._experiment
         if manifest is None:
@@ -74,7 +95,7 @@ class RunData:
         elif experiment.data.path != store.config().data.path:
             follow(manifest, self.source(store), experiment, store)
         else:
-            with contextlib.suppress(UserError):  # they may be gone
+            with contextlib.suppress(UserError):  # the files may be gone
                 source = open_source(experiment.data, experiment.seed, download=False)
                 if source.stamp != manifest["stamp"]:
                     results.print(
@@ -84,7 +105,7 @@ class RunData:
                     )
 
     def source(self, store: Store) -> Source:
-        """Raises UserError if it is missing."""
+        """The opened source. Raises UserError if it is missing."""
         if self._source is None and self._given is not None:
             self._source = self._given.open(store)
         if self._source is None:
@@ -92,7 +113,7 @@ class RunData:
         return self._source
 
     def close(self, store: Store) -> None:
-        """Removes what reading the source has left in the run. Its images are not read again."""
+        """Removes what opening the source wrote to the run, once all images are read."""
         if self._given is not None:
             self._given.close(store)
 
@@ -104,29 +125,28 @@ class RunData:
         return {split: source.count(split) for split in needed_splits(self._experiment)}
 
     def classes(self, store: Store) -> Sequence[str]:
-        """Their names; empty if they are not known."""
+        """The names of the classes; empty if they are not known."""
         return self.source(store).classes if self._given is None else self._given.classes
 
 
 def needed_splits(experiment: Experiment) -> tuple[Split, ...]:
-    """The splits that a run reads: the test split only if its final numbers are of that split."""
+    """The splits that a run reads; the test split only if `eval.split` is test."""
     return SPLITS if experiment.eval.split == "test" else ("train", "valid")
 
 
 def done(experiment: Experiment, store: Store, stage: str = NAME) -> dict[str, Any] | None:
-    """The manifest of the finished stage; None if it is missing, or if a split that the run reads is."""
+    """The manifest of the finished stage; None if it is missing, or lacks a split that the run reads."""
     manifest = finished(store, experiment, stage)
     has_splits = manifest is not None and set(manifest["splits"]) >= set(needed_splits(experiment))
     return manifest if has_splits else None
 
 
 def run(experiment: Experiment, store: Store, data: RunData | None = None) -> dict[str, Any]:
-    """Writes data/ with the splits that the run reads; returns its manifest. data: if it is open already."""
+    """Writes data/ with the splits that the run reads; returns its manifest. data: the opened source."""
     if (manifest := done(experiment, store)) is not None:
         return manifest
     before = finished(store, experiment, NAME)  # an earlier command can have read other splits
-    started, cpu_started = time.perf_counter(), time.process_time()
-    data = data or RunData(experiment)
+    costs, data = Costs(before), data or RunData(experiment)
     source = data.source(store)
     if before is not None:
         require_same(before, source.stamp, store)
@@ -134,7 +154,7 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
         store.record_opening(NAME)
     if source.canonical is not None:
         manifest, shards = _named(experiment, source, source.canonical), source.canonical
-        driver_s = actors = 0.0
+        driver_s = actors_s = 0.0
         new = manifest["images"]
     else:
         folder = ShardFolder(store.filesystem, store.path(NAME), f"{settings_print(source)}/{source.stamp}")
@@ -144,19 +164,9 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
             written = ingest(source, settings, folder, experiment.seed, splits, show=show)
         manifest = manifest_of(source, folder, written, settings)
         shards = Canonical(store.filesystem, folder.root, Prepared.of(manifest))
-        driver_s, actors = written.driver_s, sum(facts.core_seconds for facts in written.shards)
+        driver_s, actors_s = written.driver_s, sum(facts.core_seconds for facts in written.shards)
         new = written.new
-    seconds = time.perf_counter() - started
-    drivers = time.process_time() - cpu_started - driver_s
-    if before is not None:
-        drivers += before["core_seconds"] - before["actor_core_seconds"]
-    manifest |= {
-        "fingerprint": fingerprint_of(experiment, NAME),
-        "seconds": round(seconds + (before or {}).get("seconds", 0.0), 2),
-        "images_per_s": new / seconds,
-        "core_seconds": round(drivers + actors, 2),
-        "actor_core_seconds": round(actors, 2),
-    }
+    manifest |= {"fingerprint": fingerprint_of(experiment, NAME), **costs.numbers(new, driver_s, actors_s)}
     store.write_json(_vocabulary(shards), NAME, VOCABULARY)
     data.close(store)
     store.write_manifest(manifest, NAME)
@@ -164,7 +174,7 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
 
 
 def require_same(manifest: Mapping[str, Any], stamp: str, store: Store) -> None:
-    """Raises UserError if the files of a source changed since a run read them."""
+    """Raises UserError if the images with this stamp are not those that the run has read."""
     if manifest["stamp"] != stamp:
         raise UserError(
             f"the images of run {store.shown()} are not those that it has read; take another --name, or put "
@@ -173,10 +183,7 @@ def require_same(manifest: Mapping[str, Any], stamp: str, store: Store) -> None:
 
 
 def follow(manifest: Mapping[str, Any], source: Source, experiment: Experiment, store: Store) -> None:
-    """Records in a run that the images which it has read lie at the `data.path` of `experiment` now.
-
-    Raises UserError if others lie there.
-    """
+    """Records in a run the new `data.path` of `experiment`. Raises UserError if other images lie there."""
     require_same(manifest, source.stamp, store)
     if source.canonical is not None and manifest.get("root") != source.canonical.shown:
         store.write_json({**manifest, "root": source.canonical.shown}, NAME, MANIFEST)
@@ -186,7 +193,7 @@ def follow(manifest: Mapping[str, Any], source: Source, experiment: Experiment, 
 
 
 def _named(experiment: Experiment, source: Source, shards: Canonical) -> dict[str, Any]:
-    """The manifest of a run whose shards lie elsewhere. A later command can add a split."""
+    """The manifest of a run whose shards lie outside it. A later command can add a split."""
     stated = shards.manifest
     splits = {split: stated.splits.get(split, 0) for split in needed_splits(experiment)}
     return {
@@ -204,7 +211,7 @@ def _named(experiment: Experiment, source: Source, shards: Canonical) -> dict[st
 
 
 def _vocabulary(shards: Canonical) -> dict[str, list[str]]:
-    """What conditions can name: `classes`, by the source or by number, and `words` of the training images."""
+    """The `classes` and the `words` of the training images that a condition can name."""
     counts = Counter[str]()
     most = MOST_TEXTS if shards.manifest.has_words else 0  # else no file is opened
     for texts in Parses.of_split(shards, "train").texts(most):
@@ -240,7 +247,7 @@ def prepare(
 
 
 def require_out(data: DataConfig, source: Source, out: str, format: Format) -> None:
-    """Raises UserError if the folder `out` holds something else or cannot be written."""
+    """Raises UserError if the folder `out` cannot be written or holds something else."""
     require_writable(out, folder=True)
     if data.source == format and data.path is not None:  # it reads all files of the kind that are written
         require_apart(data.path, *open_filesystem(out), "what is prepared", "--out")
@@ -248,7 +255,7 @@ def require_out(data: DataConfig, source: Source, out: str, format: Format) -> N
 
 
 def _out_folder(out: str, source: Source, format: Format) -> ShardFolder:
-    """The folder of a source. Raises UserError if it holds something else, or the source as it was before."""
+    """The folder of a source. Raises UserError if it holds something else, or shards of changed files."""
     filesystem, root = open_filesystem(out)
     settings = settings_print(source, format)
     folder = ShardFolder(filesystem, root, f"{settings}/{source.stamp}", FORMATS[format][1])

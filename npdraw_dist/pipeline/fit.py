@@ -1,4 +1,4 @@
-"""`npdraw_dist.fit`: images of any Python kind in, a trained model out.
+"""`npdraw_dist.fit` trains a model on images of any Python kind.
 
 Shapes: N images, C channels, S side of the square.
 """
@@ -23,7 +23,7 @@ from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.pipeline.fit_images import LARGEST_CANVAS, Labels, Looked, canvas_scale, look, reasons
 from npdraw_dist.pipeline.fit_source import given
-from npdraw_dist.pipeline.models import BANK, SourceModel, load_model
+from npdraw_dist.pipeline.models import BANK, load_model
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.progress import console, results
 from npdraw_dist.pipeline.run import start
@@ -81,52 +81,32 @@ def fit(
     or `fit(images, **{"vae.images": 60_000})`. Raises UserError on images or settings that cannot be used.
     """
     nested = _nested({**settings, "bank": bank} if isinstance(bank, Mapping) else settings)
-    _require_settings(nested.get("data", {}), minutes=minutes, image_size=image_size)
+    if image_size is not None:
+        nested = merge(nested, {"data": {"image_size": image_size}})
+    _require_settings(nested.get("data", {}), minutes)
     with ExitStack() as stack:
         if temporary := name is None and storage is None:
             storage = stack.enter_context(tempfile.TemporaryDirectory(prefix="npdraw-"))
         root, called = "runs" if storage is None else str(storage), "fit" if name is None else name
         run = Store.open(root, called)
+        for folder in (images, valid):
+            if isinstance(folder, str | Path) and "://" not in str(folder):
+                require_apart(str(folder), run.filesystem, run.root, "the run", "storage")
         nested = merge({"init": _start_from(init, bank, run, f"{root.rstrip('/')}/{called}")}, nested)
-        looked = _look((images, labels), (valid, valid_labels), nested, image_size, run)
+        looked = look((images, labels), (valid, valid_labels), nested)
         experiment = _experiment(looked, preset, nested, num_workers or int(ray), minutes, run)
         source, stages = given(looked, experiment), experiment.stage_names
         store = start(experiment, root, called, stages, not temporary, watchers=callbacks, given=source)
         return _trained(store)
 
 
-def _require_settings(data: Mapping[str, Any], **numbers: Any) -> None:
-    """Raises UserError if section data states what follows from the images, or a number is not above 0."""
+def _require_settings(data: Mapping[str, Any], minutes: float | None) -> None:
+    """Raises UserError if `data` states what the images decide, or a number is not above 0."""
     if taken := {"source", "path", "channels"} & data.keys():
         raise UserError(f"data.{min(taken)} follows from the images; leave it out")
-    if numbers.get("image_size") is None:
-        numbers["image_size"] = data.get("image_size")
-    for name, value in numbers.items():
+    for name, value in (("minutes", minutes), ("image_size", data.get("image_size"))):
         if value is not None and not (isinstance(value, Real) and float(value) > 0):
             raise UserError(f"{name} is {value!r}; it must be a number above 0")
-
-
-def _look(
-    images: tuple[Any, Labels],
-    valid: tuple[Any, Labels],
-    nested: Mapping[str, Any],
-    image_size: int | None,
-    run: Store,
-) -> Looked:
-    """Looks at the images with the user's `nested` settings.
-
-    Raises UserError if they cannot be used, or lie where the run is written.
-    """
-    for folder, _ in (images, valid):
-        if isinstance(folder, str | Path) and "://" not in str(folder):
-            require_apart(str(folder), run.filesystem, run.root, "the run", "storage")
-    data, channels = nested.get("data", {}), None
-    image_size = data.get("image_size") if image_size is None else image_size
-    if (model := nested["init"].get("model")) is not None:
-        colours, side, _ = SourceModel.read(model).spec.image_shape
-        image_size, channels = image_size or side, 3 if colours == 3 else None
-    framed = {key: data[key] for key in ("fit", "background") if key in data}
-    return look(images, valid, nested.get("prior", {}).get("condition"), image_size, channels, framed)
 
 
 def _experiment(
@@ -137,7 +117,7 @@ def _experiment(
     minutes: float | None,
     run: Store,
 ) -> Experiment:
-    """The run's settings, which are printed: those of the images, and the user's `nested` ones over them."""
+    """The run's settings: those that suit the images, overridden by the user's `nested` ones. Prints them."""
     if looked.condition is not None:
         nested = merge({"prior": {"condition": looked.condition}}, nested)
     suiting, chosen = _chosen(looked, nested, workers)
@@ -154,7 +134,7 @@ def _experiment(
 
 
 def _chosen(looked: Looked, nested: Mapping[str, Any], workers: int | str) -> tuple[str, dict[str, Any]]:
-    """The preset and the settings that suit the images, beside those that the user gives (`nested`)."""
+    """The preset and the settings that suit the images and the user's `nested` settings."""
     preset, chosen = suited(looked.pictures, looked.count)
     if nested["init"].get("model") is not None:  # the model decides the network
         budgets = {
@@ -166,7 +146,7 @@ def _chosen(looked: Looked, nested: Mapping[str, Any], workers: int | str) -> tu
         chosen.pop("bank", None)  # the bank decides the number of parts
     data: dict[str, Any] = {"source": "given"}
     if looked.dataset is None:
-        data["max_bad_fraction"] = 1.0  # what is no picture is skipped
+        data["max_bad_fraction"] = 1.0  # any number of unreadable files is skipped
     return preset, merge(chosen, {"data": data, "scale": {"num_workers": workers}})
 
 
@@ -194,7 +174,7 @@ def _require_probe(experiment: Experiment, nested: Mapping[str, Any]) -> None:
 
 
 def _require_condition(experiment: Experiment, pictures: Rows, classes: Sequence[str]) -> None:
-    """Raises UserError if the prior takes a condition that no image has, before anything is made of them."""
+    """Raises UserError if the prior takes a condition and no image has a class or words for it."""
     if not experiment.takes_condition or experiment.prior.vocabulary:
         return
     kind = experiment.prior.condition
@@ -209,7 +189,7 @@ def _start_from(
     run: Store,
     where: str,
 ) -> dict[str, str]:
-    """The settings of section init. A model or bank in memory is saved beside the run at `where`."""
+    """Section init of the settings. A model or bank in memory is saved beside the run at `where`."""
     found = dict[str, str]()
     if isinstance(init, HubModel):
         found["model"] = _beside(run, where, "init", WEIGHTS, init.save_pretrained)
@@ -239,7 +219,7 @@ def _beside(run: Store, where: str, what: str, file: str, save: Callable[[Path],
         folder = f"{where}-{what}-{content[:12]}"
         filesystem, root = open_filesystem(folder)
         if not is_file(filesystem, f"{root}/{file}"):
-            # `file` is written last: where it lies, all lies.
+            # `file` is written last, so that it shows that all files are there.
             for path in sorted(Path(local).iterdir(), key=lambda path: path.name == file):
                 write_bytes(filesystem, f"{root}/{path.name}", path.read_bytes())
     return folder
@@ -271,7 +251,7 @@ def _say(experiment: Experiment, preset: str, looked: Looked) -> None:
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """{"vae.images": 5} and {"vae": {"images": 5}} -> the latter."""
+    """{"vae.images": 5} or {"vae": {"images": 5}} -> {"vae": {"images": 5}}. Raises UserError."""
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         section, dot, field = key.partition(".")
@@ -282,7 +262,7 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def suited(pictures: Rows, count: int | None = None) -> tuple[str, dict[str, Any]]:
-    """The preset for these pictures, or for `count` like them, and what differs from it."""
+    """The preset for these pictures, or for `count` like them, and the settings that differ from it."""
     shown, channels, size, _ = pictures.images.shape
     count = count or shown
     scale = canvas_scale(size)

@@ -32,12 +32,13 @@ from npdraw_dist.data.listing import list_tree, local_path, stamp_of
 from npdraw_dist.data.readers.files import LOCAL, Files, by_split, pictures_in, read_files
 from npdraw_dist.data.rows import Reject, RowBuilder, Rows
 from npdraw_dist.data.splits import Split
+from npdraw_dist.pipeline.models import SourceModel
 
 SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
 LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # pixels of a side; an image has up to 4 times as many
-KEYS = ("image", "img", "pixel_values")  # a dict's picture, the first that is there
+KEYS = ("image", "img", "pixel_values")  # of a dict; the first one that it has leads to the picture
 SEEN = 1000  # rows of a Ray Dataset that decide sizes and settings
-# So many headers, and the pixels of so many pictures, of a folder decide them.
+# The most headers and the most pictures of a folder that decide sizes and settings.
 HEADERS, SAMPLED = 10_000, 256
 SHOWN = 3  # names of skipped pictures in a warning
 UNSPLIT = DataConfig(valid_fraction=0.0, test_fraction=0.0)
@@ -50,8 +51,8 @@ Picture = Path | bytes | Image.Image
 class Folder:
     """A local folder of pictures, as the source `imagefolder` reads it.
 
-    splits: by the names of its top folders; all pictures are for training if these name no split. stamp:
-    changes with the files.
+    splits: as the names of the top folders state them; else all pictures are for training. stamp: changes
+    with the files.
     """
 
     root: str
@@ -92,10 +93,10 @@ class Folder:
 class Looked:
     """What `fit` knows of its images before it trains.
 
-    pictures: those that decide the settings: all, or some of a folder or of a Ray Dataset. classes: their
-    names, if there are any. validation: the images that are given for it. count: of all images. condition:
-    what the labels are, class or words; None without a list of labels. folder, dataset: the images, if they
-    are one.
+    pictures: those that decide the settings: all, or some of a folder or of a Ray Dataset. classes: names of
+    the classes; empty without classes. validation: the user's images for validation. count: the number of
+    all images. condition: class or words, as the user's list of labels is; None without such a list.
+    folder, dataset: the source of the images if it is a folder or a Ray Dataset.
     """
 
     pictures: Rows
@@ -108,29 +109,27 @@ class Looked:
 
 
 def look(
-    images: tuple[Any, Labels],
-    valid: tuple[Any, Labels],
-    kind: str | None,
-    image_size: int | None,
-    channels: int | None,
-    framed: Mapping[str, Any],
+    images: tuple[Any, Labels], valid: tuple[Any, Labels], settings: Mapping[str, Mapping[str, Any]]
 ) -> Looked:
-    """Looks at the images, and at those for validation, None or each with its labels or None.
+    """Looks at the images, and at those for validation, each with its labels.
 
-    kind: `prior.condition`, if it is given. image_size, channels: None if the pictures decide them. framed:
-    `fit` and `background` of section data. Raises UserError on what cannot be used.
+    settings: the user's, nested. Raises UserError on images or labels that cannot be used.
     """
-    given, labels = images
+    (given, labels), data = images, settings.get("data", {})
+    framed = {key: data[key] for key in ("image_size", "fit", "background") if key in data}
+    if (model := settings.get("init", {}).get("model")) is not None:
+        colours, side, _ = SourceModel.read(model).spec.image_shape
+        framed = {"image_size": side, "channels": 3 if colours == 3 else None, **framed}
     folder = Folder.at(given) if isinstance(given, str | Path) else None
     dataset = given if hasattr(given, "take") and hasattr(given, "write_parquet") else None
     seen = folder or (given if dataset is None else dataset.take(SEEN))
-    pictures = pictures_of(seen, image_size, channels=channels, **framed)
+    pictures = pictures_of(seen, **framed)
     classes, condition = () if folder is None else folder.classes, None
     if labels is not None:
         if dataset is not None:
             raise UserError("labels are for a list of images; a Ray Dataset has a column `label`")
         _require_list(seen)
-        pictures, classes = labelled(pictures, labels, kind)
+        pictures, classes = labelled(pictures, labels, settings.get("prior", {}).get("condition"))
         condition = "class" if classes else "words"
     validation = None
     if valid[0] is not None:
@@ -184,13 +183,15 @@ def pictures_of(
 def _read(items: Iterable[tuple[str, Picture, int]], frame: Frame) -> Rows:
     builder = RowBuilder(frame.shape)
     for name, picture, label in items:
-        read = to_image if isinstance(picture, Image.Image) else read_picture
-        builder.add(name, label, partial(read, picture, frame))
+        if isinstance(picture, Image.Image):
+            builder.add(name, label, partial(to_image, picture, frame))
+        else:
+            builder.add(name, label, partial(read_picture, picture, frame))
     return builder.rows()
 
 
 def _label(given: Any) -> Any:
-    """A label as it was meant: tables give numbers as floats where some are missing."""
+    """A label without the floats that tables write for whole numbers if some labels are missing (NaN)."""
     if not isinstance(given, float):
         return given
     if isnan(given):
@@ -206,9 +207,9 @@ def labelled(
 ) -> tuple[Rows, tuple[str, ...]]:
     """The pictures with their labels, and the names of the classes; none if the labels are words.
 
-    kind: class or words; None: names are words if most come once. classes: those that there can be, if they
-    are known. An unknown label is -1 among whole numbers, None or NaN. Raises UserError if the numbers of
-    labels and images differ, a class is not among `classes`, or no label is known.
+    kind: class or words; None: names are words if most come once. classes: all classes, if they are known.
+    An unknown label is -1 among whole numbers, None or NaN. Raises UserError if there are more or fewer
+    labels than images, a class is not among `classes`, or no label is known.
     """
     given = [_label(label) for label in as_python(labels)]
     if all(label is None or type(label) is int for label in given):  # True is a name
@@ -244,11 +245,13 @@ def validation_rows(
 ) -> Rows:
     """The images for validation, with the channels, side and classes of the training images.
 
-    has_labels: the training images came with a list of labels. Raises UserError on another class, or none.
+    has_labels: whether the user gave a list of labels of the training images. Raises UserError if an image
+    has a class that no training image has, or if labels are missing.
     """
     channels, side, _ = training.images.shape[1:]
     images = Folder.at(images) if isinstance(images, str | Path) else images
-    found = pictures_of(images, side, channels=channels, whole=True, **framed)
+    same = {"image_size": side, "channels": channels}
+    found = pictures_of(images, **{**framed, **same}, whole=True)
     names = images.classes if isinstance(images, Folder) else ()
     if labels is not None:
         _require_list(images)
@@ -302,7 +305,7 @@ def _items_of(images: Any) -> Callable[[], Iterator[tuple[str, Picture, int]]]:
 
 
 def picture_and_label(value: Any, name: str) -> tuple[Picture, int]:
-    """A picture, of which no more than the header is read, and its label; -1: unknown."""
+    """A picture, of which no more than the header is read, and its label, -1 if it is unknown."""
     label: Any = -1
     if isinstance(value, tuple) and value:
         value, label = value[0], value[1] if len(value) > 1 else -1
@@ -333,7 +336,7 @@ def picture_and_label(value: Any, name: str) -> tuple[Picture, int]:
 
 
 def _header(picture: Picture) -> tuple[tuple[int, int], bool | None] | None:
-    """Width and height, and whether the picture is grey; None: only pixels tell. None: it is unreadable."""
+    """Width and height, and whether the picture is grey, None if only pixels tell. None if unreadable."""
     if isinstance(picture, Image.Image):
         return picture.size, is_grey(picture)
     try:
@@ -344,13 +347,13 @@ def _header(picture: Picture) -> tuple[tuple[int, int], bool | None] | None:
 
 
 def canvas_scale(side: int) -> int | None:
-    """Side of an image -> how many times that of its canvas it is; None: no canvas is small enough."""
+    """Side of an image -> its ratio to the side of the canvas; None if no canvas is small enough."""
     scales = range(1, LARGEST_SCALE + 1)
     return next((n for n in scales if side % n == 0 and side // n <= LARGEST_CANVAS), None)
 
 
 def _side(sizes: Sequence[tuple[int, int]]) -> int:
-    """The side of the images: that of the pictures if they are squares of one small size."""
+    """The side of the images: the pictures' own if all are squares of one small size, else SMALL or LARGE."""
     sides = {side for size in sizes for side in size}
     if len(sides) == 1 and (side := sides.pop()) <= LARGE and canvas_scale(side):
         return side

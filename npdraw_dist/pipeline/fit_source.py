@@ -1,4 +1,4 @@
-"""The images that `fit` was given as a source, which the stage `data` reads like any other."""
+"""Makes the images of `fit` a source that the stage `data` reads like any other."""
 
 import hashlib
 import io
@@ -30,10 +30,7 @@ Images = Files | Rows
 
 
 def given(looked: Looked, experiment: Experiment) -> Given:
-    """The images that `fit` was given and has `looked` at, as the stage `data` reads them.
-
-    Raises UserError if there is a single one.
-    """
+    """The source of the images that `fit` has `looked` at. Raises UserError if there is only one image."""
     if looked.dataset is not None:
         return _of_dataset(looked, experiment)
     folder, validation, data = looked.folder, looked.validation, experiment.data
@@ -52,9 +49,9 @@ def given(looked: Looked, experiment: Experiment) -> Given:
 
 
 def split_train(items: Images, experiment: Experiment, stated: Collection[Split] = ()) -> dict[Split, Images]:
-    """Takes the splits that are not `stated` from the training images by a hash of the id.
+    """The training images, and from them by a hash of the id the splits that are not `stated`.
 
-    If the hash holds out no image for validation, those with the smallest hashes are held out.
+    If the hash leaves validation empty, it gets the images with the smallest hashes.
     """
     rule, seed = HashSplit.of(experiment.data, experiment.seed, stated), experiment.seed
     if rule.valid and len(items) < 2:
@@ -72,9 +69,9 @@ def split_train(items: Images, experiment: Experiment, stated: Collection[Split]
     for number, split in enumerate(SPLITS):
         if split == "train" or split not in stated:
             part = items.take(np.flatnonzero(splits == number))
-            # Rejects are listed once.
-            is_rest = isinstance(part, Rows) and split != "train"
-            found[split] = replace(part, rejects=[]) if is_rest else part
+            if isinstance(part, Rows) and split != "train":
+                part = replace(part, rejects=[])  # they are listed with the training images
+            found[split] = part
     return found
 
 
@@ -83,9 +80,9 @@ def _read(root: str, frame: Frame, items: Images) -> Rows:
 
 
 def _of_dataset(looked: Looked, experiment: Experiment) -> Given:
-    """A Ray Dataset; its cluster writes it to the run, from where the stage reads it once.
+    """The source of a Ray Dataset. Its cluster writes it to the run, where the stage reads it once.
 
-    A later start knows it by its number of images and by the first ones.
+    A resumed run compares the number of images and the first ones.
     """
     first, validation = looked.pictures, looked.validation
     conditions = f"{first.known_labels().tolist()}{first.words}{looked.count}".encode()
@@ -113,7 +110,7 @@ def _written(looked: Looked, experiment: Experiment, stamp: str, store: Store) -
 def _encoded(row: Mapping[str, Any]) -> dict[str, Any]:
     """A row of a Ray Dataset as the source `parquet` takes it. Runs on any node.
 
-    What cannot be read is written empty, so that the run skips and lists it.
+    An unreadable picture is written empty, so that the run skips and lists it.
     """
     try:
         picture, label = picture_and_label(row, "of the dataset")

@@ -1,4 +1,4 @@
-"""What is known about a model's training, by its folder: its run, splits and data, and single images."""
+"""Finds the run, the splits and the images that a model was trained on, from the model's folder."""
 
 import contextlib
 from functools import lru_cache
@@ -25,9 +25,9 @@ SEEN: tuple[Split, ...] = ("train", "valid")
 
 
 def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
-    """The run folder that holds a model folder, and its config; None: in no run.
+    """The run folder that holds a model folder, and its config; None if the model is in no run.
 
-    Every run has OPENINGS; a config.yaml alone may be of another program.
+    Every run has OPENINGS; a config.yaml alone may belong to another program.
     """
     filesystem, path = open_filesystem(model)
     folder = path.rpartition("/")[0]
@@ -40,7 +40,7 @@ def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
 
 
 def record_opening_of(model: str, by: str) -> None:
-    """Notes in the run of a model, if it is in one, that its test split was opened by a command."""
+    """Records in the run of a model, if it is in one, that the command `by` opened the test split."""
     run = find_run(model)
     if run is not None:
         with contextlib.suppress(OSError):  # a run that may only be read
@@ -48,10 +48,10 @@ def record_opening_of(model: str, by: str) -> None:
 
 
 def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) -> int:
-    """The seed of the splits of `data`, so that no image of the model's training is scored as held out.
+    """The seed of the splits of `data` with which no training image of the model is scored as held out.
 
-    seed: as the user gave it, for a model that does not know its own. Raises UserError if there is none, or
-    if seed, fractions or `split_by` contradict those of the model.
+    seed: the user's, for a model that does not state its own. Raises UserError if neither states a seed, or
+    if the user's seed, fractions or `split_by` contradict the model's.
     """
     known = spec.data
     if known is None:
@@ -69,17 +69,18 @@ def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) ->
         for name in ("valid_fraction", "test_fraction", "split_by"):
             own, stated = getattr(known, name), getattr(data, name)
             if stated != own:
-                told = [f"{value:g}" if isinstance(value, float) else value for value in (stated, own)]
-                raise UserError(f"--data.{name} is {told[0]}, but --model {model} was trained with {told[1]}")
+                shown = [f"{value:g}" if isinstance(value, float) else value for value in (stated, own)]
+                raise UserError(
+                    f"--data.{name} is {shown[0]}, but --model {model} was trained with {shown[1]}"
+                )
     return known.seed
 
 
 class SplitImages:
-    """Images of a split of a model's data: those that its run has read, else those of the source.
+    """The images of a split that the model's run has read, or those of the source that the model states.
 
-    A model that is in no run names its source; there are no images if that needs a path, or would have to be
-    downloaded. The first test image that is read is an opening of the run's test split, recorded as one by
-    `command`.
+    There are none if the source needs a path or a download. Reading the first test image is recorded in the
+    run as an opening of the test split by `command`.
     """
 
     def __init__(self, model_folder: str, spec: Spec, command: str, split: Split = "test") -> None:
@@ -133,7 +134,7 @@ class SplitImages:
 
 
 def read_images(model_folder: str, split: Split) -> Parses | None:
-    """The images of a split that the run of a model has read; None if there are none."""
+    """The images of a split that the run of a model has read; None if it has read none."""
     filesystem, path = open_filesystem(model_folder)
     store = Store(filesystem, path.rpartition("/")[0])
     shards = read_shards(store, split) if store.has(OPENINGS) else None
@@ -141,20 +142,20 @@ def read_images(model_folder: str, split: Split) -> Parses | None:
 
 
 def read_shards(store: Store, split: Split) -> Canonical | None:
-    """The shards of a run that has read a split; None if it has not, or if they are gone."""
+    """The shards of a run; None if the run has not read the split, or if the shards are gone."""
     if not store.has("data", MANIFEST) or split not in store.read_json("data", MANIFEST)["splits"]:
         return None
     try:
         return store.shards()
-    except UserError:  # they lie elsewhere, where they are no more
+    except UserError:  # prepared data outside the run that was deleted
         return None
 
 
 def open_images(model: str, data: DataConfig, seed: int, split: Split) -> tuple[Source, str | None]:
-    """The images of `data` for a split, and the digest of the training images; None if it is not known.
+    """The source of `data` for a split, and the digest of its training images; None if it is not known.
 
-    They are what the run of the model has read, if it has read this split of the same data, else the source.
-    Raises UserError if that is missing.
+    The source is the shards of the model's run if the run has read this split of the same data, else
+    `data.source`. Raises UserError if `data.source` is missing.
     """
     run = find_run(model)
     store = None if run is None else Store(*open_filesystem(run[0]))
@@ -186,9 +187,9 @@ def image_with_id(model_folder: str, spec: Spec, image_id: str) -> Tensor:
 
 
 def _source(model_folder: str, spec: Spec) -> Source | None:
-    """The data source of a model's training, with its splits; None if it is not here.
+    """The data source of a model's training, with its splits; None if it is not on this machine.
 
-    Its settings are those of the model's run, else what the model states (no path).
+    Its settings are those of the model's run, or those that the model states, which have no path.
     """
     if spec.data is None:
         return None

@@ -1,7 +1,4 @@
-"""Trained models: which folder, loaded and checked; and what a run with `init.model` takes of one.
-
-A model's numbers are in config.json of its folder.
-"""
+"""Finds and loads trained models and banks, also those that a run starts from; writes numbers of models."""
 
 import contextlib
 import json
@@ -36,17 +33,17 @@ from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 
 RUNS = "runs"  # the default --storage of `train`
-OF_PACKAGE = "emoji"  # the model that is taken where there is none
+OF_PACKAGE = "emoji"  # the model that is taken without --model and without a run
 BANK = "bank.safetensors"
-# Numbers of one split that a model folder states: how many images and importance samples, and the metrics.
+# The numbers of a split that config.json of a model states; n: images, k: importance samples.
 STATED = ("n", "k", *PUBLISHED)
 
 
 def chosen_model(model: str | None) -> str:
     """The model folder or URI of --model: a run, a model folder, a URI or an id of the hub.
 
-    None: that of the run under ./runs that finished last, else OF_PACKAGE. Raises UserError if there is no
-    model.
+    None: the model of the run under ./runs that finished last, or OF_PACKAGE if there is no run. Raises
+    UserError if there is no model.
     """
     if model is not None:
         return model_folder(model, f"--model {model}")
@@ -60,7 +57,7 @@ def chosen_model(model: str | None) -> str:
 
 
 def name_of(where: str) -> str:
-    """The last name in the path, URI or hub id; of a run's folder `model` that of the run."""
+    """The last name in the path, URI or hub id; the run's name for the folder `model` of a run."""
     path = str(Path(where).resolve()) if "://" not in where and Path(where).exists() else where
     names = [name for name in path.split("/") if name not in ("", "model")]
     return names[-1] if names else "NP-DRAW"
@@ -68,26 +65,29 @@ def name_of(where: str) -> str:
 
 def load_model(folder: str) -> GenerativeModel:
     """The model of any kind at what --model takes, in eval mode. Raises UserError if none can be read."""
-    said = f"--model {folder}"
-    return hub.load_from(model_folder(folder, said), said)
+    name = f"--model {folder}"
+    return hub.load_from(model_folder(folder, name), name)
 
 
 def read_bank(where: str) -> PartBank:
-    """The bank of --bank: of a run, of its folder bank/, or the file bank.safetensors. Raises UserError."""
+    """The bank at what --bank takes: a run, its folder bank/, or the file bank.safetensors.
+
+    Raises UserError if there is none.
+    """
     with local_copy(*_bank_file(where, f"--bank {where}")) as local:
         return PartBank.load(local)
 
 
-def _bank_file(where: str, said: str) -> tuple[fs.FileSystem, str]:
+def _bank_file(where: str, name: str) -> tuple[fs.FileSystem, str]:
     filesystem, path = open_filesystem(where)
     for file in (path, f"{path}/{BANK}", f"{path}/bank/{BANK}"):
         if is_file(filesystem, file):
             return filesystem, file
-    raise UserError(f"{said} holds no {BANK}; make one with `npdraw bank --out {where}`")
+    raise UserError(f"{name} holds no {BANK}; make one with `npdraw bank --out {where}`")
 
 
 def load_npdraw(folder: str) -> NPDraw:
-    """`load_model` of an NP-DRAW model. Raises UserError for other kinds: they have no parts to edit."""
+    """Loads an NP-DRAW model like `load_model`. Raises UserError on another kind, which draws no parts."""
     model = load_model(folder)
     if not isinstance(model, NPDraw):
         raise UserError(f"--model {folder} is of kind {model.spec.kind}, which draws no parts")
@@ -95,14 +95,14 @@ def load_npdraw(folder: str) -> NPDraw:
 
 
 def read_spec(folder: str) -> ModelSpec | BaselineSpec:
-    """What the config.json of a model folder or URI states. Raises UserError as `load_model` does."""
-    said = f"--model {folder}"
-    return hub.read_spec(model_folder(folder, said), said)
+    """The spec in config.json of a model folder or URI. Raises UserError as `load_model` does."""
+    name = f"--model {folder}"
+    return hub.read_spec(model_folder(folder, name), name)
 
 
 @dataclass(frozen=True)
 class SourceModel:
-    """The model that a run starts from. folder: a path or URI. sha256: of its weights, hexadecimal."""
+    """The model that a run starts from. folder: a path or URI. sha256: hexadecimal digest of its weights."""
 
     folder: str
     spec: ModelSpec | BaselineSpec
@@ -110,34 +110,34 @@ class SourceModel:
 
     @classmethod
     def read(cls, model: str, digest: str | None = None) -> "SourceModel":
-        """`model`: what `--model` takes. digest: the SHA-256 that the run began with, if it did.
+        """model: what `--model` takes. digest: the SHA-256 of the weights that a resumed run began with.
 
-        Raises UserError if there is no trained model, or if it has other weights.
+        Raises UserError if there is no trained model, or if its weights have another digest.
         """
-        said = f"init.model {model}"
-        folder = model_folder(model, said)
-        spec, (filesystem, path) = hub.read_spec(folder, said), open_filesystem(folder)
+        name = f"init.model {model}"
+        folder = model_folder(model, name)
+        spec, (filesystem, path) = hub.read_spec(folder, name), open_filesystem(folder)
         try:
             found = sha256(filesystem, f"{path}/{WEIGHTS}")
         except OSError:
-            raise UserError(f"{said} has no {WEIGHTS} that can be read") from None
+            raise UserError(f"{name} has no {WEIGHTS} that can be read") from None
         if digest not in (None, found):
             raise UserError(
-                f"{said} has other weights than those that the run began with (init.sha256); give "
-                "the path of these, or take another --name"
+                f"{name} has other weights than those that the run began with (init.sha256); give the path "
+                "of the first weights, or take another --name"
             )
         return cls(folder, spec, found)
 
     def __str__(self) -> str:
         return f"init.model {self.folder}, of {_size(self.spec)} images"
 
-    def settings(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """The nested settings of a run that starts from it. asked: what the user and the preset say.
+    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The nested settings that the model decides. given: those of the user and the preset.
 
-        Draws are hard from the start, as the model's were at its end, unless vae.draws 1 leaves q(z|x) to
-        the relaxed draws.
+        Draws are hard from the start, as they were at the end of the model's training; but with vae.draws 1
+        only relaxed draws train q(z|x).
         """
-        given = dotted(asked)
+        given = dotted(given)
         values: dict[str, dict[str, Any]] = {"model": {"kind": self.spec.kind}, **_network(self.spec)}
         source = SOURCES.get(str(given.get("data.source") or "digits"))
         if source is not None and source.shape is None:
@@ -148,7 +148,7 @@ class SourceModel:
         return values
 
     def require_fit(self, experiment: Experiment) -> None:
-        """Raises UserError that names what the network of `experiment` has otherwise."""
+        """Raises UserError if the network of `experiment` differs from the model's; it names the settings."""
         own = self.spec
         if experiment.model.kind != own.kind:
             kind = "a model of parts" if own.kind == "npdraw" else f"of kind {own.kind}"
@@ -163,7 +163,7 @@ class SourceModel:
 
 @dataclass(frozen=True)
 class SourceBank:
-    """The part bank that a run starts from. sha256: of its file, hexadecimal."""
+    """The part bank that a run starts from. sha256: hexadecimal digest of its file."""
 
     where: str
     bank: PartBank
@@ -171,16 +171,16 @@ class SourceBank:
 
     @classmethod
     def read(cls, where: str, digest: str | None = None) -> "SourceBank":
-        """where: a run, a folder or a file. digest: the SHA-256 that the run began with, if it did.
+        """where: a run, a folder or a file. digest: the SHA-256 of the file that a resumed run began with.
 
-        Raises UserError if there is no bank, or another one.
+        Raises UserError if there is no bank, or if its file has another digest.
         """
         filesystem, file = _bank_file(where, f"init.bank {where}")
         found = sha256(filesystem, file)
         if digest not in (None, found):
             raise UserError(
-                f"init.bank {where} is another bank than that which the run began with (init.sha256); give "
-                "the path of that one, or take another --name"
+                f"init.bank {where} is another bank than the run began with (init.sha256); give the path of "
+                "the first bank, or take another --name"
             )
         with local_copy(filesystem, file) as local:
             return cls(where, PartBank.load(local), found)
@@ -188,18 +188,18 @@ class SourceBank:
     def __str__(self) -> str:
         return f"init.bank {self.where}, of {len(self.bank)} parts"
 
-    def settings(self, asked: Mapping[str, Any]) -> dict[str, Any]:
-        """The nested settings of a run that starts from it: number and size of its parts.
+    def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The nested settings that the bank decides: number and side of the parts.
 
-        If its parts have another side than is asked, that is the stride too.
+        A side that is not the `given` grid.patch is the stride too.
         """
-        side, given = self.bank.parts.shape[-1], dotted(asked)
+        side, given = self.bank.parts.shape[-1], dotted(given)
         known = given.get("grid.patch") == side and int(given.get("grid.stride", side)) <= side
         grid = {} if known else {"grid": {"patch": side, "stride": side}}
         return {"bank": {"size": len(self.bank)}, **grid}
 
     def require_fit(self, experiment: Experiment) -> None:
-        """Raises UserError if the run's parts would be others."""
+        """Raises UserError if `experiment` draws parts of another number or size, or no parts."""
         channels, side = self.bank.parts.shape[1:3]
         wanted = experiment.data.shape[0], experiment.grid.patch
         if not experiment.has_parts:
@@ -214,7 +214,7 @@ class SourceBank:
 
 
 def _network(spec: ModelSpec | BaselineSpec) -> dict[str, dict[str, Any]]:
-    """The settings, nested, that give a network this spec."""
+    """The nested settings of a network with this spec."""
     values, prior = spec.model_dump(mode="json"), spec.prior
     found: dict[str, dict[str, Any]] = {"data": {"binarize": spec.binarize}}
     if prior is not None:
@@ -235,12 +235,12 @@ def _size(spec: ModelSpec | BaselineSpec) -> str:
 
 
 def source_model(experiment: Experiment) -> GenerativeModel:
-    """The model of init.model. Raises UserError if it is gone, damaged or another one."""
+    """The model of init.model. Raises UserError if it is gone, damaged or changed."""
     return load_model(SourceModel.read(str(experiment.init.model), experiment.init.sha256).folder)
 
 
 def source_parts(experiment: Experiment) -> PartBank:
-    """The parts of init.bank, or of init.model, an NP-DRAW model. Raises UserError if these are gone."""
+    """The parts of init.bank, or of init.model, an NP-DRAW model. Raises UserError if they are gone."""
     init = experiment.init
     if init.bank is not None:
         return SourceBank.read(init.bank, init.sha256).bank
@@ -252,50 +252,48 @@ def source_parts(experiment: Experiment) -> PartBank:
 def write_results(filesystem: fs.FileSystem, folder: str, results: Mapping[str, Any]) -> bool:
     """Writes these numbers to config.json of the model in `folder`; returns whether it did.
 
-    Numbers that it has of the test split stay if these are of another one, or of fewer images. results: as
-    `nn.hub.config_of` says.
+    Numbers of the test split, of more images or of more samples are not replaced. results: as in
+    `nn.hub.config_of`.
     """
+
+    def strength(some: Mapping[str, Any]) -> tuple[bool, int, int]:
+        return some.get("split") == "test", some.get("n", 0), some.get("k", 0)
+
     config = json.loads(read_bytes(filesystem, f"{folder}/{CONFIG}"))
     before = config.get("results") or {}
-    if before and _strength(results) < _strength(before):
+    if before and strength(results) < strength(before):
         return False
     stated = {**config, "results": dict(results)}
     write_text(filesystem, f"{folder}/{CONFIG}", json.dumps(stated, indent=2) + "\n")
     return True
 
 
-def _strength(results: Mapping[str, Any]) -> tuple[bool, int, int]:
-    """Of published numbers: whether they are of the test split, of how many images, by how many samples."""
-    return results.get("split") == "test", results.get("n", 0), results.get("k", 0)
-
-
 def publish(model: str, evaluation: Mapping[str, Any]) -> str | None:
     """Writes the result of `evaluate` to the folder or URI `model`; returns the path of its config.json.
 
-    None if the numbers stay as they are: the model comes with the package, is a download of the hub or may
-    only be read, the data are not those of the training, or the folder has numbers of the test split and
-    these are of another one, of fewer images or by a smaller k.
+    None if nothing is written: the model comes with the package, is a download of the hub or is read-only,
+    the data are not those of the training, or the folder has better numbers (`write_results`).
     """
     fixed = (ZOO.resolve(), Path(HF_HUB_CACHE).resolve())  # a download belongs to a commit on the hub
     not_ours = "://" not in model and any(map(Path(model).resolve().is_relative_to, fixed))
     if not_ours or evaluation["protocol"]["data_of_training"] != "same":
         return None
+    numbers = {name: evaluation[name] for name in STATED if name in evaluation}
+    results = {"split": evaluation["split"], **numbers, "protocol": _measured_how(evaluation)}
     with contextlib.suppress(OSError):
-        if write_results(*open_filesystem(model), _results(evaluation)):
+        if write_results(*open_filesystem(model), results):
             return f"{model.rstrip('/')}/{CONFIG}"
     return None
 
 
-def _results(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def _measured_how(evaluation: Mapping[str, Any]) -> str:
     protocol, made_by = evaluation["protocol"], evaluation["made_by"]
-    numbers = {name: evaluation[name] for name in STATED if name in evaluation}
-    told = f"Measured by `npdraw evaluate` {made_by['version']} on {made_by['date'][:10]}"
-    told += f", seed {protocol['seed']}"
+    how = f"Measured by `npdraw evaluate` {made_by['version']} on {made_by['date'][:10]}"
+    how += f", seed {protocol['seed']}"
     distance = protocol["distance"]
     if isinstance(distance, Mapping):
-        told += (
+        how += (
             f"; distances of {distance['n_generated']:,} samples to {distance['n_real']:,} images by the "
             f"{distance['features']} features of {distance['extractor']}"
         )
-    ids = f"SHA-256 of the ids of the images: `{protocol['ids_sha256']}`"
-    return {"split": evaluation["split"], **numbers, "protocol": f"{told}. {ids}."}
+    return f"{how}. SHA-256 of the ids of the images: `{protocol['ids_sha256']}`."

@@ -1,4 +1,4 @@
-"""Stage `parse`: every image to its steps, by a pool of actors, one Parquet file a shard of images."""
+"""Stage `parse`: a pool of actors parses each image to its steps, one Parquet file per shard of images."""
 
 import time
 from collections.abc import Mapping
@@ -25,19 +25,19 @@ from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import data
 from npdraw_dist.pipeline.bank import load_bank
-from npdraw_dist.pipeline.data import needed_splits
+from npdraw_dist.pipeline.data import Costs, needed_splits
 from npdraw_dist.pipeline.pictures import save_parse_preview
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished
 
 NAME, FOLDER = "parse", "parses"
-AT_ONCE = 512  # images that the parser is given together
+AT_ONCE = 512  # images in a batch of the parser
 SHOWN = 16  # training images in preview.png
 
 
 def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
-    """As that of the stage `data`, whose splits are parsed."""
+    """The manifest of the finished stage; None if it is missing, or lacks a split that the run reads."""
     return data.done(experiment, store, NAME)
 
 
@@ -47,14 +47,11 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         return manifest
     before = finished(store, experiment, NAME)  # an earlier command can have parsed other splits
     bank, shards = load_bank(experiment, store), store.shards()
-    started, cpu_started = time.perf_counter(), time.process_time()
+    costs = Costs(before)
     written, new, driver_s = _write(experiment, store, shards, bank)
-    seconds = time.perf_counter() - started
+    numbers = costs.numbers(new, driver_s, sum(facts.core_seconds for facts in written))
     splits = {split: shards.manifest.splits.get(split, 0) for split in needed_splits(experiment)}
-    images, actors = sum(splits.values()), sum(facts.core_seconds for facts in written)
-    drivers = time.process_time() - cpu_started - driver_s
-    if before is not None:
-        drivers += before["core_seconds"] - before["actor_core_seconds"]
+    images = sum(splits.values())
     sums = {"canvas_mse": "squared_error", "mean_parts": "parts"}
     manifest = {
         "fingerprint": fingerprint_of(experiment, NAME),
@@ -63,10 +60,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         "splits": splits,
         **{name: sum(facts.numbers[key] for facts in written) / max(images, 1) for name, key in sums.items()},
         "actor_seconds": round(sum(facts.seconds for facts in written), 2),
-        "seconds": round(seconds + (before or {}).get("seconds", 0.0), 2),
-        "images_per_s": new / seconds,
-        "core_seconds": round(drivers + actors, 2),
-        "actor_core_seconds": round(actors, 2),
+        **numbers,
     }
     parses = Parses.of_split(shards, "train", (store.filesystem, store.path(FOLDER)))
     head = parses.at(np.arange(min(SHOWN, len(parses))))
@@ -84,7 +78,7 @@ def describe(manifest: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class ParseWriter:
-    """Parses the images of a shard and writes the parses. parts: of the bank, (K, C, P, P)."""
+    """Parses the images of a shard and writes the parses. parts: the bank's, (K, C, P, P)."""
 
     experiment: Experiment
     shards: Canonical
@@ -92,7 +86,7 @@ class ParseWriter:
     parts: NDArray[np.float32]
 
     def __call__(self, item: tuple[Split, str]) -> ShardFacts:
-        """item: split, and file of the shard below the root of the images."""
+        """item: the split, and the shard's file below the root of the images."""
         split, file = item
         started, cpu_started = time.perf_counter(), time.thread_time()
         rows = self.shards.read(file)
@@ -115,7 +109,7 @@ class ParseWriter:
 
     @cached_property
     def parser(self) -> Parser:
-        """Made once on each actor, on a CPU: most of an image's time is spent reading and writing it."""
+        """Made once per actor, on a CPU, since reading and writing take most of an image's time."""
         if ray_runs():
             torch.set_num_threads(1)  # an actor holds one CPU
         return Parser.of(self.experiment, PartBank(torch.tensor(self.parts)))
@@ -133,7 +127,7 @@ def _write(
 ) -> tuple[list[ShardFacts], int, float]:
     """Parses the shards that are not done.
 
-    Returns the facts of all, images that were parsed now, and CPU seconds that this process spent on them.
+    Returns the facts of all shards, the number of images parsed now, and the CPU seconds of this process.
     """
     made_from = f"{fingerprint_of(experiment, NAME)}/{shards.manifest.digests['train']}"
     folder = ShardFolder(store.filesystem, store.path(FOLDER), made_from)

@@ -1,8 +1,8 @@
-"""The pictures that show a run's bank and parses.
+"""Draws a run's bank and parses.
 
-To add a picture of a run, write a function here, call it in the stage that has its inputs, and name the
-file in that stage's PICTURES. `core.pages` has the layout, `nn.animation` GIFs, `measure.posters` edits and
-`measure.curves` plots.
+To add a picture of a run, write a function in this file, call it in the stage that has its inputs, and name
+the picture in that stage's STAGE. `core.pages` has the layout, `nn.animation` GIFs, `measure.posters` edits
+and `measure.curves` plots.
 
 Shapes: N images, K parts, C channels (1 or 3), P patch side, h x w canvas, H x W image. Images are floats in
 [0, 1]; each of their pixels becomes a square of file pixels ("px").

@@ -1,4 +1,4 @@
-"""What an image costs in the training stages of a run, by a few steps of each; budgets for a given time."""
+"""Measures what an image costs in training by a few steps; finds budgets for a given time."""
 
 import math
 import time
@@ -19,7 +19,7 @@ from npdraw_dist.training.device import flushed_denormals, timed
 from npdraw_dist.training.loop import Run
 
 PROBE_S = 2.0  # seconds of steps of each kind
-# Shares of the time: of the prior, and of what is no training (bank, parses, validations, samples).
+# The shares of the time for the prior, and for all but training (bank, parses, validations, samples).
 PRIOR_SHARE, OTHER_SHARE = 0.12, 0.25
 VALIDATIONS = 8
 LEAST_STEPS = 20
@@ -28,9 +28,10 @@ MANY = 1 << 30  # images of a budget in which the first step makes no progress
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds an image of the training steps.
+    """Seconds of training per image.
 
-    prior: 0 for a kind without that stage. relaxed, hard: of the VAE, by its draws of z; a baseline has one.
+    prior: 0 for a kind without that stage. relaxed, hard: of the VAE with relaxed and with hard draws of z;
+    equal for a baseline.
     """
 
     prior: float
@@ -38,25 +39,28 @@ class Cost:
     hard: float
 
     def vae(self, relaxed_share: float) -> float:
-        """Seconds an image of the stage `vae`. relaxed_share: of its images."""
+        """Seconds per image of the stage `vae`, which trains on `relaxed_share` of its images with relaxed
+        draws."""
         return relaxed_share * self.relaxed + (1 - relaxed_share) * self.hard
 
 
 def cost(experiment: Experiment, cores: bool = False) -> Cost:
-    """By a few steps of the untrained model of `experiment` on random images, in this process.
+    """Trains the untrained model for a few steps on random images, in this process.
 
-    cores: counts seconds of cores, whatever else runs on them, instead of the clock's.
+    cores: counts CPU seconds of this process, whatever else runs on the machine, instead of the clock's.
     """
     torch.manual_seed(experiment.seed)
     model, size, vae = make_model(spec_of(experiment)), experiment.train.batch_size, experiment.vae
+    images = torch.randint(256, (size, *model.spec.image_shape), dtype=torch.uint8)
     if not isinstance(model, NPDraw):
-        images = torch.randint(256, (size, *model.spec.image_shape), dtype=torch.uint8)
         nothing = torch.zeros(size, 1, dtype=torch.int64)
         batch = Batch(images, nothing.bool(), nothing, nothing)
         seconds = _seconds(model.objective(vae), batch, experiment, cores)
         return Cost(0.0, seconds, seconds)
     model.set_bank(PartBank(torch.rand_like(model.bank_parts)))
-    batch = _random_batch(model, size)
+    tokens, known = model.spec.prior.condition_tokens, len(model.spec.prior.vocabulary)
+    conditions = torch.randint(known + 1, (size, tokens)) if tokens else None
+    batch = Batch.of(images, model.sample_prior(size), conditions)
     learned = model.prior_objective(model.prior, experiment.prior.learning_rate)
     prior = _seconds(learned, batch, experiment, cores)
     steps = (_seconds(model.objective(vae), batch, experiment, cores, hard) for hard in (False, True))
@@ -64,33 +68,24 @@ def cost(experiment: Experiment, cores: bool = False) -> Cost:
 
 
 def budgets(experiment: Experiment, minutes: float) -> dict[str, dict[str, Any]]:
-    """Settings of the budgets of prior and VAE that take about `minutes` in this process.
+    """The settings of prior and VAE for a training of about `minutes` in this process.
 
     The shares of relaxed and of plain images stay those of `experiment`.
     """
-    vae, an_image = experiment.vae, cost(experiment)
+    vae, an_image, size = experiment.vae, cost(experiment), experiment.train.batch_size
+
+    def images_in(seconds: float, each: float) -> int:
+        return size * max(round(seconds / each / size), LEAST_STEPS)
+
     left = minutes * 60 * (1 - OTHER_SHARE)
-    images = _steps(left * (1 - PRIOR_SHARE) / an_image.vae(vae.relaxed_share), experiment)
+    images = images_in(left * (1 - PRIOR_SHARE), an_image.vae(vae.relaxed_share))
     given = {"relaxed_images": vae.relaxed_images, "plain_images": vae.plain_images}
     scaled = {name: round(images / vae.images * count) for name, count in given.items() if count is not None}
     return {
-        "prior": {"images": _steps(left * PRIOR_SHARE / an_image.prior, experiment)},
+        "prior": {"images": images_in(left * PRIOR_SHARE, an_image.prior)},
         "vae": {"images": images, **scaled},
         "train": {"eval_every_images": math.ceil(images / VALIDATIONS)},
     }
-
-
-def _steps(images: float, experiment: Experiment) -> int:
-    size = experiment.train.batch_size
-    return size * max(round(images / size), LEAST_STEPS)
-
-
-def _random_batch(model: NPDraw, size: int) -> Batch:
-    spec = model.spec
-    images = torch.randint(256, (size, *spec.image_shape), dtype=torch.uint8)
-    z = model.sample_prior(size)
-    tokens, known = spec.prior.condition_tokens, len(spec.prior.vocabulary)
-    return Batch.of(images, z, torch.randint(known + 1, (size, tokens)) if tokens else None)
 
 
 def timed_step(run: Run, batch: Batch, micro_batch: int, hard: bool = False) -> float:
@@ -103,20 +98,16 @@ def timed_step(run: Run, batch: Batch, micro_batch: int, hard: bool = False) -> 
 
 
 def _seconds(
-    objective: Objective,
-    batch: Batch,
-    experiment: Experiment,
-    cores: bool,
-    hard: bool = False,
+    objective: Objective, batch: Batch, experiment: Experiment, cores: bool, hard: bool = False
 ) -> float:
-    """Seconds an image of a step. hard: as of `timed_step`."""
+    """Seconds per image of a `timed_step`."""
     settings, context = experiment.train, Context(device_here(experiment.scale.use_gpu))
     run = Run(objective, settings, experiment.seed, context)
-    there = batch.to(context.device)
-    timed_step(run, there, settings.micro_batch, hard)
+    batch = batch.to(context.device)
+    timed_step(run, batch, settings.micro_batch, hard)
     taken: list[float] = []
     while sum(taken) < PROBE_S or len(taken) < 2:
         started = time.process_time()
-        seconds = timed_step(run, there, settings.micro_batch, hard)
+        seconds = timed_step(run, batch, settings.micro_batch, hard)
         taken.append(time.process_time() - started if cores else seconds)
     return min(taken) / len(batch)

@@ -38,7 +38,7 @@ NAME = "sample"
 SAMPLES = 64  # images in samples.png
 PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "neighbours.png", "curves.png")
 SHARDS = 32  # most files of training images that are opened for neighbours.png
-SEARCHED, SEARCHED_BYTES = 10_000, 256 << 20  # training images among which the nearest are looked for
+SEARCHED, SEARCHED_BYTES = 10_000, 256 << 20  # most training images in which neighbours are searched
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -107,9 +107,9 @@ def _draw_and_score(
     experiment: Experiment,
     scored: tuple[StepPrior, Batch] | None,
 ) -> tuple[dict[str, bytes], Tensor, Numbers]:
-    """All that takes the model: pictures by name, samples (N, C, H, W) of neighbours.png, and numbers.
+    """Pictures by name, samples (N, C, H, W) for neighbours.png, and numbers of the model.
 
-    data: the images to score. scored: a prior with the parses for its NLL; None of a baseline.
+    data: the images to score. scored: the prior, and the parses for its NLL; None for a baseline.
     """
     settings, seed, split, model = experiment.eval, experiment.seed, experiment.eval.split, model.to(device)
     with tempfile.TemporaryDirectory() as name:
@@ -129,26 +129,26 @@ def _draw_and_score(
 
 
 def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
-    """metrics.json if it has the numbers of this config, of the split that it requests; else None."""
+    """metrics.json if it has the numbers of this config on `eval.split`; else None."""
     found = _before(experiment, store)
     return found if f"{experiment.eval.split}/nll_iwae" in found else None
 
 
 def _before(experiment: Experiment, store: Store) -> dict[str, Any]:
-    """The metrics.json that this config has already; {} if none."""
+    """The metrics.json of an earlier command with this config; {} without one."""
     found = store.metrics()
     return found if found.get("fingerprint") == fingerprint_of(experiment, NAME) else {}
 
 
 def describe(metrics: Mapping[str, Any]) -> str:
-    """The stage's numbers in the table at the end of a run: of the test split if they are there."""
+    """The stage's numbers in the table at the end of a run, on the test split if it was scored."""
     split = "test" if "test/nll_iwae" in metrics else "valid"
     bounds = format_metrics(metrics, "nll_iwae", "elbo", "bits_per_dim", prefix=f"{split}/")
     return f"{bounds} (IWAE {metrics[f'{split}/k']}, {metrics[f'{split}/n']:,} {split} images)"
 
 
 def write_neighbours(experiment: Experiment, store: Store, samples: Tensor) -> None:
-    """neighbours.png: 16 of samples (N, C, H, W), their nearest training images, and random ones."""
+    """Writes neighbours.png: 16 of samples (N, C, H, W), their nearest training images, and random ones."""
     seed, samples = experiment.seed, samples[:PREVIEWS]
     train = store.parses("train").some(SHARDS, seed)
     limit = min(SEARCHED, max(SEARCHED_BYTES // samples[0].numel(), PREVIEWS))
@@ -157,7 +157,7 @@ def write_neighbours(experiment: Experiment, store: Store, samples: Tensor) -> N
 
 
 def require_local_folder(out: str) -> None:
-    """Raises UserError if --out is no local folder, or one that cannot be written. Creates nothing."""
+    """Raises UserError if --out is no local folder that can be written. Creates nothing."""
     if not out:
         raise UserError("--out is empty; is a variable unset?")
     if "://" in out:
@@ -176,7 +176,7 @@ def local_folder(out: str) -> Iterator[Path]:
 
 
 def reconstructions(model: NPDraw, images: Tensor) -> bytes:
-    """uint8 images (N, C, H, W) -> a PNG: the first 16, canvas and image of their likeliest z and u."""
+    """uint8 images (N, C, H, W) -> a PNG of the first 16 with canvas and image of their likeliest z and u."""
     x = model.as_input(images[:PREVIEWS])
     drawn = model.drawings(x)
     return rows_png({"image": x.cpu(), "canvas": drawn.canvas.cpu(), "reconstruction": drawn.images.cpu()})

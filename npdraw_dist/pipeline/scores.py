@@ -1,4 +1,4 @@
-"""The test numbers of a model: bounds and their parts in nats per image, free of training weights.
+"""Scores a model on held-out images: bounds and their parts in nats per image.
 
 Shapes: k importance samples, B or N images, K parts of the bank, C channels, H x W image.
 """
@@ -35,12 +35,12 @@ def score_images(
 ) -> dict[str, Tensor]:
     """uint8 images (B, C, H, W) -> numbers by name, each (B,) float64 on the CPU.
 
-    nll_iwae: in positive nats, of k samples. elbo and its parts: reconstruction, and analytic KL terms given
-    the steps before. authors_estimator: minus the log-mean-exp of reconstruction less analytic KL, as the
-    authors' code computes it; it is no bound. effective_samples: (sum w)^2 / sum w^2, from 1 to k. The noise
-    is seeded by (seed, batch), so equal images with equal batch numbers have equal scores on any worker.
-    condition: tokens (B, A); then nll_iwae_given is of p(x|condition), with the same noise, and
-    condition_gain what it is less than nll_iwae.
+    nll_iwae: the importance-weighted bound with k samples, in positive nats. elbo and its parts:
+    reconstruction, and analytic KL terms given the steps before. authors_estimator: minus the log-mean-exp of
+    reconstruction minus analytic KL, as in the authors' code; it is no bound. effective_samples:
+    (sum w)^2 / sum w^2, from 1 to k. The noise is seeded by (seed, batch), so equal images with equal batch
+    numbers have equal scores on any worker. condition: tokens (B, A), which add nll_iwae_given, the bound of
+    p(x|condition) with the same noise, and condition_gain, by which it is lower than nll_iwae.
     """
     generator = torch.Generator(model.device)
     generator.manual_seed(noise_seed(seed, SCORING, *batch))
@@ -50,8 +50,8 @@ def score_images(
     for number, start in enumerate(range(0, k, K_CHUNK)):
         generator.manual_seed(noise_seed(seed, SCORING, *batch, number))
         if condition is not None:
-            told = model.importance(x, min(K_CHUNK, k - start), generator, condition.to(model.device))
-            given.add(told.log_w)
+            conditioned = model.importance(x, min(K_CHUNK, k - start), generator, condition.to(model.device))
+            given.add(conditioned.log_w)
             generator.manual_seed(noise_seed(seed, SCORING, *batch, number))
         drawn = model.importance(x, min(K_CHUNK, k - start), generator)
         bound.add(drawn.log_w)
@@ -60,22 +60,20 @@ def score_images(
         terms = {"elbo": drawn.log_w, "reconstruction": drawn.reconstruction, **drawn.kl}
         for name, values in terms.items():
             sums[name] = sums.get(name, 0.0) + values.double().sum(0)
-    of_condition = {}
-    if condition is not None:
-        of_condition = {"nll_iwae_given": -given.value, "condition_gain": given.value - bound.value}
     scores = {
         "nll_iwae": -bound.value,
-        **of_condition,
         **{name: total / k for name, total in sums.items()},
         "authors_estimator": -authors.value,
         "effective_samples": torch.exp(2 * bound.value - squares.value) * k,
         **_describe_encoding(model, images, x),
     }
+    if condition is not None:
+        scores |= {"nll_iwae_given": -given.value, "condition_gain": given.value - bound.value}
     return {name: value.double().cpu() for name, value in scores.items()}
 
 
 def _describe_encoding(model: GenerativeModel, images: Tensor, x: Tensor) -> dict[str, Tensor]:
-    """Parts and canvas error of the most likely z of each image, each (B,); of a baseline its own numbers."""
+    """Parts and canvas error of the most likely z of each image, each (B,); a baseline's own numbers."""
     if not isinstance(model, NPDraw):
         return model.describe(x)
     z = model.encode(x)
@@ -86,7 +84,7 @@ def _describe_encoding(model: GenerativeModel, images: Tensor, x: Tensor) -> dic
 
 @torch.no_grad()
 def part_counts(model: NPDraw, images: Tensor, seed: int, *batch: int) -> Tensor:
-    """uint8 images (B, C, H, W) -> (K,): how often their most likely z draw each part of the bank."""
+    """uint8 images (B, C, H, W) -> (K,): how often their most likely z draw each part."""
     generator = torch.Generator(model.device)
     generator.manual_seed(noise_seed(seed, SCORING, *batch))
     z = model.encode(binarized(images.to(model.device), model.spec.binarize, generator))
@@ -94,14 +92,14 @@ def part_counts(model: NPDraw, images: Tensor, seed: int, *batch: int) -> Tensor
 
 
 def bank_usage(counts: Tensor) -> Numbers:
-    """(K,) -> bank_used, the fraction of parts that are drawn at all, and bank_perplexity, at most K."""
+    """Counts (K,) -> bank_used, the fraction of parts that are drawn, and bank_perplexity, at most K."""
     frequency = counts.double() / counts.sum().clamp(min=1)
     entropy = -(frequency * frequency.clamp(min=1e-300).log()).sum()
     return {"bank_used": float((counts > 0).double().mean()), "bank_perplexity": float(entropy.exp())}
 
 
 def summary(values: Mapping[str, Tensor], k: int, dimensions: int) -> Numbers:
-    """Scores of N images, each (N,) -> their means, k, n, bits_per_dim; of two or more standard errors."""
+    """Scores of N images, each (N,) -> their means, k, n, bits_per_dim, and standard errors if N > 1."""
     n = len(values["nll_iwae"])
     means = {name: float(value.mean()) for name, value in values.items()}
     errors = {f"{name}_se": standard_error(values[name]) for name in WITH_ERROR if name in values and n > 1}
@@ -110,14 +108,11 @@ def summary(values: Mapping[str, Tensor], k: int, dimensions: int) -> Numbers:
 
 
 def score(model: GenerativeModel, data: Batch, k: int, seed: int) -> Numbers:
-    """`summary` of `data`, computed in this process."""
-
-    def told(some: Batch) -> Tensor | None:
-        return some.condition if some.condition.shape[1] else None
-
-    scores = [
-        score_images(model, some.images, k, seed, 0, number, condition=told(some))
-        for number, some in enumerate(data[start : start + BATCH] for start in range(0, len(data), BATCH))
-    ]
+    """The `summary` of the scores of `data`, computed in this process."""
+    scores = []
+    for number, start in enumerate(range(0, len(data), BATCH)):
+        some = data[start : start + BATCH]
+        condition = some.condition if some.condition.shape[1] else None
+        scores.append(score_images(model, some.images, k, seed, 0, number, condition=condition))
     values = {name: torch.cat([part[name] for part in scores]) for name in scores[0]}
     return summary(values, k, data.images[0].numel())

@@ -49,8 +49,8 @@ def strokes(count: int = 60) -> NDArray[np.uint8]:
 def fit_few(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets `fit` train on about `count` of the images, of all parts of the set, for a moment."""
 
-    def few(images: Any, image_size: int | None, **options: Any) -> Rows:
-        found = pictures_of(images, image_size, **options)
+    def few(images: Any, **options: Any) -> Rows:
+        found = pictures_of(images, **options)
         return found.take(range(0, len(found), max(len(found) // count, 1)))
 
     def quickly(pictures: Rows, count: int | None) -> tuple[str, dict[str, Any]]:

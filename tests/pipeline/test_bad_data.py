@@ -1,4 +1,4 @@
-"""Bad rows of the user's data: skipped, counted and listed; too many stop the stage `data` early."""
+"""Bad rows of the data are skipped, counted and listed; too many stop the stage `data` early."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run whose prior is told the class and knows parts by their pixels: stages, sampling, another bank."""
+"""A run with a prior conditioned on the class that takes parts by their pixels, also of another bank."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ from tests.helpers.runs import Refused
 from tests.helpers.tiny_fit import SMALL, strokes
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 
-TOLD: dict[str, Any] = {
+CONDITIONED: dict[str, Any] = {
     "data": {"fraction": 0.2},
     "prior": {"condition": "class", "table": "pixels"},
     "scale": {"num_workers": 0},
@@ -32,8 +32,8 @@ TOLD: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    experiment = resolve("digits", None, merge(SMALL, TOLD))
-    return start(experiment, str(tmp_path_factory.mktemp("runs")), "told", experiment.stage_names)
+    experiment = resolve("digits", None, merge(SMALL, CONDITIONED))
+    return start(experiment, str(tmp_path_factory.mktemp("runs")), "conditioned", experiment.stage_names)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_the_classes_of_the_data_reach_the_model(store: Store, model: NPDraw) ->
     assert found["valid/condition_gain_se"] < found["valid/nll_iwae_se"]  # paired
     batch = store.parses("train", store.with_vocabulary(store.config())).in_id_order()
     assert set(batch.condition.flatten().tolist()) == set(range(1, 11))
-    again = start(store.config(), str(Path(store.root).parent), "told", store.config().stage_names)
+    again = start(store.config(), str(Path(store.root).parent), "conditioned", store.config().stage_names)
     assert again.metrics() == store.metrics()  # nothing is done anew: the vocabulary is no setting
 
 
@@ -78,7 +78,7 @@ def test_commands_make_a_bank_and_draw_with_it(store: Store, model: NPDraw, tmp_
 def test_drawings_that_are_read_as_requested_are_counted(
     shift: int, least: float, most: float, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a model that draws real images of the requested class, or of the next one."""
+    """The model draws real images of the requested class, or of the next one."""
     batch = store.parses("valid", store.with_vocabulary(store.config())).in_id_order()
 
     def given(_: NPDraw, condition: str, guidance: float) -> SimpleNamespace:
@@ -96,9 +96,9 @@ def test_drawings_that_are_read_as_requested_are_counted(
     assert (tmp_path / "asked.png").exists()
 
 
-def test_what_was_written_says_what_can_be_asked(store: Store) -> None:
-    told = json.loads((Path(store.root) / "data" / "vocabulary.json").read_text())
-    assert told == {"classes": [str(digit) for digit in range(10)], "words": []}
+def test_the_vocabulary_is_written(store: Store) -> None:
+    written = json.loads((Path(store.root) / "data" / "vocabulary.json").read_text())
+    assert written == {"classes": [str(digit) for digit in range(10)], "words": []}
 
 
 def test_a_class_that_only_test_images_have_is_none(tmp_path: Path) -> None:
@@ -109,10 +109,10 @@ def test_a_class_that_only_test_images_have_is_none(tmp_path: Path) -> None:
     table = pa.table({"image": images, "id": [f"{n}" for n in range(48)], "label": labels, "split": split})
     pq.write_table(table, tmp_path / "a.parquet")
     data = {"source": "parquet", "path": str(tmp_path / "a.parquet"), "image_size": 12, "channels": 1}
-    before = resolve("digits", None, merge(SMALL, TOLD, {"data": {**data, "fraction": 1.0}}))
+    before = resolve("digits", None, merge(SMALL, CONDITIONED, {"data": {**data, "fraction": 1.0}}))
     after = before.model_copy(update={"eval": before.eval.model_copy(update={"split": "test"})})
     for experiment in (before, after):
-        found = start(experiment, str(tmp_path), "told", experiment.stage_names)
+        found = start(experiment, str(tmp_path), "conditioned", experiment.stage_names)
         assert found.read_json("data", "vocabulary.json")["classes"] == ["0", "1", "2"]
     assert found.metrics()["test/nll_iwae_given"] == pytest.approx(found.metrics()["test/nll_iwae"])
     assert found.parses("test", found.with_vocabulary(after)).in_id_order().condition.unique().tolist() == [0]
@@ -121,9 +121,7 @@ def test_a_class_that_only_test_images_have_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("out", "where"), [("/banks", ("/", "banks")), ("banks", (".", "banks")), ("a/b/", ("a", "b"))]
 )
-def test_a_bank_is_written_where_it_was_asked(
-    out: str, where: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bank_is_written_to_out(out: str, where: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     found = list[tuple[str, str]]()
     monkeypatch.setattr(run, "start", lambda _, storage, name, __: found.append((storage, name)))
     make_bank.main(["--out", out])

@@ -77,11 +77,11 @@ def written(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("asked", "workers"),
+    ("options", "workers"),
     [({}, 0), ({"ray": True}, 1), ({"num_workers": "1:2"}, "1:2")],
 )
-def test_where_it_trains(asked: dict[str, Any], workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert settings_of(monkeypatch, strokes(), **SMALL, **asked).scale.num_workers == workers
+def test_where_it_trains(options: dict[str, Any], workers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings_of(monkeypatch, strokes(), **SMALL, **options).scale.num_workers == workers
 
 
 def test_settings_by_section_or_with_a_dot() -> None:
@@ -103,7 +103,7 @@ def with_condition(kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_images_with_labels_make_a_model_that_is_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_with_labels_make_a_conditioned_model() -> None:
     images = strokes()
     by_class = npdraw_dist.fit(images, labels=["high" if n % 7 < 3 else "low" for n in range(60)], **SMALL)
     assert isinstance(by_class, NPDraw)
@@ -111,10 +111,10 @@ def test_images_with_labels_make_a_model_that_is_asked(capsys: pytest.CaptureFix
     assert by_class.draw(2, seed=0, condition=["low", "high"]).images.shape == (2, 1, 12, 12)
     assert set(by_class.classify(images[:5]).tolist()) <= {0, 1}
     words = [f"bar {n % 7} from the top" for n in range(60)]
-    told = npdraw_dist.fit(images, labels=words, **with_condition("words"))
-    assert isinstance(told, NPDraw)
-    assert {"bar", "top", "6"} <= set(told.vocabulary.known)
-    assert len(told.sample(2, seed=0, condition="bar 3 from the top")) == 2
+    by_words = npdraw_dist.fit(images, labels=words, **with_condition("words"))
+    assert isinstance(by_words, NPDraw)
+    assert {"bar", "top", "6"} <= set(by_words.vocabulary.known)
+    assert len(by_words.sample(2, seed=0, condition="bar 3 from the top")) == 2
 
 
 def test_labels_that_do_not_match_are_refused(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_fit_may_be_kept_where_pyarrow_writes(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.slow
-def test_of_few_images_one_is_held_out_though_the_hash_takes_none(tmp_path: Path) -> None:
+def test_one_of_few_images_is_held_out_though_the_hash_takes_none(tmp_path: Path) -> None:
     where: dict[str, Any] = {"name": "few", "storage": str(tmp_path), "data": {"valid_fraction": 0.01}}
     model = npdraw_dist.fit(strokes(4), **where, **SMALL)
     assert isinstance(model, NPDraw)
@@ -173,27 +173,23 @@ def test_of_few_images_one_is_held_out_though_the_hash_takes_none(tmp_path: Path
     assert manifest["splits"] == {"train": 3, "valid": 1}
 
 
-def test_images_that_were_there_stay_when_a_fit_is_refused(fitted: Path, tmp_path: Path) -> None:
+def test_images_stay_when_a_fit_is_refused(fitted: Path, tmp_path: Path) -> None:
+    """By a mistake, or since another process has the run."""
     shutil.copytree(fitted, tmp_path, dirs_exist_ok=True)
     before = written(tmp_path)
     assert before
+    where: dict[str, Any] = {"name": "bars", "storage": tmp_path}
     with pytest.raises(UserError, match="imagess"):
-        npdraw_dist.fit(strokes(), name="bars", storage=tmp_path, vae={"imagess": 3})
-    assert written(tmp_path) == before
-
-
-def test_images_stay_when_another_process_has_the_run(fitted: Path, tmp_path: Path) -> None:
-    shutil.copytree(fitted, tmp_path, dirs_exist_ok=True)
+        npdraw_dist.fit(strokes(), **where, vae={"imagess": 3})
     (tmp_path / "bars/vae/manifest.json").unlink()
-    before = written(tmp_path)
     with Store.open(str(tmp_path), "bars").lease(), pytest.raises(LeaseHeld):
-        npdraw_dist.fit(strokes(), name="bars", storage=tmp_path, **LONGER)
+        npdraw_dist.fit(strokes(), **where, **LONGER)
     assert written(tmp_path) == before
 
 
 def given_of(images: Any, labels: Any = None) -> tuple[Experiment, Given]:
     """What `fit` gives to the stage `data`."""
-    looked = fit_images.look((images, labels), (None, None), "class", None, None, {})
+    looked = fit_images.look((images, labels), (None, None), {"prior": {"condition": "class"}})
     run = Store.open("nowhere", "run")
     experiment = fit._experiment(looked, None, {**SMALL, "init": {}}, 0, None, run)
     return experiment, fit_source.given(looked, experiment)
@@ -202,7 +198,7 @@ def given_of(images: Any, labels: Any = None) -> tuple[Experiment, Given]:
 def test_images_of_a_fit_that_was_killed_are_known_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also with half of a file; other images are written anew until all are, then they are refused."""
+    """Half of a file may be left. Other images replace those of an unfinished stage and are refused later."""
     store, labels = Store.open(str(tmp_path), "mine"), ["a", "b"] * 30
     (experiment, known), (_, reverse) = given_of(strokes(), labels), given_of(strokes()[::-1].copy(), labels)
     store.claim(experiment)
@@ -226,9 +222,9 @@ def test_images_of_a_fit_that_was_killed_are_known_again(
     assert not half.exists()
     RunData(experiment, given_of(strokes(), labels)[1]).require_same(store)
     others = (strokes()[::-1].copy(), labels), (strokes(), ["a", "c"] * 30), (strokes(), ["b", "a"] * 30)
-    for images, told in others:
+    for images, other_labels in others:
         with pytest.raises(UserError, match="are not those that it has read"):
-            RunData(experiment, given_of(images, told)[1]).require_same(store)
+            RunData(experiment, given_of(images, other_labels)[1]).require_same(store)
 
 
 def test_a_side_among_the_settings_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,24 +240,24 @@ def rows_of(given: Given, split: Split) -> rows.Rows:
 
 def test_own_images_for_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They alone validate, in the form of the others, with the numbers of their classes."""
-    held = np.stack([np.full((16, 16, 3), 40 * n, np.uint8) for n in range(4)])
+    others = np.stack([np.full((16, 16, 3), 40 * n, np.uint8) for n in range(4)])
     labels, valid_labels = ["b" if n % 2 else "a" for n in range(60)], ["b", "b", "a", "b"]
-    asked = {"labels": labels, "valid": held, "valid_labels": valid_labels, **SMALL}
+    options = {"labels": labels, "valid": others, "valid_labels": valid_labels, **SMALL}
     where = {"name": "bars", "storage": str(tmp_path)}
-    _, given = started(monkeypatch, strokes(), **asked, **where)
+    _, given = started(monkeypatch, strokes(), **options, **where)
     assert len(rows_of(given, "train")) == 60
     found = rows_of(given, "valid")
     assert found.images.shape == (4, 1, 12, 12)
     assert found.images.mean((1, 2, 3)).tolist() == [0, 40, 80, 120]
     assert found.known_labels().tolist() == [1, 1, 0, 1]
     with pytest.raises(UserError, match="give valid_labels"):
-        npdraw_dist.fit(strokes(), labels=labels, valid=held)
+        npdraw_dist.fit(strokes(), labels=labels, valid=others)
     with pytest.raises(UserError, match="give valid too"):
         npdraw_dist.fit(strokes(), labels=labels, valid_labels=valid_labels)
     with pytest.raises(UserError, match="no classes by name"):
-        npdraw_dist.fit(strokes(), valid=held, valid_labels=valid_labels)
+        npdraw_dist.fit(strokes(), valid=others, valid_labels=valid_labels)
     with pytest.raises(UserError, match="a class 'c', which no other"):
-        npdraw_dist.fit(strokes(), labels=labels, valid=held, valid_labels=["a", "b", "b", "c"])
+        npdraw_dist.fit(strokes(), labels=labels, valid=others, valid_labels=["a", "b", "b", "c"])
 
 
 def test_folders_for_validation_have_the_classes_of_the_others(
@@ -332,9 +328,9 @@ def test_the_command_fits_a_folder(
     fit_folder.main(command)
     monkeypatch.setattr(fit, "budgets", lambda *_: {"vae": {"images": 96}})
     fit_folder.main(command)
-    told = capsys.readouterr()
-    assert "all done" in told.out
-    assert "goes on with the budgets that it began with" in told.out + told.err
+    printed = capsys.readouterr()
+    assert "all done" in printed.out
+    assert "goes on with the budgets that it began with" in printed.out + printed.err
     run = Store.open(str(tmp_path / "runs"), "mine")
     assert run.config().vae.images == 80
     assert npdraw_dist.load(tmp_path / "runs" / "mine").sample(2).shape == (2, 1, 12, 12)

@@ -63,7 +63,7 @@ def test_the_stage_reads_a_folder_of_which_a_sample_decides_the_settings(
 ) -> None:
     stages.append("data")
     monkeypatch.setattr(fit_images, "SAMPLED", 20)
-    looked = fit_images.look((pictures, None), (None, None), None, None, None, {})
+    looked = fit_images.look((pictures, None), (None, None), {})
     assert looked.count == 60
     assert len(looked.pictures) + len(looked.pictures.rejects) == 20
     manifest = read_by(tmp_path, pictures)

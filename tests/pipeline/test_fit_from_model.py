@@ -84,7 +84,7 @@ def test_a_given_bank_is_drawn_with(
     assert "holds no bank.safetensors" in nowhere
 
 
-# Flags and keyword arguments of a run that is over in a second.
+# Settings of a run that takes a second.
 BUDGET: dict[str, Any] = {
     "prior": {"images": 64},
     "vae": {"images": 64, "plain_images": 0},
@@ -94,7 +94,7 @@ BUDGET: dict[str, Any] = {
 
 
 def tuned(fitted: Path, storage: Path) -> tuple[Experiment, Store]:
-    """What a run `tuned` on the same images, from the model of `bars`, is made of."""
+    """The settings and the store of a run `tuned` on the same images, from the model of `bars`."""
     data = {"source": "parquet", "path": str(fitted / "bars" / "data"), "test_fraction": 0.0}
     init = {"model": str(fitted / "bars")}
     flags = {"data": data, "init": init, "scale": {"num_workers": 0}, **BUDGET}
@@ -125,9 +125,11 @@ def test_the_network_is_the_model_s(fitted: Path, tmp_path: Path) -> None:
         ({"init": {"model": "nowhere/at/all"}}, "nowhere/at/all is not a model folder"),
     ],
 )
-def test_what_does_not_fit_is_told_in_a_line(fitted: Path, flags: dict[str, Any], error: str) -> None:
-    asked = {"data": {"source": "parquet", "path": "x"}, "init": {"model": str(fitted / "bars" / "model")}}
-    merged = {**asked, **{name: {**asked.get(name, {}), **values} for name, values in flags.items()}}
+def test_settings_that_do_not_fit_the_model_are_refused(
+    fitted: Path, flags: dict[str, Any], error: str
+) -> None:
+    first = {"data": {"source": "parquet", "path": "x"}, "init": {"model": str(fitted / "bars" / "model")}}
+    merged = {**first, **{name: {**first.get(name, {}), **values} for name, values in flags.items()}}
     with pytest.raises(UserError, match=error):
         resolve("digits", None, merged)
 
@@ -215,7 +217,7 @@ def test_fit_starts_from_a_model(fitted: Path, monkeypatch: pytest.MonkeyPatch) 
         npdraw_dist.fit(np.zeros((9, 12, 12, 3), np.uint8), init=model, **BUDGET)
 
 
-# Of what a run's settings make.
+# As a run's settings make the network.
 OF_SETTINGS: dict[str, Any] = {"prior": {**TINY_PRIOR, "mlp": 4 * TINY_PRIOR["width"]}}
 
 
@@ -242,7 +244,7 @@ def test_a_baseline_goes_on_from_its_weights(kind: str, tmp_path: Path) -> None:
     assert fingerprint_of(resolve("digits", None, pinned), "vae") != fingerprint_of(experiment, "vae")
 
 
-def test_what_does_not_fit_a_baseline_is_told(tmp_path: Path) -> None:
+def test_settings_that_do_not_fit_a_baseline_are_refused(tmp_path: Path) -> None:
     tiny_baseline("vqvae", **OF_SETTINGS).save_pretrained(tmp_path)
     wrong = on_parquet(tmp_path, baseline={"codes": 9}, vae={"dropout": 0.5})
     with pytest.raises(UserError, match=r"needs baseline\.codes \d+, not 9; vae\.dropout 0\.0, not 0\.5"):

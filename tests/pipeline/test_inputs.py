@@ -1,4 +1,4 @@
-"""A run reads its data once: what counts as the same data at a resume; the test split stays closed."""
+"""A run reads its data once, resumes with the same data only, and leaves the test split closed."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ Capture = pytest.CaptureFixture[str]
 
 
 def read(own: Experiment, store: Store) -> dict[str, Any]:
-    """What a command does with the data of a new or a resumed run; returns the manifest."""
+    """Reads the data as a command does, for a new or a resumed run; returns the manifest."""
     images = RunData(own)
     if not store.claim(own) and store.has("data", "manifest.json"):
         images.require_same(store)
@@ -81,31 +81,22 @@ def test_a_run_reads_its_data_once_and_records_them(data: Path, store: Store, ca
     assert capsys.readouterr().out.count("warning") == 0
 
 
-def test_changed_data_of_a_run_that_has_read_them_are_warned_of(
-    data: Path, store: Store, capsys: Capture
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_run_keeps_its_images_if_the_files_change_or_are_gone(
+    gone: bool, data: Path, store: Store, capsys: Capture
 ) -> None:
     made = experiment(data)
     manifest, before = read(made, store), shards_of(store)
-    change_one(data)
+    shutil.rmtree(data) if gone else change_one(data)
+    capsys.readouterr()
+    if gone:
+        pipeline.check(made, store, ["bank", "parse"])
     assert read(made, store) == store.read_json("data", "manifest.json")
     printed = " ".join(capsys.readouterr().out.split())
-    assert f"warning: {CHANGED}{store.shown()} goes on with the images that it has read" in printed
+    warning = f"warning: {CHANGED}{store.shown()} goes on with the images that it has read"
+    assert (warning in printed, "warning" in printed) == (not gone, not gone)
     assert shards_of(store) == before
     assert store.read_json("data", "manifest.json")["stamp"] == manifest["stamp"]
-
-
-def test_data_that_are_gone_are_not_missed_once_they_are_read(
-    data: Path, store: Store, capsys: Capture
-) -> None:
-    made = experiment(data)
-    read(made, store)
-    before = shards_of(store)
-    shutil.rmtree(data)
-    capsys.readouterr()
-    pipeline.check(made, store, ["bank", "parse"])
-    read(made, store)
-    assert "warning" not in capsys.readouterr().out
-    assert shards_of(store) == before
 
 
 def test_data_that_are_gone_too_early_are_missed(data: Path, store: Store) -> None:
@@ -162,7 +153,7 @@ def test_a_canonical_set_is_named_and_may_move(data: Path, store: Store, tmp_pat
 def test_the_test_split_of_a_canonical_set_is_opened_when_it_is_requested(
     data: Path, store: Store, tmp_path: Path
 ) -> None:
-    """Of a run's own images too, which may have none."""
+    """Also if the set is a run's own images, which may have no test images."""
     root = prepared(tmp_path / "set", experiment(data).data)
     own = experiment(root, data={"source": "parquet"}, eval={"split": "valid"})
     assert set(read(own, store)["splits"]) == {"train", "valid"}
@@ -233,7 +224,7 @@ def test_a_shard_that_is_damaged_is_named(data: Path, store: Store, damage: str)
 def test_the_run_of_a_model(
     data: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a link and by "." too. The config.yaml of another program makes no run."""
+    """Also by a link and by ".". A config.yaml of another program makes no run."""
     store.claim(experiment(data))
     for folder in (Path(store.path("model")), tmp_path / "other" / "model"):
         folder.mkdir(parents=True)
@@ -282,7 +273,7 @@ def opened(run: Path) -> list[str]:
     return [opening["by"] for opening in found]
 
 
-def test_only_the_question_for_test_numbers_reads_test_images(tmp_path: Path) -> None:
+def test_only_test_numbers_read_test_images(tmp_path: Path) -> None:
     """The test images are garbage, so a run that reads one stops."""
     data = tmp_path / "data"
     for split, count in (("train", 150), ("valid", 30)):
@@ -316,7 +307,7 @@ def test_only_the_question_for_test_numbers_reads_test_images(tmp_path: Path) ->
 def test_test_numbers_come_to_the_validation_numbers(
     run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The question for the test split is noted each time, with who asked."""
+    """Each opening of the test split is recorded, with the command."""
     run = Path(shutil.copytree(run_here, tmp_path / "tiny"))
     (run / "metrics.json").unlink()
     flags = ["--storage", str(tmp_path), "--name", "tiny", *TINY, *HERE, "--data.fraction", "0.05"]

@@ -1,4 +1,4 @@
-"""Which images of a model's data are scored, and whether they are known to be those of its training."""
+"""The source of the images that are scored, and the digest of the training images."""
 
 import shutil
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_images_that_the_run_has_read_are_scored_as_it_read_them(tmp_path: Path)
     model, digest = store.path("model"), store.read_json("data", "manifest.json")["digests"]["train"]
 
     def opened(split: str, data: DataConfig = data, seed: int = 0) -> tuple[str | None, str | None]:
-        """Where the images are read, if in canonical shards, and what is known of them."""
+        """The folder of the canonical shards, if there is one, and the digest."""
         (name,) = (each for each in SPLITS if each == split)
         found, known = open_images(model, data, seed, name)
         return (None if found.canonical is None else found.canonical.root), known

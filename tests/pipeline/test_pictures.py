@@ -1,4 +1,4 @@
-"""The pictures of bank and parses by their pixels: what was given is what is seen."""
+"""The pixels of the pictures of bank and parses."""
 
 from pathlib import Path
 

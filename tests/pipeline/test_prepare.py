@@ -1,4 +1,4 @@
-"""`prepare`: any source to shards that read back the same. It goes on with the same data, and no others."""
+"""`prepare` writes shards that read back the same, and resumes with the same data only."""
 
 import json
 from pathlib import Path
@@ -49,7 +49,7 @@ def times(out: Path) -> dict[str, int]:
 
 
 def assert_equal(found: Rows, expected: Rows) -> None:
-    """The same rows, in whatever order."""
+    """The same rows, in any order."""
     assert sorted(found.ids) == sorted(expected.ids)
     found, expected = (rows.take(np.argsort(rows.ids)) for rows in (found, expected))
     np.testing.assert_array_equal(found.images, expected.images)
@@ -98,7 +98,7 @@ def test_a_set_without_validation_images_has_them_held_out_by_each_seed(out: Pat
     flags = ["--data.valid_fraction", "0", "--data.test_fraction", "0.2", "--scale.num_workers", "0"]
     command.main([*flags, "--out", str(out)])
     stated = json.loads((out / "manifest.json").read_text())["splits"]
-    held = []
+    splits = []
     for seed in (1, 2):
         made = prepared(out, "parquet", 28, valid_fraction=0.3)
         source, found = open_source(made, seed), read_all(made, seed)
@@ -107,9 +107,9 @@ def test_a_set_without_validation_images_has_them_held_out_by_each_seed(out: Pat
         assert 0.2 < len(valid) / stated["train"] < 0.4
         assert source.count("train") is source.count("valid") is None  # they are not listed
         assert len(test) == source.count("test") == stated["test"]
-        held.append((valid, test))
-    assert held[0][0] != held[1][0]
-    assert held[0][1] == held[1][1]
+        splits.append((valid, test))
+    assert splits[0][0] != splits[1][0]
+    assert splits[0][1] == splits[1][1]
     whole = open_source(prepared(out, "parquet", 28, valid_fraction=0.0), 0)
     assert [whole.count(split) for split in SPLITS] == [stated["train"], 0, stated["test"]]
 
@@ -156,7 +156,7 @@ def test_a_folder_of_something_else_is_refused(data: Path, out: Path, tmp_path: 
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """All but sidecars, which have the seconds that a shard took, and the lease."""
+    """All files but sidecars, which state seconds, and the lease."""
     paths = [path for path in out.rglob("*") if path.is_file() and not is_lease(str(path))]
     return {str(p.relative_to(out)): p.read_bytes() for p in paths if p.parent.name != ".done"}
 
@@ -187,7 +187,7 @@ def test_an_unreadable_shard_loses_no_other(data: Path, out: Path, tmp_path: Pat
 
 
 def prepare_some(data: Path, out: Path, finished: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All, or the first shards: then the command is killed."""
+    """Prepares all shards, or the first ones, after which the command is killed."""
     if finished:
         prepare(folder_of(data), 0, str(out), "parquet")
         return
@@ -214,7 +214,7 @@ def test_another_name_of_the_same_files_goes_on(
 def test_changed_data_are_refused(
     data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
 ) -> None:
-    """Else a set would be of two states of the data."""
+    """Otherwise a set would mix two states of the data."""
     prepare_some(data, out, finished, monkeypatch)
     before = times(out)
     change_one(data)
@@ -226,7 +226,7 @@ def test_changed_data_are_refused(
 def test_the_shards_of_a_set_are_named_by_its_manifest_and_keep_their_digest(
     data: Path, out: Path, tmp_path: Path
 ) -> None:
-    """Moved, or prepared again from data at another place, it is the same source. No folder is listed."""
+    """A set that moved, or was prepared again from moved data, has the same stamp. No folder is listed."""
     prepare(folder_of(data), 0, str(out), "parquet")
     stamp = open_source(prepared(out), 0).stamp
     data.rename(tmp_path / "moved")

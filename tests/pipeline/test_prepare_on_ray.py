@@ -21,30 +21,30 @@ def test_prepare_in_tasks_writes_what_one_process_writes(
     data = DataConfig(shard_rows=300, fraction=0.4)
     in_tasks = prepare(data, 0, str(tmp_path / "tasks"), "webdataset")
     monkeypatch.setattr(ingest, "map_items", map_here)
-    assert prepare(data, 0, str(tmp_path / "here"), "webdataset") == in_tasks
+    assert prepare(data, 0, str(tmp_path / "process"), "webdataset") == in_tasks
     for item in in_tasks["files"]:
         tar = (tmp_path / "tasks" / item["file"]).read_bytes()
-        assert tar == (tmp_path / "here" / item["file"]).read_bytes()
+        assert tar == (tmp_path / "process" / item["file"]).read_bytes()
 
 
 def test_many_folders_are_listed_in_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the driver lists them, with sizes and times."""
+    """With the same sizes and times as by the driver."""
     for number in range(6):
         folder = tmp_path / str(number) / "deep"
         folder.mkdir(parents=True)
         (folder / "a").write_text("a" * number)
     (tmp_path / "top").write_text("top")
-    here = listing.list_tree(fs.LocalFileSystem(), str(tmp_path))
-    assert here["path"].to_pylist() == [*(f"{number}/deep/a" for number in range(6)), "top"]
+    expected = listing.list_tree(fs.LocalFileSystem(), str(tmp_path))
+    assert expected["path"].to_pylist() == [*(f"{number}/deep/a" for number in range(6)), "top"]
     monkeypatch.setattr(listing, "MANY", 6)
     monkeypatch.setattr(listing, "LISTED", 4)
-    asked: list[int] = []
+    listed: list[int] = []
     in_tasks = listing.map_items
 
     def map_items(items: Sequence[list[str]], work: Callable[[list[str]], Any]) -> Iterator[Any]:
-        asked.append(len(items))
+        listed.append(len(items))
         return in_tasks(items, work)
 
     monkeypatch.setattr(listing, "map_items", map_items)
-    assert listing.list_tree(fs.LocalFileSystem(), str(tmp_path)) == here
-    assert asked == [2]
+    assert listing.list_tree(fs.LocalFileSystem(), str(tmp_path)) == expected
+    assert listed == [2]

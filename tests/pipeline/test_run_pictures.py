@@ -1,4 +1,4 @@
-"""The pictures of the last stage, what they read and show; and the numbers on the model's card."""
+"""The pictures of the last stage, and the numbers of a model in its config.json and on its card."""
 
 import io
 import json
@@ -64,7 +64,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_neighbours_are_of_few_of_many_files_of_training_images(
     tmp_path: Path, opened: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same ones for other samples of the run; others for another seed."""
+    """The files depend on the seed, not on the samples."""
     monkeypatch.setattr(sample, "SHARDS", 5)
     store, found, pictures = store_of(tmp_path, files=40, rows=4), [], []
     for seed in (0, 0, 1):

@@ -1,4 +1,4 @@
-"""The models that come with the package: they open by name, and their cards say what they are."""
+"""The models of the package open by name, are listed, and have the numbers of their cards."""
 
 import json
 from pathlib import Path
@@ -37,8 +37,7 @@ def test_a_model_opens_by_its_name_without_a_network(
     model = npdraw_dist.load(name)
     assert isinstance(model, NPDraw)
     known = model.vocabulary.known
-    asked = known[0] if known else None
-    drawn = model.draw(2, seed=0, condition=asked)
+    drawn = model.draw(2, seed=0, condition=known[0] if known else None)
     assert drawn.images.shape == (2, *model.spec.image_shape)
     assert drawn.z.whether.any()
     with safe_open(ZOO / name / WEIGHTS, "pt") as weights:
