@@ -1,4 +1,4 @@
-"""npdraw train: the whole pipeline, bank, parse, prior, vae, sample."""
+"""npdraw train: the whole pipeline: data, bank, parse, prior, vae, sample."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,16 +21,16 @@ class Options(BaseModel):
     stages: str | None = Field(None, description="stages to run, separated by commas; if not given, all")
     track: Literal["wandb", "mlflow"] | None = Field(
         None,
-        description="also send losses, settings and final numbers to Weights & Biases or MLflow, as the "
-        "environment variables of these say",
+        description="also send losses, settings and final numbers to Weights & Biases or MLflow, which their "
+        "own environment variables configure",
     )
     dry_run: bool = dashed(False, "dry-run", "print the resolved config and stop")
 
 
 class Train(PresetCommand, Options, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config
-    """Builds the part bank, parses the images, trains prior and VAE and draws samples.
+    """Reads the images, builds the part bank, parses the images, trains prior and VAE, and draws samples.
 
-    A baseline (any other --model.kind than npdraw) has the stages parse, vae and sample. The same command
+    A baseline (any other --model.kind than npdraw) has the stages data, vae and sample. The same command
     again resumes the run. Settings come from the preset, then --config, then flags.
     """
 

@@ -1,4 +1,4 @@
-"""Stage `prior`: maximum likelihood of the Transformer on the parses, by Ray Train, or in this process."""
+"""Stage `prior`: trains the Transformer on the parses by maximum likelihood."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +22,7 @@ from npdraw_dist.pipeline.train_stage import fall_note, run_stage
 from npdraw_dist.training import checkpoint
 
 NAME, PREFIX = "prior", "prior."
-SCORED = 2048  # parses of the final NLL, or eval.images if that is more
+SCORED = 2048  # least number of parses that the final NLL is measured on
 
 
 def run(experiment: Experiment, store: Store, watch: Watch | None = None) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def run(experiment: Experiment, store: Store, watch: Watch | None = None) -> dic
     start: Start = {}
     if experiment.init.model is not None:
         start = source_model(experiment).state_dict()
-    elif experiment.by_authors or experiment.prior.table != "joint":  # it looks at the parts' pixels
+    elif experiment.by_authors or experiment.prior.table != "joint":  # the prior reads the parts' pixels
         start = {"bank_parts": load_bank(experiment, store).parts}
     manifest, _, record = run_stage(experiment, store, NAME, make_objective, start, watch)
     parameters = sum(p.numel() for p in make_prior(experiment).parameters())
@@ -54,7 +54,7 @@ def describe(manifest: Mapping[str, Any]) -> str:
 
 
 def make_objective(experiment: Experiment, start: Start) -> PriorObjective:
-    """start: the weights of a trained model; else `bank_parts` alone, if the prior looks at them."""
+    """start: the tensors of a trained model, or `bank_parts` if the prior reads them, or nothing."""
     prior = make_prior(experiment)
     if "bank_parts" in start:
         prior.set_bank(start["bank_parts"])
@@ -64,7 +64,7 @@ def make_objective(experiment: Experiment, start: Start) -> PriorObjective:
 
 
 def make_prior(experiment: Experiment) -> StepPrior:
-    """An untrained prior of the kind of model that the run trains."""
+    """An untrained prior of the run's kind of model."""
     spec = ModelSpec.of(experiment)
     return class_of(spec, NPDraw).make_prior(spec)
 
@@ -77,7 +77,7 @@ def trained_weights(experiment: Experiment, store: Store) -> dict[str, Tensor]:
 
 
 def scored(experiment: Experiment, store: Store) -> tuple[StepPrior, Batch]:
-    """The finished stage's prior, and the parses of the split of the final numbers for its `mean_nll`."""
+    """The trained prior, and a sample of the parses of `eval.split` on which `mean_nll` measures it."""
     prior = make_prior(experiment).eval()
     prior.load_state_dict(trained_weights(experiment, store))
     rows = max(experiment.eval.images, SCORED)
@@ -86,7 +86,7 @@ def scored(experiment: Experiment, store: Store) -> tuple[StepPrior, Batch]:
 
 @torch.no_grad()
 def mean_nll(prior: StepPrior, data: Batch, device: torch.device) -> float:
-    """Mean -log p(z) of the parses in nats per image, given their conditions if the prior takes any."""
+    """Mean -log p(z) of the parses, in nats per image, conditioned if the prior takes conditions."""
     prior = prior.to(device)
     parts = [data[start : start + 256].to(device) for start in range(0, len(data), 256)]
     return float(torch.cat([-prior.log_prob(part.z, told(prior.spec, part)) for part in parts]).mean())

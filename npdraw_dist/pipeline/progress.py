@@ -65,14 +65,13 @@ class Show(Protocol):
 @contextmanager
 def stage_progress(stage: str, total: int) -> Iterator[Show]:
     """Yields a function that shows the progress towards `total` images; 0 if the total is not known."""
-    of = f"/{total:,}" if total else ""
-    started = f"{stage}: started" + (f" ({total:,} images)" if total else "")
+    out = console.note if console.is_terminal else _print
+    out(f"{stage}: started" + (f" ({total:,} images)" if total else ""))
+    line = _lines(stage, total, out)
     if not console.is_terminal:
-        console.print(started)
-        yield _lines(stage, total, _print)
+        yield line
         return
-    console.note(started)
-    log_line = _lines(stage, total, console.note)
+    of = f"/{total:,}" if total else ""
     with Progress(
         TextColumn("{task.description:>6}"),
         BarColumn(),
@@ -86,7 +85,7 @@ def stage_progress(stage: str, total: int) -> Iterator[Show]:
 
         def show(done: int, rate: float = 0.0, note: str = "") -> None:
             bars.update(task, completed=done, rate=rate, note=note)
-            log_line(done, rate, note)
+            line(done, rate, note)
 
         yield show
 

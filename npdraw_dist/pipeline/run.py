@@ -10,14 +10,12 @@ from itertools import chain
 from rich.table import Column, Table
 
 from npdraw_dist import __version__
-from npdraw_dist.config.prepared import MANIFEST, read_prepared
-from npdraw_dist.config.registry import SOURCES
-from npdraw_dist.config.schema import DataConfig, Experiment
+from npdraw_dist.config.prepared import MANIFEST
+from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.lease import Lease
-from npdraw_dist.core.made_by import version_of
 from npdraw_dist.core.process import require_extra
-from npdraw_dist.core.storage import list_files, open_filesystem, require_apart
+from npdraw_dist.core.storage import list_files, require_apart
 from npdraw_dist.data.rows import REJECTS
 from npdraw_dist.data.shard_folder import DONE, MARKER
 from npdraw_dist.distributed.failures import storage_failed
@@ -90,7 +88,6 @@ def check_run(
 
     Raises UserError if the run cannot begin.
     """
-    require_format(store, experiment.stage_names)
     if store.has(CONFIG):
         store.claim(experiment)
         images.require_same(store)
@@ -105,7 +102,7 @@ def check_run(
 
 @contextmanager
 def removed_if_refused(store: Store, lease: Lease) -> Iterator[None]:
-    """Removes the folder of a new run if the block ends with a user's mistake and holds nothing of value.
+    """Removes the folder of a new run, if it has nothing of value, when the block ends with a user's mistake.
 
     lease: of the run. Raises LeaseLost if another driver took the run over.
     """
@@ -130,18 +127,10 @@ def is_of_value(store: Store, folder: str) -> bool:
         return True
     if store.has(folder, MANIFEST):
         return folder != FOLDERS["data"]
+    if folder in TRAINING:
+        return store.has(folder)
     files = list_files(store.filesystem, store.path(folder, DONE))
-    has_shards = any(not path.endswith(f"/{MARKER}") for path, _ in files)
-    return has_shards or (folder in TRAINING and store.has(folder))
-
-
-def require_format(store: Store, stages: Sequence[str]) -> None:
-    """Raises OtherFormat if this version cannot read a finished stage; prints which other versions it can."""
-    folders = [FOLDERS[stage] for stage in stages if stage in FOLDERS]
-    made = [folder for folder in folders if store.has(folder, MANIFEST)]
-    found = {version_of(store.read_json(folder, MANIFEST), store.shown(folder)) for folder in made}
-    if others := sorted(version for version in found if version not in (None, __version__)):
-        console.print(f"{store.shown()}: made by {', '.join(others)}, resumed by {__version__}")
+    return any(not path.endswith(f"/{MARKER}") for path, _ in files)
 
 
 def run_stages(
@@ -264,17 +253,13 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
         )
     scored = experiment.eval.split
     if counts.get(scored) == 0 and "sample" in stages:
-        advice = f"raise --data.{scored}_fraction ({getattr(source, f'{scored}_fraction'):g})"
-        if scored == "test":
-            if _is_prepared(source):  # its splits stay as they are
-                advice = "prepare the data again with test images"
-            advice += " or set --eval.split valid"
-        raise UserError(f"data.source {source.source} has no {scored} image for the final numbers; {advice}")
-
-
-def _is_prepared(data: DataConfig) -> bool:
-    reads = SOURCES[data.source].prepared and data.path is not None
-    return reads and read_prepared(*open_filesystem(str(data.path))) is not None
+        fraction = getattr(source, f"{scored}_fraction")
+        raise UserError(
+            f"data.source {source.source} has no {scored} image for the final numbers; raise "
+            f"--data.{scored}_fraction ({fraction:g}), which prepared data have from `npdraw prepare`"
+            + " or set --eval.split valid"
+            * (scored == "test")
+        )
 
 
 def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:

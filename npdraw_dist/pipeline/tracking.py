@@ -7,7 +7,6 @@ id of the run in the service is kept in tracking.json, so that a resumed run con
 import contextlib
 import os
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
@@ -24,7 +23,9 @@ PROJECT = "npdraw_dist"
 
 
 class Tracker(Protocol):
-    """A run in a service."""
+    """A run in a service. id: by which a resumed run finds it again."""
+
+    id: str
 
     def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
         """Sends metrics of a stage by name (`valid/nll`). After a restart, some are sent again."""
@@ -39,10 +40,14 @@ def tracked(experiment: Experiment, store: Store, name: str) -> Iterator[Watcher
 
     A service that fails later is reported once, and the run goes on without it.
     """
+    ids = store.read_json(IDS) if store.has(IDS) else {}
+    make: type[Tracker] = _Wandb if name == "wandb" else _Mlflow
     try:
-        tracker: Tracker = _Wandb(experiment, store) if name == "wandb" else _Mlflow(experiment, store)
+        tracker = make(experiment, store, ids.get(name))  # type: ignore[call-arg]
     except Exception as error:  # these packages do not document which
         raise UserError(f"--track {name} cannot start: {_line(error)}") from None
+    if name not in ids:
+        store.write_json({**ids, name: tracker.id}, IDS)
     alive, failed = True, True
 
     def send(request: Callable[..., None], *values: Any) -> None:
@@ -71,23 +76,15 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _run_id(store: Store, service: str, create: Callable[[], str]) -> str:
-    """The service's id of the run, which `create` returns on first use."""
-    found = store.read_json(IDS) if store.has(IDS) else {}
-    if service not in found:
-        found[service] = create()
-        store.write_json(found, IDS)
-    return str(found[service])
-
-
 class _Wandb:
-    def __init__(self, experiment: Experiment, store: Store) -> None:
+    def __init__(self, experiment: Experiment, store: Store, known: str | None) -> None:
         import wandb
 
+        self.id = known or uuid.uuid4().hex[:12]
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=store.name,
-            id=_run_id(store, "wandb", lambda: uuid.uuid4().hex[:12]),
+            id=self.id,
             resume="allow",
             config=flat(experiment.model_dump(mode="json")),
             dir=store.root if store.is_local else tempfile.gettempdir(),
@@ -107,31 +104,19 @@ class _Wandb:
 
 
 class _Mlflow:
-    def __init__(self, experiment: Experiment, store: Store) -> None:
-        from mlflow.entities import Param
-        from mlflow.tracking import MlflowClient
+    def __init__(self, experiment: Experiment, store: Store, known: str | None) -> None:
+        import mlflow
 
-        client = self._client = MlflowClient()
-
-        def create() -> str:
-            name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
-            group = client.get_experiment_by_name(name)
-            number = client.create_experiment(name) if group is None else group.experiment_id
-            run = client.create_run(number, run_name=store.name).info.run_id
-            settings = flat(experiment.model_dump(mode="json"))
-            client.log_batch(run, params=[Param(key, str(value)) for key, value in settings.items()])
-            return str(run)
-
-        self._run = _run_id(store, "mlflow", create)
-        client.update_run(self._run, status="RUNNING")
+        self._mlflow = mlflow
+        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+        self.id = mlflow.start_run(known, run_name=store.name).info.run_id
+        if known is None:
+            mlflow.log_params(flat(experiment.model_dump(mode="json")))
 
     def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
-        from mlflow.entities import Metric
-
-        now, start = int(1000 * time.time()), f"{stage}/" if stage else ""
-        metrics = [Metric(start + name, value, now, images_seen) for name, value in values.items()]
-        self._client.log_batch(self._run, metrics=metrics)
+        named = {f"{stage}/{name}": value for name, value in values.items()}
+        self._mlflow.log_metrics(named, images_seen, run_id=self.id)  # also from other threads
 
     def finish(self, numbers: Mapping[str, float], failed: bool) -> None:
-        self.log(numbers, 0, "")
-        self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
+        self._mlflow.log_metrics(dict(numbers), 0, run_id=self.id)
+        self._mlflow.end_run("FAILED" if failed else "FINISHED")

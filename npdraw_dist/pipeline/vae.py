@@ -1,4 +1,4 @@
-"""Stage `vae`: posterior and decoder with the prior trained on, or a baseline as a whole; exports model/."""
+"""Stage `vae`: trains posterior and decoder with the trained prior, or a whole baseline; writes model/."""
 
 import time
 from collections.abc import Mapping
@@ -30,11 +30,11 @@ from npdraw_dist.training.feed import noise_seed
 
 NAME = "vae"
 CALIBRATED, CALIBRATED_DRAWS = 128, 4  # validation images that fit q's temperatures, and draws of z for each
-CALIBRATION = 2**32 - 3  # separates its seeds from those of training and scoring
+CALIBRATION = 2**32 - 3  # keeps the seeds of calibration apart from those of training and scoring
 
 
 def run(experiment: Experiment, store: Store, watch: Watch | None = None) -> dict[str, Any]:
-    """Trains the VAE from the pre-trained prior and writes vae/ and model/; returns its manifest."""
+    """Trains the VAE from the trained prior, and writes vae/ and model/; returns the manifest."""
     if (manifest := done(experiment, store)) is not None:
         return manifest
     experiment = store.with_vocabulary(experiment)
@@ -57,7 +57,7 @@ def run(experiment: Experiment, store: Store, watch: Watch | None = None) -> dic
 
 
 def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
-    """The manifest of the stage if it has finished and the model is there. Raises UserError as `finished`."""
+    """The manifest, if the stage has finished and the model exists. Raises UserError as `finished`."""
     return finished(store, experiment, NAME) if store.has("model", WEIGHTS) else None
 
 
@@ -67,7 +67,10 @@ def describe(manifest: Mapping[str, Any]) -> str:
 
 
 def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, Any]:
-    """Fits the posterior's temperatures on validation images; its lines of the manifest, {} without any."""
+    """Fits the posterior's temperatures on validation images; returns what the manifest states of it.
+
+    Returns {} if there are no validation images, or the model is the authors'.
+    """
     started = time.perf_counter()
     images = validation_images(store, CALIBRATED, experiment.seed).images
     if not len(images) or experiment.by_authors:
@@ -86,14 +89,17 @@ def _fitted(device: torch.device, model: NPDraw, x: Tensor, draws: int, seed: in
 
 
 def load_start(experiment: Experiment, store: Store) -> Start:
-    """The bank's parts, the pre-trained prior and, of `init.model`, all else; of a baseline that alone."""
-    trained = experiment.init.model is not None
-    if "prior" not in experiment.stage_names:
-        return source_model(experiment).state_dict() if trained else {}
-    if trained:
+    """The tensors of `init.model`, or the bank's parts; and those of the trained prior.
+
+    A baseline has no bank and no prior.
+    """
+    start: Start = {}
+    if experiment.init.model is not None:
         start = source_model(experiment).state_dict()
-    else:
+    elif "bank" in experiment.stage_names:
         start = {"bank_parts": load_bank(experiment, store).parts}
+    if "prior" not in experiment.stage_names:
+        return start
     weights = prior.trained_weights(experiment, store)
     return {**start, **{prior.PREFIX + name: value for name, value in weights.items()}}
 

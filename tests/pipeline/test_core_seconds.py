@@ -21,7 +21,7 @@ from npdraw_dist.pipeline.scores import score
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from tests.helpers.image_files import images
 from tests.helpers.in_process import killed, map_here
-from tests.pipeline.test_inputs import experiment as asked
+from tests.pipeline.test_inputs import experiment as experiment_of
 
 TASK, DRIVER, SCORES = 10.0, 1.0, 7.0  # CPU seconds of a shard's task, of the driver for it, and of scoring
 
@@ -51,9 +51,9 @@ class Clock:
             for number, item in enumerate(items):
                 if number == kill_at:
                     killed()
-                here = self.now
+                before = self.now
                 results = list(map_here([item], work))
-                self.now = here + DRIVER
+                self.now = before + DRIVER
                 yield from results
 
         return mapped
@@ -75,8 +75,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 @pytest.fixture
 def experiment(tmp_path: Path, store: Store) -> Experiment:
-    """Of 40 images: 4 shards of training, and one each of validation and test."""
-    found = asked(images(tmp_path / "images", 40), data={"shard_rows": 8})
+    """A run of 40 images: 4 shards of training images, and one each for validation and test."""
+    found = experiment_of(images(tmp_path / "images", 40), data={"shard_rows": 8})
     store.claim(found)
     return found
 
@@ -104,7 +104,7 @@ def test_work_in_this_process_counts_once(
 def test_the_bank_counts_actors_and_a_later_split_adds_to_data_and_parse(
     experiment: Experiment, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside the tasks and the driver, the bank counts actors that share its patches."""
+    """The bank counts tasks, the driver, and the actors that share its patches."""
     build, actors_s = bank.build_bank, 100.0
 
     def shared(*args: Any) -> Any:
@@ -137,7 +137,7 @@ def test_a_resumed_stage_counts_what_a_killed_one_wrote(
         manifest = stage.run(experiment, store)
         count = shards(store, "train", "valid", "test")
         assert manifest["actor_core_seconds"] == count * TASK
-        # Those of the killed driver are lost.
+        # The seconds of the killed driver itself are lost.
         assert manifest["core_seconds"] == count * TASK + (count - done) * DRIVER
         if stage is data:
             bank.run(experiment, store)
@@ -145,7 +145,7 @@ def test_a_resumed_stage_counts_what_a_killed_one_wrote(
 
 @pytest.fixture
 def finished(run_here: Path, tmp_path: Path) -> Store:
-    """A run whose stages but the last have finished."""
+    """A run in which all stages but the last have finished."""
     shutil.copytree(run_here, tmp_path / "copy")
     (tmp_path / "copy" / "metrics.json").unlink()
     return Store.open(str(tmp_path), "copy")
@@ -161,13 +161,13 @@ def test_samples_and_both_splits_scores_count(
     both = sample.run(with_changes(own, {"eval": {"split": "test"}}), finished)
     assert both["sample/core_seconds"] == 2 * SCORES
     assert {"valid/nll_iwae", "test/nll_iwae"} <= both.keys()
-    for stage, folder in FOLDERS.items():  # the metrics have those of every stage
+    for stage, folder in FOLDERS.items():  # metrics.json states the seconds of every stage
         assert both[f"{stage}/core_seconds"] == finished.read_json(folder, "manifest.json")["core_seconds"]
 
 
 @pytest.fixture
 def returned(monkeypatch: pytest.MonkeyPatch) -> list[ShardPatches]:
-    """What the tasks return, which run in this process."""
+    """The results of the tasks, which run in this process."""
     found: list[ShardPatches] = []
 
     def in_turn(items: Sequence[Any], work: Callable[[Any], ShardPatches]) -> Iterator[ShardPatches]:
@@ -204,13 +204,13 @@ def test_the_sample_is_that_of_all_patches_and_few_leave_the_tasks(
     assert sent < 1.1 * pilot + 2 * 500
     returned.clear()
     monkeypatch.setattr(bank, "PILOT", pilots)
-    monkeypatch.setattr(bank, "PILOT_IMAGES", 100)  # of large shards, here of 20 images, it is a few of them
+    monkeypatch.setattr(bank, "PILOT_IMAGES", 100)  # a pilot of few shards, with 20 images each
     few = collect(tmp_path, max_patches=500)
     assert sum(len(found.drawn.patches) == found.drawn.seen for found in returned[:10]) == 6
     np.testing.assert_array_equal(few.patches, whole.patches)
 
 
-def test_a_pilot_that_misleads_costs_a_second_look(
+def test_a_misleading_pilot_costs_a_second_reading(
     returned: list[ShardPatches], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The limit is far too low: the other shards are read again, and counted once."""

@@ -1,4 +1,4 @@
-"""What breaks under a training run, and that the run still ends, with the weights of an undisturbed one.
+"""Faults in a training run, which must still end with the weights of an undisturbed run.
 
 Each fault hits the prior on random parses: 8 steps, a checkpoint after each two.
 """
@@ -55,7 +55,7 @@ def with_parses_of(store: Store, folder: Path) -> Store:
 
 @pytest.fixture(scope="module")
 def undisturbed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    """Number of workers -> the undisturbed run of that many. That of one is the same in this process."""
+    """Returns the undisturbed run of so many workers. With one worker it is trained in this process."""
 
     @cache
     def run(workers: int) -> Store:
@@ -98,7 +98,7 @@ def hang() -> None:
 
 
 def kill_in_mid_upload() -> None:
-    """The next checkpoint's upload ends after its first file, and so does the process."""
+    """The process dies in the next upload of a checkpoint, after the first file."""
     import pyarrow.fs
     import ray.train.v2._internal.execution.storage as storage
 
@@ -114,10 +114,7 @@ def kill_in_mid_upload() -> None:
 
 
 def kill_after_the_last_checkpoint() -> None:
-    """The worker dies when all is saved and reported, and only the end is left.
-
-    The last upload goes on beside training: a kill before its end would lose the checkpoint.
-    """
+    """The worker dies after the last checkpoint is uploaded, before it returns its summary."""
     from npdraw_dist.training import loop
 
     def end(run: loop.Run, *_: Any) -> None:
@@ -129,7 +126,7 @@ def kill_after_the_last_checkpoint() -> None:
 
 
 def rows(store: Store) -> list[dict[str, float]]:
-    """Of the prior's metrics.jsonl, without times, which no two runs share."""
+    """The rows of the prior's metrics.jsonl without times, which differ between runs."""
     times = ("images_per_s", "data_wait_share")
     found = read_metrics(store.filesystem, store.path("prior"))
     return [{k: v for k, v in row.items() if k not in times} for row in found]
@@ -142,7 +139,7 @@ def events(store: Store) -> list[int]:
 
 
 def weights(store: Store) -> bytes:
-    """Of the last checkpoint of the prior."""
+    """The weights of the prior's selected checkpoint."""
     manifest = store.read_json("prior", "manifest.json")
     return Path(store.path("prior", manifest["checkpoint"], "state.safetensors")).read_bytes()
 
@@ -177,7 +174,7 @@ def test_a_worker_breaks(
     assert f"prior: workers restart: {why}" in out
     assert f"prior: resumes from checkpoint_{resumes_at:09d}" in out
     assert weights(broken) == weights(whole)
-    # Nothing of the figures is lost either.
+    # The manifest and the metrics are complete too.
     manifest = broken.read_json("prior", "manifest.json")
     assert manifest["images"] == 1024
     assert min(manifest["images_per_s"], manifest["core_seconds"]) > 0
@@ -189,7 +186,7 @@ def test_a_worker_breaks(
 def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It resumes after 512 rows of epochs of 300."""
+    """An epoch has 300 rows, and training resumes after 512."""
     streamed = with_changes(experiment(), {"data": {"cache_mb": 0}})
     whole = random_parses(tmp_path / "whole")
     prior.run(streamed, whole)
@@ -202,7 +199,7 @@ def test_a_streamed_prior_resumes_in_mid_epoch_bit_by_bit(
 
 
 def notice(deadline_s: float) -> Fault:
-    """As Ray Train's watcher marks a worker whose node is drained."""
+    """Marks the worker as Ray Train's watcher does when its node is drained."""
 
     def fault() -> None:
         from ray.train.v2._internal.execution.context import get_train_context
@@ -216,7 +213,7 @@ def notice(deadline_s: float) -> Fault:
 
 
 def looks_at_each_step(make: MakeObjective) -> MakeObjective:
-    """A worker looks for a notice each two seconds, which is less often where steps are short."""
+    """Lets workers look for a notice at each step; every two seconds would be too seldom for short steps."""
 
     def make_objective(experiment: Experiment, bank: Any) -> Objective:
         from npdraw_dist.distributed import context
@@ -230,7 +227,7 @@ def looks_at_each_step(make: MakeObjective) -> MakeObjective:
 def test_a_notice_that_a_node_is_taken_away_saves_a_checkpoint(
     undisturbed: Undisturbed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    """In step 5 of 8, where none is due. The restart at the deadline counts as no failure."""
+    """The notice comes in step 5 of 8, where no checkpoint is due. The restart counts as no failure."""
     whole = undisturbed(1)
     monkeypatch.setenv(PREEMPTION_WATCHER, "1")
     monkeypatch.setattr(prior, "make_objective", breaks(tmp_path / "hung", 0.6, 0, lambda: time.sleep(600)))

@@ -1,4 +1,4 @@
-"""What a setting changes: fingerprints of the first stage that reads it and all that follow; or nothing."""
+"""A setting changes the fingerprints of the first stage that reads it and of all later ones, or none."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,7 +61,7 @@ def test_a_baseline_sees_of_the_grid_only_the_background() -> None:
 
 
 def test_only_kinds_with_codes_depend_on_the_prior_but_not_on_its_budget() -> None:
-    """They have no stage `prior`."""
+    """These kinds have no stage `prior`."""
 
     def of(kind: str, **prior: int) -> str:
         return fingerprint_of(Experiment.model_validate({"model": {"kind": kind}, "prior": prior}), "vae")
@@ -99,7 +99,7 @@ def test_a_resume_may_change_some_and_no_others(store: Store, tmp_path: Path) ->
         with pytest.raises(UserError, match=rf"another config \({said}\)"):
             store.claim(other)
     assert Path(store.path("config.yaml")).read_bytes() == before
-    # Where the best checkpoint is taken, their times count.
+    # The times of the checkpoints decide which one is best.
     best = Store.open(str(tmp_path), "best")
     best.claim(changed(select="best"))
     best.claim(changed(select="best", precision="bfloat16"))
@@ -122,7 +122,7 @@ def start_stage(
     return jobs[0]
 
 
-def test_the_workers_take_what_a_resume_changes_but_no_other_precision_on_a_gpu(
+def test_a_resume_may_change_how_workers_train_but_not_the_precision_on_a_gpu(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = changed(precision="float32", eval_every_images=256)

@@ -1,4 +1,4 @@
-"""`scale.num_workers 0`: a run in this process, without Ray. test_pipeline.py compares it with one of Ray."""
+"""Runs in this process, without Ray. test_pipeline.py compares one of them with a run on Ray."""
 
 import hashlib
 import json
@@ -75,7 +75,7 @@ def test_a_whole_run_and_the_commands_before_it_need_no_ray(tmp_path: Path) -> N
         assert json.loads((run / stage / "manifest.json").read_text())["images_per_s"] > 0
 
 
-def test_the_default_command_is_here_unless_a_cluster_is_named(
+def test_the_default_command_trains_in_this_process_unless_a_cluster_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`ray job submit` sets RAY_ADDRESS."""
@@ -97,9 +97,9 @@ def test_a_killed_stage_goes_on_at_its_last_checkpoint(
     cache_mb: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In memory and streamed."""
-    asked = experiment(data={"cache_mb": cache_mb})
+    own = experiment(data={"cache_mb": cache_mb})
     whole, killed = random_parses(tmp_path / "whole"), random_parses(tmp_path / "killed")
-    manifest = prior.run(asked, whole)
+    manifest = prior.run(own, whole)
     original = Run.update
 
     def die_at_three(self: Run, step: int, *rest: Any) -> None:
@@ -110,9 +110,9 @@ def test_a_killed_stage_goes_on_at_its_last_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(Run, "update", die_at_three)
         with pytest.raises(Stopped):
-            prior.run(asked, killed)
+            prior.run(own, killed)
     Path(killed.path("prior", ".checkpoint-half")).mkdir()
-    again = prior.run(asked, killed)
+    again = prior.run(own, killed)
     printed = capsys.readouterr().out
     assert "prior: resumes from checkpoint_000000002" in printed
     assert ("are streamed" in printed) == (cache_mb == 0)
@@ -130,9 +130,9 @@ def test_a_killed_stage_goes_on_at_its_last_checkpoint(
 def test_the_best_checkpoints_and_the_last_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("npdraw_dist.training.loop.RATE_FALL", 0.0)  # the last weights are to be bad
     own_prior = {"images": 1024, "learning_rate": 1.0}
-    asked = experiment(prior=own_prior, train={"eval_every_images": 128, "patience": 0})
+    own = experiment(prior=own_prior, train={"eval_every_images": 128, "patience": 0})
     store = random_parses(tmp_path)
-    manifest = prior.run(asked, store)
+    manifest = prior.run(own, store)
     rows = read_metrics(store.filesystem, store.path("prior"))
     assert len(rows) == 8
     best = sorted(rows, key=lambda row: row["valid/nll"])[:KEPT]
@@ -184,7 +184,7 @@ def test_another_process_that_trains_the_run_is_waited_for(tmp_path: Path) -> No
     ("steps", "said"),
     [(4, "non-finite, and its weights are of no use"), (40, "non-finite too often, at last at step 1")],
 )
-def test_a_loss_that_breaks_is_told(steps: int, said: str, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_reported(steps: int, said: str, tmp_path: Path) -> None:
     store = random_parses(tmp_path)
     images = steps * experiment().train.batch_size
     broken = experiment(prior={"learning_rate": 1e30, "images": images, "plain_images": 0})
@@ -237,7 +237,7 @@ def fails(text: str) -> None:
 
 
 @pytest.mark.parametrize("at_once", [1, AT_ONCE])
-def test_shards_are_read_here_with_the_threads_of_a_task(
+def test_shards_are_read_in_this_process_with_the_threads_of_a_task(
     at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One by one, or several at once where they are at a URI; torch's threads are left as they were."""

@@ -1,4 +1,4 @@
-"""One small run of all stages on Ray: what it leaves behind, and how it is taken up again."""
+"""One small run of all stages on Ray: its files, and how it resumes."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def read(*parts: Any) -> dict[str, Any]:
 
 
 def rows_of(run: Path, stage: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    """Without times, which no two runs share."""
+    """The rows of a stage without times, which differ between runs."""
     rows = [json.loads(line) for line in (run / stage / file).read_text().splitlines()]
     return [{k: v for k, v in row.items() if k not in TIMES} for row in rows]
 
@@ -126,13 +126,13 @@ def stamps(*folders: Path) -> dict[str, int]:
     return {str(f): f.stat().st_mtime_ns for folder in folders for f in folder.rglob("*") if f.is_file()}
 
 
-def test_a_finished_run_says_so_and_starts_nothing(
+def test_a_finished_run_is_reported_and_starts_nothing(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(start, "start_ray", stopped)
     before = stamps(tiny_run)
     again(tiny_run)
-    again(tiny_run, "--scale.num_workers", "2")  # how, not what
+    again(tiny_run, "--scale.num_workers", "2")  # changes no result
     assert capsys.readouterr().out.count("all done") == 2
     assert stamps(tiny_run) == before
 
@@ -140,8 +140,8 @@ def test_a_finished_run_says_so_and_starts_nothing(
 def test_the_run_in_this_process_is_that_of_one_worker_bit_by_bit(
     tiny_run: Path, tmp_path: Path, threads_of_a_worker: None
 ) -> None:
-    """In two commands: the later stages take what the earlier ones left."""
-    run = tmp_path / "here"
+    """It takes two commands, of which the second uses the stages that the first has finished."""
+    run = tmp_path / "run"
     again(run, *HERE, "--stages", "data,bank,parse,prior")
     kept = stamps(run / "data", run / "bank", run / "parses", run / "prior")
     again(run, *HERE, "--stages", "vae,sample")
@@ -157,15 +157,15 @@ def test_the_run_in_this_process_is_that_of_one_worker_bit_by_bit(
         assert tags[0] == tags[1]
         assert {"bank", "samples"} <= set(tags[0]["images"])
     numbers = [read(folder, "metrics.json") for folder in (run, tiny_run)]
-    here, there = ({k: v for k, v in found.items() if k.startswith("test/")} for found in numbers)
-    assert here == there
+    own, on_ray = ({k: v for k, v in found.items() if k.startswith("test/")} for found in numbers)
+    assert own == on_ray
 
 
 @pytest.mark.slow
-def test_a_run_of_ray_goes_on_here_and_the_reverse(
+def test_a_run_on_ray_resumes_in_this_process_and_the_reverse(
     tiny_run: Path, tmp_path: Path, threads_of_a_worker: None
 ) -> None:
-    """From the first of two checkpoints, to the same model; the other way from there for the VAE."""
+    """Each stage resumes at its first checkpoint: the prior in this process, then the VAE on Ray."""
     run = Path(shutil.copytree(tiny_run, tmp_path / "tiny"))
     for stage in ("prior", "vae"):
         shutil.rmtree(sorted((run / stage).glob("checkpoint_0*"))[-1])

@@ -1,4 +1,4 @@
-"""What is known of a run before it starts: its sizes, the stages before, workers and GPUs of a cluster."""
+"""The checks before a run: its images, its earlier stages, and the workers and GPUs of a cluster."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -9,6 +9,7 @@ import pytest
 import ray
 import torch
 
+from npdraw_dist import train
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import STAGES, DataConfig, Experiment, ScaleConfig
 from npdraw_dist.core.errors import UserError
@@ -21,7 +22,7 @@ from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of
 from tests.helpers.prepared import prepare
-from tests.helpers.runs import tiny
+from tests.helpers.runs import HERE, TINY, Refused, tiny
 
 COUNTS = {"train": 60, "valid": 20, "test": 20}
 
@@ -33,47 +34,44 @@ def finish(store: Store, experiment: Experiment, *stages: str) -> None:
         store.write_json(facts, FOLDERS[stage], "manifest.json")
 
 
-def test_prepared_data_without_test_images_are_prepared_again(tmp_path: Path) -> None:
-    """Their splits stay, whatever data.test_fraction says."""
-    prepared = DataConfig(test_fraction=0.0)
+def test_the_final_numbers_need_images_of_their_split(tmp_path: Path) -> None:
+    """Prepared data keep their splits, whatever data.test_fraction says."""
     made = str(tmp_path / "set")
-    prepare(prepared, 0, made, "parquet")
-    settings = {"source": "parquet", "path": made, "image_size": 28, "channels": 1}
+    prepare(DataConfig(test_fraction=0.0), 0, made, "parquet")
+    prepared = tiny(source="parquet", path=made, image_size=28, channels=1, test_fraction=0.2)
     store = Store.open(str(tmp_path), "run")
-    with pytest.raises(UserError, match=r"; prepare the data again .* or set --eval\.split valid$"):
-        pipeline.check(tiny(**settings, test_fraction=0.2), store, STAGES)
-    scored = with_changes(tiny(**settings), {"eval": {"split": "valid"}})
-    pipeline.check(scored, store, STAGES)
-    with pytest.raises(UserError, match=r"; raise --data\.test_fraction \(0\) or set --eval\.split valid$"):
-        pipeline.check(tiny(test_fraction=0.0), store, STAGES)
+    for experiment in (prepared, tiny(test_fraction=0.0)):
+        with pytest.raises(UserError, match=r"`npdraw prepare` or set --eval\.split valid$"):
+            pipeline.check(experiment, store, STAGES)
+    pipeline.check(with_changes(prepared, {"eval": {"split": "valid"}}), store, STAGES)
 
 
-def told(*vocabulary: str, condition: str = "class") -> Experiment:
-    """A run that starts from a model which knows these."""
+def knows(*vocabulary: str, condition: str = "class") -> Experiment:
+    """A run that starts from a model with this vocabulary."""
     return with_changes(tiny(), {"prior": {"condition": condition, "vocabulary": vocabulary}})
 
 
 def test_classes_that_the_model_does_not_know_are_refused_or_warned_of(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pipeline.require_classes(told("cat", "dog"), ["dog", "cat"])
-    pipeline.require_classes(told("cat", "dog"), [])
+    pipeline.require_classes(knows("cat", "dog"), ["dog", "cat"])
+    pipeline.require_classes(knows("cat", "dog"), [])
     assert capsys.readouterr().out == ""
-    pipeline.require_classes(told("cat", "dog"), ["bird", "dog", "newt"])
+    pipeline.require_classes(knows("cat", "dog"), ["bird", "dog", "newt"])
     warning = "warning: init.model knows no class bird, newt; images of these train without a class"
     assert capsys.readouterr().out.strip() == warning
-    for other in (told("cat", "dog", condition="words"), tiny()):  # these take any
+    for other in (knows("cat", "dog", condition="words"), tiny()):  # these take any
         pipeline.require_classes(other, ["bird"])
-    digits = told(*map(str, range(10)))
+    digits = knows(*map(str, range(10)))
     with pytest.raises(UserError, match=r"knows the classes 0, 1, 2, 3, 4, \.\.\.; .* but bird, newt: name"):
         pipeline.require_classes(digits, ["bird", "newt"])
 
 
 @pytest.mark.parametrize(("named", "refused"), [([], True), (["cat", "bird"], False)])
-def test_classes_without_names_are_looked_at_once_they_are_read(
+def test_classes_without_names_are_checked_once_the_images_are_read(
     named: list[str], refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those with names were, before."""
+    """Classes with names are checked before."""
 
     def read(*_: object) -> dict[str, object]:
         return {"splits": COUNTS, "source": {"classes": named}, "classes": named or ["0", "1"]}
@@ -81,7 +79,7 @@ def test_classes_without_names_are_looked_at_once_they_are_read(
     monkeypatch.setattr(data, "run", read)
     store, lease = Store.open(str(tmp_path), "run"), SimpleNamespace(check=lambda: None)
     with pytest.raises(UserError, match="but 0, 1: ") if refused else nullcontext():
-        pipeline.run_stages(told("cat", "dog"), store, ["data"], lease)  # type: ignore[arg-type]
+        pipeline.run_stages(knows("cat", "dog"), store, ["data"], lease)  # type: ignore[arg-type]
 
 
 def test_the_stages_that_have_to_run_before(tmp_path: Path) -> None:
@@ -133,11 +131,25 @@ def test_a_refused_run_is_removed_if_it_holds_nothing(tmp_path: Path) -> None:
             store.write_json({}, *file.split("/"))
         with (
             pytest.raises(UserError, match="mistake"),
-            store.lease() as held,
-            removed_if_refused(store, held),
+            store.lease() as lease,
+            removed_if_refused(store, lease),
         ):
             raise UserError("a mistake")
         assert store.has() == stays[file], file
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_refused_run_removes_only_a_folder_that_it_made(
+    existed: bool, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise UserError("a mistake")
+
+    if existed:
+        (tmp_path / "run").mkdir()
+    monkeypatch.setattr(pipeline, "run_stages", refuse)
+    assert "a mistake" in refused(train.main, "--storage", str(tmp_path), "--name", "run", *TINY, *HERE)
+    assert (tmp_path / "run").exists() == existed
 
 
 def test_what_needs_no_validation_image_runs_without_and_what_is_not_known_is_not_refused() -> None:
@@ -156,7 +168,7 @@ Cluster = Callable[..., None]
 
 @pytest.fixture
 def cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """It is joined."""
+    """A cluster that is joined."""
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     return cluster
 

@@ -1,4 +1,4 @@
-"""Presets from their data to scores, in this process: README's first command, faces, the authors' model."""
+"""Whole runs of presets in this process: README's first command, faces, the authors' model."""
 
 import json
 import math
@@ -29,7 +29,7 @@ from tests.helpers.runs import HERE, TINY
 from tests.helpers.tiny_models import same
 from tests.helpers.tiny_presets import real_images
 
-# Mean and standard deviation over seeds 0 to 4, each with its own split; one thread.
+# Means and standard deviations over seeds 0 to 4, each with its own split, with one thread.
 SPREAD = {
     "valid/nll_iwae": (53.4, 0.55),
     "valid/elbo": (-57.6, 0.7),
@@ -50,7 +50,7 @@ def test_the_default_command_reaches_its_numbers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_celeba_on_files_in_its_layout(tmp_path: Path) -> None:
-    """Crops of photographs as faces of 178x218, with local Gaussians and a canvas of half the side."""
+    """Crops of photographs stand for faces of 178x218; the model has local Gaussians and half the canvas."""
     folder = tmp_path / "faces" / "celeba"
     (folder / "img_align_celeba").mkdir(parents=True)
     lines = []
@@ -125,7 +125,7 @@ def test_a_tiny_form_of_the_authors_model_trains_both_stages_and_samples() -> No
 def bank_and_parse(
     preset: str, background: str, images: np.ndarray, order: dict[str, Any]
 ) -> tuple[PartBank, Parse]:
-    """Of uint8 images (N, C, H, W)."""
+    """The bank of uint8 images (N, C, H, W), and the parse of the first 64."""
     grid = {"background": background} | order.get("grid", {})
     own = {"bank": {"size": 20}, "grid": grid, "parse": order.get("parse", {})}
     experiment = resolve(preset, None, own)

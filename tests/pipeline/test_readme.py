@@ -31,12 +31,6 @@ NAMES = "index conditions your-pictures drawing models train compare"
 PAGES = [ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in NAMES.split())]
 
 
-# Commands whose own tests run them, and their flags.
-ELSEWHERE: dict[str, Any] = {
-    "npdraw_dist.bench": Bench,
-}
-
-
 def blocks(language: str, pages: Sequence[Path]) -> list[str]:
     text = "\n".join(page.read_text() for page in pages)
     return re.findall(rf"```{language}\n(.*?)```", text, re.S)
@@ -60,7 +54,7 @@ def main_of(module: str) -> Callable[[Sequence[str]], None]:
 
 
 def test_the_commands_run(tiny_run: Path, users_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the run `digits`, as after the first command of the README."""
+    """They find the run `digits`, which the first command of the README makes."""
     for name in ("digits", "my_pictures"):
         shutil.copytree(tiny_run, users_folder / "runs" / name)
     for module, *argv in commands():
@@ -75,8 +69,8 @@ def test_the_commands_run(tiny_run: Path, users_folder: Path, capsys: pytest.Cap
             parse_flags(Evaluate, module, argv)
         elif "MNIST_FOLDER" in argv:
             parse_flags(extractor.Extractor, module, argv)
-        elif module in ELSEWHERE:
-            parse_flags(ELSEWHERE[module], module, argv)
+        elif module == "npdraw_dist.bench":  # its own tests run it
+            parse_flags(Bench, module, argv)
         elif module == "npdraw_dist.train":
             main([*argv, *TINY])
         elif module == "npdraw_dist.fit_folder":

@@ -1,4 +1,4 @@
-"""Data and runs on S3, without Ray. test_s3_faults.py has whole runs."""
+"""Data and runs on S3 without Ray. Whole runs are in test_s3_faults.py."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def in_id_order(rows: Rows) -> Rows:
 
 def test_a_prepared_set_resumes_and_reads_back(bucket: str) -> None:
     def killed(images: int, images_per_s: float) -> None:
-        """Once a shard is written."""
+        """Called when a shard is written."""
         raise KeyboardInterrupt
 
     data, out = DataConfig(shard_rows=60, fraction=0.1), f"{bucket}/shards"
@@ -56,9 +56,7 @@ def test_a_prepared_set_resumes_and_reads_back(bucket: str) -> None:
         prepared(1)
 
 
-def test_data_and_the_run_on_s3_and_the_data_are_gone_after_the_first_stage(
-    bucket: str, tmp_path: Path, refused: Refused
-) -> None:
+def test_data_on_s3_may_be_gone_after_the_first_stage(bucket: str, tmp_path: Path, refused: Refused) -> None:
     storage = f"{bucket}/runs"
     filesystem, root = open_filesystem(f"{bucket}/data")
     copy(fs.LocalFileSystem(), str(images(tmp_path / "data", 40)), filesystem, root)

@@ -1,4 +1,4 @@
-"""Whole runs on S3 with Ray: one is interrupted; of one the server refuses or breaks requests."""
+"""Whole runs on S3 with Ray: one is interrupted; in another the server refuses or breaks requests."""
 
 import json
 import os
@@ -28,7 +28,7 @@ EVERY = 40
 
 @pytest.fixture(scope="module")
 def faults(local_ray: None) -> Iterator[Faults]:
-    """A server that makes no faults unless it is told to, and Ray anew: its workers would not know it."""
+    """A server that makes faults on request, and a new Ray, whose workers know the server."""
     with s3_server(), flaky_proxy() as found:
         ray.shutdown()
         start.start_ray(ScaleConfig(), object_store_mb=128)
@@ -41,7 +41,7 @@ def bucket(faults: Faults) -> str:
 
 
 def files(uri: str) -> dict[str, bytes]:
-    """Path below `uri` -> content, without the lease."""
+    """The content of each file below `uri`, by path, without the lease."""
     filesystem, root = open_filesystem(uri)
     return {
         path.removeprefix(f"{root}/"): read_bytes(filesystem, path)
@@ -54,7 +54,7 @@ def images_seen(found: dict[str, bytes], stage: str) -> list[int]:
     return [json.loads(line)["images_seen"] for line in found[f"{stage}/metrics.jsonl"].splitlines()]
 
 
-def test_an_interrupted_run_on_s3_is_the_undisturbed_one_here(
+def test_an_interrupted_run_on_s3_equals_the_undisturbed_local_run(
     tiny_run: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     @ray.remote(num_cpus=0)
@@ -110,7 +110,7 @@ def test_an_interrupted_run_on_s3_is_the_undisturbed_one_here(
 
 
 def fault_of(method: str, path: str, number: int) -> Fault:
-    """Of each EVERY requests of a method the last RUN fail, in turn in both ways."""
+    """In each EVERY requests of a method the last RUN fail, by turns in one way and in the other."""
     if number % EVERY < EVERY - RUN:
         return None
     return "reset" if number // EVERY % 2 else "slow down"

@@ -1,4 +1,4 @@
-"""What a training stage is given: rows in memory or a stream, moved images, the bank if it looks at it."""
+"""What the workers of a stage get: rows in memory or a stream, moved images, the bank if a prior reads it."""
 
 import itertools
 import shutil
@@ -29,14 +29,14 @@ from tests.helpers.tiny_models import same, seeded
 LOCAL = fs.LocalFileSystem()
 
 
-def test_what_memory_holds_is_not_streamed() -> None:
+def test_data_that_fit_the_cache_are_not_streamed() -> None:
     # A row is 28 * 28 + 36 * (1 + 2 + 2) = 964 bytes, so 1 MB holds 1,087.7 of them.
     for cache_mb, rows, streamed in ((1, 1087, False), (1, 1088, True), (0, 127, False)):  # 127: no batch
         experiment = tiny(cache_mb=cache_mb)
         assert stage_job.is_streamed(experiment, "prior", rows) is streamed
 
 
-def test_rows_of_a_stream_are_of_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_mixes_rows_of_many_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first 5,000 rows of 40 files of 1,000."""
     every = tuple(ShardFile(str(number), 1000) for number in range(40))
     monkeypatch.setattr(stage_job, "SHUFFLE_BYTES", 1 << 20)
@@ -53,7 +53,7 @@ def test_rows_of_a_stream_are_of_many_files(monkeypatch: pytest.MonkeyPatch) -> 
     assert 12 <= len({piece.path for piece in read}) <= 21
 
 
-def test_the_bank_goes_to_a_prior_that_looks_at_it(
+def test_a_prior_that_reads_the_parts_gets_the_bank(
     run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(run_here, tmp_path / "run")
@@ -121,7 +121,7 @@ def test_a_share_of_the_images_moves_by_the_seed() -> None:
     assert 16 < changed < 48
 
 
-def test_the_negative_on_white_moves_alike() -> None:
+def test_a_negative_on_white_is_moved_like_the_image_on_black() -> None:
     images = torch.randint(256, (16, 3, 9, 12)).to(torch.uint8)
     settings = TrainConfig(augmented=0.7, shift=4, rotate=30, stretch=0.3, shear=0.3)
     black = moved(images, settings, torch.Generator().manual_seed(0))
@@ -175,7 +175,7 @@ def test_a_moved_image_has_the_parse_of_what_is_seen() -> None:
 
 
 @pytest.mark.parametrize("stage", ["prior", "vae"])
-def test_the_end_of_the_budget_is_plain(stage: str) -> None:
+def test_images_at_the_end_of_the_budget_are_not_moved(stage: str) -> None:
     train = {"augmented": 1.0, "shift": 2}
     own = {stage: {"images": 1000, "plain_images": 250}}
     experiment = resolve("digits", None, {"model": {"kind": "vae"}, "train": train, **own})

@@ -44,7 +44,7 @@ class State(Enum):
 class Driver:
     process: Process
     lease: Lease
-    order: int  # of those that took the lease
+    order: int  # number of drivers that had taken the lease by then
     unsaved: str | None = None  # a shard whose file is written, and whose sidecar is not
     state: State = State.WORKING
 
@@ -77,11 +77,11 @@ class Drivers(RuleBasedStateMachine):
         return [driver for driver in self.drivers if driver.state is not State.GONE]
 
     def last(self) -> list[Driver]:
-        """The one that took the lease last, if it lives."""
+        """The driver that took the lease last, if it lives."""
         return [driver for driver in self.living() if driver.order == self.taken]
 
     def pass_time(self, seconds: float) -> None:
-        """Those that work beat; one that finds that it was followed ends."""
+        """Working drivers beat; a driver ends when it finds that another has taken its lease."""
         for _ in range(max(1, round(seconds / BEAT_S))):
             self.seconds += min(seconds, BEAT_S)
             for driver in self.working():
@@ -99,7 +99,7 @@ class Drivers(RuleBasedStateMachine):
         return World(process, is_running, lambda: self.seconds, self.pass_time)
 
     def start(self, host: str) -> Driver | None:
-        """A new driver that takes the lease; None if it was refused, and then rightly."""
+        """A new driver that takes the lease; None if it was refused, which is then checked."""
         self.processes += 1
         process = Process(host, host, self.processes, 1)
         lease = Lease(self.store.filesystem, self.store.root, "run", world=self.world(process))
@@ -118,7 +118,7 @@ class Drivers(RuleBasedStateMachine):
         return driver
 
     def may_write(self, driver: Driver) -> bool:
-        """What a command does before it writes. Whoever may write is the last that took the lease."""
+        """Checks the lease, as a command does before it writes. Only the last driver may write."""
         try:
             driver.lease.check()
         except LeaseLost:

@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress, losses, pictures, log.txt, and a tracker, which asks no service."""
+"""What a user sees of a run: progress, losses, pictures, log.txt and trackers; no test uses a network."""
 
 import io
 import json
@@ -36,10 +36,10 @@ from tests.helpers.tiny_presets import bank_of, batch_of, objective_of, tiny_pre
 EXPERIMENT = with_changes(tiny(), {"scale": {"num_workers": 0}})
 
 
-def test_a_training_says_and_keeps_its_losses(
+def test_a_training_prints_and_stores_its_losses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each row is of the images since the one before, and a validation's mean is of its rows."""
+    """A row has the loss since the row before; a validation's loss is the mean of the rows before it."""
     monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
     monkeypatch.setattr("npdraw_dist.training.context.SHOW_EVERY_S", -1.0)
     store = random_parses(tmp_path)
@@ -60,7 +60,7 @@ def test_a_training_says_and_keeps_its_losses(
     assert [event.step for event in found.Scalars("valid/nll")] == [256, 512]
 
 
-@pytest.mark.parametrize("total", [1000, 0])  # 0: only reading tells how many images a set of fonts has
+@pytest.mark.parametrize("total", [1000, 0])  # 0: the number of images is not known before they are read
 def test_the_log_has_lines_where_a_terminal_has_a_bar(total: int, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
     monkeypatch.setattr(progress, "LINE_EVERY_S", -1.0)
@@ -75,7 +75,7 @@ def test_the_log_has_lines_where_a_terminal_has_a_bar(total: int, monkeypatch: p
 
 
 def test_pictures_of_a_prior(run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bank at once, samples and parses at validations; they change no result."""
+    """They show the bank at the start, samples and parses at validations, and change no result."""
     stores, states = [], []
     monkeypatch.setattr(stage_job, "PICTURED", 4)
     for name, paint in (("with", painter), ("without", lambda *_: None)):
@@ -110,7 +110,7 @@ def test_pictures_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
     assert painter(experiment, None) is None
 
 
-def test_a_run_keeps_what_it_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_log_has_what_the_console_showed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["--storage", str(tmp_path), "--name", "said", *TINY, *HERE, "--data.fraction", "0.05"]
     train.main([*command, "--stages", "data,bank,parse,prior"])
     first = (tmp_path / "said" / "log.txt").read_text()
@@ -150,15 +150,14 @@ def test_the_log_has_the_error_that_ended_a_run() -> None:
         assert said in text
 
 
-def test_a_line_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """Though a part of it looks like markup."""
+def test_a_line_that_looks_like_markup_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     line = "no [/tmp/x] there, [red]text[/red], [../gloo/pair.cc:1] closed"
     StageDisplay("prior", Mock(), Watch()).say(line)
     assert " ".join(capsys.readouterr().out.split()) == f"prior: {line}"
 
 
 def train_tracked(store: Store, service: str) -> list[dict[str, float]]:
-    """The stage `prior` as a command does it; returns its rows of both kinds."""
+    """Trains the stage `prior` with a tracker; returns the rows of both its files."""
     with tracked(EXPERIMENT, store, service) as watcher:
         prior.run(EXPERIMENT, store, Watch([watcher]))
     where = store.filesystem, store.path("prior")
@@ -167,8 +166,8 @@ def train_tracked(store: Store, service: str) -> list[dict[str, float]]:
 
 @pytest.fixture
 def tracker(monkeypatch: pytest.MonkeyPatch) -> Mock:
-    made = Mock()
-    monkeypatch.setattr(tracking, "_Wandb", lambda experiment, store: made)
+    made = Mock(id="one")
+    monkeypatch.setattr(tracking, "_Wandb", lambda *_: made)
     return made
 
 
@@ -199,7 +198,7 @@ def test_a_service_that_fails_is_reported_once(
     tracker.finish.assert_not_called()
 
 
-def test_a_package_that_is_not_there_or_a_service_that_refuses_is_a_line(
+def test_a_missing_package_or_a_service_that_refuses_gives_one_line(
     tmp_path: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -219,7 +218,7 @@ def test_a_package_that_is_not_there_or_a_service_that_refuses_is_a_line(
 
 @pytest.mark.slow
 def test_mlflow_keeps_losses_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A resumed run goes on in the same run there."""
+    """A resumed run continues in MLflow's same run."""
     uri = (tmp_path / "mlruns").as_uri()
     client = pytest.importorskip("mlflow.tracking").MlflowClient
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # from 3 on it warns, or wants this
