@@ -1,4 +1,4 @@
-"""What the API does, in plain Python on one model: no HTTP, no Ray.
+"""The operations of the API in plain Python on one model, without HTTP and Ray.
 
 A drawing is `Drawings` of one image. Shapes: T steps, L places, C channels, H x W image.
 """
@@ -32,15 +32,15 @@ from npdraw_dist.pipeline.pictures import looks_order
 from npdraw_dist.serve import exports, proposals, schemas
 from npdraw_dist.serve.uploads import place_picture
 
-EXAMPLES = 6  # from each origin
-SEEN_IMAGES = 64  # validation images of which the examples are chosen
+EXAMPLES = 6  # from samples, and as many from validation images
+SEEN_IMAGES = 64  # validation images from which examples are chosen
 
 
 class Engine:
     """Samples, encodes, edits and decodes with `model`.
 
-    folder: where it lies, so that its run's images are known. Raises ValueError on requests that do not fit
-    the model's sizes.
+    folder: the model's folder, by which the images of its run are found. Methods raise ValueError if a
+    request does not fit the model's sizes.
     """
 
     def __init__(self, model: NPDraw, folder: str | None = None) -> None:
@@ -92,7 +92,7 @@ class Engine:
         )
 
     def drawing(self, given: schemas.Latents) -> Drawings:
-        """The drawing of a request. Raises ValueError if it is none of this model."""
+        """The drawing of a request. Raises ValueError if it does not fit this model."""
         if not len(given.whether) == len(given.where) == len(given.what):
             raise ValueError("whether, where and what must be of one length")
         z = PartSequence(
@@ -103,7 +103,7 @@ class Engine:
         return self.model.drawings(z, None if given.u is None else self._appearance(given.u))
 
     def _appearance(self, text: str) -> Tensor:
-        """(1, ...)"""
+        """u of one drawing, (1, ...), from base64."""
         if self.model.appearance is None:
             raise ValueError("u: this model has no such numbers; leave it out")
         shape, content = self.model.appearance.shape, _bytes("u", text)
@@ -113,7 +113,7 @@ class Engine:
         return torch.from_numpy(u).view(1, *shape).to(self.model.device)
 
     def responses(self, drawings: Sequence[Drawings]) -> list[schemas.DrawingResponse]:
-        """Latents, canvas, image and log p(z) of all of them, decoded as one batch."""
+        """Latents, canvas, image and log p(z) of all drawings, decoded as one batch."""
         z = PartSequence.cat([one.z for one in drawings]).canonical()  # equal drawings give equal responses
         canvas = torch.cat([one.canvas for one in drawings])
         expected = [self.model.mean_appearance(one.canvas) if one.u is None else one.u for one in drawings]
@@ -138,7 +138,7 @@ class Engine:
     def place_upload(
         self, content: bytes, invert: schemas.Choice, crop: bool
     ) -> tuple[Tensor, schemas.Placement]:
-        """A picture of any size -> uint8 (1, C, H, W), as `place_picture` does. Raises BadPicture."""
+        """A picture of any size -> uint8 (1, C, H, W), by `place_picture`. Raises BadPicture."""
         return place_picture(
             content, self._frame(self.spec.image_shape), invert, self._extent if crop else None
         )
@@ -151,9 +151,9 @@ class Engine:
         return proposals.extent(self.model)
 
     def parse(self, request: schemas.ParseRequest) -> tuple[Drawings, str]:
-        """The drawing that the heuristic parser finds in a picture, and the picture as it takes it.
+        """The drawing that the heuristic parser finds in a picture, and the canvas that it parsed.
 
-        Raises BadPicture, a ValueError, also if the text is not base64.
+        Raises ValueError, also if the text is not base64, and BadPicture, a ValueError.
         """
         content = _bytes("image", request.image)
         shape = (self.spec.image_shape[0], self.grid.height, self.grid.width)
@@ -177,19 +177,19 @@ class Engine:
         return self.test_images[index]
 
     def encode(self, image: Tensor) -> tuple[Drawings, str]:
-        """uint8 (1, C, H, W) -> the most likely drawing, and the image as the encoder takes it."""
+        """uint8 (1, C, H, W) -> the most likely drawing, and the image that the encoder read."""
         x = self.model.as_input(image)
         return self.model.drawings(x), _text(png(x[0]))
 
     def compose(self, request: schemas.ComposeRequest) -> tuple[Drawings, int]:
-        """A with B's parts at the places, and how many of A's parts were dropped."""
+        """A with B's parts at the places, and the number of A's other parts that were dropped."""
         a, b = self.drawing(request.a), self.drawing(request.b)
         made = self.model.compose(a, b, request.places)
         mask = mask_of(request.places, self.grid, 1)
         return made, editing.dropped(made.z, (a.z, ~mask), (b.z, mask))
 
     def edit(self, request: schemas.EditRequest) -> tuple[Drawings, int]:
-        """The edited drawing, and how many other parts were dropped."""
+        """The edited drawing, and the number of other parts that were dropped."""
         before, edit = self.drawing(request.z), self.model.edit
         match request.edit:
             case schemas.Remove(places=places):
@@ -203,17 +203,17 @@ class Engine:
                 return made, 1 + editing.dropped(made.z, (before.z, ~mask_of([place], self.grid, 1)))
 
     def sample(self, request: schemas.SampleRequest, n: int = 1) -> Drawings:
-        return self.asked(request).draw(n, seed=request.seed, temperature=request.temperature)
+        return self.conditioned(request).draw(n, seed=request.seed, temperature=request.temperature)
 
-    def asked(self, request: schemas.SampleRequest) -> NPDraw:
-        """The model under the condition of a request. Raises UserError if it does not know it."""
+    def conditioned(self, request: schemas.SampleRequest) -> NPDraw:
+        """The model under the condition of a request. Raises UserError if the model does not know it."""
         if request.condition is None:
             return self.model
         return self.model.given(request.condition, request.guidance)
 
     def complete(self, request: schemas.CompleteRequest) -> Drawings:
         begun, how = self.drawing(request.z).repeated(request.n), request.temperature
-        model = self.asked(request)
+        model = self.conditioned(request)
         keep, sketch = request.keep, request.sketch or None
         if sketch and not self.spec.aligned:
             keep, sketch = [*keep, *sketch], None
@@ -231,10 +231,10 @@ class Engine:
         return proposals.next_part(self.model, self.drawing(request.z).z, place, request.n)
 
     def examples(self) -> schemas.ExamplesResponse:
-        """Good drawings to begin with: see `proposals.likely`."""
+        """Samples and reconstructed validation images, chosen by `proposals.likely`."""
         origins = {"sample": self.model.draw(proposals.CANDIDATE_DRAWINGS, seed=0)}
-        with contextlib.suppress(UserError, IndexError, OSError):  # the samples are examples enough
-            if valid := self.valid_images:  # to show the test images unasked is to open them
+        with contextlib.suppress(UserError, IndexError, OSError):  # samples alone are enough
+            if valid := self.valid_images:  # test images would be opened by showing them
                 seen = torch.cat([valid[index] for index in range(min(len(valid), SEEN_IMAGES))])
                 origins["validation image"] = self.model.drawings(seen)
         examples = []
@@ -248,7 +248,7 @@ class Engine:
         return schemas.ExamplesResponse(examples=examples)
 
     def frames(self, given: schemas.Latents) -> schemas.StepsResponse:
-        """A drawing step by step, from the empty canvas on."""
+        """A drawing after each of its steps, from the empty canvas on."""
         drawing = self.drawing(given)
         z, (drawn, canvases, images) = drawing.z, exports.steps(self.model, drawing)
         made = [(0, None, None)] + [(t + 1, int(z.where[0, t]), int(z.what[0, t])) for t in drawn]
@@ -262,7 +262,7 @@ class Engine:
 def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw | None = None) -> Engine:
     """The engine of a model folder or URI. Raises UserError if there is no model of parts.
 
-    model: that which lies there, if it is loaded already.
+    model: the model of that folder, if it is loaded already.
     """
     model = (model or load_npdraw(folder)).to(device)
     refuse_tf32(model.device)

@@ -1,4 +1,4 @@
-"""Files of a drawing to keep: its steps as GIF or as a strip, and a figure for papers as PDF.
+"""Files that a user keeps of a drawing: its steps as GIF or strip, and a figure for papers as PDF.
 
 A drawing is `Drawings` of one image. Shapes: N steps that draw, C channels, h x w canvas.
 """
@@ -44,16 +44,16 @@ def strip(model: NPDraw, drawing: Drawings, frames: int) -> bytes:
 
 
 def figure(model: NPDraw, drawing: Drawings, outlines: bool) -> bytes:
-    """Canvas and image as a PDF, their pixels sharp at any size. outlines: a frame around each part."""
+    """Canvas and image as a PDF with sharp pixels at any size. outlines: draw a frame around each part."""
     page = Figure(figsize=(2 * SIDE + GAP, SIDE))
     width = SIDE / (2 * SIDE + GAP)
     for number, picture in enumerate(to_pil(drawing.canvas) + to_pil(drawing.images)):
         axes = page.add_axes((number * (1 - width), 0, width, 1))
         axes.set_axis_off()
-        axes.imshow(picture.convert("RGB"), interpolation="none")  # colour maps round some greys
+        axes.imshow(picture.convert("RGB"), interpolation="none")  # a colour map would round some greys
     if outlines:
         side, where = model.grid.patch, drawing.z.where[drawing.z.whether].cpu()
-        corners = (model.grid.corners[where] - 0.5).tolist()  # a pixel is around its centre
+        corners = (model.grid.corners[where] - 0.5).tolist()  # axes place a pixel around its centre
         frames = [Rectangle((column, row), side, side) for row, column in corners]
         page.axes[0].add_collection(
             PatchCollection(frames, facecolor="none", edgecolor=OUTLINE, linewidth=0.5), autolim=False

@@ -44,11 +44,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 FACTS = Facts("A model <b>", "apache-2.0", 2.03, 1)
 REPLAYED = "#play[aria-label='Replay the drawing']"
 NUMBERED = """(() => {
-  const {asked} = demo.model.spec, before = asked.entries;
-  asked.entries = ["2", "4", "6"];
+  const {condition} = demo.model.spec, before = condition.entries;
+  condition.entries = ["2", "4", "6"];
   try { demo.model.tokens("0"); return "drawn"; }
   catch (error) { return [error.message, demo.model.tokens("04")]; }
-  finally { asked.entries = before; }
+  finally { condition.entries = before; }
 })()"""
 PROBE = """(drawings) => drawings.map(({z, noise}) => {
   const {model} = demo, canvas = model.render(z);
