@@ -74,10 +74,8 @@ def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Wo
     """
     limit, rng = QUICK_IMAGES if quick else FULL_IMAGES, np.random.default_rng(experiment.seed)
     shards = open_source(experiment.data, experiment.seed).shards("train")
-    order = rng.permutation(len(shards))
     found: list[NDArray[np.uint8]] = []
-    # The first shards are read in the order of the source, so that a file of several shards is read once.
-    for number in (*sorted(order[:LEAST_SHARDS]), *order[LEAST_SHARDS:]):
+    for number in rng.permutation(len(shards)):
         if len(found) >= LEAST_SHARDS and sum(map(len, found)) >= limit:
             break
         found.append(shards[number].read().images)

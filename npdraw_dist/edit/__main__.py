@@ -142,7 +142,7 @@ def _check_pairs(command: Edit) -> None:
     if (command.b is None) != (command.region is None):
         raise UserError("--b and --region go together: the drawing to take parts from, and the places")
     if command.complete is not None and command.keep is not None:
-        raise UserError("give one of --complete, the places to redraw, and --keep, the places to keep")
+        raise UserError("--complete and --keep: give one, the places to redraw or the places to keep")
     completed = command.complete is not None or command.keep is not None
     if not completed and (others := command.model_fields_set & {"n", "seed", "temperature"}):
         raise UserError(f"--{min(others)} needs completions: give --complete or --keep with it")

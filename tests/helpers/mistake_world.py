@@ -168,7 +168,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPUS cores and no GPU; and no Ray may be started or asked."""
+    """CPUS cores and no GPU; Ray may not be started or used."""
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", Mock(side_effect=AssertionError("Ray was started")))

@@ -21,14 +21,14 @@ def colour(tmp_path_factory: pytest.TempPathFactory) -> Served:
 
 
 @pytest.fixture(scope="package")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Served:
+def conditioned(tmp_path_factory: pytest.TempPathFactory) -> Served:
     """A model of three classes."""
-    return Served(save_model(tmp_path_factory.mktemp("asked"), ASKED))
+    return Served(save_model(tmp_path_factory.mktemp("conditioned"), ASKED))
 
 
 @pytest.fixture(scope="package")
-def asked_address(asked: Served) -> Iterator[str]:
-    with serving(asked.folder) as address:
+def conditioned_address(conditioned: Served) -> Iterator[str]:
+    with serving(conditioned.folder) as address:
         yield address
 
 

@@ -103,26 +103,26 @@ def test_samples_are_those_of_python(served: Served) -> None:
     check_same(served, gallery, served.model.draw(3, seed=5, temperature=0.7))
 
 
-def test_what_is_asked_is_drawn_as_in_python(asked: Served) -> None:
-    facts = asked.get("model")
+def test_a_condition_is_drawn_as_in_python(conditioned: Served) -> None:
+    facts = conditioned.get("model")
     assert (facts["condition"], facts["vocabulary"]) == ("class", ["cat", "crow", "dog"])
     for guidance in (1.0, 2.5):
-        told: dict[str, Any] = {"condition": "dog", "guidance": guidance}
-        drawing = asked.post("sample", seed=5, **told)
-        check_same(asked, [drawing], asked.model.draw(1, seed=5, **told))
-        gallery = asked.get("gallery", n=3, seed=5, **told)["drawings"]
-        check_same(asked, gallery, asked.model.draw(3, seed=5, **told))
-    drawn = [asked.post("sample", seed=5, condition=name)["z"] for name in ("cat", "crow", "dog")]
+        condition: dict[str, Any] = {"condition": "dog", "guidance": guidance}
+        drawing = conditioned.post("sample", seed=5, **condition)
+        check_same(conditioned, [drawing], conditioned.model.draw(1, seed=5, **condition))
+        gallery = conditioned.get("gallery", n=3, seed=5, **condition)["drawings"]
+        check_same(conditioned, gallery, conditioned.model.draw(3, seed=5, **condition))
+    drawn = [conditioned.post("sample", seed=5, condition=name)["z"] for name in ("cat", "crow", "dog")]
     assert drawn[0] != drawn[1] or drawn[1] != drawn[2]
     keep = [0, 1, 2, 3]
-    done = asked.post("complete", z=drawing["z"], keep=keep, n=2, seed=1, condition="cat")["drawings"]
-    begun = asked.replica.engine.drawing(Latents(**drawing["z"])).repeated(2)
-    expected = asked.model.complete(begun, keep, None, 1.0, proposals.QUICK, seed=1, condition="cat")
-    check_same(asked, done, expected)
+    done = conditioned.post("complete", z=drawing["z"], keep=keep, n=2, seed=1, condition="cat")["drawings"]
+    begun = conditioned.replica.engine.drawing(Latents(**drawing["z"])).repeated(2)
+    expected = conditioned.model.complete(begun, keep, None, 1.0, proposals.QUICK, seed=1, condition="cat")
+    check_same(conditioned, done, expected)
 
 
-def test_what_the_model_does_not_know_is_told(asked: Served, grey: Served) -> None:
-    assert "near: dog" in asked.post("sample", 422, condition="dot")["detail"]
+def test_an_unknown_condition_is_refused(conditioned: Served, grey: Served) -> None:
+    assert "near: dog" in conditioned.post("sample", 422, condition="dot")["detail"]
     assert "takes no condition" in grey.post("sample", 422, condition="dog")["detail"]
     assert grey.get("model")["condition"] == "none"
 
@@ -164,8 +164,8 @@ def test_edits_of_an_upload_are_those_of_python(served: Served) -> None:
         ({"kind": "move", "source": 1, "target": 3}, {"move": {1: 3}}),
         ({"kind": "swap", "first": 1, "second": 3}, {"swap": {1: 3}}),
     ]
-    for asked, how in edits:
-        check_same(served, [served.post("edit", z=z_a, edit=asked)], model.edit(a, **how))
+    for one, how in edits:
+        check_same(served, [served.post("edit", z=z_a, edit=one)], model.edit(a, **how))
     way = served.post("interpolate", a=z_a, b=z_b)["drawings"]
     check_same(served, way, model.between(a, b), 1)
     completed = served.post("complete", z=z_a, keep=keep, n=2, seed=9, temperature=1.5)["drawings"]
@@ -182,7 +182,7 @@ def test_parts_that_give_way_are_counted(colour: Served) -> None:
     assert (both["parts"], both["dropped"]) == (12, 5)
 
 
-def held(z: Json, places: list[int]) -> set[tuple[int, int]]:
+def parts_at(z: Json, places: list[int]) -> set[tuple[int, int]]:
     steps = zip(z["whether"], z["where"], z["what"], strict=True)
     return {(where, what) for whether, where, what in steps if whether and where in places}
 
@@ -190,11 +190,11 @@ def held(z: Json, places: list[int]) -> set[tuple[int, int]]:
 def test_a_sketch_is_followed_or_stays(served: Served) -> None:
     """In a free order the parts drawn by hand stay."""
     z = served.post("sample", seed=1)["z"]
-    drawn = sorted({where for where, _ in held(z, served.everywhere)})
+    drawn = sorted({where for where, _ in parts_at(z, served.everywhere)})
     sketch, keep = drawn[1:], drawn[:1]
     found = served.post("complete", z=z, keep=keep, sketch=sketch, n=4, seed=2)["drawings"]
-    stay = [held(drawing["z"], sketch) == held(z, sketch) for drawing in found]
-    assert all(held(drawing["z"], keep) == held(z, keep) for drawing in found)
+    stay = [parts_at(drawing["z"], sketch) == parts_at(z, sketch) for drawing in found]
+    assert all(parts_at(drawing["z"], keep) == parts_at(z, keep) for drawing in found)
     assert all(stay) != served.model.spec.aligned
 
 

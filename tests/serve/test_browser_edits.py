@@ -85,7 +85,7 @@ def test_the_drawing_is_replayed(studio: Studio) -> None:
     page.evaluate("() => { for (let i = 0; i < 5; i += 1) find('step').dispatchEvent(new Event('input')); }")
     slider.press("Home")
     page.get_by_text("0 of", exact=False).wait_for()
-    assert len(studio.sent("steps")) <= 1  # however often it is asked while the steps are on their way
+    assert len(studio.sent("steps")) <= 1  # however often they are requested while the steps are on their way
     assert studio.seen("image") != finished
     studio.press("Replay the drawing")
     page.get_by_role("button", name="Pause").wait_for()
