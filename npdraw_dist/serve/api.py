@@ -206,15 +206,9 @@ async def sample(request: schemas.SampleRequest, replica: Served) -> schemas.Dra
 
 @router.get("/gallery", summary="Drawings sampled from the prior")
 async def gallery(
-    replica: Served,
-    n: Annotated[int, Query(ge=1, le=32)] = 12,
-    seed: schemas.Seed = 0,
-    temperature: schemas.Temperature | None = None,
-    condition: schemas.Condition = None,
-    guidance: schemas.Guidance = 1.0,
+    request: Annotated[schemas.GalleryRequest, Query()], replica: Served
 ) -> schemas.DrawingsResponse:
-    given = schemas.SampleRequest(seed=seed, temperature=temperature, condition=condition, guidance=guidance)
-    return await _all(replica, partial(replica.engine.sample, given, n))
+    return await _all(replica, partial(replica.engine.sample, request, request.n))
 
 
 @router.post("/decode", summary="Canvas and image of a drawing")

@@ -53,6 +53,10 @@ class SampleRequest(Request):
     guidance: Guidance = 1.0
 
 
+class GalleryRequest(SampleRequest):
+    n: int = Field(12, ge=1, le=32, description="number of drawings")
+
+
 class DecodeRequest(Request):
     z: Latents
 
