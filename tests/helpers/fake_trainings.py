@@ -27,9 +27,9 @@ def third_is_best(job: Job) -> float:
 
 
 class FakeTrainings:
-    """Leaves what a training leaves. nll(job): its validation NLL. failing: names of runs that fail.
+    """Writes the files of a training. nll(job): its validation NLL. failing: names of runs that fail.
 
-    later: kind -> by what its cost is multiplied after the rates were measured. ended: runs that ended early.
+    later: kind -> factor of its cost after the rates were measured. ended: runs that ended early.
     unprobed: runs whose steps fail.
     """
 
