@@ -1,4 +1,4 @@
-"""The command `bench`: its figures, and what they are measured on."""
+"""The command `bench`: its figures, and the images that it measures."""
 
 import json
 import math
@@ -64,7 +64,7 @@ def test_objective_against_scipy() -> None:
 
 
 def opened(monkeypatch: pytest.MonkeyPatch, shards: int, rows: int) -> tuple[Workload, list[int]]:
-    """The workload of shards whose pixels are their numbers, and the order in which they were read."""
+    """A workload from shards whose pixels are their numbers, and the order in which they were read."""
     reads: list[int] = []
 
     def read(value: int) -> Rows:

@@ -1,4 +1,4 @@
-"""Operations against a count by hand, and an object in a process of its own."""
+"""Counted operations against a count by hand, and objects in their own processes."""
 
 import os
 import signal

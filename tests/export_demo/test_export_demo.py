@@ -1,4 +1,4 @@
-"""The command `export-demo`: one file, what it holds, and what is refused."""
+"""The command `export-demo`: the content of its file, and the models that it refuses."""
 
 import re
 from collections.abc import Callable

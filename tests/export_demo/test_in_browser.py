@@ -66,7 +66,7 @@ def browser() -> Iterator[Any]:
 
 
 def rounded(name: str, **condition: Any) -> NPDraw:
-    """A model of random weights that float16 holds, and parts of bytes, so that the file is exact.
+    """A model with random weights in float16 and parts in bytes, so that the file is exact.
 
     condition: settings of its prior, by which it takes a condition.
     """
@@ -151,7 +151,7 @@ WORDS = ("red", "big", "reddish", "##r", "##e", "##d", "##dish")
 def test_the_page_draws_under_a_condition(
     browser: Any, tmp_path: Path, kind: str, entries: tuple[str, ...]
 ) -> None:
-    """Under the field's condition log p is torch's, with guidance too; the field is drawn."""
+    """Under a typed condition log p is torch's, also with guidance, and a drawing follows."""
     model = rounded("digits", condition=kind, vocabulary=entries)
     text = "Big, reddish" if kind == "words" else "a dog"
     z = random_drawings(model.spec, 1)
@@ -204,7 +204,7 @@ def test_the_edits_of_the_page_are_those_of_the_library(shown: tuple[NPDraw, Any
 
 @torch.no_grad()
 def test_an_edited_drawing_keeps_what_parts_cannot_say(shown: tuple[NPDraw, Any]) -> None:
-    """u stays where the canvas does, and comes along with the parts of another drawing."""
+    """u stays where the canvas is unchanged; parts of another drawing bring their own u."""
     model, tab = shown
     first, second = model.draw(2, seed=1), model.draw(2, seed=2)
     mask = torch.zeros(model.grid.places, dtype=torch.bool)
@@ -269,7 +269,7 @@ def drawing(tab: Any, name: str = "a") -> dict[str, Any]:
 
 
 def click(tab: Any, canvas: str, row: float, column: float) -> None:
-    """At a point in places from the upper left corner."""
+    """Clicks a point that is given in places from the upper left corner."""
     box = tab.locator(f"#canvas-{canvas}").bounding_box()
     grid = tab.evaluate("demo.spec.grid")
     x, y = (at * grid["stride"] / grid[side] for at, side in ((column, "width"), (row, "height")))

@@ -1,4 +1,4 @@
-"""Each route of the API against the model itself: Python, `npdraw edit` and the API give the same. No Ray."""
+"""Each route of the API against the model: Python, `npdraw edit` and the API give the same. No Ray."""
 
 import base64
 import io
@@ -37,7 +37,7 @@ def equal(z: Json, other: PartSequence) -> bool:
 
 
 def picture(served: Served, seed: int = 0) -> np.ndarray:
-    """A random picture of the model's size, (H, W, C); of two values as digits are, if it is grey."""
+    """A random picture of the model's size, (H, W, C). A grey one is black and white, as digits are."""
     channels, height, width = served.model.spec.image_shape
     values = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
     return values if channels == 3 else values // 128 * 255
@@ -69,7 +69,7 @@ def test_facts_and_bank(served: Served) -> None:
 
 
 def check_same(served: Served, found: list[Json], expected: Drawings, off_by: int = 0) -> None:
-    """The same z and pixels as in Python; and where there is a u, not those of the canvas alone."""
+    """z and pixels are those of Python. If there is a u, the pixels are not those of the canvas alone."""
     for row, drawing in enumerate(found):
         served.check(drawing)
         assert equal(drawing["z"], expected.z[row : row + 1])
@@ -82,7 +82,7 @@ def check_same(served: Served, found: list[Json], expected: Drawings, off_by: in
 
 
 def test_the_hash_of_a_model_is_that_of_its_bank_and_settings(served: Served) -> None:
-    """By it the page refuses drawings of another model."""
+    """The page refuses drawings with another hash."""
     model, hashed = served.model, served.get("model")["hash"]
     assert Engine(model).describe().hash == hashed
     other = load_npdraw(str(served.folder))
@@ -103,26 +103,26 @@ def test_samples_are_those_of_python(served: Served) -> None:
     check_same(served, gallery, served.model.draw(3, seed=5, temperature=0.7))
 
 
-def test_a_condition_is_drawn_as_in_python(conditioned: Served) -> None:
-    facts = conditioned.get("model")
+def test_a_condition_is_drawn_as_in_python(classes: Served) -> None:
+    facts = classes.get("model")
     assert (facts["condition"], facts["vocabulary"]) == ("class", ["cat", "crow", "dog"])
     for guidance in (1.0, 2.5):
         condition: dict[str, Any] = {"condition": "dog", "guidance": guidance}
-        drawing = conditioned.post("sample", seed=5, **condition)
-        check_same(conditioned, [drawing], conditioned.model.draw(1, seed=5, **condition))
-        gallery = conditioned.get("gallery", n=3, seed=5, **condition)["drawings"]
-        check_same(conditioned, gallery, conditioned.model.draw(3, seed=5, **condition))
-    drawn = [conditioned.post("sample", seed=5, condition=name)["z"] for name in ("cat", "crow", "dog")]
+        drawing = classes.post("sample", seed=5, **condition)
+        check_same(classes, [drawing], classes.model.draw(1, seed=5, **condition))
+        gallery = classes.get("gallery", n=3, seed=5, **condition)["drawings"]
+        check_same(classes, gallery, classes.model.draw(3, seed=5, **condition))
+    drawn = [classes.post("sample", seed=5, condition=name)["z"] for name in ("cat", "crow", "dog")]
     assert drawn[0] != drawn[1] or drawn[1] != drawn[2]
     keep = [0, 1, 2, 3]
-    done = conditioned.post("complete", z=drawing["z"], keep=keep, n=2, seed=1, condition="cat")["drawings"]
-    begun = conditioned.replica.engine.drawing(Latents(**drawing["z"])).repeated(2)
-    expected = conditioned.model.complete(begun, keep, None, 1.0, proposals.QUICK, seed=1, condition="cat")
-    check_same(conditioned, done, expected)
+    done = classes.post("complete", z=drawing["z"], keep=keep, n=2, seed=1, condition="cat")["drawings"]
+    begun = classes.replica.engine.drawing(Latents(**drawing["z"])).repeated(2)
+    expected = classes.model.complete(begun, keep, None, 1.0, proposals.QUICK, seed=1, condition="cat")
+    check_same(classes, done, expected)
 
 
-def test_an_unknown_condition_is_refused(conditioned: Served, grey: Served) -> None:
-    assert "near: dog" in conditioned.post("sample", 422, condition="dot")["detail"]
+def test_an_unknown_condition_is_refused(classes: Served, grey: Served) -> None:
+    assert "near: dog" in classes.post("sample", 422, condition="dot")["detail"]
     assert "takes no condition" in grey.post("sample", 422, condition="dog")["detail"]
     assert grey.get("model")["condition"] == "none"
 
@@ -188,7 +188,7 @@ def parts_at(z: Json, places: list[int]) -> set[tuple[int, int]]:
 
 
 def test_a_sketch_is_followed_or_stays(served: Served) -> None:
-    """In a free order the parts drawn by hand stay."""
+    """In a free order the model keeps the parts drawn by hand."""
     z = served.post("sample", seed=1)["z"]
     drawn = sorted({where for where, _ in parts_at(z, served.everywhere)})
     sketch, keep = drawn[1:], drawn[:1]

@@ -40,8 +40,8 @@ def test_the_first_ten_seconds(browser: Any, grey_address: str, sight: str) -> N
 
 
 @pytest.mark.parametrize("sight", ["desktop-light", "phone-dark"])
-def test_typed_words_are_drawn(browser: Any, conditioned_address: str, sight: str) -> None:
-    studio = Studio(browser, conditioned_address, sight)
+def test_typed_words_are_drawn(browser: Any, classes_address: str, sight: str) -> None:
+    studio = Studio(browser, classes_address, sight)
     field = studio.page.get_by_label("What to draw")
     field.fill("c")
     values = studio.page.locator("#known option").evaluate_all("all => all.map((one) => one.value)")
@@ -235,7 +235,7 @@ def test_examples_are_chosen_for_a_and_b_and_a_link_shows_the_same(studio: Studi
 def test_another_model_refuses_a_link_and_a_saved_drawing_and_names_their_model(
     studio: Studio, browser: Any, grey: Served, tmp_path: Path
 ) -> None:
-    """Though it has as many parts and places."""
+    """The other model has as many parts and places."""
     model = load_npdraw(str(grey.folder))
     model.set_bank(PartBank(1 - model.bank.parts))
     model.save_pretrained(tmp_path / "negative" / "model")

@@ -1,4 +1,4 @@
-"""What the prior proposes, against the enumeration of tiny models; the choice of examples."""
+"""Proposals of the prior against enumeration in tiny models, and the choice of examples."""
 
 import pytest
 import torch
