@@ -169,7 +169,7 @@
   const undo = () => stepBack(past, future), redo = () => stepBack(future, past);
 
   const GUIDANCE = 1.5; // a little more than in training, so that the condition shows
-  function condition() { // what the field says, as the prior takes it; undefined where it does not know that
+  function condition() { // the text of the field, in the form that the prior takes; undefined if it does not know the text
     const text = spec.condition.kind === "none" ? "" : find("words").value.trim();
     try { return text ? {tokens: model.tokens(text), guidance: GUIDANCE} : null; } catch (error) { tell(error.message); return undefined; }
   }

@@ -362,7 +362,7 @@ const NPDraw = (() => {
       this.blocks = Array.from({length: spec.prior.depth}, (_, i) => new Block(weights, `prior.blocks.${i}`, spec.prior, last));
     }
     // The logits before each step. The caller fills the step in z before it asks for the next.
-    // condition: {tokens, guidance} of a condition, as nn/prior.py, GivenPrior takes them; null: none.
+    // condition: {tokens, guidance} as in GivenPrior of nn/prior.py, or null.
     * states(z, condition = null) {
       if (!condition) { yield* this.walk(z); return; }
       const pairs = [this.walk(z, condition.tokens), this.walk(z)], mixed = (c, u) => u + condition.guidance * (c - u);
@@ -591,7 +591,7 @@ const NPDraw = (() => {
         return index + 1;
       });
     }
-    // z ~ p(z), or p(z|condition) as of `states`. start: a drawing whose first `kept` steps are kept.
+    // z ~ p(z), or p(z|condition), see `states`. start: a drawing whose first `kept` steps are kept.
     sample(random, temperature = 1, {start = null, kept = 0, condition = null} = {}) {
       const z = this.empty(), {where_given: given, steps} = this.spec;
       let t = 0;
@@ -610,7 +610,7 @@ const NPDraw = (() => {
     canonical({whether, where, what}) { // 0 where nothing is drawn
       return {whether: whether.slice(), where: where.map((x, t) => whether[t] ? x : 0), what: what.map((x, t) => whether[t] ? x : 0)};
     }
-    logProbs(z, condition = null) { // (T): log p of each step given those before it, in nats; condition: as of `states`
+    logProbs(z, condition = null) { // (T): log p of each step given those before it, in nats; condition: see `states`
       const found = new Float64Array(this.spec.steps), fed = this.empty();
       let t = 0;
       for (const logits of this.prior.states(fed, condition)) {

@@ -204,7 +204,7 @@ async function place() {
   if (!uploaded) return;
   const {file, target} = uploaded, form = new FormData(), mine = place.last = Symbol(); form.append("file", file);
   const answer = await json(`encode?invert=${find("invert").value}&crop=${find("crop").value}`, null, form);
-  if (mine !== place.last) return;        // another picture or placement was asked for since
+  if (mine !== place.last) return;        // another picture or placement was requested since
   if (openPanel() !== "open") showPanel("open");
   find("original").src = png(answer.original); find("placement").hidden = false; find("placement").scrollIntoView({block: "nearest"});
   const {inverted, cropped: [left, top, right, bottom], scaled} = answer.placement;
