@@ -21,7 +21,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 import npdraw_dist
 from npdraw_dist.core.errors import StorageFailed
 from npdraw_dist.nn.drawings import Drawings
-from npdraw_dist.serve import Serve, exports, schemas
+from npdraw_dist.serve import Serve, engine, schemas
 from npdraw_dist.serve.middleware import Guard
 from npdraw_dist.serve.replica import Replica
 
@@ -166,9 +166,8 @@ async def encode(
         Query(description="auto: ink on plain paper, scaled to the size of drawings; no: the centre square"),
     ] = "auto",
 ) -> schemas.PlacedResponse:
-    engine = replica.engine
-    image, placed = await replica.run(engine.place_upload, await file.read(), invert, crop == "auto")
-    return schemas.PlacedResponse(**await _encoded(replica, engine.encode, image), placement=placed)
+    image, placed = await replica.run(replica.engine.place_upload, await file.read(), invert, crop == "auto")
+    return schemas.PlacedResponse(**await _encoded(replica, replica.engine.encode, image), placement=placed)
 
 
 @router.get(
@@ -277,16 +276,16 @@ async def _download(
 
 @_file("/steps.gif", "image/gif", "The drawing step by step, as an animation")
 async def animation(request: schemas.DecodeRequest, replica: Served) -> Response:
-    return await _download(request.z, replica, exports.gif, "image/gif", "drawing.gif")
+    return await _download(request.z, replica, engine.gif, "image/gif", "drawing.gif")
 
 
 @_file("/strip.png", "image/png", "The drawing step by step, side by side")
 async def strip(request: schemas.StripRequest, replica: Served) -> Response:
-    make = partial(exports.strip, frames=request.frames)
+    make = partial(engine.strip, frames=request.frames)
     return await _download(request.z, replica, make, "image/png", "steps.png")
 
 
 @_file("/drawing.pdf", "application/pdf", "Canvas and image as a vector file")
 async def drawing_pdf(request: schemas.FigureRequest, replica: Served) -> Response:
-    make = partial(exports.figure, outlines=request.outlines)
+    make = partial(engine.figure, outlines=request.outlines)
     return await _download(request.z, replica, make, "application/pdf", "drawing.pdf")

@@ -1,23 +1,29 @@
 """The operations of the API in plain Python on one model, without HTTP and Ray.
 
-A drawing is `Drawings` of one image. Shapes: T steps, L places, C channels, H x W image.
+A drawing is `Drawings` of one image. Shapes: T steps, of which N draw, L places, C channels, h x w canvas,
+H x W image.
 """
 
 import base64
 import binascii
 import contextlib
 import hashlib
+import io
 import math
 from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.images import canvas_bytes, png, tiled
+from npdraw_dist.core.images import canvas_bytes, png, tiled, to_pil
 from npdraw_dist.core.made_by import fingerprint
+from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import Frame
 from npdraw_dist.core.process import refuse_tf32
@@ -29,11 +35,13 @@ from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.inputs import SplitImages
 from npdraw_dist.pipeline.models import load_npdraw, name_of
 from npdraw_dist.pipeline.pictures import looks_order
-from npdraw_dist.serve import exports, proposals, schemas
+from npdraw_dist.serve import proposals, schemas
 from npdraw_dist.serve.uploads import place_picture
 
 EXAMPLES = 6  # from samples, and as many from validation images
 SEEN_IMAGES = 64  # validation images from which examples are chosen
+SIDE, GAP = 2.0, 0.1  # of a figure, inches
+OUTLINE = "#d6336c"
 
 
 class Engine:
@@ -250,7 +258,7 @@ class Engine:
     def frames(self, given: schemas.Latents) -> schemas.StepsResponse:
         """A drawing after each of its steps, from the empty canvas on."""
         drawing = self.drawing(given)
-        z, (drawn, canvases, images) = drawing.z, exports.steps(self.model, drawing)
+        z, (drawn, canvases, images) = drawing.z, steps(self.model, drawing)
         made = [(0, None, None)] + [(t + 1, int(z.where[0, t]), int(z.what[0, t])) for t in drawn]
         frames = [
             schemas.Frame(step=t, place=place, part=part, canvas=_text(png(canvas)), image=_text(png(image)))
@@ -267,6 +275,49 @@ def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw |
     model = (model or load_npdraw(folder)).to(device)
     refuse_tf32(model.device)
     return Engine(model, folder)
+
+
+def steps(model: NPDraw, drawing: Drawings) -> tuple[list[int], Tensor, Tensor]:
+    """The N steps that draw, and the canvas (N + 1, C, h, w) and the image before and after each of them."""
+    drawn = drawing.z.whether[0].nonzero()[:, 0]
+    canvases = model.render(drawing.z, steps=True)[0]
+    canvases = torch.cat([torch.full_like(canvases[:1], model.grid.background), canvases[drawn]])
+    u = None if drawing.u is None else drawing.u.expand(len(canvases), *drawing.u.shape[1:])
+    return drawn.tolist(), canvases, model.decode(canvases, u)
+
+
+def gif(model: NPDraw, drawing: Drawings) -> bytes:
+    """The drawing step by step as an animation."""
+    return model.trace(drawing.z, u=drawing.u).gif()
+
+
+def strip(model: NPDraw, drawing: Drawings, frames: int) -> bytes:
+    """The canvas above the image, after at most `frames` of the drawing's steps, as a PNG."""
+    drawn, canvases, images = steps(model, drawing)
+    count = min(frames, len(drawn))
+    shown = [round((k + 1) * len(drawn) / count) for k in range(count)] or [0]  # numbers of parts
+    captions = [f"{parts} of {len(drawn)}" for parts in shown]
+    return rows_png({"canvas": canvases[shown].cpu(), "image": images[shown].cpu()}, [None, captions])
+
+
+def figure(model: NPDraw, drawing: Drawings, outlines: bool) -> bytes:
+    """Canvas and image as a PDF with sharp pixels at any size. outlines: draw a frame around each part."""
+    page = Figure(figsize=(2 * SIDE + GAP, SIDE))
+    width = SIDE / (2 * SIDE + GAP)
+    for number, picture in enumerate(to_pil(drawing.canvas) + to_pil(drawing.images)):
+        axes = page.add_axes((number * (1 - width), 0, width, 1))
+        axes.set_axis_off()
+        axes.imshow(picture.convert("RGB"), interpolation="none")  # a colour map would round some greys
+    if outlines:
+        side, where = model.grid.patch, drawing.z.where[drawing.z.whether].cpu()
+        corners = (model.grid.corners[where] - 0.5).tolist()  # axes place a pixel around its centre
+        frames = [Rectangle((column, row), side, side) for row, column in corners]
+        page.axes[0].add_collection(
+            PatchCollection(frames, facecolor="none", edgecolor=OUTLINE, linewidth=0.5), autolim=False
+        )
+    file = io.BytesIO()
+    page.savefig(file, format="pdf", transparent=True, metadata={"CreationDate": None})
+    return file.getvalue()
 
 
 def _bytes(name: str, text: str) -> bytes:
