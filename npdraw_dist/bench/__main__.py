@@ -1,7 +1,7 @@
 """npdraw bench: measures this machine; prints a table and writes flat JSON."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -110,10 +110,10 @@ def main(argv: Sequence[str]) -> None:
 
     # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.bench import machine, method, steps, training_loop
-    from npdraw_dist.bench.workload import open_workload
+    from npdraw_dist.bench.workload import Workload, open_workload
     from npdraw_dist.pipeline.progress import console
 
-    sections = {
+    sections: dict[str, Callable[[Workload], Mapping[str, float | str | None]]] = {
         "machine": machine.run,
         "bank": method.bank,
         "parse": method.parse,
