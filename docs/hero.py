@@ -1,7 +1,7 @@
-"""The moving picture of the README, of the real studio: python -m docs.hero OUT.gif
+"""Films the real studio for the README: python -m docs.hero OUT.gif
 
-Parts fly in and a face appears; eyeglasses of another face go over; the mouth is erased and finished in
-several ways; words are typed and drawn. It needs Chromium and Noto Color Emoji.
+Parts fly in and a face appears. It gets the eyeglasses of another face, its mouth is erased and finished in
+several ways, and words are typed and drawn. The script needs Chromium and Noto Color Emoji.
 """
 
 import io
@@ -25,9 +25,9 @@ from tests.helpers.studio import open_chromium
 FACE, OTHER = "1F642", "1F913"  # a smile, and one with eyeglasses
 WORDS = "woman pilot medium dark skin tone"
 SIZE = {"width": 1120, "height": 800}
-SHOWN = (0, 96, 1120, 610)  # of the page
+SHOWN = (0, 96, 1120, 610)  # the part of the page that is filmed: left, top, right, bottom
 WIDTH, COLOURS = 760, 128
-TYPED = 4  # letters between two frames
+TYPED = 4  # letters that are typed between two frames
 
 
 def main(out: str) -> None:
@@ -78,7 +78,7 @@ def main(out: str) -> None:
 
 
 def until_still(page: Any, shoot: Callable[[], None]) -> None:
-    """Frames while the page plays a drawing."""
+    """Takes frames while the page plays a drawing."""
     for _ in range(60):
         shoot()
         if not page.evaluate("playing"):
@@ -101,7 +101,7 @@ def drag(
 
 
 def picture_of(code: str, folder: Path) -> Path:
-    """The emoji of a code point as a PNG of 32x32."""
+    """Writes the emoji of a code point as a PNG of 32x32 pixels."""
     source = open_source(DataConfig(source="emoji", image_size=32, binarize="none"), 0)
     for shard in (shard for split in SPLITS for shard in source.shards(split)):
         rows = shard.read()

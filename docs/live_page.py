@@ -1,4 +1,4 @@
-"""A hook of mkdocs: live.html, the model `emoji` in the browser alone, as `npdraw export-demo` writes it."""
+"""A hook of mkdocs that adds live.html, the page that `npdraw export-demo --model emoji` writes."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ NAME = "emoji"
 
 
 def on_files(files: Files, *, config: Any) -> Files:
-    """Adds the page, to which others can link."""
+    """Adds the page to the files, so that other pages can link to it."""
     folder = model_folder(NAME)
     model = load_npdraw(folder)
     page = demo_page(model, Facts("Emoji", license_of(folder), model.spec.temperature, 1))

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
 ROOT = Path(__file__).resolve().parents[1]
-# From what a user calls down to what all share; rooms of one row do not import each other, but for two.
+# From the commands down to what all rooms share. An import within a row is an exception.
 ROWS = (
     ("commands", "tune_spaces", "evaluate", "edit", "serve", "export_demo", "bench"),
     ("pipeline",),
@@ -22,7 +22,7 @@ ROUND = {"boxstyle": "round,pad=0,rounding_size=0.02"}
 
 
 def room_of(path: Path) -> str | None:
-    """The room of a file; `commands` for a command of one file. None: it is in no row of the picture."""
+    """The room of a file, `commands` for a command of one file, or None if no row of the picture has it."""
     parts = path.relative_to(ROOT).parts
     inner = parts[1] if len(parts) > 2 else "commands"
     room = inner if parts[0] == "npdraw_dist" else parts[0]
@@ -60,7 +60,7 @@ def read() -> tuple[Counter[str], Counter[tuple[str, str]]]:
 
 
 def draw(out: str) -> None:
-    """A row may import all rows below it; the imports within a row are arrows of their own."""
+    """Draws the rows; each may import all rows below it. An import within a row has its own arrow."""
     lines, edges = read()
     figure = plt.figure(figsize=(WIDTH, HEIGHT))
     axes = figure.add_axes((0, 0, 1, 1))

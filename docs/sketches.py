@@ -1,4 +1,4 @@
-"""Sketches that the model `emoji` finishes as in the studio: `python -m docs.sketches OUT.png`."""
+"""Draws sketches that the model `emoji` finishes as in the studio: python -m docs.sketches OUT.png"""
 
 import base64
 import io
@@ -22,7 +22,7 @@ GUIDANCE = 1.5  # the page's default
 
 
 def sketches() -> list[dict[str, Any]]:
-    """The lines of the file, each with name, words, and strokes with colour, width and points in [0, 1]."""
+    """The sketches of the file, each with name, words, and strokes (colour, width, points in [0, 1])."""
     return [json.loads(line) for line in SKETCHES.read_text().splitlines()]
 
 
@@ -40,7 +40,7 @@ def picture(sketch: dict[str, Any], side: int = SIDE) -> Image.Image:
 
 
 def begun(engine: Engine, sketch: dict[str, Any]) -> Latents:
-    """The drawing that the parser makes of a sketch."""
+    """The drawing that the parser finds in a sketch."""
     file = io.BytesIO()
     picture(sketch, engine.spec.image_shape[1]).save(file, "PNG")
     image = base64.b64encode(file.getvalue()).decode()
@@ -49,7 +49,7 @@ def begun(engine: Engine, sketch: dict[str, Any]) -> Latents:
 
 
 def finished(engine: Engine, z: Latents, words: str | None, seed: int = 0) -> Tensor:
-    """The images (N, C, H, W) of IDEAS drawings that go on from the sketch."""
+    """The images (N, C, H, W) of IDEAS drawings that complete the sketch."""
     drawn = [place for drawn, place in zip(z.whether, z.where, strict=True) if drawn]
     given = {} if words is None else {"condition": words, "guidance": GUIDANCE}
     request = CompleteRequest(z=z, keep=[], sketch=drawn, n=IDEAS, seed=seed, **given)

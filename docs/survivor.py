@@ -1,7 +1,7 @@
-"""The picture of the cluster page: python -m docs.survivor OUT.png
+"""Makes the picture of the cluster page: python -m docs.survivor OUT.png
 
-Three nodes on this machine train a prior with two workers; a worker is killed, then a node is lost and
-another joins. Beside it is the same job without faults. It needs Linux, root and iproute2.
+Three nodes on this machine train a prior with two workers. A worker is killed, then a node is lost and
+another joins. The picture compares this job with one without faults. It needs Linux, root and iproute2.
 """
 
 import os
@@ -22,7 +22,7 @@ from tests.helpers.testbed import Testbed
 
 IMAGES, EVERY = 98304, 4096
 JOB = job_of(prior__images=IMAGES, train__eval_every_images=EVERY)
-FAULTS = {IMAGES // 4: "worker killed", 5 * IMAGES // 8: "node lost, another joins"}  # after so many images
+FAULTS = {IMAGES // 4: "worker killed", 5 * IMAGES // 8: "node lost, another joins"}  # images seen -> fault
 
 
 def rows(run: Path) -> list[Record]:
@@ -30,7 +30,7 @@ def rows(run: Path) -> list[Record]:
 
 
 class Watch:
-    """A job that trains a prior, the seconds at which each validation was seen, and its faults."""
+    """A job that trains a prior, the time of each validation, and its faults."""
 
     def __init__(self, bed: Testbed, folder: Path, name: str) -> None:
         self.bed, self.run = bed, folder / name
@@ -40,7 +40,7 @@ class Watch:
         self.job = Job(bed, folder / f"{name}.log", *words)
 
     def _images(self) -> float:
-        """Images seen at the newest validation; notes it."""
+        """Images seen at the newest validation, which is noted with the time."""
         done = rows(self.run)
         images = done[-1]["images_seen"] if done else 0.0
         if images and (not self.seen or self.seen[-1][1] != images):

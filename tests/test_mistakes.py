@@ -199,7 +199,7 @@ edit --model model --out new --a sample:1 | nothing to do & --region
 edit --model model --out new --a sample:1 --b sample:2 | --b and --region go together
 edit --model model --out new --a sample:1 --b sample:2 --region 0:7,0:2 | 0:7,0:2 & 6 rows and 6 columns
 edit --model model --out new --a sample:1 --b sample:2 --region 3:1,0:2 | no end may be before its start
-edit --model model --out new --a sample:1 --remove :,: --seed 5 | --seed is of completions
+edit --model model --out new --a sample:1 --remove :,: --seed 5 | --seed needs completions
 edit --model model --out new --a sample:1 --move 0,0 | is not R,C:R,C
 edit --model model --out new --a sample:1 --move 0,0:6,0 | 6 rows and 6 columns
 edit --model model --out new --a sample:x --remove :,: | sample: and a whole number

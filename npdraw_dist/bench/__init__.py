@@ -1,1 +1,1 @@
-"""The sections of `npdraw_dist.bench`: each measures one thing and returns flat figures."""
+"""The command `bench`: each of its sections measures one thing and returns flat figures."""

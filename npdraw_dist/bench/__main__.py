@@ -1,14 +1,14 @@
 """npdraw bench: measures this machine; prints a table and writes flat JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from npdraw_dist.config.cli import PRESET, PresetCommand, own_flags, parse_flags, run_command
-from npdraw_dist.config.load import resolve
+from npdraw_dist.config.load import names_in, resolve
 from npdraw_dist.config.schema import (
     BankConfig,
     DataConfig,
@@ -21,6 +21,28 @@ from npdraw_dist.config.schema import (
 )
 from npdraw_dist.core.errors import UserError
 
+if TYPE_CHECKING:
+    from npdraw_dist.bench.workload import Facts
+
+SECTIONS = ("machine", "bank", "parse", "drawing", "step", "training")
+
+# The values that some figures should have.
+AIMS = {
+    "kmeans_speedup_vs_sklearn": ">= 10",
+    "kmeans_objective_vs_sklearn": "<= 1.01",
+    "kmeans_gpu_objective_vs_cpu": "1 +- 0.001",
+    "render_speedup_vs_dense": ">= 30",
+    "sample_speedup_vs_recompute": ">= 20",
+    "vae_step_flops_utilization": ">= 0.55",
+    "vae_step_speedup_vs_dense": ">= 8",
+    "vae_step_memory_vs_dense": "<= 0.25",
+    "data_wait_share": "<= 0.02",
+    "data_wait_share_streamed": "<= 0.02",
+    "startup_s": "<= 25",
+    "ray_loop_ratio": ">= 0.97",
+    "two_worker_ratio": ">= 0.95",
+}
+
 
 class Options(BaseModel):
     """The bench's own flags."""
@@ -30,19 +52,20 @@ class Options(BaseModel):
     preset: str = Field(PRESET, description="a preset: digits, mnist, ...")
     quick: bool = Field(False, description="measure fewer images and patches")
     against: Literal["dense", "none"] = Field(
-        "dense", description="also the VAE step in the authors' dense formulation: it needs memory"
+        "dense",
+        description="measure the authors' dense form of the VAE step too, which needs much memory",
     )
     only: str | None = Field(
         None,
-        description="sections to measure, separated by commas, such as step,drawing; if not given, all",
+        description="the sections to measure, separated by commas, such as step,drawing; if not given, all",
     )
     out: Path | None = Field(None, description="a file for the figures, as flat JSON")
 
 
 class Bench(PresetCommand, Options):  # type: ignore[misc]  # pydantic-settings narrows model_config
-    """Measures extraction, k-means, parsing, drawing and training here, most of them beside a reference.
+    """Measures extraction, k-means, parsing, drawing and training on this machine, most beside a reference.
 
-    A ratio compares two measurements of the same run. It takes some minutes, with --quick a minute.
+    Each ratio compares two measurements of the same run. The bench takes some minutes, or one with --quick.
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
@@ -54,7 +77,7 @@ class Bench(PresetCommand, Options):  # type: ignore[misc]  # pydantic-settings 
         "--only bank,step --preset mnist --data.path MNIST_FOLDER",
     )
 
-    seed: Seed = Field(0, description="of everything random")
+    seed: Seed = Field(0, description="seed of all random choices")
     data: DataConfig = DataConfig()
     grid: GridConfig = GridConfig()
     bank: BankConfig = BankConfig()
@@ -65,7 +88,7 @@ class Bench(PresetCommand, Options):  # type: ignore[misc]  # pydantic-settings 
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
-    """The bench's own flags, and those of the config. Raises UserError if --out cannot be a file."""
+    """The bench's own flags, and the flags of the config. Raises UserError if --out cannot be a file."""
     flags: dict[str, Any] = parse_flags(Bench, "npdraw_dist.bench", argv)
     options = own_flags(Options, flags)
     if options.out is not None and (options.out.is_dir() or not options.out.parent.is_dir()):
@@ -73,18 +96,62 @@ def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
     return options, flags
 
 
+def chosen(only: str | None) -> list[str]:
+    """The sections named in `only`, and `machine`; all if None. Raises UserError on an unknown name."""
+    if only is None:
+        return list(SECTIONS)
+    names = ["machine", *names_in("--only", "section", only, list(SECTIONS))]
+    return [name for name in SECTIONS if name in names]
+
+
 def main(argv: Sequence[str]) -> None:
     options, flags = parse(argv)
-    experiment = resolve(options.preset, None, flags)
+    experiment, names = resolve(options.preset, None, flags), chosen(options.only)
 
-    # Torch and Ray take seconds to import: only once the flags are known to be good.
-    from npdraw_dist.bench import sections
-    from npdraw_dist.bench.workload import open_workload
+    # Torch and Ray take seconds to import, so the flags are checked first.
+    from npdraw_dist.bench import machine, method, steps, training_loop
+    from npdraw_dist.bench.workload import Workload, open_workload
+    from npdraw_dist.pipeline.progress import console
 
+    sections: dict[str, Callable[[Workload], Mapping[str, float | str | None]]] = {
+        "machine": machine.run,
+        "bank": method.bank,
+        "parse": method.parse,
+        "drawing": method.drawing,
+        "step": steps.run,
+        "training": training_loop.run,
+    }
     work = open_workload(experiment, options.quick, options.against == "dense")
-    figures = sections.measure(work, sections.chosen(options.only))
+    found: dict[str, Facts] = {}
+    for name in names:
+        console.print(f"measuring {name} ...")
+        found[name] = {**sections[name](work)}
+    found["machine"]["peak_rss_mb"] = machine.peak_rss_mb()
+    _print_table(found)
     if options.out is not None:
+        figures = {figure: value for section in found.values() for figure, value in section.items()}
         options.out.write_text(json.dumps(figures, indent=2, allow_nan=False) + "\n")
+
+
+def _print_table(found: Mapping[str, "Facts"]) -> None:
+    """Prints section, figure, value and aim of each figure."""
+    from rich.table import Table
+
+    from npdraw_dist.pipeline.progress import results
+
+    table = Table("section", "figure", "value", "aim")
+    table.columns[2].justify = "right"
+    for section, figures in found.items():
+        for figure, value in figures.items():
+            table.add_row(section, figure, _text(value), AIMS.get(figure, ""))
+            section = ""
+    results.print(table)
+
+
+def _text(value: float | str | None) -> str:
+    if value is None or isinstance(value, str):
+        return value or "none"
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:.4g}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Section `drawing`, and the dense reference: the authors' formulation with our weights, for the bench alone.
+"""The dense reference: the authors' formulation with our weights, for the bench alone.
 
 A part is a one-hot code times all K parts of the bank. It is pasted by products with a filter bank for each
 axis, on a canvas for each step. The prior convolves these canvases, or takes a code image of L * K values.
@@ -6,7 +6,6 @@ Attention is written out. Sampling computes the whole prefix again at every step
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, W channels of a token.
 """
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,45 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from npdraw_dist.bench.workload import Figures, Subject, Workload, median_seconds
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.nn.steps import StepLogits
-
-RENDERED, QUICK_RENDERED = 500, 64
-SAMPLES = 64
-REPEATS, QUICK_REPEATS = 5, 1
-
-
-@torch.no_grad()
-def run(work: Workload) -> Figures:
-    """`render_*`: all T canvases of B parses. `samples_per_s`: images, from the prior to the decoder."""
-    size, repeats = (QUICK_RENDERED, QUICK_REPEATS) if work.quick else (RENDERED, REPEATS)
-    subject = Subject.of(work, size)
-    model = subject.model().eval()
-    prior = DensePrior.of(model, convolved=True).eval()
-    z = subject.batch.z.to(model.device)
-
-    rendered = [
-        partial(model.render, z, steps=True),
-        partial(render_steps, model.bank_parts, z, model.grid),
-    ]
-    sampled = [
-        lambda: model.sample(SAMPLES, seed=0),
-        lambda: sample(model, prior, SAMPLES, torch.Generator(model.device).manual_seed(0)),
-    ]
-    render_s, dense_s = median_seconds(rendered, repeats, warm_up=1)
-    images_s, recomputed_s = median_seconds(sampled, repeats, warm_up=1)
-    return {
-        "render_batch": size,
-        "render_canvases_per_s": size * z.steps / render_s,
-        "render_speedup_vs_dense": dense_s / render_s,
-        "samples_per_s": SAMPLES / images_s,
-        "sample_speedup_vs_recompute": recomputed_s / images_s,
-    }
 
 
 def filter_banks(where: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -114,9 +80,9 @@ class ConvStem(nn.Module):
 
 
 class DensePrior(nn.Module):
-    """`prior` by dense products, with the same weights and the same distribution.
+    """`prior` computed by dense products, with the same weights and the same distribution.
 
-    stem: in place of the running sum; it is another distribution then.
+    stem: replaces the running sum; the distribution is then another one.
     """
 
     def __init__(self, prior: Prior, stem: ConvStem | None = None) -> None:
@@ -125,7 +91,7 @@ class DensePrior(nn.Module):
 
     @classmethod
     def of(cls, model: NPDraw, convolved: bool) -> "DensePrior":
-        """convolved: with a `ConvStem` of random weights."""
+        """convolved: the prior has a `ConvStem` of random weights."""
         assert isinstance(model.prior, Prior), "the bench has no preset of the authors' model"
         return cls(model.prior, ConvStem(model).to(model.device) if convolved else None)
 
@@ -158,7 +124,7 @@ class DensePrior(nn.Module):
 
 @torch.no_grad()
 def sample_prior(model: NPDraw, prior: DensePrior, n: int, generator: torch.Generator) -> PartSequence:
-    """n draws of `prior`; every step computes the whole prefix again."""
+    """n part sequences drawn from `prior`; every step computes the whole prefix again."""
     where = torch.zeros(n, model.prior.steps, dtype=torch.int64, device=model.device)
     whether, what = where.bool(), where.clone()
     for t in range(model.prior.steps):
@@ -170,7 +136,7 @@ def sample_prior(model: NPDraw, prior: DensePrior, n: int, generator: torch.Gene
 
 
 def sample(model: NPDraw, prior: DensePrior, n: int, generator: torch.Generator) -> Tensor:
-    """n mean images (n, C, H, W), as `model.sample`, of draws of `prior`."""
+    """The mean images (n, C, H, W) of n draws of `prior`, as `model.sample` returns them."""
     z = sample_prior(model, prior, n, generator)
     return model.decode(render_steps(model.bank_parts, z, model.grid)[:, -1])
 

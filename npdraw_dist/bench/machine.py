@@ -1,4 +1,4 @@
-"""Section `machine`: what the figures were measured on; and the memory of this process."""
+"""Section `machine`: the hardware and software of the measurement. Also the memory of this process."""
 
 import platform
 import subprocess
@@ -14,7 +14,7 @@ from npdraw_dist.bench.workload import Facts, Workload, median_seconds
 from npdraw_dist.core.process import cpu_count, device_here
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "ray")
-SIDE, GPU_SIDE = 2048, 8192  # sides of the matrices: a GPU ends small ones before the next launch
+SIDE, GPU_SIDE = 2048, 8192  # sides of the matrices; a GPU multiplies small ones faster than it is given them
 
 
 def run(work: Workload) -> Facts:
@@ -72,7 +72,7 @@ def peak_mb() -> float:
 
 
 def peak_rss_mb() -> float:
-    """The largest resident memory of this process so far, in MiB; where there is no /proc, that of now."""
+    """The largest resident memory of this process so far, in MiB; the present one where there is no /proc."""
     with suppress(OSError):  # not ru_maxrss, which is inherited from the process that started this one
         lines = Path("/proc/self/status").read_text().splitlines()
         return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / (1 << 10)
@@ -88,7 +88,7 @@ def _commit() -> str | None:
 
 
 def processor() -> str:
-    """Its name as Linux tells it, else as Python does."""
+    """The processor's name by Linux, or else by Python."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,15 +1,15 @@
 """Section `step`: a training step beside a matrix product and other forms of the step.
 
-Each form is in a process of its own, so that its memory is its own. They work in turns, so that a busy moment
-meets all of them.
+Each form runs in its own process, so that its memory can be measured. The processes take turns, so that a
+busy moment slows all of them.
 """
 
 import pickle
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
@@ -36,41 +36,46 @@ Trainers = dict[str, "WorkerProcess"]
 
 
 def run(work: Workload) -> Figures:
-    """images/s, memory, and the part of the peak that the counted operations reach.
+    """Images/s, memory, and the share of the peak that the counted operations reach.
 
     `vae_step_*` (with relaxed draws), `prior_step_*` and `vae_hard_step_images_per_s` (with hard draws, if
-    the experiment has them) are of the experiment's batch in its micro-batches. `*_vs_dense` are of a batch
-    of 500 (64 with --quick): ours in micro-batches, the dense reference as a whole.
+    the experiment has them) take the experiment's batch in its micro-batches. `*_vs_dense` take a batch of
+    500 (64 with --quick): our step in micro-batches, the dense reference as a whole.
     """
     dense_size = QUICK_DENSE_BATCH if work.quick else DENSE_BATCH
-    size = work.experiment.train.batch_size
-    dense = ["dense"] if work.dense else []
-    with _started(Subject.of(work, max(size, dense_size)), ["prior", "vae", *dense]) as trainers:
+    subject = Subject.of(work, max(work.experiment.train.batch_size, dense_size))
+    kinds, threads = ["prior", "vae", *(["dense"] if work.dense else [])], torch.get_num_threads()
+    with ExitStack() as stack:
+        trainers = {
+            kind: stack.enter_context(WorkerProcess(Trainer, subject, kind, threads)) for kind in kinds
+        }
+        for trainer in trainers.values():
+            trainer.made.result()  # nothing is measured while one still loads
         figures = _beside_product(trainers, work)
         if work.dense:
-            s = _medians(trainers, ["vae", "dense"], dense_size, 1 if work.quick else DENSE_REPEATS)
+            steps = {kind: partial(trainers[kind].call, "update", dense_size) for kind in ("vae", "dense")}
+            seconds = _in_turns(steps, 1 if work.quick else DENSE_REPEATS)
             dense_mb = trainers["dense"].call("peak_mb")
-            flops = trainers["dense"].call("facts", dense_size)["flops"]
+            flops = trainers["dense"].call("flops", dense_size)
             figures |= {
                 "dense_batch": dense_size,
                 "vae_step_dense_gflops_per_image": flops / dense_size / 1e9,
-                "vae_step_s": s["vae"],
-                "vae_step_dense_s": s["dense"],
-                "vae_step_speedup_vs_dense": s["dense"] / s["vae"],
+                "vae_step_s": seconds["vae"],
+                "vae_step_dense_s": seconds["dense"],
+                "vae_step_speedup_vs_dense": seconds["dense"] / seconds["vae"],
                 "vae_step_dense_peak_mb": dense_mb,
                 "vae_step_memory_vs_dense": trainers["vae"].call("peak_mb") / dense_mb,
             }
-        for kind in ("prior", "vae"):
-            figures[f"{kind}_step_peak_mb"] = trainers[kind].call("peak_mb")
+        figures |= {f"{kind}_step_peak_mb": trainers[kind].call("peak_mb") for kind in ("prior", "vae")}
     return figures
 
 
 def _beside_product(trainers: Trainers, work: Workload) -> Figures:
-    """The product is in the numbers that the step's own products have."""
+    """The steps compared with a matrix product in the number format of their own products."""
     experiment, kinds = work.experiment, ("vae", "prior")
     size = experiment.train.batch_size
     dtype = autocast_dtype(device_here(), experiment.train.precision) or torch.float32
-    facts = {kind: trainers[kind].call("facts", size) for kind in kinds}
+    flops = {kind: trainers[kind].call("flops", size) for kind in kinds}
     product = machine.MatrixProduct(dtype)
     steps: dict[str, Callable[[], float]] = {"product": lambda: timed(product)[1]}
     steps |= {kind: partial(trainers[kind].call, "update", size) for kind in kinds}
@@ -85,9 +90,8 @@ def _beside_product(trainers: Trainers, work: Workload) -> Figures:
     }
     figures |= {f"{step}_step_images_per_s": size / median for step, median in seconds.items()}
     for kind in kinds:
-        figures[f"{kind}_step_gflops_per_image"] = facts[kind]["flops"] / size / 1e9
-        figures[f"{kind}_parameters"] = facts[kind]["parameters"]
-        figures[f"{kind}_step_flops_utilization"] = facts[kind]["flops"] / seconds[kind] / peak
+        figures[f"{kind}_step_gflops_per_image"] = flops[kind] / size / 1e9
+        figures[f"{kind}_step_flops_utilization"] = flops[kind] / seconds[kind] / peak
     return figures
 
 
@@ -95,23 +99,6 @@ def _in_turns(steps: Mapping[str, Callable[[], float]], repeats: int) -> dict[st
     """The median of the seconds that each step returns."""
     turns = [[step() for step in steps.values()] for _ in range(repeats)]
     return dict(zip(steps, map(statistics.median, zip(*turns, strict=True)), strict=True))
-
-
-def _medians(trainers: Trainers, kinds: Sequence[str], size: int, repeats: int) -> dict[str, float]:
-    return _in_turns({kind: partial(trainers[kind].call, "update", size) for kind in kinds}, repeats)
-
-
-@contextmanager
-def _started(subject: Subject, kinds: Sequence[str]) -> Iterator[Trainers]:
-    """A process for each kind, all ready."""
-    with ExitStack() as stack:
-        trainers = {}
-        for kind in kinds:
-            process = WorkerProcess(Trainer, subject, kind, torch.get_num_threads())
-            trainers[kind] = stack.enter_context(process)
-        for trainer in trainers.values():
-            trainer.made.result()  # nothing is measured while one still loads
-        yield trainers
 
 
 # The counter of torch 2.13 does not know the fused attention of CPUs. All pairs of steps count, as for the
@@ -123,7 +110,7 @@ ATTENTION = {
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts the operations of products, convolutions and attention in its block."""
+    """Counts the operations of products, convolutions and attention in the block of a `with` statement."""
     counter = FlopCounterMode(display=False)
     counter.flop_registry |= ATTENTION
     return counter
@@ -146,23 +133,22 @@ class Trainer:
         self.before_mb = machine.memory_mb()
 
     def update(self, size: int, hard: bool = False) -> float:
-        """Seconds of a step on a batch of `size`: in micro-batches, or as a whole if dense.
+        """The seconds of a step on a batch of `size`: in micro-batches, or as a whole if dense.
 
-        hard: a step of the VAE after those with relaxed draws.
+        hard: the step belongs to those of the VAE that use hard draws.
         """
         seconds = timed_step(self.run, self.batch[:size], size if self.dense else self.micro_batch, hard)
         assert not self.run.skipped.any(), "a first step is finite"
         return seconds
 
-    def facts(self, size: int) -> dict[str, float]:
-        """`flops` of a step on a batch of `size`, forward and backward; trained `parameters`."""
+    def flops(self, size: int) -> int:
+        """Operations of a step on a batch of `size`, forward and backward."""
         with flop_counter() as counter:
             self.update(size)
-        trained = sum(p.numel() for p in self.run.objective.parameters() if p.requires_grad)
-        return {"flops": counter.get_total_flops(), "parameters": trained}
+        return int(counter.get_total_flops())
 
     def peak_mb(self) -> float:
-        """The most memory that steps took so far, without weights, moments, data and libraries."""
+        """The largest memory of the steps so far, without weights, moments, data and libraries."""
         return machine.peak_mb() - self.before_mb
 
 
@@ -176,7 +162,7 @@ def _objective(subject: Subject, kind: str) -> PriorObjective | VAEObjective:
 
 
 class WorkerProcess(ProcessPoolExecutor):
-    """`make(*arguments)` in a new process that ends with the `with` block; `call` asks it."""
+    """An object `make(*arguments)` in a new process, which ends with the `with` block."""
 
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
         super().__init__(1, get_context("spawn"))  # a fork would begin with all of this process's memory
@@ -185,7 +171,7 @@ class WorkerProcess(ProcessPoolExecutor):
         self.made = self.submit(_make, pickle.dumps((make, arguments)))
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """What its method returns or raises, or its attribute. Raises UserError if the process was killed."""
+        """Calls a method of the object. Raises what it raises, and UserError if the process was killed."""
         try:
             self.made.result()
             return self.submit(_call, name, arguments).result()
@@ -196,14 +182,13 @@ class WorkerProcess(ProcessPoolExecutor):
             ) from None
 
 
-_held: list[Any] = []  # the object of a worker process
+_made: list[Any] = []  # the object of a worker process
 
 
 def _make(pickled: bytes) -> None:
     make, arguments = pickle.loads(pickled)
-    _held.append(make(*arguments))
+    _made.append(make(*arguments))
 
 
 def _call(name: str, arguments: tuple[Any, ...]) -> Any:
-    found = getattr(_held[0], name)
-    return found(*arguments) if callable(found) else found
+    return getattr(_made[0], name)(*arguments)

@@ -1,21 +1,24 @@
-"""Section `training`: the command `train` in one process, under Ray Train, and on two workers; its start.
+"""Section `training`: the command `train` in one process, under Ray Train, and on two workers.
 
-The experiment is the same each time: its global batch, its micro-batches, and the threads of all workers.
+Global batch, micro-batches and the number of threads are the same each time.
 """
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from npdraw_dist.bench import commands
 from npdraw_dist.bench.workload import Figures, Workload
 from npdraw_dist.config.load import dump, with_changes
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.process import cpu_count
+from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.process import COMPUTE, cpu_count
 
 QUICK_IMAGES, FULL_IMAGES = 1_000, 5_000
 QUICK_REPEATS, FULL_REPEATS = 1, 3
@@ -24,9 +27,9 @@ QUICK_REPEATS, FULL_REPEATS = 1, 3
 def run(work: Workload) -> Figures:
     """Images/s of the stage `vae` in each layout and their ratios, medians of interleaved repeats.
 
-    `training_plain`: without Ray. `training_ray_1x<n>`: a worker of n threads. `training_ray_2x<m>`: two
-    workers of m = n / 2 threads. `ray_loop_ratio`: the second over the first; `two_worker_ratio`, with at
-    least two cores: the third over the second. `data_wait_share`: without Ray, from memory and streamed.
+    `training_plain`: without Ray. `training_ray_1x<n>`: one worker with n threads. `training_ray_2x<m>`: two
+    workers with m = n / 2 threads each. `ray_loop_ratio`: the second over the first. `two_worker_ratio`: the
+    third over the second, if there are two cores. `data_wait_share`: without Ray, from memory and streamed.
     `startup_s`: from the start of the command, with all stages before the VAE done, to its first step.
     """
     cores = cpu_count()
@@ -44,7 +47,7 @@ def run(work: Workload) -> Figures:
     by_name = zip(layouts, map(median, zip(*rates, strict=True)), strict=True)
     return {
         **{f"training_{name}_images_per_s": rate for name, rate in by_name},
-        # Of neighbours in time: a machine's speed drifts in minutes.
+        # A machine's speed drifts within minutes, so each ratio compares neighbours in time.
         "ray_loop_ratio": median(turn[1] / turn[0] for turn in rates),
         **({"two_worker_ratio": median(turn[2] / turn[1] for turn in rates)} if cores > 1 else {}),
         "data_wait_share": median(turn[0]["data_wait_share"] for turn in turns),
@@ -54,7 +57,7 @@ def run(work: Workload) -> Figures:
 
 
 def _experiment(work: Workload) -> Experiment:
-    """The experiment with at least two micro-batches a batch, a prior of one step, one validation."""
+    """The experiment with at least two micro-batches a batch, one step of the prior and one validation."""
     settings, images = work.experiment.train, QUICK_IMAGES if work.quick else FULL_IMAGES
     batch = max(settings.batch_size, 2 * settings.micro_batch)
     train = {"batch_size": batch, "eval_every_images": images, "eval_images": settings.micro_batch}
@@ -74,5 +77,11 @@ def _vae(folder: Path, workers: int, cpus: int, *flags: str) -> dict[str, Any]:
 
 
 def _train(folder: Path, name: str, stages: str, *flags: str) -> None:
+    """Runs the command as a user starts it. Raises UserError with its last line if it fails."""
+    environment = {k: v for k, v in os.environ.items() if k not in {"RAY_ADDRESS", *COMPUTE}}
     where = ("--config", str(folder / "config.yaml"), "--storage", str(folder), "--name", name)
-    commands.run("npdraw_dist.train", *where, "--stages", stages, *flags)
+    command = [sys.executable, "-m", "npdraw_dist.train", *where, "--stages", stages, *flags]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{' '.join(command[1:])} failed: {last}")

@@ -1,4 +1,4 @@
-"""What every section measures on, images, a bank and parses of them; and how times are taken.
+"""The images that every section measures, a bank and parses of them, and how times are taken.
 
 Shapes: N images, C channels, H x W pixels, h x w canvas.
 """
@@ -26,9 +26,9 @@ from npdraw_dist.training.device import timed
 
 QUICK_IMAGES, FULL_IMAGES = 4_000, 60_000
 BANK_IMAGES = 2_000
-LEAST_SHARDS = 24  # a shard may be of one font or class
+LEAST_SHARDS = 24  # all images of a shard may have one font or class
 
-# Name -> value; the unit is in the name. Values that are not numbers: versions, names, None for unknown.
+# Name -> value; the unit is in the name. A value that is no number is a version or a name; None: unknown.
 Figures = dict[str, float]
 Facts = dict[str, float | str | None]
 
@@ -36,7 +36,7 @@ Facts = dict[str, float | str | None]
 def median_seconds(functions: Sequence[Callable[[], object]], repeats: int, warm_up: int = 0) -> list[float]:
     """The median seconds of each function over `repeats` turns, after `warm_up` turns that do not count.
 
-    In turns, so that a busy moment meets all that is compared.
+    The functions take turns, so that a busy moment slows all of them.
     """
     turns = [[timed(function)[1] for function in functions] for _ in range(warm_up + repeats)]
     return [statistics.median(taken) for taken in zip(*turns[warm_up:], strict=True)]
@@ -46,7 +46,7 @@ def median_seconds(functions: Sequence[Callable[[], object]], repeats: int, warm
 class Workload:
     """The settings, training images (N, C, H, W) uint8 of their source, and how much to measure.
 
-    quick: fewer images and repeats. dense: measure the VAE step of the dense reference too.
+    quick: measure fewer images and repeats. dense: measure the VAE step of the dense reference too.
     """
 
     experiment: Experiment
@@ -68,17 +68,14 @@ class Workload:
 
 
 def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Workload:
-    """Reads at most QUICK_IMAGES or FULL_IMAGES training images, in random order, of shards drawn at random.
+    """Reads at most QUICK_IMAGES or FULL_IMAGES training images from shards drawn at random, in random order.
 
-    So the first images already stand for all. Raises UserError if there are none, or clearly too few for the
-    bank.
+    So the first images represent all. Raises UserError if there are too few for the bank.
     """
     limit, rng = QUICK_IMAGES if quick else FULL_IMAGES, np.random.default_rng(experiment.seed)
     shards = open_source(experiment.data, experiment.seed).shards("train")
-    order = rng.permutation(len(shards))
     found: list[NDArray[np.uint8]] = []
-    # The first ones in the order of the source, as a worker reads them: it keeps what a whole file needs.
-    for number in (*sorted(order[:LEAST_SHARDS]), *order[LEAST_SHARDS:]):
+    for number in rng.permutation(len(shards)):
         if len(found) >= LEAST_SHARDS and sum(map(len, found)) >= limit:
             break
         found.append(shards[number].read().images)
@@ -95,7 +92,7 @@ def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Wo
 
 @dataclass(frozen=True)
 class Subject:
-    """What training and drawing are measured on: an experiment, a bank of its images, and parsed images."""
+    """An experiment, a bank of its images, and parsed images: training and drawing are measured on these."""
 
     experiment: Experiment
     bank: PartBank
@@ -103,14 +100,14 @@ class Subject:
 
     @classmethod
     def of(cls, work: Workload, size: int) -> "Subject":
-        """`size` images; if the workload has fewer, the first ones are repeated."""
+        """The first `size` images of the workload, repeated if it has fewer."""
         parser = work.parser()
         images = work.images[np.arange(size) % len(work.images)]
         z = parser(canvas_bytes(torch.from_numpy(images), work.experiment.grid.downscale)).z
         return cls(work.experiment, parser.bank, Batch.of(torch.from_numpy(images), z))
 
     def model(self) -> NPDraw:
-        """Untrained, on the device that there is."""
+        """An untrained model, on the GPU if there is one."""
         torch.manual_seed(self.experiment.seed)
         model = NPDraw(ModelSpec.of(self.experiment))
         model.set_bank(self.bank)

@@ -1,1 +1,1 @@
-"""The command `edit`: part sequences edited from the command line."""
+"""The command `edit`: edits drawings from the command line."""

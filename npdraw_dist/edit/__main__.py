@@ -1,4 +1,4 @@
-"""npdraw edit: puts parts of one image on the canvas of another, or draws places anew."""
+"""npdraw edit: puts parts of one image on the canvas of another, or redraws places."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -20,19 +20,19 @@ PLACES = "R0:R1,C0:C1, or several of these joined by ;"
 
 
 class Edit(Command):
-    """Puts a region of B's canvas on A's, or lets the prior draw places anew, and decodes the result. Writes
+    """Puts a region of B's canvas on A's, or lets the prior redraw places, and decodes the result. Writes
     edit.png (A, B if there is one, and the result side by side), edited.png (the result) and z.safetensors,
     which can be edited again.
 
     Rows and columns count places of the grid; the end of a range is not included. --remove and --move
-    are applied after the region, and --complete or --keep last. These also write completion.png: the
-    original, what is kept of it, and N completions; the result is the first of them.
+    are applied after the region, and --complete or --keep last. These two also write completion.png: the
+    original, its kept parts, and N completions, of which the first is the result.
 
-    What parts cannot say, such as the slant of strokes, stays that of A where A is an image or a sample. A
-    saved drawing does not hold it: the canvas alone is decoded.
+    Details that parts cannot express, such as the slant of strokes, come from A if A is an image or a sample.
+    A saved drawing does not hold them, so its canvas alone is decoded.
 
-    --posters LIST.yaml makes many edits and completions at once, and shows them on edits.png and
-    completions.png, a row for each.
+    --posters LIST.yaml makes many edits and completions and writes edits.png and completions.png, a row for
+    each.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -48,15 +48,13 @@ class Edit(Command):
     remove: str | None = Field(None, description=f"the places to empty: {PLACES}")
     move: str | None = Field(None, description="R,C:R,C, moves the parts of one place to another")
     complete: str | None = Field(
-        None, description=f"the places that the prior draws anew, given all others: {PLACES}"
+        None, description=f"the places that the prior redraws given all others: {PLACES}"
     )
-    keep: str | None = Field(
-        None, description=f"the places that are kept; the prior draws all others: {PLACES}"
-    )
+    keep: str | None = Field(None, description=f"the places to keep; the prior redraws all others: {PLACES}")
     n: int = Field(1, gt=0, le=64, description="number of completions")
     seed: Seed = Field(0, description="seed of the completions")
     temperature: PositiveFloat | None = Field(
-        None, description="temperature of the prior; below 1 is less varied; if not given, the model's own"
+        None, description="temperature of the prior; lower is less varied; if not given, the model's own"
     )
     interpolate: bool = Field(
         False, description="also write interpolation.gif, from A to the result place by place"
@@ -88,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _edit(command: Edit, edits: "Edits") -> None:
-    """Writes what is asked. Raises UserError, before anything is written, if A, B or a region is none."""
+    """Edits and writes the files. Raises UserError before writing if A, B or a region is invalid."""
     import torch
 
     from npdraw_dist.core.images import png
@@ -144,10 +142,10 @@ def _check_pairs(command: Edit) -> None:
     if (command.b is None) != (command.region is None):
         raise UserError("--b and --region go together: the drawing to take parts from, and the places")
     if command.complete is not None and command.keep is not None:
-        raise UserError("--complete and --keep: give one, the places to draw anew or those to keep")
+        raise UserError("--complete and --keep: give one, the places to redraw or the places to keep")
     completed = command.complete is not None or command.keep is not None
     if not completed and (others := command.model_fields_set & {"n", "seed", "temperature"}):
-        raise UserError(f"--{min(others)} is of completions: give --complete or --keep with it")
+        raise UserError(f"--{min(others)} needs completions: give --complete or --keep with it")
     if not completed and command.region is None and command.remove is None and command.move is None:
         raise UserError(
             "nothing to do: give --b B --region R0:R1,C0:C1, --remove, --move, --complete or --keep"

@@ -1,4 +1,4 @@
-"""Opens drawings that are named by text, edits them, and writes pictures of what came out.
+"""Opens drawings that are named by text, edits them, and writes pictures of the results.
 
 A drawing is `Drawings` of one image. Shapes: L places, n completions, C channels, H x W image.
 """
@@ -32,7 +32,7 @@ EDIT_TILE = 224  # least side of an image, px
 
 
 class CompletionEntry(Section):
-    """Places of A that the prior draws anew: those of `complete`, or all but those of `keep`."""
+    """Places of A that the prior redraws: those of `complete`, or all but those of `keep`."""
 
     a: str
     complete: str | None = None
@@ -46,7 +46,7 @@ class CompletionEntry(Section):
 
 
 class EditEntry(Section):
-    """B's parts of a region on A's canvas. Drawings and places are written as in the command `edit`."""
+    """B's parts of a region on A's canvas. Drawings and places are given as to the command `edit`."""
 
     a: str
     b: str
@@ -81,9 +81,9 @@ class Edits:
         self.model, self.folder, self.invert = model, folder, invert
 
     def open(self, text: str) -> tuple[Drawings, Tensor]:
-        """A drawing, and the image (C, H, W) that it is of, which is its own if it is of none.
+        """A drawing and the image (C, H, W) from which it was encoded, or its decoded image if there is none.
 
-        text: as the flag --a takes it. Raises UserError on anything else.
+        text: a value of the flag --a. Raises UserError if it is none.
         """
         kind, _, number = text.partition(":")
         if kind in ("sample", "test") and not number.isdecimal():
@@ -124,7 +124,7 @@ class Edits:
         raise UserError(reason)
 
     def edit_row(self, a: Drawings, b: Drawings, made: Drawings, region: Tensor) -> EditRow:
-        """A, B and what was made of them, for a poster."""
+        """A row of the poster: A, B and the result."""
         whether, where, what = (values[0] for values in vars(a.z).values())
         each = (a, b, made)
         return EditRow(
@@ -138,7 +138,7 @@ class Edits:
     def complete(
         self, begun: Drawings, original: Tensor, keep: Tensor, n: int, seed: int, temperature: float | None
     ) -> tuple[Drawings, CompletionRow]:
-        """n drawings that keep some places, and the row that shows them beside the image (C, H, W)."""
+        """n drawings that keep the places `keep`, and the row that shows them beside the image (C, H, W)."""
         completed = self.model.complete(begun.repeated(n), keep, seed=seed, temperature=temperature)
         kept = editing.remove(begun.z, ~keep.to(begun.canvas.device), self.model.spec.order)
         return completed, CompletionRow(original, self.model.render(kept)[0], keep, completed.images)
@@ -151,17 +151,17 @@ class Edits:
     def write_posters(self, posters: Posters, folder: Path) -> Sequence[Path]:
         """Writes edits.png and completions.png, each if the list has entries for it; returns their paths.
 
-        Raises UserError, before anything is written, if a drawing or a region of the list is none.
+        Raises UserError before writing if a drawing or a region of the list is invalid.
         """
         model, grid = self.model, self.model.grid
         edits, completions, written = [], [], []
-        for entry in posters.edits:
-            region = parse_region(entry.region, grid)
-            a, b = self.open(entry.a)[0], self.open(entry.b)[0]
+        for edit in posters.edits:
+            region = parse_region(edit.region, grid)
+            a, b = self.open(edit.a)[0], self.open(edit.b)[0]
             edits.append(self.edit_row(a, b, model.compose(a, b, region), region))
-        for number, asked in enumerate(posters.completions):
-            a, original = self.open(asked.a)
-            keep, how = self.places_to_keep(asked.complete, asked.keep), (posters.n, posters.seed + number)
+        for number, entry in enumerate(posters.completions):
+            a, original = self.open(entry.a)
+            keep, how = self.places_to_keep(entry.complete, entry.keep), (posters.n, posters.seed + number)
             completions.append(self.complete(a, original, keep, *how, posters.temperature)[1])
         if edits:
             written.append(folder / "edits.png")
@@ -175,8 +175,10 @@ class Edits:
 def save_edit(
     path: Path, canvases: Tensor, images: Tensor, names: Sequence[str], region: Tensor, grid: Grid
 ) -> None:
-    """canvases (N, C, h, w) above images (N, C, H, W), a column for each name. region: (L,) bool, the places
-    whose bounding box is framed on each canvas."""
+    """Writes canvases (N, C, h, w) above images (N, C, H, W), a column for each name.
+
+    region: (L,) bool, the places whose bounding box is framed on each canvas.
+    """
     tile = tile_side(images, EDIT_TILE)
     tiles = [enlarge(image, tile) for image in (*canvases, *images)]
     if region.any():
@@ -189,7 +191,7 @@ def save_edit(
 
 
 def save_interpolation(path: Path, canvases: Tensor, images: Tensor) -> None:
-    """An endless GIF with a frame for each canvas (N, C, h, w) and image (N, C, H, W); the last is longer."""
+    """Writes an endless GIF with a frame for each canvas (N, C, h, w) and image (N, C, H, W)."""
     tile = tile_side(images, EDIT_TILE)
     pairs = zip(canvases, images, strict=True)
     frames = [arrange([enlarge(image, tile) for image in pair], 2) for pair in pairs]

@@ -1,1 +1,1 @@
-"""A model as one HTML file that samples, replays and edits in a browser alone."""
+"""The command `export-demo`: a model as one HTML file that samples, replays and edits in a browser."""

@@ -1,4 +1,4 @@
-"""npdraw export-demo: a model as one HTML file that draws in the browser alone."""
+"""npdraw export-demo: writes a model as one HTML file that draws in the browser alone."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -11,7 +11,7 @@ BROWSER_SEEDS = 2**32  # seeds that the page's generator takes
 
 
 class ExportDemo(Command):
-    """Writes one HTML file that samples, replays and edits: no server, nothing loaded from elsewhere."""
+    """Writes one HTML file that samples, replays and edits without a server. It loads nothing else."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "--out digits.html",
@@ -21,12 +21,14 @@ class ExportDemo(Command):
     model: Model = None
     out: str = Field(description="the HTML file to write")
     name: str | None = Field(
-        None, min_length=1, description="what the page calls the model; if not given, its run or folder"
+        None, min_length=1, description="the model's name on the page; if not given, its run or folder"
     )
     license: str | None = Field(
-        None, min_length=1, description="licence that the page states; if not given, that of the model's card"
+        None, min_length=1, description="licence on the page; if not given, that of the model's card"
     )
-    seed: int = Field(1, ge=0, lt=BROWSER_SEEDS, description="seed of the first drawing; not torch's")
+    seed: int = Field(
+        1, ge=0, lt=BROWSER_SEEDS, description="seed of the first drawing; torch draws another one from it"
+    )
     temperature: PositiveFloat | None = Field(
         None, description="the prior's temperature at the start; if not given, the model's own"
     )
@@ -43,8 +45,8 @@ def main(argv: Sequence[str]) -> None:
     require_writable(command.out)
     folder = chosen_model(command.model)
     model = load_npdraw(folder)
-    name, said = command.name or name_of(command.model or folder), command.license or license_of(folder)
-    page = demo_page(model, Facts(name, said, model.temperature_of(command.temperature), command.seed))
+    name, terms = command.name or name_of(command.model or folder), command.license or license_of(folder)
+    page = demo_page(model, Facts(name, terms, model.temperature_of(command.temperature), command.seed))
     write_text(*open_filesystem(command.out), page)
     print(f"{name}: {command.out}, {len(page.encode()) / 1e6:.2f} MB; open it in a browser")
 

@@ -168,18 +168,18 @@
   function stepBack(from, to) { if (from.length) { to.push(drawings.a); setA(from.pop(), [], false); } }
   const undo = () => stepBack(past, future), redo = () => stepBack(future, past);
 
-  const GUIDANCE = 1.5; // a little more than training: what is asked is seen
-  function asked() { // what the field says, as the prior takes it; undefined where it does not know that
-    const text = spec.asked.kind === "none" ? "" : find("words").value.trim();
+  const GUIDANCE = 1.5; // a little more than in training, so that the condition shows
+  function condition() { // the text of the field, in the form that the prior takes; undefined if it does not know the text
+    const text = spec.condition.kind === "none" ? "" : find("words").value.trim();
     try { return text ? {tokens: model.tokens(text), guidance: GUIDANCE} : null; } catch (error) { tell(error.message); return undefined; }
   }
   function sampled(seed) {
-    const random = new NPDraw.Random(seed), z = model.sample(random, Number(find("temperature").value), {asked: asked() ?? null});
+    const random = new NPDraw.Random(seed), z = model.sample(random, Number(find("temperature").value), {condition: condition() ?? null});
     return model.drawn(random, z);
   }
   function drawAsked(event) {
     event.preventDefault();
-    if (asked() !== undefined) { otherSeed("a"); sampleA(true); }
+    if (condition() !== undefined) { otherSeed("a"); sampleA(true); }
   }
   const seedOf = (name) => Number(find("seed-" + name).value) >>> 0;
   const otherSeed = (name) => { find("seed-" + name).value = Math.floor(Math.random() * 100000); };
@@ -188,7 +188,7 @@
   function finish() { // keeps what is drawn up to the slider; the prior draws on
     const {z} = drawings.a, count = Number(find("step").value), kept = count ? drawn(z)[count - 1].step + 1 : 0;
     const random = new NPDraw.Random(Math.floor(Math.random() * 2 ** 32)), warmth = Number(find("temperature").value);
-    setA(model.redrawn(model.sample(random, warmth, {start: z, kept, asked: asked() ?? null}), drawings.a));
+    setA(model.redrawn(model.sample(random, warmth, {start: z, kept, condition: condition() ?? null}), drawings.a));
     play(count);
   }
 
@@ -289,8 +289,8 @@
     const press = (id, run) => find(id).addEventListener("click", run);
     press("sample-a", () => { otherSeed("a"); sampleA(true); }); press("sample-b", () => { otherSeed("b"); sampleB(); });
     find("seed-a").addEventListener("change", () => sampleA(true)); find("seed-b").addEventListener("change", sampleB);
-    find("ask").hidden = spec.asked.kind === "none"; find("ask").addEventListener("submit", drawAsked);
-    find("words").placeholder = spec.asked.kind === "class" ? `${spec.asked.entries.slice(0, 3).join(", ")} …` : "what to draw";
+    find("ask").hidden = spec.condition.kind === "none"; find("ask").addEventListener("submit", drawAsked);
+    find("words").placeholder = spec.condition.kind === "class" ? `${spec.condition.entries.slice(0, 3).join(", ")} …` : "what to draw";
     press("play", toggle); press("finish", finish); press("save", save);
     press("undo", undo); press("redo", redo);
     find("step").addEventListener("input", () => { stop(); showStep(Number(find("step").value)); });

@@ -362,10 +362,10 @@ const NPDraw = (() => {
       this.blocks = Array.from({length: spec.prior.depth}, (_, i) => new Block(weights, `prior.blocks.${i}`, spec.prior, last));
     }
     // The logits before each step. The caller fills the step in z before it asks for the next.
-    // asked: {tokens, guidance} of a condition, as nn/prior.py, GivenPrior takes them; null: none.
-    * states(z, asked = null) {
-      if (!asked) { yield* this.walk(z); return; }
-      const pairs = [this.walk(z, asked.tokens), this.walk(z)], mixed = (c, u) => u + asked.guidance * (c - u);
+    // condition: {tokens, guidance} as in GivenPrior of nn/prior.py, or null.
+    * states(z, condition = null) {
+      if (!condition) { yield* this.walk(z); return; }
+      const pairs = [this.walk(z, condition.tokens), this.walk(z)], mixed = (c, u) => u + condition.guidance * (c - u);
       const all = (c, u) => c.map((value, i) => mixed(value, u[i]));
       for (let found = pairs.map((walk) => walk.next()); !found[0].done; found = pairs.map((walk) => walk.next())) {
         const [given, free] = found.map(({value}) => value);
@@ -577,7 +577,7 @@ const NPDraw = (() => {
     }
     // The entries that a text names, from 1 on. Throws an error that names what is not known (core/vocabulary.py).
     tokens(text) {
-      const {kind, entries} = this.spec.asked, words = kind === "class" ? [text.trim()] : text.toLowerCase().match(/[\p{L}\p{N}_]+/gu) || [];
+      const {kind, entries} = this.spec.condition, words = kind === "class" ? [text.trim()] : text.toLowerCase().match(/[\p{L}\p{N}_]+/gu) || [];
       const most = this.prior.ahead.shape[0];
       if (!words.length) throw new Error(`“${text}” has no word`);
       if (words.length > most) throw new Error(`more than ${most} words`);
@@ -591,11 +591,11 @@ const NPDraw = (() => {
         return index + 1;
       });
     }
-    // z ~ p(z), or p(z|asked) as of `states`. start: a drawing whose first `kept` steps are kept.
-    sample(random, temperature = 1, {start = null, kept = 0, asked = null} = {}) {
+    // z ~ p(z), or p(z|condition), see `states`. start: a drawing whose first `kept` steps are kept.
+    sample(random, temperature = 1, {start = null, kept = 0, condition = null} = {}) {
       const z = this.empty(), {where_given: given, steps} = this.spec;
       let t = 0;
-      for (const logits of this.prior.states(z, asked)) {
+      for (const logits of this.prior.states(z, condition)) {
         if (t < kept) [z.whether[t], z.where[t], z.what[t]] = [start.whether[t], start.where[t], start.what[t]];
         else {
           z.whether[t] = random.uniform() < sigmoid(logits.whether / temperature);
@@ -610,10 +610,10 @@ const NPDraw = (() => {
     canonical({whether, where, what}) { // 0 where nothing is drawn
       return {whether: whether.slice(), where: where.map((x, t) => whether[t] ? x : 0), what: what.map((x, t) => whether[t] ? x : 0)};
     }
-    logProbs(z, asked = null) { // (T): log p of each step given those before it, in nats; asked: as of `states`
+    logProbs(z, condition = null) { // (T): log p of each step given those before it, in nats; condition: see `states`
       const found = new Float64Array(this.spec.steps), fed = this.empty();
       let t = 0;
-      for (const logits of this.prior.states(fed, asked)) {
+      for (const logits of this.prior.states(fed, condition)) {
         found[t] = -softplus(z.whether[t] ? -logits.whether : logits.whether);
         if (z.whether[t]) {
           if (logits.where) found[t] += logSoftmaxAt(logits.where, z.where[t]);

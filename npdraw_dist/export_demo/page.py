@@ -1,7 +1,7 @@
-"""The page: what model.js must know of a model, its weights, name and licence, in one HTML file.
+"""The page: a model's settings for model.js, its weights, name and licence in one HTML file.
 
-The weights are one run of bytes. Only what sampling and decoding need travels, and what the prior adds at a
-step, where that is smaller.
+The weights are one run of bytes. It holds only what sampling and decoding need; tensors that are always used
+in one product are multiplied beforehand.
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, H x W image,
 W channels of a token, R rank.
 """
@@ -46,12 +46,11 @@ LIKELIHOODS = {
 LICENSE = "apache-2.0"  # as the cards of this package say (`nn.hub`)
 EDITED = ("aligned", "raster", "ranked", "path")  # orders whose edits model.js knows
 PRIOR_SIZES = ("table", "depth", "width", "attention_heads", "head_width")
-PIXELS = 64  # how many of a drawing a browser checks itself by
+PIXELS = 64  # pixels of a drawing by which a browser checks its own computation
 LARGEST = float(np.finfo(np.float16).max)
 _BLOCK = r"blocks\.\d+\.(norm1|norm2|qkv|out|mlp\.[023])"
 _RESIDUAL = r"(norm1|norm2|conv1|conv2)"
-# The networks that model.js computes, and the names of their layers there. Another network, or a layer that a
-# later version adds, is refused.
+# The networks that model.js computes, and the names of their layers. Other networks and layers are refused.
 KNOWN: dict[type[nn.Module], str] = {
     Prior: rf"position|blank|told\.position|(last|norm|whether_head|where_head|what_state|what_head|part|"
     rf"place|chosen_place|drawn\.out|{_BLOCK})\.(weight|bias)",
@@ -61,7 +60,7 @@ KNOWN: dict[type[nn.Module], str] = {
     GlobalAppearance: r"(spread|out)\.(weight|bias)",
     LocalAppearance: rf"(of_canvas\.([024]|1\.{_RESIDUAL})|spread|out)\.(weight|bias)",
 }
-# Layers of the posterior, and those that are folded into other tensors.
+# Layers of the posterior, and layers that are folded into other tensors.
 LEFT_OUT = re.compile(
     r"(encoder|of_image|drawn\.(weight|place|code|(look|common|head|head_place).*)|bank_parts|told\.word)\b.*"
 )
@@ -69,7 +68,7 @@ LEFT_OUT = re.compile(
 
 @dataclass(frozen=True)
 class Facts:
-    """What the page says of the model. temperature, seed: of the first sample."""
+    """Facts about the model on the page. temperature, seed: those of the first sample."""
 
     name: str
     license: str
@@ -78,12 +77,12 @@ class Facts:
 
 
 def demo_page(model: NPDraw, facts: Facts) -> str:
-    """One HTML file that loads nothing. Raises UserError for a model that it could not draw exactly."""
+    """One HTML file that loads nothing else. Raises UserError for a model that it cannot draw exactly."""
     packed = pack(model)
     files = resources.files("npdraw_dist.export_demo")
     style, code = ((files / name).read_text("utf-8") for name in ("demo.css", "model.js"))
     script = code + (files / "demo.js").read_text("utf-8")
-    said = json.dumps({**describe(model), "tensors": packed.tensors, **vars(facts)}, allow_nan=False)
+    facts_json = json.dumps({**describe(model), "tensors": packed.tensors, **vars(facts)}, allow_nan=False)
     policy = (
         f"default-src 'none'; script-src {_digest(script)}; style-src {_digest(style)}; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"
@@ -92,7 +91,7 @@ def demo_page(model: NPDraw, facts: Facts) -> str:
         "policy": policy,
         "title": escape(facts.name),
         "style": style,
-        "model": said.replace("<", "\\u003c"),  # so that no text of the model ends the block
+        "model": facts_json.replace("<", "\\u003c"),  # so that no text of the model ends the block
         "weights": base64.b64encode(packed.content).decode(),
         "script": script,
     }
@@ -105,7 +104,7 @@ def _digest(block: str) -> str:
 
 
 def describe(model: NPDraw) -> dict[str, Any]:
-    """The spec of model.js, without the tensors."""
+    """The settings that model.js reads, without the tensors."""
     spec, grid = model.spec, model.grid
     if spec.order not in EDITED:
         raise unknown(f"the order {spec.order} of this model")
@@ -113,7 +112,7 @@ def describe(model: NPDraw) -> dict[str, Any]:
         raise unknown(f"the likelihood {spec.likelihood} of this model")
     name, start = LIKELIHOODS[type(model.likelihood)]
     source = None if spec.data is None else spec.data.source
-    named = source and (SOURCES[source].shape or SOURCES[source].channels)  # else it is just where files lay
+    named = source and (SOURCES[source].shape or SOURCES[source].channels)  # not a format of files
     sizes = ("height", "width", "patch", "stride", "rows", "columns", "top", "left", "background")
     return {
         "image": spec.image_shape,
@@ -126,7 +125,7 @@ def describe(model: NPDraw) -> dict[str, Any]:
         "where_given": spec.where_given,
         "prior": {name: getattr(spec.prior, name) for name in PRIOR_SIZES},
         "authors": spec.authors,
-        "asked": {"kind": spec.prior.condition, "entries": list(model.vocabulary.entries)},
+        "condition": {"kind": spec.prior.condition, "entries": list(model.vocabulary.entries)},
         "decoder_depth": spec.decoder_depth,
         "appearance": _appearance(model.appearance),
         "likelihood": {
@@ -143,7 +142,7 @@ def describe(model: NPDraw) -> dict[str, Any]:
 
 
 def _appearance(appearance: Appearance | None) -> dict[str, Any] | None:
-    """latents: numbers of an image, or of a cell."""
+    """latents: how many numbers an image has, or a cell."""
     if appearance is None:
         return None
     kind, sizes = "global" if appearance.standard else "local", ("size", "coarse_size")
@@ -153,7 +152,7 @@ def _appearance(appearance: Appearance | None) -> dict[str, Any] | None:
 
 @torch.no_grad()
 def reference(model: NPDraw) -> dict[str, Any]:
-    """A drawing with log p(z) and some pixels of its image, by which the page checks what it computes."""
+    """A drawing with log p(z) and some pixels of its image, by which the page checks its computation."""
     z = model.sample_prior(1, seed=0)
     pixels = model.decode(model.render(z)).flatten()
     every = max(len(pixels) // PIXELS, 1)
@@ -165,7 +164,7 @@ def reference(model: NPDraw) -> dict[str, Any]:
 
 
 def license_of(folder: str) -> str:
-    """What the model's card, README.md, states; without a card that of the package."""
+    """The licence in the model's card, README.md, or LICENSE if there is no card."""
     filesystem, path = open_filesystem(f"{folder.rstrip('/')}/README.md")
     if not is_file(filesystem, path):
         return LICENSE
@@ -180,19 +179,19 @@ def unknown(what: str) -> UserError:
 
 @dataclass
 class Packed:
-    """tensors: name -> shape, type and start in `content`, which model.js reads."""
+    """Tensors as bytes for model.js. tensors: name -> shape, type and start in `content`."""
 
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
     content: bytearray = field(default_factory=bytearray)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Appends it in float16. Raises UserError if a value has no such number."""
+        """Appends a tensor in float16. Raises UserError if a value is beyond its range."""
         if not tensor.abs().max() <= LARGEST:
             raise UserError(f"export-demo keeps weights in float16, and {name} has values beyond its range")
         self._append(name, "float16", tensor, tensor.detach().cpu().numpy().astype("<f2"))
 
     def add_pixels(self, name: str, pixels: Tensor) -> None:
-        """Pixels in [0, 1]: as bytes where that is exact, as patches of 8-bit images are."""
+        """Appends pixels in [0, 1]: as bytes if that is exact, as for patches of 8-bit images."""
         as_bytes = (pixels * 255).round().clamp(0, 255)
         if torch.equal((as_bytes / 255), pixels):
             self._append(name, "bytes", pixels, as_bytes.cpu().numpy().astype("u1"))
@@ -207,7 +206,7 @@ class Packed:
 
 @torch.no_grad()
 def pack(model: NPDraw) -> Packed:
-    """Raises UserError if the model has a network or a layer that the page does not compute."""
+    """The tensors of the model. Raises UserError if the page does not compute a network or a layer of it."""
     packed = Packed()
     packed.add_pixels("bank", model.bank_parts)
     for name in ("prior", "decoder", "appearance"):
@@ -233,10 +232,10 @@ def _layers(network: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _folded(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What the prior's running sum adds: `table` (L * K, W); or `places` (L, R) and `codes` (K, R).
+    """The tensors that the prior's running sum adds: `table` (L * K, W); or `places` (L, R), `codes` (K, R).
 
-    Of a table of pixels also what belongs to each part, in the names of the free weights; of a prior with a
-    condition the tokens of its entries, `told.entry` (1 + V, W), without their position.
+    A table of pixels also gives the weights of each part, under the names of free weights. A prior with a
+    condition also gives the tokens of its V entries without their position, `told.entry` (1 + V, W).
     """
     if not isinstance(network, Prior):
         return

@@ -1,4 +1,4 @@
-"""The studio: its page, its HTTP API, and here the flags of its command, which need neither torch nor Ray."""
+"""The studio: its page and its HTTP API. The flags of its command, here, need neither torch nor Ray."""
 
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ TOKEN = "NPDRAW_TOKEN"  # other users of the machine can read a command's flags,
 
 
 class Serve(Command):
-    """Serves the studio: watch a model draw, and put parts of one image on another. Ctrl-C stops it."""
+    """Serves the studio, where you watch a model draw and edit drawings. Ctrl-C stops it."""
 
     examples: ClassVar[tuple[str, ...]] = ("", "--model runs/digits --port 8080")
 
@@ -20,23 +20,23 @@ class Serve(Command):
     host: str = Field(
         "127.0.0.1",
         min_length=1,
-        description="address to listen at; 0.0.0.0 serves everyone on the network; see --token",
+        description="address to listen at; 0.0.0.0 serves everyone on the network, see --token",
     )
     replicas: PositiveInt = Field(
-        1, description="copies of the model that share the requests; from 2 on, on Ray Serve"
+        1, description="copies of the model that share the requests; two or more need Ray Serve"
     )
     use_gpu: bool | None = Field(
-        None, description="one GPU for each replica; if not given, used if there are enough"
+        None, description="use a GPU for each replica; if not given, GPUs are used if there are enough"
     )
 
     token: str | None = Field(
         None,
         min_length=1,
-        description=f"token that requests must carry, else all are served; better set {TOKEN}",
+        description=f"token that requests must carry; the variable {TOKEN} hides it from other users",
     )
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """Values of the header Host that are accepted."""
+        """The values of the header Host that are accepted."""
         own = tuple(f"[{host}]" if ":" in host else host for host in LOOPBACK)
         return own if self.host in LOOPBACK else ("*",)

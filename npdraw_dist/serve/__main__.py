@@ -1,6 +1,6 @@
 """npdraw serve: the studio in the browser and its HTTP API.
 
-One copy of the model is served in this process; several, or one on a cluster, by Ray Serve.
+This process serves one copy of the model. Ray Serve serves several copies, or one copy on a cluster.
 """
 
 import os
@@ -28,10 +28,10 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.serve.local import require_free
 
     folder = chosen_model(command.model)
-    model = load_npdraw(folder)  # an error here is one line; in a replica it is a long traceback
+    model = load_npdraw(folder)  # an error is one line here, and a long traceback in a replica
     token = command.token or os.environ.get(TOKEN) or None
     if token and not (token.isascii() and token.isprintable() and not set(token) & set(" &%")):
-        raise UserError("a token is of ASCII without spaces, & and %: clients send others in different ways")
+        raise UserError("a token is of ASCII without spaces, & and %, since clients encode these differently")
     options = command.model_copy(update={"token": token})
     require_free(options.host, options.port)
     on_ray = os.environ.get("RAY_ADDRESS") or options.replicas > 1
@@ -44,14 +44,14 @@ def main(argv: Sequence[str]) -> None:
     print(f"the studio: {address}{'/' + key if key else ''}", flush=True)
     print(f"its API:    {address}/openapi.json (Ctrl-C stops both)", flush=True)
     if options.hosts == ("*",) and token is None:
-        line = f"everyone who reaches this machine can use it: there is no login; set {TOKEN} for one"
+        line = f"everyone who reaches this machine can use it: there is no login; set {TOKEN} to require one"
         print(line, flush=True)
     stopped.wait()
     stop()
 
 
 def _here(folder: str, model: "NPDraw", options: Serve) -> Callable[[], None]:
-    """Serves in this process; returns what ends it."""
+    """Serves in this process. Returns the function that ends it."""
     from npdraw_dist.core.process import device_here
     from npdraw_dist.serve.engine import open_engine
     from npdraw_dist.serve.local import serve_here
@@ -60,7 +60,7 @@ def _here(folder: str, model: "NPDraw", options: Serve) -> Callable[[], None]:
 
 
 def _on_ray(folder: str, options: Serve) -> Callable[[], None]:
-    """Serves on Ray Serve; returns what ends it."""
+    """Serves on Ray Serve. Returns the function that ends it."""
     from npdraw_dist.core.storage import display_path, open_filesystem
     from npdraw_dist.distributed.resources import local_resources
     from npdraw_dist.distributed.start import is_local, start_ray

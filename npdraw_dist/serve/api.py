@@ -1,11 +1,15 @@
-"""The HTTP API over an `Engine`: routes and pages. It holds no state and touches no file.
+"""The studio's page and the HTTP API over an `Engine`. It holds no state.
 
 To add an endpoint, write one function here with a decorator of `router`; its request and response are models
 of `schemas`. /openapi.json follows.
 """
 
+import base64
+import hashlib
+import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
+from importlib import resources
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI, File, HTTPException, Path, Query, Request, UploadFile
@@ -17,42 +21,41 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 import npdraw_dist
 from npdraw_dist.core.errors import StorageFailed
 from npdraw_dist.nn.drawings import Drawings
-from npdraw_dist.serve import Serve, exports, schemas
+from npdraw_dist.serve import Serve, engine, schemas
 from npdraw_dist.serve.middleware import Guard
-from npdraw_dist.serve.pages import studio_page
 from npdraw_dist.serve.replica import Replica
 
 TITLE = "NP-DRAW studio"
 DESCRIPTION = """Sample, encode, complete, edit and decode with one model. The server keeps nothing: a drawing
-z travels with each request and each response. 400: the body cannot be read. 401: the server wants its token.
-408: the body took too long. 413: it is too large. 422: the request is refused, with the reason. 503: too many
-requests wait already; try again."""
+z travels with each request and each response."""
+REASONS = {
+    400: "The body cannot be read",
+    401: "The token is missing or wrong",
+    408: "The body took too long",
+    413: "The body is too large",
+    422: "The request is refused, with the reason",
+}
 REFUSED: dict[int | str, dict[str, Any]] = {
-    400: {"model": schemas.ErrorResponse, "description": "The body cannot be read"},
-    401: {"model": schemas.ErrorResponse, "description": "The token is missing or wrong"},
-    408: {"model": schemas.ErrorResponse, "description": "The body took too long"},
-    413: {"model": schemas.ErrorResponse, "description": "Too large"},
-    422: {"model": schemas.ErrorResponse, "description": "Refused, with the reason"},
-    503: {"content": {"text/plain": {}}, "description": "Too many requests wait"},  # also by Ray Serve itself
+    **{code: {"model": schemas.ErrorResponse, "description": text} for code, text in REASONS.items()},
+    503: {"content": {"text/plain": {}}, "description": "Too many requests wait; try again"},
 }
 
 Route = TypeVar("Route", bound=Callable[..., Any])
-pages = APIRouter(include_in_schema=False)
 facts = APIRouter(responses=REFUSED)
 router = APIRouter(prefix="/v1", responses=REFUSED)
 
 
 def build_app(replica: Callable[[], Replica], options: Serve, at_once: int | None = None) -> FastAPI:
-    """The application. replica: called at each request. at_once: as of `Guard`."""
+    """The application. replica: called at each request. at_once: the limit of `Guard`."""
     app = FastAPI(
         title=TITLE,
         description=DESCRIPTION,
         version=npdraw_dist.__version__,
-        docs_url=None,  # FastAPI's own page loads its script from elsewhere
+        docs_url=None,  # FastAPI's page loads its script from another host
         redoc_url=None,
     )
     app.state.replica = replica
-    for routes in (pages, facts, router):
+    for routes in (facts, router):
         app.include_router(routes)
     app.add_exception_handler(RequestValidationError, _explain)
     app.add_exception_handler(ValueError, _refuse)
@@ -62,7 +65,7 @@ def build_app(replica: Callable[[], Replica], options: Serve, at_once: int | Non
 
 
 async def _explain(_: Request, error: Exception) -> JSONResponse:
-    """The errors in one line. The request is not repeated in it, since it may hold anything."""
+    """The errors in one line, without the request, which may hold anything."""
     assert isinstance(error, RequestValidationError)
     items = [
         f"{'.'.join(str(part) for part in item['loc'][1:]) or 'body'}: {item['msg']}"
@@ -72,8 +75,8 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _refuse(_: Request, error: Exception) -> JSONResponse:
-    """The engine raises ValueError on what does not fit the model."""
-    if isinstance(error, StorageFailed | ValidationError):  # ours, not the request's
+    """422 for the ValueError that the engine raises on a request that does not fit the model."""
+    if isinstance(error, StorageFailed | ValidationError):  # the server's failure, not the user's
         raise error
     return JSONResponse({"detail": str(error)}, 422)
 
@@ -89,12 +92,41 @@ Served = Annotated[Replica, Depends(_replica)]
 # ---------------------------------------------------------------------------------- pages and facts
 
 
-@pages.api_route("/", methods=["GET", "HEAD"])
+@cache
+def studio_page() -> tuple[str, str]:
+    """page.html with the style sheet and the scripts that it names, and its policy.
+
+    One request loads it all. The policy allows this script and style by digest, and nothing from elsewhere.
+    """
+    folder = resources.files("npdraw_dist.serve")
+
+    def inline(found: re.Match[str]) -> str:
+        tag, name = ("style", found[1]) if found[1] else ("script", found[2])
+        return f"<{tag}>{(folder / name).read_text('utf-8')}</{tag}>"
+
+    named = r'<link rel="stylesheet" href="(.+?)">|<script src="(.+?)"></script>'
+    html = re.sub(named, inline, (folder / "page.html").read_text("utf-8"))
+
+    def digests(tag: str) -> str:
+        blocks = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.S)
+        made = (base64.b64encode(hashlib.sha256(block.encode()).digest()).decode() for block in blocks)
+        return " ".join(f"'sha256-{digest}'" for digest in made)
+
+    policy = (
+        f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')}; "
+        "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'"
+    )
+    return html, policy
+
+
+@facts.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
 async def studio() -> HTMLResponse:
-    return studio_page()
+    html, policy = studio_page()
+    return HTMLResponse(html, headers={"Content-Security-Policy": policy})
 
 
-@pages.head("/healthz")
+@facts.head("/healthz", include_in_schema=False)
 @facts.get("/healthz", summary="Whether the server answers")
 async def healthz() -> schemas.HealthResponse:
     return schemas.HealthResponse(version=npdraw_dist.__version__)
@@ -116,29 +148,26 @@ async def bank(replica: Served) -> schemas.BankResponse:
 async def _encoded(
     replica: Replica, encode: Callable[[Any], tuple[Drawings, str]], image: Any
 ) -> dict[str, Any]:
-    """The fields of an EncodeResponse. encode: picture -> its drawing, and the picture as it takes it."""
+    """The fields of an EncodeResponse. encode: picture -> its drawing, and the picture that it encoded."""
     drawing, original = await replica.run(encode, image)
     return {**dict(await replica.respond(drawing)), "original": original}
 
 
-@router.post("/encode", summary="The most likely drawing of an uploaded picture, placed by itself")
+@router.post("/encode", summary="The most likely drawing of an uploaded picture")
 async def encode(
     file: Annotated[UploadFile, File(description="PNG, JPEG, WebP, BMP or GIF, at most 8 MiB")],
     replica: Served,
     invert: Annotated[
         schemas.Choice,
-        Query(description="auto: a grey picture whose paper is not like the model's background"),
+        Query(description="auto: yes for a grey picture whose paper is unlike the model's background"),
     ] = "auto",
     crop: Annotated[
         schemas.Crop,
-        Query(
-            description="auto: what is drawn on plain paper, as large as drawings are; no: the centre square"
-        ),
+        Query(description="auto: ink on plain paper, scaled to the size of drawings; no: the centre square"),
     ] = "auto",
 ) -> schemas.PlacedResponse:
-    engine = replica.engine
-    image, placed = await replica.run(engine.place_upload, await file.read(), invert, crop == "auto")
-    return schemas.PlacedResponse(**await _encoded(replica, engine.encode, image), placement=placed)
+    image, placed = await replica.run(replica.engine.place_upload, await file.read(), invert, crop == "auto")
+    return schemas.PlacedResponse(**await _encoded(replica, replica.engine.encode, image), placement=placed)
 
 
 @router.get(
@@ -176,15 +205,9 @@ async def sample(request: schemas.SampleRequest, replica: Served) -> schemas.Dra
 
 @router.get("/gallery", summary="Drawings sampled from the prior")
 async def gallery(
-    replica: Served,
-    n: Annotated[int, Query(ge=1, le=32)] = 12,
-    seed: schemas.Seed = 0,
-    temperature: schemas.Temperature | None = None,
-    condition: schemas.Condition = None,
-    guidance: schemas.Guidance = 1.0,
+    request: Annotated[schemas.GalleryRequest, Query()], replica: Served
 ) -> schemas.DrawingsResponse:
-    asked = schemas.SampleRequest(seed=seed, temperature=temperature, condition=condition, guidance=guidance)
-    return await _all(replica, partial(replica.engine.sample, asked, n))
+    return await _all(replica, partial(replica.engine.sample, request, request.n))
 
 
 @router.post("/decode", summary="Canvas and image of a drawing")
@@ -192,12 +215,12 @@ async def decode(request: schemas.DecodeRequest, replica: Served) -> schemas.Dra
     return await replica.respond(await replica.run(replica.engine.drawing, request.z))
 
 
-@router.post("/compose", summary="B's parts at some places on A's canvas")
+@router.post("/compose", summary="A drawing with B's parts at some places of A")
 async def compose(request: schemas.ComposeRequest, replica: Served) -> schemas.DrawingResponse:
     return await replica.respond(*await replica.run(replica.engine.compose, request))
 
 
-@router.post("/edit", summary="A part put, removed, moved or swapped")
+@router.post("/edit", summary="A drawing after one edit: parts are put, removed, moved or swapped")
 async def edit(request: schemas.EditRequest, replica: Served) -> schemas.DrawingResponse:
     return await replica.respond(*await replica.run(replica.engine.edit, request))
 
@@ -212,7 +235,7 @@ async def next_part(request: schemas.NextRequest, replica: Served) -> schemas.Ne
     return await replica.run(replica.engine.next_part, request)
 
 
-@router.post("/surprise", summary="Where the prior did not expect what is drawn")
+@router.post("/surprise", summary="How little the prior expected each part")
 async def surprise(request: schemas.DecodeRequest, replica: Served) -> schemas.SurpriseResponse:
     return await replica.run(replica.engine.surprise, request.z)
 
@@ -222,7 +245,7 @@ async def interpolate(request: schemas.InterpolateRequest, replica: Served) -> s
     return await _all(replica, partial(replica.engine.between, request))
 
 
-@router.get("/examples", summary="Good drawings to begin with")
+@router.get("/examples", summary="Likely drawings that differ from each other")
 async def examples(replica: Served) -> schemas.ExamplesResponse:
     return await replica.once(replica.engine.examples)
 
@@ -235,34 +258,34 @@ async def steps(request: schemas.DecodeRequest, replica: Served) -> schemas.Step
 # ------------------------------------------------------------------------------------------ files
 
 
-def _file(path: str, summary: str, kind: str, what: str) -> Callable[[Route], Route]:
-    """The decorator of a route whose answer is a file."""
-    answers: dict[int | str, dict[str, Any]] = {200: {"content": {kind: {}}, "description": what}}
+def _file(path: str, kind: str, summary: str) -> Callable[[Route], Route]:
+    """The decorator of a route whose answer is a file of this media type."""
+    answers: dict[int | str, dict[str, Any]] = {200: {"content": {kind: {}}, "description": summary}}
     return router.post(path, summary=summary, response_class=Response, responses=answers)
 
 
 async def _download(
     z: schemas.Latents, replica: Replica, make: Callable[..., bytes], kind: str, name: str
 ) -> Response:
-    """make: model and drawing -> the file of this kind and name."""
+    """make: model and drawing -> content of the file. kind: its media type."""
     drawing = await replica.run(replica.engine.drawing, z)
     content = await replica.run(make, replica.engine.model, drawing)
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}
     return Response(content, media_type=kind, headers=headers)
 
 
-@_file("/steps.gif", "The drawing step by step, as an animation", "image/gif", "A GIF")
+@_file("/steps.gif", "image/gif", "The drawing step by step, as an animation")
 async def animation(request: schemas.DecodeRequest, replica: Served) -> Response:
-    return await _download(request.z, replica, exports.gif, "image/gif", "drawing.gif")
+    return await _download(request.z, replica, engine.gif, "image/gif", "drawing.gif")
 
 
-@_file("/strip.png", "The drawing step by step, side by side", "image/png", "A PNG")
+@_file("/strip.png", "image/png", "The drawing step by step, side by side")
 async def strip(request: schemas.StripRequest, replica: Served) -> Response:
-    make = partial(exports.strip, frames=request.frames)
+    make = partial(engine.strip, frames=request.frames)
     return await _download(request.z, replica, make, "image/png", "steps.png")
 
 
-@_file("/drawing.pdf", "Canvas and image as a vector file", "application/pdf", "A PDF")
+@_file("/drawing.pdf", "application/pdf", "Canvas and image as a vector file")
 async def drawing_pdf(request: schemas.FigureRequest, replica: Served) -> Response:
-    make = partial(exports.figure, outlines=request.outlines)
+    make = partial(engine.figure, outlines=request.outlines)
     return await _download(request.z, replica, make, "application/pdf", "drawing.pdf")

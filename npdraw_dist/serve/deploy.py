@@ -1,6 +1,6 @@
 """The studio as a Ray Serve application: replicas of a model behind one HTTP proxy.
 
-Each replica answers HTTP itself. Requests that find all slots and the short queue taken get 503 at once.
+Each replica answers HTTP itself. A request gets 503 at once if all slots and the short queue are taken.
 """
 
 import logging
@@ -22,7 +22,7 @@ NAME = "npdraw_studio"
 
 
 class Studio(Replica):
-    """A replica in a process of Ray Serve."""
+    """A replica in an actor of Ray Serve."""
 
     def __init__(self, model_folder: str) -> None:
         gpu = torch.cuda.is_available() and bool(ray.get_gpu_ids())
@@ -35,7 +35,8 @@ class Studio(Replica):
 def deploy(model_folder: str, options: Serve) -> None:
     """Starts the application on the running Ray and returns once it answers.
 
-    model_folder: absolute, or a URI. Raises UserError if there are too few GPUs, or a studio on this cluster.
+    model_folder: an absolute path or a URI. Raises UserError if there are too few GPUs, or if the cluster
+    serves a studio already.
     """
     running = serve.status()
     if NAME in running.applications:
@@ -44,7 +45,7 @@ def deploy(model_folder: str, options: Serve) -> None:
             f"python -c 'from ray import serve; serve.delete({NAME!r})' there"
         )
     if running.proxies:
-        print("Ray Serve runs here already and keeps its address, whatever --host and --port are", flush=True)
+        print("Ray Serve runs here already; its address counts, not --host and --port", flush=True)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     require_gpus(options, gpus)
     gpu = gpus >= options.replicas if options.use_gpu is None else options.use_gpu
@@ -73,7 +74,7 @@ def deploy(model_folder: str, options: Serve) -> None:
 
 
 def stop() -> None:
-    """Ends the application on a cluster, whose others go on; a local Ray ends with this process."""
+    """Ends the application on a cluster, and no other one. A local Ray ends with this process."""
     if os.environ.get("RAY_ADDRESS"):
         serve.delete(NAME)
         if not serve.status().applications:
@@ -81,7 +82,7 @@ def stop() -> None:
 
 
 def require_gpus(options: Serve, gpus: int) -> None:
-    """Raises UserError if each replica shall have a GPU and there are too few."""
+    """Raises UserError if GPUs are requested and there are fewer than replicas."""
     if options.use_gpu and gpus < options.replicas:
         raise UserError(
             f"--use_gpu true: {options.replicas} replicas need {options.replicas} GPUs; there are {gpus}"

@@ -1,23 +1,29 @@
-"""What the API does, in plain Python on one model: no HTTP, no Ray.
+"""The operations of the API in plain Python on one model, without HTTP and Ray.
 
-A drawing is `Drawings` of one image. Shapes: T steps, L places, C channels, H x W image.
+A drawing is `Drawings` of one image. Shapes: T steps, of which N draw, L places, C channels, h x w canvas,
+H x W image.
 """
 
 import base64
 import binascii
 import contextlib
 import hashlib
+import io
 import math
 from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.images import canvas_bytes, png, tiled
+from npdraw_dist.core.images import canvas_bytes, png, tiled, to_pil
 from npdraw_dist.core.made_by import fingerprint
+from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import Frame
 from npdraw_dist.core.process import refuse_tf32
@@ -29,18 +35,20 @@ from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.inputs import SplitImages
 from npdraw_dist.pipeline.models import load_npdraw, name_of
 from npdraw_dist.pipeline.pictures import looks_order
-from npdraw_dist.serve import exports, proposals, schemas
+from npdraw_dist.serve import proposals, schemas
 from npdraw_dist.serve.uploads import place_picture
 
-EXAMPLES = 6  # from each origin
-SEEN_IMAGES = 64  # validation images of which the examples are chosen
+EXAMPLES = 6  # from samples, and as many from validation images
+SEEN_IMAGES = 64  # validation images from which examples are chosen
+SIDE, GAP = 2.0, 0.1  # of a figure, inches
+OUTLINE = "#d6336c"
 
 
 class Engine:
     """Samples, encodes, edits and decodes with `model`.
 
-    folder: where it lies, so that its run's images are known. Raises ValueError on requests that do not fit
-    the model's sizes.
+    folder: the model's folder, by which the images of its run are found. Methods raise ValueError if a
+    request does not fit the model's sizes.
     """
 
     def __init__(self, model: NPDraw, folder: str | None = None) -> None:
@@ -92,7 +100,7 @@ class Engine:
         )
 
     def drawing(self, given: schemas.Latents) -> Drawings:
-        """The drawing of a request. Raises ValueError if it is none of this model."""
+        """The drawing of a request. Raises ValueError if it does not fit this model."""
         if not len(given.whether) == len(given.where) == len(given.what):
             raise ValueError("whether, where and what must be of one length")
         z = PartSequence(
@@ -103,7 +111,7 @@ class Engine:
         return self.model.drawings(z, None if given.u is None else self._appearance(given.u))
 
     def _appearance(self, text: str) -> Tensor:
-        """(1, ...)"""
+        """u of one drawing, (1, ...), from base64."""
         if self.model.appearance is None:
             raise ValueError("u: this model has no such numbers; leave it out")
         shape, content = self.model.appearance.shape, _bytes("u", text)
@@ -113,7 +121,7 @@ class Engine:
         return torch.from_numpy(u).view(1, *shape).to(self.model.device)
 
     def responses(self, drawings: Sequence[Drawings]) -> list[schemas.DrawingResponse]:
-        """Latents, canvas, image and log p(z) of all of them, decoded as one batch."""
+        """Latents, canvas, image and log p(z) of all drawings, decoded as one batch."""
         z = PartSequence.cat([one.z for one in drawings]).canonical()  # equal drawings give equal responses
         canvas = torch.cat([one.canvas for one in drawings])
         expected = [self.model.mean_appearance(one.canvas) if one.u is None else one.u for one in drawings]
@@ -138,7 +146,7 @@ class Engine:
     def place_upload(
         self, content: bytes, invert: schemas.Choice, crop: bool
     ) -> tuple[Tensor, schemas.Placement]:
-        """A picture of any size -> uint8 (1, C, H, W), as `place_picture` does. Raises BadPicture."""
+        """A picture of any size -> uint8 (1, C, H, W), by `place_picture`. Raises BadPicture."""
         return place_picture(
             content, self._frame(self.spec.image_shape), invert, self._extent if crop else None
         )
@@ -151,9 +159,9 @@ class Engine:
         return proposals.extent(self.model)
 
     def parse(self, request: schemas.ParseRequest) -> tuple[Drawings, str]:
-        """The drawing that the heuristic parser finds in a picture, and the picture as it takes it.
+        """The drawing that the heuristic parser finds in a picture, and the canvas that it parsed.
 
-        Raises BadPicture, a ValueError, also if the text is not base64.
+        Raises ValueError, also if the text is not base64, and BadPicture, a ValueError.
         """
         content = _bytes("image", request.image)
         shape = (self.spec.image_shape[0], self.grid.height, self.grid.width)
@@ -177,19 +185,19 @@ class Engine:
         return self.test_images[index]
 
     def encode(self, image: Tensor) -> tuple[Drawings, str]:
-        """uint8 (1, C, H, W) -> the most likely drawing, and the image as the encoder takes it."""
+        """uint8 (1, C, H, W) -> the most likely drawing, and the image that the encoder read."""
         x = self.model.as_input(image)
         return self.model.drawings(x), _text(png(x[0]))
 
     def compose(self, request: schemas.ComposeRequest) -> tuple[Drawings, int]:
-        """A with B's parts at the places, and how many of A's parts were dropped."""
+        """A with B's parts at the places, and the number of A's other parts that were dropped."""
         a, b = self.drawing(request.a), self.drawing(request.b)
         made = self.model.compose(a, b, request.places)
         mask = mask_of(request.places, self.grid, 1)
         return made, editing.dropped(made.z, (a.z, ~mask), (b.z, mask))
 
     def edit(self, request: schemas.EditRequest) -> tuple[Drawings, int]:
-        """The edited drawing, and how many other parts were dropped."""
+        """The edited drawing, and the number of other parts that were dropped."""
         before, edit = self.drawing(request.z), self.model.edit
         match request.edit:
             case schemas.Remove(places=places):
@@ -203,17 +211,17 @@ class Engine:
                 return made, 1 + editing.dropped(made.z, (before.z, ~mask_of([place], self.grid, 1)))
 
     def sample(self, request: schemas.SampleRequest, n: int = 1) -> Drawings:
-        return self.asked(request).draw(n, seed=request.seed, temperature=request.temperature)
+        return self.conditioned(request).draw(n, seed=request.seed, temperature=request.temperature)
 
-    def asked(self, request: schemas.SampleRequest) -> NPDraw:
-        """The model under the condition of a request. Raises UserError if it does not know it."""
+    def conditioned(self, request: schemas.SampleRequest) -> NPDraw:
+        """The model under the condition of a request. Raises UserError if the model does not know it."""
         if request.condition is None:
             return self.model
         return self.model.given(request.condition, request.guidance)
 
     def complete(self, request: schemas.CompleteRequest) -> Drawings:
         begun, how = self.drawing(request.z).repeated(request.n), request.temperature
-        model = self.asked(request)
+        model = self.conditioned(request)
         keep, sketch = request.keep, request.sketch or None
         if sketch and not self.spec.aligned:
             keep, sketch = [*keep, *sketch], None
@@ -231,10 +239,10 @@ class Engine:
         return proposals.next_part(self.model, self.drawing(request.z).z, place, request.n)
 
     def examples(self) -> schemas.ExamplesResponse:
-        """Good drawings to begin with: see `proposals.likely`."""
+        """Samples and reconstructed validation images, chosen by `proposals.likely`."""
         origins = {"sample": self.model.draw(proposals.CANDIDATE_DRAWINGS, seed=0)}
-        with contextlib.suppress(UserError, IndexError, OSError):  # the samples are examples enough
-            if valid := self.valid_images:  # to show the test images unasked is to open them
+        with contextlib.suppress(UserError, IndexError, OSError):  # samples alone are enough
+            if valid := self.valid_images:  # test images would be opened by showing them
                 seen = torch.cat([valid[index] for index in range(min(len(valid), SEEN_IMAGES))])
                 origins["validation image"] = self.model.drawings(seen)
         examples = []
@@ -248,9 +256,9 @@ class Engine:
         return schemas.ExamplesResponse(examples=examples)
 
     def frames(self, given: schemas.Latents) -> schemas.StepsResponse:
-        """A drawing step by step, from the empty canvas on."""
+        """A drawing after each of its steps, from the empty canvas on."""
         drawing = self.drawing(given)
-        z, (drawn, canvases, images) = drawing.z, exports.steps(self.model, drawing)
+        z, (drawn, canvases, images) = drawing.z, steps(self.model, drawing)
         made = [(0, None, None)] + [(t + 1, int(z.where[0, t]), int(z.what[0, t])) for t in drawn]
         frames = [
             schemas.Frame(step=t, place=place, part=part, canvas=_text(png(canvas)), image=_text(png(image)))
@@ -262,11 +270,54 @@ class Engine:
 def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw | None = None) -> Engine:
     """The engine of a model folder or URI. Raises UserError if there is no model of parts.
 
-    model: that which lies there, if it is loaded already.
+    model: the model of that folder, if it is loaded already.
     """
     model = (model or load_npdraw(folder)).to(device)
     refuse_tf32(model.device)
     return Engine(model, folder)
+
+
+def steps(model: NPDraw, drawing: Drawings) -> tuple[list[int], Tensor, Tensor]:
+    """The N steps that draw, and the canvas (N + 1, C, h, w) and the image before and after each of them."""
+    drawn = drawing.z.whether[0].nonzero()[:, 0]
+    canvases = model.render(drawing.z, steps=True)[0]
+    canvases = torch.cat([torch.full_like(canvases[:1], model.grid.background), canvases[drawn]])
+    u = None if drawing.u is None else drawing.u.expand(len(canvases), *drawing.u.shape[1:])
+    return drawn.tolist(), canvases, model.decode(canvases, u)
+
+
+def gif(model: NPDraw, drawing: Drawings) -> bytes:
+    """The drawing step by step as an animation."""
+    return model.trace(drawing.z, u=drawing.u).gif()
+
+
+def strip(model: NPDraw, drawing: Drawings, frames: int) -> bytes:
+    """The canvas above the image, after at most `frames` of the drawing's steps, as a PNG."""
+    drawn, canvases, images = steps(model, drawing)
+    count = min(frames, len(drawn))
+    shown = [round((k + 1) * len(drawn) / count) for k in range(count)] or [0]  # numbers of parts
+    captions = [f"{parts} of {len(drawn)}" for parts in shown]
+    return rows_png({"canvas": canvases[shown].cpu(), "image": images[shown].cpu()}, [None, captions])
+
+
+def figure(model: NPDraw, drawing: Drawings, outlines: bool) -> bytes:
+    """Canvas and image as a PDF with sharp pixels at any size. outlines: draw a frame around each part."""
+    page = Figure(figsize=(2 * SIDE + GAP, SIDE))
+    width = SIDE / (2 * SIDE + GAP)
+    for number, picture in enumerate(to_pil(drawing.canvas) + to_pil(drawing.images)):
+        axes = page.add_axes((number * (1 - width), 0, width, 1))
+        axes.set_axis_off()
+        axes.imshow(picture.convert("RGB"), interpolation="none")  # a colour map would round some greys
+    if outlines:
+        side, where = model.grid.patch, drawing.z.where[drawing.z.whether].cpu()
+        corners = (model.grid.corners[where] - 0.5).tolist()  # axes place a pixel around its centre
+        frames = [Rectangle((column, row), side, side) for row, column in corners]
+        page.axes[0].add_collection(
+            PatchCollection(frames, facecolor="none", edgecolor=OUTLINE, linewidth=0.5), autolim=False
+        )
+    file = io.BytesIO()
+    page.savefig(file, format="pdf", transparent=True, metadata={"CreationDate": None})
+    return file.getvalue()
 
 
 def _bytes(name: str, text: str) -> bytes:

@@ -15,13 +15,13 @@ from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.replica import ONGOING, QUEUED, REQUEST_S, SHUTDOWN_S, THREADS, Replica
 
-START_S = 30  # time limit of the socket's opening
+START_S = 30  # time limit of the start
 
 
 def serve_here(engine: Engine, options: Serve) -> Callable[[], None]:
-    """Serves in a thread of its own; returns, once it listens, what ends it at most SHUTDOWN_S later.
+    """Starts a server thread. Returns, once it listens, the function that ends it within SHUTDOWN_S.
 
-    Raises UserError if it does not listen.
+    Raises UserError if it does not listen within START_S.
     """
     if engine.model.device.type == "cpu":  # the replica's threads share the cores
         torch.set_num_threads(max(cpu_count() // THREADS, 1))

@@ -11,10 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from npdraw_dist.serve.uploads import MAX_BYTES
 
 MAX_JSON_BYTES = 1 << 20
-FORM_BYTES = 1 << 16  # what a form adds to the file in it
+FORM_BYTES = 1 << 16  # most bytes that a form adds to its file
 BODY_S = 60  # time limit of a body
 UPLOADS = ("/v1/encode",)
-OPEN_PATHS = ("/", "/healthz")  # they need no token, since they tell nothing of the model
+OPEN_PATHS = ("/", "/healthz")  # they reveal nothing about the model, so they need no token
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -30,9 +30,9 @@ HEADERS = {
 class Guard:
     """Refuses requests without the token (401), too many at once (503), and bodies too large or too slow.
 
-    token: None if all are served. at_once: the most requests that are worked on or wait; None if something
-    before this server counts them. It stops reading a body at its limits. It sets HEADERS unless a route did,
-    and none of CORS, so no page of another origin reads an answer.
+    token: None if requests need none. at_once: the most requests in work or waiting; None if another server
+    limits them. Reading a body stops at its limits. HEADERS are set unless a route did; no header of CORS is
+    set, so that no page of another origin reads an answer.
     """
 
     def __init__(self, app: ASGIApp, token: str | None, at_once: int | None = None) -> None:
@@ -61,7 +61,7 @@ class Guard:
             except TimeoutError:
                 raise HTTPException(408, f"the body took more than {BODY_S} s") from None
             if not message.get("more_body"):
-                latest = None  # what follows tells that the client has gone
+                latest = None  # later messages only tell that the client has gone
             seen += len(message.get("body", b""))
             if seen > limit:
                 raise HTTPException(413, too_large)  # FastAPI makes 400 of other errors here

@@ -16,22 +16,22 @@ from npdraw_dist.nn.particles import AlignedRules, first_parts, weighted_particl
 from npdraw_dist.nn.steps import log_prob
 from npdraw_dist.serve.schemas import NextResponse, PartChance
 
-# Someone waits for it: less than `Effort()`, which is for results that stay.
+# A user waits for completions, so this is less than `Effort()`.
 QUICK = Effort(particles=16, visits=0, candidates=1)
-PARTICLES = 64  # for a heat map; its standard error is at most 0.06
-CONTEXTS, CANDIDATES = 3, 8  # to rank the parts at a place
-CANDIDATE_DRAWINGS = 64  # examples are chosen from so many
+PARTICLES = 64  # the standard error of the heat map is at most 0.06
+CONTEXTS, CANDIDATES = 3, 8  # particles and parts by which the parts at a place are ranked
+CANDIDATE_DRAWINGS = 64  # samples from which examples are chosen
 
 
 def next_part(model: NPDraw, z: PartSequence, place: int | None, n: int) -> NextResponse:
-    """Where the prior draws next on z (1, T), and the n likeliest parts at `place`, None: the likeliest.
+    """Where the prior draws next on z (1, T), and the n likeliest parts at `place` (None: the likeliest).
 
-    What z holds at `place` is taken away first. In a free order: p(whether) p(where) of the step after those
-    that draw, and p(what | where) (paper eq. 1-2). In `aligned` order no step is the next one, since the
-    prior asks each place in turn: p(places that are drawn too | what z draws) by sequential Monte Carlo
-    (`nn.particles`), and the next part is any of them with equal probability. The parts of a place are those
-    of p(what | all other places), averaged over CONTEXTS of the particles, among the CANDIDATES likeliest
-    given the places before it.
+    The parts that z has at `place` are removed first. In a free order the answer is p(whether) p(where) of
+    the first step that does not draw, and p(what | where) (paper eq. 1-2). In `aligned` order the prior
+    visits the places in turn, so no step is the next one: sequential Monte Carlo (`nn.particles`) samples
+    the other places that are drawn, given z, and each of them is next with equal probability. The parts of a
+    place follow p(what | all other places), averaged over CONTEXTS particles, among the CANDIDATES that are
+    likeliest given the places before it.
     """
     if place is not None:
         mask = torch.zeros(model.grid.places, dtype=torch.bool, device=z.where.device)
@@ -46,7 +46,7 @@ def _free(model: NPDraw, z: PartSequence, place: int | None, n: int) -> NextResp
     first = (~z.whether).sort(dim=1, stable=True).indices  # the steps that draw come first
     z = z.map(lambda values: values.gather(1, first)).canonical()
     step = int(z.whether.sum())
-    full = step == z.steps  # all T steps are taken: nothing can follow
+    full = step == z.steps  # no step is left
     step = min(step, z.steps - 1)
     logits = model.prior(z).float32()
     assert logits.where is not None
@@ -84,29 +84,30 @@ def _answer(places: Tensor, stop: float, place: int, parts: Tensor, chances: Ten
 def _parts_of_place(model: NPDraw, z: PartSequence, place: int, n: int) -> tuple[Tensor, Tensor]:
     """The n likeliest parts at `place` given all other places of the drawings z (B, L), and p of each.
 
-    A drawing counts by its probability that a part is drawn there.
+    Each drawing is weighted by its probability that a part is drawn there.
     """
     count = min(max(n, CANDIDATES), model.spec.parts)
     past = model.prior(z).float32().what[:, place].softmax(-1).mean(0)
     candidates = past.topk(count).indices
-    rows = [z.map(torch.clone) for _ in range(count + 1)]  # the last one draws nothing at the place
+    rows = [z.map(torch.clone) for _ in range(count + 1)]  # the last row draws nothing at the place
     for row, part in zip(rows, candidates, strict=False):
         row.whether[:, place], row.what[:, place] = True, part
     rows[-1].whether[:, place] = False
     each = PartSequence.cat(rows)
     log_p = log_prob(model.prior(each).float32(), each).double().view(count + 1, len(z))
     drawn = log_p.softmax(0)[:-1].sum(1)  # (C,): summed over the drawings
-    share = past[candidates].sum().double()  # the candidates' own, which the others lack
+    share = past[candidates].sum().double()  # the other parts have the rest
     best = (drawn / drawn.sum() * share).topk(n)
     return candidates[best.indices], best.values
 
 
 @torch.no_grad()
 def likely(model: NPDraw, drawings: Drawings, count: int) -> tuple[Tensor, Tensor]:
-    """The rows of B drawings that make good examples, at most `count`, and log p(z) in nats for each part.
+    """At most `count` rows of B drawings that make good examples, and log p(z) in nats per part of each.
 
-    They come from the better half of those with at least the median of parts (log p alone would choose the
-    emptiest): first the best, then always the one whose canvas differs most from the chosen.
+    Candidates are the likelier half of the drawings with at least the median number of parts, since log p
+    alone would choose the emptiest. The likeliest comes first; each next one has the canvas that differs most
+    from those chosen before.
     """
     parts = drawings.z.whether.sum(1)
     score = model.prior_log_prob(drawings.z) / parts.clamp(min=1)
@@ -119,7 +120,7 @@ def likely(model: NPDraw, drawings: Drawings, count: int) -> tuple[Tensor, Tenso
     chosen = [0]
     while len(chosen) < min(count, len(rows)):
         nearest = distance[chosen].amin(0)
-        if float(nearest.max()) == 0:  # the others are equal to those
+        if float(nearest.max()) == 0:  # all others equal chosen ones
             break
         chosen.append(int(nearest.argmax()))
     rows = rows[chosen]
@@ -128,9 +129,9 @@ def likely(model: NPDraw, drawings: Drawings, count: int) -> tuple[Tensor, Tenso
 
 @torch.no_grad()
 def extent(model: NPDraw) -> float:
-    """The share of a canvas's side that the longer side of a drawing takes, 1.0 if nothing is drawn.
+    """The share of the canvas's side that a drawing's longer side takes: the median of the prior's samples.
 
-    The median of the prior's samples.
+    1.0 if nothing is drawn.
     """
     z = model.sample_prior(CANDIDATE_DRAWINGS, torch.Generator(model.device).manual_seed(0))
     sides = []

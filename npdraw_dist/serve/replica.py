@@ -1,4 +1,4 @@
-"""What the routes of the studio need of the process that serves them."""
+"""One copy of the model in the process that serves it: its threads, and its batches of drawings."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from npdraw_dist.serve.schemas import DrawingResponse
 BATCH = 32  # drawings decoded at once
 REQUEST_S = 60  # time limit of a request
 SHUTDOWN_S = 5  # time that a replica has to finish its requests
-THREADS = 2  # so that an animation does not delay a decoding
-ONGOING, QUEUED = 32, 64  # requests that a replica works on at once, and that wait before others get 503
+THREADS = 2  # with one, an animation would delay a decoding
+ONGOING, QUEUED = 32, 64  # requests in work and waiting requests of a replica; further ones get 503
 
 Result = TypeVar("Result")
 
 
 class Replica:
-    """A model, and threads beside the event loop of its process."""
+    """A model with THREADS beside the event loop of its process."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -29,14 +29,14 @@ class Replica:
         self._responding: asyncio.Task[None] | None = None
 
     def warm_up(self) -> None:
-        """The first call is slow, and the page asks for the examples first."""
+        """Makes the slow first call, and starts on the examples, which the page requests first."""
         self.engine.responses([self.engine.model.draw(1, seed=0)])
         self.begin(self.engine.examples)
 
     async def respond(self, drawing: Drawings, dropped: int = 0) -> DrawingResponse:
-        """`Engine.responses` of one drawing, in one batch with those of other requests.
+        """The response of one drawing, decoded in one batch with the drawings of other requests.
 
-        The requests that arrive while a batch is decoded make up the next one; none waits for others.
+        Requests that arrive while a batch is decoded form the next batch.
         """
         answer: asyncio.Future[DrawingResponse] = asyncio.get_running_loop().create_future()
         self._waiting.append((drawing, answer))
@@ -49,26 +49,26 @@ class Replica:
             batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
             try:
                 found = await self.run(self.engine.responses, [drawing for drawing, _ in batch])
-            except Exception as error:  # each request fails with it
+            except Exception as error:  # all requests of the batch fail with it
                 for _, answer in batch:
                     if not answer.done():
                         answer.set_exception(error)
                 continue
             for (_, answer), response in zip(batch, found, strict=True):
-                if not answer.done():  # whose client has gone
+                if not answer.done():  # it is, if its client has gone
                     answer.set_result(response)
 
     async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
-        """In a thread."""
+        """Runs the function in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, function, *arguments)
 
     async def once(self, function: Callable[[], Result]) -> Result:
-        """`function()`, computed once for all requests; one that waits for it takes no thread."""
+        """`function()`, computed once for all requests. A waiting request occupies no thread."""
         # A client that goes away must not cancel what others wait for.
         return await asyncio.shield(asyncio.wrap_future(self.begin(function)))
 
     def begin(self, function: Callable[[], Result]) -> Future[Result]:
-        """Starts it, unless it runs or is done; again if it failed."""
+        """Starts the function unless it runs or has succeeded already."""
         found = self._begun.get(function)
         if found is None or (found.done() and found.exception() is not None):
             found = self._begun[function] = self._threads.submit(function)

@@ -1,6 +1,6 @@
 """The bodies of HTTP requests and responses. Images are PNGs in base64, so one response holds all of them.
 
-Shapes: T steps, L places, K parts. The model's own limits are checked in `engine`, which knows its sizes.
+Shapes: T steps, L places, K parts. `engine` checks requests against the sizes of the model.
 """
 
 from typing import Annotated, Literal
@@ -9,22 +9,17 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from npdraw_dist.config.networks import ConditionName
 
-MAX_STEPS = 4096  # limit of any model, so that a request is small
+MAX_STEPS = 4096  # of any model, so that requests are small
 MAX_APPEARANCE = 2**18  # characters
 
 Index = Annotated[int, Field(ge=0, lt=2**31)]
 Places = Annotated[list[Index], Field(max_length=MAX_STEPS)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Temperature = Annotated[float, Field(gt=0, le=10, description="temperature of the prior; low is less varied")]
+Temperature = Annotated[float, Field(gt=0, le=10, description="low temperatures vary less")]
 Choice = Literal["auto", "yes", "no"]
 Crop = Literal["auto", "no"]
-Condition = Annotated[
-    str | None,
-    Field(max_length=200, description="what to draw, a class or words; null: anything. /v1/model says which"),
-]
-Guidance = Annotated[
-    float, Field(ge=0, le=10, description="how far the condition decides; 1: as the model was trained")
-]
+Condition = Annotated[str | None, Field(max_length=200, description="a class or words; null: anything")]
+Guidance = Annotated[float, Field(ge=0, le=10, description="weight of the condition; 1: as in training")]
 Png = Annotated[str, Field(description="a PNG in base64", json_schema_extra={"contentEncoding": "base64"})]
 
 
@@ -33,9 +28,9 @@ class Request(BaseModel):
 
 
 class Latents(Request):
-    """A drawing z: T steps of whether, where and what, and what these cannot say.
+    """A drawing z: T steps of whether, where and what, and the details u that parts cannot express.
 
-    where and what are ignored if whether is false.
+    A step's where and what are ignored if its whether is false.
     """
 
     whether: list[bool] = Field(max_length=MAX_STEPS)
@@ -44,19 +39,22 @@ class Latents(Request):
     u: str | None = Field(
         None,
         max_length=MAX_APPEARANCE,
-        description="what parts cannot say, such as slant or shade: float32 in base64; null: what the model "
-        "expects given the canvas",
+        description="details such as slant or shade, float32 in base64; null: as expected given the canvas",
         json_schema_extra={"contentEncoding": "base64"},
     )
 
 
 class SampleRequest(Request):
-    """What may be drawn, and how freely."""
+    """Seed, temperature and condition of a sample."""
 
     seed: Seed = 0
     temperature: Temperature | None = None
     condition: Condition = None
     guidance: Guidance = 1.0
+
+
+class GalleryRequest(SampleRequest):
+    n: int = Field(12, ge=1, le=32, description="number of drawings")
 
 
 class DecodeRequest(Request):
@@ -88,7 +86,7 @@ class Remove(Request):
 
 
 class Move(Request):
-    """Moves the parts of `source` to `target`, which loses its own."""
+    """Moves the parts of the place `source` to `target`, whose own parts are removed."""
 
     kind: Literal["move"]
     source: Index
@@ -111,33 +109,28 @@ class CompleteRequest(SampleRequest, DecodeRequest):
     keep: Places = Field(description="places that stay as they are, also empty")
     sketch: Places = Field(
         [],
-        description="places drawn by hand: parts near to their ink take their place, and may go on beyond "
-        "it; they stay where the model draws in a free order",
+        description="places drawn by hand, redrawn near their ink; a model of free order keeps their parts",
     )
     n: int = Field(4, ge=1, le=8, description="number of proposals")
 
 
 class NextRequest(DecodeRequest):
-    place: Index | None = Field(
-        None, description="the place whose parts are asked for; the likeliest if null"
-    )
-    n: int = Field(8, ge=1, le=32, description="most parts in the answer")
+    place: Index | None = Field(None, description="place of the returned parts; null: the likeliest one")
+    n: int = Field(8, ge=1, le=32, description="largest number of parts in the response")
 
 
 class ParseRequest(Request):
     image: Png
-    invert: Choice = Field("auto", description="dark ink on white becomes bright ink on black, or vice versa")
-    z: Latents | None = Field(
-        None, description="the drawing that was drawn on; its u stays where the canvas does"
-    )
+    invert: Choice = Field("auto", description="exchange dark and bright")
+    z: Latents | None = Field(None, description="earlier drawing, whose u stays where it is unchanged")
 
 
 class StripRequest(DecodeRequest):
-    frames: int = Field(8, ge=2, le=32, description="most pictures in a row; the last is the whole drawing")
+    frames: int = Field(8, ge=2, le=32, description="most pictures; the last is the whole drawing")
 
 
 class FigureRequest(DecodeRequest):
-    outlines: bool = Field(True, description="each part is framed on the canvas")
+    outlines: bool = Field(True, description="draw a frame around each part on the canvas")
 
 
 class DrawingResponse(BaseModel):
@@ -148,11 +141,11 @@ class DrawingResponse(BaseModel):
     image: Png
     parts: int = Field(description="number of steps that draw")
     log_prior: float = Field(description="log p(z) in nats")
-    dropped: int = Field(0, description="parts that an edit removed because all steps were taken")
+    dropped: int = Field(0, description="number of parts that an edit removed because no step was left")
 
 
 class EncodeResponse(DrawingResponse):
-    original: Png = Field(description="the image as the encoder takes it")
+    original: Png = Field(description="the image that was encoded")
 
 
 class Placement(BaseModel):
@@ -160,10 +153,9 @@ class Placement(BaseModel):
 
     inverted: bool
     cropped: Annotated[list[int], Field(min_length=4, max_length=4)] = Field(
-        description="left, top, right and bottom of what was taken, in pixels of the upload, upright; it may "
-        "reach over the edges, where the paper goes on"
+        description="left, top, right, bottom of the crop in pixels of the upright upload, or beyond it"
     )
-    scaled: float = Field(description="pixels of the image for each of the upload")
+    scaled: float = Field(description="pixels of the image per pixel of the upload")
 
 
 class PlacedResponse(EncodeResponse):
@@ -175,39 +167,39 @@ class DrawingsResponse(BaseModel):
 
 
 class Example(BaseModel):
-    name: str = Field(description="where it comes from")
+    name: str = Field(description="origin: a sample or a validation image, and its number")
     log_prior_per_part: float = Field(description="log p(z) in nats, divided by the number of parts")
     drawing: DrawingResponse
 
 
 class ExamplesResponse(BaseModel):
-    """Drawings that the prior finds likely for their number of parts, and that differ from each other."""
+    """Drawings that are likely for their number of parts and differ from each other."""
 
     examples: list[Example]
 
 
 class PartChance(BaseModel):
     part: int
-    probability: float = Field(description="if a part is drawn at the place; all K sum to 1")
+    probability: float = Field(description="given that a part is drawn at the place; all K sum to 1")
 
 
 class NextResponse(BaseModel):
-    """Where the prior draws next, and what.
+    """The next part by the prior: its place, and the likeliest parts at one place.
 
-    In a free order the next step is meant; `stop` is that nothing more is drawn. In order `aligned` the
-    prior asks every place in turn; the next part is one of those that it adds, each as likely.
+    In a free order the next part is that of the next step. In order `aligned` the prior visits every place in
+    turn; the next part is any of those that it adds, with equal probability.
     """
 
-    places: list[float] = Field(description="L probabilities that the next part is there; with stop 1 in all")
+    places: list[float] = Field(description="probability of each of the L places; with `stop` 1 in all")
     stop: float = Field(description="probability that no part follows")
     parts: list[PartChance] = Field(description="the likeliest parts at `place`, likeliest first")
     place: int
 
 
 class SurpriseResponse(BaseModel):
-    """Where the prior did not expect what is drawn."""
+    """How little the prior expected each part."""
 
-    places: list[float] = Field(description="L nats: -log p of the step that draws there, given those before")
+    places: list[float] = Field(description="L nats: -log p of the steps that draw there")
 
 
 class Frame(BaseModel):
@@ -221,7 +213,7 @@ class Frame(BaseModel):
 
 
 class StepsResponse(BaseModel):
-    frames: list[Frame] = Field(description="the empty canvas, then a frame for each step that draws")
+    frames: list[Frame] = Field(description="the empty canvas, then the canvas after each step that draws")
 
 
 class BankResponse(BaseModel):
@@ -231,13 +223,13 @@ class BankResponse(BaseModel):
     patch: int
     columns: int
     sheet: Png
-    by_looks: list[int] = Field(description="the K parts with similar ones near each other")
+    by_looks: list[int] = Field(description="the K parts in an order that puts similar ones near each other")
 
 
 class ModelResponse(BaseModel):
     name: str = Field(description="name of the model's run or folder")
-    hash: str = Field(description="of its bank and settings: a drawing suits no model with another hash")
-    source: str | None = Field(description="source of the training images; null if not known")
+    hash: str = Field(description="hash of bank and settings, which drawings must match")
+    source: str | None = Field(description="source of the training images; null if unknown")
     likelihood: str
     channels: int = Field(description="1 for grey, 3 for colour")
     image_height: int
@@ -253,12 +245,12 @@ class ModelResponse(BaseModel):
     steps: int = Field(description="T")
     parts: int = Field(description="K")
     order: str
-    aligned: bool = Field(description="every place is asked in turn, so a place holds at most one part")
+    aligned: bool = Field(description="whether each place has a step, so that it holds at most one part")
     background: Literal["black", "white"] = Field(description="colour of the canvas where nothing is drawn")
-    condition: ConditionName = Field(description="what the model can be asked for")
-    vocabulary: list[str] = Field(description="the classes or words that it knows")
-    temperature: float = Field(description="of samples where none is asked for")
-    test_images: int = Field(description="0 if the model is not in its run folder")
+    condition: ConditionName = Field(description="kind of the condition that the model takes")
+    vocabulary: list[str] = Field(description="the classes or words that the model knows")
+    temperature: float = Field(description="temperature of samples if a request gives none")
+    test_images: int = Field(description="number of test images; 0 if the model is not in its run folder")
 
 
 class HealthResponse(BaseModel):

@@ -1,4 +1,4 @@
-"""Uploaded pictures placed as a model's own drawings lie on their images: inverted, cropped and scaled.
+"""Inverts, crops and scales uploaded pictures so that they lie on the image as the model's own drawings do.
 
 Shapes: C channels, H x W image of the model, h x w pixels of the picture.
 """
@@ -19,29 +19,29 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 MAX_BYTES = 8 << 20
 MAX_PIXELS = 16_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-INK = 48  # a pixel that differs by more (of 255) from the paper is drawn
-MOST_INK_AT_EDGES = 0.1  # share of the outer pixels; with more there is no plain paper
+INK = 48  # a pixel that differs by more from the paper (of 255) is ink
+MOST_INK_AT_EDGES = 0.1  # if more of the outer pixels are ink, there is no plain paper
 
 
 def place_picture(
     content: bytes, frame: Frame, invert: Choice, extent: float | None = None
 ) -> tuple[Tensor, Placement]:
-    """An encoded picture -> uint8 (1, C, H, W), and how it was placed. frame: on black or white, cropped.
+    """An encoded picture -> uint8 (1, C, H, W), and how it was placed. frame: shape and background.
 
-    invert: `auto` inverts a grey picture whose paper, or ink if it is transparent, is of the wrong kind;
-    colours are never inverted by themselves. extent: what is drawn on plain paper is centred, and its longer
-    side takes this share of the image's; if None, and without plain paper, the centre square is taken. Raises
-    BadPicture; a picture that is too large is not decoded.
+    invert: `auto` inverts a grey picture whose paper (or whose ink, if the paper is transparent) has the
+    wrong brightness; pictures in colour are only inverted by `yes`. extent: ink on plain paper is centred,
+    and its longer side takes this share of the image's side. Without plain paper, or if extent is None, the
+    centre square is taken. Raises BadPicture; a picture that is too large is not decoded.
     """
     if not content:
         raise BadPicture("the file is empty")
     if len(content) > MAX_BYTES:
         raise BadPicture(f"{len(content):,} bytes; {MAX_BYTES:,} are the limit")
-    picture = upright(open_picture(content, FORMATS, MAX_PIXELS))  # of mode L, RGB or RGBA
+    picture = upright(open_picture(content, FORMATS, MAX_PIXELS))  # its mode is L, RGB or RGBA
     channels, height, width = frame.shape
     white = frame.background == "white"
     inverted = invert == "yes" or (invert == "auto" and channels == 1 and _is_negative(picture, white))
-    # Transparent pixels become the background, if need be once all are inverted.
+    # Transparent pixels shall become the background, also where all pixels are inverted afterwards.
     behind = "white" if white != inverted else "black"
     flat = opaque(picture, behind, frame.mode)
     flat = ImageOps.invert(flat) if inverted else flat
@@ -58,7 +58,7 @@ def place_picture(
 
 
 def _is_negative(picture: Image.Image, white: bool) -> bool:
-    """Whether paper is bright and the model's background black, or vice versa."""
+    """Whether the paper is bright and the model's background black, or vice versa."""
     if picture.has_transparency_data:
         small = picture.convert("RGBA")
         small.thumbnail((256, 256))
@@ -79,7 +79,7 @@ def _edges(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _box_of_ink(values: NDArray[np.uint8], extent: float) -> Box | None:
-    """The square in which what is drawn takes `extent` of the side; None without ink or plain paper."""
+    """The square of which the ink takes the share `extent`; None without ink or plain paper."""
     edges = _edges(values)
     paper = np.median(edges, axis=0)
     if _is_ink(edges, paper).mean() > MOST_INK_AT_EDGES:
@@ -95,13 +95,13 @@ def _box_of_ink(values: NDArray[np.uint8], extent: float) -> Box | None:
 
 
 def _is_ink(values: NDArray[np.uint8], paper: NDArray[Any]) -> NDArray[np.bool_]:
-    """(..., h, w) or (..., 3) -> without the axis of colours."""
+    """Whether pixels differ from the paper: (h, w) or (n,), without the axis of colours."""
     off = np.abs(values.astype(np.int16) - np.asarray(paper).astype(np.int16)) > INK
     return off if np.ndim(paper) == 0 else np.asarray(off.any(-1))
 
 
 def _cut(flat: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
-    """The box of a picture at `size` (width, height), with the paper's colour beyond its edges."""
+    """The box of a picture scaled to `size` (width, height); beyond the edges is the paper's colour."""
     left, top, right, bottom = box
     across, down = size[0] / (right - left), size[1] / (bottom - top)
     inner = (max(left, 0), max(top, 0), min(right, flat.width), min(bottom, flat.height))

@@ -18,7 +18,7 @@ KINDS = [("aligned", "joint"), ("raster", "factorised")]
 
 
 def model_of(order: str, table: str) -> NPDraw:
-    """With weights far from the start, so that every term shows."""
+    """A model with weights far from the start, so that every term matters."""
     steps = 16 if order == "aligned" else 9
     return tiny_model(tiny_spec(order, table=table, image_shape=(1, 8, 8), parts=6, steps=steps))
 
@@ -40,7 +40,6 @@ def test_canvases_log_probabilities_and_samples(order: str, table: str) -> None:
 
 @pytest.mark.parametrize(("order", "table"), KINDS)
 def test_loss_and_gradients_of_a_vae_step(order: str, table: str) -> None:
-    """Dropout is off."""
     images = torch.randint(256, (BATCH, 1, 8, 8), generator=seeded(1), dtype=torch.uint8)
     losses, gradients = [], []
     for make in (VAEObjective, DenseVAEObjective):

@@ -1,4 +1,4 @@
-"""Operations against a count by hand, and an object in a process of its own."""
+"""Counted operations against a count by hand, and objects in their own processes."""
 
 import os
 import signal
@@ -47,12 +47,12 @@ def test_a_hard_step_is_past_the_relaxed_draws(monkeypatch: pytest.MonkeyPatch) 
     assert experiment.vae.relaxed_share < shares[1] * experiment.train.batch_size < 1
 
 
-class Held:
-    """Some memory."""
+class Megabytes:
+    """An object of some size."""
 
     def __init__(self, megabytes: int) -> None:
         self.before = machine.memory_mb()
-        self.held = np.ones(megabytes << 20, np.uint8)
+        self.data = np.ones(megabytes << 20, np.uint8)
 
     def grown(self) -> float:
         return machine.peak_mb() - self.before
@@ -65,14 +65,14 @@ class Held:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the memory of a GPU is asked there")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU its memory is measured")
 def test_the_memory_of_a_fresh_process_is_its_own() -> None:
     mine = np.ones(300 << 20, np.uint8)
     # 72 MiB, so that over 63 are left when the kernel takes back some pages of the start meanwhile.
-    with WorkerProcess(Held, 72) as fresh:
+    with WorkerProcess(Megabytes, 72) as fresh:
         assert 63 < fresh.call("grown") < 150
-        with pytest.raises(ValueError, match="as asked"):
-            fresh.call("fail", "as asked")
-        with pytest.raises(UserError, match=r"Held\(72,\) was killed"):
+        with pytest.raises(ValueError, match="on purpose"):
+            fresh.call("fail", "on purpose")
+        with pytest.raises(UserError, match=r"Megabytes\(72,\) was killed"):
             fresh.call("die")
     assert mine.any()

@@ -1,4 +1,4 @@
-"""The command `edit`: what it writes, what it takes, and the mistakes it tells in one line."""
+"""The command `edit`: its files, its inputs, and its one-line errors."""
 
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,12 @@ def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def with_u(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Colour, half the resolution, and a Gaussian latent that matters."""
+    """A model in colour with a canvas of half the resolution and a Gaussian latent that matters."""
     return save_model(tmp_path_factory.mktemp("colour"), WITH_U["vector"])
 
 
 def edited(model: Path, out: Path, *flags: str) -> PartSequence:
-    """What `edit` saves."""
+    """The drawing that `edit` saves."""
     edit.main(["--model", str(model), "--out", str(out), *flags])
     return PartSequence.load(out / "z.safetensors")
 
@@ -54,7 +54,7 @@ def drawn(z: PartSequence) -> list[tuple[int, int]]:
 
 
 def completed(model: NPDraw, a: Drawings, b: Drawings) -> Drawings:
-    """The first of three."""
+    """The first of three completions."""
     keep = ~parse_region("0:2,:;2:3,0:1", model.grid)
     return model.complete(model.compose(a, b, "4:5,:").repeated(3), keep, seed=5)[:1]
 
@@ -93,7 +93,7 @@ def test_an_edited_drawing_is_edited_again(grey: Path, tmp_path: Path) -> None:
 
 
 def test_images_of_a_file_and_of_the_run(grey: Path, tmp_path: Path, refused: Refused) -> None:
-    """Training and validation images of the run have ids; no test image is found by one."""
+    """Training and validation images are found by their ids, test images are not."""
     model = load_npdraw(str(grey))
     images = np.random.default_rng(0).integers(0, 2, (5, 1, 28, 28), dtype=np.uint8) * 255
     encoded = [drawn(model.encode(model.as_input(torch.tensor(image[None])))) for image in images]

@@ -1,4 +1,4 @@
-"""The pictures of an edit by their pixels: what was given is what is seen."""
+"""The pictures of an edit show exactly the given pixels."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The command `export-demo`: one file, what it holds, and what is refused."""
+"""The command `export-demo`: the content of its file, and the models that it refuses."""
 
 import re
 from collections.abc import Callable
@@ -67,13 +67,13 @@ def test_the_bank_is_exact() -> None:
         fact = packed.tensors["bank"]
         assert fact["type"] == kind
         content = packed.content[fact["start"] : fact["start"] + model.bank_parts.numel() * dtype.itemsize]
-        held = torch.frombuffer(content, dtype=dtype) / scale
-        assert torch.equal(held, model.bank_parts.flatten())
+        bank = torch.frombuffer(content, dtype=dtype) / scale
+        assert torch.equal(bank, model.bank_parts.flatten())
         model.bank_parts.mul_(255).round_().div_(255)
 
 
 def another_class(module: nn.Module) -> None:
-    """Of the same weights."""
+    """Gives the module another class with the same weights."""
     module.__class__ = type("Other", (type(module),), {})
 
 

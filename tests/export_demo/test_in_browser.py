@@ -44,11 +44,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
 FACTS = Facts("A model <b>", "apache-2.0", 2.03, 1)
 REPLAYED = "#play[aria-label='Replay the drawing']"
 NUMBERED = """(() => {
-  const {asked} = demo.model.spec, before = asked.entries;
-  asked.entries = ["2", "4", "6"];
+  const {condition} = demo.model.spec, before = condition.entries;
+  condition.entries = ["2", "4", "6"];
   try { demo.model.tokens("0"); return "drawn"; }
   catch (error) { return [error.message, demo.model.tokens("04")]; }
-  finally { asked.entries = before; }
+  finally { condition.entries = before; }
 })()"""
 PROBE = """(drawings) => drawings.map(({z, noise}) => {
   const {model} = demo, canvas = model.render(z);
@@ -65,14 +65,14 @@ def browser() -> Iterator[Any]:
         yield opened
 
 
-def rounded(name: str, **asked: Any) -> NPDraw:
-    """A model of random weights that float16 holds, and parts of bytes, so that the file is exact.
+def rounded(name: str, **condition: Any) -> NPDraw:
+    """A model with random weights in float16 and parts in bytes, so that the file is exact.
 
-    asked: what its prior is told.
+    condition: settings of its prior, by which it takes a condition.
     """
     spec = tiny_spec(**SETTINGS[name])
-    model = tiny_model(spec.model_copy(update={"prior": spec.prior.model_copy(update=asked)}))
-    if asked:
+    model = tiny_model(spec.model_copy(update={"prior": spec.prior.model_copy(update=condition)}))
+    if condition:
         shaken(model.prior.told, 0.7)  # type: ignore[arg-type]  # so that words differ
     with torch.no_grad():
         for value in model.state_dict().values():
@@ -85,22 +85,22 @@ def rounded(name: str, **asked: Any) -> NPDraw:
 
 @contextmanager
 def opened(browser: Any, folder: Path, model: NPDraw, **context: Any) -> Iterator[Any]:
-    """The page at work. Nothing is asked for but the file, and no error is shown."""
+    """The page at work. It requests nothing but the file, and shows no error."""
     file = folder / "demo.html"
     file.write_text(demo_page(model, FACTS), "utf-8")
     tab = browser.new_context(reduced_motion="reduce", **context).new_page()
     problems: list[str] = []
-    asked: list[str] = []
+    requested: list[str] = []
     tab.on("pageerror", lambda error: problems.append(str(error)))
     tab.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
-    tab.on("request", lambda request: asked.append(request.url))
+    tab.on("request", lambda request: requested.append(request.url))
     tab.goto(file.as_uri())
     tab.wait_for_selector("html[data-checked]", state="attached")
     assert tab.evaluate("document.documentElement.dataset.checked") == "right"
     assert tab.input_value("#temperature") == "2.03"
     yield tab
     assert problems == []
-    assert [url for url in asked if not url.startswith("data:")] == [file.as_uri()]
+    assert [url for url in requested if not url.startswith("data:")] == [file.as_uri()]
     tab.context.close()
 
 
@@ -147,13 +147,13 @@ WORDS = ("red", "big", "reddish", "##r", "##e", "##d", "##dish")
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("asked", "entries"), [("words", WORDS), ("class", ("cat", "a dog"))])
-def test_the_page_draws_what_it_is_asked_for(
-    browser: Any, tmp_path: Path, asked: str, entries: tuple[str, ...]
+@pytest.mark.parametrize(("kind", "entries"), [("words", WORDS), ("class", ("cat", "a dog"))])
+def test_the_page_draws_under_a_condition(
+    browser: Any, tmp_path: Path, kind: str, entries: tuple[str, ...]
 ) -> None:
-    """Under the field's condition log p is torch's, with guidance too; the field is drawn."""
-    model = rounded("digits", condition=asked, vocabulary=entries)
-    text = "Big, reddish" if asked == "words" else "a dog"
+    """Under a typed condition log p is torch's, also with guidance, and a drawing follows."""
+    model = rounded("digits", condition=kind, vocabulary=entries)
+    text = "Big, reddish" if kind == "words" else "a dog"
     z = random_drawings(model.spec, 1)
     call = "([z, text, guidance]) => [...demo.model.logProbs(z, {tokens: demo.model.tokens(text), guidance})]"
     with opened(browser, tmp_path, model) as tab:
@@ -167,13 +167,13 @@ def test_the_page_draws_what_it_is_asked_for(
         tab.get_by_role("button", name="Draw it").click()
         after = tab.evaluate("demo.drawings.a.z")
         assert after != before
-        if asked == "class":
+        if kind == "class":
             assert tab.evaluate("[demo.model.tokens('1'), demo.model.tokens('cat')]") == [[2], [1]]
             # Where all classes are numbers, a number is a name.
             assert tab.evaluate(NUMBERED) == ["the model does not know “0”", [2]]
         tab.get_by_label("What to draw").fill("!!!")
         tab.get_by_role("button", name="Draw it").click()
-        tab.get_by_text("has no word" if asked == "words" else "does not know").wait_for()
+        tab.get_by_text("has no word" if kind == "words" else "does not know").wait_for()
         tab.get_by_label("What to draw").fill("owl")
         tab.get_by_role("button", name="Draw it").click()
         tab.get_by_text("the model does not know “owl”").wait_for()
@@ -204,7 +204,7 @@ def test_the_edits_of_the_page_are_those_of_the_library(shown: tuple[NPDraw, Any
 
 @torch.no_grad()
 def test_an_edited_drawing_keeps_what_parts_cannot_say(shown: tuple[NPDraw, Any]) -> None:
-    """u stays where the canvas does, and comes along with the parts of another drawing."""
+    """u stays where the canvas is unchanged; parts of another drawing bring their own u."""
     model, tab = shown
     first, second = model.draw(2, seed=1), model.draw(2, seed=2)
     mask = torch.zeros(model.grid.places, dtype=torch.bool)
@@ -269,7 +269,7 @@ def drawing(tab: Any, name: str = "a") -> dict[str, Any]:
 
 
 def click(tab: Any, canvas: str, row: float, column: float) -> None:
-    """At a point in places from the upper left corner."""
+    """Clicks a point that is given in places from the upper left corner."""
     box = tab.locator(f"#canvas-{canvas}").bounding_box()
     grid = tab.evaluate("demo.spec.grid")
     x, y = (at * grid["stride"] / grid[side] for at, side in ((column, "width"), (row, "height")))

@@ -46,7 +46,7 @@ def job_of(**changed: object) -> list[str]:
 
 
 class Job:
-    """A job that runs; `log` takes what it prints."""
+    """A running job, whose output goes to `log`."""
 
     def __init__(self, testbed: Testbed, log: Path, *argv: str) -> None:
         self.testbed, self.log = testbed, log
@@ -64,11 +64,11 @@ class Job:
         return value
 
     def said(self) -> str:
-        """What it has printed, whose long lines are wrapped, as one line."""
+        """Its output so far as one line, since long lines are wrapped."""
         return " ".join(self.log.read_text().split())
 
     def end(self) -> tuple[int, str]:
-        """Its status and what it printed."""
+        """Waits for the end of the job. Its status and its output."""
         return self.process.wait(), self.log.read_text()
 
     def stop(self) -> None:
@@ -90,7 +90,7 @@ def workers(testbed: Testbed, kind: str = "TrainWorker") -> dict[int, int]:
 
 
 def lose(testbed: Testbed, number: int) -> None:
-    """Kills a node, and waits until Ray knows: some health checks fail before."""
+    """Kills a node, and waits until Ray knows it, after some failed health checks."""
     testbed.kill_node(number)
     address = testbed.nodes[number].address
     until(lambda: {n["node_ip"]: n["state"] for n in testbed.query("nodes")}[address] == "DEAD", 180)
@@ -103,7 +103,7 @@ def ids_of(run: Path) -> list[str]:
 
 
 def require_calm(run: Path, job: list[str]) -> None:
-    """That a run has the weights, bitwise, and the ids of an undisturbed run of the job on one node."""
+    """Fails unless a run has the ids and, bitwise, the weights of an undisturbed run on one node."""
     alone = [sys.executable, "-m", *job, "--storage", str(run.parent), "--name", f"{run.name}-calm"]
     calm = subprocess.run(alone, cwd=ROOT, capture_output=True, text=True)
     assert calm.returncode == 0, calm.stderr

@@ -13,7 +13,7 @@ COUNTED = ("get_file_info", "create_dir", "delete_dir", "delete_file", "move", "
 
 
 class _File:
-    """Of Python's, with the bytes that are read and written."""
+    """A file of Python whose reads, and read and written bytes, are counted."""
 
     def __init__(self, file: Any, counting: "Counting") -> None:
         self.file, self.counting = file, counting
@@ -33,7 +33,7 @@ class _File:
 
 
 class Counting(fs.FSSpecHandler):  # type: ignore[misc]
-    """The local files, as a store that is not this machine. counts: so far, but for `uncounted`."""
+    """The local files as a remote store. counts: numbers so far, without those in `uncounted` blocks."""
 
     def __init__(self) -> None:
         super().__init__(LocalFileSystem())
@@ -46,7 +46,7 @@ class Counting(fs.FSSpecHandler):  # type: ignore[misc]
 
     @contextmanager
     def uncounted(self) -> Iterator[None]:
-        """What is done inside is not this process's work."""
+        """Nothing in the block is counted."""
         self.counted = False
         yield
         self.counted = True

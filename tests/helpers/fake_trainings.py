@@ -29,7 +29,7 @@ def third_is_best(job: Job) -> float:
 
 @dataclass
 class FakeTrainings:
-    """Leaves what a training leaves. nll(job): its validation NLL. failing: names of runs that fail.
+    """Writes the files of a training. nll(job): its validation NLL. failing: names of runs that fail.
 
     later: kind -> factor of its cost after the rates were measured. ended: runs that ended early. unprobed:
     runs whose cost cannot be measured. trained: the jobs so far.

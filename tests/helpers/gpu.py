@@ -1,4 +1,4 @@
-"""Tests that need a GPU, and what would wait for one: seen on a CPU too, but for copies between devices."""
+"""Marks of tests that need a GPU. Also finds operations that would wait for a GPU, without one."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 Test = TypeVar("Test", bound=Callable[..., object])
 on_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
-# Their result, or its size, comes to the host.
+# Operations whose result, or its size, is read on the host.
 SIZES = (
     *("nonzero", "masked_select", "bincount", "repeat_interleave"),
     *("_unique2", "unique_dim", "unique_consecutive"),
@@ -33,7 +33,10 @@ def needs_gpu(test: Test) -> Test:
 
 
 class Waits(TorchDispatchMode):
-    """`seen`: the operations in its block that wait, and why. `meta` tensors show copies between devices."""
+    """Counts in `seen` the operations of its block that wait, with the reason.
+
+    Copies between devices are seen with `meta` tensors.
+    """
 
     def __init__(self) -> None:
         super().__init__()

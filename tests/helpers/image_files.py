@@ -26,7 +26,7 @@ def images(folder: Path, count: int = 4) -> Path:
 
 
 def touch(path: Path) -> None:
-    """Gives the file a later time; the content stays."""
+    """Gives the file a later time and leaves its content."""
     at = path.stat().st_mtime + 100
     os.utime(path, (at, at))
 
@@ -38,7 +38,7 @@ def change_one(folder: Path) -> None:
 
 
 def put_back(folder: Path) -> None:
-    """The content of before `change_one`."""
+    """Undoes `change_one`, except for the time."""
     picture(folder / "class" / "3.bmp", 3)
 
 

@@ -1,4 +1,4 @@
-"""What happens between items of the stages that read data, and what ends a command early."""
+"""Stages whose items run in this process, with a disturbance between items, and ends of a command."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ def interfering(how: Callable[[], object], at: int) -> Mapper:
 
 
 class Stopped(Exception):
-    """Instead of what would come next."""
+    """Raised in place of the next step of a command."""
 
 
 killed = Mock(side_effect=KeyboardInterrupt)

@@ -1,4 +1,4 @@
-"""A training context of a test: it lists the reports; a folder keeps all checkpoints."""
+"""A training context for tests that lists the reports and keeps all checkpoints in a folder."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from npdraw_dist.training.metrics_log import Journal
 
 
 class LocalContext(Context):
-    """Checkpoints and metrics go below `folder`; without one none are kept."""
+    """Checkpoints and metrics go below `folder`; without a folder none are kept."""
 
     def __init__(self, folder: Path | None = None, device: str = "cpu") -> None:
         super().__init__(device)

@@ -1,4 +1,4 @@
-"""The folder in which the mistakes of tests/test_mistakes.py are made, and the machine."""
+"""The folder and the machine on which the mistakes of tests/test_mistakes.py are made."""
 
 import gzip
 import hashlib
@@ -74,7 +74,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def write_data(world: Path) -> None:
-    """Data sets: whole, damaged, and such as hold no image."""
+    """Data sets: whole ones, damaged ones, and ones without images."""
     write_mnist(world / "mnist")
     write_mnist(world / "mnist-large", side=32)
     truncated = write_mnist(world / "mnist-truncated")
@@ -95,7 +95,7 @@ def write_data(world: Path) -> None:
 
 
 def write_models(world: Path) -> None:
-    """A tiny model, and copies of it, each with another damage."""
+    """A tiny model, and copies that are each damaged in another way."""
     model = save_model(world, GREY)
     run = resolve("digits", None, {"data": {"binarize": "dynamic"}})
     (world / "config.yaml").write_text(dump(run))
@@ -168,7 +168,7 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def small_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPUS cores and no GPU; and no Ray may be started or asked."""
+    """CPUS cores and no GPU; Ray may not be started or used."""
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "init", Mock(side_effect=AssertionError("Ray was started")))

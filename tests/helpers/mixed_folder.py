@@ -1,4 +1,4 @@
-"""A folder as people have them: pictures of every mode and size, turned ones, and files that are none."""
+"""A folder with pictures of every mode and size, turned pictures, and files that are no pictures."""
 
 import io
 import struct
@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-SIDE = 16  # of the images that the pictures become
+SIDE = 16  # side of the images that are made of the pictures
 SIZES = {"same": (16, 16), "wide": (30, 12), "large": (400, 1100)}  # width, height
 MODES = ("1", "L", "LA", "P", "P-clear", "RGB", "RGBA", "I;16", "I", "F", "CMYK", "YCbCr", "LAB")
 GREYS = ("1", "L", "LA", "I;16", "I", "F")
 TRANSPARENT = ("LA", "RGBA", "P-clear")
-TOLERANCE = {"CMYK": 2, "YCbCr": 3, "LAB": 14}  # of 255, what the conversion of colours rounds
+TOLERANCE = {"CMYK": 2, "YCbCr": 3, "LAB": 14}  # of 255, by which the conversion of colours may be off
 BAD = ("bad/bomb.png", "bad/cut.png", "bad/empty.jpg", "bad/words.png")
 
 

@@ -1,4 +1,4 @@
-"""The network of a test bed: a namespace for each node, or loopback addresses without the right to make one.
+"""The network of a test bed: a namespace for each node, or loopback addresses if namespaces are forbidden.
 
 Linux only. The names of namespaces and folders start with npd-<pid>-<start time>, after the process that
 owns them. So `clean` can tell what a killed owner left behind from what a running one uses.
@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.helpers.processes import all_pids, family, is_same, kill_all, known, stat, title
 
 OWNED = re.compile(r"npd-(\d+)-(\d+)-\d+")
-SUBNET = "10.77.0"  # all test beds use the same: each has a switch of its own
+SUBNET = "10.77.0"  # for all test beds, since each has its own bridge
 
 
 class Loopback:
@@ -42,7 +42,7 @@ class Loopback:
         return set(family(*started))
 
     def close(self) -> None:
-        """Removes what the network made."""
+        """Removes the namespaces or the addresses."""
 
 
 class Namespaces(Loopback):
@@ -93,7 +93,7 @@ class Namespaces(Loopback):
 
 
 def open_network(name: str) -> Loopback:
-    """Namespaces if they are allowed. Else prints one line and takes loopback addresses."""
+    """Namespaces if they are allowed; otherwise prints one line and takes loopback addresses."""
     try:
         return Namespaces(name)
     except (OSError, subprocess.CalledProcessError) as error:

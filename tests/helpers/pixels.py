@@ -1,4 +1,4 @@
-"""What a picture shows, as arrays of pixels, and what it must show."""
+"""Reads the pixels of pictures, and computes the pixels that they must have."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def random_images(*shape: int) -> torch.Tensor:
 
 
 def few_colours(images: torch.Tensor) -> torch.Tensor:
-    """Five levels a channel, so that 256 colours hold all that a GIF shows."""
+    """Rounds to five levels a channel, so that the 256 colours of a GIF are enough."""
     return (images * 4).round() / 4
 
 
@@ -29,7 +29,7 @@ def rgb(picture: Image.Image | Path) -> Pixels:
 
 
 def enlarged(image: torch.Tensor, factor: int) -> Pixels:
-    """(C, H, W) -> what its tile must be, by a Kronecker product."""
+    """(C, H, W) -> the pixels that its tile must have, by a Kronecker product."""
     grey = np.round(image.numpy() * 255).astype(np.int64)
     planes = [np.kron(plane, np.ones((factor, factor), dtype=np.int64)) for plane in grey]
     return np.stack(planes * (3 // len(planes)), -1)
@@ -59,7 +59,7 @@ def margin_of(page: Pixels, columns: int, tile: int) -> int:
 
 
 def found(page: Pixels, tile: Pixels) -> tuple[int, int]:
-    """Where the page shows exactly this tile: its top and left. Fails unless it is there once."""
+    """Top and left of the tile on the page. Fails unless the page shows it exactly once."""
     (height, width, _), colour = tile.shape, page @ [1, 256, 65536]
     inner = colour[: len(page) - height + 1, : page.shape[1] - width + 1]
     ys, xs = np.nonzero(inner == tile[0, 0] @ [1, 256, 65536])
@@ -72,7 +72,7 @@ def found(page: Pixels, tile: Pixels) -> tuple[int, int]:
 
 
 def cells(page: Pixels, images: torch.Tensor, factor: int) -> list[tuple[int, int]]:
-    """The row and the column at which the page shows each image, enlarged, of those that show one of them."""
+    """Row and column of each enlarged image on the page, among the rows and columns that show images."""
     places = [found(page, enlarged(image, factor)) for image in images]
     tops, lefts = (sorted(set(values)) for values in zip(*places, strict=True))
     return [(tops.index(top), lefts.index(left)) for top, left in places]

@@ -1,4 +1,4 @@
-"""Processes and their descendants, each known by pid and start time, so a reused pid is not hit; waiting."""
+"""Processes by pid and start time, so that no reused pid is hit, their descendants, and waiting."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ def stat(pid: int) -> list[str]:
 
 
 def known(pids: Iterable[int]) -> dict[int, str]:
-    """pid -> start time of those of the processes that run."""
+    """pid -> start time of the processes that still run."""
     found = {pid: stat(pid) for pid in pids}
     return {pid: fields[19] for pid, fields in found.items() if fields and fields[0] not in DEAD}
 
@@ -44,7 +44,7 @@ def all_pids() -> list[int]:
 
 
 def title(pid: int) -> str:
-    """The command line: Ray writes into it what a worker does."""
+    """The command line, into which Ray writes what a worker does."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
     except OSError:
@@ -66,7 +66,7 @@ def until(true: Callable[[], object], seconds: float = 60) -> None:
 
 
 def kill_all(processes: dict[int, str]) -> None:
-    """SIGKILL to each that still is the same process, until none is left."""
+    """Sends SIGKILL to the processes that are still the same, until none is left."""
 
     def gone() -> bool:
         for pid, start in processes.items():

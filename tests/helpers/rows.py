@@ -42,14 +42,14 @@ def read_all(data: DataConfig, seed: int = 0) -> dict[Split, Rows]:
 
 
 def by_id(parts: dict[Split, Rows]) -> dict[str, NDArray[np.uint8]]:
-    """id -> image of all splits; no id is in two."""
+    """id -> image of all splits, which have no id in common."""
     every = concat(list(parts.values()))
     return dict(zip(every.ids, every.images, strict=True))
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """The rows of a shard with their parses, or without."""
+    """The rows of a shard, with their parses if there are some."""
 
     rows: Rows
     z: PartSequence | None = None

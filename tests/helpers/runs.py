@@ -56,7 +56,7 @@ def tiny(**data: Any) -> Experiment:
 
 
 def random_parses(folder: Path) -> Store:
-    """A run folder with images and parses only, of random steps."""
+    """A run folder that has only images and parses with random steps."""
     generator = torch.Generator().manual_seed(0)
     store = Store(fs.LocalFileSystem(), str(folder))
     count = 0

@@ -1,4 +1,4 @@
-"""An S3 server (moto's) in this process, and a proxy before it that makes faults."""
+"""moto's S3 server in this process, and a proxy before it that injects faults."""
 
 import http.client
 import logging
@@ -27,7 +27,7 @@ SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Reduce y
 def s3_server() -> Iterator[str]:
     """Runs the server and sets the variables that AWS's libraries read; yields the URI of the bucket."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # else a line for each request
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it would print a line for each request
     server.start()
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
@@ -47,7 +47,7 @@ def s3_server() -> Iterator[str]:
 
 
 class Faults(ThreadingHTTPServer):
-    """A proxy. `decide`: the fault of a request by its method, path and number of those of this method."""
+    """A proxy. decide: the fault of a request by its method, path and number among those of its method."""
 
     def __init__(self, target: str) -> None:
         super().__init__(("127.0.0.1", 0), _Proxy)
@@ -96,7 +96,7 @@ class _Proxy(BaseHTTPRequestHandler):
         while size := int(self.rfile.readline().split(b";")[0], 16):
             found += self.rfile.read(size)
             self.rfile.readline()
-        self.rfile.readline()  # no trailers
+        self.rfile.readline()  # there are no trailers
         return found
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _pass_on

@@ -43,7 +43,7 @@ def serving(folder: Path, token: str | None = None) -> Iterator[str]:
 
 
 class Served:
-    """A client of the API, and the model that it should speak for."""
+    """A client of the API, and the model whose results the API must return."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.replica = folder, Replica(open_engine(str(folder)))
@@ -52,7 +52,7 @@ class Served:
         self.everywhere = list(range(self.model.grid.places))
 
     def client_of(self, at_once: int | None = None, raising: bool = True, **options: Any) -> TestClient:
-        """Of the application with these options of `serve`."""
+        """A client of the application with these options of `serve`."""
         app = build_app(lambda: self.replica, Serve(**options), at_once)
         return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=raising)
 
@@ -73,7 +73,7 @@ class Served:
         return dict(self.client.post(f"/v1/encode{query}", files={"file": ("a.png", content)}).json())
 
     def check(self, drawing: Json) -> None:
-        """Canvas, image and log p(z) are those of the z and u beside them."""
+        """Fails unless canvas, image and log p(z) are those of the z and u of the response."""
         z = PartSequence(*(torch.tensor([drawing["z"][name]]) for name in LATENTS))
         canvas, u = self.model.render(z), drawing["z"]["u"]
         if u is not None:

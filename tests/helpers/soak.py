@@ -32,7 +32,7 @@ from tests.helpers.testbed import Testbed
 DISK_MB = 64
 RUN_LIMIT_S = 900.0  # a run that takes longer is stuck
 REMOUNT_S = 5.0
-PAUSE_S = (1.0, 8.0)  # between what a fault delayed and the next fault
+PAUSE_S = (1.0, 8.0)  # between the first save after a fault and the next fault
 TIMES = ("_s", "seconds", "_share")  # ends of the names of metrics that measure time
 
 
@@ -60,7 +60,7 @@ def kill_the_driver(run: Run, rng: random.Random) -> str:
 
 
 def lose_a_node(run: Run, rng: random.Random) -> str:
-    """Not the head, with which the cluster ends. Another node joins."""
+    """Kills a node, but not the head, without which the cluster ends. Another node joins."""
     if not isinstance(run, JobRun):
         return ""
     alive = [number for number, node in enumerate(run.testbed.nodes) if number and node.running()]
@@ -84,7 +84,7 @@ def suspend_a_worker(run: Run, rng: random.Random) -> str:
 
 
 def damage_the_newest_checkpoint(run: Run, rng: random.Random) -> str:
-    """Of the stage that is at work; then kills a worker, so that it is read."""
+    """Damages the checkpoint of the present stage, then kills a worker, so that it is read."""
     if not (found := run.workers("TrainWorker")):
         return ""
     for stage in ("prior", "vae"):
@@ -151,7 +151,7 @@ def own_disk(folder: Path) -> Iterator[bool]:
 
 
 def content(run: Path) -> dict[str, str]:
-    """What must be equal, file by file: SHA-256 of weights, bank and parses; metrics without times."""
+    """The content that must be equal, by file: SHA-256 of weights, bank and parses; metrics without times."""
     files = [run / "bank" / "bank.safetensors", run / "model" / "model.safetensors"]
     files += sorted((run / "parses").rglob("*.parquet"))
     found = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
@@ -170,7 +170,7 @@ def content(run: Path) -> dict[str, str]:
 
 @dataclass
 class Soak:
-    """What happened, and what is to come."""
+    """The record of a soak, and its next faults."""
 
     temporary: Path
     own_disk: bool
@@ -183,7 +183,7 @@ class Soak:
     commands = restarts = finished = 0
 
     def draw(self) -> Fault:
-        """Each kind once before any comes again."""
+        """The next fault; each kind comes once before any comes again."""
         if not self.bag:
             self.bag = FAULTS + OF_THE_DISK * self.own_disk + OF_NODES * (self.testbed is not None)
             self.rng.shuffle(self.bag)
@@ -230,7 +230,7 @@ class Soak:
             self._compare(name, run, calm)
 
     def _strike(self, run: Run) -> bool:
-        """One fault; one that finds nothing to hit goes back into the bag."""
+        """Injects a fault. If it finds nothing to hit, it goes back into the bag; the result is False."""
         fault = self.draw()
         name = fault.__name__.replace("_", " ")
         if not (what := fault(run, self.rng)):
@@ -254,7 +254,7 @@ class Soak:
             log(text[-6000:])
 
     def report(self) -> bool:
-        """Prints what happened; True if all is well."""
+        """Prints the record. True if all runs equal the calm one and none is unclear."""
         for name, count in sorted(self.happened.items()):
             print(f"{count:5d} x {name}")
         faults, restarts = sum(self.happened.values()), f"{self.restarts} resumes from a checkpoint"
@@ -266,9 +266,14 @@ class Soak:
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=3600, help="no run begins after these")
+    parser.add_argument("--seconds", type=float, default=3600, help="no run begins later")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--nodes", type=int, default=0, help="of a test bed; 0: this machine, without one")
+    parser.add_argument(
+        "--nodes",
+        type=int,
+        default=0,
+        help="number of nodes of a test bed; 0: this machine without a test bed",
+    )
     options = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the cleanup runs
     until = time.monotonic() + options.seconds

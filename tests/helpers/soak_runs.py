@@ -1,4 +1,4 @@
-"""A run whose command is given again until it is done, on this machine or as a job on a test bed."""
+"""A run whose command is repeated until it is done, on this machine or as a job on a test bed."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ SETTINGS = runs.SETTINGS | {
 
 
 class Run:
-    """A run of the pipeline in `folder`: the command, given again whenever it ends before the run is done."""
+    """A run of the pipeline in `folder`. Its command is repeated whenever it ends before the run is done."""
 
     def __init__(self, storage: Path, name: str, temporary: Path) -> None:
         self.folder, self.log = storage / name, temporary / f"{name}.log"
@@ -51,7 +51,7 @@ class Run:
             )
 
     def processes(self) -> dict[int, str]:
-        """All that the command has started, with their start times."""
+        """The processes that the command has started, with their start times."""
         return {} if self.driver is None else family(self.driver.pid)
 
     def kill_driver(self) -> str:
@@ -63,7 +63,7 @@ class Run:
         return str(self.driver.pid)
 
     def goes_on(self) -> bool:
-        """False once the run is done. Gives the command again if it ended early."""
+        """False once the run is done. Repeats the command if it ended early."""
         assert self.driver is not None
         self.seen |= self.processes()
         status = self.driver.poll()

@@ -1,4 +1,4 @@
-"""The studio in headless Chromium, as a person sees it.
+"""Opens and uses the studio in headless Chromium.
 
 Screenshots are kept in the folder of the environment variable SCREENSHOTS, where it is set.
 """
@@ -55,7 +55,7 @@ def open_chromium() -> Iterator[Any]:
 
 
 def violations(page: Any) -> list[tuple[str, str, str]]:
-    """Rule, element and what is wrong of each rule that the page breaks. Skips the test without axe-core."""
+    """Rule, element and fault of each rule that the page breaks. Skips the test without axe-core."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     found = axe.run(page, options={"resultTypes": ["violations"]}).response["violations"]
     return [(one["id"], one["nodes"][0]["html"][:200], one["nodes"][0]["failureSummary"]) for one in found]
@@ -104,19 +104,19 @@ class Studio:
         return [body for name, body in self.bodies if name == path]
 
     def wait(self, name: str) -> None:
-        """Until the picture is a newer one than last time."""
+        """Waits until the picture is newer than at the last call."""
         self.versions[name] += 1
         self.until(f"find('canvas-{name}').dataset.version >= {self.versions[name]}")
 
     def until(self, expression: str) -> None:
-        """Until the expression is true. The page's policy forbids Playwright's own way, which is eval."""
+        """Waits until the expression is true. The page's policy forbids Playwright's way, which is eval."""
         stop = time.monotonic() + 20
         while not self.page.evaluate(f"Boolean({expression})"):
             assert time.monotonic() < stop, expression
             self.page.wait_for_timeout(10)
 
     def parts(self, name: str = "a") -> dict[int, list[int]]:
-        """Place -> its parts, of the drawing A or B that the page holds."""
+        """Place -> its parts in the page's drawing A or B."""
         z = self.page.evaluate(f"drawings.{name}.z")
         found: dict[int, list[int]] = {}
         for whether, where, what in zip(z["whether"], z["where"], z["what"], strict=True):
@@ -129,12 +129,12 @@ class Studio:
         return bytes(self.page.locator(f"#canvas-{name}").screenshot())
 
     def press(self, name: str) -> None:
-        """A click, or on the phone a tap, on the button of this name."""
+        """Clicks, or on the phone taps, the button of this name."""
         button = self.page.get_by_role("button", name=name, exact=True)
         button.tap() if self.phone else button.click()
 
     def panel(self, name: str) -> None:
-        """Open and Save are in the header."""
+        """Opens a panel; Open and Save are buttons in the header, the others are tabs."""
         role = "button" if name in ("Open", "Save") else "tab"
         self.page.get_by_role(role, name=name, exact=True).click()
 
@@ -147,7 +147,7 @@ class Studio:
         return box["x"] + box["width"] * x, box["y"] + box["height"] * y
 
     def drag(self, name: str, *points: tuple[float, float]) -> None:
-        """From point to point, in shares of the canvas."""
+        """Drags from point to point, given in shares of the canvas."""
         (start, *others) = [self.point(name, *point) for point in points]
         self.page.mouse.move(*start)
         self.page.mouse.down()
@@ -165,7 +165,7 @@ class Studio:
             self.page.screenshot(path=f"{folder}/{name}-{self.sight}.png")
 
     def refused(self, status: int) -> None:
-        """The browser itself notes a refused request in its console."""
+        """Checks that one request was refused; the browser notes it in its console."""
         assert [str(status) in problem for problem in self.problems] == [True]
         self.problems.clear()
 

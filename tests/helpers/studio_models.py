@@ -37,7 +37,7 @@ WITH_U: dict[str, dict[str, Any]] = {
 }
 
 
-# A model that is asked for a class by name; one that takes any bank of parts too.
+# A model that is conditioned on a class, by name; another one that also takes any bank of parts.
 NAMES = ("cat", "crow", "dog")
 ASKED = {**GREY, "prior": {"condition": "class", "vocabulary": NAMES, "table": "joint"}}
 

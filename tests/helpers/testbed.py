@@ -37,15 +37,15 @@ RUNTIME_ENV = Path("cluster/runtime_env.yaml")
 START_TIMEOUT_S = 180.0
 STARTED = "Ray runtime started."  # in the log of a node that is up
 TIMED_OUT = "timed out during startup"  # Ray gives a node 30 s, which a busy machine can exceed
-OBJECT_STORE_BYTES = 128 << 20  # of each node
+OBJECT_STORE_BYTES = 128 << 20  # size for each node
 PROXIES = {"http_proxy", "https_proxy", "all_proxy"}  # a proxy would catch the requests to the nodes
 
-Output = IO[str] | int | None  # a file, subprocess.PIPE, or None for the test bed's own
+Output = IO[str] | int | None  # a file, subprocess.PIPE, or None for the output of the test bed
 
 
 @dataclass(frozen=True)
 class Size:
-    """What Ray offers on a node, independent of the machine. GPUs are pretended: torch finds none."""
+    """Resources that Ray offers on a node, whatever the machine has. torch does not find these GPUs."""
 
     cpus: int = 1
     gpus: int = 0
@@ -84,7 +84,7 @@ class Testbed:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_worker_niceness": "0",  # else they wait for the tests beside them
+            "RAY_worker_niceness": "0",  # workers would wait for the tests beside them
             # By default Ray starts and keeps one worker process for each CPU: one on a node of one CPU.
             "RAY_worker_maximum_startup_concurrency": "4",
             "RAY_num_workers_soft_limit": "4",
@@ -118,7 +118,7 @@ class Testbed:
             kill_all(known(pids))
 
     def start_again(self) -> None:
-        """Kills what is left of a cluster that lost its head, and starts another one of as many nodes."""
+        """Kills the rest of a cluster that lost its head, and starts another one with as many nodes."""
         for number in range(len(self.nodes)):
             self.kill_node(number)
         self._start_all()
@@ -154,7 +154,7 @@ class Testbed:
         return self.popen(command, stdout=output, stderr=None if output is None else subprocess.STDOUT)
 
     def query(self, what: str, **equals: str) -> list[dict[str, Any]]:
-        """What the cluster's dashboard lists of `nodes`, `actors`, ... with these values of their fields."""
+        """The `nodes`, `actors`, ... that the cluster's dashboard lists with these values of their fields."""
         filters = [("filter_keys", key) for key in equals] + [("filter_values", v) for v in equals.values()]
         filters += [("filter_predicates", "=")] * len(equals)
         url = f"{self.job_address}/api/v0/{what}?{urlencode([('limit', 1000), *filters])}"
@@ -164,7 +164,7 @@ class Testbed:
         return list(json.loads(out)["data"]["result"]["result"])
 
     def hosts(self, start: str, **equals: str) -> set[str]:
-        """The addresses of the nodes with such actors, whose class name begins so."""
+        """Addresses of the nodes with actors of these values whose class name begins with `start`."""
         actors = self.query("actors", **equals)
         used = {actor["node_id"] for actor in actors if actor["class_name"].startswith(start)}
         return {node["node_ip"] for node in self.query("nodes") if node["node_id"] in used}
@@ -179,7 +179,7 @@ class Testbed:
         address = network.add(number)
         where = self._head(address) if is_head else [f"--address={self.address}"]
         options = [
-            *(f"--num-cpus={size.cpus}", f"--num-gpus={size.gpus}"),  # else it would offer the machine's own
+            *(f"--num-cpus={size.cpus}", f"--num-gpus={size.gpus}"),  # Ray would offer the machine's own
             *(f"--node-ip-address={address}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
             *(f"--temp-dir={self.folder}/n{number}", f"--dashboard-agent-listen-port={network.port(52365)}"),
         ]

@@ -33,7 +33,7 @@ def make_baseline(spec: BaselineSpec) -> Baseline:
 
 
 def tiny_baseline(kind: str, seed: int = 0, amount: float = 0.2, **changes: Any) -> Baseline:
-    """Shaken, so that nothing is zero or uniform."""
+    """A baseline with shaken weights, so that nothing is zero or uniform."""
     torch.manual_seed(seed)
     model = make_baseline(tiny_spec(kind, **changes))
     with torch.no_grad():

@@ -68,7 +68,7 @@ def shaken(module: torch.nn.Module, amount: float = 0.3) -> None:
 
 
 def tiny_prior(spec: ModelSpec, seed: int = 0) -> StepPrior:
-    """In float64 and shaken."""
+    """A prior in float64 with shaken weights."""
     torch.manual_seed(seed)
     prior = class_of(spec, NPDraw).make_prior(spec)
     shaken(prior, 0.1 if spec.authors else 0.3)  # no last norm keeps its logits small
@@ -77,7 +77,7 @@ def tiny_prior(spec: ModelSpec, seed: int = 0) -> StepPrior:
 
 
 def tiny_model(spec: ModelSpec, seed: int = 0) -> NPDraw:
-    """Shaken, with a bank of random parts."""
+    """A model with shaken weights and a bank of random parts."""
     torch.manual_seed(seed)
     model = class_of(spec, NPDraw)(spec)
     shaken(model)
@@ -119,7 +119,7 @@ def every_arranged(spec: ModelSpec, bank: Tensor) -> PartSequence:
 
 
 def random_drawings(spec: ModelSpec, batch: int, seed: int = 0) -> PartSequence:
-    """Drawings as a parser makes them."""
+    """Random drawings in the form that a parser gives."""
     g = seeded(seed)
     drawn = torch.rand(batch, spec.grid.places, generator=g).argsort(1) < torch.randint(
         spec.steps + 1, (batch, 1), generator=g
@@ -139,7 +139,7 @@ def random_sequence(spec: ModelSpec, batch: int, seed: int = 0) -> PartSequence:
 
 
 def all_sequences(spec: ModelSpec) -> PartSequence:
-    """All N sequences; one of those that differ only in what is ignored."""
+    """All N sequences, without those that differ only in ignored values."""
     steps = []
     for t in range(spec.steps):
         places = [t] if spec.where_given else range(spec.grid.places)

@@ -31,20 +31,20 @@ TINY: dict[str, dict[str, Any]] = {
 
 
 def tiny_preset(name: str, kind: str | None = None) -> Experiment:
-    """kind: in place of the preset's."""
+    """kind: replaces the preset's kind of model."""
     model = {} if kind is None else {"model": {"kind": kind}}
     return resolve(name, None, {**TINY, **model, "scale": {"num_workers": 1}})
 
 
 def bank_of(experiment: Experiment) -> PartBank:
-    """Random parts."""
+    """A bank of random parts."""
     spec, generator = ModelSpec.of(experiment), torch.Generator().manual_seed(0)
     shape = (spec.parts, spec.image_shape[0], spec.patch, spec.patch)
     return PartBank(torch.rand(shape, generator=generator))
 
 
 def objective_of(experiment: Experiment, stage: str) -> Objective:
-    """As the stage makes it, with random weights and parts."""
+    """The objective that the stage makes, with random weights and parts."""
     torch.manual_seed(0)
     if not experiment.has_parts:
         return make_baseline(BaselineSpec.of(experiment)).objective(experiment.vae)

@@ -21,20 +21,20 @@ def colour(tmp_path_factory: pytest.TempPathFactory) -> Served:
 
 
 @pytest.fixture(scope="package")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Served:
-    """A model of three classes."""
-    return Served(save_model(tmp_path_factory.mktemp("asked"), ASKED))
+def classes(tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """A model that is conditioned on one of three classes."""
+    return Served(save_model(tmp_path_factory.mktemp("classes"), ASKED))
 
 
 @pytest.fixture(scope="package")
-def asked_address(asked: Served) -> Iterator[str]:
-    with serving(asked.folder) as address:
+def classes_address(classes: Served) -> Iterator[str]:
+    with serving(classes.folder) as address:
         yield address
 
 
 @pytest.fixture(params=["grey", "colour"])
 def served(request: pytest.FixtureRequest) -> Served:
-    """A grey model that asks every place in turn; one in colour, ranked, with latents u."""
+    """A grey model whose steps are the places, and one in colour of ranked order with latents u."""
     found: Served = request.getfixturevalue(request.param)
     return found
 
@@ -59,7 +59,7 @@ def colour_address(colour: Served) -> Iterator[str]:
 
 @pytest.fixture(params=["desktop-light", "phone-dark"])
 def studio(request: pytest.FixtureRequest, browser: Any, grey_address: str) -> Iterator[Studio]:
-    """The page of the grey model, without motion: A is there at once."""
+    """The page of the grey model without motion, so that A is shown at once."""
     opened = Studio(browser, grey_address, request.param)
     yield opened
     opened.close()

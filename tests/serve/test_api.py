@@ -1,4 +1,4 @@
-"""Each route of the API against the model itself: Python, `npdraw edit` and the API give the same. No Ray."""
+"""Each route of the API against the model: Python, `npdraw edit` and the API give the same. No Ray."""
 
 import base64
 import io
@@ -37,7 +37,7 @@ def equal(z: Json, other: PartSequence) -> bool:
 
 
 def picture(served: Served, seed: int = 0) -> np.ndarray:
-    """A random picture of the model's size, (H, W, C); of two values as digits are, if it is grey."""
+    """A random picture of the model's size, (H, W, C). A grey one is black and white, as digits are."""
     channels, height, width = served.model.spec.image_shape
     values = np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
     return values if channels == 3 else values // 128 * 255
@@ -69,7 +69,7 @@ def test_facts_and_bank(served: Served) -> None:
 
 
 def check_same(served: Served, found: list[Json], expected: Drawings, off_by: int = 0) -> None:
-    """The same z and pixels as in Python; and where there is a u, not those of the canvas alone."""
+    """z and pixels are those of Python. If there is a u, the pixels are not those of the canvas alone."""
     for row, drawing in enumerate(found):
         served.check(drawing)
         assert equal(drawing["z"], expected.z[row : row + 1])
@@ -82,7 +82,7 @@ def check_same(served: Served, found: list[Json], expected: Drawings, off_by: in
 
 
 def test_the_hash_of_a_model_is_that_of_its_bank_and_settings(served: Served) -> None:
-    """By it the page refuses drawings of another model."""
+    """The page refuses drawings with another hash."""
     model, hashed = served.model, served.get("model")["hash"]
     assert Engine(model).describe().hash == hashed
     other = load_npdraw(str(served.folder))
@@ -103,26 +103,26 @@ def test_samples_are_those_of_python(served: Served) -> None:
     check_same(served, gallery, served.model.draw(3, seed=5, temperature=0.7))
 
 
-def test_what_is_asked_is_drawn_as_in_python(asked: Served) -> None:
-    facts = asked.get("model")
+def test_a_condition_is_drawn_as_in_python(classes: Served) -> None:
+    facts = classes.get("model")
     assert (facts["condition"], facts["vocabulary"]) == ("class", ["cat", "crow", "dog"])
     for guidance in (1.0, 2.5):
-        told: dict[str, Any] = {"condition": "dog", "guidance": guidance}
-        drawing = asked.post("sample", seed=5, **told)
-        check_same(asked, [drawing], asked.model.draw(1, seed=5, **told))
-        gallery = asked.get("gallery", n=3, seed=5, **told)["drawings"]
-        check_same(asked, gallery, asked.model.draw(3, seed=5, **told))
-    drawn = [asked.post("sample", seed=5, condition=name)["z"] for name in ("cat", "crow", "dog")]
+        condition: dict[str, Any] = {"condition": "dog", "guidance": guidance}
+        drawing = classes.post("sample", seed=5, **condition)
+        check_same(classes, [drawing], classes.model.draw(1, seed=5, **condition))
+        gallery = classes.get("gallery", n=3, seed=5, **condition)["drawings"]
+        check_same(classes, gallery, classes.model.draw(3, seed=5, **condition))
+    drawn = [classes.post("sample", seed=5, condition=name)["z"] for name in ("cat", "crow", "dog")]
     assert drawn[0] != drawn[1] or drawn[1] != drawn[2]
     keep = [0, 1, 2, 3]
-    done = asked.post("complete", z=drawing["z"], keep=keep, n=2, seed=1, condition="cat")["drawings"]
-    begun = asked.replica.engine.drawing(Latents(**drawing["z"])).repeated(2)
-    expected = asked.model.complete(begun, keep, None, 1.0, proposals.QUICK, seed=1, condition="cat")
-    check_same(asked, done, expected)
+    done = classes.post("complete", z=drawing["z"], keep=keep, n=2, seed=1, condition="cat")["drawings"]
+    begun = classes.replica.engine.drawing(Latents(**drawing["z"])).repeated(2)
+    expected = classes.model.complete(begun, keep, None, 1.0, proposals.QUICK, seed=1, condition="cat")
+    check_same(classes, done, expected)
 
 
-def test_what_the_model_does_not_know_is_told(asked: Served, grey: Served) -> None:
-    assert "near: dog" in asked.post("sample", 422, condition="dot")["detail"]
+def test_an_unknown_condition_is_refused(classes: Served, grey: Served) -> None:
+    assert "near: dog" in classes.post("sample", 422, condition="dot")["detail"]
     assert "takes no condition" in grey.post("sample", 422, condition="dog")["detail"]
     assert grey.get("model")["condition"] == "none"
 
@@ -164,8 +164,8 @@ def test_edits_of_an_upload_are_those_of_python(served: Served) -> None:
         ({"kind": "move", "source": 1, "target": 3}, {"move": {1: 3}}),
         ({"kind": "swap", "first": 1, "second": 3}, {"swap": {1: 3}}),
     ]
-    for asked, how in edits:
-        check_same(served, [served.post("edit", z=z_a, edit=asked)], model.edit(a, **how))
+    for one, how in edits:
+        check_same(served, [served.post("edit", z=z_a, edit=one)], model.edit(a, **how))
     way = served.post("interpolate", a=z_a, b=z_b)["drawings"]
     check_same(served, way, model.between(a, b), 1)
     completed = served.post("complete", z=z_a, keep=keep, n=2, seed=9, temperature=1.5)["drawings"]
@@ -182,19 +182,19 @@ def test_parts_that_give_way_are_counted(colour: Served) -> None:
     assert (both["parts"], both["dropped"]) == (12, 5)
 
 
-def held(z: Json, places: list[int]) -> set[tuple[int, int]]:
+def parts_at(z: Json, places: list[int]) -> set[tuple[int, int]]:
     steps = zip(z["whether"], z["where"], z["what"], strict=True)
     return {(where, what) for whether, where, what in steps if whether and where in places}
 
 
 def test_a_sketch_is_followed_or_stays(served: Served) -> None:
-    """In a free order the parts drawn by hand stay."""
+    """In a free order the model keeps the parts drawn by hand."""
     z = served.post("sample", seed=1)["z"]
-    drawn = sorted({where for where, _ in held(z, served.everywhere)})
+    drawn = sorted({where for where, _ in parts_at(z, served.everywhere)})
     sketch, keep = drawn[1:], drawn[:1]
     found = served.post("complete", z=z, keep=keep, sketch=sketch, n=4, seed=2)["drawings"]
-    stay = [held(drawing["z"], sketch) == held(z, sketch) for drawing in found]
-    assert all(held(drawing["z"], keep) == held(z, keep) for drawing in found)
+    stay = [parts_at(drawing["z"], sketch) == parts_at(z, sketch) for drawing in found]
+    assert all(parts_at(drawing["z"], keep) == parts_at(z, keep) for drawing in found)
     assert all(stay) != served.model.spec.aligned
 
 

@@ -40,8 +40,8 @@ def test_the_first_ten_seconds(browser: Any, grey_address: str, sight: str) -> N
 
 
 @pytest.mark.parametrize("sight", ["desktop-light", "phone-dark"])
-def test_typed_words_are_drawn(browser: Any, asked_address: str, sight: str) -> None:
-    studio = Studio(browser, asked_address, sight)
+def test_typed_words_are_drawn(browser: Any, classes_address: str, sight: str) -> None:
+    studio = Studio(browser, classes_address, sight)
     field = studio.page.get_by_label("What to draw")
     field.fill("c")
     values = studio.page.locator("#known option").evaluate_all("all => all.map((one) => one.value)")
@@ -64,7 +64,7 @@ def test_typed_words_are_drawn(browser: Any, asked_address: str, sight: str) -> 
     studio.close()
 
 
-def test_a_model_without_condition_is_asked_nothing(studio: Studio) -> None:
+def test_a_model_without_condition_has_no_field(studio: Studio) -> None:
     assert studio.page.locator("#ask").is_hidden()
 
 
@@ -83,16 +83,16 @@ def test_surprise_is_shown_over_the_canvas(studio: Studio) -> None:
 
 
 def test_the_first_picture_does_not_wait_for_the_examples(browser: Any, grey_address: str) -> None:
-    held: list[Any] = []
+    waiting: list[Any] = []
 
     def hold(page: Any) -> None:
-        page.route("**/v1/examples", lambda route: held.append(route))
+        page.route("**/v1/examples", lambda route: waiting.append(route))
 
     studio = Studio(browser, grey_address, "phone-dark", prepare=hold)
     assert studio.parts()
     assert len(studio.sent("sample")) == 2
     assert studio.page.locator("#examples button").count() == 0
-    held[0].continue_()
+    waiting[0].continue_()
     studio.page.locator("#examples button").first.wait_for()
     studio.close()
 
@@ -235,7 +235,7 @@ def test_examples_are_chosen_for_a_and_b_and_a_link_shows_the_same(studio: Studi
 def test_another_model_refuses_a_link_and_a_saved_drawing_and_names_their_model(
     studio: Studio, browser: Any, grey: Served, tmp_path: Path
 ) -> None:
-    """Though it has as many parts and places."""
+    """The other model has as many parts and places."""
     model = load_npdraw(str(grey.folder))
     model.set_bank(PartBank(1 - model.bank.parts))
     model.save_pretrained(tmp_path / "negative" / "model")

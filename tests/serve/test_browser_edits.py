@@ -85,7 +85,7 @@ def test_the_drawing_is_replayed(studio: Studio) -> None:
     page.evaluate("() => { for (let i = 0; i < 5; i += 1) find('step').dispatchEvent(new Event('input')); }")
     slider.press("Home")
     page.get_by_text("0 of", exact=False).wait_for()
-    assert len(studio.sent("steps")) <= 1  # however often it is asked while the steps are on their way
+    assert len(studio.sent("steps")) <= 1  # also if the slider moves before the answer
     assert studio.seen("image") != finished
     studio.press("Replay the drawing")
     page.get_by_role("button", name="Pause").wait_for()
@@ -95,7 +95,7 @@ def test_the_drawing_is_replayed(studio: Studio) -> None:
 
 
 def test_only_the_first_button_or_finger_draws(studio: Studio) -> None:
-    """And each stroke has the pen that it was begun with, also if it waits."""
+    """Each stroke has the pen with which it began, also if it waits."""
     page, before = studio.page, studio.parts()
     studio.tool("Draw")
     page.locator("#canvas-a").click(button="right", position={"x": 30, "y": 30})

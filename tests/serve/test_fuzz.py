@@ -1,4 +1,4 @@
-"""The API under requests made from its own schema, right and wrong ones: it never fails."""
+"""The API never fails under valid and invalid requests that are made from its schema."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 
 from tests.helpers.serving import Served
 
-# max_examples: of each operation, right and wrong ones apart.
+# max_examples: number of valid requests, and of invalid ones, for each operation.
 FIXED = settings(max_examples=2, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 

@@ -1,4 +1,4 @@
-"""What the server refuses: tokens, sizes, hosts, paths and wrong requests; its headers and pages."""
+"""The server refuses wrong tokens, sizes, hosts, paths and requests. Also its headers and its page."""
 
 import asyncio
 import base64
@@ -66,7 +66,7 @@ def test_a_body_that_does_not_come_holds_no_place(grey: Served, monkeypatch: pyt
     monkeypatch.setattr("npdraw_dist.serve.middleware.BODY_S", 0.1)
     app, sent = build_app(lambda: grey.replica, Serve(), at_once=1), list[Any]()
     headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-    asked = {"type": "http", "method": "POST", "path": "/v1/sample", "query_string": b"", "headers": headers}
+    scope = {"type": "http", "method": "POST", "path": "/v1/sample", "query_string": b"", "headers": headers}
     came = iter([{"type": "http.request", "body": b"{", "more_body": True}])
 
     async def receive() -> Any:
@@ -78,7 +78,7 @@ def test_a_body_that_does_not_come_holds_no_place(grey: Served, monkeypatch: pyt
         sent.append(message)
 
     with ThreadPoolExecutor(1) as thread:  # a browser's test may have left a loop in this one
-        thread.submit(asyncio.run, app(asked, receive, send)).result()
+        thread.submit(asyncio.run, app(scope, receive, send)).result()
     assert sent[0]["status"] == 408
     assert b"more than 0.1 s" in sent[1]["body"]
 

@@ -1,4 +1,4 @@
-"""The studio in one process, without Ray: what its requests share. And the command `serve`."""
+"""The studio in one process, without Ray, and the command `serve`."""
 
 import asyncio
 import os
@@ -67,7 +67,7 @@ def test_many_clients_get_their_own_answers_until_it_stops(grey: Served) -> None
 
 
 def test_clients_that_wait_hold_up_no_other(grey: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each took a thread of the two, so the first page after a start showed nothing until they were there."""
+    """When each took one of the two threads, the first page after a start showed nothing for long."""
     found, calls = threading.Event(), []
 
     def examples(engine: Engine) -> ExamplesResponse:
@@ -108,7 +108,7 @@ def test_clients_that_wait_hold_up_no_other(grey: Served, monkeypatch: pytest.Mo
 def test_what_the_command_serves_and_says(
     flags: str, variables: Any, token: Any, grey: Served, monkeypatch: Any, capsys: Any
 ) -> None:
-    """Nothing is started, and Ctrl-C comes at once."""
+    """No server is started, and Ctrl-C comes at once."""
     here, on_ray = Mock(), Mock()
     monkeypatch.setattr(serve, "_here", here)
     monkeypatch.setattr(deploy, "deploy", on_ray)

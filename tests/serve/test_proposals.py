@@ -1,4 +1,4 @@
-"""What the prior proposes, against the enumeration of tiny models; the choice of examples."""
+"""Proposals of the prior against enumeration in tiny models, and the choice of examples."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_the_next_part_of_an_aligned_drawing_is_given_also_what_comes_later(
         assert chance == pytest.approx(expected, abs=0.03)
 
 
-def test_what_a_place_holds_is_taken_away_before_its_parts_are_asked_for() -> None:
+def test_the_parts_of_a_place_are_removed_before_it_is_predicted() -> None:
     model = tiny_model(tiny_spec(image_shape=(1, 2, 6), steps=3, parts=3))
     where = torch.tensor([[0, 1, 2]])
     drawn = PartSequence(torch.tensor([[False, True, True]]), where, torch.tensor([[0, 2, 1]]))

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_more_requests_than_it_takes(local_ray: None, grey: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server of a small model, at work on up to 4 requests, with up to 8 that wait."""
+    """The server works on at most 4 requests, and at most 8 wait."""
     from ray import serve
 
     from npdraw_dist.serve import Serve, deploy

@@ -1,4 +1,4 @@
-"""Pictures of strangers: inverted, cropped and scaled by themselves, or refused before they cost anything."""
+"""Uploads are inverted, cropped and scaled, or refused before they are decoded."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ HALF = 0.5
 
 
 def drawing(paper: int, ink: int, colours: bool = False) -> bytes:
-    """A bar of 60 x 20 pixels, its left top corner at (30, 10), on 100 x 200 pixels."""
+    """A bar of 60 x 20 pixels at column 30 and row 10 of 200 x 100 pixels."""
     array = np.full((100, 200), paper, np.uint8)
     array[10:30, 30:90] = ink
     return png_of(np.stack([array] * 3, -1) if colours else array)

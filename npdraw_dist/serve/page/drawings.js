@@ -2,7 +2,7 @@
 // The drawings A and B: edits of A, undo, what is drawn by hand, the address, and the replay.
 const drawings = {a: null, b: null};
 const past = [], future = [];           // drawings of A, for undo and redo
-let frames = null;                      // steps of A for the replay; null until they are asked for
+let frames = null;                      // steps of A for the replay; null until they are requested
 let playing = 0;                        // number of the replay that runs; 0 if none does
 
 const views = {
@@ -120,7 +120,7 @@ async function share() {
 
 // ---------------------------------------------------------------- the replay
 
-let loading = null;                     // {z, done}: the steps of z that are asked for
+let loading = null;                     // {z, done}: the steps of z that are requested
 async function loadFrames() {
   const {z} = drawings.a;
   if (loading?.z !== z) loading = {z, done: json("steps", {z}).then(async ({frames: found}) => {

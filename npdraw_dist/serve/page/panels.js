@@ -60,7 +60,7 @@ const finish = (keep) => inTurn(async () => {
   const {z, sketched = []} = drawings.a, sketch = keep ? [] : drawn(z).filter((place) => sketched.includes(place));
   finish.keep = keep ?? (finish.base === z ? finish.keep : drawn(z).filter((place) => !sketch.includes(place))); finish.base = z;
   proposed += 1;
-  const request = {z, keep: finish.keep, sketch, n: small() || model.steps > 64 ? 4 : 6, seed: proposed, temperature: Number(find("temperature").value), ...asked()};
+  const request = {z, keep: finish.keep, sketch, n: small() || model.steps > 64 ? 4 : 6, seed: proposed, temperature: Number(find("temperature").value), ...conditioned()};
   showPanel("finish");
   find("finish-hint").textContent = "The model draws …";
   find("proposals").replaceChildren(...Array.from({length: request.n}, () => Object.assign(document.createElement("span"), {className: "ghost"})));
@@ -71,12 +71,12 @@ const finish = (keep) => inTurn(async () => {
 });
 // ---------------------------------------------------------------- asking
 
-const GUIDANCE = 1.5;                     // a little more than training: what is asked is seen
-const asked = () => { const words = find("words").value.trim(); return model.condition === "none" || !words ? {} : {condition: words, guidance: GUIDANCE}; };
+const GUIDANCE = 1.5;                     // a little more than in training, so that the condition shows
+const conditioned = () => { const words = find("words").value.trim(); return model.condition === "none" || !words ? {} : {condition: words, guidance: GUIDANCE}; };
 let seeds = 0;                            // the same words again draw another one
 const drawAsked = async () => {
   seeds += 1;
-  await load(await json("sample", {seed: seeds, temperature: Number(find("temperature").value), ...asked()}), "a");
+  await load(await json("sample", {seed: seeds, temperature: Number(find("temperature").value), ...conditioned()}), "a");
 };
 // Suggestions complete the last word.
 function suggest() {
@@ -132,7 +132,7 @@ const percent = (p) => p >= 0.1 ? `${Math.round(100 * p)}%` : p >= 0.001 ? `${(1
 // ---------------------------------------------------------------- gallery, examples
 
 const showGallery = guarded(async () => {
-  const request = {n: 12, seed: Number(find("seed").value), temperature: Number(find("gallery-temperature").value), ...asked()};
+  const request = {n: 12, seed: Number(find("seed").value), temperature: Number(find("gallery-temperature").value), ...conditioned()};
   const found = (await json("gallery?" + new URLSearchParams(request))).drawings;
   found.forEach((drawing) => tally(drawing.z));
   find("gallery").replaceChildren(...found.map((drawing, i) => card(drawing, `sample ${i + 1}`, () => load(drawing))));
@@ -204,7 +204,7 @@ async function place() {
   if (!uploaded) return;
   const {file, target} = uploaded, form = new FormData(), mine = place.last = Symbol(); form.append("file", file);
   const answer = await json(`encode?invert=${find("invert").value}&crop=${find("crop").value}`, null, form);
-  if (mine !== place.last) return;        // another picture or placement was asked for since
+  if (mine !== place.last) return;        // another picture or placement was requested since
   if (openPanel() !== "open") showPanel("open");
   find("original").src = png(answer.original); find("placement").hidden = false; find("placement").scrollIntoView({block: "nearest"});
   const {inverted, cropped: [left, top, right, bottom], scaled} = answer.placement;

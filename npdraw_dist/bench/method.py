@@ -1,12 +1,14 @@
-"""Section `bank`: patches/s of the extraction, k-means compared with scikit-learn's and with a GPU's.
+"""Sections `bank`, `parse` and `drawing`: the parts of the method beside references in the same run.
 
 Shapes: M patches, K centroids, D = C * P * P pixels of a patch.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from sklearn.metrics import pairwise_distances_argmin_min
@@ -15,22 +17,34 @@ from npdraw_dist.bank.kmeans import kmeans
 from npdraw_dist.bank.patches import extract
 from npdraw_dist.bank.search import has_gpu
 from npdraw_dist.bank.shards import LocalShards
-from npdraw_dist.bench.workload import Figures, Workload, median_seconds
+from npdraw_dist.bench import dense
+from npdraw_dist.bench.workload import Figures, Subject, Workload, median_seconds
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.process import cpu_count
+from npdraw_dist.distributed.tasks import one_thread
+from npdraw_dist.pipeline.parse import AT_ONCE
 from npdraw_dist.training.device import timed
 
-QUICK_PATCHES, FULL_PATCHES = 50_000, 1_000_000
+# Each pair: with --quick, and without.
+PATCHES = 50_000, 1_000_000
+PARSED = 4_000, 20_000
+RENDERED = 64, 500
+DRAWING_REPEATS = 1, 5
+PARSE_REPEATS = 7
+SAMPLES = 64
 
 
-def run(work: Workload) -> Figures:
-    """Times and objectives. `*_vs_*`: of objectives ours over theirs, of times theirs over ours."""
+def bank(work: Workload) -> Figures:
+    """Patches/s of the extraction; k-means compared with scikit-learn's, and a GPU's if there is one.
+
+    A ratio of objectives is ours over theirs; a ratio of times is theirs over ours.
+    """
     experiment, rng = work.experiment, np.random.default_rng(work.experiment.seed)
     canvases, settings = work.canvases, work.experiment.bank
     extraction = partial(extract, canvases, experiment.canvas_grid, settings.min_energy)
     patches = extraction()
-    per_image = len(patches) / len(canvases)
     (seconds,) = median_seconds([extraction], 3)
-    limit = min(QUICK_PATCHES if work.quick else FULL_PATCHES, settings.max_patches)
+    limit = min(PATCHES[not work.quick], settings.max_patches)
     if len(patches) > limit:
         patches = patches[rng.choice(len(patches), limit, replace=False)]
     if len(patches) < settings.size:
@@ -40,13 +54,12 @@ def run(work: Workload) -> Figures:
         )
     return {
         "patches_per_s": len(canvases) * experiment.canvas_grid.places / seconds,
-        "bank_patches_per_image": per_image,
         **_against_sklearn(patches, settings.size, experiment.seed),
     }
 
 
 def _against_sklearn(patches: NDArray[np.uint8], k: int, seed: int) -> Figures:
-    """Ours before and after scikit-learn's, the mean of both counts."""
+    """Our time is the mean of a run before scikit-learn's and one after it."""
     floats = patches.astype(np.float32) / np.float32(255)
     ours = partial(kmeans, LocalShards([patches], gpu=False), k, seed)
     theirs = KMeans(k, algorithm="lloyd", n_init=1, random_state=seed)
@@ -76,3 +89,43 @@ def objective(patches: NDArray[np.float32], centroids: NDArray[Any]) -> float:
     """Mean squared distance of `patches` (M, D) to the nearest of `centroids` (K, D), without FAISS."""
     _, distances = pairwise_distances_argmin_min(patches, centroids.astype(np.float32), metric="sqeuclidean")
     return float(distances.mean(dtype=np.float64))
+
+
+def parse(work: Workload) -> Figures:
+    """`parse_images_per_s`: canvases parsed on all cores."""
+    parser = work.parser()
+    canvases = torch.from_numpy(work.canvases[: PARSED[not work.quick]])
+    batches = canvases.split(AT_ONCE)
+    # One thread of torch in each thread, as in the stage: the threads of one operation wait for each other at
+    # its end, on a busy machine longer than they work.
+    with one_thread(), ThreadPoolExecutor(cpu_count()) as pool:
+        (seconds,) = median_seconds([lambda: list(pool.map(parser, batches))], PARSE_REPEATS, warm_up=1)
+    return {"parse_images_per_s": len(canvases) / seconds}
+
+
+@torch.no_grad()
+def drawing(work: Workload) -> Figures:
+    """`render_*`: all T canvases of B parses. `samples_per_s`: images, from the prior to the decoder."""
+    size, repeats = RENDERED[not work.quick], DRAWING_REPEATS[not work.quick]
+    subject = Subject.of(work, size)
+    model = subject.model().eval()
+    prior = dense.DensePrior.of(model, convolved=True).eval()
+    z = subject.batch.z.to(model.device)
+
+    rendered = [
+        partial(model.render, z, steps=True),
+        partial(dense.render_steps, model.bank_parts, z, model.grid),
+    ]
+    sampled = [
+        lambda: model.sample(SAMPLES, seed=0),
+        lambda: dense.sample(model, prior, SAMPLES, torch.Generator(model.device).manual_seed(0)),
+    ]
+    render_s, dense_s = median_seconds(rendered, repeats, warm_up=1)
+    images_s, recomputed_s = median_seconds(sampled, repeats, warm_up=1)
+    return {
+        "render_batch": size,
+        "render_canvases_per_s": size * z.steps / render_s,
+        "render_speedup_vs_dense": dense_s / render_s,
+        "samples_per_s": SAMPLES / images_s,
+        "sample_speedup_vs_recompute": recomputed_s / images_s,
+    }
