@@ -252,8 +252,8 @@ def source_parts(experiment: Experiment) -> PartBank:
 def write_results(filesystem: fs.FileSystem, folder: str, results: Mapping[str, Any]) -> bool:
     """Writes these numbers to config.json of the model in `folder`; returns whether it did.
 
-    Numbers that it has of the test split stay if these are of another one, or of fewer images. results: as
-    `nn.hub.config_of` says.
+    Numbers that it has of the test split stay if these are of another one, or of fewer images. results: what
+    config.json states as `results`.
     """
     config = json.loads(read_bytes(filesystem, f"{folder}/{CONFIG}"))
     before = config.get("results") or {}
