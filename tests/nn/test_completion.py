@@ -208,7 +208,7 @@ def test_the_temperature_is_that_of_every_step() -> None:
     assert distance(spec, found, support, given(prior, support, z, keep)) < 0.06
 
 
-def held(z: PartSequence, keep: Tensor) -> list[list[tuple[int, int]]]:
+def drawn_at(z: PartSequence, keep: Tensor) -> list[list[tuple[int, int]]]:
     """The places and parts of each drawing at its kept places."""
     rows = zip(z.whether.tolist(), z.where.tolist(), z.what.tolist(), keep.tolist(), strict=True)
     return [
@@ -239,9 +239,9 @@ def test_kept_places_hold_exactly_what_they_held(
     model, mask = any_model(order), torch.tensor(keep)
     z = random_sequence(model.spec, len(keep), seed)
     found = model.complete(z, mask, seeded(seed), effort=effort)
-    assert held(found, mask) == held(z, mask)
+    assert drawn_at(found, mask) == drawn_at(z, mask)
     for row in (~mask.all(1)).nonzero()[:, 0].tolist():
-        others = [w for w, _ in held(found[row : row + 1], ~mask[row : row + 1])[0]]
+        others = [w for w, _ in drawn_at(found[row : row + 1], ~mask[row : row + 1])[0]]
         assert len(set(others)) == len(others)
         drawn = found.whether[row].tolist()
         assert order == "aligned" or drawn == sorted(drawn, reverse=True)
@@ -278,11 +278,13 @@ def test_wrong_drawings_and_settings_are_refused() -> None:
     for wrong in (torch.ones(5, dtype=torch.bool), torch.ones(3, 6, dtype=torch.bool), torch.ones(6)):
         with pytest.raises(ValueError, match="keep is"):
             aligned.complete(z, wrong)
-    with pytest.raises(ValueError, match="5 steps, not 6"):
-        any_model("path").complete(z, keep)
-    with pytest.raises(ValueError, match="temperature is 0"):
-        aligned.complete(z, keep, temperature=0)
+    at_one_place = PartSequence(z.whether, z.where * 0, z.what)
+    for says, model, given, temperature in (
+        ("5 steps, not 6", any_model("path"), z, None),
+        ("temperature is 0", aligned, z, 0),
+        ("6 parts at a kept place", drawn, at_one_place, None),
+    ):
+        with pytest.raises(ValueError, match=says):
+            model.complete(given, keep, temperature=temperature)
     with pytest.raises(ValueError, match="particles is 0"):
         Effort(particles=0)
-    with pytest.raises(ValueError, match="6 parts at a kept place"):
-        drawn.complete(PartSequence(z.whether, z.where * 0, z.what), keep)

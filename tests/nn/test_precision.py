@@ -76,7 +76,7 @@ def test_an_exact_layer_is_the_plain_one_without_rounding(
 @torch.no_grad()
 def wake(model: nn.Module) -> None:
     """Gives the layers that start at zero, or small, usual weights, so that they count as after training."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded()
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and not weight.any():
             weight.copy_(torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5)

@@ -184,18 +184,17 @@ def test_deterministic_and_independent_of_the_batch(shape: tuple[int, ...]) -> N
 
 def test_refuses_what_does_not_fit() -> None:
     grid, bank, images = make(DISJOINT[1])
-    with pytest.raises(UserError, match=r"parse\.order"):
-        Parser(bank, grid, 4, "spiral", 0.1)
-    with pytest.raises(UserError, match="4 in order aligned"):
-        Parser(bank, grid, 3, "aligned", 0.1)
-    with pytest.raises(UserError, match="1 to 4"):
-        Parser(bank, grid, 5, "raster", 0.1)
-    with pytest.raises(UserError, match="stage `bank`"):
-        Parser(bank, Grid(8, 8, 3, 3), 4, "raster", 0.1)
-    with pytest.raises(ValueError, match=r"not torch\.int64"):
-        Parser(bank, grid, 4, "raster", 0.1)(images.long())
-    with pytest.raises(ValueError, match="images are"):
-        Parser(bank, grid, 4, "raster", 0.1)(images[:, :, :7])
+    for says, places, steps, order in (
+        (r"parse\.order", grid, 4, "spiral"),
+        ("4 in order aligned", grid, 3, "aligned"),
+        ("1 to 4", grid, 5, "raster"),
+        ("stage `bank`", Grid(8, 8, 3, 3), 4, "raster"),
+    ):
+        with pytest.raises(UserError, match=says):
+            Parser(bank, places, steps, order, 0.1)
+    for says, wrong in ((r"not torch\.int64", images.long()), ("images are", images[:, :, :7])):
+        with pytest.raises(ValueError, match=says):
+            Parser(bank, grid, 4, "raster", 0.1)(wrong)
 
 
 def dyadic(values: torch.Tensor) -> torch.Tensor:
