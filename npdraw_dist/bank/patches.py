@@ -75,14 +75,14 @@ class Reservoir:
     def __init__(self, capacity: int) -> None:
         self.capacity, self.seen = capacity, 0
         self._limit = np.uint64(ALL)
-        self._held: list[tuple[NDArray[np.uint64], NDArray[np.uint8]]] = []
+        self._kept: list[tuple[NDArray[np.uint64], NDArray[np.uint8]]] = []
 
     def add(self, drawn: Drawn) -> None:
         """Adds a block's patches. A block must not be added twice."""
         self.seen += drawn.seen
         chosen = drawn.keys <= self._limit
-        self._held.append((drawn.keys[chosen], drawn.patches[chosen]))
-        if sum(len(keys) for keys, _ in self._held) > 2 * self.capacity:
+        self._kept.append((drawn.keys[chosen], drawn.patches[chosen]))
+        if sum(len(keys) for keys, _ in self._kept) > 2 * self.capacity:
             self._shrink()
 
     def limit(self, share: float) -> int:
@@ -96,25 +96,25 @@ class Reservoir:
     def is_exact(self, limit: int) -> bool:
         """Whether the sample stays the same if all patches with keys above `limit` are left out."""
         return (
-            limit >= ALL or sum((keys <= np.uint64(limit)).sum() for keys, _ in self._held) >= self.capacity
+            limit >= ALL or sum((keys <= np.uint64(limit)).sum() for keys, _ in self._kept) >= self.capacity
         )
 
     def result(self) -> NDArray[np.uint8]:
         """The sample (min(capacity, seen), D) in the order of its keys, so shuffled; (0, 0) if empty."""
-        if not self._held:
+        if not self._kept:
             return np.empty((0, 0), np.uint8)
         self._shrink()
-        keys, patches = self._held[0]
+        keys, patches = self._kept[0]
         return patches[np.argsort(keys)]
 
     def _shrink(self) -> None:
-        keys = np.concatenate([keys for keys, _ in self._held])
-        patches = np.concatenate([patches for _, patches in self._held])
+        keys = np.concatenate([keys for keys, _ in self._kept])
+        patches = np.concatenate([patches for _, patches in self._kept])
         if len(keys) > self.capacity:
             kept = np.argpartition(keys, self.capacity - 1)[: self.capacity]
             keys, patches = keys[kept], patches[kept]
             self._limit = keys.max()
-        self._held = [(keys, patches)]
+        self._kept = [(keys, patches)]
 
 
 def splitmix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:

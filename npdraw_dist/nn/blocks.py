@@ -124,7 +124,7 @@ class CausalBlock(nn.Module, ABC):
 
 
 def _mlp(settings: PriorSpec, out: nn.Linear) -> nn.Sequential:
-    """A block's MLP. The first weights of its last layer, and those of `out`, shrink by 1 / sqrt(2 depth)."""
+    """A block's MLP. The initial weights of its last layer and of `out` are scaled by 1 / sqrt(2 depth)."""
     first, last = nn.Linear(settings.width, settings.mlp), nn.Linear(settings.mlp, settings.width)
     with torch.no_grad():
         for layer in (out, last):

@@ -53,8 +53,8 @@ class SampleTrace:
     images: (N, C, H, W), means of p(x|z), in [0, 1]. canvas: (N, C, h, w); None if the model has none. steps:
     (A, T, C, h, w), the canvas after each step. decoded: (A, T, C, H, W), the image of each canvas. drawn:
     (A, T) bool, whether a step draws. corners: (A, T, 2), the top-left pixel (row, column) that it draws.
-    sides: (A, T), the side in pixels. codes: latents by name. frames: largest number of frames in a GIF that
-    draw.
+    sides: (A, T), the side in pixels. codes: latents by name. frames: largest number of frames of a GIF in
+    which parts are drawn.
     """
 
     images: Tensor
@@ -114,10 +114,11 @@ class GenerativeModel(nn.Module, ABC):
         most = self.rows_at_once
         pieces, conditions = x.split(most), [] if condition is None else condition.split(most)
         models = [self.given(tokens) for tokens in conditions] or [self] * len(pieces)
-        parts = [
-            in_chunks(k, len(piece), most, model.drawer(piece, generator))
-            for piece, model in zip(pieces, models, strict=True)
-        ]
+        parts = []
+        for piece, model in zip(pieces, models, strict=True):
+            draw, at_once = model.drawer(piece, generator), max(most // len(piece), 1)
+            scores = [draw(min(at_once, k - done)) for done in range(0, k, at_once)]
+            parts.append(joined(scores, lambda values: torch.cat(values).view(k, -1)))
         return joined(parts, lambda values: torch.cat(values, 1))
 
     def given(self, condition: Any, guidance: float = 1.0) -> Self:
@@ -227,13 +228,6 @@ def seeded(device: torch.device, generator: Noise, seed: int | None) -> Noise:
     if generator is not None:
         raise UserError("give a generator or a seed, not both")
     return torch.Generator(device).manual_seed(seed)
-
-
-def in_chunks(k: int, batch: int, most: int, draw: Callable[[int], Importance]) -> Importance:
-    """Scores k draws for each of `batch` images with a `drawer`, at most `most` rows at once."""
-    at_once = max(most // batch, 1)
-    parts = [draw(min(at_once, k - done)) for done in range(0, k, at_once)]
-    return joined(parts, lambda values: torch.cat(values).view(k, batch))
 
 
 def joined(parts: Sequence[Importance], join: Callable[[list[Tensor]], Tensor]) -> Importance:

@@ -79,7 +79,11 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
         card = dict(model_card_kwargs or {})
         folder = Path(save_directory).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        config = config or self._config()
+        if config is None:
+            config = {"spec": self.spec.model_dump(mode="json")}
+            config["made_by"] = {"package": "npdraw_dist", **stamp()}
+            if self.results is not None:
+                config["results"] = dict(self.results)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as made:
             if (folder / CARD).exists():
                 shutil.copy(folder / CARD, made)
@@ -100,12 +104,6 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
         """Uploads the model and 64 samples to `org/name` on the hub; returns the commit's URL."""
         card = {"samples": SAMPLES, "repo_id": repo_id, **(model_card_kwargs or {})}
         return str(super().push_to_hub(repo_id, model_card_kwargs=card, **others))
-
-    def _config(self) -> dict[str, Any]:
-        """What config.json states: network, data, the program that wrote it, and results if measured."""
-        made_by = {"package": "npdraw_dist", **stamp()}
-        measured = {} if self.results is None else {"results": dict(self.results)}
-        return {"spec": self.spec.model_dump(mode="json"), "made_by": made_by, **measured}
 
     def generate_model_card(self, *_: Any, **card: Any) -> ModelCard:
         """Fills the template card.md. card: `model_card_kwargs` of `save_pretrained`."""

@@ -20,9 +20,9 @@ HALF_BIN = 1 / 255
 # Scales below a quarter of HALF_BIN, or hundreds of times the range, fit no better than these bounds.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 7.0
 
-# Values before training: the Bernoulli logit where the canvas is fully inked, and the log-scale of a logistic
-# around the canvas's value. The components of a mixture share that location and have different scales: so
-# they differ from the first step on, and the wide ones limit the cost of a wrong canvas.
+# Values before training: the Bernoulli logit where the canvas is 1, and the log-scale of a logistic around
+# the canvas's value. The components of a mixture share that location and have different scales: so they
+# differ from the first step on, and the wide ones limit the cost of a wrong canvas.
 CANVAS_GAIN = 3.0
 CANVAS_LOG_SCALE = -2.5
 CANVAS_LOG_SCALES = (-4.0, -1.0)
