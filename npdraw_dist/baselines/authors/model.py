@@ -1,4 +1,4 @@
-"""Kind `authors`: the model of parts with the networks and the training of the authors' released code."""
+"""Kind `authors`: NP-DRAW with the networks and the training of the authors' released code."""
 
 from torch import nn
 
@@ -14,7 +14,7 @@ from npdraw_dist.nn.prior import StepPrior
 
 
 class AuthorsNPDraw(NPDraw):
-    """`NPDraw` with other networks."""
+    """`NPDraw` with the authors' networks and objectives."""
 
     title = "NP-DRAW by its authors"
 
@@ -44,7 +44,7 @@ class AuthorsNPDraw(NPDraw):
         return AuthorsObjective(self, config)
 
     def with_bank(self, bank: PartBank) -> NPDraw:
-        """Raises UserError: the networks have free weights for their parts."""
+        """Raises UserError: these networks have free weights for their parts."""
         raise UserError(
             "the model has free weights for its parts (the authors' model); train one with "
             "--prior.table pixels"

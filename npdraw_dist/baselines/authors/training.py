@@ -1,9 +1,9 @@
 """Training as the authors' released code does it (kind `authors`), with the numbers of their MNIST script.
 
-Draws are relaxed to the end, and the frozen prior sees the canvases with mixtures of parts that the decoder
-sees. *where* and *whether* are drawn hard, without a gradient of the reconstruction: theirs is 0 in float32.
-The KL of *what* and *where* counts at steps that draw. Teacher forcing replaces *what* and *where* by the
-parse.
+Draws stay relaxed to the end, and the frozen prior sees the same canvases with mixtures of parts as the
+decoder. *where* and *whether* are drawn hard, without a gradient of the reconstruction: in the authors' code
+it is 0 in float32. The KL of *what* and *where* counts at steps that draw. Teacher forcing replaces *what*
+and *where* by the parse.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, H x W image.
 """
 
@@ -41,8 +41,8 @@ from npdraw_dist.nn.steps import StepLogits, kl_steps
 STEPPING = Stepping(beta2=0.999, clip=math.inf, warmup=0.0, falls=False)
 DECODER_RATE = 1e-4  # Adam's rate for the decoder; the posterior has vae.learning_rate
 # Shares of the budget; the authors count epochs, 50 and 20 of 661.
-TAU_FALL = 0.0756430  # tau falls over it, by equal ratios, to vae.tau_end
-TEACHER_FALL = 0.0302572  # after it the chance of teacher forcing, 1 at first, is 1 / e
+TAU_FALL = 0.0756430  # over this share tau falls, by equal ratios, to vae.tau_end
+TEACHER_FALL = 0.0302572  # after this share the chance of teacher forcing, 1 at first, is 1 / e
 
 
 def gumbel_temperature(config: VAEConfig, done: float) -> float:
@@ -56,14 +56,14 @@ def teacher_chance(done: float) -> float:
 
 
 class AuthorsPriorObjective(PriorObjective):
-    """`PriorObjective` with the authors' steps of Adam."""
+    """`PriorObjective` with the authors' settings of Adam."""
 
     stepping = STEPPING
     weight_decay = 0.0
 
 
 class AuthorsObjective(VAEObjective):
-    """`VAEObjective` with the authors' surrogate, which is no bound, and their steps of Adam."""
+    """`VAEObjective` with the authors' surrogate, which is no bound, and their settings of Adam."""
 
     stepping = STEPPING
 
@@ -105,7 +105,7 @@ class AuthorsObjective(VAEObjective):
     def _choices(
         self, q: StepLogits, parse: PartSequence, done: float, generator: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """A draw of q: *what* as weights (B, T, K), *whether* (B, T) and *where* (B, T)."""
+        """Draws from q, or takes the parse: *what* as weights (B, T, K), *whether* and *where* (B, T)."""
         assert q.where is not None
         what = gumbel_softmax(q.what, gumbel_temperature(self.config, done), generator)
         gate = bernoulli_sample(q.whether, generator)
