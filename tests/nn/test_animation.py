@@ -19,7 +19,7 @@ GRID = Grid(28, 28, 5, 5)
 
 
 def drawing(channels: int, batch: int) -> tuple[torch.Tensor, PartSequence]:
-    """Random drawings of which the first ends early, and step 2 draws nothing anywhere."""
+    """Random drawings; the first ends early, and step 2 draws nothing in any of them."""
     generator = torch.Generator().manual_seed(0)
     shape = (batch, 6)
     whether = torch.ones(shape, dtype=torch.bool)
@@ -106,7 +106,7 @@ def test_several_parts_a_frame_are_no_more_than_the_most_frames(
 def test_the_background_of_the_drawing_keeps_its_colour(
     tmp_path: Path, channels: int, background: float
 ) -> None:
-    """Photographs of many colours on black or white, which a palette of their pixels alone would miss."""
+    """Photographs of many colours on black or white, two colours that a palette of their pixels may lack."""
     where = torch.arange(9)
     steps = torch.full((1, 9, channels, 28, 28), background)
     steps[..., 5:25, 5:25] = random_images(1, 9, channels, 20, 20)

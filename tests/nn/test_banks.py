@@ -1,4 +1,4 @@
-"""Banks that are swapped: a model whose table knows parts by their pixels draws with any others.
+"""Swapped banks: a model whose table knows parts by their pixels draws with any other parts.
 
 Shapes: K parts, N drawings.
 """
@@ -89,7 +89,7 @@ def test_a_swapped_bank_draws_and_saves(tmp_path_factory: pytest.TempPathFactory
 
 
 def test_a_completion_that_fails_holds_no_codes() -> None:
-    """As long as its error is kept, as a notebook does, weights that change would not count."""
+    """A notebook keeps the error; meanwhile the prior must not use cached codes in place of new weights."""
     model = tiny_model(SPEC)
     z = random_drawings(SPEC, 2)
     with pytest.raises(TypeError) as kept:

@@ -1,4 +1,4 @@
-"""Completions: exactly what is kept, and the rest as the prior's enumerated conditional distribution."""
+"""Completions have exactly the kept parts, and the rest follows the enumerated conditional distribution."""
 
 from functools import cache
 from typing import Any
@@ -43,7 +43,7 @@ ORDER_NAMES = list(ORDERS)
 
 
 def spec_of(order: str, **changes: Any) -> ModelSpec:
-    """Four places in aligned order; else three of six."""
+    """Four places in aligned order; in other orders at most three of six."""
     size: dict[str, Any] = {"image_shape": (1, 4, 4), "steps": 4}
     if order != "aligned":
         size = {"image_shape": (1, 4, 6), "steps": 3}  # 2 x 3 places
@@ -80,7 +80,7 @@ def copies(z: PartSequence, n: int) -> PartSequence:
 
 
 def given(prior: StepPrior, support: PartSequence, z: PartSequence, keep: Tensor) -> Tensor:
-    """p(drawing | what z holds at the places `keep`), (N,)."""
+    """p(drawing | the parts of z at the places `keep`), (N,)."""
     fits = (cells(support, len(keep)) == cells(z, len(keep)))[:, keep].all(1)
     return prior.log_prob(support).detach().masked_fill(~fits, -torch.inf).softmax(0)
 
@@ -121,7 +121,7 @@ def test_completions_have_the_conditional_distribution(
 @pytest.mark.few(1)
 @pytest.mark.parametrize("heads", ["chained", "independent"])
 def test_a_finished_sketch_has_the_posterior_distribution(heads: str) -> None:
-    """p(z | a kept place) times p(ink | z), enumerated; paper says nothing."""
+    """The posterior is p(z | a kept place) times p(ink | z), enumerated; blank pixels do not count."""
     spec = spec_of("aligned", heads=heads)
     prior, bank = strong(spec, 6)
     grid, support, generator = spec.grid, every_arranged(spec, bank), seeded(6)
@@ -173,7 +173,7 @@ def test_a_sketch_of_images_is_followed_by_its_own_ink() -> None:
 
 @pytest.mark.parametrize("order", ORDER_NAMES)
 def test_to_forget_places_and_complete_them_keeps_the_distribution(order: str) -> None:
-    """Each drawing has its own places."""
+    """Each drawing keeps places of its own."""
     spec = spec_of(order)
     prior, bank = strong(spec, 7)
     support, generator = every_arranged(spec, bank), seeded()
@@ -235,7 +235,7 @@ def any_model(order: str) -> NPDraw:
 def test_kept_places_hold_exactly_what_they_held(
     order: str, keep: list[list[bool]], seed: int, effort: Effort
 ) -> None:
-    """Also places without a part, and in a free order places with several."""
+    """This holds also for places without a part and, in a free order, for places with several."""
     model, mask = any_model(order), torch.tensor(keep)
     z = random_sequence(model.spec, len(keep), seed)
     found = model.complete(z, mask, seeded(seed), effort=effort)

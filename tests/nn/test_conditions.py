@@ -146,7 +146,7 @@ def test_a_model_that_is_given_several_conditions_has_as_many_drawings(number: i
 
 
 def test_a_model_under_a_condition_is_not_saved(tmp_path: Path) -> None:
-    """What was saved before stays whole."""
+    """A model that was saved before stays whole."""
     model = model_of("aligned")
     model.save_pretrained(tmp_path / "model")
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
@@ -167,7 +167,7 @@ def test_another_condition_takes_the_place_of_the_first() -> None:
 
 
 def test_a_completion_follows_its_condition() -> None:
-    """Of a drawing all of whose places are free, completions are samples of p(z|c)."""
+    """If all places are free, completions are samples of p(z|c)."""
     model = model_of("aligned")
     z = random_drawings(model.spec, 2)
     keep = torch.zeros(model.spec.grid.places, dtype=torch.bool)
@@ -194,7 +194,7 @@ def test_a_class_is_that_of_the_highest_likelihood() -> None:
 
 
 def test_the_number_of_a_class_is_its_name_if_all_names_are_numbers() -> None:
-    """What `classify` finds is what a condition of that number draws."""
+    """A number that `classify` returns is a valid condition for the same class."""
     vocabulary = Classes(("1", "10", "2"), 1)
     assert vocabulary.rows([1, 10, 2]).flatten().tolist() == [1, 2, 3]
     assert vocabulary.rows(vocabulary.labels).flatten().tolist() == [1, 2, 3]

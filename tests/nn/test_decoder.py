@@ -44,7 +44,7 @@ def test_the_first_image_is_the_canvas(name: str, channels: int, upscale: int) -
 
 
 def test_the_components_of_a_mixture_start_apart() -> None:
-    """The same everywhere would stay the same for ever: their gradients have to differ."""
+    """Equal components would stay equal for ever: their gradients have to differ."""
     torch.manual_seed(0)
     likelihood = DiscretizedLogisticMixture(3)
     start = likelihood.canvas_start()

@@ -1,4 +1,4 @@
-"""What people do with a trained model: images of any kind and drawings in, images and drawings out."""
+"""What people do with a trained model: images of any type or drawings in, images or drawings out."""
 
 import io
 from pathlib import Path
@@ -138,9 +138,9 @@ def test_completions_of_images_keep_their_parts(size: dict[str, Any]) -> None:
     assert torch.equal(done.z.what, z.what)
     assert torch.equal(model.complete(images, keep=mask.numpy(), seed=3).images, done.images)
     kept = mask.view(-1)
-    held = before.z.whether[:, kept]
-    assert torch.equal(done.z.whether[:, kept], held)
-    assert torch.equal(done.z.what[:, kept][held], before.z.what[:, kept][held])
+    drawn = before.z.whether[:, kept]
+    assert torch.equal(done.z.whether[:, kept], drawn)
+    assert torch.equal(done.z.what[:, kept][drawn], before.z.what[:, kept][drawn])
     everything = model.complete(images, keep=":,:", seed=0)
     torch.testing.assert_close(everything.images, before.images)
     with pytest.raises(UserError, match="a generator or a seed"):

@@ -132,7 +132,7 @@ def test_q_and_p_are_nearly_those_of_float32(name: str, awake: bool) -> None:
 
 
 def same_draws(patch: pytest.MonkeyPatch, *functions: tuple[object, str]) -> Callable[[], None]:
-    """What the functions return is returned again, from their first on, after the callable is called."""
+    """Records what the functions return; once the callable is called, they return it again, in order."""
     kept: list[Any] = []
     again: list[Any] = []
 

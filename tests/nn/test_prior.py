@@ -111,7 +111,7 @@ def test_a_cold_sample_is_the_argmax_of_the_forward_logits(kind: Kind) -> None:
 
 @each_kind
 def test_cached_states_are_the_teacher_forced_ones(kind: Kind) -> None:
-    """Also of rows that are exchanged: each goes on with its own past."""
+    """This holds also if rows are exchanged: each continues with its own past."""
     spec = tiny_spec(*kind, **LONGER)
     prior, generator = tiny_prior(spec), seeded()
     where = torch.zeros(16, spec.steps, dtype=torch.int64)
@@ -204,7 +204,7 @@ def test_all_ways_to_a_vector_agree(table: str) -> None:
 
 
 def test_drawing_computes_once_what_no_step_changes() -> None:
-    """Codes, and what is linear in them: with 1,000 parts they would be half of the time of a drawing."""
+    """With 1,000 parts, computing codes and what is linear in them would be half of the time of a drawing."""
     prior = tiny_prior(tiny_spec("raster", table="pixels", image_shape=(1, 4, 6), parts=5, steps=4))
     assert isinstance(prior.drawn, PixelTable)
     calls = Counter[str]()

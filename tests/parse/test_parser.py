@@ -79,7 +79,7 @@ def drawn_pairs(z: PartSequence, image: int) -> set[Draw]:
 @pytest.mark.parametrize("order", ["ranked", "raster"])
 @pytest.mark.parametrize("shape", DISJOINT + OVERLAPPING)
 def test_chooses_as_brute_force_greedy(shape: tuple[int, ...], order: str) -> None:
-    """In both orders the gain decides which T parts stay."""
+    """The gain decides in both orders which T parts stay."""
     grid, bank, images = make(shape, batch=6)
     black_white = PartBank((bank.parts > 0.4).float()), (images > 0.5).float()  # with ties
     cases = [(grid.places, 0.05, (bank, images)), (max(1, grid.places // 2), 0.3, (bank, images))]
@@ -92,7 +92,7 @@ def test_chooses_as_brute_force_greedy(shape: tuple[int, ...], order: str) -> No
 
 @pytest.mark.parametrize("shape", OVERLAPPING)
 def test_the_choice_in_fixed_shapes_is_the_lazy_one(shape: tuple[int, ...]) -> None:
-    """A GPU's: no size is read, by which the host would wait."""
+    """The chooser for a GPU reads no size, for which the host would wait."""
     grid, bank, images = make(shape, batch=20, seed=7)
     images = (images * 255).round().to(torch.uint8)
     images[3] = 0  # draws nothing
