@@ -86,10 +86,7 @@ def lloyd(
 
 
 def _assign(shards: Shards, centroids: NDArray[np.float32]) -> tuple[NDArray[np.float32], Sums]:
-    """Assigns all patches to `centroids` (K, D), and moves the centroid of each empty cluster, one by one.
-
-    It moves to the patch that is farthest from its own centroid. Returns the centroids and their sums.
-    """
+    """Assigns all patches. Each empty cluster in turn moves to the patch farthest from its centroid."""
     total = _step(shards, centroids)
     for _ in range(len(centroids)):
         empty = np.flatnonzero(total.counts == 0)

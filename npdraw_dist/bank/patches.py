@@ -52,10 +52,7 @@ class Drawn:
 
 
 def draw(patches: NDArray[np.uint8], block: int, seed: int, above: int = -1, limit: int = ALL) -> Drawn:
-    """Draws the rows of `patches` (n, D) that have a key in (above, limit].
-
-    A patch's key is a hash of the seed, the number of its block and its position there.
-    """
+    """Draws the `patches` (n, D) with a key, a hash of seed, block and position, in (above, limit]."""
     # Arrays of one entry: NumPy warns if a scalar overflows.
     words = np.array([[block % 2**64], [seed % 2**64]], np.uint64)
     start = splitmix64(words[0] + splitmix64(words[1]))
@@ -86,10 +83,7 @@ class Reservoir:
             self._shrink()
 
     def limit(self, share: float) -> int:
-        """Estimates a key below which lie somewhat more than `capacity` patches of the whole stream.
-
-        share: the fraction of the stream that was added so far.
-        """
+        """Estimates a key below which lie over `capacity` patches, given that `share` of all was added."""
         count, expected = OVERSAMPLED * self.capacity + 5 * math.sqrt(self.capacity), self.seen / share
         return ALL if count >= expected else int(count / expected * ALL)
 

@@ -111,10 +111,7 @@ class Completer:
         return self.arranged(kept, drawn, what)
 
     def arranged(self, kept: Kept, drawn: Tensor, what: Tensor) -> PartSequence:
-        """The drawing (B, T) of the kept steps and of the parts `what` (B, L) at places `drawn` (B, L).
-
-        It has at most T parts.
-        """
+        """Joins kept steps and the parts `what` (B, L) at places `drawn` (B, L) to a drawing of T steps."""
         kept_drawn, kept_what = kept.of_places()
         chosen, parts = kept_drawn | drawn, torch.where(drawn, what, kept_what)
         steps, places = self.spec.steps, self.spec.grid.places

@@ -238,10 +238,7 @@ class Networks(HubModel):
         return self.prior.log_prob(self.checked(z).to(self.device))
 
     def checked(self, z: PartSequence) -> PartSequence:
-        """Checks that this model can draw z, and fills unused steps with 0 (`editing.checked`).
-
-        Raises ValueError if it cannot.
-        """
+        """Sets unused steps of z to 0 (`editing.checked`). Raises ValueError if the model cannot draw z."""
         spec = self.spec
         return editing.checked(z, spec.steps, spec.grid.places, spec.parts, spec.where_given)
 

@@ -44,10 +44,7 @@ class DisjointChooser:
         self.empty = EmptyCanvasGain(bank, grid, min_gain)
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images (B, C, h, w) -> chosen (B, L) bool, what and gain (B, L), and mean squared error (B,).
-
-        what and gain are 0 where no part is chosen.
-        """
+        """(B, C, h, w) -> chosen (B, L) bool, what and gain (B, L), 0 if not chosen, and mean error (B,)."""
         gain, what, energy = self.empty.best(images)
         gain = F.threshold(gain, self.too_little, 0)
         if self.steps < self.grid.places:
