@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.bank.patches import extract
-from npdraw_dist.baselines.authors import training as authors
+from npdraw_dist.baselines.authors import model as authors
 from npdraw_dist.baselines.base import BaselineObjective
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.registry import LIKELIHOODS

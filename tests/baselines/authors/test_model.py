@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from npdraw_dist.baselines.authors.network import CanvasPrior
-from npdraw_dist.baselines.authors.training import (
+from npdraw_dist.baselines.authors.model import (
     AuthorsObjective,
     gumbel_temperature,
     soft_canvases,
     teacher_chance,
 )
+from npdraw_dist.baselines.authors.network import CanvasPrior
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import Batch, PartSequence
