@@ -26,19 +26,19 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import shape_of, to_batch
 from npdraw_dist.core.parts import PartBank
 
-CHUNK = 16_384  # patches whose distances are in memory at once
+CHUNK = 16_384  # number of patches whose distances are computed at once
 
-# (class, arguments of each shard, gpu) -> the shards in other processes, such as `distributed.actors.Actors`.
+# Starts one process for each shard, as `distributed.actors.Actors` does: (class, arguments of each, gpu).
 Open = Callable[[type, list[tuple[Any, ...]], bool | None], Shards]
 
 
 @dataclass(frozen=True)
 class BankFacts:
-    """Facts of a clustering for the bank's manifest. Distances are squared, between pixels in [0, 1].
+    """What the bank's manifest states of a clustering. Distances are squared, between pixels in [0, 1].
 
-    k: K. patches: M. objective: mean distance of a patch to its centroid. cluster_sizes: number of patches of
-    each part. exemplar_distance: mean distance of a centroid to its part. actor_core_seconds: CPU seconds of
-    the actors that held the patches.
+    k: K. patches: M. objective: mean distance of a patch to its centroid. cluster_sizes: number of patches in
+    each part's cluster. exemplar_distance: mean distance of a centroid to its part. actor_core_seconds: CPU
+    seconds that the processes of the shards used.
     """
 
     k: int
@@ -57,11 +57,11 @@ def build_bank(
     gpu: bool | None = False,
     others: Open | None = None,
 ) -> tuple[PartBank, BankFacts]:
-    """A bank of `settings.size` parts, the most used first, from `patches` (M, D).
+    """Clusters `patches` (M, D) into a bank of `settings.size` parts; the parts of large clusters come first.
 
-    others: opens `settings.shards` > 1 processes that share the patches; without it this process has all.
-    gpu: whether FAISS searches on the GPU of this process, or on those of the others; None: if it finds one
-    there. The result is the same. Raises UserError if there are too few different patches.
+    gpu: whether FAISS searches on a GPU; None: only where it finds one. others: starts `settings.shards`
+    processes that share the patches; None: this process clusters all of them. Neither changes the result.
+    Raises UserError if there are too few different patches.
     """
     _require(patches)
     opened: Shards
@@ -89,11 +89,10 @@ def build_bank(
 
 
 def bank_of(images: Any, size: int, patch: int, background: Literal["black", "white"], seed: int) -> PartBank:
-    """A bank of `size` parts of `patch` x `patch` pixels, clustered from the images as the stage does it.
+    """Clusters images into a bank of `size` parts of `patch` x `patch` pixels, as the stage `bank` does.
 
-    images: N of one shape, of any kind that `core.images.to_batch` takes. background: the background of the
-    images, which also replaces transparency. Raises UserError on images that cannot be used, or on too few
-    different patches.
+    images: N images of one shape, as `core.images.to_batch` takes them. background: that of the images; it
+    replaces transparent pixels. Raises UserError on unusable images or too few different patches.
     """
     batch = to_batch(images, shape_of(images), float(background == "white"))
     pixels = batch if batch.dtype == torch.uint8 else (batch * 255).round().byte()
@@ -115,10 +114,10 @@ def _require(patches: NDArray[np.uint8]) -> None:
 
 
 def keep_bank(bank: PartBank, patches: NDArray[np.uint8]) -> BankFacts:
-    """The facts of a bank that a run of these patches (M, D) starts with and keeps.
+    """Measures how well a bank that a run starts from, and keeps, fits the run's `patches` (M, D).
 
-    `objective` is the mean squared distance of a patch to its nearest part, not to a centroid. Raises
-    UserError if there is no patch.
+    `objective` is the mean squared distance of a patch to its nearest part, since there are no centroids.
+    Raises UserError if there is no patch.
     """
     _require(patches)
     nearest, distance = nearest_parts(bank, patches)
@@ -142,6 +141,6 @@ def nearest_parts(
         x = torch.from_numpy(patches[start : start + CHUNK]).double() / 255
         best = (squares - 2 * x @ parts.T).argmin(1)
         nearest.append(best)
-        # Differences, unlike the products above, give exactly 0 where a patch is a part.
+        # Differences give exactly 0 where a patch equals a part; the products above do not.
         distances.append((x.float() - bank.parts.flatten(1)[best]).double().square().sum(1))
     return torch.cat(nearest).numpy(), torch.cat(distances).numpy()

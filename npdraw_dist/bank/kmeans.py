@@ -1,7 +1,8 @@
-"""k-means of image patches, which gives the codebook of *what* (paper section 3.1), for any number of shards.
+"""k-means of image patches, which makes the codebook of *what* (paper section 3.1).
 
-It starts with greedy k-means++ on a small sample, converges on a larger one with over-relaxed steps, and ends
-with plain iterations over all patches. `snap` then replaces each centroid by its nearest real patch.
+The patches may be split into shards: several processes of a cluster share them, and the result is the same.
+The search starts with greedy k-means++ on a small sample, converges on a larger sample with over-relaxed
+steps, and ends with plain iterations over all patches. `snap` then replaces each centroid by a real patch.
 Shapes: M patches over all shards, n of a sample, K centroids, m candidates, D = C * P * P pixels of a patch.
 """
 
@@ -16,7 +17,7 @@ from npdraw_dist.bank.search import quantized
 from npdraw_dist.bank.shards import Candidates, LocalShards, Shards, Sums
 from npdraw_dist.core.errors import UserError
 
-ITERATIONS = 25  # over all patches, at most
+ITERATIONS = 25  # largest number of iterations over all patches
 SEED_PATCHES_PER_PART = 32
 SAMPLE_PATCHES_PER_PART = 1024
 SAMPLE_ITERATIONS = 100
@@ -25,7 +26,7 @@ SAMPLE_TOLERANCE = 2e-4
 SAMPLE_RELAXATION = 1.8
 # Iterations over all patches stop if the objective falls by a smaller fraction than this.
 TOLERANCE = 5e-4
-FIRST_CANDIDATES = 8  # patches that each shard offers for a centroid at first
+FIRST_CANDIDATES = 8  # number of patches that each shard first offers for a centroid
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Clustering:
 
 
 def kmeans(shards: Shards, k: int, seed: int) -> Clustering:
-    """Clusters the patches. The result depends on them and the seed, not on their split into shards.
+    """Clusters the patches. Their split into shards does not change the result.
 
     Raises UserError if there are fewer than `k` different patches.
     """
@@ -64,8 +65,8 @@ def lloyd(
 ) -> Clustering:
     """Lloyd's algorithm from `start` (K, D), pixels in [0, 1].
 
-    relaxation: length of a step relative to the distance to the mean. tolerance: the iterations stop when the
-    objective falls by a smaller fraction.
+    relaxation: length of a step, in units of the distance to the mean. tolerance: iterations stop when the
+    objective falls by a smaller fraction than this.
     """
     patches, squares = map(sum, zip(*shards.call("size"), strict=True))
     centroids = quantized(start.astype(np.float64) * 255)
@@ -85,7 +86,7 @@ def lloyd(
 
 
 def _assign(shards: Shards, centroids: NDArray[np.float32]) -> tuple[NDArray[np.float32], Sums]:
-    """One pass over all patches. Each empty cluster in turn moves to the patch farthest from its centroid."""
+    """Assigns all patches. Each empty cluster in turn moves to the patch farthest from its centroid."""
     total = _step(shards, centroids)
     for _ in range(len(centroids)):
         empty = np.flatnonzero(total.counts == 0)
@@ -105,7 +106,7 @@ def _step(shards: Shards, centroids: NDArray[np.float32]) -> Sums:
 
 
 def _with_variety(sample: NDArray[np.uint8], shards: Shards, k: int) -> NDArray[np.uint8]:
-    """`sample` if it has `k` different patches, or else `k` different ones of all shards."""
+    """`sample` if it has `k` different patches; otherwise `k` different patches from all shards."""
     if len(unique_rows(sample)) >= k:
         return sample
     found = np.concatenate(shards.call("distinct", k))
@@ -116,7 +117,7 @@ def _with_variety(sample: NDArray[np.uint8], shards: Shards, k: int) -> NDArray[
 
 
 def _start(sample: NDArray[np.uint8], k: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(K, D), pixels in [0, 1], the centroids of `sample` (n, D)."""
+    """Clusters `sample` (n, D) into centroids (K, D), pixels in [0, 1]."""
     few = sample[rng.permutation(len(sample))[: SEED_PATCHES_PER_PART * k]]
     seeds = plus_plus(few if len(unique_rows(few)) >= k else sample, k, rng).astype(np.float32)
     start, shards = seeds / np.float32(255), LocalShards([sample], gpu=False)
@@ -124,12 +125,12 @@ def _start(sample: NDArray[np.uint8], k: int, rng: np.random.Generator) -> NDArr
 
 
 def plus_plus(patches: NDArray[np.uint8], k: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """(K, D), by greedy k-means++ (Arthur & Vassilvitskii 2007), the best of 2 + log k draws at each step.
+    """Chooses `k` rows of `patches` (n, D) by greedy k-means++ (Arthur & Vassilvitskii 2007): (K, D).
 
-    `patches` (n, D) must have at least `k` different rows.
+    Each step takes the best of 2 + log k draws. At least `k` rows must differ.
     """
     draws = 2 + int(np.log(k))
-    # All sums are exact. Above 2^24, float32 would make similar patches of many bright pixels equal.
+    # All sums are exact. Above 2^24, float32 would round sums of similar bright patches to the same number.
     x: NDArray[Any] = patches.astype(np.float32 if 255**2 * patches.shape[1] < 2**24 else np.float64)
     squares = np.einsum("ij,ij->i", x, x)
     chosen = [int(rng.integers(len(x)))]
@@ -145,7 +146,7 @@ def plus_plus(patches: NDArray[np.uint8], k: int, rng: np.random.Generator) -> N
 
 
 def _squared(x: NDArray[Any], squares: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """(n, rows), squared distances of all patches to those of `rows`."""
+    """Squared distances of all n patches to those in `rows`, (n, rows)."""
     return squares[:, None] - 2 * (x @ x[rows].T) + squares[rows]
 
 
@@ -157,9 +158,9 @@ class Exemplars(NamedTuple):
 
 
 def snap(centroids: NDArray[np.float32], shards: Shards) -> Exemplars:
-    """Pairs `centroids` (K, D), pixels in [0, 1], with different patches, the closest pair first.
+    """Pairs each of `centroids` (K, D), pixels in [0, 1], with a patch of its own, closest pairs first.
 
-    Each shard sends its few best candidates, and more only if centroids compete for them.
+    Each shard sends a few of its nearest patches, and more only if centroids compete for them.
     """
     scaled = np.ascontiguousarray(centroids * 255, np.float32)
     count = min(FIRST_CANDIDATES, len(scaled))
@@ -175,7 +176,7 @@ def snap(centroids: NDArray[np.float32], shards: Shards) -> Exemplars:
 def _pair(
     distances: NDArray[np.float64], rows: NDArray[np.int64], patches: NDArray[np.uint8]
 ) -> Exemplars | None:
-    """Pairs greedily by distance, then index. None if a centroid has no candidate left."""
+    """Pairs greedily by distance, then index; None if some centroid finds all its candidates taken."""
     k, width = rows.shape
     chosen = np.full(k, -1)
     taken: set[bytes] = set()

@@ -1,4 +1,4 @@
-"""Patches of training images, and a uniform sample of a stream of them.
+"""Cuts patches from training images, and draws a uniform sample from a stream of patches.
 
 Shapes: N images, C channels, h x w canvas, L places, P patch side, M patches kept, D = C * P * P.
 """
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from npdraw_dist.core.grid import Grid
 
-BLOCK = 256  # images at once, so that intermediate results stay in the processor's cache
+BLOCK = 256  # images processed at once, so that intermediate results stay in the processor's cache
 
 
 def extract(images: NDArray[np.uint8], grid: Grid, min_energy: float) -> NDArray[np.uint8]:
-    """The patches of `images` (N, C, h, w) at all places whose ink has a mean square of `min_energy` or more.
+    """Cuts the patches whose ink has a mean square of at least `min_energy` from `images` (N, C, h, w).
 
-    Ink is |pixel - background|, in [0, 1]. The background lies beyond the edge. Returns the images' own
-    pixels (M, D), image by image.
+    Ink is |pixel - background|, in [0, 1]; pixels beyond the edge are background. Returns pixels (M, D),
+    image after image.
     """
     assert images.shape[2:] == (grid.height, grid.width), f"images {images.shape} on {grid}"
     ink = grid.ink(images)
@@ -38,13 +38,13 @@ def _extract(ink: NDArray[np.uint8], grid: Grid, min_energy: float) -> NDArray[n
     return windows.permute(0, 2, 3, 1, 4, 5)[enough].flatten(1).numpy()
 
 
-ALL = 2**64 - 1  # the largest key
-OVERSAMPLED = 1.5  # candidates for each patch of a sample, since blocks differ
+ALL = 2**64 - 1  # the largest key: no patch is left out
+OVERSAMPLED = 1.5  # number of candidates for each patch of the sample; a margin, since blocks differ
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The patches (m, D) of a block whose keys (m,) are in a range. seen: number of all its patches."""
+    """The patches (m, D) of a block with keys (m,) in some range. seen: the number of all its patches."""
 
     keys: NDArray[np.uint64]
     patches: NDArray[np.uint8]
@@ -52,7 +52,7 @@ class Drawn:
 
 
 def draw(patches: NDArray[np.uint8], block: int, seed: int, above: int = -1, limit: int = ALL) -> Drawn:
-    """The rows of `patches` (n, D) whose key, a hash of seed, block and position, is in (above, limit]."""
+    """Draws the `patches` (n, D) with a key, a hash of seed, block and position, in (above, limit]."""
     # Arrays of one entry: NumPy warns if a scalar overflows.
     words = np.array([[block % 2**64], [seed % 2**64]], np.uint64)
     start = splitmix64(words[0] + splitmix64(words[1]))
@@ -64,51 +64,51 @@ def draw(patches: NDArray[np.uint8], block: int, seed: int, above: int = -1, lim
 
 
 class Reservoir:
-    """Keeps the `capacity` patches with the smallest keys of a stream of blocks.
+    """Keeps the `capacity` patches of a stream that have the smallest keys: a uniform sample.
 
-    They are a uniform sample, the same in any order of the blocks. `seen` counts all patches.
+    The order of the blocks does not change it. `seen` counts all patches of the stream.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity, self.seen = capacity, 0
         self._limit = np.uint64(ALL)
-        self._held: list[tuple[NDArray[np.uint64], NDArray[np.uint8]]] = []
+        self._kept: list[tuple[NDArray[np.uint64], NDArray[np.uint8]]] = []
 
     def add(self, drawn: Drawn) -> None:
         """Adds a block's patches. A block must not be added twice."""
         self.seen += drawn.seen
         chosen = drawn.keys <= self._limit
-        self._held.append((drawn.keys[chosen], drawn.patches[chosen]))
-        if sum(len(keys) for keys, _ in self._held) > 2 * self.capacity:
+        self._kept.append((drawn.keys[chosen], drawn.patches[chosen]))
+        if sum(len(keys) for keys, _ in self._kept) > 2 * self.capacity:
             self._shrink()
 
     def limit(self, share: float) -> int:
-        """A key with somewhat more than `capacity` patches below it, if `share` of all patches was added."""
+        """Estimates a key below which lie over `capacity` patches, given that `share` of all was added."""
         count, expected = OVERSAMPLED * self.capacity + 5 * math.sqrt(self.capacity), self.seen / share
         return ALL if count >= expected else int(count / expected * ALL)
 
     def is_exact(self, limit: int) -> bool:
-        """Whether patches with keys above `limit` can be left out without changing the result."""
+        """Whether the sample stays the same if all patches with keys above `limit` are left out."""
         return (
-            limit >= ALL or sum((keys <= np.uint64(limit)).sum() for keys, _ in self._held) >= self.capacity
+            limit >= ALL or sum((keys <= np.uint64(limit)).sum() for keys, _ in self._kept) >= self.capacity
         )
 
     def result(self) -> NDArray[np.uint8]:
-        """(min(capacity, seen), D), shuffled, since in the order of the keys; (0, 0) before any block."""
-        if not self._held:
+        """The sample (min(capacity, seen), D) in the order of its keys, so shuffled; (0, 0) if empty."""
+        if not self._kept:
             return np.empty((0, 0), np.uint8)
         self._shrink()
-        keys, patches = self._held[0]
+        keys, patches = self._kept[0]
         return patches[np.argsort(keys)]
 
     def _shrink(self) -> None:
-        keys = np.concatenate([keys for keys, _ in self._held])
-        patches = np.concatenate([patches for _, patches in self._held])
+        keys = np.concatenate([keys for keys, _ in self._kept])
+        patches = np.concatenate([patches for _, patches in self._kept])
         if len(keys) > self.capacity:
             kept = np.argpartition(keys, self.capacity - 1)[: self.capacity]
             keys, patches = keys[kept], patches[kept]
             self._limit = keys.max()
-        self._held = [(keys, patches)]
+        self._kept = [(keys, patches)]
 
 
 def splitmix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -120,7 +120,7 @@ def splitmix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def unique_rows(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Rising indices of the different rows of (n, D), the first of equal ones, compared by 64-bit hashes."""
+    """Rising indices of the first row of each group of equal rows (n, D), compared by 64-bit hashes."""
     count, dimensions = patches.shape
     words = np.pad(patches, ((0, 0), (0, -dimensions % 8))).view(np.uint64)
     hashes = np.zeros(count, np.uint64)

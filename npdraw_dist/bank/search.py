@@ -1,8 +1,8 @@
-"""Exact search for the nearest vectors, and assignment of patches to centroids, whatever their split.
+"""Finds nearest vectors and assigns patches to centroids exactly, so every machine gives the same result.
 
-The CPU searches by matrix products (faster there than FAISS), a GPU by FAISS. Both round in float32, each
-processor and library in its own way. So the few patches close to two centroids are assigned again in float64,
-where the product of a uint8 patch and a centroid with `quantized` pixels is exact.
+A CPU searches by matrix products, which are faster there than FAISS; a GPU searches by FAISS. Both round in
+float32, each processor and library in its own way. So the few patches that are close to two centroids are
+assigned again in float64, where the product of a uint8 patch and a `quantized` centroid is exact.
 Shapes: n vectors or patches, q queries, K centroids, D = C * P * P pixels of a patch, in 0..255.
 """
 
@@ -19,17 +19,17 @@ from npdraw_dist.core.process import is_there
 
 # By default FAISS takes 1.5 GiB of a GPU that others may share. A chunk of patches needs 50 MB.
 TEMPORARY_BYTES = 256 << 20
-BLOCK = 1 << 20  # distances at once: 4 MB stay in a processor's cache
+BLOCK = 1 << 20  # distances computed at once: 4 MB stay in a processor's cache
 STEPS_PER_PIXEL_UNIT = 2.0**16
-FEW = 16  # up to so many nearest vectors are found by a pass for each, more of them by sorting
+FEW = 16  # up to 16 nearest vectors are found by one pass each; for more, sorting is faster
 _libraries = cache(ThreadpoolController)  # finding the libraries takes milliseconds
 
 
 class Searcher:
-    """Indexes of vectors. A GPU has one index, which holds the latest vectors only.
+    """Makes indexes of vectors. On a GPU there is one index, which is filled again each time.
 
-    gpu: whether to use the GPU of this process; if None, it is used where FAISS finds it. Raises UserError if
-    it is true and there is no GPU.
+    gpu: whether to search on a GPU; None: only if FAISS finds one. Raises UserError if it is true and FAISS
+    finds no GPU.
     """
 
     def __init__(self, gpu: bool | None) -> None:
@@ -47,7 +47,7 @@ class Searcher:
             self._resources.setTempMemory(TEMPORARY_BYTES)
 
     def index(self, vectors: NDArray[np.float32]) -> Any:
-        """An index of `vectors` (n, D) with FAISS's `search`; valid until the next call if it is on a GPU."""
+        """An index of `vectors` (n, D) with FAISS's `search`. On a GPU it is valid until the next call."""
         if not self.gpu:
             return Products(vectors)
         if self._on_gpu is None:
@@ -90,7 +90,7 @@ class Products:
         for start in range(0, len(queries), step):
             block = slice(start, start + step)
             apart = queries[block] @ self._doubled
-            apart += self._squares  # |x|^2, the same for all vectors, is added to the nearest only
+            apart += self._squares  # |x|^2 is the same for all vectors, and is added at the end
             if count > FEW:
                 rows[block] = np.argsort(apart, 1, kind="stable")[:, :count]
                 distances[block] = np.take_along_axis(apart, rows[block], 1)
@@ -115,7 +115,7 @@ def quantized(centroids: NDArray[Any]) -> NDArray[np.float32]:
 
 
 class Assigner:
-    """Assigns patches to `centroids` (K, D) that are `quantized`. index: searches the centroids."""
+    """Assigns patches to `quantized` centroids (K, D), which `index` searches."""
 
     def __init__(self, centroids: NDArray[np.float32], index: Any) -> None:
         self._index = index
@@ -123,9 +123,9 @@ class Assigner:
         self._halves = (self._centroids**2).sum(1) / 2
 
     def __call__(self, patches: NDArray[np.float32]) -> tuple[NDArray[np.int64], int, float]:
-        """The nearest centroids (n,) of `patches` (n, D), n > 0, and the patch farthest from its own.
+        """Returns the nearest centroid (n,) of each of `patches` (n, D), n > 0; ties go to the first.
 
-        Returns that patch's row and its squared distance. Ties go to the first.
+        Also the row and squared distance of the patch that is farthest from its centroid.
         """
         squared, found = self._index.search(patches, min(2, len(self._halves)))
         nearest = np.ascontiguousarray(found[:, 0])
@@ -139,17 +139,17 @@ class Assigner:
         return nearest, int(far[worst]), max(float(distances[worst]), 0.0)
 
     def _margin(self, patches: NDArray[np.float32], squared: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(n,), upper bounds of the float32 error of a difference between two centroids' squared distances.
+        """Bounds, for each patch (n,), the float32 error of the difference of two squared distances.
 
-        A sum of D terms errs by less than D 2^-24 times their size. They are |x|^2, |c|^2 and 2 |x.c|, where
-        |c|^2 <= 2 |x|^2 + 2 `squared` for a centroid that can be the nearest.
+        A sum of D terms errs by less than D 2^-24 times their size. The terms are |x|^2, |c|^2 and 2 |x.c|,
+        and |c|^2 <= 2 |x|^2 + 2 `squared` for any centroid that can be the nearest.
         """
         lengths = np.einsum("nd,nd->n", patches, patches)
         terms = 5 * lengths + 4 * np.maximum(squared, 0)
         return (patches.shape[1] + 4) * np.float32(2.0**-22) * terms
 
     def _scores(self, patches: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(n, K), x.c - |c|^2 / 2, which is largest for the nearest c; x.c is exact."""
-        # Not `@`: the threads of BLAS would compete with those of the caller.
+        """x.c - |c|^2 / 2 of each patch and centroid, (n, K): largest for the nearest c; x.c is exact."""
+        # With `@` the threads of BLAS would compete with those of the caller.
         products = np.einsum("nd,kd->nk", patches.astype(np.float64), self._centroids)
         return products - self._halves

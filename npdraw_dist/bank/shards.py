@@ -1,7 +1,7 @@
-"""Shards of patches, and every pass over them that clustering needs.
+"""A shard of patches with the passes over it that clustering needs.
 
-Pixels are in 0..255, so that sums are exact integers, and assignment does not depend on the split: the sums
-over several shards equal those over all patches, bit for bit.
+Pixels are in 0..255, so all sums are exact integers: those of several shards add up, bit for bit, to the sum
+over all patches.
 Shapes: n patches of this shard, K centroids, m candidates, D = C * P * P pixels of a patch.
 """
 
@@ -24,8 +24,11 @@ CHUNK = 16_384
 
 
 class Sums(NamedTuple):
-    """The sums (K, D) and numbers (K,) of each cluster's patches, and the patch farthest from its centroid,
-    (1, D) uint8, at squared distance `distance`; (0, D) and -1 if the shard is empty."""
+    """Sums (K, D) and counts (K,) of the patches in each cluster of a shard.
+
+    farthest: the patch (1, D) uint8 that is farthest from its centroid, at squared distance `distance`. In an
+    empty shard it is (0, D), and the distance -1.
+    """
 
     sums: NDArray[np.float64]
     counts: NDArray[np.int64]
@@ -34,9 +37,9 @@ class Sums(NamedTuple):
 
 
 class Candidates(NamedTuple):
-    """The different patches of a shard nearest to each centroid, nearest first; m or all that there are.
+    """For each centroid, the m nearest different patches of a shard, nearest first.
 
-    distances: (K, m), squared. rows: (K, m), their indices over all shards. patches: (K, m, D).
+    distances: (K, m), squared. rows: (K, m), indices of the patches over all shards. patches: (K, m, D).
     """
 
     distances: NDArray[np.float64]
@@ -45,7 +48,7 @@ class Candidates(NamedTuple):
 
 
 class PatchShard:
-    """Patches (n, D) uint8. start: how many are in the shards before. gpu: as a `Searcher` takes it."""
+    """Patches (n, D) uint8. start: number of patches in the shards before it. gpu: as `Searcher` takes it."""
 
     def __init__(self, patches: NDArray[np.uint8], start: int, gpu: bool | None) -> None:
         assert patches.dtype == np.uint8, f"patches are uint8, not {patches.dtype}"
@@ -54,7 +57,7 @@ class PatchShard:
         self._cpu_started = time.process_time()
         threads = torch.get_num_threads()  # as many as this process may use
         self._chunk_rows = max(1, min(CHUNK, -(-len(patches) // threads)))
-        # Products of one thread each: threads that share one wait at barriers, slow on a busy machine.
+        # Each thread computes products of its own: sharing one would wait at barriers on a busy machine.
         self._threads = ThreadPoolExecutor(threads)
 
     @cached_property
@@ -62,7 +65,7 @@ class PatchShard:
         return Searcher(self._gpu)
 
     def size(self) -> tuple[int, int]:
-        """n, and the sum of all squared pixels, in 0..255."""
+        """Returns n and the sum of all squared pixels."""
         squares = self._map(lambda start: int(np.square(self._chunk(start)).sum(dtype=np.float64)))
         return len(self.patches), sum(squares)
 
@@ -71,12 +74,12 @@ class PatchShard:
         return time.process_time() - self._cpu_started
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Those of this shard among the `indices` over all shards."""
+        """The patches at `indices`, which count over all shards; indices of other shards are ignored."""
         rows = indices - self.start
         return self.patches[rows[(rows >= 0) & (rows < len(self.patches))]]
 
     def distinct(self, limit: int) -> NDArray[np.uint8]:
-        """(at most `limit`, D): different patches of this shard; all of them if there are fewer."""
+        """Up to `limit` different patches of this shard, (at most `limit`, D)."""
         found = self.patches[:0]
         for start in range(0, len(self.patches), CHUNK):
             found = np.concatenate([found, self.patches[start : start + CHUNK]])
@@ -86,7 +89,7 @@ class PatchShard:
         return found[:limit]
 
     def step(self, centroids: NDArray[np.float32]) -> Sums:
-        """The sums of the patches nearest to each of the `quantized` `centroids` (K, D)."""
+        """Assigns the patches to `quantized` centroids (K, D) and sums each cluster."""
         k, assign = len(centroids), Assigner(centroids, self._searcher.index(centroids))
 
         def step_chunk(start: int) -> tuple[NDArray[np.float32], NDArray[np.int64], int, float]:
@@ -106,7 +109,7 @@ class PatchShard:
         return Sums(total, counts, self.patches[farthest : farthest + 1], distance)
 
     def nearest(self, centroids: NDArray[np.float32], count: int) -> Candidates:
-        """`count` for each of `centroids` (K, D), or every different patch."""
+        """The `count` nearest patches of each of `centroids` (K, D), or all if fewer differ."""
 
         def nearest_in_chunk(start: int) -> NDArray[np.int64]:
             chunk = self._chunk(start)
@@ -120,7 +123,7 @@ class PatchShard:
         return Candidates(self._distances(centroids, rows), rows + self.start, self.patches[rows])
 
     def _map(self, function: Callable[[int], Any]) -> Iterator[Any]:
-        """Applies `function` to the first row of each chunk, in order. In threads, unless a GPU is used."""
+        """Calls `function` with the first row of each chunk; in threads, unless a GPU searches. In order."""
         starts = range(0, len(self.patches), self._chunk_rows)
         if self._searcher.gpu:
             yield from map(function, starts)
@@ -138,15 +141,15 @@ class PatchShard:
     def _closest(
         self, centroids: NDArray[np.float32], rows: NDArray[np.int64], count: int
     ) -> NDArray[np.int64]:
-        """(K, at most `count`): the nearest of `rows` (K, m), ties by index; equal patches count once."""
+        """The `count` nearest of `rows` (K, m), ties by index; of equal patches the first alone."""
         order = np.lexsort((rows, self._distances(centroids, rows)), axis=1)
         ordered = np.take_along_axis(rows, order, 1)
         return np.stack([row[unique_rows(self.patches[row])][:count] for row in ordered])
 
 
 def sums(chunk: NDArray[np.float32], nearest: NDArray[np.int64], k: int) -> NDArray[np.float32]:
-    """The sums (K, D) of the rows of `chunk` (n, D) by their centroid `nearest` (n,), on the CPU."""
-    from scipy.sparse import csc_matrix  # it takes a moment
+    """Sums the rows of `chunk` (n, D) by their centroid `nearest` (n,), on the CPU: (K, D)."""
+    from scipy.sparse import csc_matrix  # importing it takes a moment
 
     ones, ends = np.ones(len(chunk), np.float32), np.arange(len(chunk) + 1)
     return csc_matrix((ones, nearest, ends), (k, len(chunk))) @ chunk
@@ -155,23 +158,23 @@ def sums(chunk: NDArray[np.float32], nearest: NDArray[np.int64], k: int) -> NDAr
 def sums_on(
     device: torch.device, chunk: NDArray[np.float32], nearest: NDArray[np.int64], k: int
 ) -> NDArray[np.float32]:
-    """`sums` on a device; exact there too, in whatever order it adds."""
+    """`sums` on a device, which may add in any order: the integers are exact."""
     zeros = torch.zeros(k, chunk.shape[1], device=device)
     rows, index = torch.from_numpy(chunk).to(device), torch.from_numpy(nearest).to(device)
     return zeros.index_add_(0, index, rows).cpu().numpy()
 
 
 def arguments_of(parts: Sequence[NDArray[np.uint8]], gpu: bool | None) -> list[tuple[Any, ...]]:
-    """The arguments of the `PatchShard` of each of `parts`, (n, D) uint8 arrays in their order."""
+    """The arguments of one `PatchShard` for each of `parts`, consecutive (n, D) uint8 arrays."""
     starts = accumulate(map(len, parts), initial=0)
     return [(part, start, gpu) for part, start in zip(parts, starts, strict=False)]
 
 
 class Shards(Protocol):
-    """The shards of all patches, in this process or in others."""
+    """All shards of a clustering, in this process or in others."""
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """The result of `method(*arguments)` of each shard, in the order of the shards."""
+        """Calls `method(*arguments)` of each shard; returns the results in the order of the shards."""
         ...
 
     def close(self) -> None:
@@ -179,7 +182,7 @@ class Shards(Protocol):
 
 
 class LocalShards:
-    """Shards in this process: one for each of `parts`, (n, D) uint8 arrays."""
+    """One shard in this process for each of `parts`, consecutive (n, D) uint8 arrays."""
 
     def __init__(self, parts: Sequence[NDArray[np.uint8]], gpu: bool | None) -> None:
         self._shards = [PatchShard(*each) for each in arguments_of(parts, gpu)]

@@ -1,17 +1,17 @@
 """AIR, Attend, Infer, Repeat (Eslami et al., NeurIPS 2016): objects one by one, each present, where, what.
 
-Presence is 1 for the first n steps and then 0. T is small, so the sum over n is exact here, where the authors
-have the score function with a learned baseline (NVIL): where and what are drawn as if all T objects were
-present, which changes nothing, and each ELBO term is weighted by q(n|x, draws).
+Presence is 1 for the first n steps and then 0. T is small, so this code sums over n exactly, where the
+authors use the score function with a learned baseline (NVIL). It draws where and what as if all T objects
+were present, which changes nothing, and weights each ELBO term by q(n|x, draws).
 
-Other differences to the paper (section 3 and its multi-MNIST experiment):
+Other differences from the paper (section 3 and its multi-MNIST experiment):
 - Objects are added in the space of the likelihood's parameters, on a learned background, so that every
   likelihood and colour images work; the paper adds means of pixels under a Gaussian of fixed width.
 - p(n), any stopping time up to T, and p(where) are learned, not fixed or annealed by hand.
-- A window is square (Jaderberg et al. 2015): (scale, x, y), its side, at least LEAST_SCALE, as a share of the
-  image's and its centre in [-1, 1]. Values between pixels are bilinear, those outside the image zero.
+- A window is a square (Jaderberg et al. 2015), given by (scale, x, y): its side as a share of the image's, at
+  least LEAST_SCALE, and its centre in [-1, 1]. Values between pixels are bilinear, and 0 outside the image.
 - Sizes are for 28 x 28 images (`baseline.latents`, `baseline.glimpse`), the activations SiLU.
-- Optimizer, schedule and clipping are those of the loop.
+- The loop sets optimizer, schedule and clipping.
 
 Shapes: B images, T steps, Z Gaussians an object, W channels, C channels of the image, Q likelihood parameters
 a pixel, H x W image, N x N window.
@@ -33,11 +33,11 @@ from npdraw_dist.nn.blocks import ExactLinear, ExactLSTMCell, exactly
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.relaxations import Gaussian, categorical_sample, kl_bernoulli
 
-LEAST_SCALE = 0.1  # least side of a window, as a share of the image's: smaller ones have no gradient to grow
+LEAST_SCALE = 0.1  # least side of a window, as a share of the image's: a smaller one has no gradient to grow
 
 
 def stopping_log_prob(logits: Tensor) -> Tensor:
-    """Logits (..., T) that step t draws, given all before did -> log p(n) of n = 0 to T, (..., T + 1)."""
+    """Logits (..., T) that step t draws if all before did -> log p(n) for n = 0 to T, (..., T + 1)."""
     goes_on = F.pad(F.logsigmoid(logits).cumsum(-1), (1, 0))
     stops = F.pad(F.logsigmoid(-logits), (0, 1))  # after T no step is left to stop
     return goes_on + stops
@@ -47,8 +47,8 @@ def stopping_log_prob(logits: Tensor) -> Tensor:
 class Objects:
     """T objects drawn from q as if all were present: presence logits, ratios and KLs in nats, (B, T).
 
-    log_ratio: log p - log q of where and what. outputs: (B, T + 1, Q, H, W), likelihood parameters with the
-    first n objects.
+    log_ratio: log p - log q of where and what. outputs: (B, T + 1, Q, H, W), likelihood parameters of images
+    with the first n objects, for n = 0 to T.
     """
 
     presence: Tensor
@@ -59,7 +59,7 @@ class Objects:
 
 
 class AIR(Baseline):
-    """An LSTM sees the image and gives whether and where of each object; what is read in its window."""
+    """An LSTM sees the image and gives whether and where of each object; what is read from its window."""
 
     title = "AIR"
     default_latents = 20
@@ -72,14 +72,14 @@ class AIR(Baseline):
         channels, height, width = spec.image_shape
         self.outputs = self.likelihood.parameters_per_pixel
         pixels = spec.glimpse**2
-        # Rounding errors here would move the windows over the image's edges.
+        # Rounding errors would move the windows over the image's edges.
         self.look = nn.Sequential(ExactLinear(channels * height * width, spec.hidden), _silu(spec))
         self.recurrent = ExactLSTMCell(spec.hidden + 3 + spec.latents, spec.hidden)
         self.presence = ExactLinear(spec.hidden, 1)
         self.where = ExactLinear(spec.hidden, 6)
         self.what = _mlp(channels * pixels, 2 * spec.latents, spec)
         self.object = _mlp(spec.latents, self.outputs * pixels, spec)
-        # Prior and posterior start equal: many objects, in windows certain enough to read.
+        # Prior and posterior start equal: many objects, in windows that are certain enough to be read.
         sure = torch.tensor([0.0, 0.0, 0.0, -1.0, -1.0, -1.0])  # means, then log standard deviations
         self.prior_presence = nn.Parameter(torch.full((spec.steps,), 2.0))
         self.prior_where = nn.Parameter(sure.clone())
@@ -90,11 +90,11 @@ class AIR(Baseline):
             self.presence.bias.fill_(2.0)
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, W): the features of the whole image that every step sees."""
+        """x (B, C, H, W) -> features (B, W) of the whole image, which every step sees."""
         return self.look(x.flatten(1))
 
     def infer(self, x: Tensor, embedded: Tensor, generator: Noise, temperature: float = 1.0) -> Objects:
-        """T objects on x (B, C, H, W). Temperature 0 takes the means."""
+        """Draws T objects for x (B, C, H, W). Temperature 0 takes the means."""
         batch, size = len(x), self.spec.glimpse
         state: tuple[Tensor, Tensor] | None = None
         last = x.new_zeros(batch, 3 + self.spec.latents)
@@ -119,7 +119,7 @@ class AIR(Baseline):
         return Objects(presence, ratios, kl_where, kl_what, torch.stack(outputs, 1))
 
     def window(self, where: Tensor) -> Tensor:
-        """The Gaussian where (..., 3) -> a window (scale, x, y) whose centre lies in the image."""
+        """Maps the Gaussian where (..., 3) to a window (scale, x, y) whose centre lies in the image."""
         scale = LEAST_SCALE + (1 - LEAST_SCALE) * torch.sigmoid(where[..., :1])
         return torch.cat([scale, torch.tanh(where[..., 1:])], -1)
 
@@ -127,13 +127,13 @@ class AIR(Baseline):
         return gaussian(self.prior_where.expand(batch, -1))
 
     def _painted(self, what: Tensor, window: Tensor) -> Tensor:
-        """What an object adds, (B, Q, H, W)."""
+        """What an object adds to the likelihood parameters, (B, Q, H, W)."""
         size = self.spec.glimpse
         glimpse = self.object(what).view(-1, self.outputs, size, size)
         return put(glimpse, window, *self.spec.image_shape[1:])
 
     def loss_parts(self, x: Tensor, generator: Noise) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Sums over n exactly; takes one draw of where and what."""
+        """Estimates by one draw of where and what, with an exact sum over n."""
         found = self.infer(x, self.embed(x), generator)
         log_q = stopping_log_prob(found.presence)
         log_p = stopping_log_prob(self.prior_presence)
@@ -147,7 +147,7 @@ class AIR(Baseline):
         }
 
     def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
-        """Draws n too. The KL of a step counts if the steps before it drew."""
+        """Draws n too. The KL of a step counts only if the steps before it drew."""
         found = self.infer(x, embedded, generator)
         log_q = stopping_log_prob(found.presence)
         n = categorical_sample(log_q, generator)
@@ -181,8 +181,8 @@ class AIR(Baseline):
         for step in range(self.spec.steps):
             window = self.window(self._prior_where(n).sample(generator, temperature))
             what = standard_normal(empty).sample(generator, temperature)
-            here = (step < count)[:, None, None, None]
-            canvas = canvas + torch.where(here, self._painted(what, window), 0.0)
+            present = (step < count)[:, None, None, None]
+            canvas = canvas + torch.where(present, self._painted(what, window), 0.0)
             canvases.append(canvas)
             windows.append(window)
             whats.append(what)
@@ -200,14 +200,14 @@ def _silu(spec: BaselineSpec) -> nn.Sequential:
 
 
 def cut(image: Tensor, window: Tensor, size: int) -> Tensor:
-    """image (B, C, H, W), window (B, 3) -> what lies in it, (B, C, N, N)."""
+    """Cuts the window (B, 3) out of image (B, C, H, W), scaled to (B, C, N, N)."""
     scale, x, y = window.unbind(1)
     grid = _grid(scale, x, y, (len(image), image.shape[1], size, size))
     return F.grid_sample(image, grid, align_corners=False)
 
 
 def put(glimpse: Tensor, window: Tensor, height: int, width: int) -> Tensor:
-    """glimpse (B, C, N, N), window (B, 3) -> (B, C, H, W), zero outside the window: the inverse of `cut`."""
+    """Puts glimpse (B, C, N, N) into the window (B, 3) of an image (B, C, H, W) of zeros: inverts `cut`."""
     scale, x, y = window.unbind(1)
     grid = _grid(1 / scale, -x / scale, -y / scale, (len(glimpse), glimpse.shape[1], height, width))
     return F.grid_sample(glimpse, grid, align_corners=False)
@@ -221,7 +221,7 @@ def _grid(scale: Tensor, x: Tensor, y: Tensor, shape: tuple[int, int, int, int])
 
 
 def box(window: Tensor, height: int, width: int) -> Tensor:
-    """window (..., 3) -> top, left and side in pixels, (..., 3); of an oblong image the longer side's."""
+    """window (..., 3) -> top, left and side in pixels, (..., 3); scale is a share of the longer side."""
     scale, x, y = window.unbind(-1)
     side = scale * max(height, width)
     return torch.stack([(y + 1) / 2 * height - side / 2, (x + 1) / 2 * width - side / 2, side], -1)

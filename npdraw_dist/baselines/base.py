@@ -1,4 +1,4 @@
-"""What the baselines share: bounds from single draws, samples, and their training objective.
+"""The base class of the baselines: bounds from single draws, samples, and the training objective.
 
 Shapes: B images, N samples, T steps, C channels, Q likelihood parameters a pixel, H x W image.
 """
@@ -25,10 +25,10 @@ from npdraw_dist.nn.relaxations import total_kl
 
 
 class Baseline(Kind):
-    """A kind with all that follows from its contract: scores, samples, training."""
+    """A kind whose scores, samples and training follow from its contract (`baselines.contract.Kind`)."""
 
     def blank(self) -> Tensor:
-        """(Q,): likelihood parameters at initialisation: of black for binary ink, else of grey."""
+        """Likelihood parameters before training, (Q,): of black if pixels are binary, else of grey."""
         start = self.likelihood.canvas_start()
         return start.bias - start.weight.sum(1) if self.spec.likelihood == "bernoulli" else start.bias
 
@@ -36,7 +36,7 @@ class Baseline(Kind):
         return BaselineObjective(self, config)
 
     def loss_parts(self, x: Tensor, generator: Noise) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """log p(x|z) (B,) and the parts of the KL, each (B,): one draw's estimates, with gradients."""
+        """Estimates by one draw, with gradients: log p(x|z) (B,) and the terms of the KL, each (B,)."""
         drawn = self.draws(x, self.embed(x), generator)
         return drawn.reconstruction, drawn.kl
 
@@ -47,11 +47,11 @@ class Baseline(Kind):
         return weight * total_kl(parts) - reconstruction, bound_of(reconstruction, parts)
 
     def may_end(self, config: VAEConfig, progress: float) -> bool:
-        """As `Objective.may_end`."""
+        """Whether training may end early (`Objective.may_end`)."""
         return True
 
     def settle(self, gather: Gather) -> None:
-        """Changes weights after a step (`Objective.settle`). Nothing by default."""
+        """Changes weights after a step (`Objective.settle`). It does nothing by default."""
 
     def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
         embedded = self.embed(x)
@@ -63,7 +63,7 @@ class Baseline(Kind):
         return draw
 
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
-        raise UserError(f"kind {self.spec.kind} has nothing of a region that could be swapped")
+        raise UserError(f"kind {self.spec.kind} has no latents of a region that could be swapped")
 
     @torch.no_grad()
     def features(self, images: Any) -> Tensor:
@@ -84,12 +84,12 @@ class Baseline(Kind):
 
     @torch.no_grad()
     def _outputs(self, n: int, generator: Noise, temperature: float | None) -> list[Tensor]:
-        """Likelihood parameters after the last step, in chunks. Raises UserError if there are none."""
+        """Likelihood parameters of n samples after the last step, in chunks. Raises UserError if n is 0."""
         require_positive("n", n)
         most = self.rows_at_once
         sizes = [min(most, n - start) for start in range(0, n, most)]
         heat = self.temperature_of(temperature)
-        # A view would keep the outputs of all steps.
+        # Without the clone, a view would keep the outputs of all steps in memory.
         return [self.generate(size, generator, heat).outputs[-1].clone() for size in sizes]
 
     @torch.no_grad()
@@ -109,7 +109,7 @@ class Baseline(Kind):
         )
 
     def one_step(self, output: Tensor, codes: Mapping[str, Tensor]) -> PriorDraws:
-        """N draws of one step, on the whole image: likelihood parameters (N, Q, H, W), and codes."""
+        """`PriorDraws` of one step that draws whole images, from their likelihood parameters (N, Q, H, W)."""
         side = float(max(self.spec.image_shape[1:]))
         whole = torch.tensor([0.0, 0.0, side], device=output.device).expand(len(output), 1, 3)
         drawn = torch.ones(len(output), 1, dtype=torch.bool, device=output.device)
@@ -117,7 +117,7 @@ class Baseline(Kind):
 
 
 class BaselineObjective(ModelObjective):
-    """-log p(x|z) + beta KL(q || p) of a baseline. The weight of the KL rises to beta over `latent_ramp`."""
+    """-log p(x|z) + beta KL(q || p). The weight of the KL rises to beta over `vae.latent_ramp`."""
 
     model: Baseline
 
@@ -141,16 +141,16 @@ class BaselineObjective(ModelObjective):
         return self.model.training_loss(x, self.config, progress, generator)
 
     def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
-        """The ELBO of one draw and its parts."""
+        """The ELBO of one draw, and its terms."""
         x = binarized(batch.images, self.model.spec.binarize, generator)
         return bound_of(*self.model.loss_parts(x, generator))
 
 
 def bound_of(reconstruction: Tensor, kl: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """log p(x|z) and the parts of the KL, each (B,) -> `elbo` and its terms by name."""
+    """log p(x|z) and the terms of the KL, each (B,) -> the ELBO and all terms by name."""
     return {"elbo": reconstruction - total_kl(kl), "reconstruction": reconstruction, **kl}
 
 
 def kl_weight(config: VAEConfig, progress: float) -> float:
-    """The weight of the KL in the loss: it rises to beta over `latent_ramp`."""
+    """The weight of the KL in the loss, which rises to beta over `latent_ramp`."""
     return config.beta * ramp(progress, 0.0, 1.0, config.latent_ramp)

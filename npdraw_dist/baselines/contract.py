@@ -1,7 +1,7 @@
-"""What a kind of model must have: the class that an entry point of the group `npdraw_dist.kinds` names.
+"""The contract of a kind of model: of the class that an entry point of the group `npdraw_dist.kinds` names.
 
-Write a subclass of `baselines.base.Baseline`, which makes training, scores and pictures of what is here
-(docs/kinds.md). Shapes: B images, N samples, C channels, H x W image.
+Write a subclass of `baselines.base.Baseline`, which adds training, scores and pictures (docs/kinds.md).
+Shapes: B images, N samples, C channels, H x W image.
 """
 
 from abc import abstractmethod
@@ -18,23 +18,23 @@ from npdraw_dist.nn.hub import HubModel
 
 
 class Kind(HubModel):
-    """A VAE, made from its spec alone. Reports name it by `title`."""
+    """A VAE that is made from its spec alone. `title` is its name in reports."""
 
-    default_latents: ClassVar[int]  # baseline.latents, if none is given
-    default_steps: ClassVar[int] = 1  # baseline.steps, if none is given
-    has_sequence: ClassVar[bool] = False  # it has a prior over a sequence: section `prior` has its sizes
-    has_places: ClassVar[bool] = False  # it draws at the places of section `grid`
-    searched: ClassVar[Mapping[str, Sequence[float]]] = {}  # setting -> what a comparison's trials take
+    default_latents: ClassVar[int]  # baseline.latents unless the user sets it
+    default_steps: ClassVar[int] = 1  # baseline.steps unless the user sets it
+    has_sequence: ClassVar[bool] = False  # whether it has a prior over a sequence (section `prior`)
+    has_places: ClassVar[bool] = False  # whether it draws at the places of section `grid`
+    searched: ClassVar[Mapping[str, Sequence[float]]] = {}  # setting -> values that a comparison tries
     spec: BaselineSpec
 
     def embed(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, ...): what the encoder computes of x before any draw. Empty by default."""
+        """x (B, C, H, W) -> (B, ...): what the encoder computes before any draw. Empty by default."""
         return x.new_empty(len(x), 0)
 
     @abstractmethod
     def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
-        """One draw z ~ q(z|x) for each of B images, each field (B,)."""
+        """Draws one z ~ q(z|x) for each of B images, and scores it; each field is (B,)."""
 
     @abstractmethod
     def generate(self, n: int, generator: Noise, temperature: float) -> PriorDraws:
-        """n draws of the prior, its standard deviations times `temperature`."""
+        """Draws n samples from the prior, whose standard deviations are multiplied by `temperature`."""

@@ -1,7 +1,7 @@
-"""What baselines with discrete choices at places share: a prior that reads them in order, and two phases.
+"""The base of baselines with discrete choices at places: a prior that reads them in order, and two phases.
 
-As NP-DRAW, they train with relaxed draws first, at a temperature that falls, then with hard draws and the
-unbiased gradient of the bound.
+As NP-DRAW, they train with relaxed draws first, whose temperature falls, and then with hard draws, which give
+an unbiased gradient of the bound.
 Shapes: k draws, B images, L places, W channels of a token, N samples.
 """
 
@@ -26,18 +26,21 @@ from npdraw_dist.nn.tables import START
 
 
 class SequencePrior(nn.Module):
-    """The state before each place, row by row, from a running sum of what lies there (`nn.prior`)."""
+    """A causal network: its state before each place comes from a running sum over the places before it.
+
+    Places come row by row, as in `nn.prior`.
+    """
 
     def __init__(self, settings: PriorSpec, places: int) -> None:
         super().__init__()
         self.places, width = places, settings.width
         self.position = nn.Parameter(START * torch.randn(places, width))
-        self.last = nn.Linear(width, width)  # the previous place, in addition to the sum
+        self.last = nn.Linear(width, width)  # shows the previous place in addition to the sum
         self.blocks = causal_blocks(settings)
         self.norm = nn.LayerNorm(width)
 
     def states(self, added: Tensor) -> Tensor:
-        """What each place adds (B, L, W) -> the state before it (B, L, W)."""
+        """Vectors (B, L, W) that the places add to the sum -> the state before each place (B, L, W)."""
         before = F.pad(added, (0, 0, 1, 0))[:, :-1]
         x = before.cumsum(1) + self.last(before) + self.position
         for block in self.blocks:
@@ -45,7 +48,7 @@ class SequencePrior(nn.Module):
         return self.norm(x)
 
     def walk(self, n: int) -> Generator[Tensor, Tensor, None]:
-        """Yields the state (n, W) before each place, with a cache; the caller sends what it adds (n, W)."""
+        """Yields the state (n, W) before each place; the caller sends the vector (n, W) of the place."""
         blocks = [block for block in self.blocks if isinstance(block, CausalBlock)]
         caches = [block.cache(n, self.places, self.position) for block in blocks]
         total = before = self.position.new_zeros(n, self.position.shape[1])
@@ -61,8 +64,8 @@ class SequencePrior(nn.Module):
 class HardDraws:
     """k hard draws for each of B images, in nats.
 
-    fit: (k * B,), log p(x|z). kl: the parts of KL(q || p) of each place by name, (k * B, L), averaged over
-    its own choice. log_q: (k * B, L), of the discrete choice that was drawn.
+    fit: (k * B,), log p(x|z). kl: terms of KL(q || p) at each place by name, (k * B, L), averaged over the
+    place's own choice. log_q: (k * B, L), log-probability of the discrete choice that was drawn.
     """
 
     fit: Tensor
@@ -71,22 +74,22 @@ class HardDraws:
 
 
 class DiscreteBaseline(Baseline):
-    """A baseline whose q has discrete choices, independent given the image."""
+    """A baseline whose q makes discrete choices, independently given the image."""
 
     @abstractmethod
     def relaxed_parts(self, x: Tensor, tau: float, generator: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """log p(x|z) (B,) and the parts of the KL, each (B,), of a draw with gradients at temperature tau."""
+        """Scores a relaxed draw at temperature `tau`: log p(x|z) (B,) and the terms of the KL, each (B,)."""
 
     @abstractmethod
     def hard_draws(self, x: Tensor, k: int, generator: Noise) -> HardDraws:
-        """x (B, C, H, W) -> k hard draws of each."""
+        """Makes k hard draws for each x (B, C, H, W)."""
 
     def is_hard(self, config: VAEConfig, progress: float) -> bool:
-        """Whether draws are hard after this share of the budget; with `vae.draws` 1 they are relaxed."""
+        """Whether draws are hard after this share of the budget. With `vae.draws` 1 they stay relaxed."""
         return config.draws > 1 and progress >= config.relaxed_share
 
     def may_end(self, config: VAEConfig, progress: float) -> bool:
-        """Relaxed draws do not train the bound that validation measures."""
+        """Not before draws are hard: relaxed draws do not train the bound that validation measures."""
         return config.draws == 1 or self.is_hard(config, progress)
 
     def training_loss(self, x: Tensor, config: VAEConfig, progress: float, generator: Noise) -> Loss:
@@ -100,9 +103,9 @@ class DiscreteBaseline(Baseline):
         return weight * kl - fit, {"surrogate": fit - kl, "reconstruction": fit, **parts}
 
     def _hard_loss(self, drawn: HardDraws, k: int, weight: float) -> Loss:
-        """-ELBO of k hard draws, with the score-function gradient of the choices (`VAEObjective`)."""
+        """-ELBO of k hard draws. Choices have a score-function gradient, as in `nn.hard_draws`."""
         each = total_kl(drawn.kl)
-        later = each.flip(1).cumsum(1).flip(1) - each  # what a choice changes, beside the fit
+        later = each.flip(1).cumsum(1).flip(1) - each  # the KL that a choice changes
         reward = drawn.fit.detach()[:, None] - weight * later.detach()
         score = (leave_one_out(reward, k) * drawn.log_q).sum(1)
         loss = weight * each.sum(1) - drawn.fit - score

@@ -1,8 +1,8 @@
 """DRAW (Gregor, Danihelka, Graves, Rezende, Wierstra; ICML 2015): a recurrent VAE that adds to a canvas.
 
 The canvas holds the likelihood's parameters; the error image is the image minus their mean. docs/compare.md
-has the flags for the paper's binarised MNIST. Differences to the paper: a softmax normalises the filters, so
-that one far outside the image has a gradient; Adam's steps are those of the loop.
+has the flags for the paper's binarised MNIST. Differences from the paper: a softmax normalises the filters,
+so that a filter far outside the image has a gradient; the loop sets the optimizer.
 Shapes: B images, T steps, Z Gaussians a step, C channels, Q likelihood parameters a pixel, H x W image, N
 filters an axis.
 """
@@ -36,7 +36,7 @@ class Window(NamedTuple):
 
     @classmethod
     def of(cls, raw: Tensor, size: int, height: int, width: int) -> "Window":
-        """raw (B, 5), a linear map of the decoder's state -> the window (eq. 21 to 24), pixels from 0."""
+        """Makes a window of raw (B, 5), a linear map of the decoder's state (eq. 21 to 24); pixels from 0."""
         column, row, log_variance, log_stride, log_gamma = raw.float().unbind(1)
         stride = (max(height, width) - 1) / max(size - 1, 1) * log_stride.exp()
         return cls(
@@ -63,7 +63,7 @@ class Window(NamedTuple):
 
 
 def _bank(centres: Tensor, variance: Tensor, length: int) -> Tensor:
-    """centres (B, N) -> (B, N, length)."""
+    """Gaussian filters (B, N, length) at centres (B, N)."""
     pixels = torch.arange(length, device=centres.device, dtype=centres.dtype)
     distance = (pixels - centres[..., None]).square()
     # A softmax, so that a filter that lies far outside still sums to 1 and has a gradient to come back.
@@ -113,7 +113,7 @@ class DRAW(Baseline):
         self.first_decoder = nn.Parameter(torch.zeros(2, spec.hidden))
 
     def steps(self, x: Tensor, generator: Noise) -> Iterator[tuple[Gaussian, Tensor, Tensor]]:
-        """q, its draw z (B, Z) and the canvas (B, Q, H, W) of each step on x (B, C, H, W) (eq. 3 to 8)."""
+        """Yields q, a draw z (B, Z) and the canvas (B, Q, H, W) of each step for x (B, C, H, W), eq. 3-8."""
         canvas, decoder = self._start(len(x))
         encoder: State = (self.first_encoder[0].expand(len(x), -1), self.first_encoder[1].expand(len(x), -1))
         for _ in range(self.spec.steps):

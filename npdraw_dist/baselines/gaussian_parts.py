@@ -1,7 +1,7 @@
-"""NP-DRAW without its bank: *what* is Gaussian, and a network makes the part of it.
+"""NP-DRAW without its bank: *what* is Gaussian, and a network turns it into the pixels of a part.
 
-*Whether* is a choice at each place, in aligned order, as in NP-DRAW. Trunk, paste, decoder and phases of
-training are NP-DRAW's. There is no parse, and so no stage that trains the prior on one.
+*Whether* is a choice at each place, in aligned order, as in NP-DRAW, which also gives trunk, paste, decoder
+and training phases. There is no parse, and so no stage that trains the prior on parses.
 Shapes: k draws, B images, N samples, L places, D Gaussians of a part, C channels, P patch side, W channels of
 a token, h x w canvas.
 """
@@ -24,7 +24,7 @@ from npdraw_dist.nn.tables import PLACE
 
 
 class PartPrior(SequencePrior):
-    """p(z) = prod_l p(whether_l | before) p(what_l | before); what counts where a part is drawn."""
+    """p(z) = prod_l p(whether_l | before) p(what_l | before); *what* counts only where a part is drawn."""
 
     def __init__(self, settings: PriorSpec, places: int, latents: int) -> None:
         super().__init__(settings, places)
@@ -34,7 +34,7 @@ class PartPrior(SequencePrior):
         self.head = ExactLinear(width, 1 + 2 * latents)
 
     def added(self, whether: Tensor, what: Tensor, place: Tensor) -> Tensor:
-        """What parts add to the sum: whether (...), what (..., D), place (..., W) -> (..., W)."""
+        """The vectors that parts add to the sum: whether (...), what (..., D), place (..., W) -> (..., W)."""
         return self.what(what) * place * whether[..., None]
 
     def forward(self, whether: Tensor, what: Tensor) -> tuple[Tensor, Gaussian]:
@@ -43,7 +43,7 @@ class PartPrior(SequencePrior):
 
     @torch.no_grad()
     def sample(self, n: int, generator: Noise, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """whether (n, L) and what (n, L, D). temperature: as of `StepPrior.sample`, and of deviations."""
+        """Draws whether (n, L) and what (n, L, D). temperature: divides logits, multiplies deviations."""
         walk, found = self.walk(n), list[tuple[Tensor, Tensor]]()
         h = next(walk)
         for place in range(self.places):
@@ -57,7 +57,7 @@ class PartPrior(SequencePrior):
 
 
 def split(raw: Tensor) -> tuple[Tensor, Gaussian]:
-    """A head's outputs (..., 1 + 2 D) -> logits of whether (...), Gaussian of what (..., D)."""
+    """A head's outputs (..., 1 + 2 D) -> logits of *whether* (...), Gaussian of *what* (..., D)."""
     return raw[..., 0], gaussian(raw[..., 1:])
 
 
@@ -106,7 +106,7 @@ class GaussianParts(DiscreteBaseline):
         return self.decoder(self.grid.ink(paste_aligned(parts, self.grid.of_ink)))
 
     def _kl(self, logits: Tensor, q: Gaussian, whether: Tensor, what: Tensor) -> dict[str, Tensor]:
-        """The KL of each place, (B, L) by name, averaged over its own choices, given a draw before it."""
+        """Terms of the KL at each place, (B, L), averaged over its own choices given the draws before it."""
         prior, p = self.prior(whether, what)
         return {
             "kl_whether": kl_bernoulli(logits, prior),
@@ -115,7 +115,7 @@ class GaussianParts(DiscreteBaseline):
 
     @torch.no_grad()
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
-        """Swaps the most likely parts of the places."""
+        """Swaps the most likely parts at the places of the region."""
         assert self.spec.grid is not None
         taken = at_centres(inside, self.grid.centres(self.spec.grid.downscale).to(inside.device))
         logits, q = split(torch.where(taken[..., None], self.embed(b), self.embed(a)))
@@ -151,5 +151,5 @@ class GaussianParts(DiscreteBaseline):
 
 
 def bernoulli_log_prob(logits: Tensor, drawn: Tensor) -> Tensor:
-    """log p(drawn) of 0.0 or 1.0, (...) nats."""
+    """log p(drawn), (...) nats; drawn is 0.0 or 1.0."""
     return -F.binary_cross_entropy_with_logits(logits, drawn, reduction="none")

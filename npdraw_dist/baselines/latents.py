@@ -1,4 +1,4 @@
-"""Gaussians of network outputs, and what draws of a prior hold.
+"""Gaussians made from network outputs, and samples of a prior.
 
 Shapes: N samples, T steps, Z Gaussians, Q likelihood parameters a pixel, H x W image; `...` any axes.
 """
@@ -16,10 +16,10 @@ MAX_LOG_STD = 4.0  # keeps a Gaussian's scale finite if training diverges
 
 @dataclass(frozen=True)
 class PriorDraws:
-    """N draws of the prior, with the latent variables `codes` by name.
+    """N samples of the prior, step by step.
 
-    outputs: likelihood parameters after each step, (T, N, Q, H, W). drawn: (N, T) bool. boxes: (N, T, 3),
-    top, left and side in pixels of what each step drew.
+    outputs: likelihood parameters after each step, (T, N, Q, H, W). drawn: (N, T) bool, whether a step draws.
+    boxes: (N, T, 3), top, left and side in pixels of what it draws. codes: the latents by name.
     """
 
     outputs: Tensor
@@ -29,12 +29,12 @@ class PriorDraws:
 
 
 def gaussian(raw: Tensor) -> Gaussian:
-    """Network outputs (..., 2 Z), means and then log standard deviations, as a Gaussian."""
+    """A Gaussian from network outputs (..., 2 Z): means, then log standard deviations."""
     mean, log_std = raw.float().chunk(2, -1)
     return Gaussian(mean, log_std.clamp(-MAX_LOG_STD, MAX_LOG_STD))
 
 
 def standard_normal(like: Tensor) -> Gaussian:
-    """The standard normal with the shape of draws `like` (..., Z)."""
+    """A standard normal for draws of the shape of `like` (..., Z)."""
     zeros = torch.zeros(like.shape, device=like.device)
     return Gaussian(zeros, zeros)

@@ -1,4 +1,4 @@
-"""A VAE with Gaussians of the image, and Gaussians of each cell given these: NP-DRAW's map without parts.
+"""A VAE with Gaussians for the image, and Gaussians for each cell given these: NP-DRAW's map without parts.
 
 p(u|z) and q(u|x, z) are networks of the cells, as p(u|canvas) and q(u|x, canvas) are in `nn.appearance`.
 Shapes: B images, N samples, Z Gaussians of the image, D of a cell, L cells, W channels, H x W image.
@@ -79,7 +79,7 @@ class MapVAE(Baseline):
 
     @torch.no_grad()
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
-        """Swaps the Gaussians of the cells; those of the image stay."""
+        """Swaps the Gaussians of the region's cells; the Gaussians of the image stay."""
         taken = at_centres(inside, cell_centres(*self.size, inside.device))
         of_a, of_b = self.embed(a), self.embed(b)
         spread = self.spread(gaussian(self.of_image(of_a)).mean)

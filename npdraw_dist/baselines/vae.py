@@ -1,7 +1,7 @@
 """A convolutional VAE with one layer of Gaussians (Kingma and Welling 2014), and two with a learned prior.
 
-That is a mixture of posteriors (VampPrior), or a flow, and has no closed KL(q || p): log p(z) is that of the
-draw, the entropy of q is exact.
+The learned prior is a mixture of posteriors (VampPrior) or a flow. Its KL(q || p) has no closed form: log
+p(z) is estimated by the draw, and the entropy of q is exact.
 Shapes: B images, N samples, U pseudo-inputs, Z Gaussians, W channels, C channels of the image, H x W image, Q
 likelihood parameters a pixel.
 """
@@ -20,12 +20,12 @@ from npdraw_dist.nn.blocks import ExactConvTranspose2d, ExactLinear, ResidualBlo
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.relaxations import Gaussian, categorical_sample
 
-CELL = 4  # the residual blocks work on cells of 4 x 4 pixels
+CELL = 4  # residual blocks work on cells of 4 x 4 pixels
 MAX_LOG_FACTOR = 2.0  # bounds a coupling layer's factor: the flow stays invertible in float32
 
 
 def whole_cells(x: Tensor) -> Tensor:
-    """Images (B, C, H, W) in [0, 1] -> in [-1, 1], their sides padded to multiples of CELL."""
+    """Scales images (B, C, H, W) from [0, 1] to [-1, 1], and pads their sides to multiples of CELL."""
     height, width = x.shape[-2:]
     return F.pad(x, (0, -width % CELL, 0, -height % CELL)) * 2 - 1
 
@@ -60,7 +60,7 @@ def _fine(spec: BaselineSpec) -> int:
 
 
 def blocks(spec: BaselineSpec) -> list[ResidualBlock]:
-    """Of encoder or decoder: `baseline.depth` of them."""
+    """The `baseline.depth` residual blocks of an encoder or a decoder."""
     return [ResidualBlock(spec.width, spec.dropout) for _ in range(spec.depth)]
 
 
@@ -71,7 +71,7 @@ def cell_centres(rows: int, columns: int, device: torch.device) -> Tensor:
 
 
 class ConvVAE(Baseline):
-    """q(z|x) and p(x|z) of residual blocks on cells of 4 x 4 pixels, p(z) standard normal."""
+    """q(z|x) and p(x|z) are residual blocks on cells of 4 x 4 pixels; p(z) is a standard normal."""
 
     title = "VAE"
     default_latents = 40
@@ -111,19 +111,19 @@ class ConvVAE(Baseline):
 
     @torch.no_grad()
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
-        """Swaps the first of the Gaussians, which have no order, of the mean of q."""
+        """Swaps the first Gaussians of q's mean: they have no places, so only their share matters."""
         of_a, of_b = (gaussian(self.embed(x)).mean for x in (a, b))
         share = inside.float().mean((1, 2))[:, None]  # of the image, (B, 1)
         taken = torch.arange(self.spec.latents, device=a.device) < self.spec.latents * share
         return self.likelihood.mean(self.decode_latents(torch.where(taken, of_b, of_a)))
 
     def prior_terms(self, q: Gaussian, z: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(z) of the draw z (B, Z) of q, and KL(q || p), (B,) nats each."""
+        """log p(z) of a draw z (B, Z) from q, and KL(q || p), each (B,) nats."""
         p = standard_normal(z)
         return p.log_prob(z), q.kl(p)
 
     def draw_prior(self, n: int, generator: Noise, temperature: float) -> Tensor:
-        """(N, Z): z ~ p(z), standard deviations times `temperature`."""
+        """Draws z ~ p(z), (N, Z), with standard deviations times `temperature`."""
         prior = standard_normal(torch.zeros(n, self.spec.latents, device=self.device))
         return prior.sample(generator, temperature)
 
@@ -151,7 +151,7 @@ class VampVAE(LearnedPriorVAE):
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)
-        # Logits of their pixels. They start at random, so that the components differ.
+        # Logits of the pixels of u. They start at random, so that the components differ.
         self.pseudo_inputs = nn.Parameter(torch.randn(spec.pseudo_inputs, *spec.image_shape))
         self.weight_logits = nn.Parameter(torch.zeros(spec.pseudo_inputs))
 
@@ -174,17 +174,17 @@ class VampVAE(LearnedPriorVAE):
 
 
 class Coupling(nn.Module):
-    """An affine coupling layer (Dinh et al. 2017, section 3.2): half of z is scaled and moved by the rest."""
+    """An affine coupling layer (Dinh et al. 2017, section 3.2): one half of z scales and moves the other."""
 
     def __init__(self, latents: int, hidden: int, swapped: bool) -> None:
         super().__init__()
-        # If the number is odd, every other layer moves the middle one.
+        # If the number of latents is odd, every other layer moves the middle one.
         self.fixed, self.swapped = (latents + (not swapped)) // 2, swapped
         first, last = ExactLinear(self.fixed, hidden), ExactLinear(hidden, 2 * (latents - self.fixed))
         self.layers = nn.Sequential(first, nn.SiLU(), zeroed(last))  # the flow begins as the identity
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, Z) -> (B, Z) and the logarithm of the determinant's size, (B,)."""
+        """(B, Z) -> (B, Z), and the logarithm of the Jacobian's absolute determinant, (B,)."""
         fixed, moved = self._halves(z)
         shift, log_factor = self._map(fixed)
         return self._joined(fixed, (moved + shift) * log_factor.exp()), log_factor.sum(1)
@@ -208,7 +208,7 @@ class Coupling(nn.Module):
 
 
 class FlowVAE(LearnedPriorVAE):
-    """p(z): coupling layers carry z to a standard normal (RealNVP; Chen et al. 2017 for a VAE's prior)."""
+    """p(z): coupling layers map z to a standard normal (RealNVP; Chen et al. 2017 for a VAE's prior)."""
 
     title = "VAE with flow prior"
 

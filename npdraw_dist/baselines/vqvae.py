@@ -1,10 +1,10 @@
 """VQ-VAE (van den Oord et al., NeurIPS 2017) with NP-DRAW's Transformer as prior: a learned bank.
 
 q(z|x) is categorical at each cell, with logits -s |z_e(x) - e_k|^2 and a learned s > 0, as in SQ-VAE (Takida
-et al. 2022), where the paper takes the nearest code. So ELBO and IWAE are those of the other kinds. Relaxed
-draws have the straight-through gradient of the Gumbel-softmax, hard ones that of the bound (`discrete`). One
-stage trains all, the prior on the codes as plain numbers at `vae.prior_learning_rate`. Codes that are hardly
-used restart (`VQVAE.settle`).
+et al. 2022), where the paper takes the nearest code. So ELBO and IWAE compare with those of the other kinds.
+Relaxed draws have the straight-through gradient of the Gumbel-softmax; hard draws have that of the bound
+(`discrete`). One stage trains everything; the prior sees codes as numbers without a gradient, and learns at
+`vae.prior_learning_rate`. Codes that are hardly used restart (`VQVAE.settle`).
 Shapes: k draws, B images, L cells, K codes, D numbers of a code, N samples, C channels, H x W image.
 """
 
@@ -38,8 +38,8 @@ from npdraw_dist.nn.relaxations import (
 from npdraw_dist.nn.steps import chosen
 from npdraw_dist.nn.tables import TABLES
 
-DEAD = 0.05  # a code that is used less than this part of 1 / K restarts
-MEMORY = 2000.0  # images over which the use of a code is averaged
+DEAD = 0.05  # a code restarts if it is used less often than this share of 1 / K
+MEMORY = 2000.0  # number of images over which the use of a code is averaged
 
 
 class CodePrior(SequencePrior):
@@ -54,16 +54,16 @@ class CodePrior(SequencePrior):
         self.head = ExactLinear(settings.width, codes)
 
     def forward(self, z: Tensor) -> Tensor:
-        """Codes (B, L) -> logits (B, L, K) of each place, given the codes before it."""
+        """Codes (B, L) -> logits (B, L, K) of each place given the codes before it."""
         places = torch.arange(self.places, device=z.device).expand_as(z)
         return self._logits(self.states(self.drawn(places, z)))
 
     @torch.no_grad()
     def sample(self, n: int, generator: Noise, temperature: float = 1.0) -> Tensor:
-        """n grids of codes (n, L), place by place with a cache. temperature divides the logits."""
+        """Draws n grids of codes (n, L), place by place with a cache. temperature divides the logits."""
         walk, found = self.walk(n), list[Tensor]()
         h = next(walk)
-        with self.drawn.held():
+        with self.drawn.cached():
             for place in range(self.places):
                 found.append(categorical_sample(self._logits(h) / temperature, generator))
                 if place + 1 < self.places:
@@ -75,7 +75,7 @@ class CodePrior(SequencePrior):
 
 
 class VQVAE(DiscreteBaseline):
-    """Codes on cells of CELL pixels, row by row."""
+    """An image is a grid of codes, one for each cell of CELL x CELL pixels, row by row."""
 
     title = "VQ-VAE"
     default_latents = 16
@@ -100,9 +100,9 @@ class VQVAE(DiscreteBaseline):
         self.codebook = nn.Parameter(torch.randn(codes, numbers) / math.sqrt(numbers))
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.prior = CodePrior(spec.prior, self.rows * self.columns, codes)
-        # The use of each code; 1 stands for 1 / K. At first all codes are about to restart.
+        # How often each code is used, in units of 1 / K. At first all codes are about to restart.
         self.register_buffer("usage", torch.full((codes,), DEAD))
-        # What this rank saw since the last step: the uses of each code, and a vector to restart it with.
+        # What this rank saw since the last step: uses of each code, and a vector with which it may restart.
         self.register_buffer("seen", torch.zeros(codes), persistent=False)
         self.register_buffer("candidates", torch.zeros(codes, numbers), persistent=False)
         self.register_buffer("tickets", torch.full((codes,), -1.0), persistent=False)
@@ -131,7 +131,7 @@ class VQVAE(DiscreteBaseline):
 
     @torch.no_grad()
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
-        """Swaps the most likely codes of the cells."""
+        """Swaps the most likely codes of the region's cells."""
         taken = at_centres(inside, cell_centres(self.rows, self.columns, inside.device))
         z = torch.where(taken, self.embed(b).argmax(-1), self.embed(a).argmax(-1))
         return self.likelihood.mean(self.decode_codes(F.embedding(z, self.codebook)))
@@ -165,7 +165,7 @@ class VQVAE(DiscreteBaseline):
 
     @torch.no_grad()
     def _count(self, vectors: Tensor, z: Tensor, generator: Noise) -> None:
-        """Adds the uses of codes; keeps for each a vector of the image that drew the largest ticket."""
+        """Counts the uses of codes, and keeps for each a vector of the image with the largest ticket."""
         if not self.training:
             return
         self.seen.index_add_(0, z.flatten(), torch.ones_like(z, dtype=self.seen.dtype).flatten())
@@ -179,7 +179,7 @@ class VQVAE(DiscreteBaseline):
 
     @torch.no_grad()
     def settle(self, gather: Gather) -> None:
-        """Averages the use of codes of all ranks; a code below DEAD becomes a vector of the step."""
+        """Averages the use of codes over all ranks; a code below DEAD becomes a vector of this step."""
         found = gather(torch.cat([self.seen[:, None], self.tickets[:, None], self.candidates], 1))
         codes = self.spec.codes
         seen, winner = found[:, :, 0].sum(0), found[:, :, 1].argmax(0)

@@ -1,4 +1,4 @@
-"""Writes GIFs of drawings that grow part by part, or of any frames.
+"""Writes GIFs: of drawings that grow part by part, or of any frames.
 
 Shapes: B batch, T steps, C channels (1 or 3), h x w canvas, H x W image.
 """
@@ -24,12 +24,12 @@ from npdraw_dist.core.pages import (
     with_title,
 )
 
-ANIMATED = 8
+ANIMATED = 8  # largest number of samples in an animation
 GROWING_FRAMES = 40  # largest number of frames in which parts are drawn
 FIRST_FRAME_MS, LAST_FRAME_MS = 1200, 3000
 MAX_GIF_BYTES = 1_000_000
-GIF_GREYS = 128  # greys of the frames in which parts are drawn; more would make the file larger
-FIXED = (OUTLINE, PAPER, INK, (0, 0, 0), (255, 255, 255))  # black and white are backgrounds
+GIF_GREYS = 128  # greys in the frames in which parts are drawn; more would make the file larger
+FIXED = (OUTLINE, PAPER, INK, (0, 0, 0), (255, 255, 255))  # black and white may be the background
 PALETTE_PIXELS = 60_000  # pixels from which the colours are chosen
 
 
@@ -37,22 +37,21 @@ def generation_gif(
     steps: Tensor,
     whether: Tensor,
     corners: Tensor,
-    sides: int | Tensor,
+    sides: Tensor,
     images: Tensor,
     most_frames: int = GROWING_FRAMES,
 ) -> bytes:
-    """An endless GIF of at most 8 samples, whose canvases grow in the upper row, above their images.
+    """Makes an endless GIF of at most 8 samples: canvases grow in the upper row, above their images.
 
     steps: (B, T, C, h, w), the canvas after each step. whether: (B, T) bool. corners: (B, T, 2), the
-    top-left pixel (row, column) of each step's part. sides: (B, T) in pixels, or one side for all parts.
-    images: (B, C, H, W), or the image decoded after each step, (B, T, C, H, W).
+    top-left pixel (row, column) of each step's part. sides: (B, T), its side in pixels. images:
+    (B, T, C, H, W), the image decoded after each step.
 
-    The first frame, which a page shows before it plays, and the last, longer one are the finished picture.
-    Between them each sample draws its own parts, outlined, in at most `most_frames`. A file over 1 MB is made
-    again with fewer frames, then with fewer samples.
+    The first frame, which a page shows before it plays, and the last frame, which stays longer, show the
+    finished pictures. Between them each sample draws its parts, outlined, in at most `most_frames` frames. A
+    file over 1 MB is made again with fewer frames, then with fewer samples.
     """
-    side = torch.as_tensor(sides).expand(whether.shape)[..., None]
-    boxes = torch.cat([corners, corners + side], -1)
+    boxes = torch.cat([corners, corners + sides[..., None]], -1)
     samples = min(len(steps), ANIMATED)
     while True:
         steps, whether, boxes, images = (tensor[:samples].cpu() for tensor in (steps, whether, boxes, images))
@@ -68,8 +67,6 @@ def generation_gif(
 def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most: int) -> list[Image.Image]:
     """The RGB frames of `generation_gif`. boxes: (B, T, 4) as top, left, bottom, right."""
     batch, length = whether.shape
-    if images.ndim == 4:
-        images = images[:, None].expand(-1, length, -1, -1, -1)
     assert steps.shape[:2] == boxes.shape[:2] == images.shape[:2] == (batch, length)
     tile = tile_side(images)
     scale = tile // max(steps.shape[-2:])
@@ -78,7 +75,7 @@ def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most:
     at_once = max(-(-parts // most), 1)
 
     def page(now: Sequence[int], new: Sequence[Sequence[int]], title: str) -> Image.Image:
-        """Each sample at its step `now`, the canvas above the image. The `new` parts are outlined."""
+        """Shows each sample at its step in `now`, canvas above image, and outlines its `new` parts."""
         shown = [values[index, step] for values in (steps, images) for index, step in enumerate(now)]
         tiles = [enlarge(image, tile) for image in shown]
         for index, mine in enumerate(new):
@@ -97,14 +94,14 @@ def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most:
 
 
 def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> bytes:
-    """An endless GIF. The last frame, with `poster` also the first, is longer and exact if grey.
+    """Makes an endless GIF. The last frame, and with `poster` the first, stay longer; in grey they are exact.
 
     All other frames share one palette, so that colours do not flicker.
     """
     shared = _palette(frames, grey)
     paletted = [_indexed(frame, shared) for frame in frames]
     for index in (0, -1) if poster else (-1,):
-        # A frame that is shown for long has its own colours. Without an outline all 256 greys fit.
+        # A frame that stays long has a palette of its own. Without an outline all 256 greys fit.
         last = frames[index]
         paletted[index] = last.convert("L") if grey else _indexed(last, _palette([last], grey))
     durations = [int(np.clip(6000 / len(frames), 80, 400))] * (len(frames) - 1) + [LAST_FRAME_MS]
@@ -116,7 +113,7 @@ def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> byte
 
 
 def _palette(frames: Sequence[Image.Image], grey: bool) -> Image.Image:
-    """An image whose palette has the FIXED colours, and either greys or the colours of all frames."""
+    """An image that carries a palette: the FIXED colours, then greys or the frames' commonest colours."""
     palette = Image.new("P", (1, 1))
     if grey:
         colours = np.linspace(0, 255, GIF_GREYS).round().astype(int).repeat(3).tolist()
@@ -131,7 +128,7 @@ def _palette(frames: Sequence[Image.Image], grey: bool) -> Image.Image:
 
 
 def _indexed(frame: Image.Image, palette: Image.Image) -> Image.Image:
-    """`frame` in the colours of a `_palette`. The FIXED ones are exact, while Pillow rounds to steps of 4."""
+    """The frame in the colours of a `_palette`. FIXED ones stay exact, where Pillow rounds to steps of 4."""
     pixels = np.asarray(frame)
     indices = np.array(frame.quantize(palette=palette, dither=Image.Dither.NONE))
     for index, colour in enumerate(FIXED):

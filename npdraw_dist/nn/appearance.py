@@ -1,8 +1,8 @@
-"""Gaussian latents u for what parts cannot say, such as the slant of strokes; the paper has none.
+"""Gaussian latents u for details that parts cannot express, such as slant. The paper has none.
 
-The decoder sees the canvas and u. `GlobalAppearance` has one vector for an image, with p(u) = N(0, I).
-`LocalAppearance` has some numbers for each 4x4 pixels of the canvas; a network of the canvas gives their
-prior.
+The decoder sees the canvas and u. `GlobalAppearance` has one vector u for an image, with p(u) = N(0, I).
+`LocalAppearance` has a map, D numbers for each 4x4 pixels of the canvas; their prior is a network of the
+canvas.
 Shapes: B batch, D latents, C channels, H x W image, h x w canvas, W channels of the decoder.
 """
 
@@ -26,14 +26,14 @@ from npdraw_dist.nn.blocks import (
 )
 from npdraw_dist.nn.relaxations import Gaussian
 
-LOG_STD = (-8.0, 4.0)  # range of the logarithm of q's standard deviation
+LOG_STD = (-8.0, 4.0)  # bounds of the logarithm of a standard deviation
 WIDTH = 32  # channels of the networks of u
 COARSE = 8  # channels of the coarse feature map of u
 
 
 @dataclass(frozen=True)
 class Inferred:
-    """q(u|x, canvas) and p(u|canvas). p: None is N(0, I), which takes fewer kernels."""
+    """q(u|x, canvas) and p(u|canvas). p: None stands for N(0, I), which needs fewer operations."""
 
     q: Gaussian
     p: Gaussian | None
@@ -51,15 +51,15 @@ class Inferred:
 
     @property
     def _log_std(self) -> Tensor:
-        """Logarithm of q's standard deviation in units of p's."""
+        """The logarithm of q's standard deviation over p's."""
         return self.q.log_std if self.p is None else self.q.log_std - self.p.log_std
 
 
 class Donor(NamedTuple):
-    """A drawing that an edited one is made of.
+    """A drawing from which an edited drawing takes parts and u. Its batch may be 1, for all drawings.
 
-    u: (B, ...); None is the mean of p(u|canvas). canvas: (B, C, h, w). own: bool (B, 1, h, w), the pixels
-    that may be its own; None for all. Each B may be one for all.
+    u: (B, ...); None stands for the mean of p(u|canvas). canvas: (B, C, h, w). own: bool (B, 1, h, w), the
+    pixels where it may give its u; None: all.
     """
 
     u: Tensor | None
@@ -68,9 +68,9 @@ class Donor(NamedTuple):
 
 
 class Appearance(nn.Module, ABC):
-    """p(u|canvas), q(u|x, canvas), and what u adds to the decoder's features, nothing at first.
+    """p(u|canvas), q(u|x, canvas), and what u adds to the decoder's features (before training nothing).
 
-    standard: p(u|canvas) is N(0, I). shape: of the u of an image.
+    standard: whether p(u|canvas) is N(0, I). shape: that of an image's u.
     """
 
     standard: ClassVar[bool] = False
@@ -93,18 +93,18 @@ class Appearance(nn.Module, ABC):
 
     @abstractmethod
     def features(self, u: Tensor) -> Tensor:
-        """u -> (B, W, h / 2, w / 2), rounded up."""
+        """u -> features that the decoder adds, (B, W, h / 2, w / 2), rounded up."""
 
     @abstractmethod
     def joined(self, canvas: Tensor, donors: Sequence[Donor]) -> Tensor:
-        """u (B, ...) for an edited canvas (B, C, h, w)."""
+        """u (B, ...) for an edited canvas (B, C, h, w), taken from its donors."""
 
     def infer(self, x: Tensor, canvas: Tensor) -> Inferred:
         """x (B, C, H, W), canvas (B, C, h, w) -> q(u|x, canvas) and p(u|canvas)."""
         return Inferred(self.posterior(x, canvas), None if self.standard else self.prior(canvas))
 
     def cells(self, canvas: Tensor, x: Tensor | None = None) -> Tensor:
-        """The canvas, and x if given, in [-1, 1], on cells of 2x2 pixels of the canvas."""
+        """Stacks the canvas, and x if given, in [-1, 1], by cells of 2x2 pixels of the canvas."""
         seen = canvas if x is None else torch.cat([F.pixel_unshuffle(x, self.scale), canvas], 1)
         odd = (0, seen.shape[-1] % 2, 0, seen.shape[-2] % 2)
         return F.pixel_unshuffle(F.pad(seen, odd, value=self.background) * 2 - 1, 2)
@@ -150,7 +150,7 @@ class GlobalAppearance(Appearance):
 
 
 class LocalAppearance(Appearance):
-    """u (B, D, h / 4, w / 4), rounded up: so many numbers for each 4x4 pixels of the canvas."""
+    """A map u (B, D, h / 4, w / 4), rounded up: D numbers for each cell of 4x4 pixels of the canvas."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
@@ -169,10 +169,7 @@ class LocalAppearance(Appearance):
         return _gaussian(self.of_image(self.cells(canvas, x)))
 
     def joined(self, canvas: Tensor, donors: Sequence[Donor]) -> Tensor:
-        """u of each cell of 4x4 pixels is that of the first donor whose canvas is the same there.
-
-        It is the mean of p(u|canvas) if there is none.
-        """
+        """Each cell gets u of the first donor with the same canvas there, or else the mean of p(u|canvas)."""
         joined = self.prior(canvas).mean
         for donor in reversed(donors):
             own = self.prior(donor.canvas).mean if donor.u is None else donor.u
@@ -186,14 +183,14 @@ class LocalAppearance(Appearance):
 
 
 def make_appearance(spec: ModelSpec) -> Appearance | None:
-    """The network of the latents of `spec`; None if it has none."""
+    """The networks of u that `spec` describes; None if the model has no u."""
     if spec.latent_map:
         return LocalAppearance(spec)
     return GlobalAppearance(spec) if spec.latent_count else None
 
 
 def _coarse(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    """Cells of 2x2 pixels -> numbers at half their resolution, rounded up."""
+    """A network from cells of 2x2 pixels to numbers at half their resolution, rounded up."""
     return nn.Sequential(
         nn.Conv2d(inputs, width, 3, stride=2, padding=1),
         ResidualBlock(width),
@@ -204,6 +201,6 @@ def _coarse(inputs: int, width: int, outputs: int) -> nn.Sequential:
 
 
 def _gaussian(numbers: Tensor) -> Gaussian:
-    """numbers (B, 2 D, ...): means, then logarithms of standard deviations."""
+    """A Gaussian from numbers (B, 2 D, ...): means, then logarithms of standard deviations."""
     mean, log_std = at_least_float32(numbers).chunk(2, 1)
     return Gaussian(mean, log_std.clamp(*LOG_STD))

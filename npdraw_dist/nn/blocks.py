@@ -1,7 +1,7 @@
-"""Layers that several networks share. All use GroupNorm, since BatchNorm makes ranks disagree.
+"""Layers that several networks share. All norms are GroupNorm: with BatchNorm, ranks would disagree.
 
-In bfloat16, of 8 significant bits, a logit of 500 has an error of 1, a nat of q(z|x). So the layers that give
-logits, log-probabilities or parameters of a likelihood are exact: they stay float32 under autocast.
+bfloat16 has 8 significant bits: a logit of 500 would be off by 1, which is a nat of q(z|x). So layers that
+give logits, log-probabilities or parameters of a likelihood are "exact": they stay float32 under autocast.
 Shapes: B batch, H heads, T steps, D channels of a head, W channels of a token.
 """
 
@@ -20,19 +20,19 @@ from npdraw_dist.core.noise import Dropout
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x, in float32 where autocast left less."""
+    """x in float32, or in a wider type if it has one."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def exactly(like: Tensor) -> AbstractContextManager[object]:
-    """Disables autocast on the device of `like`; pass arguments through `at_least_float32`."""
+    """Disables autocast on the device of `like`. Pass arguments through `at_least_float32`."""
     kind = like.device.type
-    on = kind != "meta" and torch.is_autocast_enabled(kind)  # meta has no autocast: asking is an error
+    on = kind != "meta" and torch.is_autocast_enabled(kind)  # the query is an error on `meta`
     return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 class _Exact(nn.Module):
-    """A layer that computes in float32 under autocast. The names of its weights are those of the layer."""
+    """Computes a layer in float32 under autocast. Its weights keep their names."""
 
     def forward(self, input: Tensor, *args: Any, **options: Any) -> Any:
         with exactly(input):
@@ -52,11 +52,11 @@ class ExactConvTranspose2d(_Exact, nn.ConvTranspose2d):
 
 
 class ExactLSTM(_Exact, nn.LSTM):  # type: ignore[misc]  # nn.LSTM.forward has overloads
-    """`nn.LSTM` in float32, its state too, since errors of a state add up over steps."""
+    """`nn.LSTM` in float32, with its state, whose errors would add up over steps."""
 
 
 class ExactLSTMCell(_Exact, nn.LSTMCell):
-    """`nn.LSTMCell` in float32, its state too."""
+    """`nn.LSTMCell` in float32, with its state."""
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -64,7 +64,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 def zeroed(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
-    """The layer, whose weights and biases start at zero."""
+    """Sets weights and biases of the layer to zero, and returns it."""
     assert layer.bias is not None
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -87,11 +87,11 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(self.dropout(F.silu(self.norm2(h))))
 
 
-Cache = tuple[Tensor, Tensor]  # what a block keeps of the steps so far, batch first
+Cache = tuple[Tensor, Tensor]  # what a block remembers of the steps so far; the batch is the first axis
 
 
 class CausalBlock(nn.Module, ABC):
-    """Mixes the steps so far, then an MLP of each step; both add to x, after a norm."""
+    """A residual block: mixes the steps so far, then applies an MLP to each step, both after a norm."""
 
     mlp: nn.Sequential
 
@@ -106,7 +106,7 @@ class CausalBlock(nn.Module, ABC):
 
     @abstractmethod
     def mixed_step(self, x: Tensor, step: int, cache: Cache) -> Tensor:
-        """`mixed` of one step alone, (B, 1, W) -> (B, 1, W). `cache` holds the steps before; it is added."""
+        """`mixed` for one step, (B, 1, W) -> (B, 1, W). `cache` has the steps before, and gets this one."""
 
     @abstractmethod
     def cache(self, batch: int, steps: int, like: Tensor) -> Cache:
@@ -118,13 +118,13 @@ class CausalBlock(nn.Module, ABC):
         return x + self.dropout(self.mlp(self.norm2(x)))
 
     def step(self, x: Tensor, step: int, cache: Cache) -> Tensor:
-        """`forward` of one step alone, as `mixed_step`."""
+        """`forward` for one step (B, 1, W), with a cache as in `mixed_step`."""
         x = x + self.mixed_step(x, step, cache)
         return x + self.mlp(self.norm2(x))
 
 
 def _mlp(settings: PriorSpec, out: nn.Linear) -> nn.Sequential:
-    """A block's MLP. Its last layer and `out` start 1 / sqrt(2 depth) times as large."""
+    """A block's MLP. The initial weights of its last layer and of `out` are scaled by 1 / sqrt(2 depth)."""
     first, last = nn.Linear(settings.width, settings.mlp), nn.Linear(settings.mlp, settings.width)
     with torch.no_grad():
         for layer in (out, last):
@@ -133,7 +133,7 @@ def _mlp(settings: PriorSpec, out: nn.Linear) -> nn.Sequential:
 
 
 class TransformerBlock(CausalBlock):
-    """Causal self-attention. The cache has keys and values in buffers of all T steps, (B, H, T, D) each."""
+    """Causal self-attention. The cache is keys and values, in buffers for all T steps, (B, H, T, D) each."""
 
     def __init__(self, settings: PriorSpec) -> None:
         super().__init__(settings)
@@ -170,7 +170,7 @@ class TransformerBlock(CausalBlock):
 
 
 class LSTMBlock(CausalBlock):
-    """An LSTM over the steps (Hochreiter and Schmidhuber 1997). The cache is its state, (B, W) each."""
+    """An LSTM over the steps (Hochreiter and Schmidhuber 1997). The cache is its state, two of (B, W)."""
 
     def __init__(self, settings: PriorSpec) -> None:
         super().__init__(settings)

@@ -1,4 +1,4 @@
-"""A small classifier of images, whose features measure distances if there are no Inception weights.
+"""A small classifier of images. Its features measure Frechet distances where there are no Inception weights.
 
 Shapes: B images, C channels, H x W pixels, D features, N classes.
 """
@@ -17,14 +17,14 @@ from npdraw_dist.nn.likelihoods import binarized
 
 WIDTHS = (32, 64)
 BATCH = 64
-STANDARD = 2048  # training images whose features are made mean 0 and variance 1
+STANDARD = 2048  # number of training images whose features get mean 0 and variance 1
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.01
 
 
 class Classifier(nn.Module):
-    """Two strided convolutions, one layer of D features, and one of the classes.
+    """Two strided convolutions, a layer of D features and a layer of N classes.
 
-    `forward` gives the features, which `standardize` shifts and scales so that a distance has a natural unit.
+    `forward` returns the features; `standardize` shifts and scales them, so that distances have a unit.
     """
 
     shift: Tensor
@@ -58,7 +58,7 @@ class Classifier(nn.Module):
 
     @torch.no_grad()
     def standardize(self, images: Tensor) -> None:
-        """Sets shift and scale: the features of `images` (B, C, H, W) then have mean 0 and variance 1."""
+        """Sets shift and scale so that the features of `images` (B, C, H, W) have mean 0 and variance 1."""
         features = self.trunk(images * 2 - 1)
         self.shift.copy_(features.mean(0))
         self.scale.copy_(features.std(0).clamp(min=1e-6))
@@ -76,9 +76,9 @@ class Labelled:
 def fit(
     model: Classifier, data: Labelled, budget: int, generator: torch.Generator, show: Callable[[int], None]
 ) -> None:
-    """Cross-entropy for `budget` images, in batches drawn by the generator; then standard features.
+    """Trains by cross-entropy on `budget` images, in batches that the generator draws; then standardizes.
 
-    The data are on the CPU, wherever the model is.
+    The data stay on the CPU, wherever the model is. show: is called with the number of images seen.
     """
     device = model.shift.device
     optimizer = AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -92,7 +92,7 @@ def fit(
         loss.backward()
         optimizer.step()
         show(min(seen + BATCH, budget))
-    some = data.images[torch.randperm(len(data.images), generator=generator)[:STANDARD]]  # of any file
+    some = data.images[torch.randperm(len(data.images), generator=generator)[:STANDARD]]
     model.eval().standardize(binarized(some, data.binarize, generator).to(device))
 
 
@@ -109,7 +109,7 @@ def accuracy(model: Classifier, data: Labelled, generator: torch.Generator) -> f
 
 
 def _rate_factor(seen: int, budget: int) -> float:
-    """Rises over a twentieth of the budget, then falls to 0 as a cosine."""
+    """The learning rate over its peak: rises over a twentieth of the budget, then falls to 0 as a cosine."""
     warmup = budget // 20
     if seen < warmup:
         return (seen + 1) / (warmup + 1)

@@ -1,9 +1,9 @@
-"""Drawings of which some places are given, and the prior draws the others: p(z | kept places).
+"""Completes drawings: some places are kept, and the prior draws the others, z ~ p(z | kept places).
 
-The prior is causal, but what is kept may come later than a free step. So a completion starts with sequential
-Monte Carlo (`nn.particles`) and goes on with a Markov chain over free places, both exact in the limit;
-docs/how-it-works.md has measurements. In a free order the distribution is that of well-formed drawings: at
-most one part at each free place, and all parts in the model's order.
+The prior is causal, but a kept place may come later than a free one. So a completion starts with sequential
+Monte Carlo (`nn.particles`) and continues with a Markov chain over the free places. Both are exact in the
+limit; docs/how-it-works.md has measurements. In a free order the result is a well-formed drawing: at most one
+part at each free place, and all parts in the model's order.
 Shapes: B images, R of them at once, m candidates, T steps, L places, K parts.
 """
 
@@ -30,17 +30,17 @@ from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import log_prob
 
-STEPS = 2**15  # most steps computed at once, of all sequences: each has keys and values in each layer
-INK, SKETCH_NOISE = 0.4, 0.25  # least difference from the paper that is ink; std of a drawn pixel
-UNIFORM = 0.1  # share of the candidates that are drawn uniformly, so that none is impossible
+STEPS = 2**15  # largest number of steps, over all sequences, computed at once: a limit for their caches
+INK, SKETCH_NOISE = 0.4, 0.25  # least difference from the paper that counts as ink; std of an inked pixel
+UNIFORM = 0.1  # share of the candidates that are drawn uniformly, so that every part is possible
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How well a completion follows p(z | kept places). Each costs time in proportion.
+    """How closely a completion follows p(z | kept places). Time grows in proportion to each number.
 
-    particles: of the first draw. visits: of free places after it. candidates: parts of which a visit chooses
-    one, or none. Raises ValueError unless there are particles and candidates.
+    particles: number of particles in the first draw. visits: number of visits to free places after it.
+    candidates: number of parts among which a visit chooses. Raises ValueError on too small numbers.
     """
 
     particles: int = 128
@@ -54,7 +54,7 @@ class Effort:
 
 
 class Completer:
-    """Draws what is missing. bank: parts (K, C, P, P). temperature > 0 divides all logits of the prior."""
+    """Completes drawings. bank: parts (K, C, P, P). temperature > 0 divides all logits of the prior."""
 
     def __init__(self, prior: StepPrior, bank: Tensor, temperature: float, effort: Effort) -> None:
         self.prior, self.spec, self.temperature, self.effort = prior, prior.spec, temperature, effort
@@ -67,10 +67,10 @@ class Completer:
     def __call__(
         self, z: PartSequence, keep: Tensor, generator: Noise, evidence: Tensor | None = None
     ) -> PartSequence:
-        """z (B, T), keep (B, L) bool -> (B, T). Raises ValueError as `require_kept` does.
+        """z (B, T), keep (B, L) bool -> completed z (B, T). Raises ValueError as `require_kept` does.
 
-        evidence: (B, L, K + 1), of a sketch (`evidence_of`), for order aligned alone. Then no place is
-        visited, since the particles are weighted exactly.
+        evidence: (B, L, K + 1), from a sketch (`evidence_of`), in order aligned only. Then no place is
+        visited: the weights of the particles are exact.
         """
         kept = require_kept(z, keep, self.prior)
         effort = self.effort
@@ -111,7 +111,7 @@ class Completer:
         return self.arranged(kept, drawn, what)
 
     def arranged(self, kept: Kept, drawn: Tensor, what: Tensor) -> PartSequence:
-        """The drawing (B, T) of what is kept and `what` (B, L) at places `drawn` (B, L); at most T parts."""
+        """Joins kept steps and the parts `what` (B, L) at places `drawn` (B, L) to a drawing of T steps."""
         kept_drawn, kept_what = kept.of_places()
         chosen, parts = kept_drawn | drawn, torch.where(drawn, what, kept_what)
         steps, places = self.spec.steps, self.spec.grid.places
@@ -131,7 +131,7 @@ class Completer:
         return PartSequence(*(value.gather(1, index) for value in (drawn, where, what))).canonical()
 
     def _walk(self, kept: Kept, drawn: Tensor, what: Tensor, generator: Noise) -> None:
-        """Visits free places in random order, again and again. Changes drawn and what, both (B, L)."""
+        """Visits free places in random order, again and again, and changes drawn and what (B, L) in place."""
         free = ~kept.places
         noise = uniform(free.shape, generator, self.energy)
         sites, count = noise.masked_fill(~free, 2.0).argsort(1), free.sum(1)  # the free ones first
@@ -144,13 +144,13 @@ class Completer:
     def _visit(
         self, kept: Kept, site: Tensor, drawn: Tensor, what: Tensor, generator: Noise
     ) -> tuple[Tensor, Tensor]:
-        """Draws whether and what at the place `site` (R,), given all others.
+        """Draws whether and what at the place `site` (R,) given all other places; returns both, (R,).
 
-        Candidates are no part, the part held, and new ones from q; the weights p(none) and p(part) / (m q)
-        leave the distribution as it is (Andrieu, Lee and Vihola 2018, "i-SIR").
+        The candidates are no part, the present part, and new parts from q. The weights p(none) and
+        p(part) / (m q) keep the distribution invariant (Andrieu, Lee and Vihola 2018, "i-SIR").
         """
         m, at, column = self.effort.candidates, torch.arange(len(site), device=site.device), site[:, None]
-        held, part = drawn[at, site], what[at, site]
+        present, part = drawn[at, site], what[at, site]
         without, with_it = drawn.scatter(1, column, False), drawn.scatter(1, column, True)
         empty = self.arranged(kept, without, what)
         probe = self.arranged(kept, with_it, what.scatter(1, column, self.typical.expand_as(column)))
@@ -160,7 +160,7 @@ class Completer:
         log_q = logits.what[len(site) + at, step].log_softmax(-1) + math.log(1 - UNIFORM)
         log_q = torch.logaddexp(log_q, torch.full_like(log_q, math.log(UNIFORM / log_q.shape[1])))
         parts = categorical_sample(log_q[:, None].expand(-1, m, -1), generator)
-        parts[:, 0] = torch.where(held, part, parts[:, 0])
+        parts[:, 0] = torch.where(present, part, parts[:, 0])
         log_part = self._log_prob(kept, site, with_it, what, parts) - log_q.gather(1, parts) - math.log(m)
         full = (empty.whether.sum(1) == self.spec.steps)[:, None]
         weights = torch.cat([log_none[:, None], log_part.masked_fill(full, -math.inf)], 1)
@@ -168,7 +168,7 @@ class Completer:
         return chosen > 0, parts[at, (chosen - 1).clamp(min=0)]
 
     def _log_prob(self, kept: Kept, site: Tensor, drawn: Tensor, what: Tensor, parts: Tensor) -> Tensor:
-        """(R, m): log p of the drawings with each of `parts` (R, m) at `site`."""
+        """log p (R, m) of the drawings that have each of `parts` (R, m) at `site`."""
         m = parts.shape[1]
         column = site.repeat_interleave(m)[:, None]
         each = what.repeat_interleave(m, 0).scatter(1, column, parts.flatten()[:, None])
@@ -178,11 +178,11 @@ class Completer:
 
 
 def evidence_of(grid: Grid, bank: Tensor, canvas: Tensor, sketch: Tensor) -> Tensor:
-    """log p(ink | part) of each place: (B, L, K + 1); the last entry is that of no part. 0 without a sketch.
+    """log p(ink | part) at each place, (B, L, K + 1); the last entry is for no part. 0 outside the sketch.
 
-    bank: parts (K, C, P, P). canvas: (B, C, h, w), on which the places `sketch` (B, L) bool were drawn by
-    hand. Pixels with ink are those of the part with noise of SKETCH_NOISE; paper says nothing, so what is
-    drawn can go on there.
+    bank: parts (K, C, P, P). canvas: (B, C, h, w), with ink drawn by hand at the places `sketch` (B, L) bool.
+    Inked pixels are those of the part plus noise of deviation SKETCH_NOISE. Blank pixels say nothing, so a
+    part may go on there.
     """
     paper = grid.background
     inked = ((canvas - paper).abs().amax(1, keepdim=True) > INK).to(canvas)
@@ -196,13 +196,13 @@ def evidence_of(grid: Grid, bank: Tensor, canvas: Tensor, sketch: Tensor) -> Ten
 
 
 def require_kept(z: PartSequence, keep: Tensor, prior: StepPrior) -> Kept:
-    """What z (B, T), which the prior can draw, holds at the places `keep` (B, L) bool.
+    """The steps of z (B, T) at the places `keep` (B, L) bool, for a z that the prior can draw.
 
-    Raises ValueError if the order has one part a place and z keeps two.
+    Raises ValueError if z has two parts at a kept place in order aligned.
     """
     z = z.canonical()
     z = PartSequence(z.whether & keep.gather(1, z.where), z.where, z.what).canonical()
-    held = z.where.new_zeros(keep.shape).scatter_add(1, z.where, z.whether.long())
-    if prior.spec.aligned and (held > 1).any():
-        raise ValueError(f"z has {int(held.max())} parts at a kept place; in order aligned there is one")
+    parts = z.where.new_zeros(keep.shape).scatter_add(1, z.where, z.whether.long())
+    if prior.spec.aligned and (parts > 1).any():
+        raise ValueError(f"z has {int(parts.max())} parts at a kept place; in order aligned there is one")
     return Kept(z, keep)

@@ -14,8 +14,8 @@ from npdraw_dist.nn.likelihoods import CanvasStart
 class Decoder(nn.Module):
     """Canvas (B, C, h, w) in [0, 1] -> likelihood parameters (B, Q, h * upscale, w * upscale).
 
-    Most layers work on cells of 2x2 pixels. The last one also sees the canvas, and starts at `start`, a
-    `CanvasStart`: before training the image is the canvas. background: pads a canvas of an odd side.
+    Most layers work on cells of 2x2 pixels. The last layer also sees the canvas; `start` initialises it so
+    that before training the image is the canvas. background: pads a canvas whose side is odd.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Decoder(nn.Module):
             self.last.bias.copy_(start.bias)
 
     def forward(self, canvas: Tensor, added: Tensor | None = None) -> Tensor:
-        """added: (B, width, h / 2, w / 2), rounded up, features of what the canvas does not show."""
+        """added: features (B, width, h / 2, w / 2), rounded up, for details that the canvas does not show."""
         height, width = canvas.shape[-2:]
         even = F.pad(canvas, (0, width % 2, 0, height % 2), value=self.background) * 2 - 1
         h = self.inlet(F.pixel_unshuffle(even, 2))

@@ -1,4 +1,4 @@
-"""What a model has drawn: steps, canvas and images, as arrays, as files and in a notebook.
+"""Drawings that a model made, with their canvases and images: as arrays, in files and in a notebook.
 
 Shapes: B drawings, T steps, C channels, P patch side, h x w canvas, H x W image.
 """
@@ -21,16 +21,17 @@ from npdraw_dist.core.pages import save_samples
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.networks import Networks
 
-SHOWN = 16  # drawings of a batch on a page
-COLUMNS, ENLARGED = 8, 2  # drawings in a row of a picture; factor of their size
+SHOWN = 16  # largest number of drawings that a notebook shows
+COLUMNS, ENLARGED = 8, 2  # the notebook's PNG: drawings in a row, factor of their size
 
 
 @dataclass(frozen=True)
 class Drawings:
     """B drawings, and the images that a model makes of them.
 
-    z: (B, T). canvas: (B, C, h, w), pixels in [0, 1]. u: (B, ...), the latent of what parts cannot say; None
-    if the model has none, or if it is not known. model: what drew them.
+    z: (B, T). canvas: (B, C, h, w), pixels in [0, 1]. u: (B, ...), the latent for details that parts cannot
+    express (`nn.appearance`); None if the model has no such latent, or if its value is unknown. model: the
+    model that drew them.
     """
 
     z: PartSequence
@@ -40,19 +41,19 @@ class Drawings:
 
     @cached_property
     def images(self) -> Tensor:
-        """(B, C, H, W) in [0, 1], means of p(x|z, u); decoded when they are first asked for."""
+        """(B, C, H, W) in [0, 1], means of p(x|z, u); decoded at the first use."""
         return self.model.decode(self.canvas, self.u)
 
     @property
     def parts(self) -> Tensor:
-        """(B, T, C, P, P), the part of each step; 0 of a step that draws nothing."""
+        """(B, T, C, P, P), the part of each step; zeros for a step that draws nothing."""
         return self.model.bank_parts[self.z.what] * self.z.whether[..., None, None, None]
 
     def __len__(self) -> int:
         return len(self.z)
 
     def __getitem__(self, index: Any) -> "Drawings":
-        """The drawings `index`, a number, slice or int64 (n,), which are a batch also if it is one."""
+        """A batch of the drawings at `index`: a number (a batch of one), a slice or an int64 tensor (n,)."""
         if isinstance(index, int | np.integer) or (isinstance(index, Tensor) and index.ndim == 0):
             index = int(index)
             count = len(self)
@@ -66,7 +67,7 @@ class Drawings:
         return found
 
     def repeated(self, n: int) -> "Drawings":
-        """n copies of one drawing."""
+        """A batch of n copies of the first drawing."""
         return self[torch.zeros(n, dtype=torch.int64, device=self.canvas.device)]
 
     def to_pil(self) -> list[Image.Image]:
@@ -78,10 +79,10 @@ class Drawings:
         return self.images.cpu().numpy()
 
     def save(self, path: str | Path) -> None:
-        """Writes a file by the ending of its name.
+        """Writes a file; the ending of its name decides what it holds.
 
-        .gif: the first ANIMATED, drawn part by part. .png: canvas and image of each. .npz: arrays `images`,
-        `canvas`, `whether`, `where`, `what`, and `appearance` if they have u. Raises UserError on another
+        .gif: the first 8 drawings, part by part. .png: canvas and image of each. .npz: arrays `images`,
+        `canvas`, `whether`, `where`, `what`, and `appearance` if u is known. Raises UserError on another
         ending, or if the file cannot be written.
         """
         file = Path(path)
@@ -101,7 +102,7 @@ class Drawings:
             raise UserError(f"cannot write {file}: {error.strerror}") from None
 
     def _repr_html_(self) -> str:
-        """Canvas and image of each drawing, for notebooks."""
+        """Shows canvas and image of each drawing in a notebook."""
         rows = zip(self.canvas[:SHOWN], self.images[:SHOWN], self.z.whether.sum(1).tolist(), strict=False)
         shown = "".join(
             f'<div style="display: inline-block; margin: 4px">{inline(canvas, title="canvas")}'
@@ -112,7 +113,7 @@ class Drawings:
         return f"<div>{shown}</div>{more}"
 
     def _repr_png_(self) -> bytes:
-        """The same for viewers that show no HTML: each canvas above its image, COLUMNS drawings a row."""
+        """The picture for viewers without HTML: each canvas above its image, 8 drawings in a row."""
         images = self.images[:SHOWN]
         canvas = F.interpolate(self.canvas[:SHOWN], images.shape[-2:])
         pairs = F.pad(torch.cat([canvas, images], 2), (1, 1, 1, 4), value=0.5)

@@ -3,9 +3,8 @@
 It also reads places as people name them: rectangles as text, numbers, rows and columns, or masks.
 
 All functions are pure and take batches. `order`, a name in `core.orders.ORDERS`, arranges the steps of the
-result. In a free order several steps can draw at one place; `put` and `move` replace all parts of a place.
-
-If more than T steps would draw, the last steps of the edited drawing are dropped, and all added parts stay.
+result. In a free order several steps can draw at one place; `put` and `move` replace all parts of a place. If
+more than T steps would draw, the last steps of the old drawing are dropped, and all added parts stay.
 Shapes: B batch, T steps, L places, S steps of all drawings in an edit, N drawings of an interpolation.
 """
 
@@ -25,7 +24,7 @@ from npdraw_dist.core.parts import PartSequence
 
 
 def compose(z_a: PartSequence, z_b: PartSequence, mask: Tensor, order: str) -> PartSequence:
-    """A's drawing with B's parts, and no others, at the places of `mask`, (L,) or (B, L) bool.
+    """Replaces A's parts by B's at the places of `mask`, (L,) or (B, L) bool.
 
     Raises ValueError if the shapes differ.
     """
@@ -38,13 +37,13 @@ def compose(z_a: PartSequence, z_b: PartSequence, mask: Tensor, order: str) -> P
 
 
 def remove(z: PartSequence, mask: Tensor, order: str) -> PartSequence:
-    """Draws nothing at the places of `mask`, (L,) or (B, L) bool."""
+    """Removes all parts at the places of `mask`, (L,) or (B, L) bool."""
     old = _steps(z, order)
     return _merge(old.only(~old.inside(mask)), None, order)
 
 
 def put(z: PartSequence, place: int, part: int, order: str) -> PartSequence:
-    """Draws `part`, and nothing else, at `place`."""
+    """Replaces all parts at `place` by `part`."""
     old = _steps(z, order)
     one = z.where[:, :1]
     new = _Steps(
@@ -72,9 +71,9 @@ def swap(z: PartSequence, first: int, second: int, order: str) -> PartSequence:
 
 
 def interpolate(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -> PartSequence:
-    """The drawings (N, T) between A and B, each (1, T). After A, one more place becomes B's, in raster order.
+    """Drawings (N, T) from A (1, T) to B (1, T): after A, each takes one more place from B, in raster order.
 
-    The last drawing is B, in the order of its own steps. Raises ValueError unless each is one drawing.
+    The last is B, with its own order of steps. Raises ValueError unless A and B are one drawing each.
     """
     if len(z_a) != 1 or len(z_b) != 1:
         raise ValueError(f"interpolation is between two drawings, not {len(z_a)} and {len(z_b)}")
@@ -91,19 +90,20 @@ def interpolate(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -
 
 
 def dropped(made: PartSequence, *sources: tuple[PartSequence, Tensor]) -> int:
-    """The number of parts that an edit dropped because all T steps were taken.
+    """The number of parts that an edit dropped because only T steps can draw.
 
-    made: (1, T). sources: drawings (1, T), and the places (L,) bool whose parts `made` was to have.
+    made: the edited drawing (1, T). sources: the drawings (1, T) that it was made from, each with the places
+    (L,) bool from which it takes the parts.
     """
     wanted = sum(int((z.whether & _at(mask.to(z.where.device), z.where)).sum()) for z, mask in sources)
     return wanted - int(made.whether.sum())
 
 
 def checked(z: PartSequence, steps: int, places: int, parts: int, where_given: bool) -> PartSequence:
-    """z with 0 in where and what at steps without a part.
+    """Checks z, and sets where and what to 0 at steps that draw nothing.
 
-    Raises ValueError unless it has T `steps`, L `places` and K `parts`. where_given: whether step t can only
-    draw at place t; then *where* is t at all steps.
+    where_given: whether step t can only draw at place t; then *where* is t at all steps. Raises ValueError
+    unless z has T `steps`, L `places` and K `parts`.
     """
     if z.steps != steps:
         raise ValueError(f"a drawing has {steps} steps, not {z.steps}")
@@ -119,7 +119,7 @@ def checked(z: PartSequence, steps: int, places: int, parts: int, where_given: b
 
 
 class _Steps(NamedTuple):
-    """Steps of one or more drawings, each field (B, S). `step` is the index of a step in its own drawing."""
+    """Steps of one or two drawings, each field (B, S). `step` is the index of a step in its own drawing."""
 
     drawn: Tensor
     where: Tensor
@@ -145,7 +145,7 @@ def _at(mask: Tensor, where: Tensor) -> Tensor:
 
 
 def _merge(old: _Steps, new: _Steps | None, order: str) -> PartSequence:
-    """One drawing with the T steps of `old`. If both draw more than T, the last of `old` are dropped."""
+    """Joins two drawings to one of T steps. If both draw more than T, the last steps of `old` are dropped."""
     steps = old.drawn.shape[1]
     if new is not None:
         old = old.only(old.drawn.cumsum(1) <= steps - new.drawn.sum(1, keepdim=True))
@@ -154,9 +154,10 @@ def _merge(old: _Steps, new: _Steps | None, order: str) -> PartSequence:
 
 
 def parse_region(text: str | None, grid: Grid) -> Tensor:
-    """`R0:R1,C0:C1` -> (L,) bool, the places in rows R0 to R1 - 1 and columns C0 to C1 - 1.
+    """`R0:R1,C0:C1` -> (L,) bool: the places in rows R0 to R1 - 1 and columns C0 to C1 - 1.
 
-    Several are joined by `;`. A missing end is the grid's. None: no place. Raises UserError on anything else.
+    `;` joins several rectangles. A missing number stands for the grid's edge, None for no place. Raises
+    UserError on anything else.
     """
     mask = torch.zeros(grid.rows, grid.columns, dtype=torch.bool)
     for part in [] if text is None else text.split(";"):
@@ -173,7 +174,7 @@ def parse_region(text: str | None, grid: Grid) -> Tensor:
 
 
 def parse_move(text: str, grid: Grid) -> tuple[int, int]:
-    """`R,C:R,C` -> the places from which and to which a part moves. Raises UserError on anything else."""
+    """`R,C:R,C` -> the two places between which a part moves. Raises UserError on anything else."""
     found = re.fullmatch(r"(\d+),(\d+):(\d+),(\d+)", text.replace(" ", ""))
     if found is None:
         raise UserError(f"move {text!r} is not R,C:R,C, such as 2,3:0,1")
@@ -196,11 +197,11 @@ def place_of(place: Any, grid: Grid) -> int:
 
 
 def mask_of(places: Any, grid: Grid, batch: int, name: str = "places") -> Tensor:
-    """Places of one or of `batch` drawings -> bool (L,) or (B, L), B = batch.
+    """Reads places: a mask (L,) bool for all drawings, or (B, L) with B = `batch`.
 
     places: text as `parse_region` takes it; a list of places as `place_of` takes them; or a bool tensor or
-    array (L,), (rows, columns), (B, L) or (B, rows, columns). Raises UserError on anything else; `name` is
-    its name there.
+    array (L,), (rows, columns), (B, L) or (B, rows, columns). Raises UserError on anything else, and calls it
+    `name`.
     """
     if isinstance(places, str):
         return parse_region(places, grid)

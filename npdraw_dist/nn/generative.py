@@ -1,4 +1,4 @@
-"""What all kinds of models have in common.
+"""The base class of all kinds of models, and what they return: scores and samples.
 
 Shapes: k draws, B images, N samples, A of them animated, T steps, C channels, H x W image, h x w canvas.
 """
@@ -21,19 +21,19 @@ from npdraw_dist.nn.animation import GROWING_FRAMES, generation_gif
 from npdraw_dist.nn.likelihoods import binarized, make_likelihood
 from npdraw_dist.nn.relaxations import total_kl
 
-# Most images computed at once. On a CPU, the activations of more do not fit the cache. A GPU waits for
-# launches with fewer. A chunk holds at most 67 million parameters of the likelihood.
+# Largest number of images computed at once. On a CPU, the activations of more do not fit the cache. A GPU
+# that is given fewer waits for launches.
 CHUNK, GPU_CHUNK = 256, 512
-LEAST_HEAT = 1e-6  # the least temperature that counts
-CHUNK_NUMBERS = 2**26  # likelihood parameters of a chunk, at most: large images have fewer rows in one
+CHUNK_NUMBERS = 2**26  # largest number of likelihood parameters computed at once: a limit for large images
+LEAST_TEMPERATURE = 1e-6  # a lower temperature counts as this one
 
 
 @dataclass(frozen=True)
 class Importance:
-    """k draws z ~ q(z|x) for each of B images, in nats, each (k, B).
+    """Scores of k draws z ~ q(z|x) for each of B images, in nats, each (k, B).
 
-    log_w: log p(x|z) + log p(z) - log q(z|x). reconstruction: log p(x|z). kl: the parts of KL(q || p) by
-    name, averaged where that is possible (`nn.steps`).
+    log_w: log p(x|z) + log p(z) - log q(z|x). reconstruction: log p(x|z). kl: the terms of KL(q || p) by
+    name, in closed form where there is one (`nn.steps`).
     """
 
     log_w: Tensor
@@ -42,7 +42,7 @@ class Importance:
 
     @property
     def analytic(self) -> Tensor:
-        """(k, B): reconstruction minus the analytic KL. Only its mean is a bound, the ELBO."""
+        """(k, B): reconstruction minus KL. Only its mean over draws is a bound, the ELBO."""
         return self.reconstruction - total_kl(self.kl)
 
 
@@ -50,10 +50,11 @@ class Importance:
 class SampleTrace:
     """N samples, and the steps that made the first A of them.
 
-    images: (N, C, H, W) means of p(x|z), in [0, 1]. canvas: (N, C, h, w), if the model has one. codes:
-    latents by name. steps: (A, T, C, h, w), the canvas after each step; decoded: (A, T, C, H, W), its image;
-    drawn: (A, T) bool; corners: (A, T, 2), top-left pixel (row, column) of what was drawn; sides: (A, T), in
-    pixels. frames: the most that draw in a GIF.
+    images: (N, C, H, W), means of p(x|z), in [0, 1]. canvas: (N, C, h, w); None if the model has none. steps:
+    (A, T, C, h, w), the canvas after each step. decoded: (A, T, C, H, W), the image of each canvas. drawn:
+    (A, T) bool, whether a step draws. corners: (A, T, 2), the top-left pixel (row, column) that it draws.
+    sides: (A, T), the side in pixels. codes: latents by name. frames: largest number of frames of a GIF in
+    which parts are drawn.
     """
 
     images: Tensor
@@ -67,23 +68,23 @@ class SampleTrace:
     frames: int = GROWING_FRAMES
 
     def arrays(self) -> dict[str, Any]:
-        """Images, canvas and codes by name."""
+        """Images, canvas and codes as arrays by name."""
         drawn = {} if self.canvas is None else {"canvas": self.canvas}
         found = {"images": self.images, **drawn, **self.codes}
         return {name: value.cpu().numpy() for name, value in found.items()}
 
     def gif(self) -> bytes:
-        """A GIF of the first A samples, in which the canvas grows part by part above the decoded image."""
+        """Makes a GIF of the first A samples: the canvas grows part by part above the decoded image."""
         boxes = (self.corners.cpu(), self.sides.cpu())
         return generation_gif(self.steps.cpu(), self.drawn.cpu(), *boxes, self.decoded.cpu(), self.frames)
 
 
 class GenerativeModel(nn.Module, ABC):
-    """p(x|z) p(z) with an encoder q(z|x). A subclass that lacks a method raises TypeError at construction."""
+    """A model p(x|z) p(z) with an encoder q(z|x)."""
 
-    title: ClassVar[str]  # what reports call the kind
+    title: ClassVar[str]  # the name of the kind in reports
     spec: Spec
-    has_regions: ClassVar[bool] = True  # whether `swapped` has something of a region
+    has_regions: ClassVar[bool] = True  # whether some latents belong to a region, so that `swapped` works
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
@@ -96,7 +97,7 @@ class GenerativeModel(nn.Module, ABC):
 
     @property
     def rows_at_once(self) -> int:
-        """Rows, an image with one draw each, that are computed at once. The noise depends on it."""
+        """How many draws, of one image or several, are computed at once. The noise depends on this number."""
         _, height, width = self.spec.image_shape
         numbers = self.likelihood.parameters_per_pixel * height * width
         return max(min(CHUNK if self.device.type == "cpu" else GPU_CHUNK, CHUNK_NUMBERS // numbers), 1)
@@ -105,57 +106,59 @@ class GenerativeModel(nn.Module, ABC):
     def importance(
         self, x: Tensor, k: int, generator: Noise = None, condition: Tensor | None = None
     ) -> Importance:
-        """k draws z ~ q(z|x) for x (B, C, H, W), 0 or 1 if binary. Raises ValueError on other shapes.
+        """Scores k draws z ~ q(z|x) for each image x (B, C, H, W), which is 0 or 1 if the model binarizes.
 
-        condition: tokens (B, A), for p(x|condition) in place of p(x).
+        condition: tokens (B, A); then p(x|condition) replaces p(x). Raises ValueError on other shapes.
         """
         require_images(x, self.spec.image_shape)
         most = self.rows_at_once
-        pieces, told = x.split(most), [] if condition is None else condition.split(most)
-        models = [self.given(some) for some in told] or [self] * len(pieces)
-        parts = [
-            in_chunks(k, len(some), most, model.drawer(some, generator))
-            for some, model in zip(pieces, models, strict=True)
-        ]
+        pieces, conditions = x.split(most), [] if condition is None else condition.split(most)
+        models = [self.given(tokens) for tokens in conditions] or [self] * len(pieces)
+        parts = []
+        for piece, model in zip(pieces, models, strict=True):
+            draw, at_once = model.drawer(piece, generator), max(most // len(piece), 1)
+            scores = [draw(min(at_once, k - done)) for done in range(0, k, at_once)]
+            parts.append(joined(scores, lambda values: torch.cat(values).view(k, -1)))
         return joined(parts, lambda values: torch.cat(values, 1))
 
     def given(self, condition: Any, guidance: float = 1.0) -> Self:
-        """The same model for images of a condition. Raises UserError if the kind takes none."""
+        """The same model, conditioned. Raises UserError if the kind takes no condition."""
         raise UserError(f"a model of kind {self.spec.kind} takes no condition")
 
     @abstractmethod
     def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
-        """x (B, C, H, W) -> a function of `copies`: as many draws for each image, fields (copies * B,)."""
+        """x (B, C, H, W) -> a function that scores n draws for each image; its fields are (n * B,)."""
 
     def log_weights(self, x: Any, k: int = 50, generator: Noise = None) -> Tensor:
-        """(k, B) nats: log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x) (Burda et al. 2016).
+        """log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x), (k, B) nats (Burda et al. 2016).
 
-        Of `model.given(condition)` those of p(x|condition), one condition for all images. Raises UserError.
+        `model.given(condition).log_weights(x)` scores p(x|condition), with one condition for all images.
+        Raises UserError on images that `as_input` refuses, or k below 1.
         """
         if isinstance(x, Tensor):
             require_images(x, self.spec.image_shape)
         require_positive("k", k)
         return self.importance(self.as_input(x), k, generator).log_w
 
-    def temperature_of(self, asked: float | None) -> float:
-        """That of samples: as asked, or the model's own. Raises UserError if it is not above 0.
+    def temperature_of(self, requested: float | None) -> float:
+        """The temperature of samples: the requested one, or the spec's. Raises UserError unless above 0.
 
-        At LEAST_HEAT a step draws the most likely already; logits divided by less overflow.
+        At LEAST_TEMPERATURE a step draws its most likely choice; logits divided by less would overflow.
         """
-        if asked is not None and not asked > 0:
-            raise UserError(f"temperature is {asked}; it must be above 0")
-        return self.spec.temperature if asked is None else max(asked, LEAST_HEAT)
+        if requested is not None and not requested > 0:
+            raise UserError(f"temperature is {requested}; it must be above 0")
+        return self.spec.temperature if requested is None else max(requested, LEAST_TEMPERATURE)
 
     @property
     def blank_pixel(self) -> float:
-        """What transparent pixels of a picture become: 0.0 black, 1.0 white."""
+        """The grey that replaces transparent pixels of a picture: 0.0 is black, 1.0 white."""
         return 0.0
 
     def as_input(self, images: Any) -> Tensor:
-        """Images of any kind (`core.images.to_batch`) -> x (B, C, H, W) as the encoder takes it.
+        """Images of any type (`core.images.to_batch`) -> x (B, C, H, W) as the encoder takes it.
 
-        If the model binarizes, pictures (uint8, bool, PIL) become 0 or 1 by x > 0.5. Floats are taken as they
-        are. Raises UserError on another kind, size, type or range.
+        If the model binarizes, pictures (uint8, bool, PIL) become 0 or 1 by x > 0.5; floats stay as they are.
+        Raises UserError on a wrong type, size or range.
         """
         x = to_batch(images, self.spec.image_shape, self.blank_pixel).to(self.device)
         if x.dtype == torch.uint8:
@@ -164,41 +167,41 @@ class GenerativeModel(nn.Module, ABC):
 
     @abstractmethod
     def objective(self, config: VAEConfig) -> "ModelObjective":
-        """What stage `vae` minimises to train the model."""
+        """The loss that stage `vae` minimises."""
 
     def describe(self, x: Tensor) -> dict[str, Tensor]:
-        """x (B, C, H, W) -> what the encoder finds in it, by name, each (B,). Nothing by default."""
+        """x (B, C, H, W) -> numbers of each image by name, (B,), that `evaluate` reports. None by default."""
         return {}
 
     @abstractmethod
     def features(self, images: Any) -> Tensor:
-        """Images of any kind -> (B, D), what the encoder sees in them. Raises UserError as `as_input`."""
+        """Images of any type -> features of the encoder (B, D). Raises UserError as `as_input` does."""
 
     @abstractmethod
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
-        """Mean images (B, C, H, W) of what `a` is, but for the region `inside`, where it is what `b` is.
+        """Decodes the latents of `a`, with those of `b` in the region `inside`: mean images (B, C, H, W).
 
-        a, b: images (B, C, H, W) as the encoder takes them. inside: (B, H, W) bool; a place or cell is in the
-        region if its centre is. A model without places swaps a part of its latents as large as the region.
-        With a = b it is the reconstruction. Raises UserError if the kind has nothing of a region.
+        a, b: images (B, C, H, W) as the encoder takes them. inside: (B, H, W) bool; a place or cell belongs
+        to the region if its centre does. A model without places swaps a share of its latents as large as the
+        region. With a = b the result is the reconstruction. Raises UserError if no latent has a region.
         """
 
     @abstractmethod
     def sample(
         self, n: int, generator: Noise = None, temperature: float | None = None, *, seed: int | None = None
     ) -> Tensor:
-        """n mean images (n, C, H, W) of p(x|z), z from the prior. seed: in place of a generator.
+        """Draws z from the prior; returns mean images of p(x|z), (n, C, H, W).
 
-        temperature: of the prior; None: `spec.temperature`, also below.
+        seed: replaces a generator. temperature: of the prior; None is `spec.temperature`.
         """
 
     @abstractmethod
     def sample_pixels(self, n: int, generator: Noise = None, temperature: float | None = None) -> Tensor:
-        """n images (n, C, H, W) drawn from p(x|z), z from the prior."""
+        """Draws z from the prior, and images (n, C, H, W) from p(x|z)."""
 
     @abstractmethod
     def sample_trace(self, n: int, generator: Noise = None, temperature: float | None = None) -> SampleTrace:
-        """n samples, the first ANIMATED of them step by step."""
+        """Draws n samples; the trace shows the first 8 step by step."""
 
 
 class ModelObjective(Objective):
@@ -213,13 +216,13 @@ class ModelObjective(Objective):
 
 
 def at_centres(inside: Tensor, centres: Tensor) -> Tensor:
-    """inside (B, H, W) bool at the pixels `centres` (L, 2), moved to the edge where they are off, (B, L)."""
+    """Reads inside (B, H, W) at the pixels `centres` (L, 2), which are moved into the image: (B, L) bool."""
     rows, columns = (centres[:, axis].clamp(0, inside.shape[1 + axis] - 1) for axis in (0, 1))
     return inside[:, rows, columns]
 
 
 def seeded(device: torch.device, generator: Noise, seed: int | None) -> Noise:
-    """The generator, or one of `seed`. Raises UserError if both are given."""
+    """The generator, or a new one from `seed`. Raises UserError if both are given."""
     if seed is None:
         return generator
     if generator is not None:
@@ -227,14 +230,7 @@ def seeded(device: torch.device, generator: Noise, seed: int | None) -> Noise:
     return torch.Generator(device).manual_seed(seed)
 
 
-def in_chunks(k: int, batch: int, most: int, draw: Callable[[int], Importance]) -> Importance:
-    """k draws for each of `batch` images, by `draw` of `GenerativeModel.drawer`, `most` rows at once."""
-    at_once = max(most // batch, 1)
-    parts = [draw(min(at_once, k - done)) for done in range(0, k, at_once)]
-    return joined(parts, lambda values: torch.cat(values).view(k, batch))
-
-
 def joined(parts: Sequence[Importance], join: Callable[[list[Tensor]], Tensor]) -> Importance:
-    """Each field of the parts by `join`."""
+    """Applies `join` to each field of the parts."""
     kl = {name: join([part.kl[name] for part in parts]) for name in parts[0].kl}
     return Importance(join([p.log_w for p in parts]), join([p.reconstruction for p in parts]), kl)

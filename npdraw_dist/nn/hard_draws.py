@@ -22,9 +22,9 @@ def hard_loss(
 ) -> Loss:
     """-log p(x|z, u) + beta KL of k draws z ~ q(z|x), u ~ q(u|x, z), for images x (B, C, H, W).
 
-    The score function gives the gradient of what a choice changes. Each draw is measured against the mean
-    of the others (leave-one-out; Kool et al. 2019). A single draw trains prior, decoder and q(u|x, z), not
-    q(z|x). condition: (B, A) tokens. latent: weight of the KL of u in the loss, beside beta.
+    Choices get their gradient from the score function. The reward of each draw is compared with the mean of
+    the others (leave-one-out; Kool et al. 2019). A single draw trains prior, decoder and q(u|x, z), but not
+    q(z|x). condition: tokens (B, A). latent: a further weight of the KL of u in the loss.
     """
     q = q.tile(k) if k > 1 else q.map(Tensor.detach)
     z = model.sample_posterior(q.map(Tensor.detach), generator)

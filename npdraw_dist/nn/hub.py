@@ -1,6 +1,6 @@
-"""Models made from a spec, saved as folders, and loaded from a folder, a run, a URI or the Hugging Face hub.
+"""Makes models from a spec, saves them as folders, and loads them from a folder, run, URI or Hugging Face id.
 
-A local folder and a hub id need no library of the training: `core.storage` is imported for a URI alone.
+Only a URI needs a library of the training: `core.storage` is imported for it alone.
 """
 
 import contextlib
@@ -28,10 +28,8 @@ from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.nn.generative import GenerativeModel
 
 SAMPLES_FILE = "samples.png"
-# Keys of the results that are not rows of the table.
-PROTOCOL = ("split", "n", "k", "protocol")
-SAMPLES, COLUMNS, ENLARGED = 64, 8, 3  # on the picture of a card
-
+PROTOCOL = ("split", "n", "k", "protocol")  # keys of the results that are no rows of a card's table
+SAMPLES, COLUMNS, ENLARGED = 64, 8, 3  # the picture on a card: samples, samples a row, factor of their size
 
 Model = TypeVar("Model", bound="HubModel")
 
@@ -39,8 +37,8 @@ Model = TypeVar("Model", bound="HubModel")
 class HubModel(GenerativeModel, PyTorchModelHubMixin):
     """A `GenerativeModel` with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
-    results: its numbers on held-out images and how they were measured (`config_of`); None if not known.
-    history: of a model that `fit` returns, the rows of metrics.jsonl by stage, one for each validation.
+    results: what `evaluate` measured on held-out images, as config.json states it; None if not measured.
+    history: the rows of metrics.jsonl by stage, one for each validation; None unless `fit` made the model.
     """
 
     spec: ModelSpec | BaselineSpec
@@ -51,15 +49,15 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, token: str | bool | None = None, **options: Any
     ) -> Self:
-        """The model of this class at what `npdraw_dist.load` takes, in eval mode on the CPU.
+        """Loads a model of this class from anywhere that `npdraw_dist.load` reads, in eval mode on the CPU.
 
-        token, options: of `huggingface_hub.snapshot_download`; they do nothing for a folder or a URI. Raises
-        UserError if there is no model, or one of another kind.
+        token, options: arguments of `huggingface_hub.snapshot_download`, ignored for a folder or a URI.
+        Raises UserError if there is no model, or a model of another kind.
         """
-        said = str(pretrained_model_name_or_path)
-        model: Any = load_from(model_folder(said, token=token, **options), said)
+        label = str(pretrained_model_name_or_path)
+        model: Any = load_from(model_folder(label, token=token, **options), label)
         if not isinstance(model, cls):
-            raise UserError(f"{said} holds a model of kind {model.title}; take npdraw_dist.load({said!r})")
+            raise UserError(f"{label} holds a model of kind {model.title}; take npdraw_dist.load({label!r})")
         return model
 
     def save_pretrained(  # type: ignore[override]  # huggingface_hub's has more arguments, which it passes on
@@ -70,18 +68,22 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
         model_card_kwargs: dict[str, Any] | None = None,
         **others: Any,
     ) -> str | None:
-        """Writes config.json, model.safetensors and, unless there is one, the card README.md.
+        """Writes config.json, model.safetensors and, unless the folder has one, the card README.md.
 
-        save_directory: a folder; a model that is there stays whole until this one is written. Raises
-        UserError if it is a URI. model_card_kwargs: `samples`, how many are drawn for the card (0), and
-        `repo_id`. others: huggingface_hub's.
+        An older model in the folder stays whole until this one is written. config: replaces what config.json
+        states. model_card_kwargs: `samples`, the number of samples drawn for the card (0 by default), and
+        `repo_id`. others: passed on to huggingface_hub. Raises UserError if save_directory is a URI.
         """
         if "://" in str(save_directory):
             raise UserError(f"{save_directory} is a URI; save to a folder, and copy that")
         card = dict(model_card_kwargs or {})
         folder = Path(save_directory).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
-        config = config or config_of(self.spec, self.results)
+        if config is None:
+            config = {"spec": self.spec.model_dump(mode="json")}
+            config["made_by"] = {"package": "npdraw_dist", **stamp()}
+            if self.results is not None:
+                config["results"] = dict(self.results)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as made:
             if (folder / CARD).exists():
                 shutil.copy(folder / CARD, made)
@@ -104,20 +106,38 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
         return str(super().push_to_hub(repo_id, model_card_kwargs=card, **others))
 
     def generate_model_card(self, *_: Any, **card: Any) -> ModelCard:
-        """The card; see `card_of`."""
-        parameters = sum(parameter.numel() for parameter in self.parameters())
-        shown = bool(card.get("samples", 0))
-        return card_of(self.spec, parameters, self.results, card.get("repo_id"), shown)
-
-
-def config_of(spec: ModelSpec | BaselineSpec, results: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What config.json states: the network, its data, who wrote it, and `results` of `evaluate`."""
-    config = {"spec": spec.model_dump(mode="json"), "made_by": {"package": "npdraw_dist", **stamp()}}
-    return config if results is None else {**config, "results": dict(results)}
+        """Fills the template card.md. card: `model_card_kwargs` of `save_pretrained`."""
+        spec, results, rows = self.spec, self.results, {}
+        if results is not None and {"n", "split", "k"} <= results.keys():
+            rows = {
+                name: f"{value:,.4f} {METRICS[name.removesuffix('_se')].unit}".rstrip()
+                for name, value in results.items()
+                if name not in PROTOCOL and isinstance(value, int | float)
+            }
+        data = ModelCardData(
+            library_name="npdraw_dist",
+            license="apache-2.0",
+            pipeline_tag="unconditional-image-generation",
+            tags=["image-generation", "np-draw", "model_hub_mixin"],
+        )
+        made: ModelCard = ModelCard.from_template(
+            data,
+            template_path=str(Path(__file__).with_name("card.md")),
+            spec=spec,
+            title=self.title,
+            of_parts=isinstance(spec, ModelSpec),
+            parameters=sum(parameter.numel() for parameter in self.parameters()),
+            results=results,
+            rows=rows,
+            where=json.dumps(card.get("repo_id") or "path/of/this/folder"),
+            samples=bool(card.get("samples")),
+            version=__version__,
+        )
+        return made
 
 
 def class_of(spec: Spec, base: type[Model]) -> type[Model]:
-    """The class of models of this spec. Raises UserError unless it is a subclass of `base`."""
+    """The class of the spec's kind. Raises UserError unless it is a subclass of `base`."""
     found: type = KINDS[spec.kind]
     if not issubclass(found, base):
         raise UserError(f"the kind {spec.kind} is a {found.__name__}, which is no {base.__name__}")
@@ -125,25 +145,25 @@ def class_of(spec: Spec, base: type[Model]) -> type[Model]:
 
 
 def make_model(spec: ModelSpec | BaselineSpec) -> HubModel:
-    """An untrained model."""
+    """Makes an untrained model."""
     return class_of(spec, HubModel)(spec)  # type: ignore[type-abstract]  # a subclass of it
 
 
 def load(where: str | Path) -> HubModel:
-    """The trained model of any kind at `where`, in eval mode on the CPU.
+    """Loads a trained model of any kind, in eval mode on the CPU.
 
-    where: a model folder, a run's, the URI of either (s3://, gs://, ...), the name of a model that comes with
-    the package, such as `emoji` (`npdraw models`), or an id of the hub, `org/name` or `org/name@revision`.
-    Raises UserError if there is no model that this version can read.
+    where: a model folder or a run folder; the URI of either (s3://, gs://, ...); the name of a model that
+    comes with the package, such as `emoji` (`npdraw models` lists them); or an id of the Hugging Face hub,
+    `org/name` or `org/name@revision`. Raises UserError if this version finds no model that it can read.
     """
     return load_from(model_folder(where), str(where))
 
 
-def load_from(folder: str, said: str) -> HubModel:
-    """The model in a folder or URI that `model_folder` found. Raises UserError, with the name `said`."""
-    config = read_config(folder, said)
-    spec = spec_in(config, said)
-    with readable(said), local_folder(folder) as local, torch.random.fork_rng(devices=[]):
+def load_from(folder: str, label: str) -> HubModel:
+    """Loads the model in a folder or URI that `model_folder` found. Errors call it `label`."""
+    config = read_config(folder, label)
+    spec = spec_in(config, label)
+    with readable(label), local_folder(folder) as local, torch.random.fork_rng(devices=[]):
         model = make_model(spec)
         load_model(model, Path(local, WEIGHTS))
     model.results = config.get("results")
@@ -152,7 +172,7 @@ def load_from(folder: str, said: str) -> HubModel:
 
 @contextlib.contextmanager
 def local_folder(folder: str) -> Iterator[str]:
-    """A folder, or a temporary copy of a URI."""
+    """Yields the folder, or a temporary copy of a URI."""
     if "://" not in folder:
         yield str(Path(folder).expanduser())
         return
@@ -162,9 +182,9 @@ def local_folder(folder: str) -> Iterator[str]:
         yield str(local)
 
 
-def read_config(folder: str, said: str) -> dict[str, Any]:
-    """config.json of a model folder or URI. Raises UserError, with the name `said`."""
-    with readable(said):
+def read_config(folder: str, label: str) -> dict[str, Any]:
+    """Reads config.json in a model folder or URI. Errors call it `label`."""
+    with readable(label):
         if "://" in folder:
             from npdraw_dist.core.storage import open_filesystem, read_bytes
 
@@ -175,26 +195,27 @@ def read_config(folder: str, said: str) -> dict[str, Any]:
     return config if isinstance(config, dict) else {}
 
 
-def read_spec(folder: str, said: str) -> ModelSpec | BaselineSpec:
-    """The spec in config.json of a model folder or URI. Raises UserError, with the name `said`."""
-    return spec_in(read_config(folder, said), said)
+def read_spec(folder: str, label: str) -> ModelSpec | BaselineSpec:
+    """Reads the spec in config.json of a model folder or URI. Errors call it `label`."""
+    return spec_in(read_config(folder, label), label)
 
 
-def spec_in(config: Mapping[str, Any], said: str) -> ModelSpec | BaselineSpec:
+def spec_in(config: Mapping[str, Any], label: str) -> ModelSpec | BaselineSpec:
+    """Validates the spec that a config.json states. Errors call the model `label`."""
     spec, made_by = config.get("spec"), config.get("made_by")
     if not isinstance(spec, dict):
-        raise UserError(f"{said} holds another kind of model: its {CONFIG} has no spec")
+        raise UserError(f"{label} holds another kind of model: its {CONFIG} has no spec")
     if isinstance(made_by, dict):
-        version_of(made_by, said)
+        version_of(made_by, label)
     kind = spec.get("kind")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise UserError(f"{said} holds a model of kind {kind!r} (known: {', '.join(KINDS)})")
-    with readable(said):
+        raise UserError(f"{label} holds a model of kind {kind!r} (known: {', '.join(KINDS)})")
+    with readable(label):
         return spec_type(kind).model_validate(spec)
 
 
 @contextlib.contextmanager
-def readable(said: str) -> Iterator[None]:
+def readable(label: str) -> Iterator[None]:
     """Turns the errors of a damaged model folder into a UserError of one line."""
     try:
         yield
@@ -203,43 +224,6 @@ def readable(said: str) -> Iterator[None]:
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{CONFIG}, {'.'.join(map(str, first['loc']))}: {first['msg']}"
-        raise UserError(f"{said} is damaged or of another version: {reason}") from None
+        raise UserError(f"{label} is damaged or of another version: {reason}") from None
     except (SafetensorError, ValueError, OSError, RuntimeError) as error:
-        raise UserError(f"{said} is damaged or of another version: {first_fact(error)}") from None
-
-
-def card_of(
-    spec: ModelSpec | BaselineSpec,
-    parameters: int,
-    results: Mapping[str, Any] | None,
-    repo_id: str | None,
-    samples: bool,
-) -> ModelCard:
-    """The card from the template card.md. results: as `config_of` has them. samples: shows SAMPLES_FILE."""
-    rows = {}
-    if results is not None and {"n", "split", "k"} <= results.keys():
-        rows = {
-            name: f"{value:,.4f} {METRICS[name.removesuffix('_se')].unit}".rstrip()
-            for name, value in results.items()
-            if name not in PROTOCOL and isinstance(value, int | float)
-        }
-    data = ModelCardData(
-        library_name="npdraw_dist",
-        license="apache-2.0",
-        pipeline_tag="unconditional-image-generation",
-        tags=["image-generation", "np-draw", "model_hub_mixin"],
-    )
-    card: ModelCard = ModelCard.from_template(
-        data,
-        template_path=str(Path(__file__).with_name("card.md")),
-        spec=spec,
-        title=KINDS[spec.kind].title,
-        of_parts=isinstance(spec, ModelSpec),
-        parameters=parameters,
-        results=results,
-        rows=rows,
-        where=json.dumps(repo_id or "path/of/this/folder"),
-        samples=samples,
-        version=__version__,
-    )
-    return card
+        raise UserError(f"{label} is damaged or of another version: {first_fact(error)}") from None

@@ -17,26 +17,26 @@ from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.nn.relaxations import categorical_sample
 
 HALF_BIN = 1 / 255
-# Scales below a quarter of HALF_BIN, or of hundreds of times the range, give no better fit than the bounds.
+# Scales below a quarter of HALF_BIN, or hundreds of times the range, fit no better than these bounds.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 7.0
 
-# Values before training: the Bernoulli logit of a pixel that the canvas shows fully, and the log-scale of a
-# logistic at the canvas's value. The components of a mixture share that location and have different scales,
-# so that they differ from the first step on, and the wide ones bound the cost of a wrong canvas.
+# Values before training: the Bernoulli logit where the canvas is 1, and the log-scale of a logistic around
+# the canvas's value. The components of a mixture share that location and have different scales: so they
+# differ from the first step on, and the wide ones limit the cost of a wrong canvas.
 CANVAS_GAIN = 3.0
 CANVAS_LOG_SCALE = -2.5
 CANVAS_LOG_SCALES = (-4.0, -1.0)
 
 
 class CanvasStart(NamedTuple):
-    """Affine map, canvas in [-1, 1] -> decoder output centred on it: weight (Q, C), bias (Q,)."""
+    """An affine map from a canvas in [-1, 1] to a decoder output centred on it: weight (Q, C), bias (Q,)."""
 
     weight: Tensor
     bias: Tensor
 
 
 class Likelihood(ABC):
-    """p(x|z) of images with `channels` channels. components: how many a mixture has; others ignore it."""
+    """p(x|z) of images with `channels` channels. components: their number in a mixture; others ignore it."""
 
     def __init__(self, channels: int, components: int = 10) -> None:
         self.channels, self.components = channels, components
@@ -64,7 +64,7 @@ class Likelihood(ABC):
 
 
 class Bernoulli(Likelihood):
-    """One Bernoulli a value, x 0 or 1; for x between, the expected log-probability of its draws."""
+    """A Bernoulli for each value, 0 or 1. For x between, the expected log-probability of its draws."""
 
     def canvas_start(self) -> CanvasStart:
         return CanvasStart(CANVAS_GAIN * torch.eye(self.channels), torch.zeros(self.channels))
@@ -81,7 +81,7 @@ class Bernoulli(Likelihood):
 
 
 class DiscretizedLogistic(Likelihood):
-    """One logistic a value, integrated over the value's bin (Kingma et al. 2016, appendix C)."""
+    """A logistic for each value, integrated over the value's bin (Kingma et al. 2016, appendix C)."""
 
     START_LOG_SCALE = -1.0
 
@@ -123,10 +123,10 @@ class _Mixture(NamedTuple):
 
 
 class DiscretizedLogisticMixture(Likelihood):
-    """A mixture of discretised logistics, one component for all channels of a pixel.
+    """A mixture of discretised logistics, in which all channels of a pixel share a component.
 
-    A channel's location is linear in the channels before it (PixelCNN++, Salimans et al. 2017,
-    section 2.2). At zero output the components lie side by side over [-1, 1], near the uniform.
+    A channel's location is linear in the channels before it (PixelCNN++, Salimans et al. 2017, section 2.2).
+    At zero output the components lie side by side over [-1, 1]: nearly uniform.
     """
 
     START_LOG_SCALE = -2.0
@@ -164,7 +164,7 @@ class DiscretizedLogisticMixture(Likelihood):
         return total.logsumexp(1).sum((1, 2))
 
     def mean(self, output: Tensor) -> Tensor:
-        """`Likelihood.mean`. Later channels see the mean of the earlier ones: exact unless values clip."""
+        """`Likelihood.mean`, with later channels given the mean of earlier ones: exact unless values clip."""
         mixture = self._split(output)
         means: list[Tensor] = []
         for channel in range(self.channels):
@@ -217,9 +217,9 @@ def _raw_scale(log_scale: Tensor, start: float) -> Tensor:
 
 
 def _log_mass(y: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
-    """Log-probability of the bin around y in [-1, 1], without a difference of nearly equal numbers.
+    """The log-probability of the bin around y in [-1, 1], without differences of nearly equal numbers.
 
-    With the bin's standardised ends: logsigmoid(a) + logsigmoid(-b) + log(1 - exp(b - a)).
+    With the bin's standardised ends a > b it is logsigmoid(a) + logsigmoid(-b) + log(1 - exp(b - a)).
     """
     inverse = torch.exp(-log_scale)
     centred, half = (y - location) * inverse, HALF_BIN * inverse

@@ -33,14 +33,14 @@ from npdraw_dist.nn.posterior import Posterior, StepPosterior
 from npdraw_dist.nn.prior import GivenPrior, Prior, StepPrior
 from npdraw_dist.nn.steps import AlignedLayout, FreeLayout, StepLogits, log_prob
 
-CHOICES = ("whether", "where", "what")  # each has a temperature of its logits; *where* seldom has logits
-ALIGNED_FRAMES = 16  # a drawing place by place looks like a printer with a frame for each part
+CHOICES = ("whether", "where", "what")  # q has a temperature for each, though *where* seldom has logits
+ALIGNED_FRAMES = 16  # with a frame for each part, a drawing place by place would look like a printer
 COLDEST = 0.05  # the lowest temperature of q
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """For one draw of u, (B,) nats: log p(x|z, u), KL(q || p) of u by name, and its log q - log p."""
+    """Scores of one draw of u, (B,) nats: log p(x|z, u), KL(q || p) of u by name, log q(u) - log p(u)."""
 
     log_p: Tensor
     kl: dict[str, Tensor]
@@ -48,7 +48,7 @@ class Reconstruction:
 
 
 class Networks(HubModel):
-    """The networks of `spec` (Zeng et al., UAI 2021), with an empty bank before `set_bank`."""
+    """The networks that `spec` describes (Zeng et al., UAI 2021). Before `set_bank` their bank is empty."""
 
     spec: ModelSpec
     bank_parts: Tensor
@@ -57,7 +57,7 @@ class Networks(HubModel):
         super().__init__(spec)
         parts = torch.full((spec.parts, spec.image_shape[0], spec.patch, spec.patch), spec.grid.background)
         self.register_buffer("bank_parts", parts)
-        # Divides q's logits of each choice. Hard draws train it, `fit_temperature` fits it.
+        # Divides q's logits of each choice. Hard draws train it; `fit_temperature` sets it.
         self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
         self.prior = self.make_prior(spec)
         self.posterior = self.make_posterior(spec)
@@ -84,44 +84,41 @@ class Networks(HubModel):
 
     @classmethod
     def make_decoder(cls, spec: ModelSpec, start: CanvasStart) -> nn.Module:
-        """start: what the likelihood's parameters are made of at first (`Likelihood.canvas_start`)."""
+        """start: the map from canvas to likelihood parameters before training (`Likelihood.canvas_start`)."""
         sizes, background = (spec.decoder_width, spec.decoder_depth, spec.downscale), spec.grid.background
         return Decoder(start, *sizes, background, spec.dropout)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The conditions that the prior knows."""
+        """The vocabulary of the prior's conditions."""
         return Vocabulary.of(self.spec.prior)
 
     @property
     def plain_prior(self) -> StepPrior:
-        """p(z), also of a model that is given a condition."""
+        """The prior without a fixed condition, also if the model is given one."""
         return self.prior.of if isinstance(self.prior, GivenPrior) else self.prior
 
     def given(self, condition: Condition | Sequence[Condition] | Tensor, guidance: float = 1.0) -> Self:
-        """This model under a condition: the same weights, and p(z|condition) in place of p(z).
+        """This model conditioned: a view with the same weights, and p(z|condition) in place of p(z).
 
-        condition: a class by number or name, or words, for all drawings; or one for each; or tokens, a tensor
-        (B, A).
-        guidance: `nn.prior.GivenPrior`. Another condition takes the place of this one. To be used, not saved:
-        save the model itself. Raises UserError on a condition that the model does not know.
+        condition: a class by number or name, or words; one for all drawings or a sequence with one for each;
+        or a tensor of tokens (B, A). It replaces an earlier condition. guidance: see `nn.prior.GivenPrior`.
+        The view cannot be saved: save the model. Raises UserError on a condition that the model does not
+        know.
         """
         self.vocabulary.require()
         if not 0 <= guidance < math.inf:
             raise UserError(f"guidance is {guidance}; it must be 0 or more")
         if not (isinstance(condition, Tensor) and condition.ndim == 2):
-            asked = plain(condition)
-            condition = self.vocabulary.rows(asked if isinstance(asked, list) else [asked])
-        view = copy(self)
-        view._modules = {
-            **self._modules,
-            "prior": GivenPrior(self.plain_prior, condition.to(self.device), guidance),
-        }
+            each = plain(condition)
+            condition = self.vocabulary.rows(each if isinstance(each, list) else [each])
+        view, prior = copy(self), GivenPrior(self.plain_prior, condition.to(self.device), guidance)
+        view._modules = {**self._modules, "prior": prior}
         return view
 
     @property
     def conditions(self) -> int:
-        """How many the model is given; 1 without any."""
+        """The number of conditions that the model is given; 1 if it is given none."""
         return len(self.prior.condition) if isinstance(self.prior, GivenPrior) else 1
 
     def require_conditions(self, n: int) -> None:
@@ -131,7 +128,6 @@ class Networks(HubModel):
 
     @property
     def grid(self) -> Grid:
-        """The places of the canvas."""
         return self.spec.grid
 
     @property
@@ -153,14 +149,14 @@ class Networks(HubModel):
         self.posterior.set_bank(self.bank_parts)
 
     def infer(self, x: Tensor) -> StepLogits:
-        """x (B, C, H, W) -> q(z|x), the posterior's logits of each place or step at `temperature`."""
+        """x (B, C, H, W) -> q(z|x): the posterior's logits of each place or step, over `temperature`."""
         q, (whether, where, what) = self.posterior(x).float32(), self.temperature.clamp(min=COLDEST)
         places = None if q.where is None else q.where / where
         return StepLogits(q.whether / whether, places, q.what / what)
 
     @torch.no_grad()
     def encode(self, x: Any) -> PartSequence:
-        """Images (B, C, H, W) in [0, 1], or pictures -> the most likely z. Raises UserError as `as_input`."""
+        """Images of any type -> their most likely z (B, T). Raises UserError as `as_input` does."""
         if isinstance(x, Tensor):
             require_images(x, self.spec.image_shape)
         x = self.as_input(x)
@@ -175,7 +171,7 @@ class Networks(HubModel):
         return render(self.bank_parts, z, self.grid)
 
     def likelihood_of(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:
-        """Parameters of p(x|canvas, u), (B, Q, H, W). u: None is the mean of p(u|canvas)."""
+        """Parameters of p(x|canvas, u), (B, Q, H, W). u: None stands for the mean of p(u|canvas)."""
         if self.appearance is None:
             return self.decoder(canvas)
         if u is None:
@@ -184,14 +180,14 @@ class Networks(HubModel):
 
     @torch.no_grad()
     def decode(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:
-        """canvas (B, C, h, w) -> mean image (B, C, H, W) in [0, 1]; see `likelihood_of`."""
-        if len(canvas) == 0:  # torch's pixel_unshuffle leaves these as they are
+        """canvas (B, C, h, w) -> mean image (B, C, H, W) in [0, 1]; u as in `likelihood_of`."""
+        if len(canvas) == 0:  # torch's pixel_unshuffle does not change the shape of an empty batch
             return canvas.new_zeros(0, *self.spec.image_shape)
         return torch.cat([self.likelihood.mean(params) for params in self._in_chunks(canvas, u)])
 
     @torch.no_grad()
     def draw_pixels(self, canvas: Tensor, generator: Noise = None, u: Tensor | None = None) -> Tensor:
-        """canvas (B, C, h, w) -> an image (B, C, H, W) drawn from p(x|z), for Frechet distances."""
+        """canvas (B, C, h, w) -> an image (B, C, H, W) drawn from p(x|z)."""
         drawn = [self.likelihood.sample(params, generator) for params in self._in_chunks(canvas, u)]
         return torch.cat(drawn)
 
@@ -203,7 +199,7 @@ class Networks(HubModel):
 
     @torch.no_grad()
     def trace(self, z: PartSequence, u: Tensor | None = None) -> SampleTrace:
-        """The images of z and u; the first ANIMATED also have the canvas after each step and its image."""
+        """Decodes z and u, and for the first 8 drawings also the canvas after each step."""
         canvas, few = self.render(z), z[:ANIMATED]
         steps = self.render(few, steps=True)
         each = None if u is None else u[:ANIMATED].repeat_interleave(steps.shape[1], 0)
@@ -217,7 +213,7 @@ class Networks(HubModel):
         return SampleTrace(*made, ALIGNED_FRAMES if self.spec.aligned else GROWING_FRAMES)
 
     def infer_appearance(self, x: Tensor, canvas: Tensor) -> Inferred | None:
-        """q(u|x, canvas) and p(u|canvas) of images and canvases; None if the model has no such latent."""
+        """q(u|x, canvas) and p(u|canvas) of images and their canvases; None if the model has no u."""
         return None if self.appearance is None else self.appearance.infer(x, canvas)
 
     def sample_prior(
@@ -242,13 +238,13 @@ class Networks(HubModel):
         return self.prior.log_prob(self.checked(z).to(self.device))
 
     def checked(self, z: PartSequence) -> PartSequence:
-        """z as this model draws it (`editing.checked`). Raises ValueError if it can draw no such z."""
+        """Sets unused steps of z to 0 (`editing.checked`). Raises ValueError if the model cannot draw z."""
         spec = self.spec
         return editing.checked(z, spec.steps, spec.grid.places, spec.parts, spec.where_given)
 
     @torch.no_grad()
     def features(self, images: Any) -> Tensor:
-        """Images of any kind -> (B, D), what the posterior sees: W numbers, of each place if it is ours."""
+        """Images of any type -> features of the posterior (B, D): W numbers for each place."""
         return self.posterior.features(self.as_input(images)).flatten(1)
 
     def reconstruct_from(self, canvas: Tensor, x: Tensor, generator: Noise) -> Reconstruction:
@@ -261,7 +257,7 @@ class Networks(HubModel):
         return Reconstruction(log_p, {"kl_appearance": found.kl()}, found.log_ratio(u))
 
     def sample_posterior(self, q: StepLogits, generator: Noise) -> PartSequence:
-        """One draw of z ~ q for each image."""
+        """Draws one z ~ q for each image."""
         return self.layout.sample(q, self.bank_parts, generator)
 
     def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:

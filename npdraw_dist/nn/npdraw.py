@@ -1,7 +1,7 @@
 """NP-DRAW as people use it: images or drawings in, images or drawings out.
 
-Images are of any kind that `core.images.to_batch` takes; places are named as in `nn.editing`.
-Shapes: B drawings, N of them on a way, T steps, L places, K parts, C channels, h x w canvas, H x W image.
+Images are of any type that `core.images.to_batch` takes; `nn.editing` says how places are named.
+Shapes: B drawings, N of an interpolation, T steps, L places, K parts, C channels, h x w canvas, H x W image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,11 +29,11 @@ from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.nn.prior import GivenPrior, StepPrior, dropped
 from npdraw_dist.nn.steps import log_prob_steps
 
-BANK = "bank_parts"  # the name of the parts in all networks that look at them
+BANK = "bank_parts"  # the name of the buffer of parts in each network that has one
 
 
 class NPDraw(Networks):
-    """The generative model of `spec` (Zeng et al., UAI 2021): reconstructs, completes, composes and edits.
+    """The generative model NP-DRAW (Zeng et al., UAI 2021): it draws, reconstructs, completes and edits.
 
     A new model has an empty bank: call `set_bank`, or load weights. `save_pretrained` and `from_pretrained`
     save and load it without pickle.
@@ -43,7 +43,7 @@ class NPDraw(Networks):
 
     @classmethod
     def prior_objective(cls, prior: StepPrior, learning_rate: float) -> PriorObjective:
-        """What stage `prior` minimises to train `prior`, the prior of a model of this class."""
+        """The loss that stage `prior` minimises to train `prior`."""
         return PriorObjective(prior, learning_rate)
 
     def objective(self, config: VAEConfig) -> VAEObjective:
@@ -57,19 +57,19 @@ class NPDraw(Networks):
         draws: int = 2,
         generator: Noise = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """-ELBO in nats for an own training loop, and what it is made of: scalars, means over the images.
+        """-ELBO in nats and its terms, for a training loop of your own: scalars, means over the images.
 
-        The loss has an unbiased gradient of `draws` hard draws of q(z|x) (`nn.hard_draws`); one draw does not
-        train q(z|x). images: as `as_input` takes them. condition: of all images, or one for each; training
-        drops some. Raises UserError on images or conditions that the model does not take.
+        Each image has `draws` hard draws of q(z|x), which give the loss an unbiased gradient
+        (`nn.hard_draws`); a single draw does not train q(z|x). condition: one for all images, or one for
+        each; some are dropped, as in training. Raises UserError on images or conditions that do not fit.
         """
         require_positive("draws", draws)
         x, tokens = self.as_input(images), None
         if condition is not None:
             if isinstance(self.prior, GivenPrior):
                 raise UserError("the model is given a condition already; call that without one")
-            asked = one_each(condition, len(x))
-            tokens = dropped(self.vocabulary.rows(asked).to(x.device), generator)
+            each = self.vocabulary.rows(one_each(condition, len(x)))
+            tokens = dropped(each.to(x.device), generator)
         with torch.set_grad_enabled(torch.is_grad_enabled() and draws > 1):
             q = self.infer(x)
         loss, terms = hard_loss(self, x, q, draws, generator, tokens)
@@ -79,8 +79,9 @@ class NPDraw(Networks):
     def drawings(self, x: Any, u: Tensor | None = None) -> Drawings:
         """Images, drawings z (B, T) or `Drawings` -> `Drawings`.
 
-        Images give their most likely z and u; drawings z get `u` (B, ...), or else the mean of p(u|canvas).
-        Raises UserError on images that `as_input` refuses, ValueError on drawings of another model.
+        Images get their most likely z and u. Drawings z get `u` (B, ...); None stands for the mean of
+        p(u|canvas). Raises UserError on images that `as_input` refuses, ValueError on drawings of another
+        model.
         """
         if isinstance(x, Drawings):
             if not torch.equal(x.model.bank_parts.to(self.device), self.bank_parts):
@@ -111,10 +112,11 @@ class NPDraw(Networks):
         top_k: int | None = None,
         guidance: float = 1.0,
     ) -> Drawings:
-        """n drawings, z ~ p(z) (`StepPrior.sample`) and u ~ p(u|canvas). seed: replaces a generator.
+        """Draws n drawings: z ~ p(z) (`StepPrior.sample`) and u ~ p(u|canvas).
 
-        temperature: of the prior; None: `spec.temperature`. condition, guidance: z ~ p(z|condition), as
-        `given` takes them; a sequence has n. Raises UserError.
+        condition: draws z ~ p(z|condition) instead; one for all drawings or a sequence of n, as `given` takes
+        it with `guidance`. seed: replaces a generator. temperature: of the prior; None is
+        `spec.temperature`. Raises UserError on a wrong number or an unknown condition.
         """
         require_positive("n", n)
         if condition is not None:
@@ -138,7 +140,7 @@ class NPDraw(Networks):
         condition: Condition | Sequence[Condition] | None = None,
         guidance: float = 1.0,
     ) -> Tensor:
-        """The mean images of `draw`, (n, C, H, W)."""
+        """The mean images of `draw` with the same arguments, (n, C, H, W)."""
         how: dict[str, Any] = {"generator": generator, "temperature": temperature, "top_k": top_k}
         return self.draw(n, condition, seed, guidance=guidance, **how).images
 
@@ -151,10 +153,10 @@ class NPDraw(Networks):
         return self.trace(drawn.z, drawn.u)
 
     def with_bank(self, bank: PartBank) -> "NPDraw":
-        """This model with another bank, also of another K, untrained: a model of its own, in eval mode.
+        """Copies this model with another bank, whose K may differ; nothing is trained. In eval mode.
 
-        Its log-probabilities are exact, and those of *what* sum to 1 over the new parts. Raises UserError if
-        the prior's table is not `pixels`, the parts have another shape, or the model is given a condition.
+        The copy's log-probabilities are exact: those of *what* sum to 1 over the new parts. Raises UserError
+        if the prior's table is not `pixels`, the parts have another shape, or the model is given a condition.
         """
         if not isinstance(bank, PartBank):
             raise UserError(f"the bank is a {type(bank).__name__}; give a PartBank")
@@ -175,11 +177,11 @@ class NPDraw(Networks):
 
     @torch.no_grad()
     def surprise(self, images: Any) -> Tensor:
-        """Where the prior did not expect what is there: nats of each place, (B, rows, columns).
+        """How little the prior expected each place of the images: nats, (B, rows, columns).
 
-        -log p of the step of the place in the images' most likely z, given the steps before it. In order
-        aligned every place has a step, also one that draws nothing; in the others a place without a drawn
-        step has 0. images: as `drawings` takes them.
+        A place has -log p of its step in the images' most likely z, given the steps before. In order aligned
+        every place has a step, even if it draws nothing; in the other orders a place without a part has 0.
+        images: as `drawings` takes them.
         """
         z = self.drawings(images).z
         self.require_conditions(len(z))
@@ -191,19 +193,19 @@ class NPDraw(Networks):
         return found.view(-1, grid.rows, grid.columns)
 
     def reconstruct(self, images: Any) -> Tensor:
-        """Images of any kind (`as_input`) -> the mean images (B, C, H, W) of their most likely z and u."""
+        """Images of any type (`as_input`) -> the mean images (B, C, H, W) of their most likely z and u."""
         return self.drawings(self.as_input(images)).images
 
     def interpolate(self, a: Any, b: Any) -> Tensor:
-        """N mean images (N, C, H, W) from a to b; see `between`."""
+        """The mean images (N, C, H, W) of `between`."""
         return self.between(a, b).images
 
     @torch.no_grad()
     def between(self, a: Any, b: Any) -> Drawings:
-        """N drawings from a to b, each of which changes one place (`editing.interpolate`).
+        """Interpolates: N drawings from a to b, each of which changes one more place (`editing.interpolate`).
 
-        a, b: one image or drawing each, as `drawings` takes them; equal ones give N = 1. u goes from that of
-        a to that of b in equal steps; a drawing z has the mean of p(u|canvas). Raises ValueError on other
+        a, b: one image or drawing each, as `drawings` takes them; equal ones give N = 1. u changes in equal
+        steps from a's to b's; where it is unknown it is the mean of p(u|canvas). Raises ValueError on other
         shapes.
         """
         first, last = self.drawings(a), self.drawings(b)
@@ -235,20 +237,20 @@ class NPDraw(Networks):
         guidance: float = 1.0,
         sketch: Any = None,
     ) -> PartSequence | Drawings:
-        """Draws all places anew but the kept ones, given these: a draw of about p(z' | kept places).
+        """Draws all places anew except the kept ones: a draw of about p(z' | kept places).
 
-        x: a drawing z (B, T), for which z' (B, T) is returned; or images or `Drawings`, for which `Drawings`
-        are, with the u of x. keep: (L,) or (B, L) bool, or as `nn.editing.mask_of` takes it; there z' holds
-        exactly what z holds, also nothing. effort: how near to the exact distribution (`nn.completion`).
-        temperature divides all logits of the prior; None: `spec.temperature`. seed: in place of a generator.
-        condition, guidance: as `given` takes them; a sequence has B.
+        x: a drawing z (B, T), which returns z' (B, T); or images or `Drawings`, which return `Drawings` with
+        the u of x. keep: places as `nn.editing.mask_of` takes them; there z' has exactly the part that z has,
+        or none. effort: how close the draw is to the exact distribution (`nn.completion`). temperature:
+        divides all logits of the prior; None is `spec.temperature`. seed: replaces a generator. condition,
+        guidance: as `given` takes them; a sequence has length B.
 
-        sketch: places, as keep, that were drawn by hand and are not kept: parts near to their ink, or to that
-        of the images x, take their place and may go on where there is none (`nn.completion.evidence_of`). Of
-        `effort` the particles alone count then.
+        sketch: places that were drawn by hand. Unless kept, they get parts that resemble their ink in x,
+        which may go on where there is no ink (`nn.completion.evidence_of`); `effort.particles` alone counts
+        then.
 
         Raises UserError on a sketch in a free order, ValueError on shapes, numbers or places that do not fit
-        this model, such as more steps than T.
+        this model, such as more than T steps.
         """
         generator = seeded(self.device, generator, seed)
         given = self.checked(x).to(self.device) if isinstance(x, PartSequence) else self.drawings(x)
@@ -272,11 +274,11 @@ class NPDraw(Networks):
             each = [None] * len(z)
         else:
             each = one_each(condition, len(z))
-        heat, parts, order = self.temperature_of(temperature), [], list[int]()
-        for told in dict.fromkeys(each):  # particles of one image have one condition
-            rows = [row for row, one in enumerate(each) if one == told]
-            prior = self.prior if told is None else self.given(told, guidance).prior
-            completer = Completer(prior, self.bank_parts, heat, effort or Effort())
+        temperature, parts, order = self.temperature_of(temperature), [], list[int]()
+        for one in dict.fromkeys(each):  # all particles of an image have one condition
+            rows = [row for row, other in enumerate(each) if other == one]
+            prior = self.prior if one is None else self.given(one, guidance).prior
+            completer = Completer(prior, self.bank_parts, temperature, effort or Effort())
             index = torch.tensor(rows, device=z.where.device)
             seen = None if evidence is None else evidence[index]
             parts.append(completer(z[index], mask[index], generator, seen))
@@ -286,10 +288,10 @@ class NPDraw(Networks):
 
     @torch.no_grad()
     def classify(self, images: Any, k: int = 10, *, seed: int = 0) -> Tensor:
-        """The class of the highest log p(x|class), of k draws of the posterior, for each image: int64 (B,).
+        """Classifies each image by the highest log p(x|class), estimated by k draws of q: int64 (B,).
 
-        A class is its number, as a condition takes it: its name if the names of all are numbers.
-        All classes are as likely before. Raises UserError if the model takes no class, or k is less than 1.
+        A class is the number that a condition takes: its name if all names are numbers. All classes have the
+        same prior probability. Raises UserError if the model takes no class, or k is less than 1.
         """
         require_positive("k", k)
         if not isinstance(self.vocabulary, Classes):
@@ -299,7 +301,7 @@ class NPDraw(Networks):
         return torch.tensor(self.vocabulary.labels, device=self.device)[torch.cat(found)]
 
     def _class_of(self, x: Tensor, k: int, generator: Noise) -> Tensor:
-        """The draws are the same for all classes: only log p(z|class) differs."""
+        """Scores the same draws under each class, since only log p(z|class) differs."""
         q = self.infer(x).tile(k)
         z = self.sample_posterior(q, generator)
         scored = self.reconstruct_from(self.render(z), x.repeat(k, 1, 1, 1), generator)
@@ -315,11 +317,12 @@ class NPDraw(Networks):
 
     @torch.no_grad()
     def compose(self, a: Any, b: Any, places: Any) -> Drawings:
-        """a's drawings with b's parts, and no others, at `places` (`editing.compose`).
+        """Replaces the parts of a at `places` by those of b (`editing.compose`).
 
-        a, b: images or drawings, as `drawings` takes them, B of each or one. places: as
-        `nn.editing.mask_of` takes them. u is that of a and of b, as their parts are: blank cells of the
-        places have b's. A vector u of the whole image is a's. Raises ValueError on other numbers of a and b.
+        a, b: images or drawings, as `drawings` takes them: B of each, or one for all of the other. places:
+        as `nn.editing.mask_of` takes them. A map u is composed as the parts are, where also blank cells of
+        the places are b's; a vector u for the whole image is a's. Raises ValueError on other numbers of
+        drawings.
         """
         first, second = self.drawings(a), self.drawings(b)
         if len(first) != len(second) and 1 in (len(first), len(second)):
@@ -346,12 +349,12 @@ class NPDraw(Networks):
         swap: Mapping[Any, Any] | None = None,
         put: Mapping[Any, int] | None = None,
     ) -> Drawings:
-        """Drawings of x with edits, in this order: remove, move, swap, put (`nn.editing`).
+        """Edits the drawings of x, in this order: remove, move, swap, put (`nn.editing`).
 
         x: images or drawings, as `drawings` takes them. remove: places to empty, as `nn.editing.mask_of`
         takes them. move: {from: to}. swap: {one: other}. put: {place: part}, parts 0 to K - 1. A place is its
-        number or (row, column). What parts cannot say stays that of x. Raises UserError on a place or part
-        that the model does not have.
+        number or (row, column). u, the details that parts cannot express, stays that of x. Raises UserError
+        on a place or part that the model does not have.
         """
         before, grid, order = self.drawings(x), self.spec.grid, self.spec.order
         z = before.z
@@ -369,9 +372,10 @@ class NPDraw(Networks):
 
     @torch.no_grad()
     def redrawn(self, z: PartSequence, *donors: Drawings, own: Tensor | None = None) -> Drawings:
-        """z (B, T), made of the B drawings of each donor, with the u that they have where nothing changed.
+        """Renders z (B, T), which was edited from `donors`, and keeps their u where the canvas is unchanged.
 
-        own: bool (B, 1, h, w); the first donor comes after the others where it is False.
+        donors: B drawings each; the first with the same canvas counts. own: bool (B, 1, h, w); where it is
+        False the first donor comes last.
         """
         canvas = self.render(z)
         order = [Donor(x.u, x.canvas) for x in donors]
@@ -382,11 +386,11 @@ class NPDraw(Networks):
 
     @torch.no_grad()
     def mean_appearance(self, canvas: Tensor) -> Tensor | None:
-        """The mean of p(u|canvas), (B, ...); None if the model has no such latent."""
+        """The mean of p(u|canvas), (B, ...); None if the model has no u."""
         return None if self.appearance is None else self.appearance.prior(canvas).mean
 
 
 def _require_no_guidance(guidance: float) -> None:
-    """Raises UserError if there is guidance."""
+    """Raises UserError unless guidance is 1: without a condition it would do nothing."""
     if guidance != 1:
-        raise UserError(f"guidance {guidance} is of a condition; give both, here or to `given`")
+        raise UserError(f"guidance {guidance} needs a condition; give both, here or to `given`")

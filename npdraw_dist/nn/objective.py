@@ -1,4 +1,4 @@
-"""What the two training stages minimise for each image, in nats (paper section 3.3).
+"""The losses of the two training stages, in nats for each image (paper section 3.3).
 
 Shapes: B batch, T steps, L places, K parts, C channels, H x W image.
 """
@@ -22,14 +22,14 @@ from npdraw_dist.nn.prior import StepPrior, dropped
 from npdraw_dist.nn.relaxations import binary_concrete, gumbel_softmax, soft_canvas, total_kl
 from npdraw_dist.nn.steps import StepLogits
 
-# Parameters with these names are tables: they have no weight decay, whatever their shape, and AdamW trains
-# them. The matrices of a table by pixels too: Muon made them no better, and took a tenth more time.
+# Parameters whose names contain these are tables: AdamW trains them without weight decay, whatever their
+# shape. So are matrices in a table by pixels: Muon made them no better, and took a tenth more time.
 TABLES = (
     *("drawn", "part", "place", "position", "blank", "told"),
     *("codebook", "pseudo_inputs", "first_", "background"),
 )
 PRIOR_DECAY = 0.01  # AdamW's weight decay of matrices of a prior over parts or codes
-# Of the search for temperatures: from one to the next, the most (1.5^6 = 11), and images at once.
+# Temperature search: step ratio, maximum number of steps (1.5^6 = 11), images computed at once.
 RATIO, TRIES, BATCH = 1.5, 6, 64
 TAU_START = 1.0  # temperature of Gumbel-softmax draws at 0 images
 TEMPERATURE_RATE = 0.02  # peak of Adam's rate for the temperatures of q
@@ -48,12 +48,12 @@ class PriorObjective(Objective):
         return decay_groups(self.prior.named_parameters(), self.learning_rate, self.weight_decay)
 
     def forward(self, batch: Batch, progress: float, generator: Noise) -> Loss:
-        nll = -self.prior.log_prob(batch.z, shown(self.prior.spec, batch, generator))
+        nll = -self.prior.log_prob(batch.z, training_conditions(self.prior.spec, batch, generator))
         return nll, {"nll": nll}
 
     def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
         """The negative log-probability of the parses, in nats."""
-        return {"nll": -self.prior.log_prob(batch.z, told(self.prior.spec, batch))}
+        return {"nll": -self.prior.log_prob(batch.z, conditions_of(self.prior.spec, batch))}
 
 
 class VAEObjective(ModelObjective):
@@ -70,7 +70,7 @@ class VAEObjective(ModelObjective):
         temperature = named.pop("temperature")
         rest = {n: p for n, p in named.items() if not n.startswith("prior.")}
         prior, config, until = self.model.prior.named_parameters(), self.config, list[ParameterGroup]()
-        if config.draws == 1:  # hard draws do not train q(z|x)
+        if config.draws == 1:  # single hard draws do not train q(z|x)
             q = {n: rest.pop(n) for n in list(rest) if n.startswith("posterior.")}
             until = decay_groups(q.items(), config.learning_rate, config.weight_decay)
             for group in until:
@@ -78,7 +78,7 @@ class VAEObjective(ModelObjective):
         return [
             *decay_groups(rest.items(), config.learning_rate, config.weight_decay),
             *until,
-            # One of these three numbers moves far when draws turn hard.
+            # The temperatures move far when draws turn hard.
             {"params": [temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0, "matrices": False},
             *decay_groups(prior, config.prior_learning_rate, PRIOR_DECAY),
         ]
@@ -91,7 +91,7 @@ class VAEObjective(ModelObjective):
         config, model, parse = self.config, self.model, batch.z
         x = binarized(batch.images, model.spec.binarize, generator)
         latent = ramp(progress, 0.0, 1.0, config.latent_ramp)
-        condition = shown(model.spec, batch, generator)
+        condition = training_conditions(model.spec, batch, generator)
         if self.is_hard(progress):  # the loss is the bound alone
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.draws > 1):
                 q = model.infer(x)
@@ -101,7 +101,7 @@ class VAEObjective(ModelObjective):
                 loss = loss + 0.0 * torch.stack([p.sum() for p in untrained]).sum()
             return loss, metrics
         done = progress / self.relaxed_share
-        # Without the temperature: relaxed draws favour a q that is too certain and would make it fall.
+        # The temperature is left out: relaxed draws favour a q that is too certain and would make it fall.
         q = model.posterior(x).float32()
         loss, metrics = self._relaxed(x, q, parse, done, generator, condition)
         if latent < 1 and "kl_appearance" in metrics:
@@ -112,7 +112,7 @@ class VAEObjective(ModelObjective):
         return loss + weight * cross_entropy, {**metrics, "parse_cross_entropy": cross_entropy}
 
     def may_end(self, progress: float) -> bool:
-        """Relaxed draws do not train the bound that validation measures, so it may fall for a while."""
+        """Not while draws are relaxed: the bound that validation measures may fall for a while then."""
         return self.is_hard(progress)
 
     def is_hard(self, progress: float) -> bool:
@@ -128,7 +128,7 @@ class VAEObjective(ModelObjective):
         generator: Noise,
         condition: Tensor | None = None,
     ) -> Loss:
-        """The paper's surrogate, which is not a bound: it draws mixtures of parts, and parts in part."""
+        """The paper's surrogate. It is no bound: the canvas has mixtures of parts, and half-drawn parts."""
         model = self.model
         canvas, z = self._draw(q, done, generator)
         found = model.reconstruct_from(canvas, x, generator)
@@ -138,7 +138,7 @@ class VAEObjective(ModelObjective):
         return self.config.beta * kl - found.log_p, metrics
 
     def _draw(self, q: StepLogits, done: float, generator: Noise) -> tuple[Tensor, PartSequence]:
-        """A relaxed draw of q: the canvas with gradients, and the hard z that conditions the prior."""
+        """A relaxed draw of q: the canvas, with gradients, and a hard z on which the prior is conditioned."""
         tau = ramp(done, TAU_START, self.config.tau_end, 1.0)
         what, gate = gumbel_softmax(q.what, tau, generator), binary_concrete(q.whether, tau, generator)
         bank, steps = self.model.bank_parts, self.model.spec.steps
@@ -148,35 +148,35 @@ class VAEObjective(ModelObjective):
         return self.canvas(what, gate), z
 
     def canvas(self, what: Tensor, gate: Tensor) -> Tensor:
-        """The canvas (B, C, h, w) of a relaxed draw; the bench puts the dense reference in its place."""
+        """The canvas (B, C, h, w) of a relaxed draw. The bench replaces this by a dense reference."""
         return soft_canvas(self.model.bank_parts, what, gate, self.model.grid)
 
     def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
-        """The ELBO of one hard draw of q and its parts."""
+        """The ELBO of one hard draw of q, and its terms."""
         model = self.model
         x = binarized(batch.images, model.spec.binarize, generator)
         q = model.infer(x)
         z = model.sample_posterior(q, generator)
         found = model.reconstruct_from(model.render(z), x, generator)
-        p = model.prior(z, told(model.spec, batch))
+        p = model.prior(z, conditions_of(model.spec, batch))
         parts = {**model.layout.terms(q, p, z).kl, **found.kl}
         kl = total_kl(parts)
         return {"elbo": found.log_p - kl, "reconstruction": found.log_p, **parts}
 
 
-def told(spec: ModelSpec, batch: Batch) -> Tensor | None:
+def conditions_of(spec: ModelSpec, batch: Batch) -> Tensor | None:
     """The conditions of a batch; None if the prior takes none."""
     return None if spec.prior.condition == "none" else batch.condition
 
 
-def shown(spec: ModelSpec, batch: Batch, generator: Noise) -> Tensor | None:
-    """The conditions of a batch as training shows them (`nn.prior.dropped`)."""
-    condition = told(spec, batch)
+def training_conditions(spec: ModelSpec, batch: Batch, generator: Noise) -> Tensor | None:
+    """The conditions of a batch, some dropped as in training (`nn.prior.dropped`)."""
+    condition = conditions_of(spec, batch)
     return None if condition is None else dropped(condition, generator)
 
 
 def most_open(gate: Tensor, most: int) -> Tensor:
-    """gate (B, L) -> (B, L): 1 at the `most` places whose gate is largest, else 0."""
+    """gate (B, L) -> 1 at the `most` places where the gate is largest, else 0: (B, L)."""
     return torch.zeros_like(gate).scatter_(1, gate.topk(most, dim=1).indices, 1.0)
 
 
@@ -197,11 +197,11 @@ def decay_groups(
 
 @torch.no_grad()
 def fit_temperature(model: Networks, x: Tensor, draws: int, seed: int) -> dict[str, float]:
-    """Sets `model.temperature` by binarised images x (B, C, H, W); returns it by choice.
+    """Fits `model.temperature` on binarised images x (B, C, H, W); returns the temperature of each choice.
 
     Relaxed draws make q more certain than is best for hard draws, so its logits are calibrated (Guo et al.
-    2017, section 4.2). Each choice's temperature in turn is multiplied by RATIO (or, if that does not help,
-    divided) while the ELBO of `draws` hard draws an image rises; the noise is always the same.
+    2017, section 4.2). Each temperature in turn is multiplied by RATIO, or divided if that does not help,
+    while the ELBO of `draws` hard draws an image rises. The noise is always the same.
     """
     best = _elbo(model, x, draws, seed)
     for index, name in enumerate(CHOICES):

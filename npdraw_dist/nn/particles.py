@@ -1,8 +1,8 @@
-"""Drawings that hold given parts, drawn from the prior by sequential Monte Carlo.
+"""Draws drawings with given parts from the prior, by sequential Monte Carlo.
 
-Each of n particles takes only steps that can lead to a well-formed drawing with all that is kept; their
-probabilities are its weight. Particles of little weight give way to others (Doucet and Johansen 2009, section
-3.5). As n grows, one drawn by its weight follows the conditional distribution.
+Each of n particles takes only steps that can lead to a well-formed drawing with all kept parts; the
+probabilities of these steps make its weight. Particles of little weight are replaced by others (Doucet and
+Johansen 2009, section 3.5). As n grows, a particle drawn by its weight follows the conditional distribution.
 Shapes: B images, n particles an image, N = B * n, T steps, L places, K parts, W channels of a state.
 """
 
@@ -26,7 +26,7 @@ NONE, KEPT, OTHER = range(3)  # what a step draws
 
 @dataclass(frozen=True)
 class Kept:
-    """What a drawing must hold. z: (B, T), of which only the kept steps draw. places: (B, L) bool, kept."""
+    """What a drawing keeps. z: (B, T), in which only kept steps draw. places: (B, L) bool, kept places."""
 
     z: PartSequence
     places: Tensor
@@ -42,30 +42,33 @@ class Kept:
         )
 
     def of_places(self) -> tuple[Tensor, Tensor]:
-        """drawn (B, L) bool, what (B, L): the first part that each place keeps."""
+        """drawn (B, L) bool, what (B, L): the first kept part at each place."""
         return first_parts(self.z, self.places.shape[1])
 
 
 def first_parts(z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
     """drawn (B, L) bool, what (B, L): the first part that z draws at each of L `places`."""
-    where = torch.where(z.whether, z.where, places)  # what draws nothing goes to a column cut off
+    where = torch.where(z.whether, z.where, places)  # steps that draw nothing go to a column that is cut off
     step = torch.arange(z.steps, device=where.device).expand(len(z), -1)
     first = step.new_full((len(z), places + 1), z.steps).scatter_reduce(1, where, step, "amin")[:, :places]
     return first < z.steps, z.what.gather(1, first.clamp(max=z.steps - 1))
 
 
 class Rules:
-    """Which steps can lead to a well-formed drawing of an order that holds what is kept, for N particles."""
+    """The steps by which N particles can reach a well-formed drawing with all that is kept."""
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float) -> None:
         self.prior, self.kept, self.temperature = prior, kept, temperature
 
     def draw(self, h: Tensor, step: int, generator: Noise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draws whether, where, what of a step from q, given h (N, W); and its log p - log q, each (N,)."""
+        """Draws whether, where and what of a step from some q, given the state h (N, W).
+
+        Returns them and log p - log q of the step, each (N,).
+        """
         raise NotImplementedError
 
     def exchange(self, index: Tensor) -> None:
-        """Replaces each particle by the particle `index` (N,) of the same image, if their rules differ."""
+        """Replaces the state of each particle, if rules have any, by that of the particle `index` (N,)."""
 
     def logits(self, h: Tensor, where: Tensor) -> StepLogits:
         """whether (N,); where (N, L) or None; what (N, K), given `where` (N,)."""
@@ -74,7 +77,7 @@ class Rules:
 
 
 class AlignedRules(Rules):
-    """Step t is place t, even if the prior draws *where*."""
+    """Rules of an aligned order: step t is place t, even if the prior draws *where*."""
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float) -> None:
         super().__init__(prior, kept, temperature)
@@ -102,10 +105,10 @@ class AlignedRules(Rules):
 
 
 class SketchRules(AlignedRules):
-    """As `AlignedRules`; a place that is not kept draws what is likely given the ink of a sketch too."""
+    """`AlignedRules` with a sketch: a place that is not kept draws parts that are likely given its ink."""
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float, evidence: Tensor) -> None:
-        """evidence: (N, L, K + 1), log p(ink at the place | its part); the last entry is that of no part."""
+        """evidence: (N, L, K + 1), log p(ink at the place | its part); the last entry is for no part."""
         super().__init__(prior, kept, temperature)
         self.evidence = evidence
 
@@ -114,29 +117,29 @@ class SketchRules(AlignedRules):
         each = torch.cat([yes[:, None] + logits.log_softmax(-1), no[:, None]], 1)
         none, seen = each.shape[1] - 1, each + self.evidence[:, step]
         kept, drawn, part = self.kept.places[:, step], self.drawn[:, step], self.what[:, step]
-        held = torch.where(drawn, part, none)
-        choice = torch.where(kept, held, categorical_sample(seen, generator))
-        log_weight = torch.where(kept, each.gather(1, held[:, None])[:, 0], seen.logsumexp(1))
+        given = torch.where(drawn, part, none)
+        choice = torch.where(kept, given, categorical_sample(seen, generator))
+        log_weight = torch.where(kept, each.gather(1, given[:, None])[:, 0], seen.logsumexp(1))
         return choice < none, where, torch.where(choice < none, choice, 0), log_weight
 
 
 class FreeRules(Rules):
-    """The steps of a free order: each draws what comes next in the order, until nothing more is drawn.
+    """Rules of a free order: each step draws what comes next in the order, until a step draws nothing.
 
-    Part k at place l has the key rank_k L + near_l, and the smallest key that is left comes next: another
-    part may precede the next kept one only if its key is smaller. near is `Free.next_key`; places with
-    smaller keys than the drawn one are then closed. If the gain decides the order, rank_k is that of the
-    part's energy.
+    Part k at place l has the key rank_k L + near_l, and keys are drawn in rising order: another part may
+    precede the next kept one only if its key is smaller. near is `Free.next_key`. Places whose keys are
+    smaller than the drawn one are closed. rank_k is the rank of the part's energy if the gain decides the
+    order, else 0.
     """
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float, order: Free, energy: Tensor) -> None:
-        """energy: (K,), of the parts."""
+        """energy: (K,), sums of squares of the parts' ink."""
         super().__init__(prior, kept, temperature)
         self.order, self.grid = order, prior.spec.grid
         self.left = kept.z.whether  # (N, T) kept steps that are not drawn yet
         self.open = ~kept.places  # (N, L) other places that may be drawn
-        self.last = torch.full((len(kept.places),), -1, device=energy.device)  # the place of the step before
-        self.key = self.last  # the key of the step before, where keys grow
+        self.last = torch.full((len(kept.places),), -1, device=energy.device)  # the last drawn place
+        self.key = self.last  # the last drawn key, if the gain decides the order
         self.stopped = torch.zeros_like(self.last, dtype=torch.bool)
         self.rank = torch.zeros_like(energy, dtype=torch.int64)
         if not order.of_places:
@@ -147,7 +150,7 @@ class FreeRules(Rules):
     def draw(self, h: Tensor, step: int, generator: Noise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         near, z, left = self._near(), self.kept.z, self.left.sum(1)
         keys = (self.kept_rank + near.gather(1, z.where)).masked_fill(~self.left, LAST)
-        limit, kept = keys.min(1)  # the first of equal ones: the steps of a place in their order
+        limit, kept = keys.min(1)  # of equal keys the first: steps of one place keep their order
         place, part = (value.gather(1, kept[:, None])[:, 0] for value in (z.where, z.what))
         logits = self.logits(h, place)
         assert logits.where is not None
@@ -171,13 +174,13 @@ class FreeRules(Rules):
         return choice != NONE, where, what, log_weight
 
     def _near(self) -> Tensor:
-        """The places' share of the keys, (N, L)."""
+        """near_l, the share of the places in the keys, (N, L)."""
         if self.order.next_key is not None:
             return self.order.next_key(self.last, self.grid)
         return torch.arange(self.grid.places, device=self.last.device).expand(len(self.last), -1)
 
     def _before(self, near: Tensor, limit: Tensor) -> Tensor:
-        """Where another part may come now, (N, L) bool: its key is above `key` and below `limit`."""
+        """Whether some other part may come next at a place, (N, L): its key is above `key`, below `limit`."""
         places, last = self.grid.places, self.rank.max()
         least = ((self.key[:, None] - near) // places + 1).clamp(min=0)
         most = ((limit[:, None] - near - 1) // places).minimum(last)
@@ -186,8 +189,8 @@ class FreeRules(Rules):
     def _another(
         self, h: Tensor, others: Tensor, near: Tensor, limit: Tensor, generator: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws another part: its place, the log-probability of all parts allowed there, and the part."""
-        where = categorical_sample(others, generator)  # any place, if none can be drawn
+        """Draws a part that is not kept: its place, the log-probability of all allowed parts, the part."""
+        where = categorical_sample(others, generator)  # an arbitrary place if none can be drawn
         logits = self.logits(h, where).what.log_softmax(-1)
         keys = near.gather(1, where[:, None]) + self.rank * self.grid.places  # (N, K)
         allowed = (keys > self.key[:, None]) & (keys < limit[:, None])
@@ -195,7 +198,7 @@ class FreeRules(Rules):
         return where, logits.logsumexp(1), categorical_sample(logits, generator)
 
     def _advance(self, choice: Tensor, kept: Tensor, where: Tensor, near: Tensor, key: Tensor) -> None:
-        """Takes in a step that chose the kept step `kept`, or another part, at `where` with the key `key`."""
+        """Updates the state after a step that drew the kept step `kept`, or another part, at `where`."""
         drawn, step = choice != NONE, torch.arange(self.left.shape[1], device=where.device)
         self.left = self.left & ~((step == kept[:, None]) & (choice == KEPT)[:, None])
         self.stopped = self.stopped | ~drawn
@@ -215,12 +218,12 @@ class FreeRules(Rules):
 def weighted_particles(
     prior: StepPrior, rules: Rules, particles: int, generator: Noise
 ) -> tuple[PartSequence, Tensor]:
-    """All particles, (B * n, T), and the logarithm of their weights, (B, n)."""
+    """Runs the particles: their drawings, (B * n, T), and the logarithms of their weights, (B, n)."""
     shape = (len(rules.kept.places), prior.steps)
     where = torch.zeros(shape, dtype=torch.int64, device=rules.kept.places.device)
     z = PartSequence(where.bool(), where, where.clone())
     log_weight, index = torch.zeros(len(z), device=where.device), None
-    # Closed after an error too: as long as it is open, the prior keeps the codes of its parts.
+    # Closed after an error too: while it is open, the prior keeps the codes of its parts.
     with closing(prior.states(z)) as states:
         for t in range(prior.steps):
             h = states.send(index)
@@ -236,9 +239,10 @@ def weighted_particles(
 
 
 def _resampled(log_weight: Tensor, generator: Noise) -> tuple[Tensor | None, Tensor]:
-    """Systematic resampling of images with less than n / 2 effective particles, by log_weight (B, n).
+    """Resamples the particles of images that have fewer than n / 2 effective ones, by log_weight (B, n).
 
-    Returns the rows (N,) that replace all particles, or None, and their log-weights (N,).
+    Resampling is systematic. Returns the rows (N,) that replace the particles, or None, and the new
+    log-weights (N,).
     """
     particles = log_weight.shape[1]
     share = log_weight.softmax(1)

@@ -1,7 +1,7 @@
-"""The posterior q(z|x): at each place, whether a part is drawn and which (paper section 3.2).
+"""The posterior q(z|x): whether a part is drawn at each place, and which part (paper section 3.2).
 
 Its features lie on the grid of places: one convolution cuts the image at the places, and residual blocks mix
-neighbours. `nn.steps` turns its choices into drawings, in any order.
+neighbours. `nn.steps` turns the choices into drawings, in any order.
 Shapes: B batch, T steps, L places, K parts, W channels.
 """
 
@@ -26,9 +26,9 @@ from npdraw_dist.nn.steps import StepLogits
 from npdraw_dist.nn.tables import PartCodes
 
 DEPTH = 2  # residual blocks on the grid of places
-# Added to a part's squared error (sum over pixels), it divides the part's chance by e. Pixels that are drawn
-# from Bernoullis say less of their part than grey or colour does. With 0.05 there too, training ends 2 nats
-# higher in 120 s (docs/results/2026-11-30-method.md).
+# A part's chance is divided by e if its squared error (sum over pixels) grows by this much. Pixels drawn from
+# Bernoullis tell less about their part than grey or colour. With 0.05 for them, training ends 2 nats higher
+# in 120 s (docs/results/2026-11-30-method.md).
 FIT_NOISE, BERNOULLI_NOISE = 0.02, 1.0
 
 
@@ -50,7 +50,7 @@ class Trunk(nn.Module):
 
 
 class FreeHead(nn.Module):
-    """Logits of *whether* and *what* with free weights for each part, whose fit is a free convolution."""
+    """Logits of *whether* and *what* from free weights for each part; the fit is a free convolution."""
 
     def __init__(self, spec: ModelSpec, fit_noise: float) -> None:
         super().__init__()
@@ -62,22 +62,22 @@ class FreeHead(nn.Module):
 
     @torch.no_grad()
     def set_bank(self, parts: Tensor, ink: Tensor) -> None:
-        """parts (K, C, P, P), and their ink. Initialises the fit."""
+        """Initialises the fit by the ink (K, C, P, P) of the parts."""
         weight, bias = fit_of(ink, self.scale, self.fit_noise)
         assert self.fit.bias is not None
         self.fit.weight.copy_(weight)
         self.fit.bias.copy_(bias)
 
     def forward(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, L, W), padded ink x -> whether (B, L); what without the fit, and fit: (B, L, K)."""
+        """Features (B, L, W) and padded ink x -> whether (B, L), what without the fit and fit (B, L, K)."""
         logits = self.out(features)
         return logits[..., 0], logits[..., 1:], self.fit(x).flatten(2).transpose(1, 2)
 
 
 class PixelHead(nn.Module):
-    """The same, where all that it knows of a part follows from its pixels (`PixelTable` has the prior's).
+    """Logits of *whether* and *what* that depend on a part through its pixels alone, as in `PixelTable`.
 
-    *What* is a product of features and the part's code. The fit weighs the pixels of all parts alike.
+    *What* is a product of features and the part's code. The fit has the same weights for all parts.
     """
 
     def __init__(self, spec: ModelSpec, fit_noise: float) -> None:
@@ -91,7 +91,7 @@ class PixelHead(nn.Module):
         self.gain = nn.Parameter(torch.ones(2, *shape))  # of pixels, and of their squares
 
     def set_bank(self, parts: Tensor, ink: Tensor) -> None:
-        """parts (K, C, P, P), and their ink, of the training."""
+        """Copies the training's parts (K, C, P, P)."""
         self.look.set_bank(parts)
 
     def forward(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,10 +106,10 @@ class PixelHead(nn.Module):
 
 
 def fit_of(ink: Tensor, scale: int, noise: float, gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the convolution that gives (|x_l|^2 - |x_l - b_k|^2) / noise (paper section 3.1).
+    """Weight and bias of a convolution that computes (|x_l|^2 - |x_l - b_k|^2) / noise (paper section 3.1).
 
-    ink: (K, C, P, P), of the parts b_k. scale: image side / canvas side. gain: (2, C, P, P), the weights of
-    the pixels of a part, and of their squares; None: 1.
+    ink: (K, C, P, P), the parts b_k. scale: image side / canvas side. gain: (2, C, P, P), weights of a
+    part's pixels and of their squares; None: all are 1.
     """
     ones = torch.ones_like(ink[0])
     linear, square = (ones, ones) if gain is None else gain
@@ -118,26 +118,26 @@ def fit_of(ink: Tensor, scale: int, noise: float, gain: Tensor | None = None) ->
 
 
 class StepPosterior(nn.Module, ABC):
-    """q(z|x) of steps or of places."""
+    """q(z|x): choices of each step, or of each place."""
 
     @abstractmethod
     def set_bank(self, parts: Tensor) -> None:
-        """parts (K, C, P, P), of the training."""
+        """Tells the network the training's parts (K, C, P, P)."""
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> what the heads see, (B, W, ...)."""
+        """x (B, C, H, W) in [0, 1] -> the features that the heads see, (B, W, ...)."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> StepLogits:
-        """(B, C, H, W) in [0, 1] -> logits of each step, or of each place without *where*."""
+        """x (B, C, H, W) in [0, 1] -> logits of each step; or of each place, without *where*."""
 
 
 class Posterior(StepPosterior):
-    """1x1 heads over the grid, plus the fit of each part to the place, in float32 (`fit_of`).
+    """1x1 heads over the grid, plus how well each part fits the place, in float32 (`fit_of`).
 
-    The fit begins as that of the bank, so q starts as a soft parse. If places overlap by half or more, a part
-    that fits need not be drawn: *whether* then starts at a chance of T / (2 L).
+    The fit is initialised by the bank, so q starts as a soft parse. If places overlap by half or more, a part
+    that fits need not be drawn, and *whether* starts at a chance of T / (2 L).
     """
 
     def __init__(self, spec: ModelSpec) -> None:

@@ -2,9 +2,10 @@
 
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
 The authors render the canvas before each step and embed it by convolutions (kind `authors`). This prior
-embeds it as a running sum of table entries, a vector for each pair of place and part.
-A prior with a condition c, such as a class or words, has tokens of it before the first step: p(z|c). Token 0
-stands for no word, and a condition of zeros is none: training drops some, so one network knows p(z) too.
+embeds the canvas as a running sum of vectors from a table, one for each pair of place and part.
+A prior with a condition c, such as a class or words, reads tokens of c before the first step: p(z|c). Token 0
+stands for no word, and zeros alone for no condition. Training drops some conditions, so that one network
+learns p(z|c) and p(z).
 Shapes: B batch, A tokens of a condition, T steps, L places, K parts, W channels of a token; `...` any axes.
 """
 
@@ -27,12 +28,12 @@ from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits, log_prob
 from npdraw_dist.nn.tables import START, TABLES, PixelTable
 
-# Chances that training drops a whole condition (Ho and Salimans 2022), and each of its words.
+# The chances that training drops a whole condition (Ho and Salimans 2022), and that it drops a word.
 DROPPED, WORD_DROPPED = 0.15, 0.1
 
 
 class StepPrior(nn.Module, ABC):
-    """p(z) from a state before each step, and the sampler. ahead: tokens before that of the first step."""
+    """p(z) from a state before each step, and its sampler. ahead: number of tokens before the first step."""
 
     ahead: int = 0
     position: nn.Parameter
@@ -50,7 +51,7 @@ class StepPrior(nn.Module, ABC):
     def forward(self, z: PartSequence, condition: Tensor | None = None) -> StepLogits:
         """Logits of every step given the true steps before it (teacher forcing).
 
-        condition: (B, A) or (1, A) int64 tokens; None: none.
+        condition: (B, A) or (1, A) int64 tokens; None: no condition.
         """
 
     @abstractmethod
@@ -59,31 +60,31 @@ class StepPrior(nn.Module, ABC):
     ) -> Generator[Tensor, Tensor | None, None]:
         """Yields the `ahead` first tokens (B, W), then the token of each step.
 
-        The caller fills z up to the step. If it replaced the rows of z by its rows `index` (B,), it sends
-        that.
+        The caller fills z up to that step. If it replaced the rows of z by its rows `index` (B,), it sends
+        `index`.
         """
 
     def whether_logits(self, h: Tensor) -> Tensor:
-        """(...), given the state h (..., W)."""
+        """Logits of *whether*, (...), given the state h (..., W)."""
         return self.whether_head(h)[..., 0]
 
     def where_logits(self, h: Tensor) -> Tensor | None:
-        """(..., L), given the state h (..., W); None if step t is place t."""
+        """Logits of *where*, (..., L), given the state h (..., W); None if step t is place t."""
         return None if self.where_head is None else self.where_head(h)
 
     @abstractmethod
     def what_logits(self, h: Tensor, where: Tensor) -> Tensor:
-        """(..., K), given the state h (..., W) and `where` (...)."""
+        """Logits of *what*, (..., K), given the state h (..., W) and `where` (...)."""
 
     def set_bank(self, parts: Tensor) -> None:
-        """Copies the parts (K, C, P, P) to a prior that looks at them."""
+        """Copies the parts (K, C, P, P), if the prior looks at their pixels."""
 
     def log_prob(self, z: PartSequence, condition: Tensor | None = None) -> Tensor:
         """log p(z|condition), (B,) nats, exact."""
         return log_prob(self(z, condition).float32(), z)
 
     def logits(self, h: Tensor, where: Tensor) -> StepLogits:
-        """Logits of every step, given the states h (B, T, W) before it; *what* is given `where` (B, T)."""
+        """Logits of T steps, given the states h (B, T, W) before them, and *what* given `where` (B, T)."""
         return StepLogits(self.whether_logits(h), self.where_logits(h), self.what_logits(h, where))
 
     @torch.no_grad()
@@ -95,10 +96,10 @@ class StepPrior(nn.Module, ABC):
         top_k: int | None = None,
         distinct_places: bool = False,
     ) -> PartSequence:
-        """n sequences z ~ p(z), with a KV cache. temperature divides all logits.
+        """Draws n sequences z ~ p(z), with a KV cache. temperature divides all logits.
 
         top_k: only the k most likely parts are drawn. distinct_places: no place is drawn twice. `log_prob`
-        knows none of the three. Raises UserError if temperature is not above 0, or top_k less than 1.
+        ignores all three. Raises UserError if temperature is not above 0, or top_k is less than 1.
         """
         if not temperature > 0:
             raise UserError(f"temperature is {temperature}; it must be above 0")
@@ -119,11 +120,11 @@ class StepPrior(nn.Module, ABC):
     def states(
         self, z: PartSequence, condition: Tensor | None = None
     ) -> Generator[Tensor, Tensor | None, None]:
-        """The state h (B, W) before each step, with a KV cache. The caller fills z, as for `tokens`."""
+        """Yields the state h (B, W) before each step, with a KV cache. The caller fills z as for `tokens`."""
         blocks = [block for block in self.blocks if isinstance(block, CausalBlock)]
         caches = [block.cache(len(z), self.ahead + self.steps, self.position) for block in blocks]
         tokens, index = self.tokens(z, condition), None
-        with self.held():
+        with self.cached():
             for number in range(self.ahead + self.steps):
                 x = tokens.send(index)[:, None]
                 for block, cache in zip(blocks, caches, strict=True):
@@ -134,8 +135,8 @@ class StepPrior(nn.Module, ABC):
                 if index is not None:
                     caches = [(first[index], second[index]) for first, second in caches]
 
-    def held(self) -> AbstractContextManager[None]:
-        """Computes what the calls inside share once, where the weights do not change."""
+    def cached(self) -> AbstractContextManager[None]:
+        """While the context is open, weights must not change: what several calls need is computed once."""
         return nullcontext()
 
     def draw_step(
@@ -149,7 +150,7 @@ class StepPrior(nn.Module, ABC):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Draws whether, where and what of a step, each (B,), given the state h (B, W) before it.
 
-        used: (B, L) bool, places to leave out unless all are used.
+        used: (B, L) bool, places that are not drawn again unless all are used.
         """
         chance = torch.sigmoid(self.whether_logits(h) / temperature)
         whether = uniform(chance.shape, generator, h) < chance
@@ -169,7 +170,7 @@ class StepPrior(nn.Module, ABC):
 
 
 class Prior(StepPrior):
-    """The prior of `spec`, over a running sum of table entries."""
+    """The prior that `spec` describes; it sees the canvas as a running sum of vectors from a table."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
@@ -202,11 +203,11 @@ class Prior(StepPrior):
     def set_bank(self, parts: Tensor) -> None:
         self.drawn.set_bank(parts)
 
-    def held(self) -> AbstractContextManager[None]:
-        return self.drawn.held()
+    def cached(self) -> AbstractContextManager[None]:
+        return self.drawn.cached()
 
     def forward(self, z: PartSequence, condition: Tensor | None = None) -> StepLogits:
-        with self.held():
+        with self.cached():
             step = self._embed(z.whether, z.where, z.what)  # (B, T, W)
             before = F.pad(step, (0, 0, 1, 0))[:, :-1]
             nothing = F.pad(~z.whether, (1, 0))[:, :-1]  # no step precedes the first
@@ -218,7 +219,7 @@ class Prior(StepPrior):
             return self.logits(self.norm(x[:, self.ahead :]), z.where)
 
     def _embed(self, whether: Tensor, where: Tensor, what: Tensor) -> Tensor:
-        """What a step adds to the canvas, (..., W); 0 where it draws nothing."""
+        """The vector that a step adds to the sum, (..., W); 0 if it draws nothing."""
         added: Tensor = self.drawn(where, what) + self.place(where)
         if self.part is not None:
             added = added + self.part(what)
@@ -255,7 +256,7 @@ class Prior(StepPrior):
 
 
 class ConditionTokens(nn.Module):
-    """The tokens of a condition, (B, A, W): a vector for each word, and of the pieces that it is made of."""
+    """The tokens of a condition, (B, A, W): a vector for each word, plus vectors of the word's pieces."""
 
     inner: Tensor
 
@@ -273,7 +274,7 @@ class ConditionTokens(nn.Module):
         return (self._vectors(condition) + self.position).expand(batch, -1, -1)
 
     def entries(self) -> Tensor:
-        """(1 + V, W): what each entry of the vocabulary adds to a position; first that of no word."""
+        """Vectors (1 + V, W) that entries of the vocabulary add to a position; the first is for no word."""
         return self._vectors(torch.arange(len(self.inner), device=self.inner.device))
 
     def _vectors(self, tokens: Tensor) -> Tensor:
@@ -283,44 +284,44 @@ class ConditionTokens(nn.Module):
 
 
 def dropped(condition: Tensor, noise: Noise) -> Tensor:
-    """condition (B, A) as training shows it: some are none, and others lack some of their words."""
+    """Drops conditions (B, A) as training does: some whole, and words of the others."""
     drawn = uniform((len(condition), 1 + condition.shape[1]), noise, condition.float())
     each = WORD_DROPPED if condition.shape[1] > 1 else 0.0
     return condition * (drawn[:, :1] >= DROPPED) * (drawn[:, 1:] >= each)
 
 
 class GivenPrior(StepPrior):
-    """p(z|c) of a trained prior for conditions that are fixed: what samples, completes and scores under them.
+    """A trained prior under fixed conditions: it samples, completes and scores by p(z|c).
 
-    Its logits are u + guidance (c - u), of the logits c given the condition and u given none (Ho and Salimans
-    2022): guidance 1 is p(z|c), 0 is p(z). A state is the pair of both.
+    Its logits are u + guidance (c - u), where c are the logits given the condition and u those without (Ho
+    and Salimans 2022): guidance 1 is p(z|c), guidance 0 is p(z). Its state is the pair of both states.
     """
 
     def __init__(self, prior: StepPrior, condition: Tensor, guidance: float = 1.0) -> None:
-        """condition: (1, A) for all drawings, or (B, A) for B of them."""
+        """condition: tokens (1, A) for all drawings, or (B, A) for B drawings."""
         super().__init__(prior.spec)
         self.of, self.guidance = prior, guidance
         self.position, self.condition = prior.position, condition
 
     def state_dict(self, *args: Any, **named: Any) -> Any:
-        """Raises UserError: saved weights, or those for another bank, are of a model without a condition."""
+        """Raises UserError: weights are saved, or get another bank, without a condition."""
         raise UserError("the model is given a condition; save it, or change its bank, before that")
 
     def _mixed(self, found: Sequence[Tensor]) -> Tensor:
-        """found: logits of each of `_conditions`."""
+        """Mixes the logits that belong to each of `_conditions`."""
         if len(found) == 1:
             return found[0]
         given, free = found
         return free + self.guidance * (given - free)
 
     def _conditions(self) -> list[Tensor | None]:
-        """Those whose states are computed: c and none, or the one that counts."""
-        told = self.condition.to(self.position.device)  # the model may have moved since
-        alone: dict[float, list[Tensor | None]] = {0.0: [None], 1.0: [told]}
-        return alone.get(self.guidance, [told, None])
+        """The conditions whose states are computed: c and none, or only the one that guidance leaves."""
+        condition = self.condition.to(self.position.device)  # the model may have moved since
+        alone: dict[float, list[Tensor | None]] = {0.0: [None], 1.0: [condition]}
+        return alone.get(self.guidance, [condition, None])
 
     def forward(self, z: PartSequence, condition: Tensor | None = None) -> StepLogits:
-        found: list[StepLogits] = [self.of(z, self._rows(told, z)) for told in self._conditions()]
+        found: list[StepLogits] = [self.of(z, self._rows(each, z)) for each in self._conditions()]
         places = [each.where for each in found if each.where is not None]
         return StepLogits(
             self._mixed([each.whether for each in found]),
@@ -329,7 +330,7 @@ class GivenPrior(StepPrior):
         )
 
     def _rows(self, condition: Tensor | None, z: PartSequence) -> Tensor | None:
-        """z may be several draws of each of the B drawings, draw after draw."""
+        """Repeats the conditions if z has several draws of each of the B drawings, draw after draw."""
         if condition is None or len(condition) in (1, len(z)):
             return condition
         return condition.repeat(len(z) // len(condition), 1)

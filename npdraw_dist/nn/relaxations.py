@@ -1,4 +1,4 @@
-"""Draws with a gradient, discrete and Gaussian, and their divergences (paper section 3.2); noise is float32.
+"""Discrete and Gaussian draws with a gradient, and KL divergences (paper section 3.2). Noise is float32.
 
 Shapes: K classes on the last axis, `...` any axes before it; B batch, L places, K parts, C channels, P patch
 side, h x w canvas.
@@ -100,7 +100,7 @@ class _CategoricalKL(torch.autograd.Function):
 
 
 def total_kl(parts: Mapping[str, Tensor]) -> Tensor:
-    """The parts of a KL by name, each (...) -> their sum (...)."""
+    """The sum (...) of the terms of a KL, each (...)."""
     return torch.stack(list(parts.values())).sum(0)
 
 
@@ -116,7 +116,7 @@ class Gaussian:
         return self.mean + temperature * self.log_std.exp() * normal(generator, self.mean)
 
     def standardised(self, z: Tensor) -> Tensor:
-        """How many standard deviations z (..., Z) is from the mean."""
+        """The distance of z (..., Z) from the mean, in standard deviations."""
         return (z - self.mean) * torch.exp(-self.log_std)
 
     def log_prob(self, z: Tensor) -> Tensor:

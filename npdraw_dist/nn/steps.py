@@ -1,8 +1,8 @@
-"""The logits of T steps, as the prior gives them, their log-probabilities and KLs, and those of q's draws.
+"""Log-probabilities and KLs of the steps of a drawing under the prior p and the posterior q.
 
-The posterior gives each place its own *whether* and *what*, independent given the image. In `aligned` order
-step t is place t. In a free order `core.orders` arranges the drawn places, at most T, by a function of what
-is drawn, so log q of the sequence is log q of the drawn places and parts. A set S of at most T places has the
+q gives each place its own *whether* and *what*, independent given the image. In `aligned` order step t is
+place t. In a free order `core.orders` arranges the drawn places, at most T, by a function of what is drawn,
+so log q of the sequence is log q of the drawn places and parts. A set S of at most T places has the
 probability prod_{l in S} exp(w_l) / Z, where Z sums over all such sets.
 Shapes: B batch, T steps, L places, K parts, S groups of choices, N tables, M entries of a table.
 """
@@ -27,7 +27,7 @@ NEVER = -1e9  # stands for the log-probability -inf, but has a finite gradient
 
 @dataclass(frozen=True)
 class StepLogits:
-    """whether (B, T); where (B, T, L), or None if step t is place t; what (B, T, K)."""
+    """Logits of T steps: whether (B, T); where (B, T, L), or None if step t is place t; what (B, T, K)."""
 
     whether: Tensor
     where: Tensor | None
@@ -89,10 +89,11 @@ def kl_steps(q: StepLogits, p: StepLogits, weight: Tensor | None = None) -> dict
 
 @dataclass(frozen=True)
 class Terms:
-    """What a bound and its gradient need of a draw z ~ q, in nats.
+    """What a bound and its gradient need from a draw z ~ q, in nats.
 
-    kl: the parts of KL(q || p) by name, each (B,), averaged over each choice given the others if possible.
-    log_q: (B, S), log q of z in S groups of choices. dependent: (B, S), the KL that a group's choices change.
+    kl: the terms of KL(q || p) by name, each (B,); a choice is averaged given the others where that has a
+    closed form. log_q: (B, S), log q of z in S groups of choices. dependent: (B, S), the terms of the KL that
+    the choices of a group change.
     """
 
     kl: dict[str, Tensor]
@@ -101,9 +102,9 @@ class Terms:
 
 
 class AlignedLayout:
-    """Step t is place t, so that q, whether (B, L) and what (B, L, K) logits, factorises over steps."""
+    """Step t is place t, so q factorises over steps; its logits are whether (B, L) and what (B, L, K)."""
 
-    steps = sys.maxsize  # the most parts of a drawing: no limit but the places
+    steps = sys.maxsize  # largest number of parts in a drawing: only the number of places limits it
 
     def sample(self, q: StepLogits, bank: Tensor, generator: Noise) -> PartSequence:
         """One draw z ~ q for each row. bank: parts (K, C, P, P)."""
@@ -111,24 +112,24 @@ class AlignedLayout:
         return self.arranged(drawn, categorical_sample(q.what, generator), bank)
 
     def likeliest(self, q: StepLogits, bank: Tensor) -> PartSequence:
-        """The most likely places, with their most likely parts."""
+        """The drawing of the most likely places with their most likely parts."""
         return self.arranged(likeliest_subset(q.whether, self.steps), q.what.argmax(-1), bank)
 
     def log_prob(self, q: StepLogits, z: PartSequence) -> Tensor:
-        """log q(z), (B,) nats, of drawings in this order, such as draws and parses."""
+        """log q(z), (B,) nats; z must be in this layout, as draws and parses are."""
         return log_prob(q, z)
 
     def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
-        """The drawing of the parts `what` (B, L) at the places `drawn` (B, L) bool, at most T of an image."""
+        """The drawing of the parts `what` (B, L) at the places `drawn` (B, L) bool, at most T an image."""
         where = torch.arange(drawn.shape[1], device=drawn.device).repeat(len(drawn), 1)
         return PartSequence(drawn, where, what)
 
     def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
-        """Parts of KL(q || p), each (B,), given a hard draw z of q; without its effect on later steps."""
+        """Terms of KL(q || p), each (B,), given a hard draw z of q; its effect on later steps is left out."""
         return {name: value.sum(1) for name, value in kl_steps(q, p).items()}
 
     def terms(self, q: StepLogits, p: StepLogits, z: PartSequence) -> Terms:
-        """p: the prior's logits of each step of z, teacher-forced."""
+        """The terms of a draw z. p: the prior's teacher-forced logits of each step of z."""
         parts = kl_steps(q, p)
         total = total_kl(parts)
         later = total.flip(1).cumsum(1).flip(1) - total  # a step changes what the prior expects of later ones
@@ -136,7 +137,7 @@ class AlignedLayout:
 
 
 class FreeLayout(AlignedLayout):
-    """A set of at most `steps` places of `grid`, drawn in `order`."""
+    """The layout where at most `steps` places of `grid` are drawn in a free `order`."""
 
     def __init__(self, order: Free, grid: Grid, steps: int) -> None:
         self.order, self.grid, self.steps = order, grid, steps
@@ -157,11 +158,11 @@ class FreeLayout(AlignedLayout):
         return places, (parts * z.whether).sum(1)
 
     def _what_of_steps(self, q: StepLogits, z: PartSequence) -> Tensor:
-        """(B, T, K): q's logits of *what* at the place of each step."""
+        """q's logits of *what* at the place of each step, (B, T, K)."""
         return q.what.gather(1, z.where[..., None].expand(-1, -1, q.what.shape[-1]))
 
     def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
-        """The entropy of *whether* is that of independent places, also if T < L."""
+        """Terms of the KL. *Whether* has the entropy of independent places, although at most T are drawn."""
         assert p.where is not None
         drawn = z.whether.to(p.whether.dtype)
         log_drawn = F.logsigmoid(q.whether).gather(1, z.where)
@@ -185,14 +186,14 @@ class FreeLayout(AlignedLayout):
             kl_what = (kl_categorical(self._what_of_steps(q, z), p.what) * drawn).sum(1)
         else:  # another part would change the order
             kl_what = parts - (chosen(p.what, z.what) * drawn).sum(1)
-        # How many parts are drawn is part of which places are.
+        # The places also tell how many parts are drawn, so *whether* has no term of its own.
         kl_where = places - p_places.sum(1)
         kl = {"kl_whether": torch.zeros_like(kl_what), "kl_what": kl_what, "kl_where": kl_where}
         return Terms(kl, (places + parts)[:, None], total_kl(kl)[:, None])
 
 
 def log_normalizer(logits: Tensor, most: int) -> Tensor:
-    """log Z, (B,), of logits w (B, L)."""
+    """log Z, (B,), the sum over all sets of at most `most` places, for logits w (B, L)."""
     if most >= logits.shape[1]:
         return F.softplus(logits).sum(1)
     return _totals(logits, most).logsumexp(1)
@@ -200,7 +201,7 @@ def log_normalizer(logits: Tensor, most: int) -> Tensor:
 
 @torch.no_grad()
 def sample_subset(logits: Tensor, most: int, generator: Noise) -> Tensor:
-    """logits (B, L) -> bool (B, L), one subset for each row."""
+    """Draws a set of at most `most` places for each row of logits (B, L): bool (B, L)."""
     noise = uniform(logits.shape, generator, logits)
     if most >= logits.shape[1]:
         return noise < torch.sigmoid(logits)
@@ -217,13 +218,13 @@ def sample_subset(logits: Tensor, most: int, generator: Noise) -> Tensor:
 
 @torch.no_grad()
 def likeliest_subset(logits: Tensor, most: int) -> Tensor:
-    """logits (B, L) -> bool (B, L), the likeliest subset: at most T elements with odds above 1."""
+    """The likeliest set for each row of logits (B, L), bool (B, L): the best places with odds above 1."""
     best = logits.topk(min(most, logits.shape[1]), dim=1).indices
     return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True) & (logits > 0)
 
 
 def _totals(logits: Tensor, most: int) -> Tensor:
-    """The log-weight of all subsets of j elements, (B, T + 1), by joining neighbours log2(L) times."""
+    """The log-weight of all sets of j places for j = 0 to T, (B, T + 1); joins neighbours log2(L) times."""
     size = 1 << (logits.shape[1] - 1).bit_length()
     with_it = F.pad(logits, (0, size - logits.shape[1]), value=NEVER)
     tables = torch.stack([torch.zeros_like(with_it), with_it], 2)  # (B, N, M)
@@ -236,7 +237,7 @@ def _totals(logits: Tensor, most: int) -> Tensor:
 
 @torch.no_grad()
 def _by_count(logits: Tensor, most: int) -> Tensor:
-    """The log-weight of all subsets of j of the first l elements, (L + 1, B, T + 1)."""
+    """The log-weight of all sets of j of the first l places, (L + 1, B, T + 1)."""
     batch, count = logits.shape
     tables = logits.new_full((count + 1, batch, most + 2), NEVER)  # with a column of impossible counts
     tables[0, :, 1].zero_()

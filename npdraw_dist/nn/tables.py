@@ -1,4 +1,4 @@
-"""What a prior knows of a part at a place: the vector that it adds to the running sum of the canvas.
+"""Tables of vectors by which a prior sees a canvas: each part at each place adds its vector to a running sum.
 
 Shapes: L places, K parts, C channels, P patch side, D = C * P * P pixels of a part, R rank, W channels of a
 token; `...` any axes.
@@ -17,35 +17,35 @@ from npdraw_dist.config.networks import TableKind
 from npdraw_dist.nn.blocks import at_least_float32, exactly
 
 RANK_PER_CHANNEL = 4  # R / W
-START = 0.02  # standard deviation of a table's first numbers
-# Standard deviations of the factors' first numbers. Adam moves all numbers by about the same, so small
-# factors turn faster.
+START = 0.02  # standard deviation of a table's initial numbers
+# Standard deviations of the initial factors. Adam moves all numbers by about the same amount, so small
+# factors change faster in relation to their size.
 PLACE, CODE = 0.2, 0.3
 
-PartShape = tuple[int, int, int] | None  # (C, P, P) of a part; None if it has no pixels
+PartShape = tuple[int, int, int] | None  # (C, P, P) of a part; None if parts are codes without pixels
 
 
 class Table(nn.Module, ABC):
-    """What a part at a place adds to the running sum: where, what (...) -> (..., W)."""
+    """Maps where, what (...) to the vector (..., W) that the part adds to the running sum."""
 
     @abstractmethod
     def start(self) -> None:
-        """Draws the first vectors, small."""
+        """Draws small initial vectors."""
 
     def set_bank(self, parts: Tensor) -> None:
-        """Copies the parts (K, C, P, P) of the training, if the vectors depend on their pixels."""
+        """Copies the training's parts (K, C, P, P), if the vectors depend on their pixels."""
 
     @abstractmethod
     def weights(self) -> Tensor:
-        """All vectors, (L * K, W), in order of places, then parts."""
+        """All vectors, (L * K, W), ordered by place, then by part."""
 
-    def held(self) -> AbstractContextManager[None]:
-        """Computes what all calls share once for those inside, where the weights do not change."""
+    def cached(self) -> AbstractContextManager[None]:
+        """While the context is open, weights must not change: what several calls need is computed once."""
         return nullcontext()
 
 
 class JointTable(Table):
-    """Free vectors: L * K * W parameters. Pairs that the training never saw keep their first values."""
+    """A free vector for each place and part: L * K * W parameters. Unseen pairs keep their initial values."""
 
     def __init__(self, places: int, parts: int, width: int, shape: PartShape = None) -> None:
         super().__init__()
@@ -63,24 +63,23 @@ class JointTable(Table):
 
 
 class PartCodes(nn.Module):
-    """A code of each part, (K, R), by a small network of its pixels. The weights do not depend on K.
+    """A small network that maps the pixels of each part to a code: (K, R). Its weights do not depend on K.
 
-    Pixels are scaled by mean and deviation of the bank of the training, so a part has the same code in any
-    other bank.
+    Pixels are scaled by mean and deviation of the training's bank, so a part has the same code in every bank.
     """
 
     bank_parts: Tensor
     moments: Tensor
 
     def __init__(self, parts: int, shape: tuple[int, int, int], rank: int, bias: bool = True) -> None:
-        """bias: whether codes have one, the same for all parts."""
+        """bias: whether a bias, the same for all parts, is added to the codes."""
         super().__init__()
         self.register_buffer("bank_parts", torch.zeros(parts, *shape))
         self.register_buffer("moments", torch.tensor([0.0, 1.0]))
         self.first, self.second = nn.Linear(math.prod(shape), rank), nn.Linear(rank, rank, bias=bias)
 
     def set_bank(self, parts: Tensor) -> None:
-        """Copies the parts (K, C, P, P) of the training, and their mean and deviation."""
+        """Copies the training's parts (K, C, P, P), and computes their mean and deviation."""
         self.bank_parts.copy_(parts)
         self.moments[0], self.moments[1] = parts.mean(), parts.std(correction=0).clamp(min=1e-6)
 
@@ -90,42 +89,42 @@ class PartCodes(nn.Module):
 
 
 class CodeTable(Table):
-    """A vector made of a code of the part, (R,), and of numbers of the place."""
+    """A table whose vectors combine a code of the part, (R,), with numbers of the place."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._held: dict[str, Tensor] | None = None
+        self._cache: dict[str, Tensor] | None = None
 
     @abstractmethod
     def codes(self) -> Tensor:
-        """(K, R)."""
+        """The codes of all parts, (K, R)."""
 
     def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """What `make` returns; inside `held` the first result of this name."""
-        held = self._held  # read once: another thread may end its block meanwhile
-        if held is None:
+        """Calls `make`; inside `cached` only the first time, and returns that result again for the name."""
+        cache = self._cache  # read once: another thread may end its block meanwhile
+        if cache is None:
             return make()
-        if name not in held:
-            held[name] = make()
-        return held[name]
+        if name not in cache:
+            cache[name] = make()
+        return cache[name]
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        if self._held is not None:
+    def cached(self) -> Iterator[None]:
+        if self._cache is not None:
             yield
             return
-        self._held = {}
+        self._cache = {}
         try:
             yield
         finally:
-            self._held = None
+            self._cache = None
 
 
 class FactorisedTable(CodeTable):
-    """`out` (place_l * code_k), elementwise, with R * (L + K) parameters.
+    """Vectors `out`(place_l * code_k), the product taken elementwise: R * (L + K) parameters.
 
-    A code is a free vector, plus a small network of the part's pixels if it has any. So a pair that the
-    training never saw is known from its place and its part, and a part from those that look like it.
+    A code is a free vector plus, if parts have pixels, a code of the part's pixels. So a pair that training
+    never saw follows from its place and its part, and a rare part from parts that look like it.
     """
 
     def __init__(self, places: int, parts: int, width: int, shape: PartShape = None) -> None:
@@ -155,11 +154,11 @@ class FactorisedTable(CodeTable):
 
 
 class PixelTable(CodeTable):
-    """`out` (place_l * code_k) + `common` code_k, where the part's pixels alone make code_k.
+    """Vectors `out`(place_l * code_k) + `common`(code_k), where code_k depends on the part's pixels alone.
 
-    It has the logits of *what* too: <state * head_place_l, u_k> + c_k, with u_k and c_k linear in code_k. So
-    all that a prior knows of a part follows from its pixels, and another bank, also of another K, can take
-    the place of the one that it was trained with.
+    The table also gives the logits of *what*: <state * head_place_l, u_k> + c_k, with u_k and c_k linear in
+    code_k. So all that a prior knows about a part follows from its pixels, and another bank, even of another
+    K, can replace the one of the training.
     """
 
     def __init__(self, places: int, parts: int, width: int, shape: PartShape = None) -> None:
@@ -194,17 +193,17 @@ class PixelTable(CodeTable):
         return (self.out(self.place[:, None] * codes) + self.anywhere()).flatten(0, 1)
 
     def anywhere(self) -> Tensor:
-        """What a part adds at any place, (K, W)."""
+        """The part of a vector that is the same at all places, (K, W)."""
         return self.once("common", lambda: self.common(self.codes()))
 
     def logits(self, state: Tensor, where: Tensor) -> Tensor:
-        """The logits of *what*, (..., K), in float32, given the state (..., W) and `where` (...)."""
+        """Logits of *what*, (..., K) float32, given the state (..., W) and `where` (...)."""
         with exactly(state):
             scaled = at_least_float32(state) * F.embedding(where, self.head_place)
             return F.linear(scaled, *self.head_weights())
 
     def head_weights(self) -> tuple[Tensor, Tensor]:
-        """u (K, W) and c (K,)."""
+        """The weights u (K, W) and c (K,) of the logits."""
         head = self.once("head", lambda: self.head(at_least_float32(self.codes())))
         return head[:, :-1], head[:, -1]
 

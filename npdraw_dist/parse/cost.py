@@ -1,10 +1,10 @@
 """Computes how much each part at each place reduces the squared error, for all parts and places at once.
 
 The gain of part k at place l of an empty canvas is |x_l|^2 - |x_l - b_k|^2 = 2 x_l.b_k - |b_k|^2, over the
-pixels on the canvas, so one matrix product gives all gains. Units: sums of squared pixel differences.
+pixels on the canvas, so one matrix product gives all gains. Gains are sums of squared pixel differences.
 
 Scores are (K, N) with one column for each patch, since a maximum over the first axis vectorises. The columns
-of EmptyCanvasGain are ordered by place, then image, so that a pixel of a place is copied in runs of B.
+of `EmptyCanvasGain` are ordered by place, then image, so that a pixel of a place is copied in runs of B.
 Shapes: B batch, K parts, L places, C channels, P patch side, D = C P P, N = L B, U kinds of place, Hp x Wp
 padded canvas.
 """
@@ -20,16 +20,16 @@ from torch import Tensor
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank
 
-SKIPS_FROM = 100  # least number of parts for which a CPU skips dim places
+SKIPS_FROM = 100  # a CPU skips dim places if there are at least so many parts
 
 
 def windows(images: Tensor, patch: int, stride: int) -> Tensor:
-    """(B, C, h, w) -> (C, P, P, B, rows, columns), a view with each pixel of a patch at all places."""
+    """Views images (B, C, h, w) as (C, P, P, B, rows, columns): each pixel of a patch at all places."""
     return images.unfold(2, patch, stride).unfold(3, patch, stride).permute(1, 4, 5, 0, 2, 3)
 
 
 def best_rows(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """(K, N) -> the maximum (N,) of each column and the first row (N,) int64 that has it."""
+    """Scores (K, N) -> the maximum (N,) of each column, and the first row (N,) int64 that has it."""
     if scores.device.type != "cpu":
         largest, first = scores.max(0)
         return largest, first
@@ -45,7 +45,7 @@ def best_rows(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Workspace:
-    """Memory for the gains of B images, reused since page faults of new memory take as long as the maths."""
+    """Memory for the gains of B images. It is reused: page faults of new memory take as long as the maths."""
 
     images: Tensor  # (B, C, h, w)
     padded: Tensor  # (C, Hp, Wp, B), 0 off the canvas
@@ -55,7 +55,7 @@ class _Workspace:
 
 
 class EmptyCanvasGain:
-    """The gain of every part at every place of an empty canvas; `best` may ignore gains below `least`."""
+    """The gains of all parts at all places of an empty canvas; `best` may ignore gains below `least`."""
 
     def __init__(self, bank: PartBank, grid: Grid, least: float = 0.0) -> None:
         device, parts = bank.parts.device, bank.parts.flatten(1)
@@ -64,7 +64,7 @@ class EmptyCanvasGain:
         # Places that show the same pixels are of one kind and share their norms.
         kinds, kind = visible.unique(dim=0, return_inverse=True)
         norms = norms[[kind.tolist().index(i) for i in range(len(kinds))]]  # (U, K)
-        # The norms are folded into the matrix product: U columns meet one-hot rows of the kind of place.
+        # The norms are folded into the matrix product: U more columns meet one-hot rows of the kinds.
         self.weight = torch.cat([2 * parts, -norms.T], 1)  # (K, D + U)
         # For uint8 images the weights are divided by 255 instead of the pixels.
         self.byte_weight = torch.cat([2 * parts / 255, -norms.T], 1)
@@ -72,10 +72,10 @@ class EmptyCanvasGain:
         self.grid, self.channels = grid, bank.channels
         # If no pixel of a place is brighter than this, |x|^2 is below `least`, also after rounding.
         self.dim = (1 - 1e-4) * sqrt(least / parts.shape[1])
-        # Counting the other places would wait for a GPU, and with few parts takes as long as it saves.
+        # On a GPU, counting the other places would wait; with few parts it takes as long as it saves.
         self.skips = device.type == "cpu" and len(parts) >= SKIPS_FROM
-        # The key is the thread. Python frees a `threading.local` while its thread ends. With tensors in it,
-        # processes of Ray crashed at their end.
+        # A workspace for each thread, by its id. Python frees a `threading.local` while its thread ends, and
+        # processes of Ray crashed then if it held tensors.
         self._work: dict[int, _Workspace] = {}
 
     def best(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +99,7 @@ class EmptyCanvasGain:
         return gain.view(self.grid.places, -1).t(), part.view(self.grid.places, -1).t(), energy
 
     def _best_of(self, lit: Tensor, work: _Workspace, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest score of each column in `lit` and its first row; 0 and 0 for the other columns."""
+        """The largest score and its first row for each column in `lit`; 0 and 0 for the other columns."""
         rows, count = len(work.scores), len(lit)
         scores = work.scores.flatten()[: rows * count].view(rows, count)
         best, first = best_rows(torch.mm(weight, work.columns.index_select(1, lit), out=scores))
@@ -126,18 +126,19 @@ class EmptyCanvasGain:
 
 
 def canvas_gain(parts: Tensor, patch: Tensor, canvas: Tensor) -> Tensor:
-    """(K, N), sums of (canvas - x)^2 - (max(canvas, b_k) - x)^2 over D pixels; parts (K, D), others (D, N).
+    """Gains (K, N) of parts (K, D) on patches x (D, N) of which `canvas` (D, N) is drawn already.
 
-    The summand is u (2 r - u), with u = max(b_k - canvas, 0) and r = x - canvas.
+    They sum (canvas - x)^2 - (max(canvas, b_k) - x)^2 over D pixels; the summand is u (2 r - u), with
+    u = max(b_k - canvas, 0) and r = x - canvas.
     """
     rise = (parts[:, :, None] - canvas).clamp_(min=0)
     return (2 * (patch - canvas) - rise).mul_(rise).sum(1)
 
 
 def bound_coefficients(image: Tensor, canvas: Tensor, largest: float) -> tuple[Tensor, Tensor]:
-    """p and s such that a pixel's gain on a drawn canvas is at most p b - s b^2 for 0 <= b <= largest.
+    """Returns p and s such that a part's pixel b gains at most p b - s b^2, for 0 <= b <= largest.
 
-    image, canvas: pixels x >= 0 and c >= 0 of one shape, also the shape of p and s. Exact where c = 0.
+    image, canvas: pixels x >= 0 and c >= 0; p and s have their shape. The bound is exact where c = 0.
     Derivation: the gain is 0 for b <= c and (c - x)^2 - (b - x)^2 above.
     x > c: s = ((x - c) / x)^2, p = 2 x s. The bound is 0 at b = 0 and equals the gain's maximum at b = x.
     x <= c: the bound is s b (c - b), with s the least (b + c - 2 x) / b over c <= b <= largest.

@@ -1,8 +1,8 @@
 """Chooses overlapping parts greedily under the max-compose, exactly and lazily.
 
 Each step takes the (place, part) that reduces the squared error most on the canvas drawn so far. A paste
-changes only the gains of places that share a pixel with it. These gains are not linear in the parts, but have
-an upper bound that is a matrix product, and a place is scored only when its bound is the image's largest.
+changes only the gains of places that share a pixel with it. These gains are not linear in the parts, but a
+matrix product bounds them from above, and a place is scored only when its bound is the image's largest.
 Shapes: B batch, N (image, place) pairs, K parts, L places, M neighbours of a place and itself, C channels, P
 patch side, D = C P P, S pixels of all channels of a padded image.
 """
@@ -20,12 +20,12 @@ from npdraw_dist.parse.cost import EmptyCanvasGain, best_rows, bound_coefficient
 
 @dataclass
 class State:
-    """A batch while it is parsed. `top` is a place's best gain where `exact`, else an upper bound of it."""
+    """A batch while it is parsed. `top` is a place's best gain where `exact`, elsewhere an upper bound."""
 
     image: Tensor  # (B, S)
     canvas: Tensor  # (B, S)
     bounds: Tensor  # (B, 2, S): the coefficients p and s of each pixel
-    top: Tensor  # (B, L + 1); -inf at used places; column L stands for neighbours off the grid
+    top: Tensor  # (B, L + 1); -inf at used places; column L stands for all neighbours off the grid
     exact: Tensor  # (B, L + 1) bool
     what: Tensor  # (B, L + 1): the best part if exact
     used: Tensor  # (B, L + 1) bool
@@ -48,7 +48,7 @@ class GreedyChooser:
         self._index(reach, bank.parts.device)
 
     def _index(self, reach: int, device: torch.device) -> None:
-        """Flat pixel indices of each place, and of the area that a place and its neighbours cover."""
+        """Computes flat pixel indices of each place, and of the area that it and its neighbours cover."""
         grid, (height, width) = self.grid, self.size
         corners = grid.padded_corners.to(device)
         self.area_corner = corners[:, 0] * width + corners[:, 1]  # (L,)
@@ -70,7 +70,7 @@ class GreedyChooser:
         self.around = torch.where(inside, row * grid.columns + column, grid.places).flatten(1)  # (L, M)
 
     def brightest(self) -> float:
-        """An upper bound of the parts' pixels that is above 0."""
+        """An upper bound of the parts' pixels; it is above 0."""
         return max(float(self.parts.max()), 1e-6)
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -115,7 +115,7 @@ class GreedyChooser:
         pixels = self.channels * self.size[0] * self.size[1]
         image = images.new_zeros(batch, pixels)
         self._inner(image).copy_(images)
-        # Canvas pixels beyond the edge are as bright as any part, so that no part gains or loses there.
+        # Pixels beyond the edge are as bright as the brightest part, so that no part gains or loses there.
         canvas = torch.full_like(image, self.largest)
         self._inner(canvas).zero_()
         bounds = images.new_zeros(batch, 2, pixels)
@@ -144,7 +144,7 @@ class GreedyChooser:
             state.exact[rows, place] = True
 
     def _pixels(self, rows: Tensor, place: Tensor) -> Tensor:
-        """(N,), (N,) -> (D, N), indices of each place's pixels in a flattened (B, S)."""
+        """Image and place (N,) of each pair -> indices (D, N) of its pixels in a flattened (B, S)."""
         pixels = self.channels * self.size[0] * self.size[1]
         return rows * pixels + self.place_corner[place] + self.place_pixels[:, None]
 
@@ -161,7 +161,7 @@ class GreedyChooser:
         state.top[rows, place] = -torch.inf
 
     def _bound(self, state: State, rows: Tensor, place: Tensor) -> None:
-        """Bounds the gains of the places that share a pixel with `place` (N,), of images `rows` (N,)."""
+        """Bounds the gains of all places that share a pixel with `place` (N,) in the images `rows` (N,)."""
         grid, side = self.grid, self.area_side
         corner = rows * state.bounds[0].numel() + self.area_corner[place]
         index = corner[:, None] + self.area_pixels
@@ -175,18 +175,18 @@ class GreedyChooser:
 
 
 class StaticGreedyChooser(GreedyChooser):
-    """`GreedyChooser` for a GPU: all shapes are fixed, so that the host never waits. The result is the same.
+    """`GreedyChooser` for a GPU, with the same result: all shapes are fixed, so the host never waits.
 
     Every image takes all T steps, and all neighbours of a pasted part are scored again.
     """
 
     @property
     def numbers_an_image(self) -> int:
-        """Size of the largest tensor for each image."""
+        """Number of entries of the largest tensor, for one image."""
         return len(self.parts) * max(self.parts.shape[1] * self.around.shape[1], self.grid.places)
 
     def brightest(self) -> float:
-        return 1.0  # the range's end, since a search for the largest pixel would wait for the device
+        return 1.0  # the end of the range: a search for the largest pixel would wait for the device
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `GreedyChooser.choose`."""
@@ -202,7 +202,7 @@ class StaticGreedyChooser(GreedyChooser):
         return self.result(state, images)
 
     def _pixels_of(self, places: Tensor) -> Tensor:
-        """places (B, N) -> (B, N, D), their pixels in a row of S. Column L gets the pixels of place 0."""
+        """places (B, N) -> indices (B, N, D) of their pixels in a row of S; off the grid those of place 0."""
         inside = places.where(places < self.grid.places, 0)
         return self.place_corner[inside][..., None] + self.place_pixels
 

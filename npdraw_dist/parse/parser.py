@@ -1,7 +1,7 @@
 """The heuristic parser p_h(z|x), which finds the parts and places that redraw an image (paper section 3.1).
 
-A chooser takes the parts that most reduce the squared error between canvas and image under the renderer's
-max-compose. `core.orders` arranges the chosen places as steps. Choosers see the ink (`Grid.ink`).
+A chooser takes the parts that most reduce the squared error between canvas and image, where the canvas is the
+maximum of its parts. `core.orders` arranges the chosen places as steps. Choosers see the ink (`Grid.ink`).
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas.
 """
 
@@ -21,36 +21,36 @@ from npdraw_dist.parse.cost import EmptyCanvasGain
 from npdraw_dist.parse.greedy import GreedyChooser, StaticGreedyChooser
 
 MIN_GAIN = 0.05  # a part must reduce the squared error by at least this
-# Most scores of one chunk of images. Those of disjoint places then stay in a CPU's cache. The greedy parser
-# takes many small steps, and a GPU needs enough work, so both are faster with more images.
+# Largest number of scores in one chunk of images. The scores of disjoint places then stay in a CPU's cache.
+# The greedy parser takes many small steps, and a GPU needs enough work, so both are faster with more images.
 _SCORES_DISJOINT, _SCORES_GREEDY, _SCORES_GPU = 1 << 21, 1 << 22, 1 << 26
 
 
 @dataclass(frozen=True)
 class Parse:
-    """Drawings z (B, T) and their squared_error (B,), the mean of (canvas - image)^2."""
+    """Drawings z (B, T), and squared_error (B,), the mean of (canvas - image)^2 of each."""
 
     z: PartSequence
     squared_error: Tensor
 
 
 class DisjointChooser:
-    """Chooses parts for places that share no pixel, each on its own."""
+    """Chooses parts for places that share no pixel; each place is decided alone."""
 
     def __init__(self, bank: PartBank, grid: Grid, steps: int, min_gain: float) -> None:
         self.grid, self.steps = grid, steps
-        # The largest float32 below min_gain, so that a gain of min_gain draws. A gain of 0 never draws.
+        # The largest float32 below min_gain, so that a gain of min_gain is enough. A gain of 0 never is.
         self.too_little = max(float(np.nextafter(np.float32(min_gain), np.float32(-1))), 0.0)
         self.empty = EmptyCanvasGain(bank, grid, min_gain)
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, C, h, w) -> chosen (B, L) bool, what and gain (B, L), 0 elsewhere, and mean error (B,)."""
+        """(B, C, h, w) -> chosen (B, L) bool, what and gain (B, L), 0 if not chosen, and mean error (B,)."""
         gain, what, energy = self.empty.best(images)
         gain = F.threshold(gain, self.too_little, 0)
         if self.steps < self.grid.places:
             gain.scatter_(1, by_gain(gain > 0, gain)[:, self.steps :], 0)
         chosen = gain > 0
-        # Each pixel is in one place, so the sum of the gains is the reduction of the error.
+        # Each pixel lies in one place, so the gains add up to the reduction of the error.
         left = (energy - gain.sum(1)).clamp_(min=0) / images[0].numel()
         return chosen, what.mul_(chosen), gain, left
 
@@ -58,10 +58,10 @@ class DisjointChooser:
 class Parser:
     """Parses images with the parts of `bank` at the places of `grid`, on the bank's device.
 
-    If places are disjoint (stride = P), each gets its nearest part, and at most T with the largest gains are
-    drawn. If they overlap, the choice is greedy, each place at most once. A part is drawn if it reduces the
-    sum of squared pixel differences by at least `min_gain`, and by more than 0. steps: T. order: a name in
-    ORDERS; an aligned order needs T = L. Raises UserError if bank, grid, steps and order do not fit together.
+    If places are disjoint (stride = P), each gets its nearest part, and the T parts with the largest gains
+    are drawn. If places overlap, parts are chosen greedily, one for a place at most. A part is drawn if it
+    reduces the sum of squared pixel differences by at least `min_gain`, and by more than 0. steps: T. order:
+    a name in ORDERS; an aligned order needs T = L. Raises UserError if they do not fit together.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Parser:
 
     @classmethod
     def of(cls, experiment: Experiment, bank: PartBank) -> "Parser":
-        """The parser of an experiment."""
+        """The parser that the settings of an experiment describe."""
         return cls(bank, experiment.canvas_grid, experiment.steps, experiment.parse.order)
 
     @torch.no_grad()

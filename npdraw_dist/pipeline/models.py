@@ -252,8 +252,8 @@ def source_parts(experiment: Experiment) -> PartBank:
 def write_results(filesystem: fs.FileSystem, folder: str, results: Mapping[str, Any]) -> bool:
     """Writes these numbers to config.json of the model in `folder`; returns whether it did.
 
-    Numbers of the test split, of more images or of more samples are not replaced. results: as in
-    `nn.hub.config_of`.
+    Numbers of the test split, of more images or of more samples are not replaced. results: what config.json
+    states as `results`.
     """
 
     def strength(some: Mapping[str, Any]) -> tuple[bool, int, int]:

@@ -11,7 +11,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.nn.hub import class_of
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.nn.objective import PriorObjective, told
+from npdraw_dist.nn.objective import PriorObjective, conditions_of
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline.bank import load_bank
 from npdraw_dist.pipeline.models import source_model
@@ -89,7 +89,9 @@ def mean_nll(prior: StepPrior, data: Batch, device: torch.device) -> float:
     """Mean -log p(z) of the parses, in nats per image, conditioned if the prior takes conditions."""
     prior = prior.to(device)
     parts = [data[start : start + 256].to(device) for start in range(0, len(data), 256)]
-    return float(torch.cat([-prior.log_prob(part.z, told(prior.spec, part)) for part in parts]).mean())
+    return float(
+        torch.cat([-prior.log_prob(part.z, conditions_of(prior.spec, part)) for part in parts]).mean()
+    )
 
 
 STAGE = Stage(NAME, ("data", "parse"), done, run, describe)

@@ -125,7 +125,7 @@ def test_rare_patches_count_where_the_sample_misses_them() -> None:
 
 
 def test_plus_plus_tells_bright_patches_of_many_pixels_apart() -> None:
-    """Their squares are past 2^24, where float32 has no unit any more."""
+    """Their squares exceed 2^24, where float32 cannot represent every integer."""
     patches = np.full((40, 32 * 32 * 3), 250, np.uint8)
     patches[np.arange(40), np.arange(40)] = 251
     assert len(np.unique(plus_plus(patches, 30, np.random.default_rng(0)), axis=0)) == 30
@@ -172,7 +172,7 @@ def test_equal_centroids_get_different_patches() -> None:
 
 
 def test_sums_of_a_device_are_those_of_scipy() -> None:
-    """Exact integers, so that a GPU's order of adding changes nothing; here on the CPU."""
+    """Exact integers, so that a GPU's order of adding changes nothing. Tested on the CPU."""
     generator = np.random.default_rng(0)
     chunk = generator.integers(0, 256, (CHUNK, 25)).astype(np.float32)
     nearest = np.minimum(generator.integers(0, 7, CHUNK), 5)  # cluster 6 is empty

@@ -74,7 +74,7 @@ def test_reservoir_is_uniform() -> None:
 
 
 def test_a_limit_keeps_the_sample_and_drops_most_patches() -> None:
-    """A pilot tells where the keys of the sample end; the other blocks send only what is below."""
+    """A pilot estimates where the keys of the sample end; the other blocks send only patches below."""
     blocks, capacity = numbered([2000] * 40), 1000
     whole, sample = _sample(range(40), blocks, capacity), _sample(range(0, 40, 10), blocks, capacity)
     limit = sample.limit(4 / 40)

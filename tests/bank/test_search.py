@@ -1,4 +1,4 @@
-"""The nearest vectors against brute force, exact integers and FAISS: the same bank, bit for bit."""
+"""Nearest vectors against brute force, exact integers and FAISS; the bank is the same, bit for bit."""
 
 import sys
 from collections.abc import Callable
@@ -26,7 +26,7 @@ def flat(vectors: NDArray[np.float32]) -> faiss.IndexFlatL2:
 
 
 class Wrong:
-    """An index whose float32 errs as far as its bound allows: it swaps the two nearest of close calls."""
+    """An index that errs as far as the float32 bound allows: it swaps the two nearest if they are close."""
 
     def __init__(self, centroids: NDArray[np.float32]) -> None:
         self._index = flat(centroids)
@@ -145,7 +145,7 @@ def test_a_product_takes_one_thread_meanwhile() -> None:
 
 @pytest.fixture
 def pretended(monkeypatch: pytest.MonkeyPatch) -> Mock:
-    """What is asked of FAISS on a machine that seems to have a GPU."""
+    """Records the calls of FAISS on a machine that seems to have a GPU."""
     found = Mock()
     found.get_num_gpus.return_value = 1
     found.GpuIndexFlatL2.side_effect = lambda resources, dimensions: faiss.IndexFlatL2(dimensions)
@@ -155,14 +155,14 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Mock:
 
 
 def test_a_clustering_makes_one_index(pretended: Mock, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For all steps, restarts, chunks and the search of exemplars, with the result of the CPU."""
+    """One index serves all steps, chunks and the search of exemplars, with the result of the CPU."""
     monkeypatch.setattr(shard_file, "CHUNK", 1000)
     patches = patches_of(1, 6000, 12)
     on_cpu, facts = build_bank(patches, 3, SETTINGS, seed=0)
     assert pretended.mock_calls == []  # so no context of a GPU is left in a process without
     on_gpu, same_facts = build_bank(patches, 3, SETTINGS, seed=0, gpu=True)
-    for asked in (pretended.get_num_gpus, pretended.StandardGpuResources, pretended.GpuIndexFlatL2):
-        asked.assert_called_once()
+    for call in (pretended.get_num_gpus, pretended.StandardGpuResources, pretended.GpuIndexFlatL2):
+        call.assert_called_once()
     (size,) = pretended.StandardGpuResources().setTempMemory.call_args.args
     assert 0 < size <= 2**30
     assert same_facts == facts

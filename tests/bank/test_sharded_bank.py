@@ -1,4 +1,4 @@
-"""Sharded = single: clustering, snapping, the bank; and a bank that is kept."""
+"""Clustering, snapping and the bank are the same with and without shards; a kept bank."""
 
 import os
 import signal

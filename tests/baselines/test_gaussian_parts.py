@@ -8,13 +8,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
 
 from npdraw_dist.baselines.gaussian_parts import GaussianParts, bernoulli_log_prob, split
 from npdraw_dist.baselines.latents import MAX_LOG_STD
-from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.nn.relaxations import kl_bernoulli
-from tests.helpers.tiny_baselines import strokes, tiny_baseline
+from tests.helpers.tiny_baselines import assert_gradient_of_bound, strokes_in_01, tiny_baseline
 from tests.helpers.tiny_models import seeded
 
 SETS = torch.tensor(list(itertools.product([0.0, 1.0], repeat=4)))  # (S, L)
@@ -22,18 +20,12 @@ SETS = torch.tensor(list(itertools.product([0.0, 1.0], repeat=4)))  # (S, L)
 
 def tiny() -> GaussianParts:
     """Four places of 3 x 3 pixels."""
-    model = tiny_baseline("gaussian")
-    assert isinstance(model, GaussianParts)
-    return model
-
-
-def x_of(n: int) -> Tensor:
-    return strokes(n).float() / 255
+    return tiny_baseline("gaussian")
 
 
 def test_the_gradient_of_hard_draws_is_that_of_the_bound() -> None:
     """Against the sum over all sets of places, where *what* is all but certain."""
-    model, x, n = tiny(), x_of(1), 400
+    model, x = tiny(), strokes_in_01(1)
     with torch.no_grad():
         model.head.weight[3:] = 0
         assert model.head.bias is not None
@@ -46,15 +38,7 @@ def test_the_gradient_of_hard_draws_is_that_of_the_bound() -> None:
     prior, p = model.prior(SETS, what)
     kl = kl_bernoulli(logits, prior) + torch.sigmoid(logits) * q.kl(p)
     elbo = (log_q.exp() * (fit - kl.sum(1))).sum()
-    exact = torch.autograd.grad(-elbo, list(named.values()))
-    config, found = VAEConfig(draws=2, relaxed_images=0), []
-    for seed in range(30):
-        loss, _ = model.training_loss(x.repeat(n, 1, 1, 1), config, 0.5, seeded(seed))
-        found.append(torch.autograd.grad(loss.mean(), list(named.values())))
-    for name, expected, drawn in zip(named, exact, zip(*found, strict=True), strict=True):
-        each = torch.stack(drawn)
-        error = 5 * each.std(0) / math.sqrt(len(each)) + 0.01 * expected.abs().max() + 1e-3
-        assert ((each.mean(0) - expected).abs() < error).all(), name
+    assert_gradient_of_bound(model, x, named, elbo, share=0.01)
 
 
 def test_samples_follow_the_prior() -> None:

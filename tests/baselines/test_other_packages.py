@@ -23,7 +23,7 @@ def block(language: str) -> str:
 
 
 def install(folder: Path, name: str, points: dict[str, str]) -> None:
-    """As pip does: what Python reads of an installed package."""
+    """Writes what Python reads of an installed package, as pip does."""
     info = folder / f"{name}-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")

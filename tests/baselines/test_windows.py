@@ -4,14 +4,13 @@ Shapes: B images, C channels, H x W image, N filters an axis; n objects of at mo
 """
 
 import itertools
-from typing import Any
 
 import numpy as np
 import torch
 
-from npdraw_dist.baselines.air import AIR, box, cut, put, stopping_log_prob
-from npdraw_dist.baselines.draw import DRAW, Window, read, write
-from tests.helpers.tiny_baselines import strokes, tiny_baseline
+from npdraw_dist.baselines.air import box, cut, put, stopping_log_prob
+from npdraw_dist.baselines.draw import Window, read, write
+from tests.helpers.tiny_baselines import strokes_in_01, tiny_baseline
 from tests.helpers.tiny_models import seeded
 
 HEIGHT, WIDTH, SIZE = 9, 12, 4
@@ -19,9 +18,7 @@ HEIGHT, WIDTH, SIZE = 9, 12, 4
 
 def test_the_canvas_is_the_sum_of_what_the_steps_write() -> None:
     """Step by step on the same noise; the first reads no more than the image and an empty canvas."""
-    model = tiny_baseline("draw")
-    assert isinstance(model, DRAW)
-    x = strokes(2).float() / 255
+    model, x = tiny_baseline("draw"), strokes_in_01(2)
     with torch.no_grad():
         steps = list(model.steps(x, seeded()))
         canvas, decoder = model._start(2)
@@ -64,12 +61,6 @@ def test_read_and_write_are_numpys() -> None:
             np.testing.assert_allclose(written[b, c], expected, rtol=1e-4, atol=1e-5)
 
 
-def air(**changes: Any) -> AIR:
-    model = tiny_baseline("air", **changes)
-    assert isinstance(model, AIR)
-    return model
-
-
 def test_presence_is_a_stopping_distribution() -> None:
     """Against all 2^T strings of presence: after a 0 only zeros; the chances are those of n."""
     logits = torch.tensor([[1.3, -0.4, 0.2], [-30.0, 50.0, 3.0]], dtype=torch.float64)
@@ -88,15 +79,14 @@ def test_presence_is_a_stopping_distribution() -> None:
 
 
 def test_drawn_counts_follow_the_stopping_distribution() -> None:
-    model = air(amount=0.5)
+    model = tiny_baseline("air", amount=0.5)
     count = model.generate(20_000, seeded(), 1.0).codes["count"]
     shares = torch.bincount(count, minlength=4) / 20_000
     torch.testing.assert_close(shares, stopping_log_prob(model.prior_presence).exp(), atol=0.015, rtol=0)
 
 
 def test_objects_are_counted_and_nothing_is_drawn_beyond_n() -> None:
-    model = air()
-    x = strokes(3).float() / 255
+    model, x = tiny_baseline("air"), strokes_in_01(3)
     with torch.no_grad():
         for bias, expected in ((60.0, 3.0), (-60.0, 0.0)):
             model.presence.bias.fill_(bias)

@@ -1,13 +1,17 @@
-"""Baselines small enough for many draws."""
+"""Baselines small enough for many draws, and the check that a loss has the gradient of their bound."""
 
+import math
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from npdraw_dist.baselines.base import Baseline
 from npdraw_dist.config import registry
+from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.config.spec import BaselineSpec
 from npdraw_dist.nn.hub import make_model
+from tests.helpers.tiny_models import seeded
 
 TINY_PRIOR = {"depth": 1, "width": 16, "attention_heads": 2, "head_width": 8, "mlp": 64}
 KINDS = ("vae", "vamp", "flow", "map", "vqvae", "gaussian", "draw", "air")
@@ -32,8 +36,8 @@ def make_baseline(spec: BaselineSpec) -> Baseline:
     return model
 
 
-def tiny_baseline(kind: str, seed: int = 0, amount: float = 0.2, **changes: Any) -> Baseline:
-    """A baseline with shaken weights, so that nothing is zero or uniform."""
+def tiny_baseline(kind: str, seed: int = 0, amount: float = 0.2, **changes: Any) -> Any:
+    """A model of this kind, shaken so that nothing is zero or uniform."""
     torch.manual_seed(seed)
     model = make_baseline(tiny_spec(kind, **changes))
     with torch.no_grad():
@@ -50,3 +54,30 @@ def strokes(n: int, channels: int = 1, seed: int = 0) -> torch.Tensor:
         row, column = torch.randint(5, (2,), generator=generator).tolist()
         images[index, :, row : row + 2, column : column + 2] = 255
     return images
+
+
+def strokes_in_01(n: int, channels: int = 1) -> Tensor:
+    """`strokes` as a model takes them: floats in [0, 1]."""
+    return strokes(n, channels).float() / 255
+
+
+def assert_gradient_of_bound(
+    model: Baseline, x: Tensor, named: dict[str, nn.Parameter], elbo: Tensor, share: float = 0.0
+) -> dict[str, Tensor]:
+    """Hard draws have, on average, the value `elbo` and the gradient of -elbo, which is returned by name.
+
+    x: one image. share: tolerance as a share of the largest value, beside 5 standard errors.
+    """
+    exact = torch.autograd.grad(-elbo, list(named.values()))
+    config, found = VAEConfig(draws=2, relaxed_images=0), []
+    for seed in range(30):
+        loss, metrics = model.training_loss(x.repeat(400, 1, 1, 1), config, 0.5, seeded(seed))
+        found.append(
+            (metrics["elbo"].detach().mean(), *torch.autograd.grad(loss.mean(), list(named.values())))
+        )
+    expected = (elbo.detach(), *exact)
+    for name, true, drawn in zip(("elbo", *named), expected, zip(*found, strict=True), strict=True):
+        each = torch.stack(drawn)
+        error = 5 * each.std(0) / math.sqrt(len(each)) + share * true.abs().max() + 1e-4
+        assert ((each.mean(0) - true).abs() < error).all(), name
+    return dict(zip(named, exact, strict=True))

@@ -149,6 +149,23 @@ def all_sequences(spec: ModelSpec) -> PartSequence:
     return PartSequence(table[..., 0].bool(), table[..., 1], table[..., 2])
 
 
+def assert_sums_to_one(log_p: Tensor) -> None:
+    """log_p: (N,) nats."""
+    assert float(log_p.detach().double().exp().sum()) == pytest.approx(1, abs=1e-5)
+
+
+def assert_draws_follow(p: Tensor, z: PartSequence, support: PartSequence) -> None:
+    """The n draws z have the probabilities p (N,) of all N sequences in `support`."""
+
+    def code(of: PartSequence) -> Tensor:
+        of = of.canonical()
+        return ((of.whether * 16 + of.where * 4 + of.what) * 64 ** torch.arange(of.steps)).sum(1)
+
+    counts, n = (code(z)[:, None] == code(support)).double().sum(0), len(z)
+    assert counts.sum() == n
+    assert ((counts / n - p).abs() < 4.5 * (p * (1 - p) / n).sqrt() + 1e-6).all()
+
+
 def assert_frequencies(model: NPDraw, q: StepLogits, z: PartSequence, every: PartSequence) -> None:
     """The n draws z have the frequencies of q, one image's posterior. every: all drawings, none twice."""
     columns = [

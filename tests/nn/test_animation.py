@@ -19,7 +19,7 @@ GRID = Grid(28, 28, 5, 5)
 
 
 def drawing(channels: int, batch: int) -> tuple[torch.Tensor, PartSequence]:
-    """Random drawings of which the first ends early, and step 2 draws nothing anywhere."""
+    """Random drawings; the first ends early, and step 2 draws nothing in any of them."""
     generator = torch.Generator().manual_seed(0)
     shape = (batch, 6)
     whether = torch.ones(shape, dtype=torch.bool)
@@ -31,6 +31,15 @@ def drawing(channels: int, batch: int) -> tuple[torch.Tensor, PartSequence]:
     return paste_steps(gather_parts(bank, z, GRID), z.where, GRID), z
 
 
+def animated(
+    steps: torch.Tensor, z: PartSequence, images: torch.Tensor | None = None, most: int = 40
+) -> bytes:
+    """The GIF of z on GRID. images: (B, T, C, H, W); None: the canvases."""
+    sides = torch.full_like(z.where, GRID.patch)
+    images = steps if images is None else images
+    return generation_gif(steps, z.whether, GRID.corners[z.where], sides, images, most)
+
+
 def written(path: Path, data: bytes) -> tuple[list[Pixels], list[int]]:
     path.write_bytes(data)
     return gif_frames(path)
@@ -40,14 +49,11 @@ def outlines(tile: Pixels) -> Pixels:
     return np.asarray(np.abs(tile - np.array(OUTLINE)).max(-1) <= 6)
 
 
-@pytest.mark.parametrize(("channels", "tolerance", "decoded_each_step"), [(1, 4, True), (3, 20, False)])
-def test_generation_draws_part_by_part(
-    tmp_path: Path, channels: int, tolerance: int, decoded_each_step: bool
-) -> None:
+@pytest.mark.parametrize(("channels", "tolerance"), [(1, 4), (3, 20)])
+def test_generation_draws_part_by_part(tmp_path: Path, channels: int, tolerance: int) -> None:
     steps, z = drawing(channels, 3)
     decoded = few_colours(random_images(3, 6, channels, 28, 28))
-    images = decoded if decoded_each_step else decoded[:, -1]
-    data = generation_gif(steps, z.whether, GRID.corners[z.where], 5, images)
+    data = animated(steps, z, decoded)
     frames, durations = written(tmp_path / "generation.gif", data)
     assert len(frames) == 1 + 5 + 1
     assert durations[-1] > 4 * durations[1]
@@ -68,8 +74,8 @@ def test_generation_draws_part_by_part(
             rest = np.abs(tile - enlarged(steps[index, now], 4))[~outlined]
             assert rest.mean() < tolerance / 2
             assert np.quantile(rest, 0.99) <= tolerance
-            image = decoded[index, now if decoded_each_step else -1]
-            assert np.abs(cell(frames[number], 1, index, 112, origin) - enlarged(image, 4)).mean() < tolerance
+            image = enlarged(decoded[index, now], 4)
+            assert np.abs(cell(frames[number], 1, index, 112, origin) - image).mean() < tolerance
 
 
 @pytest.mark.parametrize(("most", "shown"), [(5, 5), (4, 3), (1, 1)])
@@ -79,7 +85,7 @@ def test_several_parts_a_frame_are_no_more_than_the_most_frames(
     """Five parts in the longest drawing: one, two, three or five a frame, each outlined once."""
     _, z = drawing(1, 3)
     steps = torch.zeros(3, 6, 1, 28, 28)
-    data = generation_gif(steps, z.whether, GRID.corners[z.where], 5, steps[:, -1], most)
+    data = animated(steps, z, most=most)
     frames, _ = written(tmp_path / "few.gif", data)
     assert len(frames) == shown + 2
     origin = (margin_of(frames[0], 3, 112), LINE)
@@ -100,14 +106,13 @@ def test_several_parts_a_frame_are_no_more_than_the_most_frames(
 def test_the_background_of_the_drawing_keeps_its_colour(
     tmp_path: Path, channels: int, background: float
 ) -> None:
-    """Photographs of many colours on black or white, which a palette of their pixels alone would miss."""
+    """Photographs of many colours on black or white, two colours that a palette of their pixels may lack."""
     where = torch.arange(9)
     steps = torch.full((1, 9, channels, 28, 28), background)
     steps[..., 5:25, 5:25] = random_images(1, 9, channels, 20, 20)
     images = steps + 0.01 * torch.rand(steps.shape) * (1 - 2 * background)
     images[..., :5] = background
-    corners = GRID.corners[where][None]
-    data = generation_gif(steps, torch.ones(1, 9, dtype=torch.bool), corners, 5, images)
+    data = animated(steps, PartSequence(where[None] >= 0, where[None], where[None]), images)
     frames, _ = written(tmp_path / "background.gif", data)
     assert len(frames) == 11
     for frame in frames:
@@ -122,7 +127,7 @@ def test_windows_of_any_side_are_outlined_where_they_lie_within(tmp_path: Path) 
     corners = torch.tensor([[[4, 6]], [[-3, -2]], [[60, 60]]])
     sides = torch.tensor([[9], [40], [5]])
     whether = torch.ones(3, 1, dtype=torch.bool)
-    data = generation_gif(blank, whether, corners, sides, blank[:, 0])
+    data = generation_gif(blank, whether, corners, sides, blank)
     frames, _ = written(tmp_path / "windows.gif", data)
     origin = (margin_of(frames[1], 3, 112), LINE)
     boxes = []
@@ -134,20 +139,19 @@ def test_windows_of_any_side_are_outlined_where_they_lie_within(tmp_path: Path) 
 
 def test_generation_of_empty_drawings_is_the_finished_frame() -> None:
     blank = torch.zeros(2, 3, 1, 28, 28)
-    nowhere = torch.zeros(2, 3, 2, dtype=torch.int64)
-    data = generation_gif(blank, torch.zeros(2, 3, dtype=torch.bool), nowhere, 5, blank[:, 0])
+    nowhere = torch.zeros(2, 3, dtype=torch.int64)
+    data = animated(blank, PartSequence(nowhere.bool(), nowhere, nowhere))
     with Image.open(io.BytesIO(data)) as found:
         assert getattr(found, "n_frames", 1) == 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("decoded_each_step", [False, True])
-def test_generation_stays_small_on_the_worst_data(decoded_each_step: bool) -> None:
-    """Noise in colour; with an image a step every pixel of every frame is another."""
+def test_generation_stays_small_on_the_worst_data() -> None:
+    """Noise in colour, in which every pixel of every frame is another."""
     steps, images = random_images(12, 64, 3, 32, 32), random_images(12, 64, 3, 64, 64)
     corners = Grid(32, 32, 4, 4).corners.expand(12, -1, -1)
-    shown = images if decoded_each_step else images[:, -1]
-    data = generation_gif(steps, torch.ones(12, 64, dtype=torch.bool), corners, 4, shown)
+    sides = torch.full((12, 64), 4)
+    data = generation_gif(steps, sides > 0, corners, sides, images)
     assert len(data) <= MAX_GIF_BYTES
     with Image.open(io.BytesIO(data)) as found:
         assert 16 <= getattr(found, "n_frames", 1) - 2 <= 40
@@ -157,7 +161,7 @@ def test_the_last_frame_of_a_grey_generation_is_exact(tmp_path: Path) -> None:
     z = PartSequence(torch.ones(1, 2, dtype=torch.bool), torch.tensor([[0, 8]]), torch.tensor([[0, 0]]))
     steps = paste_steps(random_images(1, 2, 1, 5, 5), z.where, GRID)
     image = torch.arange(784).view(1, 1, 28, 28) % 256 / 255  # every grey
-    data = generation_gif(steps, z.whether, GRID.corners[z.where], 5, image)
+    data = animated(steps, z, image[:, None].expand(-1, 2, -1, -1, -1))
     frames, _ = written(tmp_path / "g.gif", data)
     for frame in (frames[0], frames[-1]):
         np.testing.assert_array_equal(frame[-116:-4, -116:-4], enlarged(image[0], 4))

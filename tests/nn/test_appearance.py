@@ -1,4 +1,4 @@
-"""The Gaussian latent: its divergences, the bound that contains it, and the canvas without it."""
+"""The Gaussian latent u: its KL, the bound with it, and decoding a canvas without it."""
 
 import math
 from typing import Any
@@ -62,7 +62,7 @@ def test_samples_draw_u(latents: dict[str, Any]) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("latents", [{"latents": 1}, {"latents": "map:1"}])
 def test_the_weights_average_to_the_likelihood_by_quadrature(latents: dict[str, Any]) -> None:
-    """exp(log_w) has the mean p(x), here a sum over all drawings and an integral over u."""
+    """exp(log_w) has the mean p(x), computed as a sum over all drawings and an integral over u."""
     spec = tiny_spec(**latents)
     model = tiny_model(spec)
     for parameter in model.posterior.parameters():
@@ -115,7 +115,7 @@ def test_it_is_trained_in_both_phases_and_counted_in_the_bound(
 
 @pytest.mark.parametrize(("progress", "weight"), [(0.1, 0.25), (0.6, 1.0), (0.3, 0.75)])
 def test_its_kl_rises_to_its_full_weight(progress: float, weight: float) -> None:
-    """The loss, averaged over draws, is -log p(x|z, u) + KL of z + weight x KL of u; bounds count all."""
+    """The loss is on average -log p(x|z, u) + KL of z + weight * KL of u; bounds have no weight."""
     model, batch = tiny_model(tiny_spec(latents="map:2")), batch_of(tiny_spec())
     settings = {"relaxed_images": 12_000, "draws": 2, "parse_weight": 0}
     plain, _ = VAEObjective(model, VAEConfig(**settings))(batch, progress, seeded())
@@ -138,7 +138,7 @@ def test_an_odd_size_is_padded_with_the_background() -> None:
 
 @torch.no_grad()
 def test_an_edited_canvas_has_the_latents_of_the_drawings_that_it_is_made_of() -> None:
-    """Cells of 4x4 pixels: the first is A's, the second B's, the third neither's."""
+    """The first cell of 4x4 pixels is A's, the second B's, the third belongs to neither."""
     model = tiny_model(tiny_spec("raster", image_shape=(1, 4, 12), latents="map:2"))
     a, b, other = (torch.rand(1, 1, 4, 12) for _ in range(3))
     edited = torch.cat([a[..., :4], b[..., 4:8], other[..., 8:]], 3)
@@ -151,7 +151,7 @@ def test_an_edited_canvas_has_the_latents_of_the_drawings_that_it_is_made_of() -
     unknown = model.appearance.joined(a, [Donor(None, a)])
     assert torch.equal(unknown, model.appearance.prior(a).mean)
 
-    # Where both drawings are blank, the places of B have B's: the right half here.
+    # Where both drawings are blank, the places taken from B, the right half, have u of B.
     model = tiny_model(tiny_spec("raster", image_shape=(1, 8, 16), patch=4, stride=4, latents="map:2"))
     none = torch.zeros(1, 2, dtype=torch.int64)
     blank = PartSequence(none.bool(), none, none)

@@ -1,4 +1,4 @@
-"""On white everything is as on black for the negative: x for 1 - x, each part for its negative.
+"""A model on white gives for 1 - x, with the negative of each part, what a model on black gives for x.
 
 Pixels are multiples of 1/256, of which 1 - x is exact.
 """
@@ -31,7 +31,7 @@ def dyadic(*shape: int, seed: int = 1) -> Tensor:
 
 
 def pair(spec: ModelSpec) -> tuple[NPDraw, NPDraw]:
-    """A model on black, and the one on white with the same weights but for the bank, which is negative.
+    """A model on black, and a model on white with the same weights and the negative bank.
 
     The posterior's fit is set by `set_bank`.
     """

@@ -1,4 +1,4 @@
-"""Banks that are swapped: a model whose table knows parts by their pixels draws with any others.
+"""Swapped banks: a model whose table knows parts by their pixels draws with any other parts.
 
 Shapes: K parts, N drawings.
 """
@@ -16,6 +16,7 @@ from tests.helpers.tiny_models import (
     GREY,
     all_drawings,
     all_sequences,
+    assert_sums_to_one,
     random_drawings,
     seeded,
     tiny_model,
@@ -38,13 +39,11 @@ def swapped(k: int) -> tuple[NPDraw, NPDraw]:
 def test_probabilities_sum_to_one_with_a_bank_of_another_size(k: int) -> None:
     _, other = swapped(k)
     assert other.spec.parts == len(other.bank) == k
-    total = other.prior_log_prob(all_sequences(other.spec)).double().exp().sum()
-    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
+    assert_sums_to_one(other.prior_log_prob(all_sequences(other.spec)))
     x = torch.rand(1, 1, 2, 4, generator=seeded(2)).round()
     q = other.infer(x)
     z = all_drawings(other.spec, other.bank_parts)
-    total = other.layout.log_prob(q.tile(len(z)), z).double().exp().sum()
-    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
+    assert_sums_to_one(other.layout.log_prob(q.tile(len(z)), z))
 
 
 def test_a_bank_beside_another_has_the_parts_of_both() -> None:
@@ -52,11 +51,8 @@ def test_a_bank_beside_another_has_the_parts_of_both() -> None:
     both = model.with_bank(model.bank.joined(other))
     assert both.spec.parts == SPEC.parts + 3
     assert torch.equal(both.bank_parts[SPEC.parts :], other.parts)
-    total = both.prior_log_prob(all_sequences(both.spec)).double().exp().sum()
-    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
-
-
-def test_a_bank_goes_beside_one_on_another_device() -> None:
+    assert_sums_to_one(both.prior_log_prob(all_sequences(both.spec)))
+    # Also of parts on another device.
     assert PartBank(bank(2).parts.to("meta")).joined(bank(3)).parts.shape[0] == 5
 
 
@@ -93,7 +89,7 @@ def test_a_swapped_bank_draws_and_saves(tmp_path_factory: pytest.TempPathFactory
 
 
 def test_a_completion_that_fails_holds_no_codes() -> None:
-    """As long as its error is kept, as a notebook does, weights that change would not count."""
+    """A notebook keeps the error; meanwhile the prior must not use cached codes in place of new weights."""
     model = tiny_model(SPEC)
     z = random_drawings(SPEC, 2)
     with pytest.raises(TypeError) as kept:
@@ -107,16 +103,16 @@ def test_a_completion_that_fails_holds_no_codes() -> None:
 
 def test_banks_that_do_not_fit_are_refused() -> None:
     model = tiny_model(SPEC)
-    with pytest.raises(UserError, match=r"parts of \(1, 3, 3\), and the model draws parts of \(1, 2, 2\)"):
-        model.with_bank(PartBank(torch.rand(2, 1, 3, 3)))
-    with pytest.raises(UserError, match=r"prior\.table joint"):
-        tiny_model(tiny_spec("raster")).with_bank(bank(2))
-    with pytest.raises(UserError, match="the authors' model"):
-        tiny_model(tiny_spec("aligned", "independent", "authors", **GREY)).with_bank(bank(2))
-    with pytest.raises(UserError, match="a bank: size"):
-        PartBank.of(pictures(), size=0, patch=3)
-    with pytest.raises(UserError, match=r"a bank cannot have parts of \(1, 3, 3\)"):
-        bank(2).joined(PartBank(torch.rand(2, 1, 3, 3)))
+    larger, joint = PartBank(torch.rand(2, 1, 3, 3)), tiny_model(tiny_spec("raster"))
+    authors = tiny_model(tiny_spec("aligned", "independent", "authors", **GREY))
+    for says, call in (
+        (r"parts of \(1, 3, 3\), and the model draws parts of \(1, 2, 2\)", lambda: model.with_bank(larger)),
+        (r"prior\.table joint", lambda: joint.with_bank(bank(2))),
+        ("the authors' model", lambda: authors.with_bank(bank(2))),
+        (r"a bank cannot have parts of \(1, 3, 3\)", lambda: bank(2).joined(larger)),
+    ):
+        with pytest.raises(UserError, match=says):
+            call()
 
 
 def pictures() -> Tensor:
@@ -137,12 +133,15 @@ def test_a_bank_of_images_has_their_patches() -> None:
 
 
 def test_images_of_which_no_bank_can_be_made() -> None:
-    with pytest.raises(UserError, match="different"):
-        PartBank.of(pictures(), size=4, patch=3)
-    with pytest.raises(UserError, match="2 shapes"):
-        PartBank.of([Image.new("L", (6, 6)), Image.new("L", (9, 6))], size=2, patch=3)
-    with pytest.raises(UserError, match="images are"):
-        PartBank.of(3, size=2, patch=3)
+    two_shapes = [Image.new("L", (6, 6)), Image.new("L", (9, 6))]
+    for images, size, says in (
+        (pictures(), 4, "different"),
+        (pictures(), 0, "a bank: size"),
+        (two_shapes, 2, "2 shapes"),
+        (3, 2, "images are"),
+    ):
+        with pytest.raises(UserError, match=says):
+            PartBank.of(images, size=size, patch=3)
 
 
 @pytest.mark.parametrize("order", ["aligned", "raster"])

@@ -1,4 +1,4 @@
-"""Completions: exactly what is kept, and the rest as the prior's enumerated conditional distribution."""
+"""Completions have exactly the kept parts, and the rest follows the enumerated conditional distribution."""
 
 from functools import cache
 from typing import Any
@@ -43,7 +43,7 @@ ORDER_NAMES = list(ORDERS)
 
 
 def spec_of(order: str, **changes: Any) -> ModelSpec:
-    """Four places in aligned order; else three of six."""
+    """Four places in aligned order; in other orders at most three of six."""
     size: dict[str, Any] = {"image_shape": (1, 4, 4), "steps": 4}
     if order != "aligned":
         size = {"image_shape": (1, 4, 6), "steps": 3}  # 2 x 3 places
@@ -80,7 +80,7 @@ def copies(z: PartSequence, n: int) -> PartSequence:
 
 
 def given(prior: StepPrior, support: PartSequence, z: PartSequence, keep: Tensor) -> Tensor:
-    """p(drawing | what z holds at the places `keep`), (N,)."""
+    """p(drawing | the parts of z at the places `keep`), (N,)."""
     fits = (cells(support, len(keep)) == cells(z, len(keep)))[:, keep].all(1)
     return prior.log_prob(support).detach().masked_fill(~fits, -torch.inf).softmax(0)
 
@@ -121,7 +121,7 @@ def test_completions_have_the_conditional_distribution(
 @pytest.mark.few(1)
 @pytest.mark.parametrize("heads", ["chained", "independent"])
 def test_a_finished_sketch_has_the_posterior_distribution(heads: str) -> None:
-    """p(z | a kept place) times p(ink | z), enumerated; paper says nothing."""
+    """The posterior is p(z | a kept place) times p(ink | z), enumerated; blank pixels do not count."""
     spec = spec_of("aligned", heads=heads)
     prior, bank = strong(spec, 6)
     grid, support, generator = spec.grid, every_arranged(spec, bank), seeded(6)
@@ -173,7 +173,7 @@ def test_a_sketch_of_images_is_followed_by_its_own_ink() -> None:
 
 @pytest.mark.parametrize("order", ORDER_NAMES)
 def test_to_forget_places_and_complete_them_keeps_the_distribution(order: str) -> None:
-    """Each drawing has its own places."""
+    """Each drawing keeps places of its own."""
     spec = spec_of(order)
     prior, bank = strong(spec, 7)
     support, generator = every_arranged(spec, bank), seeded()
@@ -208,7 +208,7 @@ def test_the_temperature_is_that_of_every_step() -> None:
     assert distance(spec, found, support, given(prior, support, z, keep)) < 0.06
 
 
-def held(z: PartSequence, keep: Tensor) -> list[list[tuple[int, int]]]:
+def drawn_at(z: PartSequence, keep: Tensor) -> list[list[tuple[int, int]]]:
     """The places and parts of each drawing at its kept places."""
     rows = zip(z.whether.tolist(), z.where.tolist(), z.what.tolist(), keep.tolist(), strict=True)
     return [
@@ -235,13 +235,13 @@ def any_model(order: str) -> NPDraw:
 def test_kept_places_hold_exactly_what_they_held(
     order: str, keep: list[list[bool]], seed: int, effort: Effort
 ) -> None:
-    """Also places without a part, and in a free order places with several."""
+    """This holds also for places without a part and, in a free order, for places with several."""
     model, mask = any_model(order), torch.tensor(keep)
     z = random_sequence(model.spec, len(keep), seed)
     found = model.complete(z, mask, seeded(seed), effort=effort)
-    assert held(found, mask) == held(z, mask)
+    assert drawn_at(found, mask) == drawn_at(z, mask)
     for row in (~mask.all(1)).nonzero()[:, 0].tolist():
-        others = [w for w, _ in held(found[row : row + 1], ~mask[row : row + 1])[0]]
+        others = [w for w, _ in drawn_at(found[row : row + 1], ~mask[row : row + 1])[0]]
         assert len(set(others)) == len(others)
         drawn = found.whether[row].tolist()
         assert order == "aligned" or drawn == sorted(drawn, reverse=True)
@@ -278,11 +278,13 @@ def test_wrong_drawings_and_settings_are_refused() -> None:
     for wrong in (torch.ones(5, dtype=torch.bool), torch.ones(3, 6, dtype=torch.bool), torch.ones(6)):
         with pytest.raises(ValueError, match="keep is"):
             aligned.complete(z, wrong)
-    with pytest.raises(ValueError, match="5 steps, not 6"):
-        any_model("path").complete(z, keep)
-    with pytest.raises(ValueError, match="temperature is 0"):
-        aligned.complete(z, keep, temperature=0)
+    at_one_place = PartSequence(z.whether, z.where * 0, z.what)
+    for says, model, given, temperature in (
+        ("5 steps, not 6", any_model("path"), z, None),
+        ("temperature is 0", aligned, z, 0),
+        ("6 parts at a kept place", drawn, at_one_place, None),
+    ):
+        with pytest.raises(ValueError, match=says):
+            model.complete(given, keep, temperature=temperature)
     with pytest.raises(ValueError, match="particles is 0"):
         Effort(particles=0)
-    with pytest.raises(ValueError, match="6 parts at a kept place"):
-        drawn.complete(PartSequence(z.whether, z.where * 0, z.what), keep)

@@ -1,4 +1,4 @@
-"""A prior that is told a class or words: p(z|c) sums to 1, guidance, completion, and what training drops.
+"""A prior that is given a class or words: p(z|c) sums to 1, guidance, completion, and what training drops.
 
 Shapes: N drawings, A tokens of a condition.
 """
@@ -17,7 +17,16 @@ from npdraw_dist.core.vocabulary import Classes, Words, learned
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import DROPPED, WORD_DROPPED, dropped
-from tests.helpers.tiny_models import all_sequences, random_drawings, seeded, shaken, tiny_model, tiny_spec
+from tests.helpers.tiny_models import (
+    all_sequences,
+    assert_draws_follow,
+    assert_sums_to_one,
+    random_drawings,
+    seeded,
+    shaken,
+    tiny_model,
+    tiny_spec,
+)
 
 CLASSES = ("cat", "dog", "bird")
 WORDS = learned({"red": 3, "reddish": 2, "dark": 5, "darkest": 1, "skin": 2})
@@ -41,21 +50,20 @@ def model_of(order: str, condition: str = "class", **changes: Any) -> NPDraw:
 @pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 2.0])
 def test_probabilities_sum_to_one_at_each_guidance(order: str, guidance: float) -> None:
     model = model_of(order)
-    total = model.given("dog", guidance).prior_log_prob(all_sequences(model.spec)).double().exp().sum()
-    torch.testing.assert_close(total, torch.ones_like(total), atol=1e-5, rtol=0)
+    assert_sums_to_one(model.given("dog", guidance).prior_log_prob(all_sequences(model.spec)))
 
 
 @pytest.mark.parametrize("condition", ["class", "words"])
 def test_guidance_0_and_1_are_the_plain_and_the_conditional_prior(condition: str) -> None:
     model = model_of("raster", condition)
-    z, asked = random_drawings(model.spec, 16), "dog" if condition == "class" else "dark skin"
-    tokens = model.vocabulary.rows([asked])
-    plain, told = model.prior.log_prob(z), model.prior.log_prob(z, tokens)
-    assert not torch.allclose(plain, told, atol=1e-3)
-    torch.testing.assert_close(model.given(asked, 0.0).prior_log_prob(z), plain)
-    torch.testing.assert_close(model.given(asked, 1.0).prior_log_prob(z), told)
+    z, name = random_drawings(model.spec, 16), "dog" if condition == "class" else "dark skin"
+    tokens = model.vocabulary.rows([name])
+    plain, conditional = model.prior.log_prob(z), model.prior.log_prob(z, tokens)
+    assert not torch.allclose(plain, conditional, atol=1e-3)
+    torch.testing.assert_close(model.given(name, 0.0).prior_log_prob(z), plain)
+    torch.testing.assert_close(model.given(name, 1.0).prior_log_prob(z), conditional)
     torch.testing.assert_close(model.prior.log_prob(z, torch.zeros_like(tokens)), plain)
-    beyond = model.given(asked, 2.0).prior(z)
+    beyond = model.given(name, 2.0).prior(z)
     u, c = model.prior(z), model.prior(z, tokens)
     torch.testing.assert_close(beyond.what, 2 * c.what - u.what)
 
@@ -63,23 +71,17 @@ def test_guidance_0_and_1_are_the_plain_and_the_conditional_prior(condition: str
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 1.5])
 def test_samples_have_the_frequencies_of_the_guided_prior(order: str, guidance: float) -> None:
-    given, n = model_of(order).given("bird", guidance), 4000
-    z, support = given.sample_prior(n, seeded()).canonical(), all_sequences(given.spec)
+    given = model_of(order).given("bird", guidance)
+    support = all_sequences(given.spec)
     p = given.prior_log_prob(support).double().exp()
-
-    def code(of: Any) -> Tensor:
-        step = of.whether * 4 + of.whether * (of.where * 2 + of.what)
-        return (step * 16 ** torch.arange(of.steps)).sum(1)
-
-    counts = (code(z)[:, None] == code(support.canonical())).double().sum(0)
-    assert ((counts / n - p).abs() < 5 * (p * (1 - p) / n).sqrt() + 1e-6).all()
+    assert_draws_follow(p, given.sample_prior(4000, seeded()), support)
 
 
-def test_each_drawing_has_the_condition_that_was_asked_for_it() -> None:
+def test_each_drawing_has_its_own_condition() -> None:
     model = model_of("raster")
-    asked = [CLASSES[i % 3] for i in range(60)]
-    z = model.draw(60, seed=0, condition=asked).z
-    rows = torch.cat([model.vocabulary.rows([name]) for name in asked])
+    names = [CLASSES[i % 3] for i in range(60)]
+    z = model.draw(60, seed=0, condition=names).z
+    rows = torch.cat([model.vocabulary.rows([name]) for name in names])
     states = torch.stack(list(model.prior.states(z, rows)), 1)
     torch.testing.assert_close(model.prior.logits(states, z.where).what, model.prior(z, rows).what)
     assert torch.equal(model.sample(3, seed=1, condition=1), model.sample(3, seed=1, condition="dog"))
@@ -92,21 +94,22 @@ def test_a_class_may_be_a_number_of_numpy_or_torch() -> None:
     model = model_of("aligned", likelihood="bernoulli")
     x = torch.rand(3, 1, 2, 4, generator=seeded(3)).round()
 
-    def outcome(asked: Any) -> list[Tensor]:
-        drawn, done = model.draw(3, seed=0, condition=asked), model.complete(x, [], seed=0, condition=asked)
-        loss, _ = model(x, asked, generator=seeded())
+    def outcome(condition: Any) -> list[Tensor]:
+        drawn = model.draw(3, seed=0, condition=condition)
+        done = model.complete(x, [], seed=0, condition=condition)
+        loss, _ = model(x, condition, generator=seeded())
         return [drawn.z.whether, drawn.z.what, done.z.whether, done.z.what, loss.detach()]
 
     for same, expected in (
         ((torch.tensor([2, 0, 1]), np.array([2, 0, 1]), [np.int64(2), torch.tensor(0), 1]), [2, 0, 1]),
         ((torch.tensor(2), np.int64(2), "bird"), 2),
     ):
-        for asked in same:
-            assert all(map(torch.equal, outcome(asked), outcome(expected)))
+        for condition in same:
+            assert all(map(torch.equal, outcome(condition), outcome(expected)))
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("options", "says"),
     [
         ({"condition": -1}, "class .-1. .near: cat"),
         ({"condition": "²"}, "does not know the class"),
@@ -115,15 +118,15 @@ def test_a_class_may_be_a_number_of_numpy_or_torch() -> None:
         ({"condition": "cat", "guidance": float("inf")}, "guidance is inf"),
         ({"condition": 1.5}, "a class or words, not 1.5"),
         ({"condition": torch.ones(3, 1, dtype=torch.int64)}, r"a class or words, not \[1\]"),
-        ({"guidance": 2.0}, "guidance 2.0 is of a condition"),
+        ({"guidance": 2.0}, "guidance 2.0 needs a condition"),
     ],
 )
-def test_what_cannot_be_asked_is_refused(asked: dict[str, Any], says: str) -> None:
+def test_impossible_conditions_are_refused(options: dict[str, Any], says: str) -> None:
     model = model_of("aligned")
     with pytest.raises(UserError, match=says):
-        model.draw(3, seed=0, **asked)
+        model.draw(3, seed=0, **options)
     with pytest.raises(UserError, match=says):
-        model.complete(random_drawings(model.spec, 3), [], seed=0, **asked)
+        model.complete(random_drawings(model.spec, 3), [], seed=0, **options)
 
 
 @pytest.mark.parametrize("number", [2, 4])
@@ -143,7 +146,7 @@ def test_a_model_that_is_given_several_conditions_has_as_many_drawings(number: i
 
 
 def test_a_model_under_a_condition_is_not_saved(tmp_path: Path) -> None:
-    """What was saved before stays whole."""
+    """A model that was saved before stays whole."""
     model = model_of("aligned")
     model.save_pretrained(tmp_path / "model")
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
@@ -157,20 +160,19 @@ def test_another_condition_takes_the_place_of_the_first() -> None:
     model = model_of("aligned")
     with pytest.raises(UserError, match="given a condition already"):
         model.given("cat")(torch.zeros(3, 1, 2, 4), "dog")
-    z, told = random_drawings(model.spec, 8), model.given("cat")
-    assert torch.equal(told.given("dog").prior_log_prob(z), model.given("dog").prior_log_prob(z))
+    z, given = random_drawings(model.spec, 8), model.given("cat")
+    assert torch.equal(given.given("dog").prior_log_prob(z), model.given("dog").prior_log_prob(z))
     x = torch.rand(6, 1, 2, 4, generator=seeded(3)).round()
-    assert torch.equal(told.classify(x, k=50), model.classify(x, k=50))
+    assert torch.equal(given.classify(x, k=50), model.classify(x, k=50))
 
 
 def test_a_completion_follows_its_condition() -> None:
-    """Of a drawing all of whose places are free, completions are samples of p(z|c)."""
+    """If all places are free, completions are samples of p(z|c)."""
     model = model_of("aligned")
     z = random_drawings(model.spec, 2)
     keep = torch.zeros(model.spec.grid.places, dtype=torch.bool)
     many = type(z)(*(value[:1].expand(3000, -1) for value in vars(z).values()))
-    asked = ["cat", "dog"] * 1500
-    done = model.complete(many, keep, seeded(), condition=asked)
+    done = model.complete(many, keep, seeded(), condition=["cat", "dog"] * 1500)
     for number, name in enumerate(("cat", "dog")):
         share = done.whether[number::2].double().mean(0)
         support = all_sequences(model.spec)
@@ -192,7 +194,7 @@ def test_a_class_is_that_of_the_highest_likelihood() -> None:
 
 
 def test_the_number_of_a_class_is_its_name_if_all_names_are_numbers() -> None:
-    """What `classify` finds is what a condition of that number draws."""
+    """A number that `classify` returns is a valid condition for the same class."""
     vocabulary = Classes(("1", "10", "2"), 1)
     assert vocabulary.rows([1, 10, 2]).flatten().tolist() == [1, 2, 3]
     assert vocabulary.rows(vocabulary.labels).flatten().tolist() == [1, 2, 3]
@@ -211,15 +213,16 @@ def test_a_condition_moves_with_its_model() -> None:
 
 def test_unknown_conditions_are_refused_with_the_nearest_known_ones() -> None:
     model, words, plain = model_of("aligned"), model_of("aligned", "words"), tiny_model(tiny_spec())
-    for asked, told in (("dot", "'dot' .near: dog"), (3, "'3' .near: cat"), ("3", "'3' .near: cat")):
-        with pytest.raises(UserError, match=told):
-            model.draw(1, condition=asked)
-    with pytest.raises(UserError, match=r"word 'darke' .near: dark"):
-        words.draw(1, condition="red darke")
-    with pytest.raises(UserError, match="more than 8 words"):
-        words.draw(1, condition="red " * 9)
-    with pytest.raises(UserError, match="no word"):
-        words.draw(1, condition=": -")
+    for name, says in (("dot", "'dot' .near: dog"), (3, "'3' .near: cat"), ("3", "'3' .near: cat")):
+        with pytest.raises(UserError, match=says):
+            model.draw(1, condition=name)
+    for text, says in (
+        ("red darke", "word 'darke' .near: dark"),
+        ("red " * 9, "more than 8 words"),
+        (": -", "no word"),
+    ):
+        with pytest.raises(UserError, match=says):
+            words.draw(1, condition=text)
     with pytest.raises(UserError, match="takes no condition"):
         plain.draw(1, condition="cat")
     with pytest.raises(UserError, match="no classes"):

@@ -8,12 +8,12 @@ from npdraw_dist.nn import classifier
 from npdraw_dist.nn.classifier import Classifier, Labelled, fit
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.likelihoods import DiscretizedLogisticMixture, make_likelihood
+from tests.helpers.tiny_models import seeded
 
 
 def canvas(channels: int, batch: int = 16) -> torch.Tensor:
     """Flat 4x4 tiles of random values, as parts draw them."""
-    generator = torch.Generator().manual_seed(0)
-    tiles = torch.rand(batch, channels, 4, 4, generator=generator)
+    tiles = torch.rand(batch, channels, 4, 4, generator=seeded())
     return tiles.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
 
@@ -44,7 +44,7 @@ def test_the_first_image_is_the_canvas(name: str, channels: int, upscale: int) -
 
 
 def test_the_components_of_a_mixture_start_apart() -> None:
-    """The same everywhere would stay the same for ever: their gradients have to differ."""
+    """Equal components would stay equal for ever: their gradients have to differ."""
     torch.manual_seed(0)
     likelihood = DiscretizedLogisticMixture(3)
     start = likelihood.canvas_start()
@@ -81,7 +81,7 @@ def test_features_are_standard_also_of_data_in_the_order_of_their_classes(
         torch.randint(56, (400, 1, 8, 8), dtype=torch.uint8) + torch.where(dark, 0, 200)[:, None, None, None]
     )
     data = Labelled(images.byte(), dark.long(), "none")
-    fit(model, data, classifier.BATCH, torch.Generator().manual_seed(0), lambda seen: None)
+    fit(model, data, classifier.BATCH, seeded(), lambda seen: None)
     features = model(images / 255).detach()
     assert features.mean(0).abs().max() < 0.3
     assert (features.std(0) - 1).abs().max() < 0.2

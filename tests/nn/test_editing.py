@@ -16,10 +16,11 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.nn import editing
 from npdraw_dist.nn.editing import mask_of
+from tests.helpers.tiny_models import seeded
 
 GRID = Grid(6, 7, 3, 2)  # 3 x 3 places that overlap and hang over the edge
 PLACES, PARTS = GRID.places, 4
-BANK = torch.rand(PARTS, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+BANK = torch.rand(PARTS, 1, 3, 3, generator=seeded())
 
 Steps = list[tuple[int, int]]  # (place, part) of what is drawn, in time
 
@@ -44,7 +45,7 @@ def canvas(z: PartSequence) -> torch.Tensor:
 
 @st.composite
 def drawings(draw: st.DrawFn, count: int = 2) -> tuple[str, int, list[Steps]]:
-    """An order, T, and what some drawings draw; free orders may draw twice at a place."""
+    """An order, T, and the steps of some drawings; in free orders a place may have two parts."""
     order = draw(st.sampled_from(list(ORDERS)))
     length = PLACES if order == "aligned" else draw(st.integers(1, PLACES))
     step = st.tuples(st.integers(0, PLACES - 1), st.integers(0, PARTS - 1))
@@ -150,16 +151,16 @@ def test_interpolation_goes_from_a_to_b_a_place_at_a_time(case: tuple[str, int, 
     z = editing.interpolate(z_a, z_b, PLACES, order)
     check_invariant(z, order)
 
-    def held(steps: Steps) -> list[list[int]]:
+    def parts_of(steps: Steps) -> list[list[int]]:
         return [sorted(what for place, what in steps if place == index) for index in range(PLACES)]
 
-    differ = sum(x != y for x, y in zip(held(a), held(b), strict=True))
+    differ = sum(x != y for x, y in zip(parts_of(a), parts_of(b), strict=True))
     assert len(z) == differ + 1
     assert torch.equal(canvas(z[:1]), canvas(z_a))
     assert torch.equal(canvas(z[-1:]), canvas(z_b))
     assert listed(z, len(z) - 1) == listed(z_b, 0)
     if order == "aligned":  # free orders may run out of steps between
-        rows = [held(listed(z, row)) for row in range(len(z))]
+        rows = [parts_of(listed(z, row)) for row in range(len(z))]
         for before, after in itertools.pairwise(rows):
             assert sum(x != y for x, y in zip(before, after, strict=True)) == 1
 

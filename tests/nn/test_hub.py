@@ -1,4 +1,4 @@
-"""Models found in a folder, a run, at a URI or on a hub (a folder in its place), and what they state."""
+"""Models in a folder, a run, at a URI or on a hub, for which a folder stands in; their config and card."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", Mock(side_effect=AssertionError("the hub was asked"))
+        huggingface_hub, "snapshot_download", Mock(side_effect=AssertionError("the hub was called"))
     )
 
 
@@ -65,7 +65,7 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder in place of the hub, with a folder for each repository. What is downloaded goes to `cache`."""
+    """A folder that replaces the hub, with a folder for each repository. Downloads go to `cache`."""
     folder, cache, response = tmp_path / "hub", tmp_path / "cache", Mock(headers={})
 
     def create(_: HfApi, repo_id: str, **__: Any) -> SimpleNamespace:

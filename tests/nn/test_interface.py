@@ -1,4 +1,4 @@
-"""What people do with a trained model: images of any kind and drawings in, images and drawings out."""
+"""What people do with a trained model: images of any type or drawings in, images or drawings out."""
 
 import io
 from pathlib import Path
@@ -49,7 +49,7 @@ def test_all_kinds_of_pictures_give_the_same(size: dict[str, Any]) -> None:
     assert torch.equal(model.as_input(floats.double().numpy()), floats)
 
 
-def test_images_of_a_wrong_range_or_size_are_told() -> None:
+def test_images_of_a_wrong_range_or_size_are_refused() -> None:
     model = model_of(GREY)
     for method in (model.encode, model.reconstruct, model.drawings, model.features, model.log_weights):
         with pytest.raises(UserError, match="200 to 200"):
@@ -61,16 +61,15 @@ def test_images_of_a_wrong_range_or_size_are_told() -> None:
 def test_numbers_out_of_range_and_nothing_at_all_are_refused() -> None:
     for model in (model_of(GREY), tiny_baseline("vae")):
         images = torch.ones(1, *model.spec.image_shape)
-        with pytest.raises(UserError, match="temperature is 0"):
-            model.sample(2, temperature=0.0)
-        with pytest.raises(UserError, match="temperature is -1"):
-            model.sample_trace(2, temperature=-1.0)
-        with pytest.raises(UserError, match="n is 0"):
-            model.sample(0)
-        with pytest.raises(UserError, match="k is 0"):
-            model.log_weights(images, 0)
-        with pytest.raises(UserError, match="there is no image"):
-            model.log_weights(images[:0])
+        for says, method, arguments in (
+            ("temperature is 0", model.sample, (2, None, 0.0)),
+            ("temperature is -1", model.sample_trace, (2, None, -1.0)),
+            ("n is 0", model.sample, (0,)),
+            ("k is 0", model.log_weights, (images, 0)),
+            ("there is no image", model.log_weights, (images[:0],)),
+        ):
+            with pytest.raises(UserError, match=says):
+                method(*arguments)
     with pytest.raises(UserError, match="top_k is 0"):
         model_of(GREY).draw(2, top_k=0)
 
@@ -120,10 +119,9 @@ def test_drawings_are_saved_by_the_ending_of_the_name(size: dict[str, Any], tmp_
         assert np.array_equal(arrays["images"], drawn.numpy())
         assert np.array_equal(arrays["what"], drawn.z.what.numpy())
         assert ("appearance" in arrays) == (model.appearance is not None)
-    with pytest.raises(UserError, match=r"name it \.gif, \.png or \.npz"):
-        drawn.save(tmp_path / "one.jpg")
-    with pytest.raises(UserError, match="cannot write"):
-        drawn.save(tmp_path / "none" / "one.gif")
+    for name, says in (("one.jpg", r"name it \.gif, \.png or \.npz"), ("none/one.gif", "cannot write")):
+        with pytest.raises(UserError, match=says):
+            drawn.save(tmp_path / name)
     assert {path.suffix for path in tmp_path.iterdir()} == {".gif", ".png", ".npz"}
 
 
@@ -140,9 +138,9 @@ def test_completions_of_images_keep_their_parts(size: dict[str, Any]) -> None:
     assert torch.equal(done.z.what, z.what)
     assert torch.equal(model.complete(images, keep=mask.numpy(), seed=3).images, done.images)
     kept = mask.view(-1)
-    held = before.z.whether[:, kept]
-    assert torch.equal(done.z.whether[:, kept], held)
-    assert torch.equal(done.z.what[:, kept][held], before.z.what[:, kept][held])
+    drawn = before.z.whether[:, kept]
+    assert torch.equal(done.z.whether[:, kept], drawn)
+    assert torch.equal(done.z.what[:, kept][drawn], before.z.what[:, kept][drawn])
     everything = model.complete(images, keep=":,:", seed=0)
     torch.testing.assert_close(everything.images, before.images)
     with pytest.raises(UserError, match="a generator or a seed"):
@@ -180,11 +178,10 @@ def test_edits_in_their_order() -> None:
     assert torch.equal(done.z.whether, expected.whether)
     assert torch.equal(done.z.what, expected.what)
     assert torch.equal(done.images, model.decode(model.render(expected)))
-    with pytest.raises(UserError, match="part 4"):
-        model.edit(z, put={0: 4})
-    with pytest.raises(UserError, match="place 9"):
-        model.edit(z, move={0: 9})
-    model = model_of(LATENT)  # an edit keeps what parts cannot say
+    for edits, says in (({"put": {0: 4}}, "part 4"), ({"move": {0: 9}}, "place 9")):
+        with pytest.raises(UserError, match=says):
+            model.edit(z, **edits)
+    model = model_of(LATENT)  # an edit keeps u
     images = pictures(model, 2)
     unchanged = model.edit(images)
     torch.testing.assert_close(unchanged.images, model.reconstruct(images))

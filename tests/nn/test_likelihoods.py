@@ -16,6 +16,7 @@ from npdraw_dist.nn.likelihoods import (
     Likelihood,
     make_likelihood,
 )
+from tests.helpers.tiny_models import seeded
 
 Array = NDArray[np.float64]
 VALUES = torch.arange(256) / 255
@@ -23,12 +24,11 @@ VALUES = torch.arange(256) / 255
 
 def random_output(likelihood: Likelihood, size: int = 3, batch: int = 4, spread: float = 1.0) -> torch.Tensor:
     shape = (batch, likelihood.parameters_per_pixel, size, size)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(3)) * spread
+    return torch.randn(shape, generator=seeded(3)) * spread
 
 
 def random_image(channels: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(4)
-    x = torch.randint(0, 256, (4, channels, 3, 3), generator=generator) / 255
+    x = torch.randint(0, 256, (4, channels, 3, 3), generator=seeded(4)) / 255
     x[0, :, 0, 0], x[1, :, 0, 0] = 0.0, 1.0
     return x
 
@@ -131,11 +131,11 @@ def test_samples_have_the_mean_and_lie_on_the_grid(name: str, channels: int) -> 
     likelihood = make_likelihood(name, channels)
     output = random_output(likelihood, size=4, batch=1)
     many = output.expand(8000, -1, -1, -1)
-    draws = likelihood.sample(many, torch.Generator().manual_seed(0))
+    draws = likelihood.sample(many, seeded())
     assert draws.shape == (8000, channels, 4, 4)
     assert ((draws >= 0) & (draws <= 1)).all()
     torch.manual_seed(123)  # the generator alone decides
-    assert torch.equal(draws, likelihood.sample(many, torch.Generator().manual_seed(0)))
+    assert torch.equal(draws, likelihood.sample(many, seeded()))
     steps = draws * (1 if name == "bernoulli" else 255)
     torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
     error = draws.std(0) / math.sqrt(8000)
@@ -145,7 +145,7 @@ def test_samples_have_the_mean_and_lie_on_the_grid(name: str, channels: int) -> 
 def test_colour_draws_follow_the_pixel_distribution() -> None:
     likelihood = DiscretizedLogisticMixture(3, components=3)
     output = random_output(likelihood, size=1, batch=1) * 0.7
-    draws = likelihood.sample(output.expand(20_000, -1, 1, 1), torch.Generator().manual_seed(0))[..., 0, 0]
+    draws = likelihood.sample(output.expand(20_000, -1, 1, 1), seeded())[..., 0, 0]
     red, green = np.meshgrid(np.arange(256) / 255, np.arange(256) / 255, indexing="ij")
     x = np.stack([red.ravel(), green.ravel()], 1)[:, :, None, None]
     p = np.exp(reference_mixture(output.double().numpy(), x, 3, 3)).reshape(256, 256)

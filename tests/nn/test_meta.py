@@ -1,4 +1,4 @@
-"""Every model trains, samples and scores on the device `meta`: without a GPU, a GPU's mistakes are seen.
+"""Every model trains, samples and scores on the device `meta`, which shows a GPU's mistakes without a GPU.
 
 A tensor that is made on the CPU meets one of the model and is refused, and a value that the host would wait
 for does not exist. Nothing is computed: what counts is which operations meet, not how often, so the priors
@@ -168,7 +168,7 @@ def test_moved_images_are_parsed_on_the_device(name: str) -> None:
 
 
 class PeakMemory(TorchDispatchMode):
-    """`peak`: the most bytes that tensors made in its block had at once."""
+    """`peak`: the largest number of bytes that tensors made in its block had at one time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ class PeakMemory(TorchDispatchMode):
 
 
 def peak_gb(preset: str, kind: str, k: int, flags: Mapping[str, Any] | None = None) -> float:
-    """Of importance samples of a batch."""
+    """Peak memory of importance sampling for a batch."""
     settings = resolve(preset, None, {**(flags or {}), "model": {"kind": kind}})
     with META:
         model = make_model(spec_of(settings)).eval()
@@ -204,7 +204,7 @@ def peak_gb(preset: str, kind: str, k: int, flags: Mapping[str, Any] | None = No
     [("mnist", "npdraw"), *(("cifar10", kind) for kind in ("npdraw", *KINDS)), ("authors", "authors")],
 )
 def test_scoring_fits_a_quarter_of_a_small_gpu(preset: str, kind: str) -> None:
-    """Of a T4, less the context and the weights."""
+    """A T4's memory, less context and weights."""
     assert 0.001 < peak_gb(preset, kind, K_CHUNK) < 3.0
 
 

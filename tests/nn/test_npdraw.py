@@ -185,7 +185,7 @@ def test_log_weights_by_hand(order: str, size: dict[str, Any], monkeypatch: pyte
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 @torch.no_grad()
 def test_elbo_below_iwae_below_exact_log_p(kind: tuple[str, ...]) -> None:
-    """`exact` is of what q can draw; the prior can also draw places twice, or in another order."""
+    """`exact` sums over what q can draw; the prior can also draw places twice, or in another order."""
     model = tiny_model(tiny_spec(*kind))
     model.temperature.data.copy_(torch.tensor([1.3, 0.8, 1.6]))
     for image in images(model, 3).split(1):

@@ -1,4 +1,4 @@
-"""The two losses: gradients everywhere they belong, exact KL, no training weight in what is reported.
+"""The two losses: they reach all parameters, their KL is exact, and no training weight enters a metric.
 
 And the temperatures of the posterior, which raise the bound and undo a sharpening.
 """
@@ -129,7 +129,7 @@ def test_a_single_hard_draw_trains_all_but_the_posterior() -> None:
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_what_a_single_hard_draw_does_not_train_stays_bit_by_bit(optimizer: str) -> None:
-    """Also momentum moves nothing: steps of Muon would be full ones, however small it is."""
+    """Momentum must not move it either: Muon's steps have full size, however small the momentum is."""
     objective, batch = vae("path", draws=1, relaxed=0.5)
     config = TrainConfig.model_validate({"batch_size": 6, "micro_batch": 6, "optimizer": optimizer})
     run = Run(objective, config, 0, LocalContext())
@@ -173,7 +173,7 @@ def test_draws_turn_hard_at_the_end() -> None:
 
 
 def test_schedules_run_over_the_relaxed_draws() -> None:
-    """So that a larger budget with the same `relaxed_images` begins with the same training."""
+    """A larger budget with the same `relaxed_images` begins with the same training."""
     losses = []
     for images, tau_end in ((1000, 0.5), (5000, 0.5), (1000, 0.1)):
         objective, batch = vae("aligned", relaxed_images=500, images=images, tau_end=tau_end)

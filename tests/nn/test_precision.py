@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.bank.patches import extract
-from npdraw_dist.baselines.authors import training as authors
+from npdraw_dist.baselines.authors import model as authors
 from npdraw_dist.baselines.base import BaselineObjective
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.registry import LIKELIHOODS
@@ -76,7 +76,7 @@ def test_an_exact_layer_is_the_plain_one_without_rounding(
 @torch.no_grad()
 def wake(model: nn.Module) -> None:
     """Gives the layers that start at zero, or small, usual weights, so that they count as after training."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded()
     for name, weight in model.named_parameters():
         if weight.ndim > 1 and not weight.any():
             weight.copy_(torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5)
@@ -132,7 +132,7 @@ def test_q_and_p_are_nearly_those_of_float32(name: str, awake: bool) -> None:
 
 
 def same_draws(patch: pytest.MonkeyPatch, *functions: tuple[object, str]) -> Callable[[], None]:
-    """What the functions return is returned again, from their first on, after the callable is called."""
+    """Records what the functions return; once the callable is called, they return it again, in order."""
     kept: list[Any] = []
     again: list[Any] = []
 

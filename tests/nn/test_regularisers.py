@@ -1,4 +1,4 @@
-"""Dropout against what it must be in the mean; it and weight decay are open to every kind of model alike."""
+"""Dropout keeps the mean, and every kind of model has dropout and weight decay."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def with_vae(kind: str, **settings: float) -> Experiment:
 
 
 def loss(objective: Objective, experiment: Experiment, seed: int) -> Tensor:
-    """seed: of torch's global generator, from which dropout draws; all other noise is the same."""
+    """seed: for torch's global generator, which dropout uses; all other noise is the same."""
     torch.manual_seed(seed)
     found, _ = objective(batch_of(experiment), 1.0, seeded())
     return found.detach()

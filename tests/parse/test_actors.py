@@ -14,7 +14,7 @@ from tests.helpers.processes import until
 
 
 def logs_of_actors() -> Iterator[tuple[int, str]]:
-    """Process and standard error of each actor of a pool, of this Ray."""
+    """Process id and standard error of each actor of this Ray's pools."""
     node: Any = ray._private.worker._global_node
     folder = Path(node.get_logs_dir_path())
     for log in folder.glob("worker-*.err"):

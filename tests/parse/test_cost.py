@@ -1,4 +1,4 @@
-"""Gains against direct sums of squares, and the bound of a gain against the gain."""
+"""Gains against direct sums of squares, and bounds of gains against gains."""
 
 from typing import Any
 

@@ -79,7 +79,7 @@ def drawn_pairs(z: PartSequence, image: int) -> set[Draw]:
 @pytest.mark.parametrize("order", ["ranked", "raster"])
 @pytest.mark.parametrize("shape", DISJOINT + OVERLAPPING)
 def test_chooses_as_brute_force_greedy(shape: tuple[int, ...], order: str) -> None:
-    """In both orders the gain decides which T parts stay."""
+    """The gain decides in both orders which T parts stay."""
     grid, bank, images = make(shape, batch=6)
     black_white = PartBank((bank.parts > 0.4).float()), (images > 0.5).float()  # with ties
     cases = [(grid.places, 0.05, (bank, images)), (max(1, grid.places // 2), 0.3, (bank, images))]
@@ -92,7 +92,7 @@ def test_chooses_as_brute_force_greedy(shape: tuple[int, ...], order: str) -> No
 
 @pytest.mark.parametrize("shape", OVERLAPPING)
 def test_the_choice_in_fixed_shapes_is_the_lazy_one(shape: tuple[int, ...]) -> None:
-    """A GPU's: no size is read, by which the host would wait."""
+    """The chooser for a GPU reads no size, for which the host would wait."""
     grid, bank, images = make(shape, batch=20, seed=7)
     images = (images * 255).round().to(torch.uint8)
     images[3] = 0  # draws nothing
@@ -184,18 +184,17 @@ def test_deterministic_and_independent_of_the_batch(shape: tuple[int, ...]) -> N
 
 def test_refuses_what_does_not_fit() -> None:
     grid, bank, images = make(DISJOINT[1])
-    with pytest.raises(UserError, match=r"parse\.order"):
-        Parser(bank, grid, 4, "spiral", 0.1)
-    with pytest.raises(UserError, match="4 in order aligned"):
-        Parser(bank, grid, 3, "aligned", 0.1)
-    with pytest.raises(UserError, match="1 to 4"):
-        Parser(bank, grid, 5, "raster", 0.1)
-    with pytest.raises(UserError, match="stage `bank`"):
-        Parser(bank, Grid(8, 8, 3, 3), 4, "raster", 0.1)
-    with pytest.raises(ValueError, match=r"not torch\.int64"):
-        Parser(bank, grid, 4, "raster", 0.1)(images.long())
-    with pytest.raises(ValueError, match="images are"):
-        Parser(bank, grid, 4, "raster", 0.1)(images[:, :, :7])
+    for says, places, steps, order in (
+        (r"parse\.order", grid, 4, "spiral"),
+        ("4 in order aligned", grid, 3, "aligned"),
+        ("1 to 4", grid, 5, "raster"),
+        ("stage `bank`", Grid(8, 8, 3, 3), 4, "raster"),
+    ):
+        with pytest.raises(UserError, match=says):
+            Parser(bank, places, steps, order, 0.1)
+    for says, wrong in ((r"not torch\.int64", images.long()), ("images are", images[:, :, :7])):
+        with pytest.raises(ValueError, match=says):
+            Parser(bank, grid, 4, "raster", 0.1)(wrong)
 
 
 def dyadic(values: torch.Tensor) -> torch.Tensor:

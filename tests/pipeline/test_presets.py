@@ -14,7 +14,7 @@ from sklearn.datasets import load_sample_images
 from npdraw_dist import NPDraw, train
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.bank.patches import extract
-from npdraw_dist.baselines.authors.training import AuthorsObjective
+from npdraw_dist.baselines.authors.model import AuthorsObjective
 from npdraw_dist.config.load import resolve
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence

@@ -1,7 +1,7 @@
 """Prior, posterior and decoder of the authors' released code (kind `authors`), rewritten from its structure.
 
-Departures: GroupNorm replaces BatchNorm, in which an image sees its batch; a step that draws nothing covers
-nothing, while in their VAE training it covers its *where*.
+Departures: GroupNorm replaces BatchNorm, with which an image sees its batch; a step that draws nothing covers
+nothing, while in the authors' VAE training it covers its *where*.
 Shapes: B batch, T steps, L places, K parts, C channels, h x w canvas, H x W image, W channels of a token, Q
 likelihood parameters a pixel.
 """
@@ -36,12 +36,12 @@ SIDE = 2  # side of the posterior's last feature map: 28 pixels halved four time
 
 
 def two_layers(width: int, outputs: int) -> nn.Sequential:
-    """A head: its outputs are logits."""
+    """A head that computes logits."""
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), ExactLinear(width, outputs))
 
 
 class PlainBlock(TransformerBlock):
-    """A block of a vision Transformer: no bias in attention, torch's initial weights, dropout in the MLP."""
+    """A block of a vision Transformer: attention without bias, torch's initial weights, MLP with dropout."""
 
     def __init__(self, settings: PriorSpec) -> None:
         super().__init__(settings)
@@ -88,7 +88,7 @@ class CanvasPrior(StepPrior):
         return self.given(canvases, z)
 
     def given(self, canvases: Tensor, z: PartSequence) -> StepLogits:
-        """Logits given z and the canvas after each step, (B, T, C, h, w), perhaps of mixtures of parts."""
+        """Logits given z and the canvas after each step, (B, T, C, h, w), which may mix parts."""
         area = z.whether[:, :, None, None, None].to(canvases.dtype)
         area = area.expand(-1, -1, 1, self.grid.patch, self.grid.patch)
         seen = torch.cat([self.grid.ink(canvases), paste_steps(area, z.where, self.grid.of_ink)], 2)
@@ -144,7 +144,7 @@ class FlatPosterior(StepPosterior):
         self.what = two_layers(width, spec.steps * spec.parts)
 
     def set_bank(self, parts: Tensor) -> None:
-        """The parts play no role in this network."""
+        """Does nothing: this network does not look at the parts."""
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) in [0, 1] -> (B, W)."""
@@ -158,7 +158,7 @@ class FlatPosterior(StepPosterior):
 
 
 class PlacedLayout(AlignedLayout):
-    """T = L steps, each of which draws its place, also one that another step draws: q factorises over all."""
+    """T = L steps, each of which may draw any place, even one drawn before: q factorises over steps."""
 
     def sample(self, q: StepLogits, bank: Tensor, generator: Noise) -> PartSequence:
         assert q.where is not None
@@ -192,7 +192,7 @@ class StridedDecoder(nn.Module):
     """Canvas (B, C, h, w) in [0, 1] -> likelihood parameters (B, Q, h * upscale, w * upscale).
 
     It sees the canvas only through strided convolutions, so before training its image is grey. The
-    convolutions see ink and pad with 0, no ink; sides are padded to multiples of 4 below and on the right.
+    convolutions see ink, and pad with 0, no ink; sides are padded to multiples of 4 below and on the right.
     """
 
     def __init__(

@@ -6,13 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from npdraw_dist.baselines.authors.network import CanvasPrior
-from npdraw_dist.baselines.authors.training import (
+from npdraw_dist.baselines.authors.model import (
     AuthorsObjective,
     gumbel_temperature,
     soft_canvases,
     teacher_chance,
 )
+from npdraw_dist.baselines.authors.network import CanvasPrior
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import Batch, PartSequence
@@ -89,7 +89,7 @@ def test_sharp_draws_give_the_terms_of_a_hard_drawing() -> None:
 
 
 def test_the_prior_sees_mixtures_with_gradients() -> None:
-    """What is drawn at a step changes, by a gradient, what the prior expects of later steps, not before.
+    """A draw has a gradient through what the prior expects of later steps, and none through earlier steps.
 
     So the KL of *whether* depends on q's *what*, which it has no other way to.
     """
