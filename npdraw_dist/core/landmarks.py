@@ -19,16 +19,16 @@ class Landmarks:
     """A file of `folder`, which other nodes must see too.
 
     what: the folder in words, such as "the storage". setting: the flag that names it, for the advice.
-    file: path in the folder. modified: seconds since 1970; a node's own disk can hold an older run of the
-    same name, whose file has the same size.
+    file: path in the folder. size, modified (seconds since 1970): None if nodes may have copies of the
+    folder. Otherwise they are compared, since a node's own disk can hold an older run of the same name.
     """
 
     what: str
     setting: str
     folder: str
     file: str
-    size: int
-    modified: float
+    size: int | None = None
+    modified: float | None = None
 
     @classmethod
     def of(cls, what: str, setting: str, folder: str, file: str) -> "Landmarks | None":
@@ -39,12 +39,23 @@ class Landmarks:
             return None
         return cls(what, setting, os.path.normpath(folder), file, found.st_size, found.st_mtime)
 
+    @classmethod
+    def of_data(cls, path: str | None) -> "Landmarks | None":
+        """One entry of the folder `data.path`, of which nodes may have copies; None if it is no folder."""
+        if path is None or not os.path.isdir(path):
+            return None
+        with os.scandir(path) as entries:
+            first = next(entries, None)
+        return None if first is None else cls("the data", "--data.path", os.path.abspath(path), first.name)
+
     def difference(self) -> str | None:
         """How the folder that this process sees differs: "" if the file is missing, None if nothing does."""
         try:
             found = os.stat(f"{self.folder}/{self.file}")
         except OSError:
             return ""
+        if self.size is None or self.modified is None:
+            return None
         if found.st_size != self.size or abs(found.st_mtime - self.modified) > CLOCK_S:
             return f"{self.file} is another file there"
         return None
@@ -61,7 +72,7 @@ class Landmarks:
 
 
 def differences(landmarks: Sequence[Landmarks]) -> list[str | None]:
-    """`difference` of each landmark, as a task for other nodes: this module imports no torch."""
+    """`difference` of each landmark. Other nodes run it as a task, so this module imports no torch."""
     return [landmark.difference() for landmark in landmarks]
 
 

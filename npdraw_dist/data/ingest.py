@@ -17,6 +17,7 @@ from webdataset.writer import TarWriter
 from npdraw_dist.config.prepared import MAKER, Prepared
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.core.made_by import fingerprint
 from npdraw_dist.core.vocabulary import MOST_CLASSES
 from npdraw_dist.data.parquet import digest_of, images_to_parquet
@@ -29,13 +30,13 @@ from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.distributed.tasks import Pool, map_items
 
 Format = Literal["parquet", "webdataset"]
-Encode = Callable[[Rows, str, Sequence[str]], bytes]  # of rows, their split, and the names of the classes
+Encode = Callable[[Rows, str, Sequence[str]], bytes]  # takes rows, their split, and the names of the classes
 Show = Callable[[int, float], None]  # called with the images written so far, and images/s
 OF_FILES = ("path", "splits", "classes")  # facts that the files of a source decide
 
 
 def encode_tar(rows: Rows, split: str, classes: Sequence[str]) -> bytes:
-    """WebDataset samples of png, cls, txt (words), and id if it has a dot, which no key can have."""
+    """WebDataset samples with png, cls, txt (words), and id if the key, which has no dot, differs from it."""
     buffer, labels, words = io.BytesIO(), rows.known_labels(), rows.words or [""] * len(rows)
     # Fixed names and times, and the tar format that takes long names: same rows, same bytes.
     with TarWriter(buffer, user="", group="", mtime=0, encoder=False, format="PAX_FORMAT") as writer:
@@ -136,7 +137,7 @@ def ingest(
 ) -> Written:
     """Writes rejects.jsonl, and the shards of `splits` that are not done, in a claimed folder.
 
-    An id that comes again in a split, or with `across_splits` in any split, stays where it came first. Raises
+    If an id repeats in a split, or with `across_splits` in any split, only its first row is kept. Raises
     UserError on more bad rows than data.max_bad_fraction, as soon as that is clear. Raises it after all other
     pieces are written if one is unreadable as a whole. What is written stays.
     """
@@ -154,7 +155,10 @@ def ingest(
         else:
             too_many = _count(limit, piece.splits, [facts for facts in own if facts is not None])
     old, errors, started, driver_s = limit.images, list[UserError](), time.perf_counter(), 0.0
-    for result in map_items([] if too_many else todo, write, Pool(), [folder.landmarks()]):
+    seen = [folder.landmarks()]
+    if ray_runs() and (landmark := Landmarks.of_data(data.path)):
+        seen.append(landmark)
+    for result in map_items([] if too_many else todo, write, Pool(), seen):
         if isinstance(result, UserError):
             errors.append(result)
             continue
@@ -202,9 +206,8 @@ def _reject_repeated(
         repeated |= repeated_ids(folder.filesystem, f"{folder.root}/{DONE}", in_order, ids)
     again = [piece for piece in pieces if any(piece.name(split) in repeated for split in piece.splits)]
     spent = {name: done[name].core_seconds for name in repeated}
-    for result in map_items(
-        again, replace(write, repeated=repeated, spent=spent), Pool(), [folder.landmarks()]
-    ):
+    write = replace(write, repeated=repeated, spent=spent)
+    for result in map_items(again, write, Pool(), [folder.landmarks()]):
         if isinstance(result, UserError):
             raise result
         done |= {facts.shard: facts for facts in result}

@@ -55,3 +55,15 @@ def test_a_folder_that_is_mounted_late_is_seen(tmp_path: Path, root: Path, known
     require_seen(known, "10.0.0.2")
     assert Landmarks.of("the run", "--storage", str(tmp_path), "not there") is None
     assert "10.0.0.2, 10.0.0.3" in str(known.refusal(["10.0.0.3", "10.0.0.2"], ""))
+
+
+def test_nodes_may_have_copies_of_the_data_but_not_an_empty_folder(root: Path) -> None:
+    landmark = Landmarks.of_data(str(root))
+    assert landmark is not None
+    (root / "config.yaml").write_text("another size and time")
+    assert landmark.difference() is None
+    (root / "config.yaml").unlink()
+    with pytest.raises(BlindNode, match=r"the data .* cannot be read from 10\.0\.0\.2; .* --data\.path"):
+        require_seen(landmark, "10.0.0.2")
+    assert Landmarks.of_data(str(root)) is None  # it is empty
+    assert Landmarks.of_data("s3://bucket/data") is None
