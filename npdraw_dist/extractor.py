@@ -51,7 +51,7 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     """
     import torch
 
-    from npdraw_dist.core.process import device_here
+    from npdraw_dist.core.process import local_device
     from npdraw_dist.core.storage import open_filesystem, require_writable, write_bytes, writing
     from npdraw_dist.data.shards import open_source
     from npdraw_dist.distributed.start import placed, start_ray
@@ -66,8 +66,8 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     require_writable(settings.out)
     source = open_source(data, settings.seed)
     scale = placed(settings.scale)
-    device = device_here(scale.use_gpu)
-    if not scale.here:
+    device = local_device(scale.use_gpu)
+    if not scale.in_process:
         start_ray(scale)
     train, valid = (_labelled(source, split, data) for split in ("train", "valid"))
     if not len(train.images):

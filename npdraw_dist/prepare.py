@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     source = open_source(settings.data, settings.seed)
     require_out(settings.data, source, settings.out, settings.format)
     scale = placed(settings.scale)
-    if not scale.here:
+    if not scale.in_process:
         start_ray(scale)
     with stage_progress("prepare", source.count() or 0) as show:
         manifest = prepare(settings.data, settings.seed, settings.out, settings.format, source, show)

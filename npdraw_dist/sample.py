@@ -50,11 +50,11 @@ def main(argv: Sequence[str]) -> None:
     # Torch takes seconds to import, so the flags are checked first.
     import torch
 
-    from npdraw_dist.core.process import device_here
+    from npdraw_dist.core.process import local_device
     from npdraw_dist.pipeline.models import chosen_model, load_model, load_npdraw, read_bank
     from npdraw_dist.pipeline.sample import local_folder, write_samples
 
-    device = device_here(command.use_gpu, "use_gpu")
+    device = local_device(command.use_gpu, "use_gpu")
     folder = chosen_model(command.model)
     if command.bank is None:
         model = load_model(folder).to(device)

@@ -24,7 +24,7 @@ from npdraw_dist.config.cli import run_command
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import images
-from tests.helpers.runs import HERE, TINY
+from tests.helpers.runs import IN_PROCESS, TINY
 
 ROOT = Path(__file__).parents[1]
 gc.disable()  # until all tests are imported: each look at what imports leave takes seconds
@@ -194,14 +194,14 @@ def tiny_run(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def run_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_in_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, made without Ray, with fewer images: once for all processes of the tests. Tests copy it."""
     own = tmp_path_factory.getbasetemp()
     storage = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "here"
     with FileLock(f"{storage}.lock"):
         if not (storage / "tiny" / "metrics.json").exists():
             few = ("--data.fraction", "0.05")
-            train.main(["--storage", str(storage), "--name", "tiny", *TINY, *HERE, *few])
+            train.main(["--storage", str(storage), "--name", "tiny", *TINY, *IN_PROCESS, *few])
     return storage / "tiny"
 
 

@@ -157,7 +157,7 @@ fit nowhere --storage new | nowhere has no image
 fit --minutes 1 pictures | 'pictures' belongs to no flag; the folder & comes first: npdraw fit FOLDER
 sample mine --out new | 'mine' belongs to no flag; a setting is written --name VALUE
 fit file --minutes 0 --storage new | minutes: & greater than 0
-fit pictures --storage . | among the pictures & storage elsewhere
+fit pictures --storage . | is no run & --storage
 fit pictures --name "" --storage new | --name '' is not a run name
 evaluate --asked --model model --out new | takes no condition & --prior.condition
 sample --out new --model nowhere | nowhere is not a model folder & digits, emoji, emoji64, fashion, glyphs
@@ -182,7 +182,7 @@ sample --out new --model models/gan | a model of kind 'gan' (known: npdraw, air,
 sample --out new --model models/cut | models/cut is damaged
 evaluate --out new.json --model models/as-draw | of another version: config.json, latents: & greater than 0
 evaluate --out new.json --model spoilt/model | spoilt/config.yaml is not YAML
-evaluate --out new.json --model model --data.source cifar10 | of images (1, 28, 28), but & (3, 32, 32)
+evaluate --out new.json --model model --data.source cifar10 | takes images (1, 28, 28), but & (3, 32, 32)
 evaluate --out new.json --model model --data.binarize none | but the model was trained with dynamic
 evaluate --out new.json --model model --data.valid_fraction 0 | is 0, but & was trained with 0.1
 evaluate --out new.json --model model --split-seed 7 | --split-seed is 7, but & have the seed 0

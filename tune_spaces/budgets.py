@@ -18,14 +18,14 @@ LEAST_BATCHES = 20  # of a training, whatever an image costs
 PLAIN = 4  # the last 1/PLAIN of a budget trains without augmentation
 VALID_SHARE = 0.2  # share of the images that is held out for validation
 JOB_FOLDERS = ("rates", "trials", "seeds", "longer")  # with the trainings of a comparison
-ALONE = {"num_workers": 0, "use_gpu": False}  # since the seconds of a core are counted
+ALONE = {"num_workers": 0, "use_gpu": False}  # since the cost is counted in seconds of one core
 # Settings that a comparison decides itself.
 DECIDED = ("model.kind", "vae.images", "data.valid_fraction", "init.model", "init.bank")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training of the comparison: the run `name` in the sweep's folder `folder`.
+    """A training run of the comparison, called `name`, in the sweep's folder `folder`.
 
     settings: the settings that vary. budget: vae.images; None before the cost of an image is measured.
     """
@@ -104,7 +104,7 @@ def with_budget(experiment: Experiment, images: int) -> Experiment:
 
 
 def split_shares(fraction: float) -> dict[str, float]:
-    """`data.fraction` and `data.valid_fraction` that use `fraction` of the images, VALID_SHARE to validate.
+    """Settings of section data that use `fraction` of the images, with VALID_SHARE of these for validation.
 
     Data with a validation split of their own ignore `data.valid_fraction`, and need no such correction.
     """

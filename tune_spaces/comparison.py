@@ -84,7 +84,7 @@ class Comparison:
         own_valid = not planned and data.fraction < 1 and self._has_own_validation()
         self.trials = draw_trials(space, self.base, self.kinds, self.count, own_valid)
         on_cluster = partial(on_ray, at_once=options.max_concurrent_trials)
-        self.execute = execute or (one_by_one if self.base.scale.here else on_cluster)
+        self.execute = execute or (one_by_one if self.base.scale.in_process else on_cluster)
         self.probe = probe or self._probe
 
     def _has_own_validation(self) -> bool:
@@ -94,7 +94,7 @@ class Comparison:
 
     def _probe(self, jobs: Sequence[Job]) -> dict[str, float | str]:
         """`ms_an_image` of each job, on cores of the cluster, or in this process one after the other."""
-        if jobs and not self.base.scale.here:
+        if jobs and not self.base.scale.in_process:
             from npdraw_dist.distributed.start import start_ray  # Ray takes seconds to import
 
             start_ray(self.base.scale.model_copy(update={"num_workers": 1}))

@@ -40,7 +40,7 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
         )
     split = {"eval": {"split": "test" if space.curve else "valid"}}
     base = space.base(options.preset or space.preset, file, flags, split)
-    if base.scale.here:
+    if base.scale.in_process:
         raise UserError(
             "scale.num_workers is 0, but the trials of a sweep run on Ray; give a number such as 1"
         )
@@ -51,7 +51,7 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
 def claim(plan: Plan, options: Options) -> Plan:
     """Claims the run folder; returns the plan with the training settings of the sweep's first start.
 
-    They stay as they were so that trials can be compared; the data may have moved. Raises UserError with the
+    These settings stay, so that trials can be compared; the data may have moved. Raises UserError with the
     differences if the folder holds another sweep, or if the data are not the same.
     """
     run = plan.run
@@ -71,7 +71,7 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
         comparison.run(options, space, dict(flags))
         return
     options.refuse(OF_KINDS, "is a flag of --space comparison; leave it out")
-    if space.curve:  # ending a trial early would choose by its numbers
+    if space.curve:  # stopping a trial early would select trials by their scores
         options.refuse(("scheduler",), f"ends no trial of the space {options.space} early; leave it out")
         options = options.model_copy(update={"scheduler": "none"})
     base = base_config(options, space, flags)

@@ -39,8 +39,8 @@ from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.feed import noise_seed
 
 FOLDER, ARRAYS = "comparison", "arrays.npz"
-DONE = "numbers.json"  # written last
-KS = (1, 5, 10, 50, 100, 500, 1000, 5000)  # of the curve
+DONE = "numbers.json"  # written last, so it marks a finished measurement
+KS = (1, 5, 10, 50, 100, 500, 1000, 5000)  # the values of k in the curve
 CURVE_IMAGES = 16
 SHOWN_SAMPLES = 12
 CURVE, NOISE = 2**32 - 7, 2**32 - 8  # keep the seeds apart
@@ -69,7 +69,7 @@ class Entry:
 class Measured:
     """The numbers of a run. ids, nll_iwae, elbo: one for each of N images, in nats.
 
-    curve: k -> NLL; samples, nearest: images (n, C, H, W) in [0, 1]; a leading run alone has the three.
+    curve: k -> NLL; samples, nearest: images (n, C, H, W) in [0, 1]; only a leading run has these three.
     """
 
     entry: Entry
@@ -184,7 +184,7 @@ def flops(model: GenerativeModel, images: Tensor) -> int:
     x = binarized(images.to(model.device), model.spec.binarize, generator)
     trained = [p for p in model.parameters() if p.requires_grad]
     try:
-        for parameter in trained:  # the counter fails if one is the input of a layer, as DRAW's first state
+        for parameter in trained:  # the counter fails if a trained one is a layer's input, as in DRAW
             parameter.requires_grad_(False)
         # The counter does not know the fused attention of CPUs; the plain one is two products.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -157,11 +157,11 @@ def _report(folders: Sequence[str], settings: EvaluationSettings, served: int, o
     protocol = protocol_of(settings, served, extractor, specs[0].binarize)
     open_test_split(sweeps, protocol)
     work = partial(measure, settings=settings, extractor=extractor)
-    if not settings.scale.here:
+    if not settings.scale.in_process:
         start_ray(settings.scale)
     # The longest run of a kind may be one of its seeds.
     once = list({entry.folder: entry for entry in reversed(entries)}.values())
-    done = map(work, once) if settings.scale.here else map_items(once, work)
+    done = map(work, once) if settings.scale.in_process else map_items(once, work)
     for number, folder in enumerate(done, start=1):
         console.print(f"{number}/{len(once)} {folder} is measured", markup=False)
     beside: Mapping[str, Any] = {}

@@ -77,8 +77,8 @@ class ReportData:
     def row(self, run: Measured) -> Row:
         """The row of a run in report.parquet.
 
-        nll: of all images; nll_served: of those that served for choices; nll_others, elbo_others,
-        bits_per_dim: of the others, bits_per_dim not for binary data. parts_share: the share of the negative
+        nll: over all images. nll_served: over those used for choices. nll_others, elbo_others, bits_per_dim:
+        over the others; binary data have no bits_per_dim. parts_share: the share of the negative
         ELBO that the choices of parts cost; None for a kind without parts.
         """
         before, own, nll = served(run.ids, self.served), vars(run.entry), run.nll_iwae
@@ -204,7 +204,7 @@ def markdown(data: ReportData) -> str:
 
 def note(data: ReportData) -> str:
     """The paragraph that explains how to read the differences."""
-    tested = sum(p == p for p in data.corrected.values())  # NaN is not itself
+    tested = sum(p == p for p in data.corrected.values())  # NaN does not equal itself
     kept = ""
     if data.served:
         kept = (

@@ -116,9 +116,9 @@ def build_alone(
 
     Raises UserError if one still runs after scale.timeout_s, or if this node does not see the `folders`.
     """
-    from npdraw_dist.distributed.nodes import require_here  # imports Ray
+    from npdraw_dist.distributed.nodes import require_on_this_node  # imports Ray
 
-    require_here(folders)
+    require_on_this_node(folders)
     what, wait_s = f"the build in {store.shown()}", float(experiment.scale.timeout_s)
     with Lease(store.filesystem, store.root, what, wait_s=wait_s):
         build(experiment, store)

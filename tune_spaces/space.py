@@ -199,7 +199,7 @@ class Kinds:
         return self.core_seconds[min(larger)]
 
     def until(self, longest: int | None) -> "Kinds":
-        """These with `longer` up to `longest`; None keeps all. Raises UserError if no factor is left."""
+        """A copy with `longer` up to `longest`; None keeps all. Raises UserError if no factor is left."""
         left = tuple(factor for factor in self.longer if longest is None or factor <= longest)
         if longest is not None and not left:
             all_of = ", ".join(map(str, self.longer)) or "none"

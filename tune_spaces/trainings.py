@@ -170,7 +170,7 @@ def on_ray(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | No
 
 
 def _train_on_node(run: Store, job: Job, with_scores: bool, folders: Sequence[Landmarks]) -> str:
-    from npdraw_dist.distributed.nodes import require_here
+    from npdraw_dist.distributed.nodes import require_on_this_node
 
-    require_here(folders)
+    require_on_this_node(folders)
     return train(run, job, with_scores)

@@ -19,7 +19,7 @@ from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.distributed.failures import is_of_storage, lost, reason_of
-from npdraw_dist.distributed.nodes import require_here
+from npdraw_dist.distributed.nodes import require_on_this_node
 from npdraw_dist.distributed.start import RAY, quiet_logs
 from npdraw_dist.pipeline import bank, data, parse, prior, sample, vae
 from npdraw_dist.pipeline.stage import Watch
@@ -63,7 +63,7 @@ def run_trial(config: dict[str, Any], plan: Plan, folders: Sequence[Landmarks]) 
     for name, value in RAY.items():
         os.environ.setdefault(name, value)
     quiet_logs()
-    require_here(folders)  # else a new run folder would begin on this node
+    require_on_this_node(folders)  # else a new run folder would begin on this node
     trial = plan.trial(point_of(config))
     # This process computes samples and scores, with the threads of one worker, while other trials run.
     torch.set_num_threads(trial.experiment.scale.cpus_per_worker or 1)

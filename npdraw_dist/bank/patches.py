@@ -53,7 +53,7 @@ class Drawn:
 
 def draw(patches: NDArray[np.uint8], block: int, seed: int, above: int = -1, limit: int = ALL) -> Drawn:
     """Draws the `patches` (n, D) with a key, a hash of seed, block and position, in (above, limit]."""
-    # Arrays of one entry: NumPy warns if a scalar overflows.
+    # These arrays have one entry each, because NumPy warns if a scalar overflows.
     words = np.array([[block % 2**64], [seed % 2**64]], np.uint64)
     start = splitmix64(words[0] + splitmix64(words[1]))
     keys = splitmix64(np.arange(len(patches), dtype=np.uint64) + start)

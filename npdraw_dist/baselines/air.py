@@ -1,4 +1,4 @@
-"""AIR, Attend, Infer, Repeat (Eslami et al., NeurIPS 2016): objects one by one, each present, where, what.
+"""AIR, Attend, Infer, Repeat (Eslami et al., NeurIPS 2016), infers presence, where and what of each object.
 
 Presence is 1 for the first n steps and then 0. T is small, so this code sums over n exactly, where the
 authors use the score function with a learned baseline (NVIL). It draws where and what as if all T objects
@@ -10,7 +10,7 @@ Other differences from the paper (section 3 and its multi-MNIST experiment):
 - p(n), any stopping time up to T, and p(where) are learned, not fixed or annealed by hand.
 - A window is a square (Jaderberg et al. 2015), given by (scale, x, y): its side as a share of the image's, at
   least LEAST_SCALE, and its centre in [-1, 1]. Values between pixels are bilinear, and 0 outside the image.
-- Sizes are for 28 x 28 images (`baseline.latents`, `baseline.glimpse`), the activations SiLU.
+- Sizes are for 28 x 28 images (`baseline.latents`, `baseline.glimpse`), and activations are SiLU.
 - The loop sets optimizer, schedule and clipping.
 
 Shapes: B images, T steps, Z Gaussians an object, W channels, C channels of the image, Q likelihood parameters
@@ -79,7 +79,7 @@ class AIR(Baseline):
         self.where = ExactLinear(spec.hidden, 6)
         self.what = _mlp(channels * pixels, 2 * spec.latents, spec)
         self.object = _mlp(spec.latents, self.outputs * pixels, spec)
-        # Prior and posterior start equal: many objects, in windows that are certain enough to be read.
+        # Prior and posterior start equal, with many objects and narrow distributions of their windows.
         sure = torch.tensor([0.0, 0.0, 0.0, -1.0, -1.0, -1.0])  # means, then log standard deviations
         self.prior_presence = nn.Parameter(torch.full((spec.steps,), 2.0))
         self.prior_where = nn.Parameter(sure.clone())

@@ -50,8 +50,8 @@ class Baseline(Kind):
         """Whether training may end early (`Objective.may_end`)."""
         return True
 
-    def settle(self, gather: Gather) -> None:
-        """Changes weights after a step (`Objective.settle`). It does nothing by default."""
+    def after_step(self, gather: Gather) -> None:
+        """Changes weights after a step (`Objective.after_step`). It does nothing by default."""
 
     def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
         embedded = self.embed(x)
@@ -130,8 +130,8 @@ class BaselineObjective(ModelObjective):
             *decay_groups(prior, self.config.prior_learning_rate, PRIOR_DECAY),
         ]
 
-    def settle(self, gather: Gather) -> None:
-        self.model.settle(gather)
+    def after_step(self, gather: Gather) -> None:
+        self.model.after_step(gather)
 
     def may_end(self, progress: float) -> bool:
         return self.model.may_end(self.config, progress)

@@ -66,7 +66,7 @@ def _bank(centres: Tensor, variance: Tensor, length: int) -> Tensor:
     """Gaussian filters (B, N, length) at centres (B, N)."""
     pixels = torch.arange(length, device=centres.device, dtype=centres.dtype)
     distance = (pixels - centres[..., None]).square()
-    # A softmax, so that a filter that lies far outside still sums to 1 and has a gradient to come back.
+    # With a softmax, a filter far outside the image still sums to 1, and its gradient can move it back.
     return torch.softmax(-distance / (2 * variance[:, None, None] + EPSILON), -1)
 
 

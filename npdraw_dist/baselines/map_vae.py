@@ -1,4 +1,4 @@
-"""A VAE with Gaussians for the image, and Gaussians for each cell given these: NP-DRAW's map without parts.
+"""A VAE with Gaussians z for the image and, given z, Gaussians u for each cell; NP-DRAW's map without parts.
 
 p(u|z) and q(u|x, z) are networks of the cells, as p(u|canvas) and q(u|x, canvas) are in `nn.appearance`.
 Shapes: B images, N samples, Z Gaussians of the image, D of a cell, L cells, W channels, H x W image.

@@ -4,7 +4,7 @@ q(z|x) is categorical at each cell, with logits -s |z_e(x) - e_k|^2 and a learne
 et al. 2022), where the paper takes the nearest code. So ELBO and IWAE compare with those of the other kinds.
 Relaxed draws have the straight-through gradient of the Gumbel-softmax; hard draws have that of the bound
 (`discrete`). One stage trains everything; the prior sees codes as numbers without a gradient, and learns at
-`vae.prior_learning_rate`. Codes that are hardly used restart (`VQVAE.settle`).
+`vae.prior_learning_rate`. Codes that are hardly used restart (`VQVAE.after_step`).
 Shapes: k draws, B images, L cells, K codes, D numbers of a code, N samples, C channels, H x W image.
 """
 
@@ -178,7 +178,7 @@ class VQVAE(DiscreteBaseline):
         self.tickets.copy_(torch.maximum(ticket, self.tickets))
 
     @torch.no_grad()
-    def settle(self, gather: Gather) -> None:
+    def after_step(self, gather: Gather) -> None:
         """Averages the use of codes over all ranks; a code below DEAD becomes a vector of this step."""
         found = gather(torch.cat([self.seen[:, None], self.tickets[:, None], self.candidates], 1))
         codes = self.spec.codes

@@ -91,7 +91,7 @@ class DensePrior(nn.Module):
 
     @classmethod
     def of(cls, model: NPDraw, convolved: bool) -> "DensePrior":
-        """convolved: the prior has a `ConvStem` of random weights."""
+        """convolved: whether the prior gets a `ConvStem` with random weights."""
         assert isinstance(model.prior, Prior), "the bench has no preset of the authors' model"
         return cls(model.prior, ConvStem(model).to(model.device) if convolved else None)
 

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from npdraw_dist.bench.workload import Facts, Workload, median_seconds
-from npdraw_dist.core.process import cpu_count, device_here
+from npdraw_dist.core.process import cpu_count, local_device
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "ray")
 SIDE, GPU_SIDE = 2048, 8192  # sides of the matrices; a GPU multiplies small ones faster than it is given them
@@ -19,7 +19,7 @@ SIDE, GPU_SIDE = 2048, 8192  # sides of the matrices; a GPU multiplies small one
 
 def run(work: Workload) -> Facts:
     """Hardware, versions, commit, date (UTC); `sgemm_gflops`, and `bf16_gflops` if there is a GPU."""
-    gpu, repeats = device_here().type == "cuda", 3 if work.quick else 9
+    gpu, repeats = local_device().type == "cuda", 3 if work.quick else 9
     types = {"sgemm": torch.float32, **({"bf16": torch.bfloat16} if gpu else {})}
     products = {name: MatrixProduct(dtype) for name, dtype in types.items()}
     return {
@@ -50,9 +50,9 @@ class MatrixProduct:
     """A square matrix product into an existing buffer; TF32 is off, as in training."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        side = SIDE if device_here().type == "cpu" else GPU_SIDE
+        side = SIDE if local_device().type == "cpu" else GPU_SIDE
         self.flops = 2 * side**3
-        self.a, self.b = torch.rand(2, side, side, device=device_here()).to(dtype)
+        self.a, self.b = torch.rand(2, side, side, device=local_device()).to(dtype)
         self.out = torch.empty_like(self.a)
         self()
 

@@ -96,8 +96,8 @@ def parse(work: Workload) -> Figures:
     parser = work.parser()
     canvases = torch.from_numpy(work.canvases[: PARSED[not work.quick]])
     batches = canvases.split(AT_ONCE)
-    # One thread of torch in each thread, as in the stage: the threads of one operation wait for each other at
-    # its end, on a busy machine longer than they work.
+    # As in the stage, torch computes on one thread in each thread. The threads of one operation wait for each
+    # other at its end; on a busy machine they would wait longer than they work.
     with one_thread(), ThreadPoolExecutor(cpu_count()) as pool:
         (seconds,) = median_seconds([lambda: list(pool.map(parser, batches))], PARSE_REPEATS, warm_up=1)
     return {"parse_images_per_s": len(canvases) / seconds}

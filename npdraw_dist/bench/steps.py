@@ -21,7 +21,7 @@ from npdraw_dist.bench import machine
 from npdraw_dist.bench.dense import DenseVAEObjective
 from npdraw_dist.bench.workload import Figures, Subject, Workload
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import device_here
+from npdraw_dist.core.process import local_device
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.pipeline.probe import timed_step
 from npdraw_dist.training.context import Context
@@ -74,7 +74,7 @@ def _beside_product(trainers: Trainers, work: Workload) -> Figures:
     """The steps compared with a matrix product in the number format of their own products."""
     experiment, kinds = work.experiment, ("vae", "prior")
     size = experiment.train.batch_size
-    dtype = autocast_dtype(device_here(), experiment.train.precision) or torch.float32
+    dtype = autocast_dtype(local_device(), experiment.train.precision) or torch.float32
     flops = {kind: trainers[kind].call("flops", size) for kind in kinds}
     product = machine.MatrixProduct(dtype)
     steps: dict[str, Callable[[], float]] = {"product": lambda: timed(product)[1]}
@@ -127,7 +127,7 @@ class Trainer:
         self.batch, self.dense = subject.batch, kind == "dense"
         settings = subject.experiment.train
         self.micro_batch = settings.micro_batch
-        context = Context(device_here())
+        context = Context(local_device())
         self.run = Run(_objective(subject, kind), settings, subject.experiment.seed, context)
         self.update(2)  # loads libraries and makes the optimizer's moments
         self.before_mb = machine.memory_mb()

@@ -18,7 +18,7 @@ from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import Batch, PartBank
-from npdraw_dist.core.process import device_here
+from npdraw_dist.core.process import local_device
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
@@ -26,7 +26,7 @@ from npdraw_dist.training.device import timed
 
 QUICK_IMAGES, FULL_IMAGES = 4_000, 60_000
 BANK_IMAGES = 2_000
-LEAST_SHARDS = 24  # all images of a shard may have one font or class
+LEAST_SHARDS = 24  # all images of a shard may have the same font or class
 
 # Name -> value; the unit is in the name. A value that is no number is a version or a name; None: unknown.
 Figures = dict[str, float]
@@ -70,7 +70,7 @@ class Workload:
 def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Workload:
     """Reads at most QUICK_IMAGES or FULL_IMAGES training images from shards drawn at random, in random order.
 
-    So the first images represent all. Raises UserError if there are too few for the bank.
+    The first images are therefore a random sample. Raises UserError if there are too few for the bank.
     """
     limit, rng = QUICK_IMAGES if quick else FULL_IMAGES, np.random.default_rng(experiment.seed)
     shards = open_source(experiment.data, experiment.seed).shards("train")
@@ -111,4 +111,4 @@ class Subject:
         torch.manual_seed(self.experiment.seed)
         model = NPDraw(ModelSpec.of(self.experiment))
         model.set_bank(self.bank)
-        return model.to(device_here())
+        return model.to(local_device())

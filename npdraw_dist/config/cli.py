@@ -24,7 +24,7 @@ from npdraw_dist.core.errors import MISTAKE, TRY_AGAIN, StorageFailed, UserError
 
 BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # system errors that a user's path can cause
 PRESET = "digits"  # the default preset
-SHELLS = ("bash", "zsh", "tcsh")  # for which `npdraw completion` writes a script
+SHELLS = ("bash", "zsh", "tcsh")  # shells for which `npdraw completion` writes a script
 Own = TypeVar("Own", bound=BaseModel)
 Model = Annotated[  # the flag --model of commands that use a trained model
     str | None,
@@ -231,7 +231,7 @@ def print_script(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) 
     """
     if len(words) != 1 or words[0] not in SHELLS:
         raise UserError(f"completion takes the name of a shell: {', '.join(SHELLS)}")
-    import shtab  # its script completes without Python
+    import shtab  # the script that it writes runs without Python
 
     whole = argparse.ArgumentParser("npdraw")
     parsers = whole.add_subparsers()

@@ -102,7 +102,7 @@ class ImageNetwork(Section):
 
 
 def _latents(value: object) -> int | str:
-    """16, or "map:8". A flag comes as text."""
+    """Validates a value such as 16 or "map:8". The value of a flag is text."""
     found = re.fullmatch(r"(map:)?(0|[1-9][0-9]*)", str(value), re.ASCII)
     if found is None or str(value) == "map:0":
         raise ValueError(f"vae.latents is {value!r}; give a number such as 16, or a map such as map:8")

@@ -56,7 +56,7 @@ class Prepared:
 
 
 def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:
-    """The manifest of `folder`; None if there is none of this package. Raises UserError if damaged."""
+    """The manifest of `folder`; None if this package wrote none. Raises UserError if it is damaged."""
     from npdraw_dist.core.storage import display_path, is_file, read_bytes
 
     path = f"{folder}/{MANIFEST}"

@@ -9,7 +9,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]  # the seeds that torch.Generator t
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-# A flag comes as text, which a Literal of numbers would not take.
+# The value of a flag is text, which a Literal of numbers would not take.
 AsNumber = BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)
 
 

@@ -80,7 +80,7 @@ class TrainConfig(TrainRun):
 
 
 def _worker_count(value: object) -> int | str:
-    """Validates a number of workers such as 0, 4, "1:2" or "0:2". A flag comes as text."""
+    """Validates a number of workers such as 0, 4, "1:2" or "0:2". The value of a flag is text."""
     found = re.fullmatch(r"(?:0|[1-9][0-9]*)(:[1-9][0-9]*)?", str(value), re.ASCII)
     if found is None:
         raise ValueError(f"scale.num_workers is {value!r}; give a number such as 2, or a range such as 1:2")
@@ -108,7 +108,7 @@ class ScaleConfig(RunHalf):
     """seconds after which a silent worker counts as failed"""
 
     @property
-    def here(self) -> bool:
+    def in_process(self) -> bool:
         """Whether the process of the command does all the work."""
         return self.num_workers == 0
 

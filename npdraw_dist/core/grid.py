@@ -1,4 +1,4 @@
-"""The places of a canvas: index, corner and pixels. Only this file and `grid_sizes.py` know the layout.
+"""Places of a canvas, with index, corner and pixels. Only this file and `grid_sizes.py` know the layout.
 
 Shapes: B batch, L places, C channels, P patch side, H x W canvas, Hp x Wp padded canvas.
 """

@@ -32,7 +32,7 @@ from npdraw_dist.core.storage import PARTIAL, impatient, read_bytes, write_text
 
 LEASE_FOLDER = ".lease"
 BEAT_S = 5.0  # interval of an owner's beats
-DEAD_AFTER_S = 30.0  # an owner elsewhere is dead if its beat does not change for so long
+DEAD_AFTER_S = 30.0  # time without a new beat after which an owner on another machine is dead
 POLL_S = 1.0  # interval at which the lease of another owner is read
 ABANDONED_AFTER_S = 30.0  # an announcement lasts for some requests; one that stays was left by a dead process
 ANNOUNCED_POLL_S = 0.2
@@ -136,7 +136,7 @@ class Lease:
             self._thread.join(BEAT_S)
         if self._lost is not None:
             raise self._lost from None
-        if not self._thread.is_alive():  # else the storage does not answer
+        if not self._thread.is_alive():  # no release while the thread waits for the storage
             with contextlib.suppress(OSError, pa.ArrowException):
                 self.release()
 

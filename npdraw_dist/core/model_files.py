@@ -36,7 +36,7 @@ def model_folder(where: str | Path, said: str | None = None, **options: Any) -> 
         raise UserError(f"{said} is a run that has no model yet; repeat its command to finish it")
     if text in zoo_names():
         return str(ZOO / text)
-    head = Path(*Path(text).parts[:1])  # "." for paths such as "./"
+    head = Path(*Path(text).parts[:1])  # it is "." for paths such as "./"
     if HUB_ID.fullmatch(text) and str(head) not in (".", "..") and not head.exists():
         return _download(text, said, options)
     raise UserError(

@@ -57,7 +57,7 @@ class Objective(nn.Module, ABC):
         progress: share of the budget that is used, in [0, 1]. generator: source of the noise of z and x.
         """
 
-    def settle(self, gather: Gather) -> None:
+    def after_step(self, gather: Gather) -> None:
         """Changes weights without a gradient, equally on all ranks, after each step of the optimizer."""
 
     def may_end(self, progress: float) -> bool:

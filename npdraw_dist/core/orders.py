@@ -85,7 +85,7 @@ def _row_by_row(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
 
 
 def _nearest_next(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
-    """The first chosen place, then always the nearest remaining one (by corners), ties in raster order."""
+    """The first chosen place, then the nearest remaining one (by corners). Ties are in raster order."""
     distances = squared_distances_on(grid, chosen.device)
     far = grid.padded_height**2 + grid.padded_width**2  # more than any distance
     penalty = chosen.logical_not().to(distances.dtype) * far  # drawn and unchosen places count as far away

@@ -20,7 +20,7 @@ from torch import Tensor
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, png, tiled
 
-# `PartBank.of` imports it by name: room `bank` imports this file and needs more libraries.
+# `PartBank.of` imports this function by name, since `bank` imports this file and needs more libraries.
 CLUSTERING = "npdraw_dist.bank.build:bank_of"
 SHEET = 400  # least side of a bank on a page, px
 

@@ -63,7 +63,7 @@ def cpu_count() -> int:
     return os.cpu_count() or 1
 
 
-def device_here(use_gpu: bool | None = None, flag: str = "scale.use_gpu") -> "torch.device":
+def local_device(use_gpu: bool | None = None, flag: str = "scale.use_gpu") -> "torch.device":
     """The GPU or the CPU of this machine, set up without TF32 or by `keep_memory`.
 
     use_gpu: None takes a GPU if there is one. Raises UserError if it is true and there is none.
@@ -95,7 +95,7 @@ def keep_memory() -> None:
 def prepare_to_compute() -> None:
     """Sets variables that libraries read when they are loaded; a command calls it before it imports torch."""
     keep_memory()
-    if "OMP_WAIT_POLICY" not in os.environ:  # SPIN would override it
+    if "OMP_WAIT_POLICY" not in os.environ:  # the variables of SPIN would override it
         for name, value in SPIN.items():
             os.environ.setdefault(name, value)
     # Ray gives the command of a job a single thread, as it does to any process without CPUs.

@@ -50,7 +50,7 @@ class PatientS3(fs.S3FileSystem):  # type: ignore[misc]
     """
 
     def __init__(self, options: dict[str, Any], limit_s: float) -> None:
-        attempts = math.ceil(math.log2(max(limit_s / FIRST_PAUSE_S, 1)))  # after the first one
+        attempts = math.ceil(math.log2(max(limit_s / FIRST_PAUSE_S, 1)))  # retries after the first attempt
         super().__init__(**options, retry_strategy=fs.AwsDefaultS3RetryStrategy(max_attempts=attempts))
         self.made_of = options, limit_s
 
@@ -159,7 +159,7 @@ def list_files(filesystem: fs.FileSystem, path: str) -> list[tuple[str, int]]:
     """Sorted (path, bytes) of all files under the folder `path`, or of the file `path`; [] without files."""
     selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
     try:
-        found = filesystem.get_file_info(selector)  # a folder with files needs this request alone
+        found = filesystem.get_file_info(selector)  # for a folder with files, this is the only request
     except NotADirectoryError:
         found = []
     found = found or [filesystem.get_file_info(path)]
@@ -170,7 +170,7 @@ def path_of(info: fs.FileInfo) -> str:
     """The path of a listed file or folder. Raises UserError on a name that is not UTF-8."""
     try:
         return str(info.path)
-    except UnicodeDecodeError as error:  # `object` has the bytes of the path
+    except UnicodeDecodeError as error:  # `error.object` holds the bytes of the path
         shown = error.object.decode(errors="backslashreplace")
         raise UserError(f"the name of {shown} is not UTF-8; rename the part with a backslash") from None
 

@@ -173,7 +173,7 @@ class Words(Vocabulary):
     def pieces(self, word: str, longest: int | None = None) -> list[int]:
         """Cuts a word into entries, each the longest that fits; a letter without an entry is dropped.
 
-        longest: largest number of letters of the first piece; None: no limit, so a known word is one piece.
+        longest: limit of the letters of the first piece. With None, a known word is one piece.
         """
         found, start = list[int](), 0
         while start < len(word):

@@ -31,7 +31,7 @@ from npdraw_dist.data.parquet import Z, images_of, lists_of, opened
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Canonical
 
-READ_BYTES = 12 << 20  # bytes of the images that a stream reads at once; by default those of a shard
+READ_BYTES = 12 << 20  # bytes of the images that a stream reads at once; a default shard has as many
 MOST_IDS = 1 << 20  # `sample` chooses from about so many ids
 AHEAD = 3  # reads that a stream does at once
 IMAGES_AT_ONCE = 256  # images that `some_images` yields at once
@@ -138,7 +138,7 @@ class Parses:
         return sum(file.rows for file in self.files)
 
     def some(self, most: int, seed: int) -> "Parses":
-        """The rows of at most `most` of the files, which the seed chooses. The order stays."""
+        """The rows of at most `most` of the files, which the seed chooses, in their order."""
         if len(self.files) <= most:
             return self
         chosen = np.random.default_rng(seed).choice(len(self.files), most, replace=False)
@@ -248,7 +248,7 @@ class Parses:
             most -= file.rows
 
     def _read(self, path: str, columns: Sequence[str], groups: Sequence[int] | None = None) -> pa.Table:
-        """The columns of a shard, of its images and of its parses; of all row groups if None."""
+        """The columns of a shard, of its images and of its parses. groups: row groups, all if None."""
         table = self._part(self.images, path, [name for name in columns if name not in Z], groups)
         steps = [name for name in columns if name in Z]
         if steps and self.parses is not None:

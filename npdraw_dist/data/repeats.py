@@ -20,7 +20,7 @@ from npdraw_dist.distributed.tasks import map_items
 Hash = tuple[int, int]  # 128 bits, so that two ids of a billion do not share one
 Hashes = NDArray[np.uint64]  # (N, 3): two halves of a hash, number of the shard; sorted by the first column
 
-RANGES = 256  # the finest split: by the first byte of a hash
+RANGES = 256  # largest number of ranges, one for each value of a hash's first byte
 IDS_AT_ONCE = 1 << 23  # ids that a task looks at, of 24 bytes each
 GROUP = 512  # shards whose hashes are joined in one file
 

@@ -164,7 +164,7 @@ def check_rejects(rejects: int, total: int, data: DataConfig, listed: bool = Tru
 
 
 class RejectLimit:
-    """Counts while pieces are read, in any order, and tells when too many rows are bad.
+    """Counts rows while pieces are read, in any order, and reports when too many are bad.
 
     Too many are bad if good rows alone cannot bring their share down to `data.max_bad_fraction`. splits: the
     splits of each piece. total: rows of all pieces. If it is None, each piece to come counts as the mean of

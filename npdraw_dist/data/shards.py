@@ -24,7 +24,7 @@ from npdraw_dist.data.readers.known import DOWNLOADS
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import SPLITS, Split, named_split, stated_split, subset
 
-FEW = 1024  # pieces up to which each has one part: enough for the cores of a cluster, and little work
+FEW = 1024  # if there are at most so many parts, each is a piece, so that all cores have work
 MOST_BYTES = 64 << 20  # bytes of the images of a piece of several parts
 PARTS, LEAST_ROWS = 8, 2048  # shards of a small listed set, and the least rows of a shard
 
@@ -75,7 +75,7 @@ class Source:
     """A data set in parts.
 
     parts: all of the data set, in a fixed order. counts: images of each split before any is rejected; None,
-    or no entry, if only reading would tell. stamp: changes with the files (`listing.stamp_of`). classes:
+    or no entry, if known only after reading. stamp: changes with the files (`listing.stamp_of`). classes:
     names of the labels, in order, if known. canonical: the shards, where a manifest states them. unique:
     whether no id can come twice.
     """
@@ -108,7 +108,7 @@ class Source:
         return [Shard(p.name(split), split, p) for p in self.pieces() if split in p.splits]
 
     def count(self, *splits: Split) -> int | None:
-        """Images of the splits, or of all, before any is rejected; None if only reading would tell."""
+        """Images of the splits, or of all, before any is rejected; None if known only after reading."""
         counts = [self.counts.get(split) for split in splits or SPLITS]
         return None if None in counts else sum(count or 0 for count in counts)
 
@@ -195,7 +195,7 @@ class Canonical:
 
     @classmethod
     def at(cls, filesystem: fs.FileSystem, root: str) -> "Canonical | None":
-        """The shards in the folder `root`; None if no manifest states them. UserError: it is damaged."""
+        """The shards in the folder `root`; None without a manifest. Raises UserError if it is damaged."""
         manifest = read_prepared(filesystem, root)
         canonical = manifest is not None and manifest.format == "parquet"
         return cls(filesystem, root, manifest) if manifest is not None and canonical else None
@@ -239,9 +239,9 @@ class Layout(NamedTuple):
 
 
 def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
-    """The folder of a file states its split, else the name of the file.
+    """Takes the split of each file from the name of its folder, or else from the name of the file.
 
-    Names count only where they leave a file for training, so that a single file is data as a whole. A name
+    File names count only if some file is left for training, so a single file is a whole data set. A name
     such as Hugging Face's `test-00000-of-00001.parquet` states a split. root: the folder of the files, which
     may hold the manifest of `prepare`; None for a single file or a pattern.
     Prepared data keep their splits. If they have no validation images, `data.valid_fraction` of the training

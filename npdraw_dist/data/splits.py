@@ -63,8 +63,8 @@ def grouped(
 ) -> list[Split]:
     """The split of each of N items. Items that share a key, directly or through others, are in one split.
 
-    keys: at least one for each item. labels: (N,); the label of its first item is that of a group, and the
-    groups are `stratified`. shares: of test and valid.
+    keys: at least one for each item. labels: (N,); a group has the label of its first item, and the
+    groups are `stratified`. shares: the shares of test and valid.
     """
     from scipy.sparse import coo_array  # slow to import, and few sources need it
     from scipy.sparse.csgraph import connected_components
@@ -123,7 +123,7 @@ class HashSplit:
 
     @classmethod
     def of(cls, data: DataConfig, seed: int, own: Collection[str]) -> "HashSplit":
-        """own: the splits that the source states. The others are taken from its training rows."""
+        """own: the splits that the source defines. The other splits are taken from its training rows."""
         valid = 0.0 if "valid" in own else data.valid_fraction
         return cls(seed, valid, 0.0 if "test" in own else data.test_fraction, data.fraction)
 
@@ -133,7 +133,7 @@ class HashSplit:
             return stated
         if self.test and unit_hash(TEST_SEED, "split", name) < self.test:
             return "test"
-        # By TEST_SEED, the hashes of the rows that are left begin at `test`.
+        # If the seed is TEST_SEED, the hashes of the remaining rows begin at `test`.
         limit = self.test + self.valid if self.seed == TEST_SEED else self.valid / (1 - self.test)
         return "valid" if unit_hash(self.seed, "split", name) < limit else "train"
 
@@ -149,6 +149,6 @@ class HashSplit:
         return split if self.in_fraction(name, split) else None
 
     def in_fraction(self, name: str, split: Split) -> bool:
-        """Whether `fraction` keeps the row. It leaves out rows of training alone."""
+        """Whether `fraction` keeps the row. It leaves out only training rows."""
         whole = split != "train" or self.fraction >= 1
         return whole or unit_hash(self.seed, "fraction", name) < self.fraction

@@ -9,7 +9,7 @@ import torch
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import COMPUTE, device_here, is_quiet
+from npdraw_dist.core.process import COMPUTE, is_quiet, local_device
 from npdraw_dist.distributed import resources
 from npdraw_dist.distributed.start import can_grow, ray_runs
 
@@ -71,8 +71,8 @@ def has_gpu(scale: ScaleConfig) -> bool:
 
     Also true if scale.use_gpu requires one and the cluster can grow, since an idle node may be gone for now.
     """
-    if scale.here:
-        return device_here(scale.use_gpu).type == "cuda"
+    if scale.in_process:
+        return local_device(scale.use_gpu).type == "cuda"
     if scale.use_gpu is False or not ray_runs():
         return False
     found = resources.room(resources.living_nodes(), 1, scale.gpus_per_worker) > 0
@@ -88,8 +88,8 @@ def on_gpu(
     context of the driver would keep some hundred MB. Without a GPU the work runs in this process and counts
     0 seconds. title: names the work in the line that it waits. Raises the UserError that `work` raises.
     """
-    if scale.here or not has_gpu(scale):
-        device = device_here(scale.use_gpu) if scale.here else torch.device("cpu")
+    if scale.in_process or not has_gpu(scale):
+        device = local_device(scale.use_gpu) if scale.in_process else torch.device("cpu")
         return work(device, *arguments), 0.0
     import ray
 
@@ -123,7 +123,7 @@ class _Process:
 
     def run(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, float]:
         cpu_started = time.process_time()
-        device = device_here()
+        device = local_device()
         return work(device, *arguments), time.process_time() - cpu_started
 
 

@@ -84,7 +84,7 @@ class RayContext(RunContext):
     def restore(self, load: checkpoint.Load) -> checkpoint.Newest | None:
         # Rank 0 reads the storage, not Ray Train's list of checkpoints, which can name a damaged one.
         own = checkpoint.newest(self.filesystem, self.folder, load) if self.rank == 0 else None
-        sent = own and own._replace(progress={})  # Ray warns of more than 1 kB
+        sent = own and own._replace(progress={})  # Ray warns if it sends more than 1 kB
         found: checkpoint.Newest | None = ray.train.collective.broadcast_from_rank_zero(sent)
         if own is not None:
             self.resumed(own)

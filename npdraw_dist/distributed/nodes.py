@@ -43,7 +43,7 @@ def _answer(answer: Any, count: int) -> list[str | None]:
         return [None] * count
 
 
-def require_here(folders: Sequence[Landmarks]) -> None:
+def require_on_this_node(folders: Sequence[Landmarks]) -> None:
     """Raises BlindNode, with the address of this node, if it does not see one of the folders."""
     for folder in folders:
         require_seen(folder, ray.util.get_node_ip_address())

@@ -1,4 +1,4 @@
-"""A mend of Ray Train that its public interface does not allow. A Ray with other names is left unchanged."""
+"""A patch of Ray Train that its public interface does not allow. Ray with other names is left unchanged."""
 
 from typing import Any
 

@@ -9,7 +9,7 @@ import torch
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import device_here
+from npdraw_dist.core.process import local_device
 from npdraw_dist.distributed.start import can_grow, is_local, local_cpus
 
 UNITS = 10_000  # Ray counts resources in units of 1e-4
@@ -159,9 +159,9 @@ def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Workers:
     return workers
 
 
-def worker_here(scale: ScaleConfig) -> Workers:
+def worker_in_process(scale: ScaleConfig) -> Workers:
     """This process as a worker. Raises UserError if scale.use_gpu requires a GPU and there is none."""
-    return Workers(1, 1, torch.get_num_threads(), float(device_here(scale.use_gpu).type == "cuda"))
+    return Workers(1, 1, torch.get_num_threads(), float(local_device(scale.use_gpu).type == "cuda"))
 
 
 def plan_local(scale: ScaleConfig) -> Workers:

@@ -28,7 +28,7 @@ from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.distributed.context import RayContext
 from npdraw_dist.distributed.failures import Restarts
 from npdraw_dist.distributed.mailbox import start_mailbox
-from npdraw_dist.distributed.nodes import require_here, unusable_gpu
+from npdraw_dist.distributed.nodes import require_on_this_node, unusable_gpu
 from npdraw_dist.distributed.ray_patches import Trainer
 from npdraw_dist.distributed.resources import Workers, free_now, listed, living_nodes, per_gpu
 from npdraw_dist.distributed.start import can_grow, quiet_logs
@@ -148,7 +148,7 @@ def _start_worker(config: dict[str, Any]) -> Any:
     run: TrainRun[Any, Any] = config["run"]
     began: Began = config["began"]
     quiet_logs()
-    require_here(run.folders)
+    require_on_this_node(run.folders)
     torch.set_num_threads(run.workers.cpus)
     job = ray.get(began.job)
     if (warning := unusable_gpu()) is not None:
@@ -236,7 +236,7 @@ class _Watch:
         self._ended.set()
         try:
             self._thread.join()
-        except KeyboardInterrupt:  # the thread's own, if the training ended before it
+        except KeyboardInterrupt:  # from `_run`, if the training ended before the interrupt came
             if self.failed is None:
                 raise
 

@@ -22,7 +22,7 @@ from npdraw_dist.distributed.start import ray_runs
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-AT_ONCE = 4  # items at once in a process with one core, if data are at a URI
+AT_ONCE = 4  # items that a process with one core works on at once, if data are at a URI
 TASKS_AT_ONCE = 2  # tasks, each a process, on a core, if data are at a URI
 MOST_ACTORS = 4096  # in a pool that grows with the cluster
 FIRST_ITEMS = 8  # items for each process that a growing pool starts with, since a start takes seconds
@@ -54,7 +54,7 @@ class Loaded(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class _Raised:
-    """An error of a task that the driver raises.
+    """An error of a task. The task returns it, and the driver raises it.
 
     If the task raised it, reference cycles would keep Ray Data's executor and a pool's CPUs: a driver that
     waits for CPUs makes no garbage, so Python does not collect any.
@@ -96,7 +96,7 @@ def map_items(
     """
     far = any(folder is None for folder in folders)
     if not ray_runs() or not items:
-        yield from _map_far(items, work) if far else map_here(items, work)
+        yield from _map_far(items, work) if far else map_in_process(items, work)
         return
     import ray
 
@@ -129,7 +129,7 @@ def map_items(
         yield result
 
 
-def map_here(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
+def map_in_process(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
     for item in items:
         with one_thread():  # a task has one core, so sums have the same order
             result = work(item)

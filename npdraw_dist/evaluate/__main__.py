@@ -5,7 +5,7 @@ from typing import Any
 
 from npdraw_dist.config.cli import own_flags, parse_flags, run_command, validate
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import device_here
+from npdraw_dist.core.process import local_device
 from npdraw_dist.evaluate.settings import (
     RESULT,
     ConditionTest,
@@ -53,8 +53,8 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
             raise UserError("--out is missing, and the model is in no run folder; give --out FILE.json")
         out = f"{run[0]}/{RESULT}"
     require_writable(out)
-    if settings.scale.here:
-        device_here(settings.scale.use_gpu)
+    if settings.scale.in_process:
+        local_device(settings.scale.use_gpu)
     else:
         from npdraw_dist.distributed.resources import require_gpu
 

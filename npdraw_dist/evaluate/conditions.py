@@ -31,8 +31,8 @@ from npdraw_dist.pipeline.models import chosen_model, load_npdraw
 from npdraw_dist.pipeline.sample import local_folder, require_local_folder
 from npdraw_dist.pipeline.store import Store
 
-FEATURES, IMAGES = 64, 60_000  # of a classifier; images that train it
-SHIFTS = [(0, 0), (2, 0), (-2, 0), (0, 2), (0, -2)]  # of its training images, pixels
+FEATURES, IMAGES = 64, 60_000  # features of a classifier; number of images that train it
+SHIFTS = [(0, 0), (2, 0), (-2, 0), (0, 2), (0, -2)]  # shifts of a classifier's training images, in pixels
 SHOWN, COLUMNS, TILE = 20, 4, 320  # conditions on the sheet
 
 Alternatives = Mapping[str, frozenset[str]]  # name -> its words

@@ -88,7 +88,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
         require_enough(real, settings.samples or real, file.dimensions)
     if settings.edits and not model.has_regions:
         raise UserError(f"--edits: a model of kind {model.spec.kind} cannot edit a region; leave it out")
-    if not scale.here:
+    if not scale.in_process:
         from npdraw_dist.distributed.start import start_ray
 
         start_ray(scale)

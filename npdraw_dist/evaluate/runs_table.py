@@ -41,7 +41,7 @@ class Run:
 
     @property
     def label(self) -> list[str]:
-        """Its folder, kind, fraction and seed."""
+        """The folder, kind, fraction and seed of the run."""
         row = self.row
         return [row["run"], KINDS[row["kind"]].title, percent(row["fraction"]), str(row["seed"])]
 

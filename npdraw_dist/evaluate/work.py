@@ -21,7 +21,7 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import device_here
+from npdraw_dist.core.process import local_device
 from npdraw_dist.data.parses import Conditions
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
@@ -40,7 +40,7 @@ from npdraw_dist.pipeline.progress import console, stage_progress
 from npdraw_dist.pipeline.scores import BATCH, bank_usage, part_counts, score_images, summary
 from npdraw_dist.training.feed import noise_seed
 
-SAMPLES = 64  # samples of a batch, which has noise of its own seed
+SAMPLES = 64  # samples of a batch; each batch has its own noise seed
 REAL, GENERATED = 2**32 - 3, 2**32 - 4  # keep the seeds apart
 
 Key = tuple[int, int]  # (shard in the split, batch in the shard); shard -1 has the samples
@@ -48,7 +48,7 @@ Key = tuple[int, int]  # (shard in the split, batch in the shard); shard -1 has 
 
 @dataclass
 class Found:
-    """What is found of an item. images: their number. values: key of a batch -> name -> array.
+    """The measurements of an item. images: the number of images. values: key of a batch -> name -> array.
 
     rejects: the number of unreadable rows of the shard, counted at one item of each shard.
     """
@@ -61,12 +61,12 @@ class Found:
 
 
 def pool_of(scale: ScaleConfig, sized: bool) -> Pool:
-    """One actor for each GPU or share of a GPU, else for each CPU. sized: at most scale.num_workers.
+    """One actor for each GPU or share of a GPU, else for each CPU. sized: limits them to scale.num_workers.
 
-    Waits for a first node, as a training does. Raises UserError if no node comes.
+    Waits for a first node, as a training stage does. Raises UserError if no node comes.
     """
-    if scale.here:
-        return Pool(1, float(device_here(scale.use_gpu).type == "cuda"))
+    if scale.in_process:
+        return Pool(1, float(local_device(scale.use_gpu).type == "cuda"))
     one = {"num_workers": 1, "cpus_per_worker": 1}
     resources.plan_workers(scale.model_copy(update=one), lambda line: console.print(line, markup=False))
     nodes = resources.living_nodes()
@@ -111,7 +111,7 @@ class ShardSlice:
     threshold: float = 1.0
 
     def batches(self, rows: Rows) -> Iterator[tuple[Key, Rows]]:
-        """Yields key and rows of each batch. rows: those of the whole shard."""
+        """Yields key and rows of each batch. rows: all rows of the shard."""
         if self.threshold < 1:
             rows = rows.take([i for i, name in enumerate(rows.ids) if _hash(name) <= self.threshold])
         for batch in range(self.first, -(-len(rows) // BATCH), self.stride):
@@ -133,7 +133,7 @@ class Work(NamedTuple):
 
 
 def _hash(name: str) -> float:
-    """Decides which part of a split is measured; without a seed, so all evaluations take the same images."""
+    """Decides which part of a split is measured. It has no seed, so all evaluations take the same images."""
     return unit_hash(0, "evaluate", name)
 
 
@@ -155,7 +155,7 @@ def plan_work(shards: Sequence[Shard], total: int | None, limit: int | None, act
         images = sum(each.images for each in found)
         threshold = hashes[-1] if limit < images else 1.0
         total = min(limit, images)
-    stride = -(-2 * actors // len(shards))  # so that every actor has work; it changes no result
+    stride = -(-2 * actors // len(shards))  # gives every actor work, and changes no result
     starts = product(enumerate(shards), range(stride))
     return Work([ShardSlice(*shard, first, stride, threshold) for shard, first in starts], total or 0)
 
@@ -178,7 +178,7 @@ class Worker:
         assert settings.pixels != "auto"
         if ray_runs():  # a task has one CPU; more threads would also sum in another order
             torch.set_num_threads(1)
-        self.device = device_here(None if gpu else False)
+        self.device = local_device(None if gpu else False)
         self.model, self.settings, self.conditions = model.to(self.device), settings, conditions
         self.extract = None if extractor is None else extractor.open(self.device)
         self._read: tuple[str, Rows] | None = None  # the last shard
@@ -261,7 +261,7 @@ class Evaluation:
     def likelihood(self) -> tuple[dict[str, Any], list[str]]:
         """The `summary` of all images, the use of the bank and `rejected`, the number of unreadable rows.
 
-        Also the ids of the images, sorted.
+        Also returns the sorted ids of the images.
         """
         found = self.scores()
         values = in_batch_order(found)

@@ -18,7 +18,7 @@ Row = Mapping[str, Any]  # a row of a stage's metrics.jsonl
 Line = tuple[Sequence[float], Sequence[float]]  # images seen, values
 START = 0.2  # first share of a training, whose points may be off the axis
 LEAST = 3  # points after the start; with fewer, all points set the limits
-SURROGATE = "training, relaxed draws (no bound)"  # its line is dashed
+SURROGATE = "training, relaxed draws (no bound)"  # the label of a dashed line
 # Title -> metric -> name. train/surrogate has the steps with relaxed draws, train/elbo those with hard draws.
 PRIOR = {"prior: -log p(z) of the parses": {"train/nll": "training", "valid/nll": "validation"}}
 BOUNDS = {
@@ -118,7 +118,7 @@ def axis_limits(lines: Sequence[Line]) -> tuple[float | None, float | None, str]
     if len(late) < LEAST:
         late = y
     low, high = late.min(), late.max()
-    on_axis = (y >= low - (high - low)) & (y <= high + (high - low))  # the start may take half of the axis
+    on_axis = (y >= low - (high - low)) & (y <= high + (high - low))  # early points may take half of the axis
     note, off = "", y[~on_axis]
     if len(off):
         furthest = off[np.abs(off - low).argmax()]

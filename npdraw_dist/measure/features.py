@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 
-INCEPTION_FEATURES = 2048  # of the FID that papers report
-FACTS = "facts.json"  # in a TorchScript file that `npdraw extractor` wrote
+INCEPTION_FEATURES = 2048  # number of features of the FID that papers report
+FACTS = "facts.json"  # file with facts in a TorchScript file that `npdraw extractor` wrote
 
 Extract = Callable[[Tensor], Tensor]  # float images (N, C, H, W) in [0, 1] -> features (N, D)
 
@@ -131,7 +131,7 @@ def facts_of(content: bytes) -> dict[str, Any]:
     extra = {FACTS: ""}
     try:
         torch.jit.load(io.BytesIO(content), map_location="cpu", _extra_files=extra)
-    except Exception as error:  # torch raises several kinds
+    except Exception as error:  # torch raises errors of several types
         raise UserError(f"the extractor is no readable TorchScript file ({_reason(error)})") from None
     return dict(json.loads(extra[FACTS])) if extra[FACTS] else {}
 

@@ -35,7 +35,7 @@ class Difference:
 
     @property
     def error(self) -> float:
-        """sqrt(se_images^2 + se_seeds^2); NaN with one seed. Both terms have the noise of a single score."""
+        """sqrt(se_images^2 + se_seeds^2); NaN with one seed. Both terms include the noise of each score."""
         return math.hypot(self.se_images, self.se_seeds)
 
     @property
@@ -57,7 +57,7 @@ class Difference:
 
     @property
     def p_value(self) -> float:
-        """Two-sided chance of a mean at least this far from 0 without a difference; NaN with one seed."""
+        """Two-sided probability of so large a mean, or larger, if the true one is 0; NaN with one seed."""
         if self.error == 0:
             return float(self.mean == 0)
         return float(2 * student.sf(abs(self.mean) / self.error, self.degrees))
@@ -77,7 +77,7 @@ def paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
     """Corrects the p-values of a family of claims (Holm 1979); a claim stands if its value is at most LEVEL.
 
-    NaN marks a claim that cannot be tested, which does not count.
+    NaN marks a claim that cannot be tested. Such a claim does not count towards the correction.
     """
     tested = sorted((key for key, p in p_values.items() if not math.isnan(p)), key=lambda key: p_values[key])
     found, largest = dict(p_values), 0.0

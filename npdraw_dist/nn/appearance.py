@@ -51,7 +51,7 @@ class Inferred:
 
     @property
     def _log_std(self) -> Tensor:
-        """The logarithm of q's standard deviation over p's."""
+        """The logarithm of the ratio of q's standard deviation to p's."""
         return self.q.log_std if self.p is None else self.q.log_std - self.p.log_std
 
 

@@ -134,7 +134,7 @@ class Completer:
         """Visits free places in random order, again and again, and changes drawn and what (B, L) in place."""
         free = ~kept.places
         noise = uniform(free.shape, generator, self.energy)
-        sites, count = noise.masked_fill(~free, 2.0).argsort(1), free.sum(1)  # the free ones first
+        sites, count = noise.masked_fill(~free, 2.0).argsort(1), free.sum(1)  # free places come first
         rows = count.nonzero()[:, 0]
         for turn in range(self.effort.visits if len(rows) else 0):
             site = sites[rows, turn % count[rows]]

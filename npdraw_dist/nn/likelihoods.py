@@ -36,7 +36,7 @@ class CanvasStart(NamedTuple):
 
 
 class Likelihood(ABC):
-    """p(x|z) of images with `channels` channels. components: their number in a mixture; others ignore it."""
+    """p(x|z) of images with `channels` channels. components: number in a mixture; others ignore it."""
 
     def __init__(self, channels: int, components: int = 10) -> None:
         self.channels, self.components = channels, components
@@ -126,7 +126,7 @@ class DiscretizedLogisticMixture(Likelihood):
     """A mixture of discretised logistics, in which all channels of a pixel share a component.
 
     A channel's location is linear in the channels before it (PixelCNN++, Salimans et al. 2017, section 2.2).
-    At zero output the components lie side by side over [-1, 1]: nearly uniform.
+    At zero output the components lie side by side over [-1, 1], so the mixture is nearly uniform.
     """
 
     START_LOG_SCALE = -2.0
@@ -164,7 +164,7 @@ class DiscretizedLogisticMixture(Likelihood):
         return total.logsumexp(1).sum((1, 2))
 
     def mean(self, output: Tensor) -> Tensor:
-        """`Likelihood.mean`, with later channels given the mean of earlier ones: exact unless values clip."""
+        """`Likelihood.mean`. Later channels use the means of earlier ones. It is exact unless values clip."""
         mixture = self._split(output)
         means: list[Tensor] = []
         for channel in range(self.channels):
@@ -198,7 +198,7 @@ def make_likelihood(name: str, channels: int, components: int = 10) -> Likelihoo
 
 
 def binarized(images: Tensor, how: str, generator: Noise) -> Tensor:
-    """uint8 (B, C, H, W) -> x: `dynamic` draws 0 or 1 by the grey, `threshold` x > 0.5, `none` [0, 1]."""
+    """uint8 (B, C, H, W) -> x. `dynamic` draws Bernoulli(x), `threshold` takes x > 0.5, `none` keeps x."""
     x = to_float(images)
     if how == "dynamic":
         return (uniform(x.shape, generator, x) < x).float()
@@ -219,7 +219,7 @@ def _raw_scale(log_scale: Tensor, start: float) -> Tensor:
 def _log_mass(y: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
     """The log-probability of the bin around y in [-1, 1], without differences of nearly equal numbers.
 
-    With the bin's standardised ends a > b it is logsigmoid(a) + logsigmoid(-b) + log(1 - exp(b - a)).
+    With the bin's standardised ends a > b the result is logsigmoid(a) + logsigmoid(-b) + log(1 - exp(b - a)).
     """
     inverse = torch.exp(-log_scale)
     centred, half = (y - location) * inverse, HALF_BIN * inverse

@@ -153,7 +153,7 @@ class NPDraw(Networks):
         return self.trace(drawn.z, drawn.u)
 
     def with_bank(self, bank: PartBank) -> "NPDraw":
-        """Copies this model with another bank, whose K may differ; nothing is trained. In eval mode.
+        """Copies this model, in eval mode, with another bank, whose K may differ. Nothing is trained.
 
         The copy's log-probabilities are exact: those of *what* sum to 1 over the new parts. Raises UserError
         if the prior's table is not `pixels`, the parts have another shape, or the model is given a condition.
@@ -374,7 +374,7 @@ class NPDraw(Networks):
     def redrawn(self, z: PartSequence, *donors: Drawings, own: Tensor | None = None) -> Drawings:
         """Renders z (B, T), which was edited from `donors`, and keeps their u where the canvas is unchanged.
 
-        donors: B drawings each; the first with the same canvas counts. own: bool (B, 1, h, w); where it is
+        donors: B drawings each; u is from the first with the same canvas. own: bool (B, 1, h, w); where it is
         False the first donor comes last.
         """
         canvas = self.render(z)

@@ -84,7 +84,7 @@ class VAEObjective(ModelObjective):
         ]
 
     @torch.no_grad()
-    def settle(self, gather: Gather) -> None:
+    def after_step(self, gather: Gather) -> None:
         self.model.temperature.clamp_(min=COLDEST)  # a colder one would have no gradient
 
     def forward(self, batch: Batch, progress: float, generator: Noise) -> Loss:
@@ -112,7 +112,7 @@ class VAEObjective(ModelObjective):
         return loss + weight * cross_entropy, {**metrics, "parse_cross_entropy": cross_entropy}
 
     def may_end(self, progress: float) -> bool:
-        """Not while draws are relaxed: the bound that validation measures may fall for a while then."""
+        """False while draws are relaxed, because the bound on validation images may fall for a while then."""
         return self.is_hard(progress)
 
     def is_hard(self, progress: float) -> bool:

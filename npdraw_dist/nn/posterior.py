@@ -118,7 +118,7 @@ def fit_of(ink: Tensor, scale: int, noise: float, gain: Tensor | None = None) ->
 
 
 class StepPosterior(nn.Module, ABC):
-    """q(z|x): choices of each step, or of each place."""
+    """q(z|x), given by the choices of each step or of each place."""
 
     @abstractmethod
     def set_bank(self, parts: Tensor) -> None:

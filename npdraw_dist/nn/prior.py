@@ -284,7 +284,7 @@ class ConditionTokens(nn.Module):
 
 
 def dropped(condition: Tensor, noise: Noise) -> Tensor:
-    """Drops conditions (B, A) as training does: some whole, and words of the others."""
+    """Drops conditions (B, A) as training does. It drops some whole, and some words of the others."""
     drawn = uniform((len(condition), 1 + condition.shape[1]), noise, condition.float())
     each = WORD_DROPPED if condition.shape[1] > 1 else 0.0
     return condition * (drawn[:, :1] >= DROPPED) * (drawn[:, 1:] >= each)
@@ -316,7 +316,7 @@ class GivenPrior(StepPrior):
 
     def _conditions(self) -> list[Tensor | None]:
         """The conditions whose states are computed: c and none, or only the one that guidance leaves."""
-        condition = self.condition.to(self.position.device)  # the model may have moved since
+        condition = self.condition.to(self.position.device)  # the model may have moved to another device
         alone: dict[float, list[Tensor | None]] = {0.0: [None], 1.0: [condition]}
         return alone.get(self.guidance, [condition, None])
 

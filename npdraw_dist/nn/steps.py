@@ -132,7 +132,7 @@ class AlignedLayout:
         """The terms of a draw z. p: the prior's teacher-forced logits of each step of z."""
         parts = kl_steps(q, p)
         total = total_kl(parts)
-        later = total.flip(1).cumsum(1).flip(1) - total  # a step changes what the prior expects of later ones
+        later = total.flip(1).cumsum(1).flip(1) - total  # a step changes the prior of later steps
         return Terms({name: value.sum(1) for name, value in parts.items()}, log_prob_steps(q, z), later)
 
 

@@ -64,7 +64,7 @@ class EmptyCanvasGain:
         # Places that show the same pixels are of one kind and share their norms.
         kinds, kind = visible.unique(dim=0, return_inverse=True)
         norms = norms[[kind.tolist().index(i) for i in range(len(kinds))]]  # (U, K)
-        # The norms are folded into the matrix product: U more columns meet one-hot rows of the kinds.
+        # The matrix product also adds the norms, as U more columns that multiply one-hot rows of the kinds.
         self.weight = torch.cat([2 * parts, -norms.T], 1)  # (K, D + U)
         # For uint8 images the weights are divided by 255 instead of the pixels.
         self.byte_weight = torch.cat([2 * parts / 255, -norms.T], 1)

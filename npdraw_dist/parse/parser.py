@@ -39,7 +39,7 @@ class DisjointChooser:
 
     def __init__(self, bank: PartBank, grid: Grid, steps: int, min_gain: float) -> None:
         self.grid, self.steps = grid, steps
-        # The largest float32 below min_gain, so that a gain of min_gain is enough. A gain of 0 never is.
+        # The largest float32 below min_gain, so that a gain of min_gain is enough. A gain of 0 is not enough.
         self.too_little = max(float(np.nextafter(np.float32(min_gain), np.float32(-1))), 0.0)
         self.empty = EmptyCanvasGain(bank, grid, min_gain)
 

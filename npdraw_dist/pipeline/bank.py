@@ -80,7 +80,7 @@ def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBa
         bank = source_parts(experiment)
         return bank, keep_bank(bank, patches)
     gpu = None if has_gpu(scale) else False
-    if settings.shards > 1 and not scale.here:  # the actors hold the GPUs
+    if settings.shards > 1 and not scale.in_process:  # the actors hold the GPUs
         return _build(torch.device("cpu"), experiment, patches, gpu)
     (bank, facts), elsewhere = on_gpu(scale, NAME, _build, experiment, patches, gpu)
     return bank, replace(facts, actor_core_seconds=facts.actor_core_seconds + elsewhere)

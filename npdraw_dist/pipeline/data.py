@@ -118,7 +118,7 @@ class RunData:
             self._given.close(store)
 
     def counts(self, store: Store) -> dict[str, int | None]:
-        """The images of each split that the run reads; None if only reading would tell."""
+        """The number of images of each split that the run reads; None if it is known only after reading."""
         if self._given is not None:
             return {split: self._given.counts.get(split) for split in needed_splits(self._experiment)}
         source = self.source(store)
@@ -213,7 +213,7 @@ def _named(experiment: Experiment, source: Source, shards: Canonical) -> dict[st
 def _vocabulary(shards: Canonical) -> dict[str, list[str]]:
     """The `classes` and the `words` of the training images that a condition can name."""
     counts = Counter[str]()
-    most = MOST_TEXTS if shards.manifest.has_words else 0  # else no file is opened
+    most = MOST_TEXTS if shards.manifest.has_words else 0  # with 0, no file is opened
     for texts in Parses.of_split(shards, "train").texts(most):
         for text in texts:
             counts.update(words_in(text))

@@ -167,7 +167,7 @@ def _require_probe(experiment: Experiment, nested: Mapping[str, Any]) -> None:
             f"minutes is for NP-DRAW, and the model is of kind {experiment.model.kind}: call fit without "
             "minutes, or npdraw train --init.model MODEL"
         )
-    if not experiment.scale.here:
+    if not experiment.scale.in_process:
         raise UserError("minutes is for a training in this process; leave out num_workers and ray")
     if sections := [stage for stage in TRAINED if "images" in nested.get(stage, {})]:
         raise UserError(f"minutes decides {sections[0]}.images; leave one of them out")

@@ -331,12 +331,12 @@ def picture_and_label(value: Any, name: str) -> tuple[Picture, int]:
         if (fault := pixel_fault(array)) is not None:
             raise BadPicture(fault)
         return array_picture(array), number
-    except BadPicture as error:  # an array is no file: whoever made it can mend it
+    except BadPicture as error:  # raised, not skipped, since the caller can correct an array
         raise UserError(f"image {name} has {error}") from None
 
 
 def _header(picture: Picture) -> tuple[tuple[int, int], bool | None] | None:
-    """Width and height, and whether the picture is grey, None if only pixels tell. None if unreadable."""
+    """Size, and whether it is grey (None if only the pixels show it); None for an unreadable picture."""
     if isinstance(picture, Image.Image):
         return picture.size, is_grey(picture)
     try:

@@ -43,7 +43,7 @@ def record_opening_of(model: str, by: str) -> None:
     """Records in the run of a model, if it is in one, that the command `by` opened the test split."""
     run = find_run(model)
     if run is not None:
-        with contextlib.suppress(OSError):  # a run that may only be read
+        with contextlib.suppress(OSError):  # the run may be read-only
             Store(*open_filesystem(run[0])).record_opening(by)
 
 
@@ -88,7 +88,7 @@ class SplitImages:
         self._parses = read_images(model_folder, split)
         self._source = _source(model_folder, spec) if self._parses is None else None
         self._opened = split != "test"
-        self._lengths: dict[int, int] = {}  # of the shards that were read
+        self._lengths: dict[int, int] = {}  # the lengths of the shards that were read
         self._shard = lru_cache(1)(self._read)
 
     def __len__(self) -> int:

@@ -47,7 +47,7 @@ def chosen_model(model: str | None) -> str:
     """
     if model is not None:
         return model_folder(model, f"--model {model}")
-    # An evaluation writes config.json anew, and not the weights.
+    # The age of the weights counts, since an evaluation rewrites config.json.
     models = sorted(Path(RUNS).glob(f"*/model/{WEIGHTS}"), key=lambda path: path.stat().st_mtime)
     if not models:
         print(f"no --model given, and no run under {RUNS}/: taking {OF_PACKAGE}, a model of the package")

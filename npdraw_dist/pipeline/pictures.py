@@ -62,7 +62,7 @@ def colour_order(parts: Tensor) -> list[int]:
     chroma = pixels.amax(1) - pixels.amin(1)  # (K, P * P)
     coloured = (pixels * chroma[:, None]).sum(2) / chroma.sum(1, keepdim=True).clamp(min=1e-6)
     hue = rgb_to_hsv(coloured.clamp(0, 1).numpy())[:, 0]
-    group = ((hue * HUES + 0.5) % HUES).astype(int)  # red lies on both sides of 0 and is one group
+    group = ((hue * HUES + 0.5) % HUES).astype(int)  # hues of red lie on both sides of 0 and form one group
     group[chroma.mean(1).numpy() < GREY_CHROMA] = -1
     lightness = (pixels.mean(2) * LUMA).sum(1).numpy()
     return [int(index) for index in np.lexsort((lightness, group))]

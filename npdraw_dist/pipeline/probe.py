@@ -11,7 +11,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
-from npdraw_dist.core.process import device_here
+from npdraw_dist.core.process import local_device
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.training.context import Context
@@ -101,7 +101,7 @@ def _seconds(
     objective: Objective, batch: Batch, experiment: Experiment, cores: bool, hard: bool = False
 ) -> float:
     """Seconds per image of a `timed_step`."""
-    settings, context = experiment.train, Context(device_here(experiment.scale.use_gpu))
+    settings, context = experiment.train, Context(local_device(experiment.scale.use_gpu))
     run = Run(objective, settings, experiment.seed, context)
     batch = batch.to(context.device)
     timed_step(run, batch, settings.micro_batch, hard)

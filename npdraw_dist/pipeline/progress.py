@@ -25,7 +25,7 @@ STORED_EVERY_S = 60.0  # least time between two writes to an object store, each 
 
 
 class LoggedConsole(Console):
-    """A console that also gives the log what it prints, shown or not, as plain text.
+    """A console that also writes what it prints to the log, as plain text, whether or not it is shown.
 
     to_log: takes the texts of all consoles within a block of `logged`. shown: whether the console shows any.
     """
@@ -42,7 +42,7 @@ class LoggedConsole(Console):
         if LoggedConsole.to_log is not None and not all(isinstance(item, Control) for item in objects):
             text = StringIO()
             Console(file=text, width=LOG_WIDTH, highlight=False, soft_wrap=True).print(*objects, **options)
-            if plain := text.getvalue().rstrip("\n"):  # empty after a bar
+            if plain := text.getvalue().rstrip("\n"):  # a progress bar leaves empty text
                 self.note(plain)
 
     def note(self, text: str) -> None:

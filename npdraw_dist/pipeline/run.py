@@ -68,7 +68,7 @@ def start(
             stack.enter_context(removed_if_refused(store, lease))
         stack.enter_context(logged(store))
         console.note(f"stages {', '.join(missing)}, npdraw_dist {__version__}")
-        if not experiment.scale.here:
+        if not experiment.scale.in_process:
             from npdraw_dist.distributed.nodes import require_shared
             from npdraw_dist.distributed.start import start_ray
 
@@ -153,7 +153,7 @@ def run_stages(
             lease.check()
             if name == data.NAME:
                 manifests[name] = manifest = data.run(experiment, store, images)
-                # Perhaps only reading gave the number of images in each split, and the classes.
+                # The number of images in each split, and the classes, may be known only now.
                 require_images(experiment, manifest["splits"], [one for one in stages if one != name])
                 if not manifest["source"]["classes"]:
                     require_classes(experiment, manifest["classes"])
@@ -288,6 +288,6 @@ def require_workers(experiment: Experiment, stages: Sequence[str]) -> Workers:
     Raises UserError if they do not fit. Bank and parse need a GPU only if scale.use_gpu demands it.
     """
     scale = experiment.scale
-    if not scale.here and not set(stages) & set(TRAINING):
+    if not scale.in_process and not set(stages) & set(TRAINING):
         scale = scale.model_copy(update={"num_workers": 1, "cpus_per_worker": None})
-    return plan_local(scale) if is_local() and not scale.here else plan(scale)
+    return plan_local(scale) if is_local() and not scale.in_process else plan(scale)

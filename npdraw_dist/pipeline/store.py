@@ -42,7 +42,7 @@ CONFIG, METRICS, OPENINGS = "config.yaml", "metrics.json", "test_split.json"
 VOCABULARY = "vocabulary.json"  # in data/: the classes and words that a condition can name
 PROBE = ".writable"  # a file that is written and deleted, to learn whether the storage can be written
 LONGEST_NAME = 200  # bytes; file systems take 255
-FOLDERS = {"data": "data", "bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}  # by stage
+FOLDERS = {"data": "data", "bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}  # of each stage
 
 
 class Store:

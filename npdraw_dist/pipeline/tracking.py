@@ -23,7 +23,7 @@ PROJECT = "npdraw_dist"
 
 
 class Tracker(Protocol):
-    """A run in a service. id: by which a resumed run finds it again."""
+    """A run in a service. id: the id by which a resumed run finds it again."""
 
     id: str
 
@@ -44,7 +44,7 @@ def tracked(experiment: Experiment, store: Store, name: str) -> Iterator[Watcher
     make: type[Tracker] = _Wandb if name == "wandb" else _Mlflow
     try:
         tracker = make(experiment, store, ids.get(name))  # type: ignore[call-arg]
-    except Exception as error:  # these packages do not document which
+    except Exception as error:  # these packages do not document the types of their errors
         raise UserError(f"--track {name} cannot start: {_line(error)}") from None
     if name not in ids:
         store.write_json({**ids, name: tracker.id}, IDS)

@@ -16,8 +16,8 @@ from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.core.process import device_here
-from npdraw_dist.distributed.resources import Workers, plan_workers, worker_here
+from npdraw_dist.core.process import local_device
+from npdraw_dist.distributed.resources import Workers, plan_workers, worker_in_process
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline import stage_job
@@ -27,7 +27,7 @@ from npdraw_dist.pipeline.stage import Watch
 from npdraw_dist.pipeline.stage_job import CRITERIA, StageJob
 from npdraw_dist.pipeline.store import CONFIG, Store, fingerprint_of
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.context import RunContext, run_here
+from npdraw_dist.training.context import RunContext, run_in_process
 from npdraw_dist.training.early_stopping import fall_text
 from npdraw_dist.training.metrics_log import Events, Record, read_metrics
 
@@ -78,10 +78,10 @@ def run_stage(
     started = time.perf_counter()
     with stage_progress(stage, experiment.section_of(stage).images) as show:
         display = StageDisplay(stage, show, watch)
-        if scale.here:
-            device, where = device_here(scale.use_gpu), (store.filesystem, store.path(stage))
+        if scale.in_process:
+            device, where = local_device(scale.use_gpu), (store.filesystem, store.path(stage))
             context = RunContext(*where, device, criterion, display)
-            summary = run_here(stage_job.work, job, context, scale)
+            summary = run_in_process(stage_job.work, job, context, scale)
         else:
             from npdraw_dist.distributed.run import TrainRun, run_training
 
@@ -114,8 +114,8 @@ def _require_precision(precision: str, store: Store) -> None:
 
 def plan(scale: ScaleConfig) -> Workers:
     """The workers of the running Ray, or this process. Raises UserError if too few fit."""
-    if scale.here:
-        return worker_here(scale)
+    if scale.in_process:
+        return worker_in_process(scale)
     return plan_workers(scale, lambda line: console.print(line, markup=False))
 
 
@@ -264,9 +264,10 @@ def _shares(experiment: Experiment, stage: str, workers: Workers) -> str:
     """States who trains, and how the global batch, which does not depend on the workers, is divided."""
     settings = experiment.train_of(stage)
     shares = sorted({-(-settings.batch_size // count) for count in (workers.least, workers.most)})
-    who = f"this process, {workers.cpus} thread{'s' * (workers.cpus > 1)}"
+    own = f"this process, {workers.cpus} thread{'s' * (workers.cpus > 1)}"
+    who = own if experiment.scale.in_process else workers
     scale = "" if settings.rate_scale == 1 else f"; learning rates x {settings.rate_scale:.3g}"
     return (
-        f"{who if experiment.scale.here else workers}, a global batch of {settings.batch_size}, at most "
+        f"{who}, a global batch of {settings.batch_size}, at most "
         f"{' to '.join(map(str, shares))} a worker, in micro-batches of {settings.micro_batch} or less{scale}"
     )

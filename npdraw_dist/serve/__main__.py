@@ -28,14 +28,14 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.serve.local import require_free
 
     folder = chosen_model(command.model)
-    model = load_npdraw(folder)  # an error is one line here, and a long traceback in a replica
+    model = load_npdraw(folder)  # here an error is one line; in a replica it would be a long traceback
     token = command.token or os.environ.get(TOKEN) or None
     if token and not (token.isascii() and token.isprintable() and not set(token) & set(" &%")):
         raise UserError("a token is of ASCII without spaces, & and %, since clients encode these differently")
     options = command.model_copy(update={"token": token})
     require_free(options.host, options.port)
     on_ray = os.environ.get("RAY_ADDRESS") or options.replicas > 1
-    stop = _on_ray(folder, options) if on_ray else _here(folder, model, options)
+    stop = _on_ray(folder, options) if on_ray else _in_process(folder, model, options)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
@@ -50,13 +50,13 @@ def main(argv: Sequence[str]) -> None:
     stop()
 
 
-def _here(folder: str, model: "NPDraw", options: Serve) -> Callable[[], None]:
+def _in_process(folder: str, model: "NPDraw", options: Serve) -> Callable[[], None]:
     """Serves in this process. Returns the function that ends it."""
-    from npdraw_dist.core.process import device_here
+    from npdraw_dist.core.process import local_device
     from npdraw_dist.serve.engine import open_engine
-    from npdraw_dist.serve.local import serve_here
+    from npdraw_dist.serve.local import serve_in_process
 
-    return serve_here(open_engine(folder, device_here(options.use_gpu, "use_gpu"), model), options)
+    return serve_in_process(open_engine(folder, local_device(options.use_gpu, "use_gpu"), model), options)
 
 
 def _on_ray(folder: str, options: Serve) -> Callable[[], None]:

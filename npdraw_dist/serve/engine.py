@@ -166,7 +166,7 @@ class Engine:
         content = _bytes("image", request.image)
         shape = (self.spec.image_shape[0], self.grid.height, self.grid.width)
         canvas, placed = place_picture(content, self._frame(shape), request.invert)
-        if placed.scaled < 1:  # shrunk to the image's size first, as the stage `parse` does
+        if placed.scaled < 1:  # such a picture is first shrunk to the image's size, as in the stage `parse`
             canvas = canvas_bytes(self.place_upload(content, request.invert, False)[0], self.spec.downscale)
         z = self._parser(canvas.to(self.model.device)).z
         found = self.model.drawings(z)
@@ -242,7 +242,7 @@ class Engine:
         """Samples and reconstructed validation images, chosen by `proposals.likely`."""
         origins = {"sample": self.model.draw(proposals.CANDIDATE_DRAWINGS, seed=0)}
         with contextlib.suppress(UserError, IndexError, OSError):  # samples alone are enough
-            if valid := self.valid_images:  # test images would be opened by showing them
+            if valid := self.valid_images:  # showing test images would open the test split
                 seen = torch.cat([valid[index] for index in range(min(len(valid), SEEN_IMAGES))])
                 origins["validation image"] = self.model.drawings(seen)
         examples = []

@@ -18,7 +18,7 @@ from npdraw_dist.serve.replica import ONGOING, QUEUED, REQUEST_S, SHUTDOWN_S, TH
 START_S = 30  # time limit of the start
 
 
-def serve_here(engine: Engine, options: Serve) -> Callable[[], None]:
+def serve_in_process(engine: Engine, options: Serve) -> Callable[[], None]:
     """Starts a server thread. Returns, once it listens, the function that ends it within SHUTDOWN_S.
 
     Raises UserError if it does not listen within START_S.

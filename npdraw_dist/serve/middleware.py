@@ -12,7 +12,7 @@ from npdraw_dist.serve.uploads import MAX_BYTES
 
 MAX_JSON_BYTES = 1 << 20
 FORM_BYTES = 1 << 16  # most bytes that a form adds to its file
-BODY_S = 60  # time limit of a body
+BODY_S = 60  # time limit for receiving a body, in seconds
 UPLOADS = ("/v1/encode",)
 OPEN_PATHS = ("/", "/healthz")  # they reveal nothing about the model, so they need no token
 

@@ -96,7 +96,7 @@ def _parts_of_place(model: NPDraw, z: PartSequence, place: int, n: int) -> tuple
     each = PartSequence.cat(rows)
     log_p = log_prob(model.prior(each).float32(), each).double().view(count + 1, len(z))
     drawn = log_p.softmax(0)[:-1].sum(1)  # (C,): summed over the drawings
-    share = past[candidates].sum().double()  # the other parts have the rest
+    share = past[candidates].sum().double()  # the other parts share the remaining probability
     best = (drawn / drawn.sum() * share).topk(n)
     return candidates[best.indices], best.values
 

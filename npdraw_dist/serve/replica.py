@@ -12,7 +12,7 @@ from npdraw_dist.serve.schemas import DrawingResponse
 BATCH = 32  # drawings decoded at once
 REQUEST_S = 60  # time limit of a request
 SHUTDOWN_S = 5  # time that a replica has to finish its requests
-THREADS = 2  # with one, an animation would delay a decoding
+THREADS = 2  # with one thread, an animation would delay a decoding
 ONGOING, QUEUED = 32, 64  # requests in work and waiting requests of a replica; further ones get 503
 
 Result = TypeVar("Result")

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from npdraw_dist.config.networks import ConditionName
 
-MAX_STEPS = 4096  # of any model, so that requests are small
+MAX_STEPS = 4096  # limit for any model, so that requests are small
 MAX_APPEARANCE = 2**18  # characters
 
 Index = Annotated[int, Field(ge=0, lt=2**31)]

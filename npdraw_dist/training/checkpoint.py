@@ -52,7 +52,7 @@ class Average:
 
     @torch.no_grad()
     def add(self, step: int) -> None:
-        """Adds the weights after step `step`, from 0 on. Early weights fade sooner."""
+        """Adds to the average the weights after step `step`, counted from 0. Early weights decay faster."""
         decay = min(self.decay, (1 + step) / (START + step))
         update = get_ema_multi_avg_fn(decay)
         update(list(self.weights.values()), [value.detach() for value in self.parameters.values()], step)
@@ -180,7 +180,7 @@ def by_score(filesystem: fs.FileSystem, run: str, criterion: Criterion) -> list[
         try:
             return criterion.score(json.loads(read_bytes(filesystem, f"{path}/{PROGRESS}"))["record"])
         except (OSError, ValueError, KeyError, TypeError):
-            return -math.inf  # incomplete
+            return -math.inf  # the checkpoint is incomplete
 
     return sorted(by_age(filesystem, run), key=score, reverse=True)
 

@@ -182,7 +182,7 @@ def move_in(saved: Path, target: Path) -> None:
     partial.rename(target)
 
 
-def run_here(
+def run_in_process(
     work: Callable[[Job, RunContext], Result], job: Job, context: RunContext, scale: ScaleConfig
 ) -> Result:
     """Runs `work(job, context)` and restores the caller's random state.

@@ -10,7 +10,7 @@ FAR_SHARE = 0.02  # the same for images with thousands of nats
 
 
 def fall_text(fall: Mapping[str, Any]) -> str:
-    """The line of a fall: `metric` is `now` after `now_at` images, and was `best` after `best_at`."""
+    """A line that reports a fall. `metric` is `now` after `now_at` images, and was `best` after `best_at`."""
     now = f"{fall['metric']} is {fall['now']:.2f} after {fall['now_at']:,} images"
     return f"{now}; its best was {fall['best']:.2f} after {fall['best_at']:,}"
 
@@ -52,7 +52,7 @@ class EarlyStopping:
         if not may_end or fall is None:
             self._far = 0
         elif before is None or not self._score(self._last) > self._score(before):
-            self._far += 1  # else it recovers, as after a step that was too large
+            self._far += 1  # not counted if it rises, as after a step that was too large
         if fall is not None and self.ended:
             ended = f"training ends, after {self._far} such validations (train.patience)"
             return f"{fall_text(fall)}; {ended}"
@@ -83,7 +83,7 @@ class EarlyStopping:
         return {"metric": self.criterion.name, **best, **now}
 
     def summary(self) -> dict[str, Any]:
-        """For a stage's manifest: the fall at its end or None, and `ended_early` if it ended training."""
+        """Facts for a stage's manifest: its final fall or None, and `ended_early` if it ended training."""
         return {"fell_from_best": self.fall(), **({"ended_early": True} if self.ended else {})}
 
     def as_json(self) -> dict[str, Any]:

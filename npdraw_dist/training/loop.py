@@ -116,7 +116,7 @@ def train(
         run.update(step, micro_batches, budget.images)
         clock.count_step()
 
-        # report and checkpoint
+        # Report, and save a checkpoint.
         done = step + 1
         images_seen = min(done * config.batch_size, budget.images)
         due = done % report_every == 0 or done == steps
@@ -244,7 +244,7 @@ class Run:
         self.meters.add({"skipped_steps": broken})
         vars(self.optimizer).update(found_inf=broken, grad_scale=None)  # as GradScaler: the fused step skips
         self.optimizer.step()
-        self.objective.settle(self._gathered)
+        self.objective.after_step(self._gathered)
         if self.average is not None:
             self.average.add(step)
 
@@ -341,7 +341,7 @@ class Run:
         try:
             checkpoint.save(folder, self.objective, self.optimizer, progress, self.average)
             yield folder, name
-        except BaseException:  # on a full disk, each restart would leave another folder
+        except BaseException:  # each restart on a full disk would otherwise leave a folder
             shutil.rmtree(folder, ignore_errors=True)
             raise
         if not self.context.removes_saved:

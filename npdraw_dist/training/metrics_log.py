@@ -21,7 +21,7 @@ ROWS, RECENT_ROWS = "metrics", "training"  # the file NAME.jsonl
 RECENT = "recent"  # prefix of means over the images since the previous row in `training.jsonl`
 Record = dict[str, float]  # metric -> value at one validation; also `images_seen` and `step`
 EVENTS = "events.out.tfevents"  # in the names of files that TensorBoard reads, in the order of the names
-LARGEST = 1 << 18  # bytes of a file in an object store, which each row writes anew
+LARGEST = 1 << 18  # bytes after which a new file begins in an object store, where each row rewrites the file
 
 Pictures = Mapping[str, Tensor]  # name -> (C, H, W) in [0, 1]
 Setting = bool | int | float | str
@@ -120,7 +120,7 @@ class Events:
         self._written = len(content)
 
     def begin(self, settings: Mapping[str, Setting], metric: str, pictures: Pictures) -> None:
-        """Writes pictures, and a stage's settings for TEXT and HPARAMS, where runs compare by `metric`."""
+        """Writes pictures, and a stage's settings for TEXT and HPARAMS, which compares runs by `metric`."""
         from tensorboardX.summary import hparams, image, text
 
         self._begin(0)  # a stage has one such file, before all others

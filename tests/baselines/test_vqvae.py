@@ -155,11 +155,11 @@ def test_a_dead_code_becomes_a_vector_of_the_encoder() -> None:
         model.usage.fill_(1.0)
         vectors = model.encode(strokes_in_01(8)).flatten(0, 1)
         model.relaxed_parts(strokes_in_01(8), 1.0, seeded())
-        model.settle(one_rank)
+        model.after_step(one_rank)
         assert (model.codebook[[0, 2]] == 1e3).all()  # one step does not tell that a code is dead
         model.usage[[0, 2]] = DEAD
         model.hard_draws(strokes_in_01(8), 2, seeded(1))
-        model.settle(one_rank)
+        model.after_step(one_rank)
     assert torch.equal(model.codebook[1], alive)
     for code in (0, 2):
         distance = (model.codebook[code] - vectors).abs().max(1).values
@@ -182,7 +182,7 @@ def test_two_ranks_revive_codes_as_one_does() -> None:
         return model
 
     one, ranks = after(batches), [after([batch]) for batch in batches]
-    one.settle(one_rank)
+    one.after_step(one_rank)
     sent: list[Tensor] = []
 
     def noted(values: Tensor) -> Tensor:
@@ -190,9 +190,9 @@ def test_two_ranks_revive_codes_as_one_does() -> None:
         return values[None]
 
     for model in ranks:
-        copy.deepcopy(model).settle(noted)
+        copy.deepcopy(model).after_step(noted)
     for model in ranks:
-        model.settle(lambda _: torch.stack(sent))
+        model.after_step(lambda _: torch.stack(sent))
         assert torch.equal(model.codebook, one.codebook)
         assert torch.equal(model.usage, one.usage)
     assert not torch.equal(one.codebook, start.codebook)

@@ -108,10 +108,10 @@ def test_a_registered_name_has_its_code() -> None:
 
 def test_a_range_from_0_is_this_process_unless_there_is_a_cluster() -> None:
     scale = batches("0:3", batch_size=16, micro_batch=16).scale
-    assert (scale.least_workers, scale.most_workers, scale.here) == (1, 3, False)
+    assert (scale.least_workers, scale.most_workers, scale.in_process) == (1, 3, False)
     assert scale.placed(cluster=True).num_workers == "1:3"
     alone = scale.placed(cluster=False)
-    assert (alone.num_workers, alone.here) == (0, True)
+    assert (alone.num_workers, alone.in_process) == (0, True)
     for own in ({"cpus_per_worker": 2}, {"gpus_per_worker": 0.5}):
         sized = build({"scale": {"num_workers": "0:3", **own}}).scale
         assert sized.placed(cluster=False).num_workers == "1:3"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from npdraw_dist.core.process import COMPUTE, device_here, prepare_to_compute
+from npdraw_dist.core.process import COMPUTE, local_device, prepare_to_compute
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 TENSORS, ELEMENTS = 4, 1 << 24
@@ -54,7 +54,7 @@ def faults(*words: str, **variables: str) -> int:
 
 @ON_LINUX
 def test_a_tensor_takes_the_memory_of_one_that_is_gone() -> None:
-    device = device_here(use_gpu=False)
+    device = local_device(use_gpu=False)
     torch.ones(ELEMENTS, device=device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(TENSORS):

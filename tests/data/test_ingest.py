@@ -29,7 +29,7 @@ from npdraw_dist.data.shard_folder import ShardFolder, Written
 from npdraw_dist.data.shards import Canonical, Part, Source
 from npdraw_dist.data.splits import SPLITS, Split
 from tests.helpers.counting import Counting
-from tests.helpers.in_process import interfering, killed, map_here
+from tests.helpers.in_process import interfering, killed, map_in_process
 from tests.helpers.s3 import flaky_proxy, s3_server
 
 LOCAL = fs.LocalFileSystem()
@@ -298,7 +298,7 @@ def worked(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     counting = Counting()
 
     def in_tasks(items: Sequence[Any], work: Callable[[Any], Any], *rest: Any, **more: Any) -> Iterator[Any]:
-        found = map_here(items, work)
+        found = map_in_process(items, work)
         while True:
             with counting.uncounted():
                 result = next(found, None)

@@ -123,10 +123,10 @@ def test_an_actor_has_several_shards_of_a_store_at_once() -> None:
 def test_a_training_worker_says_its_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.2")
     folders = [known(tmp_path / "run"), known(tmp_path / "other")]
-    nodes.require_here(folders[:1])
+    nodes.require_on_this_node(folders[:1])
     (tmp_path / "other" / "a.png").unlink()
     with pytest.raises(BlindNode, match=rf"the data {tmp_path}/other cannot be read from 10\.0\.0\.2;"):
-        nodes.require_here(folders)
+        nodes.require_on_this_node(folders)
 
 
 def test_a_gpu_that_pytorch_cannot_use_gives_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from npdraw_dist.pipeline.inputs import require_split
 from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.scores import BATCH, score_images
 from npdraw_dist.training.feed import noise_seed
-from tests.helpers.runs import HERE, TINY, Refused
+from tests.helpers.runs import IN_PROCESS, TINY, Refused
 from tests.helpers.tiny_models import tiny_spec
 
 K, IMAGES, SAMPLES, EDITS = 6, 80, 50, 20
@@ -56,11 +56,11 @@ def classifier(no_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluated(
-    no_ray: None, run_here: Path, classifier: Path, tmp_path_factory: pytest.TempPathFactory
+    no_ray: None, run_in_process: Path, classifier: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
     """A copy of the run, with the evaluation.json of some images."""
-    run = Path(shutil.copytree(run_here, tmp_path_factory.mktemp("evaluated") / "first"))
-    evaluate.main(["--model", str(run), *flags_of(classifier), *HERE])
+    run = Path(shutil.copytree(run_in_process, tmp_path_factory.mktemp("evaluated") / "first"))
+    evaluate.main(["--model", str(run), *flags_of(classifier), *IN_PROCESS])
     return run
 
 
@@ -70,7 +70,7 @@ def flags_of(classifier: Path, edits: int = EDITS) -> list[str]:
 
 
 def scored(model: Path, out: Path, *flags: str) -> dict[str, Any]:
-    evaluate.main(["--model", str(model), "--out", str(out), *HERE, *flags])
+    evaluate.main(["--model", str(model), "--out", str(out), *IN_PROCESS, *flags])
     return dict(json.loads(out.read_text()))
 
 
@@ -123,8 +123,10 @@ def ids(run: Path, *splits: str) -> set[str]:
     return {name for file in files for name in pq.read_table(file, columns=["id"])["id"].to_pylist()}
 
 
-def test_no_seed_of_an_evaluation_draws_other_splits(run_here: Path, no_ray: None, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(run_here, tmp_path / "run"))
+def test_no_seed_of_an_evaluation_draws_other_splits(
+    run_in_process: Path, no_ray: None, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(run_in_process, tmp_path / "run"))
     alone = Path(shutil.copytree(run / "model", tmp_path / "model"))  # in no run folder
     test = ids(run, "test")
     assert len(test) > 100
@@ -143,8 +145,8 @@ def test_no_seed_of_an_evaluation_draws_other_splits(run_here: Path, no_ray: Non
     assert known == [("same", digest), ("same", digest), ("unknown", None)]
 
 
-def test_the_data_of_a_run_need_not_be_given_again(run_here: Path) -> None:
-    model = str(run_here / "model")
+def test_the_data_of_a_run_need_not_be_given_again(run_in_process: Path) -> None:
+    model = str(run_in_process / "model")
     found = with_defaults({"model": model, "data": {"valid_fraction": 0.2}})
     assert (found["data"]["source"], found["data"]["fraction"], found["seed"]) == ("digits", 0.05, 0)
     assert found["data"]["valid_fraction"] == 0.2
@@ -196,9 +198,11 @@ def test_runs_are_compared_if_they_were_measured_the_same_way(
 @pytest.mark.slow
 def test_kinds_are_compared(evaluated: Path, classifier: Path, tmp_path: Path, refused: Refused) -> None:
     kind = ["--model.kind", "draw", "--baseline.steps", "2", "--baseline.hidden", "16"]
-    train.main(["--storage", str(tmp_path), "--name", "draw", *TINY, *HERE, *kind, "--data.fraction", "0.05"])
+    train.main(
+        ["--storage", str(tmp_path), "--name", "draw", *TINY, *IN_PROCESS, *kind, "--data.fraction", "0.05"]
+    )
     run = tmp_path / "draw"
-    line = refused(evaluate.main, "--model", str(run), *HERE, *flags_of(classifier))
+    line = refused(evaluate.main, "--model", str(run), *IN_PROCESS, *flags_of(classifier))
     assert "kind draw cannot edit a region" in line
     assert not (run / "evaluation.json").exists()
     scored(run, run / "evaluation.json", *flags_of(classifier, edits=0))

@@ -12,9 +12,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def test_one_and_two_actors_give_the_numbers_of_this_process(
-    run_here: Path, local_ray: None, tmp_path: Path
+    run_in_process: Path, local_ray: None, tmp_path: Path
 ) -> None:
-    found, run = [], shutil.copytree(run_here, tmp_path / "run")
+    found, run = [], shutil.copytree(run_in_process, tmp_path / "run")
     measured = ["--k", "6", "--images", "100", "--extractor", "tests.tune_spaces.test_report_command:Pixels"]
     for actors, workers in ((1, "0"), (1, "1"), (2, "2")):
         flags = ["--out", str(tmp_path / "out.json"), "--scale.num_workers", workers]

@@ -9,19 +9,21 @@ from npdraw_dist.distributed import tasks
 Mapper = Callable[..., Iterator[Any]]
 
 
-def map_here(items: Sequence[Any], work: Callable[[Any], Any], *_: object, **__: object) -> Iterator[Any]:
+def map_in_process(
+    items: Sequence[Any], work: Callable[[Any], Any], *_: object, **__: object
+) -> Iterator[Any]:
     """`distributed.tasks.map_items` in this process, also where Ray runs."""
-    return tasks.map_here(items, work)
+    return tasks.map_in_process(items, work)
 
 
 def interfering(how: Callable[[], object], at: int) -> Mapper:
-    """`map_here` that calls `how` before item number `at`."""
+    """`map_in_process` that calls `how` before item number `at`."""
 
     def mapped(items: Sequence[Any], work: Callable[[Any], Any], *_: object, **__: object) -> Iterator[Any]:
         for number, item in enumerate(items):
             if number == at:
                 how()
-            yield from map_here([item], work)
+            yield from map_in_process([item], work)
 
     return mapped
 

@@ -37,7 +37,7 @@ SETTINGS = {
 }
 TINY = [word for key, value in SETTINGS.items() for word in (f"--{key}", str(value))]
 
-HERE = ["--scale.num_workers", "0"]  # after TINY: the whole run in the process of the test, without Ray
+IN_PROCESS = ["--scale.num_workers", "0"]  # after TINY: the whole run in the process of the test, without Ray
 
 # Files of random parses, by split.
 ROWS: dict[Split, tuple[int, ...]] = {"train": (150, 30, 120), "valid": (40, 40), "test": (50,)}

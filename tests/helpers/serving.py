@@ -17,7 +17,7 @@ from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.serve import Serve
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import open_engine
-from npdraw_dist.serve.local import serve_here
+from npdraw_dist.serve.local import serve_in_process
 from npdraw_dist.serve.replica import Replica
 from tests.helpers.studio_models import as_bytes, pixels
 
@@ -35,7 +35,7 @@ def free_port() -> int:
 def serving(folder: Path, token: str | None = None) -> Iterator[str]:
     """The address of a server of the model, until the block ends."""
     port = free_port()
-    stop = serve_here(open_engine(str(folder)), Serve(port=port, token=token))
+    stop = serve_in_process(open_engine(str(folder)), Serve(port=port, token=token))
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

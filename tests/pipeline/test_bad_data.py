@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from npdraw_dist import train
 from npdraw_dist.data import ingest
 from tests.helpers.in_process import killed
-from tests.helpers.runs import HERE, Refused
+from tests.helpers.runs import IN_PROCESS, Refused
 from tests.helpers.studio_models import png_of
 
 SIDE = 10
@@ -22,7 +22,11 @@ SIDE = 10
 def flags(source: str, data: Path, run: Path, **settings: object) -> list[str]:
     own = {"source": source, "path": data, "image_size": SIDE, "channels": 1, **settings}
     words = ["--storage", str(run.parent), "--name", run.name, "--stages", "data"]
-    return [*words, *HERE, *(word for key, value in own.items() for word in (f"--data.{key}", str(value)))]
+    return [
+        *words,
+        *IN_PROCESS,
+        *(word for key, value in own.items() for word in (f"--data.{key}", str(value))),
+    ]
 
 
 def pictures(count: int, seed: int = 0) -> NDArray[np.uint8]:

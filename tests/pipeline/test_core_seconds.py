@@ -20,7 +20,7 @@ from npdraw_dist.pipeline.parse import ParseWriter
 from npdraw_dist.pipeline.scores import score
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from tests.helpers.image_files import images
-from tests.helpers.in_process import killed, map_here
+from tests.helpers.in_process import killed, map_in_process
 from tests.pipeline.test_inputs import experiment as experiment_of
 
 TASK, DRIVER, SCORES = 10.0, 1.0, 7.0  # CPU seconds of a shard's task, of the driver for it, and of scoring
@@ -52,7 +52,7 @@ class Clock:
                 if number == kill_at:
                     killed()
                 before = self.now
-                results = list(map_here([item], work))
+                results = list(map_in_process([item], work))
                 self.now = before + DRIVER
                 yield from results
 
@@ -89,7 +89,7 @@ def test_work_in_this_process_counts_once(
     experiment: Experiment, store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (ingest, bank, parse):
-        monkeypatch.setattr(module, "map_items", map_here)
+        monkeypatch.setattr(module, "map_items", map_in_process)
         monkeypatch.setattr(module, "ray_runs", lambda: False)
     read = data.run(experiment, store)
     patches = bank.run(experiment, store)
@@ -144,9 +144,9 @@ def test_a_resumed_stage_counts_what_a_killed_one_wrote(
 
 
 @pytest.fixture
-def finished(run_here: Path, tmp_path: Path) -> Store:
+def finished(run_in_process: Path, tmp_path: Path) -> Store:
     """A run in which all stages but the last have finished."""
-    shutil.copytree(run_here, tmp_path / "copy")
+    shutil.copytree(run_in_process, tmp_path / "copy")
     (tmp_path / "copy" / "metrics.json").unlink()
     return Store.open(str(tmp_path), "copy")
 

@@ -17,9 +17,11 @@ from tests.pipeline.test_readme import PAGES, ROOT, blocks
 
 
 @pytest.mark.slow
-def test_the_python_examples_run(run_here: Path, users_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_examples_run(
+    run_in_process: Path, users_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the run `digits`, as after the first command of the README."""
-    shutil.copytree(run_here, users_folder / "runs" / "digits")
+    shutil.copytree(run_in_process, users_folder / "runs" / "digits")
     fit_few(12, monkeypatch)
     monkeypatch.setattr(fit, "budgets", lambda *_: {})
     names: dict[str, Any] = {}

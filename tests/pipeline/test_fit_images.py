@@ -96,7 +96,7 @@ def test_the_settings_follow_from_the_images() -> None:
     for images in (binary, shaded, np.full((300, 3, 64, 64), 255, np.uint8)):
         preset, settings = chosen(images)
         whole = {**settings, "data": {**settings["data"], "source": "parquet", "path": "x"}}
-        assert resolve(preset, None, whole).scale.here
+        assert resolve(preset, None, whole).scale.in_process
     for side, scale in ((36, 1), (64, 2), (96, 3), (100, 4), (128, 4)):
         assert chosen(np.zeros((4, 1, side, side), np.uint8))[1]["grid"]["downscale"] == scale
     for side in (61, 160):

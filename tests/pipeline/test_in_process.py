@@ -29,11 +29,11 @@ from npdraw_dist.pipeline.stage_job import CRITERIA
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.train_stage import STOPPED, keep_stopped, selected_checkpoint
 from npdraw_dist.training.checkpoint import KEPT
-from npdraw_dist.training.context import RunContext, run_here
+from npdraw_dist.training.context import RunContext, run_in_process
 from npdraw_dist.training.loop import Run
 from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics
 from tests.helpers.in_process import Stopped
-from tests.helpers.runs import HERE, TINY, random_parses, tiny
+from tests.helpers.runs import IN_PROCESS, TINY, random_parses, tiny
 from tests.helpers.tiny_fit import SMALL, strokes
 
 # Python without Ray: to import it fails.
@@ -58,7 +58,7 @@ def experiment(**changes: Any) -> Experiment:
 
 def test_a_whole_run_and_the_commands_before_it_need_no_ray(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", strokes())
-    words = [str(tmp_path), repr(SMALL), *TINY, *HERE, "--data.fraction", "0.05"]
+    words = [str(tmp_path), repr(SMALL), *TINY, *IN_PROCESS, "--data.fraction", "0.05"]
     command = [sys.executable, "-c", WITHOUT_RAY, *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -221,7 +221,7 @@ def test_a_run_starts_from_the_newest_finite_checkpoint_of_one_that_stopped(tmp_
 
 def test_a_run_without_validation_images_takes_the_last_weights(tmp_path: Path) -> None:
     where = ("--storage", str(tmp_path), "--name", "x")
-    train.main([*TINY, *HERE, *where, "--data.valid_fraction", "0", "--train.select", "last"])
+    train.main([*TINY, *IN_PROCESS, *where, "--data.valid_fraction", "0", "--train.select", "last"])
     manifest = json.loads((tmp_path / "x" / "vae" / "manifest.json").read_text())
     assert "temperature" not in manifest  # nothing fits it
     assert manifest["selected_at"] == manifest["images"]
@@ -277,5 +277,5 @@ def test_the_random_state_of_the_caller_stays(tmp_path: Path) -> None:
     torch.manual_seed(7)
     display: Any = None
     context = RunContext(fs.LocalFileSystem(), str(tmp_path), torch.device("cpu"), CRITERIA["prior"], display)
-    assert run_here(work, 3, context, ScaleConfig(num_workers=0)) == 3
+    assert run_in_process(work, 3, context, ScaleConfig(num_workers=0)) == 3
     assert torch.equal(torch.rand(3), drawn)

@@ -33,7 +33,7 @@ from tests.helpers.image_files import SIDE, change_one, images, put_back
 from tests.helpers.in_process import Stopped, interfering, killed, stopped
 from tests.helpers.prepared import prepare
 from tests.helpers.rows import Parsed, write_run
-from tests.helpers.runs import HERE, TINY, Refused
+from tests.helpers.runs import IN_PROCESS, TINY, Refused
 from tests.helpers.tiny_fit import strokes
 
 
@@ -252,7 +252,7 @@ def test_train_reads_nothing_before_it_starts_ray_and_compares_before(
     with pytest.raises(Stopped):
         train.main(words(data, tmp_path))
     assert not list((tmp_path / "run").rglob("*.parquet"))
-    train.main([*words(data, tmp_path), *HERE, "--stages", "data"])
+    train.main([*words(data, tmp_path), *IN_PROCESS, "--stages", "data"])
     change_one(data)
     with pytest.raises(Stopped):
         train.main(words(data, tmp_path))
@@ -284,7 +284,7 @@ def test_only_test_numbers_read_test_images(tmp_path: Path) -> None:
     for number in range(40):
         (data / "test" / f"{number}.png").write_bytes(b"no picture")
     source = ["--data.source", "imagefolder", "--data.path", str(data), "--data.image_size", "12"]
-    flags = [*TINY, *HERE, *VAE, *source, "--data.channels", "1", "--data.fraction", "1"]
+    flags = [*TINY, *IN_PROCESS, *VAE, *source, "--data.channels", "1", "--data.fraction", "1"]
     flags += ["--storage", str(tmp_path), "--name", "run"]
     run = tmp_path / "run"
     train.main([*flags, "--eval.split", "valid"])
@@ -305,12 +305,12 @@ def test_only_test_numbers_read_test_images(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_test_numbers_come_to_the_validation_numbers(
-    run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_in_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each opening of the test split is recorded, with the command."""
-    run = Path(shutil.copytree(run_here, tmp_path / "tiny"))
+    run = Path(shutil.copytree(run_in_process, tmp_path / "tiny"))
     (run / "metrics.json").unlink()
-    flags = ["--storage", str(tmp_path), "--name", "tiny", *TINY, *HERE, "--data.fraction", "0.05"]
+    flags = ["--storage", str(tmp_path), "--name", "tiny", *TINY, *IN_PROCESS, "--data.fraction", "0.05"]
     train.main([*flags, "--eval.split", "valid"])
     first = json.loads((run / "metrics.json").read_text())
     assert not [name for name in first if name.startswith("test/")]

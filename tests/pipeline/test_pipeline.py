@@ -19,7 +19,7 @@ from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.paste import render
 from npdraw_dist.distributed import start
 from tests.helpers.in_process import stopped
-from tests.helpers.runs import HERE, TINY
+from tests.helpers.runs import IN_PROCESS, TINY
 
 pytestmark = pytest.mark.ray
 
@@ -142,9 +142,9 @@ def test_the_run_in_this_process_is_that_of_one_worker_bit_by_bit(
 ) -> None:
     """It takes two commands, of which the second uses the stages that the first has finished."""
     run = tmp_path / "run"
-    again(run, *HERE, "--stages", "data,bank,parse,prior")
+    again(run, *IN_PROCESS, "--stages", "data,bank,parse,prior")
     kept = stamps(run / "data", run / "bank", run / "parses", run / "prior")
-    again(run, *HERE, "--stages", "vae,sample")
+    again(run, *IN_PROCESS, "--stages", "vae,sample")
     assert stamps(run / "data", run / "bank", run / "parses", run / "prior") == kept
     for name in ("bank/bank.safetensors", "model/model.safetensors", "samples.png"):
         assert (run / name).read_bytes() == (tiny_run / name).read_bytes(), name
@@ -172,7 +172,7 @@ def test_a_run_on_ray_resumes_in_this_process_and_the_reverse(
         (run / stage / "manifest.json").unlink()
     shutil.rmtree(run / "model")
     (run / "metrics.json").unlink()
-    again(run, *HERE, "--stages", "prior")
+    again(run, *IN_PROCESS, "--stages", "prior")
     again(run)
     for name in ("model/model.safetensors", "samples.png"):
         assert (run / name).read_bytes() == (tiny_run / name).read_bytes(), name

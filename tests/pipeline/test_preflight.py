@@ -22,7 +22,7 @@ from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of
 from tests.helpers.prepared import prepare
-from tests.helpers.runs import HERE, TINY, Refused, tiny
+from tests.helpers.runs import IN_PROCESS, TINY, Refused, tiny
 
 COUNTS = {"train": 60, "valid": 20, "test": 20}
 
@@ -148,7 +148,7 @@ def test_a_refused_run_removes_only_a_folder_that_it_made(
     if existed:
         (tmp_path / "run").mkdir()
     monkeypatch.setattr(pipeline, "run_stages", refuse)
-    assert "a mistake" in refused(train.main, "--storage", str(tmp_path), "--name", "run", *TINY, *HERE)
+    assert "a mistake" in refused(train.main, "--storage", str(tmp_path), "--name", "run", *TINY, *IN_PROCESS)
     assert (tmp_path / "run").exists() == existed
 
 

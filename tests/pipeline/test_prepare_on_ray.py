@@ -9,7 +9,7 @@ from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.data import ingest, listing
-from tests.helpers.in_process import map_here
+from tests.helpers.in_process import map_in_process
 from tests.helpers.prepared import prepare
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -20,7 +20,7 @@ def test_prepare_in_tasks_writes_what_one_process_writes(
 ) -> None:
     data = DataConfig(shard_rows=300, fraction=0.4)
     in_tasks = prepare(data, 0, str(tmp_path / "tasks"), "webdataset")
-    monkeypatch.setattr(ingest, "map_items", map_here)
+    monkeypatch.setattr(ingest, "map_items", map_in_process)
     assert prepare(data, 0, str(tmp_path / "process"), "webdataset") == in_tasks
     for item in in_tasks["files"]:
         tar = (tmp_path / "tasks" / item["file"]).read_bytes()

@@ -25,7 +25,7 @@ from npdraw_dist.training.feed import MemoryFeed, Share
 from npdraw_dist.training.loop import Budget, Data
 from npdraw_dist.training.loop import train as run_loop
 from tests.helpers.local_context import LocalContext
-from tests.helpers.runs import HERE, TINY
+from tests.helpers.runs import IN_PROCESS, TINY
 from tests.helpers.tiny_models import same
 from tests.helpers.tiny_presets import real_images
 
@@ -62,7 +62,7 @@ def test_celeba_on_files_in_its_layout(tmp_path: Path) -> None:
         crop.save(folder / "img_align_celeba" / name, quality=95)
         lines.append(f"{name} {0 if number < 40 else 1 if number < 50 else 2}")
     (folder / "list_eval_partition.txt").write_text("\n".join(lines) + "\n")
-    words = [*TINY, *HERE, "--data.fraction", "1", "--bank.size", "60", "--vae.decoder_depth", "1"]
+    words = [*TINY, *IN_PROCESS, "--data.fraction", "1", "--bank.size", "60", "--vae.decoder_depth", "1"]
     words += ["--train.batch_size", "16", "--train.micro_batch", "16"]
     where = ["--data.path", str(tmp_path / "faces"), "--storage", str(tmp_path), "--name", "run"]
     train.main(["--preset", "celeba", *where, *words])

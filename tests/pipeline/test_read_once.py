@@ -15,7 +15,7 @@ from npdraw_dist.data import shards
 from npdraw_dist.data.readers import files
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import SIDE
-from tests.helpers.runs import HERE, TINY
+from tests.helpers.runs import IN_PROCESS, TINY
 
 
 def settings(data: Path) -> list[str]:
@@ -57,7 +57,7 @@ def test_a_new_run_reads_its_images_once(
     (data / "class" / "0.txt").write_text("words about it")
     names = [str(path.relative_to(data)) for path in data.rglob("*") if path.is_file()]
     counts.clear()
-    train.main(["--storage", str(tmp_path), "--name", "run", *TINY, *HERE, *settings(data)])
+    train.main(["--storage", str(tmp_path), "--name", "run", *TINY, *IN_PROCESS, *settings(data)])
     once = {"load": 1, "list_tree": 1, "stamp_of": 1, ".": 1, "class": 1, **dict.fromkeys(names, 1)}
     assert counts == once
     assert len(names) == 41
@@ -67,6 +67,6 @@ def test_a_new_run_reads_its_images_once(
     # A finished run opens the source to compare its stamp, and reads no file.
     counts.clear()
     capsys.readouterr()
-    train.main(["--storage", str(tmp_path), "--name", "run", *TINY, *HERE, *settings(data)])
+    train.main(["--storage", str(tmp_path), "--name", "run", *TINY, *IN_PROCESS, *settings(data)])
     assert "all done" in capsys.readouterr().out
     assert counts == {"load": 1, "list_tree": 1, "stamp_of": 1, ".": 1, "class": 1}

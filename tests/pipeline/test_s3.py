@@ -19,7 +19,7 @@ from npdraw_dist.pipeline.data import prepare
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import images
 from tests.helpers.rows import concat
-from tests.helpers.runs import HERE, Refused
+from tests.helpers.runs import IN_PROCESS, Refused
 from tests.pipeline.test_inputs import words
 
 
@@ -60,11 +60,13 @@ def test_data_on_s3_may_be_gone_after_the_first_stage(bucket: str, tmp_path: Pat
     storage = f"{bucket}/runs"
     filesystem, root = open_filesystem(f"{bucket}/data")
     copy(fs.LocalFileSystem(), str(images(tmp_path / "data", 40)), filesystem, root)
-    train.main([*words(f"{bucket}/data", storage), *HERE, "--stages", "data,bank"])
+    train.main([*words(f"{bucket}/data", storage), *IN_PROCESS, "--stages", "data,bank"])
     manifest = Store.open(storage, "run").read_json("data", "manifest.json")
     assert (manifest["images"], manifest["source"]["path"]) == (40, f"{bucket}/data")
     filesystem.delete_dir(root)
-    train.main([*words(f"{bucket}/data", storage), *HERE, "--stages", "parse"])
+    train.main([*words(f"{bucket}/data", storage), *IN_PROCESS, "--stages", "parse"])
     assert Store.open(storage, "run").read_json("parses", "manifest.json")["images"] == 40
-    line = refused(train.main, *words(images(tmp_path / "other", 41), storage), *HERE, "--stages", "bank")
+    line = refused(
+        train.main, *words(images(tmp_path / "other", 41), storage), *IN_PROCESS, "--stages", "bank"
+    )
     assert f"the images of run {storage}/run are not those that it has read" in line

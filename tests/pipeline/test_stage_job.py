@@ -54,9 +54,9 @@ def test_a_stream_mixes_rows_of_many_files(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_prior_that_reads_the_parts_gets_the_bank(
-    run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_in_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(run_here, tmp_path / "run")
+    shutil.copytree(run_in_process, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "prior")
     store = Store.open(str(tmp_path), "run")
     experiment = with_changes(store.config(), {"prior": {"table": "factorised"}})

@@ -28,7 +28,7 @@ from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused, run_stages
 from npdraw_dist.pipeline.store import CONFIG, OPENINGS, Store, fingerprint_of, finished
 from tests.helpers.in_process import Stopped, stopped
-from tests.helpers.runs import HERE, TINY, Refused, tiny
+from tests.helpers.runs import IN_PROCESS, TINY, Refused, tiny
 from tests.helpers.s3 import s3_server
 from tune_spaces import sweep
 
@@ -220,7 +220,8 @@ def test_a_second_sweep_or_prepare(
     taken_by(sleeping, tmp_path / "x")
     sweeps = ("--space", "smoke", "--storage", str(tmp_path), "--name", "x")
     assert names_it(refused(sweep.main, *sweeps), sleeping)
-    prepares = (*HERE, "--data.source", "digits", "--data.fraction", "0.01", "--out", str(tmp_path / "x"))
+    source = ("--data.source", "digits", "--data.fraction", "0.01")
+    prepares = (*IN_PROCESS, *source, "--out", str(tmp_path / "x"))
     assert names_it(refused(prepare.main, *prepares), sleeping)
     sleeping.kill()
     sleeping.wait()

@@ -30,7 +30,7 @@ from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import StageDisplay
 from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics
-from tests.helpers.runs import HERE, TINY, random_parses, tiny
+from tests.helpers.runs import IN_PROCESS, TINY, random_parses, tiny
 from tests.helpers.tiny_presets import bank_of, batch_of, objective_of, tiny_preset
 
 EXPERIMENT = with_changes(tiny(), {"scale": {"num_workers": 0}})
@@ -74,12 +74,12 @@ def test_the_log_has_lines_where_a_terminal_has_a_bar(total: int, monkeypatch: p
     assert line.endswith("250/s, 2 s left, loss 3.25" if total else "250/s, loss 3.25")
 
 
-def test_pictures_of_a_prior(run_here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_a_prior(run_in_process: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They show the bank at the start, samples and parses at validations, and change no result."""
     stores, states = [], []
     monkeypatch.setattr(stage_job, "PICTURED", 4)
     for name, paint in (("with", painter), ("without", lambda *_: None)):
-        shutil.copytree(run_here, tmp_path / name)
+        shutil.copytree(run_in_process, tmp_path / name)
         shutil.rmtree(tmp_path / name / "prior")
         monkeypatch.setattr(stage_job, "painter", paint)
         stores.append(Store.open(str(tmp_path), name))
@@ -111,7 +111,7 @@ def test_pictures_of_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_log_has_what_the_console_showed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["--storage", str(tmp_path), "--name", "said", *TINY, *HERE, "--data.fraction", "0.05"]
+    command = ["--storage", str(tmp_path), "--name", "said", *TINY, *IN_PROCESS, "--data.fraction", "0.05"]
     train.main([*command, "--stages", "data,bank,parse,prior"])
     first = (tmp_path / "said" / "log.txt").read_text()
     stages = re.compile(r"(data|bank|parse|prior): ")
@@ -203,7 +203,7 @@ def test_a_missing_package_or_a_service_that_refuses_gives_one_line(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("npdraw_dist.core.process.is_there", lambda name: False)
-        error = refused(train.main, "--storage", str(tmp_path), *TINY, *HERE, "--track", "mlflow")
+        error = refused(train.main, "--storage", str(tmp_path), *TINY, *IN_PROCESS, "--track", "mlflow")
     assert "--track mlflow needs npdraw_dist[mlflow]" in error
     assert not list(tmp_path.iterdir())
 

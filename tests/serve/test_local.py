@@ -110,7 +110,7 @@ def test_what_the_command_serves_and_says(
 ) -> None:
     """No server is started, and Ctrl-C comes at once."""
     here, on_ray = Mock(), Mock()
-    monkeypatch.setattr(serve, "_here", here)
+    monkeypatch.setattr(serve, "_in_process", here)
     monkeypatch.setattr(deploy, "deploy", on_ray)
     monkeypatch.setattr(deploy, "stop", Mock())
     monkeypatch.setattr(start, "start_ray", Mock())

@@ -11,7 +11,7 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.data import ingest
 from npdraw_dist.distributed.start import start_ray
 from npdraw_dist.pipeline import data
-from tests.helpers.in_process import map_here
+from tests.helpers.in_process import map_in_process
 from tests.helpers.spaces import plan_in
 from tests.tune_spaces.test_sweep import built, rows_of
 from tune_spaces import sweep
@@ -54,7 +54,7 @@ def test_one_trial_from_its_space_to_the_best_config(
     own = ["--space", str(file), "--storage", str(tmp_path), "--name", "s", "--scheduler", "none"]
     plan = claim(plan_in(tmp_path, str(file)), sweep.parse(own)[0])
     experiment = plan.trial({}).experiment
-    monkeypatch.setattr(ingest, "map_items", map_here)
+    monkeypatch.setattr(ingest, "map_items", map_in_process)
     data.run(experiment, SharedStage(plan.cache, experiment, "data").store)
     try:
         sweep.main(own)

@@ -66,7 +66,7 @@ def test_a_training_has_one_thread_and_no_ray(tmp_path: Path, monkeypatch: Patch
     assert started["env"]["OMP_NUM_THREADS"] == "1"
     assert not any(name.startswith("RAY_") for name in started["env"])
     assert started["command"][started["command"].index("--stages") + 1] == "data,vae"
-    assert job.experiment.scale.here
+    assert job.experiment.scale.in_process
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,8 @@ from tune_spaces.spaces.comparison import SPACE as DIGITS
 
 OURS = DIGITS.spaces["npdraw"].fields
 PARTS: Fields = {
-    **{key: domain for key, domain in OURS.items() if key != "prior.table"},  # the preset's, by pixels
-    "bank.size": Choice((125, 250, 500)),  # K
+    **{key: domain for key, domain in OURS.items() if key != "prior.table"},  # kept at the default `pixels`
+    "bank.size": Choice((125, 250, 500)),  # the number of parts K
     "vae.parse_weight": Range(50.0, 500.0, log=True),  # lambda, at the start
     "places": Choice(({"grid.patch": 4, "grid.stride": 4}, {"grid.patch": 8, "grid.stride": 8})),  # T
 }

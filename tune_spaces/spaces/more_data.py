@@ -26,7 +26,7 @@ SPACE = Space(
     samples=len(CASES),
     preset="glyphs",
     budgets={
-        # A share that fits is read into memory once: a stream would begin anew every thousand images.
+        # A share that fits into memory is read once. A stream would start again every thousand images.
         "glyphs": {**CASES[0], "scale.num_workers": 1, "data.cache_mb": 256},
         "digits": {**CASES[0], "scale.num_workers": 1},
     },

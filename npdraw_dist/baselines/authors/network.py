@@ -114,7 +114,7 @@ class CanvasPrior(StepPrior):
 
 
 class FlatTrunk(nn.Module):
-    """Image (B, C, H, W) -> a vector (B, W), in float32: in bfloat16 the signs before its ReLUs differ."""
+    """Image (B, C, H, W) -> a vector (B, W), in float32, since bfloat16 changes signs before its ReLUs."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()

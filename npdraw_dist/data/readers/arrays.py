@@ -119,7 +119,7 @@ def open_digits(data: DataConfig, seed: int) -> Source:
     images, labels = load_digits()
     parts = stratified(labels.astype(np.int64), (data.test_fraction, data.valid_fraction), seed)
     test, valid, train = ([("", i) for i in part] for part in parts)
-    # Of the small digits: enlarging may round differently on another processor.
+    # The stamp is of the small digits, since enlarging may round differently on another processor.
     stamp = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     read = partial(read_rows, digits, "digits-{1:06d}")
     return listed(data, seed, read, {"train": train, "valid": valid, "test": test}, stamp, DIGITS)

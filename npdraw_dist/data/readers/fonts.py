@@ -195,7 +195,7 @@ class FaceRange:
             builder, seen = builders[split], images[split]
             try:
                 image = None if code in twins else draw(chr(code))
-            except (OSError, ValueError, MemoryError) as error:  # of FreeType, for a damaged glyph
+            except (OSError, ValueError, MemoryError) as error:  # FreeType raises these for a damaged glyph
                 builder.reject(name, f"cannot be drawn: {error}")
                 continue
             if image is None:

@@ -55,9 +55,9 @@ def find_data(
         raise UserError(f"data.source {data.source} needs its files; {advice}")
     print(f"downloading {data.source} to {folder}", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent))  # a broken download leaves nothing
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent))  # a failed download leaves no files
     try:
-        from torchvision import datasets  # it takes seconds
+        from torchvision import datasets  # the import takes seconds
 
         for own in arguments:
             getattr(datasets, dataset)(str(temporary), download=True, **own)
@@ -65,7 +65,7 @@ def find_data(
             raise UserError("the download is incomplete")
         shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
-    except Exception as error:  # urllib, torchvision and gdown each raise their own
+    except Exception as error:  # urllib, torchvision and gdown raise different errors
         raise UserError(f"cannot download {data.source} ({error}); {advice}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
