@@ -157,7 +157,7 @@ fit nowhere --storage new | nowhere has no image
 fit --minutes 1 pictures | 'pictures' belongs to no flag; the folder & comes first: npdraw fit FOLDER
 sample mine --out new | 'mine' belongs to no flag; a setting is written --name VALUE
 fit file --minutes 0 --storage new | minutes: & greater than 0
-fit pictures --storage . | is no run & --storage
+fit pictures --storage . | among the pictures & storage elsewhere
 fit pictures --name "" --storage new | --name '' is not a run name
 evaluate --asked --model model --out new | takes no condition & --prior.condition
 sample --out new --model nowhere | nowhere is not a model folder & digits, emoji, emoji64, fashion, glyphs
@@ -220,7 +220,7 @@ train --name newer | runs/newer/config.yaml is not a config of this version: unk
 train --name listed | runs/listed/bank/manifest.json is unreadable
 train --name $LONG | --name has 300 bytes; at most 200
 train --data.source imagefolder $OWN --data.path pictures --storage pictures/runs | among the pictures
-train --data.source imagefolder $OWN --data.path pictures --storage . --name pictures | among the pictures
+train --data.source imagefolder $OWN --data.path pictures --storage . --name pictures | is no run & --storage
 bank --data.source imagefolder $OWN --data.path pictures --out pictures/bank | among the pictures & --out
 train --data.source parquet $OWN --data.path tables --storage tables | among the pictures & --storage
 train --storage "" | a path or URI is empty; is a variable unset?
