@@ -1,7 +1,7 @@
 """`python spot_notice.py --cloud aws` tells Ray as soon as the cloud takes this machine back.
 
-It runs beside Ray on the workers of aws.yaml and gcp.yaml. Ray drains the node, and a training saves at once
-and continues without it. That does not count as a failure (docs/cluster.md).
+It runs next to Ray on the workers of aws.yaml and gcp.yaml. Ray then drains the node; training saves a
+checkpoint at once and continues without the node, which does not count as a failure (docs/cluster.md).
 """
 
 import http.client
@@ -26,17 +26,17 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 def _request(url: str, headers: Mapping[str, str], method: str = "GET") -> str | None:
     """The answer of the machine's metadata service; None if the service has none or does not reply."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy knows other machines
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy reaches other machines
     request = urllib.request.Request(url, headers=dict(headers), method=method)
     try:
         with opener.open(request, timeout=TIMEOUT_S) as answer:
             return str(answer.read().decode(errors="replace"))
-    except (OSError, http.client.HTTPException):  # also an answer that is cut off
+    except (OSError, http.client.HTTPException):  # HTTPException: such as a truncated answer
         return None
 
 
 def aws_notice(metadata: str) -> bool:
-    """Whether EC2 takes the machine back: then the service has an `instance-action`."""
+    """Whether EC2 takes the machine back, in which case the metadata service has an `instance-action`."""
     lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     token = _request(f"{metadata}/latest/api/token", lifetime, "PUT")
     path = "latest/meta-data/spot/instance-action"
@@ -87,7 +87,7 @@ def this_node() -> tuple[str, str]:
 def drain(node: str, address: str, seconds: int) -> None:
     """Tells Ray that the node ends in `seconds`. Raises CalledProcessError if that fails.
 
-    address: of the cluster, which Ray needs if the machine runs a second one.
+    address: address of the cluster, which Ray needs if this machine also runs another cluster.
     """
     reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the cloud takes it back"]
     limit = ["--deadline-remaining-seconds", str(seconds)]
@@ -98,7 +98,7 @@ def drain(node: str, address: str, seconds: int) -> None:
 def main(argv: Sequence[str]) -> None:
     flags = validate(Flags, parse_flags(Flags, "cluster.spot_notice", argv))
     cloud = CLOUDS[flags.cloud]
-    node, address = this_node()  # before the notice, since it takes seconds
+    node, address = this_node()  # looked up before the notice, since this takes seconds
     while not cloud.notice(flags.metadata or cloud.metadata):
         time.sleep(POLL_S)
     print(f"{flags.cloud} takes this machine back: node {node} is drained", flush=True)

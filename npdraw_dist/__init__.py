@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __version__ = "0.3.0"
 __all__ = ["Drawings", "NPDraw", "PartBank", "PartSequence", "fit", "load", "to_pil"]
 
-# Imported on first use, since `--help` and `--dry-run` need neither torch nor a model.
+# These names are imported on first use, since `--help` and `--dry-run` need neither torch nor a model.
 _MODULES = {
     "Drawings": "nn.drawings",
     "NPDraw": "nn.npdraw",

@@ -12,7 +12,7 @@ from npdraw_dist.config.load import require_known
 
 
 class Entry(NamedTuple):
-    """A command. flags: "module:class" of its flags, in a module that imports neither torch nor Ray."""
+    """A command. flags: "module:class", the class of its flags; the module imports neither torch nor Ray."""
 
     flags: str
     does: str

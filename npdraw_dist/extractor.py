@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch and Ray take seconds to import, so the flags are chec
 class Extractor(Command):
     """Trains a classifier on a labelled data set, for `npdraw evaluate --extractor OUT`.
 
-    A distance of its features is reported under the classifier's name, never as FID.
+    A distance between its features is reported under the classifier's name, never as FID.
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
@@ -45,7 +45,7 @@ class Extractor(Command):
 
 
 def train_extractor(settings: Extractor) -> dict[str, Any]:
-    """Trains on labelled training images, writes `out` and returns its facts.
+    """Trains on labelled training images, writes `out` and returns the facts that it states.
 
     Raises UserError if there are no labels, or only one class.
     """
@@ -103,7 +103,7 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
 
 
 def _labelled(source: "Source", split: "Split", data: DataConfig) -> "Labelled":
-    """The rows of a split that have a label, read in tasks where Ray runs."""
+    """The rows of a split that have a label, read in Ray tasks if Ray is running."""
     import torch
 
     from npdraw_dist.data.rows import RowBuilder, Rows

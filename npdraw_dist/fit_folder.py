@@ -11,7 +11,7 @@ from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 class Fit(Command):
     """Trains on a folder of pictures: `npdraw fit FOLDER`. The settings follow from the pictures.
 
-    The same command again resumes. `npdraw train` has all settings.
+    The same command again resumes the training. `npdraw train` has all settings.
     """
 
     examples: ClassVar[tuple[str, ...]] = (

@@ -21,10 +21,10 @@ class Options(BaseModel):
 
 
 class MakeBank(PresetCommand, Options, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config
-    """Clusters patches of images into parts, as the first stage of a training does.
+    """Clusters patches of images into parts, as the stage `bank` of a training does.
 
-    Writes OUT/bank/bank.safetensors and its picture. A model that was trained with --prior.table pixels draws
-    with it: npdraw sample --bank OUT.
+    Writes OUT/bank/bank.safetensors and its picture. A model that was trained with --prior.table pixels can
+    draw with this bank: npdraw sample --bank OUT.
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (

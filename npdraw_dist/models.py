@@ -15,14 +15,14 @@ FACTS = "models.yaml"  # name -> what it draws, the licence of its data, the com
 class Models(Command):
     """Lists the models that come with the package: what they draw, their size, numbers and pictures.
 
-    Take one by its name: `npdraw sample --model emoji`, or npdraw_dist.load("emoji").
+    Use a model by its name: `npdraw sample --model emoji`, or npdraw_dist.load("emoji").
     """
 
     examples = ("",)
 
 
 def lines_of(name: str) -> list[str]:
-    """What there is to know of a model, a line each; the first is its name and what it draws."""
+    """The lines that describe a model; the first states its name and what it draws."""
     folder, facts = ZOO / name, yaml.safe_load((ZOO / FACTS).read_text())[name]
     config = json.loads((folder / CONFIG).read_text())
     spec, results = config["spec"], config.get("results") or {}

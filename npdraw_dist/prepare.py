@@ -12,7 +12,7 @@ from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
 class Prepare(Command):
     """Reads a data set once and writes shards with explicit splits and a manifest, as the stage data does.
 
-    Read it back with --data.source parquet (or webdataset) --data.path OUT. The same command resumes.
+    Read the shards with --data.source parquet (or webdataset) --data.path OUT. The same command resumes.
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (

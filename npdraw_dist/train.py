@@ -1,4 +1,4 @@
-"""npdraw train: the whole pipeline: data, bank, parse, prior, vae, sample."""
+"""npdraw train: runs all stages of a training (data, bank, parse, prior, vae and sample)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -13,11 +13,11 @@ from npdraw_dist.pipeline.probe import cost
 from tune_spaces.space import Kinds, Point, Value, nested, refuse_settings, require_scratch, setting_of
 
 RATE_IMAGES = 640  # budget of the training that measures the fixed cost
-VALIDATIONS = 20  # of a training, however long; their time is not counted
-LEAST_BATCHES = 20  # of a training, whatever an image costs
+VALIDATIONS = 20  # number in a training of any length; their time is not counted
+LEAST_BATCHES = 20  # least number in a training, whatever an image costs
 PLAIN = 4  # the last 1/PLAIN of a budget trains without augmentation
 VALID_SHARE = 0.2  # share of the images that is held out for validation
-JOB_FOLDERS = ("rates", "trials", "seeds", "longer")  # with the trainings of a comparison
+JOB_FOLDERS = ("rates", "trials", "seeds", "longer")  # the folders of a comparison's trainings
 ALONE = {"num_workers": 0, "use_gpu": False}  # since the cost is counted in seconds of one core
 # Settings that a comparison decides itself.
 DECIDED = ("model.kind", "vae.images", "data.valid_fraction", "init.model", "init.bank")
@@ -57,8 +57,8 @@ class Job:
 class Rate:
     """The cost of a config in counted core-seconds.
 
-    fixed_s: seconds of data, bank, parses and the fit of the posterior's temperatures, for any budget. ms:
-    milliseconds of each image.
+    fixed_s: seconds that do not depend on the budget, for data, bank, parses and the fit of the posterior's
+    temperatures. ms: milliseconds for each image of the budget.
     """
 
     fixed_s: float
@@ -66,7 +66,7 @@ class Rate:
 
     @classmethod
     def of(cls, ms: float, images: int, core_seconds: float) -> "Rate":
-        """From the cost of an image and the `core_seconds` of a training on `images`."""
+        """Derives the fixed cost from the `core_seconds` of a training on `images` of `ms` each."""
         return cls(max(core_seconds - images * ms / 1000, 0.0), ms)
 
     def images(self, core_seconds: float, experiment: Experiment) -> int:
@@ -77,7 +77,7 @@ class Rate:
 
 
 def ms_an_image(job: Job) -> float | str:
-    """Core-milliseconds of training for an image of the budget, prior included; a reason if it fails."""
+    """Core-milliseconds of training per image of the budget, prior included; the reason if this fails."""
     experiment = job.experiment
     try:
         found = cost(experiment, cores=True)
@@ -106,7 +106,7 @@ def with_budget(experiment: Experiment, images: int) -> Experiment:
 def split_shares(fraction: float) -> dict[str, float]:
     """Settings of section data that use `fraction` of the images, with VALID_SHARE of these for validation.
 
-    Data with a validation split of their own ignore `data.valid_fraction`, and need no such correction.
+    Data with a validation split of their own ignore `data.valid_fraction`, so `fraction` needs no correction.
     """
     valid = fraction * VALID_SHARE
     return {"valid_fraction": valid, "fraction": fraction * (1 - VALID_SHARE) / (1 - valid)}
@@ -115,7 +115,7 @@ def split_shares(fraction: float) -> dict[str, float]:
 def base_config(
     space: Kinds, preset: str | None, file: Mapping[str, Any], flags: Mapping[str, Any]
 ) -> Experiment:
-    """The config that all kinds share. Raises UserError on a flag for what the comparison decides."""
+    """The config that all kinds share. Raises UserError on a flag that the comparison sets itself."""
     if flags.get("eval", {}).get("split") == "test":
         raise UserError("--eval.split test: a sweep never opens the test split; npdraw report opens it once")
     refuse_settings(flags, DECIDED, "is decided by the comparison")
@@ -128,7 +128,7 @@ def base_config(
 def draw_trials(
     space: Kinds, base: Experiment, kinds: Sequence[str], count: int, own_valid: bool = False
 ) -> list[Job]:
-    """`count` random trials of each kind, which depend on the seed alone and share seed and images.
+    """`count` random trials of each kind. They depend only on the seed, and train with it on the same images.
 
     own_valid: the data have a validation split of their own. Raises UserError if a config is impossible.
     """

@@ -1,7 +1,8 @@
-"""Runs a comparison of kinds of models: what the command `sweep` does with a space of `Kinds`.
+"""Runs a comparison of kinds of models, for the command `sweep` with a space of `Kinds`.
 
-Its folder holds the plan with all decisions, comparison.json, and the runs: rates/ (the cost of an image),
-trials/, seeds/ and longer/. A second start does what is missing. `npdraw report` reads the plan.
+The folder of a comparison has comparison.json, the plan with all decisions, and the runs in rates/ (for the
+cost of an image), trials/, seeds/ and longer/. A second start runs what is missing. `npdraw report` reads the
+plan.
 """
 
 import sys
@@ -41,15 +42,15 @@ from tune_spaces.trainings import (
 from tune_spaces.trials import TrialResult, claim_facts, forget_failed, label, read_results, write_result
 
 PLAN, OPENED = "comparison.json", "opened.json"  # all decisions; the protocol that opened the test split
-FAIR = (0.75, 1.33)  # least and largest share of core_seconds for the median of a kind's trials
+FAIR = (0.75, 1.33)  # least and largest median time of a kind's trials, as shares of core_seconds
 CLOSE = 0.1  # a winner that misses core_seconds by a larger share gets a corrected budget
-GAIN = 0.0025  # a longer training improves if it lowers the NLL by at least this share
+GAIN = 0.0025  # a longer training counts as better if it lowers the NLL by at least this share
 
 Probe = Callable[[Sequence[Job]], Mapping[str, float | str]]  # name of a job -> its `ms_an_image`
 
 
 class Comparison:
-    """A comparison. run: its folder. trials: `count` of each kind, in the order of the plan."""
+    """A comparison. run: its folder. trials: `count` trials of each kind, in the order of the plan."""
 
     def __init__(
         self,
@@ -59,10 +60,10 @@ class Comparison:
         execute: Train | None,
         probe: Probe | None,
     ) -> None:
-        """execute: trains jobs; if None, on Ray, or beside this process with scale.num_workers 0. probe:
-        measures the cost of an image; if None, by training steps.
+        """execute: a function that trains jobs; None: they train on Ray, or on this machine if
+        scale.num_workers is 0. probe: a function that measures the cost of an image; None: training steps do.
 
-        Raises UserError on flags that a comparison does not take, or an impossible config.
+        Raises UserError on flags that a comparison does not take, or on an impossible config.
         """
         options.refuse(NOT_OF_KINDS, "is no flag of a comparison: all kinds have one chance")
         self.space = space.until(options.longest)
@@ -80,7 +81,7 @@ class Comparison:
             refuse_settings(flags, space.of(kind).keys, f"varies in the space of {kind}")
         self.core_seconds = options.core_seconds or space.seconds_of(data.fraction)
         self.seeds = options.seeds or space.seeds.get(data.source, space.other_seeds)
-        planned = options.dry_run or execute is not None  # else the data are there
+        planned = options.dry_run or execute is not None  # otherwise the data must exist
         own_valid = not planned and data.fraction < 1 and self._has_own_validation()
         self.trials = draw_trials(space, self.base, self.kinds, self.count, own_valid)
         on_cluster = partial(on_ray, at_once=options.max_concurrent_trials)
@@ -88,12 +89,12 @@ class Comparison:
         self.probe = probe or self._probe
 
     def _has_own_validation(self) -> bool:
-        """Whether the data have a validation split of their own. Raises UserError without data."""
+        """Whether the data have a validation split of their own. Raises UserError if the data are missing."""
         base = with_changes(self.base, {"data": {"valid_fraction": 0.0}})
         return bool(open_source(base.data, base.seed).shards("valid"))
 
     def _probe(self, jobs: Sequence[Job]) -> dict[str, float | str]:
-        """`ms_an_image` of each job, on cores of the cluster, or in this process one after the other."""
+        """Measures `ms_an_image` of each job on cores of the cluster, or one by one in this process."""
         if jobs and not self.base.scale.in_process:
             from npdraw_dist.distributed.start import start_ray  # Ray takes seconds to import
 
@@ -101,7 +102,7 @@ class Comparison:
         return dict(map_items(jobs, _named_cost))
 
     def facts(self) -> dict[str, Any]:
-        """What defines the comparison; a second start with other facts is refused."""
+        """The facts that define the comparison; a second start with other facts is refused."""
         return {
             "fraction": self.base.data.fraction,
             "core_seconds": self.core_seconds,
@@ -111,7 +112,7 @@ class Comparison:
         }
 
     def claim(self) -> dict[str, Any]:
-        """The plan in the run folder. A first start writes it, and a later one adds trials of new kinds.
+        """The plan in the run folder. A first start writes it, and a later start adds trials of new kinds.
 
         Raises UserError, and changes nothing, if the folder holds another sweep.
         """
@@ -127,13 +128,13 @@ class Comparison:
         return claimed(facts)
 
     def require_same_data(self, source: Source) -> None:
-        """Raises UserError if earlier trainings read other data; else notes their new place in the runs."""
+        """Raises UserError if earlier trainings read other data; else records the data's path in the runs."""
         for store in runs_in(self.run):
             follow(store.read_json("data", MANIFEST), source, self.base, store)
 
     def note(self) -> str:
         """The cost of the whole comparison, in a line."""
-        trainings = self.count + self.seeds + sum(self.space.longer)  # of a kind, at most
+        trainings = self.count + self.seeds + sum(self.space.longer)  # largest number for a kind
         hours = trainings * len(self.kinds) * self.core_seconds / 3600
         times = " + ".join(map(str, self.space.longer))
         longer = f" and up to {times} times as long until it stops improving" if times else ""
@@ -144,9 +145,9 @@ class Comparison:
         )
 
     def train(self, jobs: Sequence[Job], with_scores: bool = True) -> list[Job]:
-        """Trains the jobs that neither are done nor failed; returns the jobs that are done.
+        """Trains the jobs that are neither done nor failed; returns all jobs that are done.
 
-        Raises UserError if some were stopped, since a choice among the others would not be fair.
+        Raises UserError if some trainings were stopped, since a choice among the others would not be fair.
         """
         if missing := self._missing(jobs, with_scores):
             self.execute(self.run, missing, with_scores)
@@ -162,9 +163,9 @@ class Comparison:
         return [j for j in jobs if j.name not in failed and not is_trained(self.run, j, with_scores)]
 
     def rates(self, known: dict[str, Any]) -> dict[str, Any]:
-        """Trial -> its measured cost `fixed_s` and `ms`, and the budget `images` that follows.
+        """Trial -> its measured cost `fixed_s` and `ms`, and the budget `images` that follows from the cost.
 
-        Each trial is measured once. A trial whose measurement failed is left out, and counts as a failed one.
+        Each trial is measured once. A trial whose measurement failed is left out and counts as failed.
         """
         found, starts = dict(known), {job.start().name: job for job in self.trials if job.name not in known}
         trained = self.train([job.start() for job in starts.values()], with_scores=False)
@@ -182,10 +183,10 @@ class Comparison:
         return found
 
     def true_budget(self, job: Job, record: dict[str, Any]) -> int:
-        """The budget of a winner's seeds, in images, as the plan has it or from the cost of its trial.
+        """The number of images that each seed of a winner trains on: the plan's, if the plan has one.
 
-        It is the trial's budget, corrected if the trial missed its time by more than CLOSE: a whole trial
-        measures the cost better than a few steps.
+        Otherwise it is the trial's budget, corrected if the trial missed its time by more than CLOSE, since
+        a whole trial measures the cost better than a few steps do.
         """
         if job.kind in record.get("budgets", {}) and record["winners"][job.kind] == job.name:
             return int(record["budgets"][job.kind])
@@ -198,7 +199,7 @@ class Comparison:
         return rate.images(self.core_seconds, job.experiment)
 
     def unfair(self, done: Sequence[Job]) -> list[str]:
-        """A line for each kind whose trials missed their time, since its rates were measured badly.
+        """A line for each kind whose trials missed their time, which shows that its rates are inaccurate.
 
         Trials that ended before their budget do not count.
         """
@@ -214,7 +215,7 @@ class Comparison:
         return found
 
     def winners(self, done: Sequence[Job]) -> dict[str, Job]:
-        """The best trial of each kind. Raises UserError if a kind has none that finished."""
+        """The best trial of each kind. Raises UserError if no trial of a kind finished."""
         found = {}
         for kind in self.kinds:
             mine = [job for job in done if job.kind == kind]
@@ -228,12 +229,12 @@ class Comparison:
         return found
 
     def finals(self, winners: dict[str, Job]) -> list[dict[str, Any]]:
-        """Trains the final runs; returns what `npdraw report` needs to know of each.
+        """Trains the final runs; returns the facts of each run that `npdraw report` needs.
 
-        The winners are trained with new seeds, since the trial was chosen among many. Then the first of these
-        seeds is trained for longer, each time with schedules of that length, until validation stops
-        improving. The best of these runs is reported, with whether the longest one was still improving and
-        which one failed. Raises UserError if all seeds of a kind failed.
+        Winners are trained with new seeds, since the score of a trial chosen among many is biased. Then the
+        first of these seeds is trained for longer, each time with schedules of that length, until the
+        validation NLL stops improving. The best of these runs is reported, together with whether the longest
+        run was still improving and which run failed. Raises UserError if all seeds of a kind failed.
         """
         first, run = self.base.seed + 1, self.run
         seeds = self.train(
@@ -304,7 +305,7 @@ def run(
     """Runs the comparison of `options`. execute, probe: as for `Comparison`. Raises UserError."""
     comparison = Comparison(options, space, flags, execute, probe)
     if options.dry_run:
-        for job in comparison.trials:  # one line each, whose first word is the kind
+        for job in comparison.trials:  # a line for each trial, whose first word is the kind
             varied = label({key: value for key, value in job.settings.items() if key != "model.kind"})
             print(f"{job.kind}  {job.name}  {comparison.core_seconds:g} core-seconds  {varied}")
         print(comparison.note(), file=sys.stderr)
@@ -332,7 +333,7 @@ def run(
                 f"{store.shown()} was compared on the test split: nothing is trained any more; "
                 "take another --name"
             )
-        if record.pop("finals", None) is not None:  # the comparison has finished when this start has
+        if record.pop("finals", None) is not None:  # the comparison is unfinished until this start ends
             store.write_json(record, PLAN)
         if source is not None:
             comparison.require_same_data(source)

@@ -1,4 +1,4 @@
-"""What the command `sweep` does: trains many configs of a search space on Ray Tune and compares them."""
+"""Runs the command `sweep`, which trains many configs of a search space on Ray Tune and compares them."""
 
 import contextlib
 import os
@@ -51,8 +51,8 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
 def claim(plan: Plan, options: Options) -> Plan:
     """Claims the run folder; returns the plan with the training settings of the sweep's first start.
 
-    These settings stay, so that trials can be compared; the data may have moved. Raises UserError with the
-    differences if the folder holds another sweep, or if the data are not the same.
+    The training settings never change, so that trials can be compared; the data may be at a new path. Raises
+    UserError with the differences if the folder holds another sweep, or if the data are not the same.
     """
     run = plan.run
     run.claim(plan.base)
@@ -111,14 +111,14 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
 def _run_missing(
     plan: Plan, options: Options, trials: list[Trial] | None, count: int, fresh: Lease | None
 ) -> None:
-    """Runs the trials that have no result. fresh: the lease on the run folder; None if it existed before."""
+    """Runs the trials that have no result. fresh: the lease on the run folder; None unless it is new."""
     done = {result.trial for result in read_results(plan.run)}
     todo = None if trials is None else [trial for trial in trials if trial.name not in done]
     missing = count - len(done) if todo is None else len(todo)
     if missing <= 0:
         return
 
-    # Ray takes seconds to import: only if there is something to run.
+    # Ray takes seconds to import, so it is imported only if there is a trial to run.
     from npdraw_dist.distributed.nodes import require_shared
     from npdraw_dist.distributed.start import start_ray
     from tune_spaces.tuning import divide, run_sweep

@@ -1,7 +1,7 @@
 """The measurements of a run for `npdraw report`: bounds of each image, curve of k, distances, edits, cost.
 
-They lie in the folder `comparison/` of the run, so a second start measures only what is missing. Noise is
-seeded by the batch, so all runs see the same binarised pixels. Shapes: N images, M samples, k draws.
+They are stored in the folder `comparison/` of the run, so a second start measures only what is missing. Noise
+is seeded by the batch, so all runs see the same binarised pixels. Shapes: N images, M samples, k draws.
 """
 
 import io
@@ -43,7 +43,7 @@ DONE = "numbers.json"  # written last, so it marks a finished measurement
 KS = (1, 5, 10, 50, 100, 500, 1000, 5000)  # the values of k in the curve
 CURVE_IMAGES = 16
 SHOWN_SAMPLES = 12
-CURVE, NOISE = 2**32 - 7, 2**32 - 8  # keep the seeds apart
+CURVE, NOISE = 2**32 - 7, 2**32 - 8  # keys of noise seeds, distinct from those of shards
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,9 @@ class Entry:
     """A final run of a comparison.
 
     kind: the kind of its model, or a variant (`registry.kind_of`). role: `seed` for one of several seeds, or
-    `longest` for the training until it stopped improving. facts: what the sweep recorded: images,
-    core_seconds, valid_nll, still_improving, failed. leading: whether it is the first seed of its kind and
-    fraction, whose curve and samples are shown.
+    `longest` for the run "until it stops improving". facts: the sweep's record of images, core_seconds,
+    valid_nll, still_improving and failed. leading: whether the run is the first seed of its kind and
+    fraction; the report shows the curve and samples of such a run.
     """
 
     folder: str
@@ -99,7 +99,7 @@ def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
         **{name: float(entry.facts[name]) for name in ("core_seconds", "images", "valid_nll")},
         **{name: float(scores[name].mean()) for name in group("term") if name in scores},
     }
-    if model.spec.likelihood != "bernoulli":  # bits per dimension of binary data are not customary
+    if model.spec.likelihood != "bernoulli":  # bits per dimension are not customary for binary data
         numbers["dimensions"] = images[0].numel()
     if extractor is not None:
         distances = evaluation.distances(settings.samples or 0, extractor)
@@ -142,10 +142,10 @@ def read(entry: Entry) -> Measured:
 
 
 def source_of(entry: Entry, split: Split, fraction: float | None = None) -> Source:
-    """The images of a split: those that the run has read, else those of its source.
+    """The images of a split from the shards that the run has read, or else from its original source.
 
     fraction: replaces the run's fraction of the training images. Raises UserError if the source changed since
-    the training, since the run may have seen its test images.
+    the training, because the run may have trained on images that are now in the test split.
     """
     store = Store(*open_filesystem(entry.folder))
     experiment = store.config()
@@ -166,7 +166,7 @@ def images_of(entry: Entry, split: Split, fraction: float | None = None) -> Rows
 
 @torch.no_grad()
 def curve_of(model: GenerativeModel, images: Tensor, seed: int) -> dict[int, float]:
-    """k -> mean NLL of uint8 images (N, C, H, W), by the bound of the first k of the same draws."""
+    """k -> mean NLL of uint8 images (N, C, H, W); each k uses the first k of the same sequence of draws."""
     generator = torch.Generator(model.device).manual_seed(noise_seed(seed, CURVE))
     x = binarized(images.to(model.device), model.spec.binarize, generator)
     bound, found = LogMeanExp(), {}
@@ -184,9 +184,9 @@ def flops(model: GenerativeModel, images: Tensor) -> int:
     x = binarized(images.to(model.device), model.spec.binarize, generator)
     trained = [p for p in model.parameters() if p.requires_grad]
     try:
-        for parameter in trained:  # the counter fails if a trained one is a layer's input, as in DRAW
+        for parameter in trained:  # the counter fails if a trained parameter is a layer's input, as in DRAW
             parameter.requires_grad_(False)
-        # The counter does not know the fused attention of CPUs; the plain one is two products.
+        # The counter does not know the fused attention of CPUs; plain attention is two products.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model.importance(x, 1, generator)
     finally:
@@ -198,9 +198,9 @@ def flops(model: GenerativeModel, images: Tensor) -> int:
 def references(
     entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
 ) -> dict[str, dict[str, float]]:
-    """Distances to the test images of all training images, `floor`, and of M images of noise, `ceiling`.
+    """Distances to the test images: `floor` from all training images, `ceiling` from M images of noise.
 
-    All are binarized as for the model of `entry`.
+    All images are binarized as for the model of `entry`.
     """
     model, seed = load_model(f"{entry.folder}/model"), settings.seed
     of_test, of_train = (_evaluation(entry, s, model, settings, 1.0) for s in ("test", "train"))

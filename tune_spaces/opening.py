@@ -1,7 +1,7 @@
-"""What `npdraw report` does: opens the test split of finished comparisons once, measures, writes the report.
+"""Runs `npdraw report`: opens the test split of finished comparisons once, measures, and writes the report.
 
-A run whose test split was opened before is refused, since somebody could have chosen by it. The first start
-records an opening in every run. After a kill, only a report by the same protocol goes on.
+A run whose test split was opened before is refused, since test scores may have influenced choices. The first
+start records an opening in every run. After an interruption, only a report by the same protocol may continue.
 """
 
 import io
@@ -83,9 +83,9 @@ class Sweep:
 
 
 def read_sweep(folder: str) -> Sweep:
-    """Raises UserError if the comparison has not finished.
+    """Reads a comparison. Raises UserError if it has not finished.
 
-    A kind whose seeds failed may have fewer seeds; the report states their number.
+    A kind has fewer seeds than planned if some failed; the report states their number.
     """
     store = Store(*open_filesystem(folder))
     plan = store.read_json(PLAN)
@@ -127,11 +127,11 @@ def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> Non
 def report(folders: Sequence[str], settings: EvaluationSettings, served: int, out: str) -> list[str]:
     """Measures what is missing and writes the report; returns the paths of its files.
 
-    Of `settings`, k, samples, extractor, seed and scale are used. served: number of test images that were
-    used for earlier choices. Raises UserError; before the test split is opened if it has too few images.
+    Only k, samples, extractor, seed and scale of `settings` are used. served: number of test images that were
+    used for earlier choices. Raises UserError; if there are too few test images, before the split is opened.
     """
     with ExitStack() as stack:
-        for folder in folders:  # so that no sweep goes on meanwhile
+        for folder in folders:  # so that no sweep continues meanwhile
             stack.enter_context(read_sweep(folder).store.lease("comparison"))
         return _report(folders, settings, served, out)
 
@@ -191,7 +191,7 @@ def require_one_of_each(sweeps: Sequence[Sweep]) -> None:
 def protocol_of(
     settings: EvaluationSettings, served: int, extractor: ExtractorFile | None, binarize: str
 ) -> dict[str, Any]:
-    """What determines the numbers. No other protocol may open the same test split."""
+    """The settings that determine the numbers. No other protocol may open the same test split."""
     pixels = "" if binarize == "none" else "; the same binarised pixels for all runs"
     found: dict[str, Any] = {
         "split": "test, all images, opened once",

@@ -59,7 +59,7 @@ class Options(BaseModel):
     dry_run: bool = dashed(False, "dry-run", "print the trials and stop")
 
     def refuse(self, names: tuple[str, ...], why: str) -> None:
-        """Raises UserError, which ends with `why`, if one of these flags was given."""
+        """Raises UserError, which ends with `why`, if one of the flags `names` was given."""
         for name in names:
             if name in self.model_fields_set:
                 raise UserError(f"--{name.replace('_', '-')} {why}")
@@ -72,7 +72,7 @@ class Options(BaseModel):
 def load_space(name: str) -> Space | Kinds:
     """The SPACE in tune_spaces/spaces/<name>.py, or in the Python file `name`.
 
-    Raises UserError if there is none, or if no config can have one of its settings.
+    Raises UserError if there is no such space, or if one of its settings is impossible in every config.
     """
     names = space_names()
     try:

@@ -94,7 +94,7 @@ def curve_plot(results: Sequence[TrialResult]) -> Figure:
             continue
         points = sorted(
             (found["train_images"], found["test_nll"], found.get("test_nll_se", 0.0), found["valid_nll"])
-            for found in of_kind  # one image has no error
+            for found in of_kind  # a single test image has no standard error
         )
         images, test, errors, valid = np.transpose(points)
         title = "" if kind is None else f"{KINDS[kind].title}, "
@@ -124,7 +124,7 @@ def pareto_plot(results: Sequence[TrialResult], metric: str, costs: Sequence[str
 
 
 def by_fraction(runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Figure:
-    """Means and standard deviations over the seeds of each kind, a panel for each number that all runs have.
+    """Means and standard deviations over each kind's seeds, with a panel for each number that all runs have.
 
     runs: rows with kind, fraction and numbers. labels: label of an axis -> name of its number.
     """

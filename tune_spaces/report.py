@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--{flag} is missing: {what}")
     found: Report = validate(Report, flags)
 
-    # Torch and Ray take seconds to import, so the flags are checked before.
+    # Torch and Ray take seconds to import, so the flags are checked first.
     from npdraw_dist.core.storage import require_writable
     from npdraw_dist.distributed.start import placed
     from tune_spaces.opening import report

@@ -29,12 +29,12 @@ OURS = "npdraw"
 OF_IMAGES = ("nll_iwae", "elbo")
 PARTS = {"kl_whether", "kl_what", "kl_where"}  # terms of the ELBO for the choices of parts
 MARKS = {"better": "🟩", "worse": "🟥", "open": "⬜"}
-CLOSE = 0.1  # a kind whose seeds miss their time by a larger share is named
+CLOSE = 0.1  # the report names a kind whose seeds miss their time by a larger share
 Row = Mapping[str, Any]
 
 
 def served(ids: Sequence[str], count: int) -> NDArray[np.bool_]:
-    """Whether each image has served for choices: true for the `count` that `evaluate --images` takes."""
+    """Whether each image was used for choices: true for the `count` images that `evaluate --images` takes."""
     hashes = np.array([unit_hash(0, "evaluate", name) for name in ids])
     chosen = np.zeros(len(ids), bool)
     chosen[np.argsort(hashes, kind="stable")[:count]] = True
@@ -77,9 +77,9 @@ class ReportData:
     def row(self, run: Measured) -> Row:
         """The row of a run in report.parquet.
 
-        nll: over all images. nll_served: over those used for choices. nll_others, elbo_others, bits_per_dim:
-        over the others; binary data have no bits_per_dim. parts_share: the share of the negative
-        ELBO that the choices of parts cost; None for a kind without parts.
+        nll: mean over all images. nll_served: mean over the images used for choices. nll_others, elbo_others,
+        bits_per_dim: means over the other images; binary data have no bits_per_dim. parts_share: the KL of
+        the choices of parts as a share of the negative ELBO; None for a kind without parts.
         """
         before, own, nll = served(run.ids, self.served), vars(run.entry), run.nll_iwae
         groups = {"nll": nll, "nll_served": nll[before], "nll_others": nll[~before]}
@@ -134,7 +134,7 @@ class ReportData:
         return holm({key: difference.p_value for key, difference in self.differences.items()})
 
     def verdict(self, key: tuple[float, str, str]) -> str:
-        """`better` or `worse` if a difference of NP-DRAW is shown, else `open`."""
+        """`better` or `worse` if the difference of NP-DRAW is significant, else `open`."""
         if not self.corrected[key] <= LEVEL:
             return "open"
         more = self.differences[key].mean > 0
@@ -224,7 +224,7 @@ def note(data: ReportData) -> str:
 def _kinds(data: ReportData, fraction: float) -> list[str]:
     """For each kind a row of means ± standard errors over seeds and a row of its longest training.
 
-    The floor and the ceiling of the distances follow.
+    Two more rows give the floor and the ceiling of the distances.
     """
     others = ", others" if data.served else ""
     columns = {  # title -> number and decimals

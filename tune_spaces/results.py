@@ -1,4 +1,4 @@
-"""The files of a sweep's results, results.parquet, best.yaml and the plots, and the printed table."""
+"""Writes the results of a sweep (results.parquet, best.yaml and the plots), and prints their table."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ from tune_spaces.plots import curve_plot, field_plots, pareto_plot, varied
 from tune_spaces.space import IMAGES, SCORE
 from tune_spaces.trials import TrialResult, label
 
-# Column -> the metric that says how its numbers are shown.
+# Column -> the metric that defines how its numbers are shown.
 NUMBERS = {
     "train_images": METRICS["images_seen"],
     "valid_nll": METRICS["nll_iwae"],
@@ -70,7 +70,7 @@ def results_table(results: Sequence[TrialResult]) -> pa.Table:
 
 
 def _column(values: Sequence[Any]) -> pa.Array:
-    """The values of a setting, as text if one is text: vae.latents may be 16 or map:8."""
+    """The values of a setting, all as text if one of them is text, since vae.latents may be 16 or map:8."""
     if any(isinstance(value, str) for value in values):
         return pa.array([None if value is None else str(value) for value in values], pa.string())
     return pa.array(values)

@@ -1,9 +1,10 @@
 """Stages that trials share. Each is built once, in <run>/cache/<stage>-<fingerprint>/.
 
 A trial that lacks a stage takes the lease on `building` in that folder and builds the stage, while other
-trials wait. A stage is done when it has a manifest, so a second start uses it, and resumes a build that was
-killed. The processes of a stopped trial may live on for a while. The process that writes a stage therefore
-also holds a lease on the folder itself (`build_alone` or `distributed/run.py`), and the next builder waits.
+trials wait. A stage is done when it has a manifest. A second start uses stages that are done, and resumes a
+build that was killed. The processes of a stopped trial may live on for a while. The process that writes a
+stage therefore also has a lease on the folder itself (`build_alone` or `distributed/run.py`), for which the
+next builder waits.
 """
 
 import time
@@ -22,7 +23,7 @@ from npdraw_dist.data.shards import open_source
 from npdraw_dist.pipeline.data import follow
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of, finished
 
-SHARED = ("data", "bank", "parse", "prior")  # as far as the model's kind has them
+SHARED = ("data", "bank", "parse", "prior")  # a kind of model may lack some of these
 POLL_S = 0.5
 
 
@@ -51,7 +52,7 @@ class SharedStage:
         return finished(self.store, self.experiment, self.stage) is not None
 
     def ensure(self, build: Callable[[Store], object]) -> None:
-        """Returns when the stage is done, by `build(store)` or by another trial."""
+        """Builds the stage by `build(store)`, or waits for another trial that builds it."""
         building = f"{self.store.root}/building"
         while not self.is_built():
             with ExitStack() as stack:

@@ -1,6 +1,7 @@
-"""A search space as data: the settings that vary, how points are drawn from them, which metric decides.
+"""Search spaces as data: which settings vary, how points are drawn, and which metric ranks the trials.
 
-A new space is a file in tune_spaces/spaces that defines SPACE, a `Space` or `Kinds`. Its name is the file's.
+A new space is a file in tune_spaces/spaces that defines SPACE, a `Space` or `Kinds`. The file's name is the
+space's name.
 """
 
 import math
@@ -17,7 +18,7 @@ from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import OF_PARTS, Experiment
 from npdraw_dist.core.errors import UserError
 
-# The keys of a report to Tune: the metric that decides, and the images seen so far.
+# The keys of a report to Tune: the metric that ranks the trials, and the images seen so far.
 SCORE, IMAGES = "score", "images"
 
 Value = str | float | bool | None
@@ -67,9 +68,9 @@ class Range:
 
 @dataclass(frozen=True)
 class SweepMetric:
-    """A column of the results that may decide, in nats per validation image; less is better.
+    """A column of the results that may rank the trials, in nats per validation image; less is better.
 
-    While `stage` trains, Tune sees `sign` times the reported `key` in its place.
+    While `stage` trains, Tune receives `sign` times the reported metric `key` as the score.
     """
 
     stage: Literal["prior", "vae"]
@@ -84,7 +85,7 @@ SWEEP_METRICS = {
 
 
 def require_metric(name: str) -> None:
-    """Raises UserError unless `name` is a key of SWEEP_METRICS; test numbers never decide."""
+    """Raises UserError unless `name` is a key of SWEEP_METRICS; test numbers never rank trials."""
     why = "; test numbers are reported but never decide" if name.startswith("test") else ""
     require_known("--metric", name, list(SWEEP_METRICS), why)
 
@@ -94,9 +95,9 @@ class Space:
     """What a sweep varies. Raises UserError on a field or a setting that no config can have.
 
     fields: dotted setting (or any name, if the choices are mappings) -> its domain.
-    samples: default of --num-samples. budgets: preset -> settings over it, such as training budgets.
-    metric: the key of SWEEP_METRICS that decides.
-    curve: the sweep chooses nothing. Every trial runs to its end and is scored on the test split too, and
+    samples: default of --num-samples. budgets: preset -> settings that override it, such as training budgets.
+    metric: the key of SWEEP_METRICS that ranks the trials.
+    curve: if true, no choice is made. Every trial runs to its end and is scored on the test split too, and
     curve.png shows the NLL against the number of training images, with a line for each kind of model.
     """
 
@@ -143,7 +144,7 @@ class Space:
     def points(self, seed: int) -> Iterator[Point]:
         """Yields the empty point, then a scrambled Sobol sequence, which depends on the seed alone.
 
-        Every value of a field comes about equally often, even in few trials.
+        Every value of a field occurs about equally often, even in few trials.
         """
         from scipy.stats import qmc  # slow to import, and --help needs no points
 
@@ -156,8 +157,8 @@ class Space:
     def latin(self, seed: int, count: int) -> list[Point]:
         """`count` points of a Latin hypercube (McKay et al. 1979), which depend on the seed alone.
 
-        Each field has its own random order, in which all its values come equally often. (In 6 points of a
-        Sobol sequence, fields of two values always change together.) A field of the same name and domain
+        Each field has its own random order, in which all its values occur equally often. (In 6 points of a
+        Sobol sequence, fields with two values always change together.) A field with the same name and domain
         has the same values in every space.
         """
         import numpy as np
@@ -175,10 +176,11 @@ class Kinds:
     """The space of a comparison: each kind of model has the same number of trials and the same counted time.
 
     spaces: kind of model, or a variant such as `npdraw-lstm` -> the ranges of its trials. common: ranges for
-    all other kinds, which add those that they declare themselves (`Kind.searched`). settings: settings over
-    the preset for all kinds. core_seconds: fraction of the training images -> counted core-seconds of a
-    training. seeds: data source -> trainings of each winner; all other sources have `other_seeds`. longer:
-    multiples of the time for the row "until it stops improving"; if empty, there is no such row.
+    kinds that are not in `spaces`; each adds the ranges that it declares itself (`Kind.searched`). settings:
+    settings that override the preset for all kinds. core_seconds: fraction of the training images -> counted
+    core-seconds of a training. seeds: data source -> trainings of each winner; all other sources have
+    `other_seeds`. longer: multiples of the time for the row "until it stops improving"; if empty, there is no
+    such row.
     """
 
     spaces: Mapping[str, Space]
@@ -192,14 +194,17 @@ class Kinds:
     common: Mapping[str, Choice | Range] = field(default_factory=dict)
 
     def seconds_of(self, fraction: float) -> float:
-        """The core-seconds of the nearest larger fraction in `core_seconds`. Raises UserError without one."""
+        """The core-seconds of the smallest fraction in `core_seconds` that is at least `fraction`.
+
+        Raises UserError if there is none.
+        """
         larger = [one for one in self.core_seconds if one >= fraction]
         if not larger:
             raise UserError(f"the space has no seconds for the fraction {fraction:g}; give --core-seconds")
         return self.core_seconds[min(larger)]
 
     def until(self, longest: int | None) -> "Kinds":
-        """A copy with `longer` up to `longest`; None keeps all. Raises UserError if no factor is left."""
+        """A copy with the factors in `longer` up to `longest`, or all. Raises UserError if none is left."""
         left = tuple(factor for factor in self.longer if longest is None or factor <= longest)
         if longest is not None and not left:
             all_of = ", ".join(map(str, self.longer)) or "none"
@@ -256,7 +261,7 @@ def nested(settings: Settings) -> dict[str, Any]:
 
 
 def setting_of(experiment: Experiment, key: str) -> Value:
-    """The value of a dotted setting; for parse.steps the number T that its None stands for."""
+    """The value of a dotted setting; for parse.steps the number of steps T, even if the setting is None."""
     if key == "parse.steps":
         return experiment.steps
     value: Value = reduce(getattr, key.split("."), experiment)  # type: ignore[assignment]

@@ -36,7 +36,7 @@ class Sweep(Command, Options, Experiment):  # type: ignore[misc]  # pydantic-set
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
-    """The flags of the sweep, and those of the config, nested."""
+    """The sweep's own flags, and the flags of the config as a nested mapping."""
     flags: dict[str, Any] = parse_flags(Sweep, "tune_spaces.sweep", argv)
     if "space" not in flags:
         raise UserError("--space is missing; try --space smoke")

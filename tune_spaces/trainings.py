@@ -1,8 +1,8 @@
 """The trainings of a comparison. Each is the command `train` in a process of its own, with one thread.
 
 The counted time is therefore that of one core, whatever else runs, and anyone can repeat a training alone.
-Ray chooses the node of a training, which does not use Ray itself. All that stays of it is its run folder,
-which a second start resumes; its process ends with the sweep, however the sweep ends.
+Ray chooses the node of a training, but the training itself does not use Ray. It leaves only its run folder,
+which a second start resumes. Its process ends when the sweep ends, even if the sweep is killed.
 """
 
 import os
@@ -28,7 +28,7 @@ from tune_spaces.budgets import JOB_FOLDERS, Job
 from tune_spaces.trials import TrialResult, write_result
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-# Exit statuses of a training that was stopped but has not failed: by a signal, caught or not, or by storage.
+# Exit statuses of a training that did not fail, but was stopped by a signal, caught or not, or by storage.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 STOPS = (*(code for number in SIGNALS for code in (-number, 128 + number)), TRY_AGAIN)
 # Starts a command only if the process whose id follows is still the parent.
@@ -36,11 +36,11 @@ GUARD = ("setpriv", "--pdeathsig", "TERM", "sh", "-c", '[ $PPID = "$0" ] || exit
 
 
 class TrainingStopped(RuntimeError):
-    """A training was asked to end, was killed, or its storage failed; the next start resumes it."""
+    """A training was interrupted or killed, or its storage failed; the next start resumes it."""
 
 
 # Trains jobs in any order; each leaves its run folder, or a result that states why it failed. The last
-# argument: whether the stage `sample` runs, on validation images.
+# argument states whether the stage `sample` runs too, on validation images.
 Train = Callable[[Store, Sequence[Job], bool], None]
 
 
@@ -58,7 +58,7 @@ def runs_in(run: Store) -> list[Store]:
 
 
 def is_trained(run: Store, job: Job, with_scores: bool = False) -> bool:
-    """Whether the stages are done, with_scores `sample` too. Raises UserError on another config."""
+    """Whether the stages are done; with_scores: `sample` too. Raises UserError if the config differs."""
     store, own = store_of(run, job), job.experiment
     if not store.has(CONFIG) or finished(store, own, "vae") is None:
         return False
@@ -78,7 +78,7 @@ def core_seconds(run: Store, job: Job) -> float:
 
 
 def valid_nll(run: Store, job: Job) -> float:
-    """The metric that chooses trials: the bound on validation images, in nats an image."""
+    """The metric by which trials are chosen: the bound on validation images, in nats per image."""
     return float(store_of(run, job).metrics()["valid/nll_iwae"])
 
 
@@ -96,9 +96,9 @@ def tied(*command: str) -> list[str]:
 
 
 def train(run: Store, job: Job, with_scores: bool) -> str:
-    """Runs or resumes a training and records a failure; returns a line. Raises TrainingStopped."""
+    """Runs or resumes a training, and records a failure; returns a line to print. Raises TrainingStopped."""
     stages = [stage for stage in job.experiment.stage_names if with_scores or stage != "sample"]
-    # Without Ray, even if this process is one of its workers.
+    # The training does not find Ray, even if this process is a worker of Ray.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
@@ -133,7 +133,7 @@ def one_by_one(run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
 
 
 def on_ray(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | None) -> None:
-    """Trains each job on one CPU of the cluster, at most `at_once` at a time; None: as many as the CPUs.
+    """Trains each job on one CPU of the cluster, at most `at_once` at a time; None: one on each CPU.
 
     A training whose process died, for example with its node, is resumed up to scale.max_failures times.
     """

@@ -1,6 +1,6 @@
-"""One trial: the pipeline on a config of the space, as the driver function of a Ray Tune trial.
+"""Runs one trial: the pipeline on a config of the space, as the driver function of a Ray Tune trial.
 
-The function holds no CPU, unlike the workers of its stages. Ray Train trains inside the trial as it does for
+The function reserves no CPU; the workers of its stages do. Ray Train trains inside the trial as it does for
 the command line, and reports the score of each validation to Tune.
 """
 
@@ -31,7 +31,7 @@ from tune_spaces.trials import Plan, Trial, find_result, write_result
 
 
 def point_of(config: Mapping[str, Any]) -> Point:
-    """The point in a Tune config, which holds our own draws as a whole and Optuna's by field."""
+    """The point in a Tune config, which has our draws under the key `point`, and Optuna's by field."""
     return dict(config.get("point", config))
 
 
@@ -43,7 +43,7 @@ class _Report(TuneReportCallback):  # type: ignore[misc]
         self.metric = metric
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        # A checkpoint between two validations and a loss that is not finite have no score: `Criterion.worst`.
+        # A checkpoint between two validations, or a loss that is not finite, reports `Criterion.worst`.
         if abs(metrics[0][self.metric.key]) < sys.float_info.max:
             super().after_report(run_context, [tune_report(metrics[0], self.metric)], None)
 
@@ -63,7 +63,7 @@ def run_trial(config: dict[str, Any], plan: Plan, folders: Sequence[Landmarks]) 
     for name, value in RAY.items():
         os.environ.setdefault(name, value)
     quiet_logs()
-    require_on_this_node(folders)  # else a new run folder would begin on this node
+    require_on_this_node(folders)  # else a new run folder would be made on this node
     trial = plan.trial(point_of(config))
     # This process computes samples and scores, with the threads of one worker, while other trials run.
     torch.set_num_threads(trial.experiment.scale.cpus_per_worker or 1)
@@ -121,7 +121,7 @@ def trial_numbers(store: Store, experiment: Experiment) -> dict[str, float]:
     """Column of the results -> number of a finished trial.
 
     valid_nll, test_nll: IWAE on some images of the split, nats per image. seconds: the sum over all stages,
-    the shared ones included.
+    including shared stages.
     """
     metrics = store.read_json("metrics.json")
     numbers = {

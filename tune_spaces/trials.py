@@ -1,6 +1,6 @@
 """The plan of a sweep, its trials, and their results.
 
-The result of a trial is a JSON file in <run>/results/. These files are the only memory of a sweep: a second
+The result of a trial is a JSON file in <run>/results/. These files are the only state of a sweep: a second
 start runs the trials that have no result. (`Tuner.restore` would read a pickle from the run folder, and could
 not add trials to those of the first start.)
 """
@@ -81,7 +81,7 @@ def claim_facts(run: Store, file: str, facts: Mapping[str, Any]) -> dict[str, An
 
     Raises UserError with the differences if the folder holds another sweep.
     """
-    facts = json.loads(json.dumps(facts, default=vars))  # as they are read again
+    facts = json.loads(json.dumps(facts, default=vars))  # as they will be read back
     if not run.has(file):
         run.write_json(facts, file)
     record = run.read_json(file)
@@ -139,7 +139,7 @@ class Plan:
         return SWEEP_METRICS[self.metric]
 
     def trial(self, point: Point) -> Trial:
-        """Raises UserError if the config is impossible, or if its kind of model lacks the metric."""
+        """The trial at a point. Raises UserError if its config is impossible or its kind lacks the metric."""
         experiment = self.space.experiment(self.base, point)
         if self.decides.stage not in experiment.stage_names:
             raise UserError(
@@ -151,7 +151,7 @@ class Plan:
     def draw(self, count: int) -> list[Trial]:
         """The first `count` distinct trials, which depend on the seed alone; the base config is the first.
 
-        Raises UserError if the space has fewer, or if one of them has an impossible config.
+        Raises UserError if the space has fewer trials, or if the config of a trial is impossible.
         """
         found: dict[str, Trial] = {}
         for point in islice(self.space.points(self.base.seed), DRAWS * count):

@@ -1,4 +1,4 @@
-"""A sweep on Ray Tune: the number of trials at once, their proposal, their early end, and their records."""
+"""Runs a sweep on Ray Tune: sets how many trials run at once, and proposes, stops and records trials."""
 
 import os
 import tempfile
@@ -33,17 +33,17 @@ from tune_spaces.space import IMAGES, SCORE, Choice, Space
 from tune_spaces.trial import point_of, run_trial, tune_report
 from tune_spaces.trials import Plan, Trial, TrialResult, find_result, read_results, write_result
 
-# Set before Tune starts.
+# Environment variables that are set before Tune starts.
 ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the results and the stages' metrics logs say all of it
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results and the stages' metrics logs contain the same
     "RAY_AIR_NEW_OUTPUT": "0",  # it prints a box and a temporary folder even with verbose=0
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # reasons are recorded and printed in a line
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative data.path means the same as on the command line
 }
-# The driver function of a trial only waits for workers. Tune demands some resource for it; a part of a CPU
-# could keep a worker from starting when trials fill the machine, so it takes one byte of memory.
+# The driver function of a trial only waits for workers. Tune requires a resource request for it; a part of a
+# CPU could keep a worker from starting when trials fill the machine, so it requests one byte of memory.
 DRIVER: dict[str, float] = {"memory": 1}
-LOOK_EVERY_S = 10.0  # at the nodes of the cluster, which set how many trials run at once
+LOOK_EVERY_S = 10.0  # how often the cluster's nodes are read; they set how many trials run at once
 REDUCTION = 2  # ASHA keeps the better half at each rung
 
 
@@ -110,7 +110,7 @@ def optuna_search(space: Space, seed: int, done: Sequence[TrialResult]) -> Any:
 
 
 class RecordingASHA(ASHAScheduler):  # type: ignore[misc]
-    """ASHA that calls `on_stop` for each trial that it stops, and never stops one at the end of its `images`.
+    """ASHA that calls `on_stop` for each trial that it stops, and never stops a trial after all its `images`.
 
     history: trial that ended in an earlier start of the sweep -> its validations as Tune results.
     """
@@ -121,7 +121,7 @@ class RecordingASHA(ASHAScheduler):  # type: ignore[misc]
         on_stop: Callable[[Any, dict[str, Any]], None],
         history: Mapping[str, Sequence[dict[str, float]]] | None = None,
     ) -> None:
-        before_end = max(images - 1, 1)  # no rung at the end, since the trial is scored after it
+        before_end = max(images - 1, 1)  # no rung at the end, since a trial is scored after training
         super().__init__(
             time_attr=IMAGES,
             metric=SCORE,

@@ -1,6 +1,6 @@
 """Clusters the patches of a data set into a bank of real patches (k-means, paper section 3.1).
 
-A run that starts from a trained model, or from a bank, keeps those parts as they are.
+A run that starts from a trained model or from a bank keeps the parts of that model or bank unchanged.
 
 Shapes: M patches, K parts, C channels, P patch side, D = C * P * P.
 """
@@ -28,13 +28,13 @@ from npdraw_dist.core.parts import PartBank
 
 CHUNK = 16_384  # number of patches whose distances are computed at once
 
-# Starts one process for each shard, as `distributed.actors.Actors` does: (class, arguments of each, gpu).
+# Starts a process for each shard, as `distributed.actors.Actors` does, from (class, arguments of each, gpu).
 Open = Callable[[type, list[tuple[Any, ...]], bool | None], Shards]
 
 
 @dataclass(frozen=True)
 class BankFacts:
-    """What the bank's manifest states of a clustering. Distances are squared, between pixels in [0, 1].
+    """What the bank's manifest states about a clustering. Distances are squared; pixels are in [0, 1].
 
     k: K. patches: M. objective: mean distance of a patch to its centroid. cluster_sizes: number of patches in
     each part's cluster. exemplar_distance: mean distance of a centroid to its part. actor_core_seconds: CPU
@@ -59,9 +59,9 @@ def build_bank(
 ) -> tuple[PartBank, BankFacts]:
     """Clusters `patches` (M, D) into a bank of `settings.size` parts; the parts of large clusters come first.
 
-    gpu: whether FAISS searches on a GPU; None: only where it finds one. others: starts `settings.shards`
-    processes that share the patches; None: this process clusters all of them. Neither changes the result.
-    Raises UserError if there are too few different patches.
+    gpu: whether FAISS searches on a GPU; with None, only if FAISS finds one. others: starts `settings.shards`
+    processes that share the patches; with None, this process clusters all patches. Neither argument changes
+    the result. Raises UserError if there are too few different patches.
     """
     _require(patches)
     opened: Shards
@@ -91,8 +91,9 @@ def build_bank(
 def bank_of(images: Any, size: int, patch: int, background: Literal["black", "white"], seed: int) -> PartBank:
     """Clusters images into a bank of `size` parts of `patch` x `patch` pixels, as the stage `bank` does.
 
-    images: N images of one shape, as `core.images.to_batch` takes them. background: that of the images; it
-    replaces transparent pixels. Raises UserError on unusable images or too few different patches.
+    images: N images of one shape, as `core.images.to_batch` takes them. background: the background of the
+    images, which replaces transparent pixels. Raises UserError on unusable images or too few different
+    patches.
     """
     batch = to_batch(images, shape_of(images), float(background == "white"))
     pixels = batch if batch.dtype == torch.uint8 else (batch * 255).round().byte()
@@ -114,7 +115,7 @@ def _require(patches: NDArray[np.uint8]) -> None:
 
 
 def keep_bank(bank: PartBank, patches: NDArray[np.uint8]) -> BankFacts:
-    """Measures how well a bank that a run starts from, and keeps, fits the run's `patches` (M, D).
+    """Measures how well the bank that a run starts from and keeps fits the run's `patches` (M, D).
 
     `objective` is the mean squared distance of a patch to its nearest part, since there are no centroids.
     Raises UserError if there is no patch.

@@ -1,9 +1,9 @@
-"""k-means of image patches, which makes the codebook of *what* (paper section 3.1).
+"""Clusters image patches by k-means, which gives the codebook of *what* (paper section 3.1).
 
-The patches may be split into shards: several processes of a cluster share them, and the result is the same.
-The search starts with greedy k-means++ on a small sample, converges on a larger sample with over-relaxed
-steps, and ends with plain iterations over all patches. `snap` then replaces each centroid by a real patch.
-Shapes: M patches over all shards, n of a sample, K centroids, m candidates, D = C * P * P pixels of a patch.
+The patches may be split into shards, which several processes cluster together with the same result. The
+search starts with greedy k-means++ on a small sample, converges on a larger sample with over-relaxed steps,
+and ends with plain iterations over all patches. `snap` then replaces each centroid by a real patch.
+Shapes: M patches over all shards, n in a sample, K centroids, m candidates, D = C * P * P pixels of a patch.
 """
 
 from dataclasses import dataclass
@@ -33,8 +33,9 @@ FIRST_CANDIDATES = 8  # number of patches that each shard first offers for a cen
 class Clustering:
     """A result of k-means.
 
-    centroids: (K, D), pixels in [0, 1]. sizes: (K,), the number of patches nearest to each. objective: mean
-    squared distance of a patch to its centroid. history: the objective before each iteration and at the end.
+    centroids: (K, D), pixels in [0, 1]. sizes: (K,), the number of patches nearest to each centroid.
+    objective: mean squared distance of a patch to its centroid. history: the objective before each iteration
+    and at the end.
     """
 
     centroids: NDArray[np.float32]
@@ -63,7 +64,7 @@ def lloyd(
     relaxation: float = 1.0,
     tolerance: float = TOLERANCE,
 ) -> Clustering:
-    """Lloyd's algorithm from `start` (K, D), pixels in [0, 1].
+    """Runs Lloyd's algorithm from the centroids `start` (K, D), pixels in [0, 1].
 
     relaxation: length of a step, in units of the distance to the mean. tolerance: iterations stop when the
     objective falls by a smaller fraction than this.
@@ -86,7 +87,7 @@ def lloyd(
 
 
 def _assign(shards: Shards, centroids: NDArray[np.float32]) -> tuple[NDArray[np.float32], Sums]:
-    """Assigns all patches. Each empty cluster in turn moves to the patch farthest from its centroid."""
+    """Assigns all patches. Moves each empty cluster in turn to the patch farthest from its own centroid."""
     total = _step(shards, centroids)
     for _ in range(len(centroids)):
         empty = np.flatnonzero(total.counts == 0)
@@ -106,7 +107,7 @@ def _step(shards: Shards, centroids: NDArray[np.float32]) -> Sums:
 
 
 def _with_variety(sample: NDArray[np.uint8], shards: Shards, k: int) -> NDArray[np.uint8]:
-    """`sample` if it has `k` different patches; otherwise `k` different patches from all shards."""
+    """Returns `sample` if it has `k` different patches, otherwise `k` different patches from all shards."""
     if len(unique_rows(sample)) >= k:
         return sample
     found = np.concatenate(shards.call("distinct", k))
@@ -125,9 +126,9 @@ def _start(sample: NDArray[np.uint8], k: int, rng: np.random.Generator) -> NDArr
 
 
 def plus_plus(patches: NDArray[np.uint8], k: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Chooses `k` rows of `patches` (n, D) by greedy k-means++ (Arthur & Vassilvitskii 2007): (K, D).
+    """Chooses `k` rows (K, D) of `patches` (n, D) by greedy k-means++ (Arthur & Vassilvitskii 2007).
 
-    Each step takes the best of 2 + log k draws. At least `k` rows must differ.
+    Each step takes the best of 2 + log k draws. `patches` must have at least `k` different rows.
     """
     draws = 2 + int(np.log(k))
     # All sums are exact. Above 2^24, float32 would round sums of similar bright patches to the same number.
@@ -146,21 +147,22 @@ def plus_plus(patches: NDArray[np.uint8], k: int, rng: np.random.Generator) -> N
 
 
 def _squared(x: NDArray[Any], squares: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
-    """Squared distances of all n patches to those in `rows`, (n, rows)."""
+    """Squared distances (n, rows) of all n patches to the patches at the indices `rows`."""
     return squares[:, None] - 2 * (x @ x[rows].T) + squares[rows]
 
 
 class Exemplars(NamedTuple):
-    """patches: (K, D) uint8, all different. distances: (K,), squared, between pixels in [0, 1]."""
+    """Different patches (K, D) uint8, and their squared distances (K,) to the centroids, pixels in [0, 1]."""
 
     patches: NDArray[np.uint8]
     distances: NDArray[np.float64]
 
 
 def snap(centroids: NDArray[np.float32], shards: Shards) -> Exemplars:
-    """Pairs each of `centroids` (K, D), pixels in [0, 1], with a patch of its own, closest pairs first.
+    """Pairs each of `centroids` (K, D), pixels in [0, 1], with a different patch, closest pairs first.
 
-    Each shard sends a few of its nearest patches, and more only if centroids compete for them.
+    Each shard first sends a few nearest patches for each centroid, and more only if centroids compete for
+    them.
     """
     scaled = np.ascontiguousarray(centroids * 255, np.float32)
     count = min(FIRST_CANDIDATES, len(scaled))
@@ -176,7 +178,7 @@ def snap(centroids: NDArray[np.float32], shards: Shards) -> Exemplars:
 def _pair(
     distances: NDArray[np.float64], rows: NDArray[np.int64], patches: NDArray[np.uint8]
 ) -> Exemplars | None:
-    """Pairs greedily by distance, then index; None if some centroid finds all its candidates taken."""
+    """Pairs greedily by distance, then index; None if other centroids take all candidates of a centroid."""
     k, width = rows.shape
     chosen = np.full(k, -1)
     taken: set[bytes] = set()

@@ -31,20 +31,20 @@ def extract(images: NDArray[np.uint8], grid: Grid, min_energy: float) -> NDArray
 
 def _extract(ink: NDArray[np.uint8], grid: Grid, min_energy: float) -> NDArray[np.uint8]:
     padded = grid.of_ink.pad(torch.from_numpy(ink))
-    squares = padded.double().square().sum(1, keepdim=True)  # their sums are exact
+    squares = padded.double().square().sum(1, keepdim=True)  # float64, so that sums are exact
     total = F.avg_pool2d(squares, grid.patch, grid.stride, divisor_override=1)[:, 0]  # (N, rows, columns)
     enough = total / (255.0**2 * ink.shape[1] * grid.patch**2) >= min_energy
     windows = padded.unfold(2, grid.patch, grid.stride).unfold(3, grid.patch, grid.stride)
     return windows.permute(0, 2, 3, 1, 4, 5)[enough].flatten(1).numpy()
 
 
-ALL = 2**64 - 1  # the largest key: no patch is left out
-OVERSAMPLED = 1.5  # number of candidates for each patch of the sample; a margin, since blocks differ
+ALL = 2**64 - 1  # the largest key; as a limit, it leaves no patch out
+OVERSAMPLED = 1.5  # candidates for each patch of the sample; above 1, since blocks differ
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The patches (m, D) of a block with keys (m,) in some range. seen: the number of all its patches."""
+    """The patches (m, D) of a block with keys (m,) in some range. seen: size of the block."""
 
     keys: NDArray[np.uint64]
     patches: NDArray[np.uint8]
@@ -52,7 +52,7 @@ class Drawn:
 
 
 def draw(patches: NDArray[np.uint8], block: int, seed: int, above: int = -1, limit: int = ALL) -> Drawn:
-    """Draws the `patches` (n, D) with a key, a hash of seed, block and position, in (above, limit]."""
+    """Draws the `patches` (n, D) whose key, a hash of seed, block and position, is in (above, limit]."""
     # These arrays have one entry each, because NumPy warns if a scalar overflows.
     words = np.array([[block % 2**64], [seed % 2**64]], np.uint64)
     start = splitmix64(words[0] + splitmix64(words[1]))
@@ -64,9 +64,9 @@ def draw(patches: NDArray[np.uint8], block: int, seed: int, above: int = -1, lim
 
 
 class Reservoir:
-    """Keeps the `capacity` patches of a stream that have the smallest keys: a uniform sample.
+    """Keeps the `capacity` patches of a stream with the smallest keys, which are a uniform sample.
 
-    The order of the blocks does not change it. `seen` counts all patches of the stream.
+    The order of the blocks does not change the sample. `seen` counts all patches of the stream.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -83,7 +83,7 @@ class Reservoir:
             self._shrink()
 
     def limit(self, share: float) -> int:
-        """Estimates a key below which lie over `capacity` patches, given that `share` of all was added."""
+        """Estimates a key with over `capacity` patches below it, if a fraction `share` of all is added."""
         count, expected = OVERSAMPLED * self.capacity + 5 * math.sqrt(self.capacity), self.seen / share
         return ALL if count >= expected else int(count / expected * ALL)
 
@@ -94,7 +94,7 @@ class Reservoir:
         )
 
     def result(self) -> NDArray[np.uint8]:
-        """The sample (min(capacity, seen), D) in the order of its keys, so shuffled; (0, 0) if empty."""
+        """The sample (min(capacity, seen), D), sorted by key and so shuffled; (0, 0) if nothing was added."""
         if not self._kept:
             return np.empty((0, 0), np.uint8)
         self._shrink()
@@ -120,7 +120,7 @@ def splitmix64(words: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def unique_rows(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Rising indices of the first row of each group of equal rows (n, D), compared by 64-bit hashes."""
+    """Ascending indices of the first of each group of equal rows (n, D), compared by 64-bit hashes."""
     count, dimensions = patches.shape
     words = np.pad(patches, ((0, 0), (0, -dimensions % 8))).view(np.uint64)
     hashes = np.zeros(count, np.uint64)

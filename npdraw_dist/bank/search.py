@@ -1,8 +1,9 @@
-"""Finds nearest vectors and assigns patches to centroids exactly, so every machine gives the same result.
+"""Finds nearest vectors and assigns patches to centroids exactly, with the same result on every machine.
 
-A CPU searches by matrix products, which are faster there than FAISS; a GPU searches by FAISS. Both round in
-float32, each processor and library in its own way. So the few patches that are close to two centroids are
-assigned again in float64, where the product of a uint8 patch and a `quantized` centroid is exact.
+A CPU searches with matrix products, which are faster there than FAISS; a GPU searches with FAISS. Both round
+to float32, and the rounding depends on the processor and the library. So the few patches that are almost as
+close to a second centroid are assigned again in float64, where the product of a uint8 patch and a `quantized`
+centroid is exact.
 Shapes: n vectors or patches, q queries, K centroids, D = C * P * P pixels of a patch, in 0..255.
 """
 
@@ -17,19 +18,19 @@ from threadpoolctl import ThreadpoolController
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import is_there
 
-# By default FAISS takes 1.5 GiB of a GPU that others may share. A chunk of patches needs 50 MB.
+# By default FAISS takes 1.5 GiB of a GPU, which other processes may share. A chunk of patches needs 50 MB.
 TEMPORARY_BYTES = 256 << 20
-BLOCK = 1 << 20  # distances computed at once: 4 MB stay in a processor's cache
+BLOCK = 1 << 20  # distances computed at once; their 4 MB stay in a processor's cache
 STEPS_PER_PIXEL_UNIT = 2.0**16
 FEW = 16  # up to 16 nearest vectors are found by one pass each; for more, sorting is faster
 _libraries = cache(ThreadpoolController)  # finding the libraries takes milliseconds
 
 
 class Searcher:
-    """Makes indexes of vectors. On a GPU there is one index, which is filled again each time.
+    """Makes indexes of vectors. On a GPU there is one index, which each call fills again.
 
-    gpu: whether to search on a GPU; None: only if FAISS finds one. Raises UserError if it is true and FAISS
-    finds no GPU.
+    gpu: whether to search on a GPU; with None, only if FAISS finds one. Raises UserError if `gpu` is true and
+    FAISS finds no GPU.
     """
 
     def __init__(self, gpu: bool | None) -> None:
@@ -47,7 +48,7 @@ class Searcher:
             self._resources.setTempMemory(TEMPORARY_BYTES)
 
     def index(self, vectors: NDArray[np.float32]) -> Any:
-        """An index of `vectors` (n, D) with FAISS's `search`. On a GPU it is valid until the next call."""
+        """An index of `vectors` (n, D) with the method `search`. On a GPU it is valid until the next call."""
         if not self.gpu:
             return Products(vectors)
         if self._on_gpu is None:
@@ -70,7 +71,7 @@ def has_gpu() -> bool:
 
 
 class Products:
-    """Finds the nearest of `vectors` (n, D) to queries by |x|^2 - 2 x.c + |c|^2 of all pairs."""
+    """Finds the `vectors` (n, D) nearest to queries from |x|^2 - 2 x.c + |c|^2 for all pairs."""
 
     def __init__(self, vectors: NDArray[np.float32]) -> None:
         self._doubled = np.ascontiguousarray(-2 * vectors.T)
@@ -79,7 +80,7 @@ class Products:
     def search(
         self, queries: NDArray[np.float32], count: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Squared distances and rows, (q, count), of the nearest to `queries` (q, D), the nearest first.
+        """Squared distances and rows (q, count) of the vectors nearest to `queries` (q, D), nearest first.
 
         Equally near vectors come in the order of their rows.
         """
@@ -104,7 +105,7 @@ class Products:
 
 
 def one_blas_thread() -> AbstractContextManager[Any]:
-    """Limits BLAS to one thread, so that its threads do not compete with the caller's."""
+    """Limits BLAS to one thread, so that its threads do not compete with the caller's threads."""
     return _libraries().limit(limits=1, user_api="blas")
 
 
@@ -125,7 +126,7 @@ class Assigner:
     def __call__(self, patches: NDArray[np.float32]) -> tuple[NDArray[np.int64], int, float]:
         """Returns the nearest centroid (n,) of each of `patches` (n, D), n > 0; ties go to the first.
 
-        Also the row and squared distance of the patch that is farthest from its centroid.
+        Also returns the row and squared distance of the patch that is farthest from its centroid.
         """
         squared, found = self._index.search(patches, min(2, len(self._halves)))
         nearest = np.ascontiguousarray(found[:, 0])
@@ -141,15 +142,15 @@ class Assigner:
     def _margin(self, patches: NDArray[np.float32], squared: NDArray[np.float32]) -> NDArray[np.float32]:
         """Bounds, for each patch (n,), the float32 error of the difference of two squared distances.
 
-        A sum of D terms errs by less than D 2^-24 times their size. The terms are |x|^2, |c|^2 and 2 |x.c|,
-        and |c|^2 <= 2 |x|^2 + 2 `squared` for any centroid that can be the nearest.
+        The error of a sum of D terms is less than D 2^-24 times their size. The terms are |x|^2, |c|^2 and
+        2 |x.c|, and |c|^2 <= 2 |x|^2 + 2 `squared` for any centroid that can be the nearest.
         """
         lengths = np.einsum("nd,nd->n", patches, patches)
         terms = 5 * lengths + 4 * np.maximum(squared, 0)
         return (patches.shape[1] + 4) * np.float32(2.0**-22) * terms
 
     def _scores(self, patches: NDArray[np.float32]) -> NDArray[np.float64]:
-        """x.c - |c|^2 / 2 of each patch and centroid, (n, K): largest for the nearest c; x.c is exact."""
-        # With `@` the threads of BLAS would compete with those of the caller.
+        """x.c - |c|^2 / 2 (n, K) of each patch and centroid; the nearest c has the largest. x.c is exact."""
+        # With `@` the threads of BLAS would compete with the caller's threads.
         products = np.einsum("nd,kd->nk", patches.astype(np.float64), self._centroids)
         return products - self._halves

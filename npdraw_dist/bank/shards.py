@@ -1,7 +1,7 @@
-"""A shard of patches with the passes over it that clustering needs.
+"""A shard of patches, with the passes over these patches that clustering needs.
 
-Pixels are in 0..255, so all sums are exact integers: those of several shards add up, bit for bit, to the sum
-over all patches.
+Pixels are in 0..255, so all sums are exact integers, and the sums of several shards add up, bit for bit, to
+the sum over all patches.
 Shapes: n patches of this shard, K centroids, m candidates, D = C * P * P pixels of a patch.
 """
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from npdraw_dist.bank.patches import unique_rows
 from npdraw_dist.bank.search import Assigner, Searcher, one_blas_thread
 
-# Patches of one chunk, at most. 255 * 16,384 < 2^24, so the float32 sums of a chunk are exact.
+# Largest number of patches in a chunk. 255 * 16,384 < 2^24, so the float32 sums of a chunk are exact.
 CHUNK = 16_384
 
 
@@ -27,7 +27,7 @@ class Sums(NamedTuple):
     """Sums (K, D) and counts (K,) of the patches in each cluster of a shard.
 
     farthest: the patch (1, D) uint8 that is farthest from its centroid, at squared distance `distance`. In an
-    empty shard it is (0, D), and the distance -1.
+    empty shard `farthest` is (0, D) and `distance` is -1.
     """
 
     sums: NDArray[np.float64]
@@ -39,7 +39,8 @@ class Sums(NamedTuple):
 class Candidates(NamedTuple):
     """For each centroid, the m nearest different patches of a shard, nearest first.
 
-    distances: (K, m), squared. rows: (K, m), indices of the patches over all shards. patches: (K, m, D).
+    distances: (K, m), squared. rows: (K, m), indices of the patches, counted over all shards.
+    patches: (K, m, D).
     """
 
     distances: NDArray[np.float64]
@@ -48,7 +49,7 @@ class Candidates(NamedTuple):
 
 
 class PatchShard:
-    """Patches (n, D) uint8. start: number of patches in the shards before it. gpu: as `Searcher` takes it."""
+    """Patches (n, D) uint8. start: number of patches in the previous shards. gpu: as for `Searcher`."""
 
     def __init__(self, patches: NDArray[np.uint8], start: int, gpu: bool | None) -> None:
         assert patches.dtype == np.uint8, f"patches are uint8, not {patches.dtype}"
@@ -57,7 +58,7 @@ class PatchShard:
         self._cpu_started = time.process_time()
         threads = torch.get_num_threads()  # as many as this process may use
         self._chunk_rows = max(1, min(CHUNK, -(-len(patches) // threads)))
-        # Each thread computes products of its own: sharing one would wait at barriers on a busy machine.
+        # Each thread computes its own products: threads that share one wait for each other on a busy machine.
         self._threads = ThreadPoolExecutor(threads)
 
     @cached_property
@@ -70,7 +71,7 @@ class PatchShard:
         return len(self.patches), sum(squares)
 
     def core_seconds(self) -> float:
-        """CPU seconds of this process since the shard was made."""
+        """CPU seconds that this process has used since the shard was created."""
         return time.process_time() - self._cpu_started
 
     def take(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -109,7 +110,7 @@ class PatchShard:
         return Sums(total, counts, self.patches[farthest : farthest + 1], distance)
 
     def nearest(self, centroids: NDArray[np.float32], count: int) -> Candidates:
-        """The `count` nearest patches of each of `centroids` (K, D), or all if fewer differ."""
+        """The `count` different patches nearest to each of `centroids` (K, D), or all if there are fewer."""
 
         def nearest_in_chunk(start: int) -> NDArray[np.int64]:
             chunk = self._chunk(start)
@@ -123,7 +124,7 @@ class PatchShard:
         return Candidates(self._distances(centroids, rows), rows + self.start, self.patches[rows])
 
     def _map(self, function: Callable[[int], Any]) -> Iterator[Any]:
-        """Calls `function` with the first row of each chunk; in threads, unless a GPU searches. In order."""
+        """Yields `function(first row)` of each chunk in order, computed in threads unless a GPU searches."""
         starts = range(0, len(self.patches), self._chunk_rows)
         if self._searcher.gpu:
             yield from map(function, starts)
@@ -141,15 +142,15 @@ class PatchShard:
     def _closest(
         self, centroids: NDArray[np.float32], rows: NDArray[np.int64], count: int
     ) -> NDArray[np.int64]:
-        """The `count` nearest of `rows` (K, m), ties by index; of equal patches the first alone."""
+        """The `count` nearest of `rows` (K, m), ties by index; only the first of equal patches is kept."""
         order = np.lexsort((rows, self._distances(centroids, rows)), axis=1)
         ordered = np.take_along_axis(rows, order, 1)
         return np.stack([row[unique_rows(self.patches[row])][:count] for row in ordered])
 
 
 def sums(chunk: NDArray[np.float32], nearest: NDArray[np.int64], k: int) -> NDArray[np.float32]:
-    """Sums the rows of `chunk` (n, D) by their centroid `nearest` (n,), on the CPU: (K, D)."""
-    from scipy.sparse import csc_matrix  # importing it takes a moment
+    """Sums (K, D) of the rows of `chunk` (n, D) by their centroid `nearest` (n,), computed on the CPU."""
+    from scipy.sparse import csc_matrix  # the import takes a moment
 
     ones, ends = np.ones(len(chunk), np.float32), np.arange(len(chunk) + 1)
     return csc_matrix((ones, nearest, ends), (k, len(chunk))) @ chunk
@@ -158,7 +159,7 @@ def sums(chunk: NDArray[np.float32], nearest: NDArray[np.int64], k: int) -> NDAr
 def sums_on(
     device: torch.device, chunk: NDArray[np.float32], nearest: NDArray[np.int64], k: int
 ) -> NDArray[np.float32]:
-    """`sums` on a device, which may add in any order: the integers are exact."""
+    """`sums` on a device, which may add in any order since sums of integers are exact."""
     zeros = torch.zeros(k, chunk.shape[1], device=device)
     rows, index = torch.from_numpy(chunk).to(device), torch.from_numpy(nearest).to(device)
     return zeros.index_add_(0, index, rows).cpu().numpy()
@@ -191,4 +192,4 @@ class LocalShards:
         return [getattr(shard, method)(*arguments) for shard in self._shards]
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Does nothing, since there is nothing to free."""

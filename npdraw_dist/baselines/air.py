@@ -9,9 +9,9 @@ Other differences from the paper (section 3 and its multi-MNIST experiment):
   likelihood and colour images work; the paper adds means of pixels under a Gaussian of fixed width.
 - p(n), any stopping time up to T, and p(where) are learned, not fixed or annealed by hand.
 - A window is a square (Jaderberg et al. 2015), given by (scale, x, y): its side as a share of the image's, at
-  least LEAST_SCALE, and its centre in [-1, 1]. Values between pixels are bilinear, and 0 outside the image.
+  least LEAST_SCALE, and its centre in [-1, 1]. Interpolation is bilinear, and the image is 0 outside.
 - Sizes are for 28 x 28 images (`baseline.latents`, `baseline.glimpse`), and activations are SiLU.
-- The loop sets optimizer, schedule and clipping.
+- The project's training loop sets optimizer, schedule and clipping.
 
 Shapes: B images, T steps, Z Gaussians an object, W channels, C channels of the image, Q likelihood parameters
 a pixel, H x W image, N x N window.
@@ -37,7 +37,7 @@ LEAST_SCALE = 0.1  # least side of a window, as a share of the image's: a smalle
 
 
 def stopping_log_prob(logits: Tensor) -> Tensor:
-    """Logits (..., T) that step t draws if all before did -> log p(n) for n = 0 to T, (..., T + 1)."""
+    """Logits (..., T) that step t draws if all earlier ones did -> log p(n) for n = 0 to T, (..., T + 1)."""
     goes_on = F.pad(F.logsigmoid(logits).cumsum(-1), (1, 0))
     stops = F.pad(F.logsigmoid(-logits), (0, 1))  # after T no step is left to stop
     return goes_on + stops
@@ -59,7 +59,7 @@ class Objects:
 
 
 class AIR(Baseline):
-    """An LSTM sees the image and gives whether and where of each object; what is read from its window."""
+    """An LSTM infers presence and where of each object from the image; what is inferred from its window."""
 
     title = "AIR"
     default_latents = 20
@@ -72,7 +72,7 @@ class AIR(Baseline):
         channels, height, width = spec.image_shape
         self.outputs = self.likelihood.parameters_per_pixel
         pixels = spec.glimpse**2
-        # Rounding errors would move the windows over the image's edges.
+        # The layers are exact, since rounding errors would move the windows over the image's edges.
         self.look = nn.Sequential(ExactLinear(channels * height * width, spec.hidden), _silu(spec))
         self.recurrent = ExactLSTMCell(spec.hidden + 3 + spec.latents, spec.hidden)
         self.presence = ExactLinear(spec.hidden, 1)
@@ -133,7 +133,7 @@ class AIR(Baseline):
         return put(glimpse, window, *self.spec.image_shape[1:])
 
     def loss_parts(self, x: Tensor, generator: Noise) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Estimates by one draw of where and what, with an exact sum over n."""
+        """Estimates from one draw of where and what, with an exact sum over n."""
         found = self.infer(x, self.embed(x), generator)
         log_q = stopping_log_prob(found.presence)
         log_p = stopping_log_prob(self.prior_presence)
@@ -147,7 +147,7 @@ class AIR(Baseline):
         }
 
     def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
-        """Draws n too. The KL of a step counts only if the steps before it drew."""
+        """Draws n as well. The KL of a step counts only if all earlier steps drew."""
         found = self.infer(x, embedded, generator)
         log_q = stopping_log_prob(found.presence)
         n = categorical_sample(log_q, generator)

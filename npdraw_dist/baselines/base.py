@@ -28,7 +28,7 @@ class Baseline(Kind):
     """A kind whose scores, samples and training follow from its contract (`baselines.contract.Kind`)."""
 
     def blank(self) -> Tensor:
-        """Likelihood parameters before training, (Q,): of black if pixels are binary, else of grey."""
+        """Likelihood parameters (Q,) before training, which give black if pixels are binary, else grey."""
         start = self.likelihood.canvas_start()
         return start.bias - start.weight.sum(1) if self.spec.likelihood == "bernoulli" else start.bias
 
@@ -36,7 +36,7 @@ class Baseline(Kind):
         return BaselineObjective(self, config)
 
     def loss_parts(self, x: Tensor, generator: Noise) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Estimates by one draw, with gradients: log p(x|z) (B,) and the terms of the KL, each (B,)."""
+        """Estimates from one draw, with gradients: log p(x|z) (B,) and the terms of the KL, each (B,)."""
         drawn = self.draws(x, self.embed(x), generator)
         return drawn.reconstruction, drawn.kl
 

@@ -1,7 +1,7 @@
-"""The base of baselines with discrete choices at places: a prior that reads them in order, and two phases.
+"""The base of baselines with discrete choices at places, which a prior reads in order.
 
-As NP-DRAW, they train with relaxed draws first, whose temperature falls, and then with hard draws, which give
-an unbiased gradient of the bound.
+Like NP-DRAW, these baselines train in two phases: first with relaxed draws, whose temperature falls, then
+with hard draws, which give an unbiased gradient of the bound.
 Shapes: k draws, B images, L places, W channels of a token, N samples.
 """
 
@@ -26,7 +26,7 @@ from npdraw_dist.nn.tables import START
 
 
 class SequencePrior(nn.Module):
-    """A causal network: its state before each place comes from a running sum over the places before it.
+    """A causal network whose state before each place comes from a running sum over the places before it.
 
     Places come row by row, as in `nn.prior`.
     """
@@ -89,7 +89,7 @@ class DiscreteBaseline(Baseline):
         return config.draws > 1 and progress >= config.relaxed_share
 
     def may_end(self, config: VAEConfig, progress: float) -> bool:
-        """Not before draws are hard: relaxed draws do not train the bound that validation measures."""
+        """False while hard draws are still to come, since relaxed draws do not train the validated bound."""
         return config.draws == 1 or self.is_hard(config, progress)
 
     def training_loss(self, x: Tensor, config: VAEConfig, progress: float, generator: Noise) -> Loss:
@@ -105,7 +105,7 @@ class DiscreteBaseline(Baseline):
     def _hard_loss(self, drawn: HardDraws, k: int, weight: float) -> Loss:
         """-ELBO of k hard draws. Choices have a score-function gradient, as in `nn.hard_draws`."""
         each = total_kl(drawn.kl)
-        later = each.flip(1).cumsum(1).flip(1) - each  # the KL that a choice changes
+        later = each.flip(1).cumsum(1).flip(1) - each  # the KL at later places, which a choice changes
         reward = drawn.fit.detach()[:, None] - weight * later.detach()
         score = (leave_one_out(reward, k) * drawn.log_q).sum(1)
         loss = weight * each.sum(1) - drawn.fit - score

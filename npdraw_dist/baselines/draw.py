@@ -1,8 +1,9 @@
 """DRAW (Gregor, Danihelka, Graves, Rezende, Wierstra; ICML 2015): a recurrent VAE that adds to a canvas.
 
-The canvas holds the likelihood's parameters; the error image is the image minus their mean. docs/compare.md
-has the flags for the paper's binarised MNIST. Differences from the paper: a softmax normalises the filters,
-so that a filter far outside the image has a gradient; the loop sets the optimizer.
+The canvas holds the likelihood's parameters; the error image is the image minus the likelihood's mean.
+docs/compare.md has the flags for the paper's binarised MNIST. Differences from the paper: a softmax
+normalises the filters, so that a filter far outside the image has a gradient; the project's training loop
+sets the optimizer.
 Shapes: B images, T steps, Z Gaussians a step, C channels, Q likelihood parameters a pixel, H x W image, N
 filters an axis.
 """

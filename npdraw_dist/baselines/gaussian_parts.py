@@ -1,7 +1,7 @@
 """NP-DRAW without its bank: *what* is Gaussian, and a network turns it into the pixels of a part.
 
-*Whether* is a choice at each place, in aligned order, as in NP-DRAW, which also gives trunk, paste, decoder
-and training phases. There is no parse, and so no stage that trains the prior on parses.
+*Whether* is a choice at each place, in aligned order, as in NP-DRAW. Trunk, paste, decoder and training
+phases are NP-DRAW's too. There is no parse, and therefore no stage that trains the prior on parses.
 Shapes: k draws, B images, N samples, L places, D Gaussians of a part, C channels, P patch side, W channels of
 a token, h x w canvas.
 """

@@ -1,7 +1,7 @@
 """A convolutional VAE with one layer of Gaussians (Kingma and Welling 2014), and two with a learned prior.
 
-The learned prior is a mixture of posteriors (VampPrior) or a flow. Its KL(q || p) has no closed form: log
-p(z) is estimated by the draw, and the entropy of q is exact.
+The learned prior is a mixture of posteriors (VampPrior) or a flow. Its KL(q || p) has no closed form, so
+log p(z) is estimated from the draw, while the entropy of q is exact.
 Shapes: B images, N samples, U pseudo-inputs, Z Gaussians, W channels, C channels of the image, H x W image, Q
 likelihood parameters a pixel.
 """
@@ -21,7 +21,7 @@ from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.relaxations import Gaussian, categorical_sample
 
 CELL = 4  # residual blocks work on cells of 4 x 4 pixels
-MAX_LOG_FACTOR = 2.0  # bounds a coupling layer's factor: the flow stays invertible in float32
+MAX_LOG_FACTOR = 2.0  # bounds a coupling layer's factor, so that the flow stays invertible in float32
 
 
 def whole_cells(x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def last_layer(spec: BaselineSpec, blank: Tensor) -> nn.Module:
 
 
 def decoder_layers(spec: BaselineSpec, last: nn.Module) -> list[nn.Module]:
-    """Features (B, W, rows, columns) -> likelihood parameters, CELL times as wide."""
+    """Features (B, W, rows, columns) -> likelihood parameters, CELL times as high and wide."""
     residual = blocks(spec)
     double = nn.ConvTranspose2d(spec.width, _fine(spec), 4, 2, 1)
     return [*residual, group_norm(spec.width), nn.SiLU(), double, nn.SiLU(), last]
@@ -111,7 +111,7 @@ class ConvVAE(Baseline):
 
     @torch.no_grad()
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
-        """Swaps the first Gaussians of q's mean: they have no places, so only their share matters."""
+        """Swaps the first numbers of q's mean; latents have no places, so only the swapped share matters."""
         of_a, of_b = (gaussian(self.embed(x)).mean for x in (a, b))
         share = inside.float().mean((1, 2))[:, None]  # of the image, (B, 1)
         taken = torch.arange(self.spec.latents, device=a.device) < self.spec.latents * share
@@ -145,7 +145,7 @@ class LearnedPriorVAE(ConvVAE):
 
 
 class VampVAE(LearnedPriorVAE):
-    """p(z) = sum_u w_u q(z|u) of learned w_u and pseudo-inputs u (Tomczak and Welling 2018, eq. 8)."""
+    """p(z) = sum_u w_u q(z|u) with learned w_u and pseudo-inputs u (Tomczak and Welling 2018, eq. 8)."""
 
     title = "VAE with VampPrior"
 
@@ -174,7 +174,7 @@ class VampVAE(LearnedPriorVAE):
 
 
 class Coupling(nn.Module):
-    """An affine coupling layer (Dinh et al. 2017, section 3.2): one half of z scales and moves the other."""
+    """An affine coupling layer (Dinh et al. 2017, section 3.2): one half of z scales and shifts the other."""
 
     def __init__(self, latents: int, hidden: int, swapped: bool) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""VQ-VAE (van den Oord et al., NeurIPS 2017) with NP-DRAW's Transformer as prior: a learned bank.
+"""VQ-VAE (van den Oord et al., NeurIPS 2017), whose codes are a learned bank, with NP-DRAW's prior network.
 
 q(z|x) is categorical at each cell, with logits -s |z_e(x) - e_k|^2 and a learned s > 0, as in SQ-VAE (Takida
-et al. 2022), where the paper takes the nearest code. So ELBO and IWAE compare with those of the other kinds.
-Relaxed draws have the straight-through gradient of the Gumbel-softmax; hard draws have that of the bound
-(`discrete`). One stage trains everything; the prior sees codes as numbers without a gradient, and learns at
-`vae.prior_learning_rate`. Codes that are hardly used restart (`VQVAE.after_step`).
+et al. 2022); the paper takes the nearest code instead. ELBO and IWAE are thus comparable with other kinds'.
+Relaxed draws have the straight-through gradient of the Gumbel-softmax; hard draws have the gradient of the
+bound (`discrete`). One stage trains everything; the prior sees codes as integers without a gradient, and
+learns at `vae.prior_learning_rate`. Codes that are hardly used restart (`VQVAE.after_step`).
 Shapes: k draws, B images, L cells, K codes, D numbers of a code, N samples, C channels, H x W image.
 """
 
@@ -47,7 +47,7 @@ class CodePrior(SequencePrior):
 
     def __init__(self, settings: PriorSpec, places: int, codes: int) -> None:
         super().__init__(settings, places)
-        table = "joint" if settings.table == "pixels" else settings.table  # codes have none
+        table = "joint" if settings.table == "pixels" else settings.table  # codes have no pixels
         self.drawn = TABLES[table](places, codes, settings.width)
         self.drawn.start()
         self.state = nn.Linear(settings.width, settings.width)
@@ -102,7 +102,7 @@ class VQVAE(DiscreteBaseline):
         self.prior = CodePrior(spec.prior, self.rows * self.columns, codes)
         # How often each code is used, in units of 1 / K. At first all codes are about to restart.
         self.register_buffer("usage", torch.full((codes,), DEAD))
-        # What this rank saw since the last step: uses of each code, and a vector with which it may restart.
+        # This rank's record since the last step: uses of each code, and a vector that may replace the code.
         self.register_buffer("seen", torch.zeros(codes), persistent=False)
         self.register_buffer("candidates", torch.zeros(codes, numbers), persistent=False)
         self.register_buffer("tickets", torch.full((codes,), -1.0), persistent=False)

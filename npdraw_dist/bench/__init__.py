@@ -1,1 +1,1 @@
-"""The command `bench`: each of its sections measures one thing and returns flat figures."""
+"""The command `bench`. Each of its sections measures one subject, and returns a flat mapping of figures."""

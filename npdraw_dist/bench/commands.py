@@ -1,4 +1,4 @@
-"""The project's commands in processes of their own, as a user starts them, with a local Ray of their own."""
+"""Runs the project's commands as a user does: each in its own process, with its own local Ray."""
 
 import os
 import subprocess

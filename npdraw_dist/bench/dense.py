@@ -1,8 +1,8 @@
-"""The dense reference: the authors' formulation with our weights, for the bench alone.
+"""The dense reference, which only the bench uses: the authors' formulation with our weights.
 
-A part is a one-hot code times all K parts of the bank. It is pasted by products with a filter bank for each
-axis, on a canvas for each step. The prior convolves these canvases, or takes a code image of L * K values.
-Attention is written out. Sampling computes the whole prefix again at every step.
+A part is a one-hot code times all K parts of the bank. Products with a filter bank for each axis paste it on
+a canvas for each step. The prior convolves these canvases, or takes a code image of L * K values. Attention
+uses plain products, no fused kernel. Sampling computes the whole prefix again at every step.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, W channels of a token.
 """
 
@@ -82,7 +82,7 @@ class ConvStem(nn.Module):
 class DensePrior(nn.Module):
     """`prior` computed by dense products, with the same weights and the same distribution.
 
-    stem: replaces the running sum; the distribution is then another one.
+    stem: replaces the running sum, which changes the distribution.
     """
 
     def __init__(self, prior: Prior, stem: ConvStem | None = None) -> None:
@@ -111,7 +111,7 @@ class DensePrior(nn.Module):
             canvas = self.stem(z)
         nothing = F.pad(~z.whether, (1, -1))
         x = canvas + prior.last(before) + nothing[..., None] * prior.blank + prior.position[: z.steps]
-        with sdpa_kernel(SDPBackend.MATH):  # attention written out
+        with sdpa_kernel(SDPBackend.MATH):  # plain products, no fused kernel
             for block in prior.blocks:
                 x = block(x)
         return prior.norm(x)

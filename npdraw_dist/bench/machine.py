@@ -1,4 +1,4 @@
-"""Section `machine`: the hardware and software of the measurement. Also the memory of this process."""
+"""Section `machine`: the hardware and software of the measurement, and the memory of this process."""
 
 import platform
 import subprocess
@@ -14,7 +14,7 @@ from npdraw_dist.bench.workload import Facts, Workload, median_seconds
 from npdraw_dist.core.process import cpu_count, local_device
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "ray")
-SIDE, GPU_SIDE = 2048, 8192  # sides of the matrices; a GPU multiplies small ones faster than it is given them
+SIDE, GPU_SIDE = 2048, 8192  # sides of the matrices; small products do not keep a GPU busy
 
 
 def run(work: Workload) -> Facts:
@@ -33,7 +33,7 @@ def run(work: Workload) -> Facts:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         **{name.replace("-", "_"): version(name) for name in PACKAGES},
-        # Its wheels have several names.
+        # Wheels of FAISS have several names.
         "faiss": next((version(d) for d in packages_distributions().get("faiss", ())), None),
         "source": work.experiment.data.source,
         "bench_images": len(work.images),
@@ -72,7 +72,7 @@ def peak_mb() -> float:
 
 
 def peak_rss_mb() -> float:
-    """The largest resident memory of this process so far, in MiB; the present one where there is no /proc."""
+    """The largest resident memory of this process so far, in MiB; the present memory without /proc."""
     with suppress(OSError):  # not ru_maxrss, which is inherited from the process that started this one
         lines = Path("/proc/self/status").read_text().splitlines()
         return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / (1 << 10)
@@ -80,7 +80,7 @@ def peak_rss_mb() -> float:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with "+" if it has changes; None outside of one."""
+    """The commit of the source tree, with "+" if it has changes; None outside a source tree."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*"]
     with suppress(OSError):
         return subprocess.run([*git, "--dirty=+"], capture_output=True, text=True).stdout.strip() or None
@@ -88,7 +88,7 @@ def _commit() -> str | None:
 
 
 def processor() -> str:
-    """The processor's name by Linux, or else by Python."""
+    """The processor's name as Linux reports it, or else as Python does."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""Sections `bank`, `parse` and `drawing`: the parts of the method beside references in the same run.
+"""Sections `bank`, `parse` and `drawing`: stages of the method compared with references in the same run.
 
 Shapes: M patches, K centroids, D = C * P * P pixels of a patch.
 """
@@ -25,7 +25,7 @@ from npdraw_dist.distributed.tasks import one_thread
 from npdraw_dist.pipeline.parse import AT_ONCE
 from npdraw_dist.training.device import timed
 
-# Each pair: with --quick, and without.
+# Each pair has the number with --quick and the number without it.
 PATCHES = 50_000, 1_000_000
 PARSED = 4_000, 20_000
 RENDERED = 64, 500
@@ -35,9 +35,9 @@ SAMPLES = 64
 
 
 def bank(work: Workload) -> Figures:
-    """Patches/s of the extraction; k-means compared with scikit-learn's, and a GPU's if there is one.
+    """Patches/s of the extraction; our k-means compared with scikit-learn's, and with a GPU if there is one.
 
-    A ratio of objectives is ours over theirs; a ratio of times is theirs over ours.
+    In ratios to scikit-learn, objectives are ours over theirs, and times are theirs over ours.
     """
     experiment, rng = work.experiment, np.random.default_rng(work.experiment.seed)
     canvases, settings = work.canvases, work.experiment.bank
@@ -59,7 +59,7 @@ def bank(work: Workload) -> Figures:
 
 
 def _against_sklearn(patches: NDArray[np.uint8], k: int, seed: int) -> Figures:
-    """Our time is the mean of a run before scikit-learn's and one after it."""
+    """The comparison of k-means. Our time is the mean of one run before scikit-learn's and one after it."""
     floats = patches.astype(np.float32) / np.float32(255)
     ours = partial(kmeans, LocalShards([patches], gpu=False), k, seed)
     theirs = KMeans(k, algorithm="lloyd", n_init=1, random_state=seed)
@@ -78,7 +78,7 @@ def _against_sklearn(patches: NDArray[np.uint8], k: int, seed: int) -> Figures:
     }
     if has_gpu():
         on_gpu = partial(kmeans, LocalShards([patches], gpu=True), k, seed)
-        centroids = on_gpu().centroids  # makes the context
+        centroids = on_gpu().centroids  # also creates the GPU's context
         cpu_s, figures["kmeans_gpu_s"] = median_seconds([ours, on_gpu], 3)
         figures["kmeans_gpu_speedup"] = cpu_s / figures["kmeans_gpu_s"]
         figures["kmeans_gpu_objective_vs_cpu"] = objective(floats, centroids) / mean
@@ -105,7 +105,7 @@ def parse(work: Workload) -> Figures:
 
 @torch.no_grad()
 def drawing(work: Workload) -> Figures:
-    """`render_*`: all T canvases of B parses. `samples_per_s`: images, from the prior to the decoder."""
+    """`render_*`: all T canvases of a batch of parses. `samples_per_s`: images from prior and decoder."""
     size, repeats = RENDERED[not work.quick], DRAWING_REPEATS[not work.quick]
     subject = Subject.of(work, size)
     model = subject.model().eval()

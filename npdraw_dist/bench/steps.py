@@ -1,4 +1,4 @@
-"""Section `step`: a training step beside a matrix product and other forms of the step.
+"""Section `step`: a training step compared with a matrix product and with other forms of the step.
 
 Each form runs in its own process, so that its memory can be measured. The processes take turns, so that a
 busy moment slows all of them.
@@ -36,11 +36,11 @@ Trainers = dict[str, "WorkerProcess"]
 
 
 def run(work: Workload) -> Figures:
-    """Images/s, memory, and the share of the peak that the counted operations reach.
+    """Images/s, memory, and the rate of the counted operations as a share of a matrix product's.
 
     `vae_step_*` (with relaxed draws), `prior_step_*` and `vae_hard_step_images_per_s` (with hard draws, if
     the experiment has them) take the experiment's batch in its micro-batches. `*_vs_dense` take a batch of
-    500 (64 with --quick): our step in micro-batches, the dense reference as a whole.
+    500 (64 with --quick), our step in micro-batches and the dense reference as a whole.
     """
     dense_size = QUICK_DENSE_BATCH if work.quick else DENSE_BATCH
     subject = Subject.of(work, max(work.experiment.train.batch_size, dense_size))
@@ -50,7 +50,7 @@ def run(work: Workload) -> Figures:
             kind: stack.enter_context(WorkerProcess(Trainer, subject, kind, threads)) for kind in kinds
         }
         for trainer in trainers.values():
-            trainer.made.result()  # nothing is measured while one still loads
+            trainer.made.result()  # nothing is measured while a process still loads
         figures = _beside_product(trainers, work)
         if work.dense:
             steps = {kind: partial(trainers[kind].call, "update", dense_size) for kind in ("vae", "dense")}
@@ -86,7 +86,7 @@ def _beside_product(trainers: Trainers, work: Workload) -> Figures:
     figures: Figures = {
         "step_batch": size,
         "step_peak_gflops": peak / 1e9,
-        "step_peak_bits": torch.finfo(dtype).bits,  # 16 is bfloat16
+        "step_peak_bits": torch.finfo(dtype).bits,  # 16 stands for bfloat16
     }
     figures |= {f"{step}_step_images_per_s": size / median for step, median in seconds.items()}
     for kind in kinds:
@@ -96,7 +96,7 @@ def _beside_product(trainers: Trainers, work: Workload) -> Figures:
 
 
 def _in_turns(steps: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, float]:
-    """The median of the seconds that each step returns."""
+    """Runs the steps in turns; returns the median of the seconds of each step."""
     turns = [[step() for step in steps.values()] for _ in range(repeats)]
     return dict(zip(steps, map(statistics.median, zip(*turns, strict=True)), strict=True))
 
@@ -135,7 +135,7 @@ class Trainer:
     def update(self, size: int, hard: bool = False) -> float:
         """The seconds of a step on a batch of `size`: in micro-batches, or as a whole if dense.
 
-        hard: the step belongs to those of the VAE that use hard draws.
+        hard: whether a step of the VAE uses hard draws.
         """
         seconds = timed_step(self.run, self.batch[:size], size if self.dense else self.micro_batch, hard)
         assert not self.run.skipped.any(), "a first step is finite"
@@ -167,11 +167,11 @@ class WorkerProcess(ProcessPoolExecutor):
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
         super().__init__(1, get_context("spawn"))  # a fork would begin with all of this process's memory
         self.name = f"{make.__name__}{tuple(a for a in arguments if isinstance(a, str | int))}"
-        # Pickled here: torch would make the pool send tensors as shared memory.
+        # The arguments are pickled here, since torch would make the pool send tensors as shared memory.
         self.made = self.submit(_make, pickle.dumps((make, arguments)))
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Calls a method of the object. Raises what it raises, and UserError if the process was killed."""
+        """Calls a method of the object. Raises its errors, and UserError if the process was killed."""
         try:
             self.made.result()
             return self.submit(_call, name, arguments).result()

@@ -28,9 +28,9 @@ def run(work: Workload) -> Figures:
     """Images/s of the stage `vae` in each layout and their ratios, medians of interleaved repeats.
 
     `training_plain`: without Ray. `training_ray_1x<n>`: one worker with n threads. `training_ray_2x<m>`: two
-    workers with m = n / 2 threads each. `ray_loop_ratio`: the second over the first. `two_worker_ratio`: the
-    third over the second, if there are two cores. `data_wait_share`: without Ray, from memory and streamed.
-    `startup_s`: from the start of the command, with all stages before the VAE done, to its first step.
+    workers with m = n / 2 threads each. `ray_loop_ratio`: one worker over no Ray. `two_worker_ratio`: two
+    workers over one, if there are two cores. `data_wait_share`: without Ray, from memory and streamed.
+    `startup_s`: from the start of the command, with all stages before the VAE done, to the VAE's first step.
     """
     cores = cpu_count()
     layouts = {"plain": (0, cores), f"ray_1x{cores}": (1, cores), f"ray_2x{cores // 2}": (2, cores // 2)}
@@ -47,7 +47,7 @@ def run(work: Workload) -> Figures:
     by_name = zip(layouts, map(median, zip(*rates, strict=True)), strict=True)
     return {
         **{f"training_{name}_images_per_s": rate for name, rate in by_name},
-        # A machine's speed drifts within minutes, so each ratio compares neighbours in time.
+        # A machine's speed drifts within minutes, so each ratio compares runs that follow each other.
         "ray_loop_ratio": median(turn[1] / turn[0] for turn in rates),
         **({"two_worker_ratio": median(turn[2] / turn[1] for turn in rates)} if cores > 1 else {}),
         "data_wait_share": median(turn[0]["data_wait_share"] for turn in turns),

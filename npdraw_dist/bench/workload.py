@@ -1,4 +1,4 @@
-"""The images that every section measures, a bank and parses of them, and how times are taken.
+"""The images that every section measures, a bank and parses of these images, and the timing of functions.
 
 Shapes: N images, C channels, H x W pixels, h x w canvas.
 """
@@ -28,7 +28,7 @@ QUICK_IMAGES, FULL_IMAGES = 4_000, 60_000
 BANK_IMAGES = 2_000
 LEAST_SHARDS = 24  # all images of a shard may have the same font or class
 
-# Name -> value; the unit is in the name. A value that is no number is a version or a name; None: unknown.
+# Name -> value; the unit is in the name. A value that is no number is a version or a name; None is unknown.
 Figures = dict[str, float]
 Facts = dict[str, float | str | None]
 
@@ -92,7 +92,7 @@ def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Wo
 
 @dataclass(frozen=True)
 class Subject:
-    """An experiment, a bank of its images, and parsed images: training and drawing are measured on these."""
+    """An experiment, a bank of its images, and parsed images, on which training and drawing are measured."""
 
     experiment: Experiment
     bank: PartBank
@@ -100,7 +100,7 @@ class Subject:
 
     @classmethod
     def of(cls, work: Workload, size: int) -> "Subject":
-        """The first `size` images of the workload, repeated if it has fewer."""
+        """Takes the first `size` images of the workload, which are repeated if it has fewer."""
         parser = work.parser()
         images = work.images[np.arange(size) % len(work.images)]
         z = parser(canvas_bytes(torch.from_numpy(images), work.experiment.grid.downscale)).z

@@ -1,4 +1,4 @@
-"""Command lines from typed fields, by pydantic-settings. A mistake gives one line and exit status 2."""
+"""Command lines from typed fields, by pydantic-settings. A mistake ends in one line and status 2."""
 
 import argparse
 import errno
@@ -43,7 +43,8 @@ FILES = {
 class Command(BaseSettings):
     """Base of a command's flags. The field `key` of a section is the flag `--section.key`.
 
-    first_flags: the flags at the top of the short help. main_flags: its other flags; all if both are empty.
+    first_flags: the flags at the top of the short help. main_flags: the other flags of the short help, which
+    shows all flags if both are empty.
     examples: command lines without the program. stray: advice for a word that belongs to no flag.
     """
 
@@ -65,9 +66,9 @@ class Command(BaseSettings):
 
     @classmethod
     def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-        """The source of the values of settings without a flag, in words, and these values, nested.
+        """The source of the values of settings without a flag, as a text, and these values, nested.
 
-        The help shows both. words: the command line.
+        The help shows both. words: the command line, which can name the source.
         """
         return "", {}
 
@@ -102,7 +103,7 @@ class Flags(argparse.ArgumentParser):
         self.common = [
             self.add_argument("--help", "-h", action="help", help="the settings that matter"),
             self.add_argument("--help-all", action=_HelpAll, nargs=0, dest="help", help="all settings"),
-            # These are for the completion: `parse_flags` removes them from the command line.
+            # These serve help and completion only, since `parse_flags` removes them from the command line.
             *(
                 self.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=what)
                 for flag, what in process.FLAGS.items()
@@ -133,7 +134,7 @@ class Flags(argparse.ArgumentParser):
         return super().parse_known_args([self._spelled(word) for word in args], namespace)
 
     def _spelled(self, word: str) -> str:
-        """A flag as the parser knows it: `-` and `_` are the same, and `--no-x` is `--x=false`."""
+        """A flag as the parser knows it. `-` and `_` are the same, and `--no-x` becomes `--x=false`."""
         flag, equals, value = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
         known = {key.replace("-", "_"): key for key in self.actions}
@@ -158,8 +159,8 @@ class _HelpAll(argparse.Action):
 def _add_argument(actions: dict[str, argparse.Action], parser: Any, *flags: str, **options: Any) -> Any:
     """Adds a flag to the parser and to `actions`.
 
-    A switch needs no value: `--dry-run` is `--dry-run true`. A one-letter field also has two dashes, as in
-    `--n 64`; pydantic-settings gives it one.
+    A switch needs no value, so `--dry-run` means `--dry-run true`. The flag of a one-letter field can also
+    have two dashes, as in `--n 64`, since pydantic-settings gives it only one.
     """
     if options.get("metavar") == "bool":
         options |= {"nargs": "?", "const": "true"}
@@ -171,7 +172,7 @@ def _add_argument(actions: dict[str, argparse.Action], parser: Any, *flags: str,
 def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> dict[str, Any]:
     """The given flags as a nested dictionary. Raises UserError.
 
-    It leaves out `--quiet` and `--verbose`, which set what this process prints.
+    The result leaves out `--quiet` and `--verbose`, which set what this process prints.
     """
     if set(process.FLAGS) <= set(argv):
         raise UserError(f"{' and '.join(process.FLAGS)}: give one of them")
@@ -199,7 +200,7 @@ def dashed(default: Any, name: str, description: str) -> Any:
 def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     """Runs `main(argv)`. A user's mistake prints one line on stderr and exits with status 2.
 
-    A storage that failed exits with status 75, since the same command can work later.
+    After a failure of the storage it exits with status 75, since the same command can succeed later.
     """
     process.prepare_to_compute()
     try:
@@ -246,6 +247,6 @@ def print_script(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) 
             elif re.fullmatch(r"\{[\w,]+\}", kind):
                 action.choices = kind.strip("{}").split(",")
             elif kind == "Path" or key.rpartition(".")[-1] in FILES:
-                action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab's way
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # shtab reads this attribute
         parsers.add_parser(name, parents=[made], add_help=False, help=does)
     print(shtab.complete(whole, words[0]))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from npdraw_dist.core.grid import Grid
 
 Binarize = Literal["none", "dynamic", "threshold"]
-SHARD_BYTES, SHARD_ROWS = 8 << 20, 8192  # limits of a shard, so that a stream reads one in a request
+SHARD_BYTES, SHARD_ROWS = 8 << 20, 8192  # limits of a shard, so that streaming takes one request for each
 LEAST_GLYPH = 8  # smallest side in pixels of an image of source fonts
 
 
@@ -33,7 +33,7 @@ def _require_colour(text: str) -> str:
 
 
 class DataRun(RunHalf):
-    """The place of the data and how they are read; only the images decide what is made."""
+    """Where the data are and how they are read. The images, not these settings, identify the data."""
 
     path: str | None = None
     """folder, pattern or URI of the data set; digits needs none"""
@@ -56,8 +56,8 @@ class DataConfig(DataRun):
     background: Annotated[str, BeforeValidator(_require_colour)] = "white"
     """colour behind transparent or padded pictures (user sources, emoji)"""
     split_by: Literal["face", "character", "variant"] = "face"
-    """what the splits hold out. fonts: families of faces, or characters in all faces. emoji: an emoji with
-    all its variants (face), or single variants such as one skin tone (variant)"""
+    """what the splits hold out. fonts: families of faces (face), or characters in all faces (character).
+    emoji: an emoji with all its variants (face), or single variants such as one skin tone (variant)"""
     fraction: float = Field(1.0, gt=0, le=1)
     """share of the training images that is used; a larger share contains a smaller one"""
     valid_fraction: float = Field(0.1, ge=0, lt=1)
@@ -65,7 +65,8 @@ class DataConfig(DataRun):
     test_fraction: float = Field(0.1, ge=0, lt=1)
     """share of the images held out for tests, if the source has no test split"""
     binarize: Binarize = "dynamic"
-    """how grey becomes binary: a new Bernoulli draw each time, x > 0.5, or not"""
+    """how grey images become binary. dynamic: by a new Bernoulli draw each time; threshold: by x > 0.5; none:
+    not at all"""
     shard_rows: PositiveInt | None = None
     """images per shard; default: as many as fit in 8 MB, at most 8192"""
 
@@ -111,7 +112,7 @@ class GridConfig(Section):
     downscale: PositiveInt = 1
     """side of the image divided by that of the canvas"""
     background: Literal["black", "white"] = "black"
-    """colour of an empty canvas; white suits dark or coloured things on white"""
+    """colour of an empty canvas; white suits dark or coloured objects on white"""
 
     def sizes_of(self, image_shape: tuple[int, int, int], centred: bool = False) -> GridSizes:
         """The sizes of the canvas of images (C, H, W). Raises ValueError if they do not fit.
@@ -141,9 +142,9 @@ class BankConfig(BankRun):
     size: PositiveInt = 50
     """K, the number of parts"""
     max_patches: PositiveInt = 2_000_000
-    """largest number of clustered patches; more are sampled by the seed"""
+    """largest number of patches that are clustered; if there are more, the seed decides which"""
     min_energy: Share = 0.01
-    """least mean square of a patch's ink; patches with less are left out"""
+    """smallest mean square of a patch's ink; patches with a smaller one are left out"""
 
 
 class ParseConfig(Section):

@@ -1,4 +1,4 @@
-"""Renders the help of a command: its main settings, or all, with the values that they have by default."""
+"""Renders the help of a command, which shows its main settings or all settings, with their default values."""
 
 import argparse
 import copy
@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import CLI_SUPPRESS
 
 WIDEST = 110  # columns
-TEXT_AT = 34  # the column of the descriptions, at most
+TEXT_AT = 34  # largest column at which a description starts
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Setting:
     field: FieldInfo
 
     def value_in(self, values: Mapping[str, Any]) -> Any:
-        """Its value in the nested `values`, or else its default."""
+        """The value of the setting in the nested `values`, or else its default."""
         found: Any = values
         for name in self.path:
             if not isinstance(found, Mapping) or name not in found:
@@ -41,13 +41,13 @@ def is_section(kind: Any) -> bool:
 
 
 def marked(model: type[BaseModel], mark: str) -> dict[str, Any]:
-    """Nested values for the help, where every setting of `model` is `mark`, a text."""
+    """Nested values for the help, in which every setting of `model` has the text `mark` as its value."""
     inner: dict[str, Any] = {name: field.annotation for name, field in model.model_fields.items()}
     return {name: marked(kind, mark) if is_section(kind) else mark for name, kind in inner.items()}
 
 
 def settings_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[Setting]:
-    """All settings of `model` that a user may set, also those of its sections."""
+    """All settings of `model` that a user may set, including the settings of its sections."""
     for name, field in model.model_fields.items():
         inner: Any = field.annotation
         alias = field.validation_alias
@@ -59,7 +59,7 @@ def settings_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[
 
 
 def groups_of(command: Any, everything: bool) -> dict[str, Sequence[str]]:
-    """Title -> flags in the help of a `config.cli.Command`: the main flags, or all by section."""
+    """Title -> flags in the help of a `config.cli.Command`: the main flags, or all flags by section."""
     if everything:
         groups: dict[str, list[str]] = {}
         for one in settings_of(command):

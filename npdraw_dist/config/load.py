@@ -34,13 +34,13 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def require_known(what: str, name: str, known: Sequence[str], why: str = "") -> None:
-    """Raises UserError if `name` is not one of `known`; it names the nearest. why: more about these names."""
+    """Raises UserError, which suggests the nearest, on a `name` not in `known`. why: a note on `known`."""
     if name not in known:
         raise UserError(f"unknown {what} {name!r}{nearest(name, known)} (known: {', '.join(known)}{why})")
 
 
 def names_in(flag: str, what: str, text: str, known: Sequence[str]) -> list[str]:
-    """The names in a flag's value, separated by commas. Raises UserError on an unknown name or none."""
+    """The names in a flag's value, separated by commas. Raises UserError on an unknown name or no name."""
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         require_known(what, name, known)
@@ -134,7 +134,7 @@ def read_file(path: Path) -> dict[str, Any]:
 
 
 def resolve(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Experiment:
-    """The experiment of a preset, overridden by the settings of init's model or bank, a file, and flags.
+    """The experiment of a preset, overridden by init's model or bank, then by a file, then by flags.
 
     Raises UserError.
     """
@@ -160,7 +160,7 @@ def dump(experiment: Experiment) -> str:
 
 
 def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
+    """Flattens nested settings into one dictionary with dotted names."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
@@ -169,7 +169,7 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """`dotted`, with values other than numbers and truth values as text."""
+    """The result of `dotted`, in which values other than numbers and bools are text."""
     plain = bool | int | float | str
     return {key: one if isinstance(one, plain) else str(one) for key, one in dotted(values).items()}
 

@@ -1,6 +1,6 @@
 """The sections `prior`, `vae` and `baseline`: the networks, and how each is trained.
 
-The settings that define a network have a class of their own, since model files contain them too
+The settings that define a network are in classes of their own, since model files contain them too
 (`config/spec.py`). Symbols of the paper: T steps, K parts, L places. Budgets are in images.
 """
 
@@ -58,12 +58,12 @@ class PriorNetwork(PriorVocabulary):
     dropout: float = Field(0.0, ge=0, lt=1)
     """dropout after attention or LSTM, and after the MLP"""
     network: BlockKind = "transformer"
-    """how the prior sees earlier steps: by attention, or by the state of an LSTM"""
+    """how the prior reads earlier steps. transformer: by attention; lstm: by the state of an LSTM"""
     heads: Literal["chained", "independent"] = "chained"
     """chained: p(what) depends on where; independent: both depend on the hidden state alone"""
     table: TableKind = "pixels"
     """how a part at a place is embedded. pixels: from the part's pixels alone, so that another bank can
-    replace it; joint: L x K x width free numbers; factorised: a product of (L + K) x 4 x width numbers.
+    replace it; joint: L x K x width free parameters; factorised: products of (L + K) x 4 x width parameters.
     A vqvae needs joint, since its codes have no pixels"""
     condition: ConditionName = "none"
     """what the prior is conditioned on: nothing, the class of the image, or words about it"""
@@ -97,8 +97,8 @@ class ImageNetwork(Section):
     components: PositiveInt = 10
     """number of components of the likelihood logistic_mixture"""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """dropout in encoder and decoder: in residual blocks, or on what an LSTM reads and writes; the
-    authors' networks have none"""
+    """dropout in encoder and decoder, in residual blocks or on the inputs and outputs of an LSTM; the
+    authors' networks have no dropout"""
 
 
 def _latents(value: object) -> int | str:
@@ -119,8 +119,8 @@ class VAENetwork(ImageNetwork):
     decoder_depth: Count = 2
     """residual blocks of the decoder"""
     latents: Annotated[int | str, BeforeValidator(_latents)] = 0
-    """number of Gaussians for details that parts cannot express; the decoder also works without them. 16:
-    for the image; map:8: for each 4x4 pixels of the canvas, with a prior that sees the canvas"""
+    """number of Gaussians for details that parts cannot express; the decoder also works without them. 16: 16
+    for the image; map:8: 8 for each 4x4 pixels of the canvas, with a prior conditioned on the canvas"""
 
     @property
     def latent_map(self) -> bool:
@@ -144,7 +144,7 @@ class VAEConfig(VAENetwork):
     weight_decay: NonNegative = 0.0
     """AdamW's weight decay of the matrices in encoder and decoder"""
     beta: NonNegative = 1.0
-    """training weight of the KL; no reported number contains it"""
+    """weight of the KL in the training loss; reported metrics do not include it"""
     parse_weight: NonNegative = 20.0
     """lambda at the start, the weight of q's cross-entropy to the parse"""
     parse_weight_end: NonNegative = 0.0
@@ -168,8 +168,8 @@ class VAEConfig(VAENetwork):
         return min(1 - HARD_SHARE, most)
 
 
-# Facts of kind `authors` that no setting states.
-AUTHORS_HEAD_WIDTH, AUTHORS_MLP = 64, 2048  # of the prior: channels of a head, hidden width of a block
+# Constants of kind `authors` that are not settings.
+AUTHORS_HEAD_WIDTH, AUTHORS_MLP = 64, 2048  # of the prior: channels of an attention head, width of an MLP
 AUTHORS_PRIOR_BATCH = 64  # largest global batch in the stage of the prior
 
 
@@ -180,10 +180,10 @@ class BaselineConfig(Section):
     """
 
     latents: PositiveInt | None = None
-    """number of Gaussians of the image (vae, vamp, flow, map: 40), of a step (draw: 10), of an object
-    (air: 20) or of a part (gaussian: 8); length of a code (vqvae: 16)"""
+    """number of Gaussians, by default 40 for the image (vae, vamp, flow, map), 10 for a step (draw), 20 for
+    an object (air) or 8 for a part (gaussian); length of a code, by default 16 (vqvae)"""
     steps: PositiveInt | None = None
-    """draw: number of glimpses (10); air: largest number of objects (3)"""
+    """draw: number of glimpses, by default 10; air: largest number of objects, by default 3"""
     local: PositiveInt = 8
     """map: number of Gaussians of each cell of 4x4 pixels"""
     hidden: PositiveInt = 256
@@ -197,7 +197,7 @@ class BaselineConfig(Section):
     flow_layers: PositiveInt = 6
     """flow: number of coupling layers of the prior"""
     codes: PositiveInt = 64
-    """vqvae: number of vectors of the codebook, as bank.size is of parts"""
+    """vqvae: number of vectors in the codebook, the counterpart of bank.size"""
     read: PositiveInt = 5
     """draw: side of the window it reads, in samples"""
     write: PositiveInt = 5

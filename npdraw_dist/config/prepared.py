@@ -1,6 +1,6 @@
 """Reads the manifest of canonical shards, which states the sizes of the images.
 
-pyarrow is slow to import and few commands need it, so functions import what needs it.
+pyarrow is slow to import and few commands need it, so only functions import modules that use it.
 """
 
 import json
@@ -39,12 +39,12 @@ class Prepared:
 
     @property
     def digest(self) -> str:
-        """Hexadecimal digest of all rows, whatever their order, shards and splits."""
+        """Hexadecimal digest of all rows, independent of their order, shards and splits."""
         return f"{sum(int(digest, 16) for digest in self.digests.values()) % 2**128:032x}"
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Prepared":
-        """Parses a manifest. Raises an error of any type if `values` are not one."""
+        """Parses a manifest. Raises an error of any type if `values` are not a manifest."""
         channels, height, width = map(int, values["shape"])
         splits = {str(split): int(count) for split, count in values["splits"].items()}
         files: dict[str, dict[str, int]] = {split: {} for split in splits}
@@ -73,7 +73,7 @@ def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:
 def with_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
     """Adds to the nested settings the image sizes from the manifest in data.path.
 
-    Given sizes stay; the source refuses wrong ones when it opens the data. Raises UserError if data.path
+    Given sizes stay; the source rejects wrong ones when it opens the data. Raises UserError if data.path
     cannot be read.
     """
     data = values.get("data")

@@ -33,7 +33,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """p(x|z). binary: whether it is for binarised grey images, not for 8-bit values."""
+    """A likelihood p(x|z). binary: whether it is for binarised grey images, not for 8-bit values."""
 
     binary: bool
 
@@ -59,7 +59,7 @@ class _Kinds(Mapping[str, Any]):
         return {name: points[name] for name in sorted(points, key=lambda name: (name != "npdraw", name))}
 
     def __getitem__(self, name: str) -> Any:
-        """The class. Raises KeyError on an unknown name, UserError if its entry point is no such class."""
+        """The class. Raises KeyError on an unknown name, UserError if its entry point gives no such class."""
         point = self.points[name]
         try:
             found = point.load()
@@ -124,7 +124,7 @@ def in_order(variants: Iterable[str]) -> list[str]:
 
 # Setting of section init, from which a run starts -> the class that reads it.
 STARTS = {"model": "pipeline.models:SourceModel", "bank": "pipeline.models:SourceBank"}
-# Order of the steps -> whether step t is place t. Their code is in `core/orders.py`, which imports torch.
+# Order of the steps -> whether step t is place t. The orders' code, `core/orders.py`, imports torch.
 ORDERS = {"aligned": True, "raster": False, "ranked": False, "path": False}
 
 # The type checker sees plain strings; at run time a config refuses unknown names.

@@ -1,7 +1,8 @@
-"""An experiment: all settings of a run, checked.
+"""An experiment, which consists of all settings of a run and checks them.
 
-The sections are in `config/data.py`, `networks.py` and `training.py`; this file checks what concerns
-two. Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in images.
+The sections are in `config/data.py`, `networks.py` and `training.py`; this file checks settings
+against those of other sections.
+Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in images.
 """
 
 from argparse import SUPPRESS
@@ -30,12 +31,12 @@ class ModelConfig(Section):
 
 class EvalRun(RunHalf):
     split: Literal["valid", "test"] = "test"
-    """the split of the final numbers; with valid, no test image is read"""
+    """the split on which the final metrics are computed; with valid, no test image is read"""
 
 
 class EvalConfig(EvalRun):
     k: PositiveInt = 50
-    """number of importance samples of the final likelihood"""
+    """number of importance samples for the final likelihood"""
     images: PositiveInt = 256
     """largest number of images that are scored"""
     temperature: Positive = 1.0
@@ -43,7 +44,7 @@ class EvalConfig(EvalRun):
 
 
 class InitRun(RunHalf):
-    """Paths of what a run starts from. They may change, since `InitConfig.sha256` identifies the content."""
+    """Paths of the model or bank to start from. They may change, since `InitConfig.sha256` identifies it."""
 
     model: str | None = None
     """a model of any kind to start from: a model folder, a run, a URI or an id of the hub. The new run
@@ -74,7 +75,7 @@ class Experiment(Section):
     """A whole run. `--section.key value` on the command line sets a field."""
 
     seed: Seed = 0
-    """seed of everything random"""
+    """seed of all random numbers"""
     data: DataConfig = DataConfig()
     grid: GridConfig = GridConfig()
     bank: BankConfig = BankConfig()

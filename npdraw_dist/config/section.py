@@ -1,4 +1,4 @@
-"""The base classes of the sections of the config, and types of values."""
+"""The base classes of the sections of the config, and types of the values of settings."""
 
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ AsNumber = BeforeValidator(lambda value: int(value) if str(value).isdigit() else
 
 
 class Section(BaseModel):
-    """A part of the config: immutable, no unknown key, every number finite.
+    """A part of the config. It is immutable and accepts only known keys and finite numbers.
 
     The string below a setting is its description, which the help shows.
     """
@@ -42,6 +42,6 @@ class Section(BaseModel):
 class RunHalf(Section):
     """Base of classes with the settings that decide how a run works, not what it makes.
 
-    A section inherits from its class of these settings. A resume may change them, and no fingerprint contains
-    them.
+    A section inherits from the subclass of RunHalf that has its own such settings. A resumed run may change
+    them, and no fingerprint contains them.
     """

@@ -1,6 +1,6 @@
-"""The settings that rebuild the network of a model folder, without those of its training.
+"""The settings from which the network of a model folder is rebuilt, without its training settings.
 
-A spec consists of the config's own sections. The file config.json contains it flat.
+A spec inherits its settings from sections of the config, so config.json has most of them at one level.
 """
 
 from typing import Any, Literal
@@ -54,8 +54,8 @@ class SplitSpec(Section):
 class Spec(ImageNetwork):
     """The part of a spec that all kinds of models share. image_shape: (C, H, W). Sizes are in pixels.
 
-    temperature: the default temperature of samples. data: the splits of its training; None if the model was
-    not trained by a run.
+    temperature: the default temperature of samples. data: how its training images were split off; None if
+    the model was not trained by a run.
     """
 
     temperature: PositiveFloat = 1.0
@@ -76,7 +76,7 @@ class Spec(ImageNetwork):
 
 
 class PriorSpec(PriorNetwork):
-    """The prior's network with every width given."""
+    """The settings of the prior's network, with every width as a number."""
 
     head_width: PositiveInt
     mlp: PositiveInt
@@ -91,7 +91,7 @@ class PriorSpec(PriorNetwork):
 
 
 class ModelSpec(Spec, GridConfig, VAENetwork):
-    """The spec of a model of parts. parts: K. steps: T."""
+    """The spec of a model that draws parts. parts: K. steps: T."""
 
     kind: Literal["npdraw", "authors"] = "npdraw"
     parts: PositiveInt

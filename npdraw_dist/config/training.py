@@ -18,7 +18,7 @@ class TrainRun(RunHalf):
     """number format on a GPU; auto: bfloat16 if the GPU has it natively, else float32. A CPU always uses
     float32"""
     compile: bool = False
-    """compile the networks by torch.compile; it needs a C++ compiler and a minute"""
+    """compile the networks by torch.compile, which needs a C++ compiler and takes a minute"""
 
 
 class TrainConfig(TrainRun):
@@ -29,8 +29,9 @@ class TrainConfig(TrainRun):
     """global batch for which the learning rates are given; for another batch they are multiplied by
     sqrt(batch / rate_batch). Default: the rates hold for every batch"""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw; or muon: Muon trains matrices of at least 16 x 16, AdamW the rest, at the same learning rates"""
-    # Augmentation: a move is drawn uniformly between minus and plus its limit, and the moved image is parsed
+    """adamw: AdamW trains all parameters; muon: Muon trains matrices of at least 16 x 16, and AdamW the rest,
+    at the same learning rates"""
+    # Augmentation. A move is drawn uniformly between minus and plus its limit, and the moved image is parsed.
     augmented: Share = 0.0
     """share of the training images that are moved"""
     shift: NonNegative = 0.0
@@ -49,14 +50,14 @@ class TrainConfig(TrainRun):
     eval_images: PositiveInt = 512
     """largest number of validation images"""
     select: Literal["last", "best"] = "best"
-    """which weights a stage passes on: those with the best validation, or the last"""
+    """which weights a stage passes on. best: the weights with the best validation; last: the last weights"""
     average_images: NonNegative = 0.0
-    """images over which an exponential moving average of the weights is taken, which is validated and
-    passed on; 0: the weights themselves"""
+    """number of images over which an exponential moving average of the weights is taken; the average is
+    validated and passed on. 0: the weights themselves are"""
     patience: Count = 3
-    """number of validations far below the best, with none near the best between them, after which a stage
-    ends early. A validation does not count if it is better than the one before or has relaxed draws. 0,
-    or train.select last: never"""
+    """a stage ends early after this number of validations far below the best, with none near the best between
+    them. A validation does not count if it is better than the one before or has relaxed draws. With 0, or
+    with train.select last, no stage ends early"""
 
     def made(self) -> dict[str, Any]:
         values = super().made()
@@ -69,13 +70,13 @@ class TrainConfig(TrainRun):
         """The factor of the peak learning rates.
 
         It follows the square-root scaling rule of Malladi, Lyu, Panigrahi and Arora 2022, "On the SDEs and
-        scaling rules for adaptive gradient algorithms", but leaves Adam's decays and epsilon as they are.
+        scaling rules for adaptive gradient algorithms", but leaves Adam's decays and epsilon unchanged.
         """
         return 1.0 if self.rate_batch is None else math.sqrt(self.batch_size / self.rate_batch)
 
     @property
     def whole_pixels(self) -> bool:
-        """Whether images are only shifted or mirrored; this takes the nearest pixel, so they stay sharp."""
+        """Whether images are only shifted or mirrored, by the nearest pixel, so that they stay sharp."""
         return not (self.rotate or self.stretch or self.shear)
 
 
@@ -91,17 +92,17 @@ class ScaleConfig(RunHalf):
     """How a run is spread over processes and machines."""
 
     num_workers: Annotated[int | str, BeforeValidator(_worker_count)] = 1
-    """number of Ray workers. 0: no Ray, only this process, as for a debugger; 1:2: a range, from which the
-    cluster decides; 0:2: as 1:2 where RAY_ADDRESS or a job names a cluster, else as 0"""
+    """number of Ray workers. 0: this process does all work without Ray, which suits a debugger; 1:2: a range,
+    in which the cluster chooses; 0:2: the same as 1:2 if RAY_ADDRESS or a job names a cluster, else as 0"""
     use_gpu: bool | None = None
-    """whether workers have GPUs; default: if there are enough GPUs"""
+    """whether workers have GPUs; by default they do if there are enough GPUs"""
     gpus_per_worker: float = Field(1.0, ge=0.01, le=1)
     """share of a GPU that a worker takes, rounded up to 1/n; 0.25 puts four workers or trials of a small
     model on a GPU"""
     cpus_per_worker: PositiveInt | None = None
     """CPUs of each Ray worker; default: the workers share all CPUs of the nodes that fit them"""
     max_failures: int = Field(3, ge=-1)
-    """number of failures without a new checkpoint between them that a stage survives; -1: no limit"""
+    """number of failures, without a new checkpoint between them, that a stage survives; -1: no limit"""
     wait_s: Count = 20
     """seconds to wait for more nodes if there are too few"""
     timeout_s: PositiveInt = 300
@@ -113,7 +114,7 @@ class ScaleConfig(RunHalf):
         return self.num_workers == 0
 
     def placed(self, cluster: bool) -> Self:
-        """Resolves a range `0:N`: to `1:N` on a cluster or if a worker has sizes, else to 0."""
+        """Resolves a range `0:N`: to `1:N` on a cluster or if a worker's size is set, else to 0."""
         if not str(self.num_workers).startswith("0:"):
             return self
         sized = self.cpus_per_worker is not None or self.gpus_per_worker != 1

@@ -1,7 +1,7 @@
 """The exceptions that a command reports in one line, and their exit statuses."""
 
 MISTAKE = 2  # exit status of a command after a UserError
-TRY_AGAIN = 75  # exit status after StorageFailed: EX_TEMPFAIL of sysexits.h, which `os` has on Unix only
+TRY_AGAIN = 75  # exit status after StorageFailed: EX_TEMPFAIL of sysexits.h (`os` defines it on Unix only)
 
 
 class UserError(ValueError):
@@ -9,14 +9,14 @@ class UserError(ValueError):
 
 
 class OtherFormat(UserError):
-    """A file was written by another version of the package, in a format that this one does not read."""
+    """A file was written by another version of the package, in a format that this version does not read."""
 
 
 class StorageFailed(UserError):
-    """The storage failed while a stage used it. What was saved before is intact."""
+    """The storage failed while a stage used it. Files that were saved before are intact."""
 
 
 def require_positive(name: str, value: int) -> None:
-    """Raises UserError if `value`, a number of draws or the like, is less than 1."""
+    """Raises UserError if the count `value`, called `name` in the message, is less than 1."""
     if value < 1:
         raise UserError(f"{name} is {value}; it must be 1 or more")

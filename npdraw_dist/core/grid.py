@@ -24,7 +24,7 @@ class Grid(GridSizes):
         return self.padded_corners - torch.tensor([self.top, self.left])
 
     def centres(self, scale: int) -> Tensor:
-        """(L, 2) int64: the centre of each place, in pixels of an image `scale` times as wide."""
+        """(L, 2) int64: the centre of each place, in pixels of a canvas enlarged `scale` times."""
         return scale * self.corners + scale * self.patch // 2
 
     @cached_property
@@ -80,13 +80,13 @@ class Grid(GridSizes):
         return self.crop(F.fold(columns, size, self.patch, stride=self.stride))
 
 
-@lru_cache(maxsize=64)  # otherwise each call would copy it to the device
+@lru_cache(maxsize=64)  # otherwise each call would copy the indices to the device
 def pixels_on(grid: Grid, device: torch.device) -> Tensor:
     return grid.pixels.to(device)
 
 
 @lru_cache(maxsize=64)
 def squared_distances_on(grid: Grid, device: torch.device) -> Tensor:
-    """(L, L) int32: the squared distance in pixels between the corners of each two places."""
+    """(L, L) int32: the squared distance in pixels between the corners of every pair of places."""
     corners = grid.corners.int()
     return (corners[:, None] - corners[None]).square().sum(-1).int().to(device)

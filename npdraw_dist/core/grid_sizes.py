@@ -1,6 +1,6 @@
 """The number of places of a canvas, and its padding.
 
-The config checks settings with it, so it must not import torch, which `grid.py` does.
+The config uses this module to check settings. So, unlike `grid.py`, it must not import torch.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ from dataclasses import dataclass
 class GridSizes:
     """Square places of side `patch`, `stride` apart, on a `height` x `width` canvas.
 
-    An axis of W pixels has ceil((W - P) / stride) + 1 places; places are in raster order. Places hang over
-    the right and the lower edge, where they are cropped. With `centred` they hang over all edges, at the left
-    and the top by as much or one pixel less, so that the first corners are negative. Sizes are in pixels.
+    An axis of W pixels has ceil((W - P) / stride) + 1 places; places are in raster order. Places can extend
+    beyond the right and the lower edge, where they are cropped. With `centred`, they extend beyond all edges.
+    The left and the top margin then equal the opposite one or are a pixel smaller, and the first corners can
+    be negative. Sizes are in pixels.
 
     background: the value of a pixel without parts, 0.0 (black) or 1.0 (white). Parts combine by the maximum
     of their ink, |pixel - background|. Raises ValueError on sizes that do not cover the canvas.
@@ -61,12 +62,12 @@ class GridSizes:
 
     @property
     def top(self) -> int:
-        """Rows of the padded canvas above the canvas."""
+        """Number of rows of the padded canvas above the canvas."""
         return (self.padded_height - self.height) // 2 if self.centred else 0
 
     @property
     def left(self) -> int:
-        """Columns of the padded canvas left of the canvas."""
+        """Number of columns of the padded canvas left of the canvas."""
         return (self.padded_width - self.width) // 2 if self.centred else 0
 
     @property

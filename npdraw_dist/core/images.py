@@ -48,16 +48,16 @@ def to_canvas(images: Tensor, downscale: int) -> Tensor:
 
 
 def canvas_bytes(images: Tensor, downscale: int) -> Tensor:
-    """uint8 (N, C, H, W) -> uint8 (N, C, h, w), the input of bank and parser, which is never binarised."""
+    """uint8 (N, C, H, W) -> uint8 (N, C, h, w), never binarised. The bank and the parser read these bytes."""
     return images if downscale == 1 else to_canvas(images.float(), downscale).round().to(torch.uint8)
 
 
 def to_batch(images: Any, shape: tuple[int, int, int], background: float = 0.0) -> Tensor:
     """One or more images -> (B, C, H, W) of `shape` (C, H, W). PIL images become uint8; floats stay floats.
 
-    An array or tensor is (C, H, W), (H, W, C) or, in grey, (H, W), or a batch of these; bool, uint8 or floats
-    in [0, 1]. Transparent pixels of a PIL image become `background`, 0.0 black or 1.0 white. Raises UserError
-    on any other kind, size, type or range.
+    An array or tensor is (C, H, W), (H, W, C) or, if grey, (H, W), or a batch of these. Its values are bool,
+    uint8 or floats in [0, 1]. Transparent pixels of a PIL image become `background`, 0.0 black or 1.0 white.
+    Raises UserError on any other kind, size, type or range.
     """
     if isinstance(images, Image.Image):
         return _of_picture(images, shape, background)
@@ -79,7 +79,7 @@ def to_batch(images: Any, shape: tuple[int, int, int], background: float = 0.0) 
 
 
 def shape_of(images: Any) -> tuple[int, int, int]:
-    """(C, H, W) of images of any kind. Raises UserError if they have none or several."""
+    """(C, H, W) of images of any kind. Raises UserError if they have no such shape or several."""
     if isinstance(images, Image.Image):
         return (1 if is_grey(images) else 3, images.height, images.width)
     if not hasattr(images, "shape"):

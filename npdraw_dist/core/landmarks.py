@@ -7,7 +7,7 @@ from functools import cache
 
 from npdraw_dist.core.errors import UserError
 
-CLOCK_S = 60.0  # how far the clocks of a file server and its clients may differ
+CLOCK_S = 60.0  # largest difference, in seconds, between the clocks of a file server and its clients
 
 
 class BlindNode(UserError):
@@ -18,9 +18,10 @@ class BlindNode(UserError):
 class Landmarks:
     """A file of `folder`, which other nodes must see too.
 
-    what: the folder in words, such as "the storage". setting: the flag that names it, for the advice.
-    file: path in the folder. size, modified (seconds since 1970): None if nodes may have copies of the
-    folder. Otherwise they are compared, since a node's own disk can hold an older run of the same name.
+    what: the folder's name in messages, such as "the storage". setting: the flag that sets the
+    folder, for the advice. file: path in the folder. size, modified (seconds since 1970): None if nodes may
+    have copies of the folder. Otherwise both are compared, since a node's own disk can hold an older run of
+    the same name.
     """
 
     what: str
@@ -41,7 +42,7 @@ class Landmarks:
 
     @classmethod
     def of_data(cls, path: str | None) -> "Landmarks | None":
-        """One entry of the folder `data.path`, of which nodes may have copies; None if it is no folder."""
+        """One entry of the folder `path`, of which nodes may have copies; None if there is no entry."""
         if path is None or not os.path.isdir(path):
             return None
         with os.scandir(path) as entries:
@@ -49,7 +50,7 @@ class Landmarks:
         return None if first is None else cls("the data", "--data.path", os.path.abspath(path), first.name)
 
     def difference(self) -> str | None:
-        """How the folder that this process sees differs: "" if the file is missing, None if nothing does."""
+        """How the folder seen by this process differs; "" if the file is missing, None if nothing differs."""
         try:
             found = os.stat(f"{self.folder}/{self.file}")
         except OSError:
@@ -61,7 +62,7 @@ class Landmarks:
         return None
 
     def refusal(self, nodes: Sequence[str], difference: str) -> BlindNode:
-        """The error for nodes, by address, that see another folder."""
+        """The error for the node addresses `nodes`, where the folder differs or cannot be read."""
         where = ", ".join(sorted(nodes))
         other = f"is not the same folder on {where} ({difference})"
         wrong = other if difference else f"cannot be read from {where}"
@@ -78,7 +79,7 @@ def differences(landmarks: Sequence[Landmarks]) -> list[str | None]:
 
 @cache  # a process checks a folder once
 def require_seen(landmark: Landmarks, node: str) -> None:
-    """Raises BlindNode if this process, on the node of address `node`, does not see the folder.
+    """Raises BlindNode if this process, on the node with address `node`, does not see the folder.
 
     Workers call it, since their node may have joined after the check at the start of the run.
     """

@@ -1,16 +1,17 @@
-"""One writer at a time: a lease on a folder, which dies with the process that holds it.
+"""A lease on a folder, which permits one writer at a time and ends with the process that holds it.
 
 A lease is the file <folder>/.lease/<generation, 8 digits>.json. If the highest generation is released or its
 owner is dead, a process takes the lease by creating the next generation, which only one process can do. The
-highest generation is never deleted, so an owner that was suspended and followed finds a higher one and stops.
+highest generation is never deleted, so an owner that was suspended and replaced finds a higher one and stops.
 
-The process table tells whether an owner on this machine is dead. An owner elsewhere counts as dead if its
-beat counter does not change for DEAD_AFTER_S on the observer's own clock. The clocks of two machines are
-never compared.
+The process table tells whether an owner on this machine is dead. An owner on another machine counts as
+dead if its beat counter does not change for DEAD_AFTER_S seconds on the observer's own clock. The
+clocks of two machines are never compared.
 
 A local or network filesystem creates a new file atomically (NFS too). An object store only promises that a
-written file appears in every later listing (pyarrow offers no conditional writes). So each process first
-announces itself by a file, then lists: of two processes at least one sees the other, and the lower name wins.
+written file appears in every later listing (pyarrow offers no conditional writes). So each process
+first writes an announcement, then lists the folder. Of two processes, at least one sees the announcement of
+the other, and the process with the lower name wins.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ LEASE_FOLDER = ".lease"
 BEAT_S = 5.0  # interval of an owner's beats
 DEAD_AFTER_S = 30.0  # time without a new beat after which an owner on another machine is dead
 POLL_S = 1.0  # interval at which the lease of another owner is read
-ABANDONED_AFTER_S = 30.0  # an announcement lasts for some requests; one that stays was left by a dead process
+ABANDONED_AFTER_S = 30.0  # an announcement that exists for longer was left by a dead process
 ANNOUNCED_POLL_S = 0.2
 
 
@@ -47,8 +48,8 @@ def is_lease(path: str) -> bool:
 class Holder:
     """The content of a lease. age_s: seconds from the start of the lease to the last beat.
 
-    group: a process follows another one of its group without a wait, since whoever starts a process of a
-    group has ended the one before.
+    group: a process takes over the lease of another process of its group without a wait, since a process of
+    a group is started only after the previous process of the group has been ended.
     """
 
     owner: str
@@ -60,7 +61,7 @@ class Holder:
 
     @classmethod
     def read(cls, text: str) -> "Holder":
-        """Parses `text`. Unreadable text counts as an owner elsewhere, which lives while the text changes."""
+        """Parses `text`. Unreadable text counts as an owner elsewhere, alive while the text changes."""
         try:
             values = json.loads(text)
             return cls(**{**values, "process": Process(**values["process"])})
@@ -90,11 +91,12 @@ class LeaseLost(LeaseError):
 
 
 class Lease:
-    """The lease on `folder` as a context manager. what: the protected thing in a user's words.
+    """The lease on `folder` as a context manager. what: the name of the protected data in messages.
 
     wait_s: seconds to wait for the end of a living owner. group: as in `Holder`. In the block, a thread
-    writes the beats. If another process takes over the lease, it interrupts the main thread, and the block
-    ends in LeaseLost. Entering raises LeaseHeld if another owner lives, and LeaseError if the storage fails.
+    writes the beats. If another process takes over the lease, this thread interrupts the main thread, and the
+    block ends in LeaseLost. Entering raises LeaseHeld if another owner lives, and LeaseError if the storage
+    fails.
     """
 
     def __init__(
@@ -173,7 +175,7 @@ class Lease:
         if not create_exclusively(self.filesystem, path, text, self.own.owner, self._rivals, self.world):
             return False
         found = self._generations()
-        ours = found[-1:] == [generation]  # else another process created and removed this generation before
+        ours = found[-1:] == [generation]  # if not, another process had created and removed this generation
         for old in found[:-1] if ours else [generation]:
             with contextlib.suppress(FileNotFoundError):
                 self.filesystem.delete_file(self._path(old))
@@ -201,7 +203,7 @@ class Lease:
             self._renewed = self.world.now()
 
     def check(self) -> None:
-        """Raises LeaseLost if the lease was taken over. Beats first if the last beat was long ago."""
+        """Raises LeaseLost if the lease was taken over. Writes a beat first if the last one was long ago."""
         if self._lost is not None:
             raise self._lost
         if self.world.now() - self._renewed > DEAD_AFTER_S / 2:
@@ -223,7 +225,7 @@ class Lease:
             try:
                 self.beat()
             except LeaseLost:
-                if interrupt:  # like Ctrl-C: a signal also ends a wait
+                if interrupt:  # as Ctrl-C does, since a signal also ends a wait
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
             except (OSError, pa.ArrowException):
@@ -257,7 +259,7 @@ class Lease:
 def create_exclusively(
     filesystem: fs.FileSystem, path: str, text: str, own: str, seen: dict[str, float], world: World
 ) -> bool:
-    """Whether this call created `path`; False if it exists, or another process is creating it.
+    """Whether this call created `path`; False if it exists or another process is creating it.
 
     own: the name of this process. seen: announcement of another process -> the time when this process first
     saw it; kept between calls. Raises OSError if the storage fails.
@@ -283,7 +285,7 @@ def create_exclusively(
 
 
 def _create_file(path: Path, text: str) -> bool:
-    """`create_exclusively` for a local file. Others may see it empty for a moment, as an unreadable lease."""
+    """`create_exclusively` for a local file. Until the text is written, others read an unreadable lease."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         file = open(path, "x", encoding="utf-8")  # noqa: SIM115  # closed below

@@ -1,4 +1,4 @@
-"""The origin of a file: version, format and command of its writer, and a hash of its inputs."""
+"""Records the origin of a file: version, format and command of its writer, and a hash of its inputs."""
 
 import hashlib
 import json
@@ -39,9 +39,9 @@ def fingerprint(facts: Mapping[str, object]) -> str:
 
 
 def command_line() -> str:
-    """The command of this process as a user types it, `npdraw evaluate ...` or `python -m ...`.
+    """The command of this process as a user would type it, `npdraw evaluate ...` or `python -m ...`.
 
-    `sys.argv` names the module by its path, which only this machine has.
+    `sys.argv` contains the path of the module instead, which is different on other machines.
     """
     program, words = sys.argv[0], shlex.join(sys.argv[1:])
     if not program.startswith("npdraw "):

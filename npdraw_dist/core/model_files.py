@@ -16,7 +16,7 @@ HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 
 
 def model_folder(where: str | Path, said: str | None = None, **options: Any) -> str:
-    """The folder or URI with the config.json of a model. A model of the hub is downloaded.
+    """The folder or URI with the config.json of a model. A model on the hub is downloaded.
 
     where: a model folder, the folder of a run, the URI of either, a name of `zoo_names`, or an id of the hub.
     said: the name of the model in messages. options: passed to `huggingface_hub.snapshot_download`. Raises
@@ -84,6 +84,6 @@ def _download(text: str, said: str, options: dict[str, Any]) -> str:
 
 
 def first_fact(error: Exception) -> str:
-    """The first line of an error's text, or the second if the first is a title, as in torch's errors."""
+    """The first line of an error's text, or the second if the first ends with a colon, as torch's do."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0]

@@ -1,6 +1,6 @@
 """Random numbers from a generator or, in training, from a hash of seed, step and row.
 
-The hash makes the noise of a row independent of how a batch is cut into micro-batches and shared by workers.
+The hash makes the noise of a row independent of how a batch is split into micro-batches and among workers.
 Shapes: B rows, n = k B rows in k copies.
 """
 
@@ -32,7 +32,7 @@ class RowNoise:
         return RowNoise(self.seed, -2 - torch.arange(count, device=self.keys.device))
 
     def integers(self, shape: Sequence[int], kind: torch.dtype) -> Tensor:
-        """Uniform over all values of an integer type; shape: (n, ...)."""
+        """Uniform draws over all values of the integer type `kind`. shape: (n, ...)."""
         rows = len(self.keys)
         copies, rest = divmod(shape[0], rows)
         assert rest == 0, f"{shape[0]} is no multiple of {rows} rows"
@@ -44,13 +44,13 @@ class RowNoise:
         return found.reshape(rows, copies, each).transpose(0, 1).reshape(tuple(shape))
 
     def uniform(self, shape: Sequence[int]) -> Tensor:
-        """float32 above 0 and below 1, in steps of 2^-23; shape: (n, ...)."""
+        """Uniform float32 draws above 0 and below 1, in steps of 2^-23. shape: (n, ...)."""
         bits = (self.integers(shape, torch.int32) >> 9).bitwise_and_(2**23 - 1)
         return bits.float().add_(0.5).mul_(2.0**-23)
 
 
 def _mixed(z: Tensor) -> Tensor:
-    """int64 (...) -> int64 (...), in place; each bit depends on all bits."""
+    """int64 (...) -> int64 (...), in place; each bit of the output depends on all bits of the input."""
     z ^= (z >> 30).bitwise_and_(2**34 - 1)
     z *= FIRST
     z ^= (z >> 27).bitwise_and_(2**37 - 1)
@@ -86,16 +86,16 @@ def gumbel(noise: Noise, like: Tensor) -> Tensor:
 
 
 class Dropout(nn.Module):
-    """`nn.Dropout` by 8 random bits a value: `p` is rounded to 1/256.
+    """`nn.Dropout` with 8 random bits for each value, so `p` is rounded to a multiple of 1/256.
 
-    noise: that of a training step's rows; if None, torch's own generator is used.
+    noise: random numbers for the rows of a training step; if None, torch's own generator is used.
     """
 
     noise: RowNoise | None = None
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.kept = max(round((1 - p) * 256), 1)  # `kept` values in 256 stay
+        self.kept = max(round((1 - p) * 256), 1)  # number of values in 256 that are kept
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (n, ...)."""

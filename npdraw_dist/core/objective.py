@@ -17,7 +17,7 @@ class ParameterGroup(TypedDict):
     """Parameters that the optimizer treats alike. `params` may be empty.
 
     lr: peak learning rate. matrices: whether the parameters map features to features, so that Muon may train
-    them. until: share of the budget after which they do not change.
+    them. until: share of the budget after which the parameters do not change.
     """
 
     params: list[nn.Parameter]
@@ -31,8 +31,8 @@ class ParameterGroup(TypedDict):
 class Stepping:
     """Settings of Adam and of the schedule of its learning rates.
 
-    beta2: decay of squared gradients. clip: largest norm of the whole gradient. warmup: share of the budget
-    over which the rates rise. falls: whether they fall at the end of the budget.
+    beta2: decay of squared gradients. clip: norm to which the whole gradient is clipped. warmup: share of the
+    budget over which the rates rise. falls: whether the rates fall at the end of the budget.
     """
 
     beta2: float = 0.99
@@ -58,7 +58,7 @@ class Objective(nn.Module, ABC):
         """
 
     def after_step(self, gather: Gather) -> None:
-        """Changes weights without a gradient, equally on all ranks, after each step of the optimizer."""
+        """Changes weights without a gradient, in the same way on all ranks, after each optimizer step."""
 
     def may_end(self, progress: float) -> bool:
         """Whether a validation at this share of the budget may end the training early."""
@@ -66,11 +66,11 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
-        """Validation metrics by name, each (B,), without the weights of the training loss."""
+        """Validation metrics by name, each (B,), without the loss weights of training (such as beta)."""
 
 
 def ramp(images_seen: float, start: float, end: float, images: float) -> float:
-    """Linear from `start` at 0 images to `end` at `images`, then constant; `end` at once if images is 0."""
+    """Interpolates from `start` at 0 images to `end` at `images`, then stays there. `end` if images is 0."""
     if images <= 0:
         return end
     progress = min(max(images_seen / images, 0.0), 1.0)

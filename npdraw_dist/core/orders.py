@@ -22,7 +22,7 @@ class Aligned:
     aligned = True
 
     def arrange(self, chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> tuple[Tensor, Tensor]:
-        """The steps of a parse: chosen (B, L) bool, gain (B, L) -> whether (B, T) bool, where (B, T) int64.
+        """Arranges a parse: chosen (B, L) bool, gain (B, L) -> whether (B, T) bool, where (B, T) int64.
 
         At most T places of an image are chosen.
         """
@@ -45,8 +45,9 @@ class Aligned:
 
 @dataclass(frozen=True)
 class Free:
-    """An order in which *where* is part of the drawing, and steps that draw come first. Methods: see Aligned.
+    """An order in which *where* is part of the drawing, and steps that draw come first.
 
+    `Aligned` documents the methods `arrange` and `collect`.
     places: (chosen (B, L), gain (B, L), grid, T) -> (B, T) int64, the chosen places in the order of drawing,
     then any others.
     edit_key: (where (B, S), step (B, S)) -> (B, S) int64, the sort keys of the steps of an edited drawing.
@@ -76,7 +77,7 @@ class Free:
 
 
 def by_gain(chosen: Tensor, gain: Tensor) -> Tensor:
-    """(B, L), (B, L) -> (B, L) int64, the chosen places by falling gain, ties in raster order."""
+    """(B, L), (B, L) -> (B, L) int64, the chosen places by descending gain, with ties in raster order."""
     return gain.masked_fill(~chosen, -torch.inf).sort(dim=1, descending=True, stable=True).indices
 
 
@@ -85,7 +86,7 @@ def _row_by_row(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
 
 
 def _nearest_next(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
-    """The first chosen place, then the nearest remaining one (by corners). Ties are in raster order."""
+    """The first chosen place, then repeatedly the nearest one left (by corners), ties in raster order."""
     distances = squared_distances_on(grid, chosen.device)
     far = grid.padded_height**2 + grid.padded_width**2  # more than any distance
     penalty = chosen.logical_not().to(distances.dtype) * far  # drawn and unchosen places count as far away

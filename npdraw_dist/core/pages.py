@@ -1,4 +1,4 @@
-"""Lays out pages of images: tiles, captions, labels and titles; also pages of samples and of named rows.
+"""Lays out pages of images with captions, labels and titles, such as pages of samples or of named rows.
 
 Shapes: N images, C channels (1 or 3), h x w canvas, H x W image. Images are floats in [0, 1]; each of their
 pixels becomes a square of file pixels ("px").
@@ -37,7 +37,7 @@ def tile_side(images: Tensor, least: int = TILE) -> int:
 
 
 def fitting(width: int, gutter: int = GUTTER, margin: int = 0) -> int:
-    """How many tiles of `width` px fit side by side on a page of WIDTH, at least one."""
+    """The number of tiles of `width` px that fit side by side on a page of WIDTH px, at least 1."""
     return max((WIDTH - margin - gutter) // (width + gutter), 1)
 
 
@@ -92,7 +92,7 @@ def label_rows(
 
 
 def with_title(page: Image.Image, title: str) -> Image.Image:
-    """`page` with a line of text above it, as wide as the text if that is wider."""
+    """`page` with a line of text above it, widened if the text is wider than the page."""
     wider = max(math.ceil(FONT.getlength(title)) + 4 * GUTTER - page.width, 0)
     page = ImageOps.expand(page, (0, LINE, wider, 0), PAPER)
     write(page, title, 2 * GUTTER, LINE / 2 + 2, "lm")
@@ -100,7 +100,7 @@ def with_title(page: Image.Image, title: str) -> Image.Image:
 
 
 def frame(canvas: Image.Image, box: Sequence[int], scale: int, width: int = 2) -> None:
-    """Outlines the part of a box (top, left, bottom, right), in canvas pixels, that is on the canvas."""
+    """Outlines a box (top, left, bottom, right), in canvas pixels, as far as it lies on the canvas."""
     top, left = (max(scale * value, 0) for value in box[:2])
     bottom, right = min(scale * box[2], canvas.height) - 1, min(scale * box[3], canvas.width) - 1
     if right > left and bottom > top:  # an attention window of DRAW may be outside
@@ -162,7 +162,7 @@ def rows_png(
 
 
 def stack(pages: Sequence[Image.Image], overlap: int) -> Image.Image:
-    """Stacks pages, of which the first is the widest. overlap: px; negative for a gap."""
+    """Stacks pages; the first must be the widest. overlap: of neighbours, in px; negative for a gap."""
     height = sum(page.height - overlap for page in pages) + overlap
     whole, y = Image.new("RGB", (pages[0].width, height), PAPER), 0
     for page in pages:

@@ -1,4 +1,4 @@
-"""The data that all rooms exchange: banks of parts, sequences of steps, and batches of images with parses.
+"""Data that all subpackages exchange: banks of parts, sequences of steps, batches of images with parses.
 
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, H x W image.
 """
@@ -129,7 +129,7 @@ class _Rows:
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def __getitem__(self, index: slice | Tensor) -> Self:
-        """The rows `index` of the batch (a slice, a mask or indices, which keep the batch axis)."""
+        """Selects rows of the batch by a slice, a mask or indices, all of which keep the batch axis."""
         return self.map(lambda tensor: tensor[index])
 
     @classmethod
@@ -142,8 +142,8 @@ class PartSequence(_Rows, _Saved):
     """The latent variable z of NP-DRAW: T steps of whether, where and what (paper section 3).
 
     whether: (B, T) bool, true where a part is drawn. where: (B, T) int64 in [0, L), its place. what: (B, T)
-    int64 in [0, K), the part. Both are ignored where whether is 0. Raises ValueError on any other shape or
-    type.
+    int64 in [0, K), the part. where and what are ignored at steps that draw nothing. Raises ValueError on any
+    other shape or type.
     """
 
     title: ClassVar[str] = "drawing"
@@ -163,7 +163,7 @@ class PartSequence(_Rows, _Saved):
 
     @property
     def steps(self) -> int:
-        """T."""
+        """T, the number of steps."""
         return self.whether.shape[1]
 
     @classmethod
@@ -181,8 +181,8 @@ class PartSequence(_Rows, _Saved):
 class Batch(_Rows):
     """Images, their parses and the conditions of the prior, as both training stages read them.
 
-    images: (B, C, H, W) uint8. whether: (B, T) bool. where, what: (B, T) of the narrow integer type of the
-    files, which `z` widens. condition: (B, A) int64 tokens, or (B, 0).
+    images: (B, C, H, W) uint8. whether: (B, T) bool. where, what: (B, T) in the narrow integer type of the
+    files, which `z` converts to int64. condition: (B, A) int64 tokens, or (B, 0).
     Raises ValueError on other shapes or types.
     """
 
@@ -229,10 +229,10 @@ class Batch(_Rows):
         return self.map(Tensor.pin_memory)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Ray's object store takes NumPy arrays, not pickled tensors, without another copy.
+        # Ray's object store takes NumPy arrays without another copy, unlike pickled tensors.
         return _batch_of_arrays, tuple(tensor.cpu().numpy() for tensor in vars(self).values())
 
 
 def _batch_of_arrays(*arrays: NDArray[Any]) -> Batch:
-    """Copies the arrays, since those in Ray's object store are read-only."""
+    """Builds a batch of copies, since arrays in Ray's object store are read-only."""
     return Batch(*(torch.tensor(array) for array in arrays))

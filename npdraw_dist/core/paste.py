@@ -19,7 +19,7 @@ def gather_parts(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:
 
 
 def paste(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
-    """parts (B, T, C, P, P), where (B, T) -> canvas (B, C, H, W), at each pixel the most ink of all steps.
+    """parts (B, T, C, P, P), where (B, T) -> canvas (B, C, H, W), the most ink of all steps at each pixel.
 
     Differentiable in `parts`: the gradient of a pixel goes to the part that is visible there.
     """

@@ -22,11 +22,11 @@ SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
     *(".pgm", ".ppm", ".pbm", ".avif", ".heic", ".heif"),  # Pillow may not read the last three
 )
-MAX_PIXELS = 100_000_000  # a picture with more is refused by its header, before it is decoded
-LARGE = 1 << 20  # a picture in a larger square (pixels) is shrunk by a whole factor before it is resized
-SPARE = 4  # a picture that was shrunk is at least so many times as wide as its image
+MAX_PIXELS = 100_000_000  # a picture with more is rejected after reading its header, before it is decoded
+LARGE = 1 << 20  # pixels; a picture in a larger square is first shrunk by a whole factor, then resized
+SPARE = 4  # the shrunk picture is at least this many times as wide as the image
 BANDS = (1, 3, 4)  # numbers of bands of an array: grey, colour, colour with transparency
-GREY = ("1", "L", "F")  # modes without colour, beside those that begin with I
+GREY = ("1", "L", "F")  # modes without colour, in addition to the modes that begin with I
 TURNS = {  # EXIF orientation -> the operation that puts the picture upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,14 +41,14 @@ TURNS = {  # EXIF orientation -> the operation that puts the picture upright
 def is_picture(path: str) -> bool:
     """Whether a path has a picture's suffix, and neither the file nor a folder of the path is hidden.
 
-    Programs keep thumbnails in hidden folders, on a Synology disk in `@eaDir`.
+    Programs keep thumbnails in hidden folders. `@eaDir`, such a folder of Synology disks, counts as hidden.
     """
     hidden = any(part.startswith(".") or part == "@eaDir" for part in path.split("/"))
     return path.lower().endswith(SUFFIXES) and not hidden
 
 
 class BadPicture(ValueError):
-    """The reason why a picture cannot be used."""
+    """A picture cannot be used. The message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def from_array(values: NDArray[Any], frame: Frame) -> NDArray[np.uint8]:
 def array_picture(values: NDArray[Any], channels: int | None = None) -> Image.Image:
     """(C, H, W), (H, W, C) or (H, W) without a `pixel_fault` -> a picture of mode L, RGB or RGBA.
 
-    channels: the likely number of channels, which decides if both the first and the last axis may be
+    channels: the likely number of channels, which decides where both the first and the last axis may be the
     channels.
     Raises BadPicture on any other shape.
     """
@@ -177,7 +177,7 @@ def upright(picture: Image.Image) -> Image.Image:
 
 
 def opaque(picture: Image.Image, background: str, mode: str) -> Image.Image:
-    """Converts a picture of `upright` to `mode` (L or RGB), with a background where it was transparent."""
+    """Converts a result of `upright` to `mode` (L or RGB), with a background where it was transparent."""
     if picture.mode == "RGBA":
         below = Image.new("RGBA", picture.size, background)
         picture = Image.alpha_composite(below, picture).convert("RGB")
@@ -221,7 +221,7 @@ def _grey_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _framed(picture: Image.Image, frame: Frame) -> NDArray[np.uint8]:
-    """A picture of `upright` -> (C, H, W)."""
+    """A picture that `upright` returned -> (C, H, W)."""
     _, height, width = frame.shape
     if picture.size == (width, height):
         return _pixels(opaque(picture, frame.background, frame.mode))

@@ -22,7 +22,7 @@ FLAGS = {
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
 
 # By default glibc returns the memory of large tensors to the kernel, and the next step faults it in again.
-# That costs more than the arithmetic: a VAE step took 24-37 s with the defaults and 10 s with these values.
+# This costs more than the arithmetic: a VAE step took 24-37 s with the defaults and 10 s with these values.
 # Variable of a new process -> the number of the parameter in malloc.h, and its value.
 ALLOCATOR = {
     "MALLOC_MMAP_MAX_": (-4, 0),  # no mapping for each tensor
@@ -32,9 +32,9 @@ ALLOCATOR = {
 }
 
 # Threads spin while they wait for each other at the end of an operation. GNU OpenMP's default, 300,000 turns,
-# blocks the core for other programs. Images/s of the digits' prior on 2 cores of an Intel Xeon: alone 1,049
-# with the default, 1,041 with 10,000 turns, 452 with 0; beside a program of two threads below 80 with the
-# default and 213 with 10,000 turns.
+# blocks the core for other programs. On 2 cores of an Intel Xeon, the digits' prior trained alone at 1,049
+# images/s with the default, 1,041 with 10,000 turns and 452 with 0. Beside another program with two threads,
+# it trained at less than 80 images/s with the default and at 213 with 10,000 turns.
 SPIN = {"GOMP_SPINCOUNT": "10000"}
 
 # Environment of every new process that trains.
@@ -64,11 +64,11 @@ def cpu_count() -> int:
 
 
 def local_device(use_gpu: bool | None = None, flag: str = "scale.use_gpu") -> "torch.device":
-    """The GPU or the CPU of this machine, set up without TF32 or by `keep_memory`.
+    """The GPU or the CPU of this machine, set up without TF32 (GPU) or by `keep_memory` (CPU).
 
-    use_gpu: None takes a GPU if there is one. Raises UserError if it is true and there is none.
+    use_gpu: None takes a GPU if there is one. Raises UserError if use_gpu is true and there is no GPU.
     """
-    import torch  # it takes seconds
+    import torch  # the import takes seconds
 
     gpu = torch.cuda.is_available()
     if use_gpu and not gpu:
@@ -86,7 +86,7 @@ def keep_memory() -> None:
     Otherwise the system clears every page of the next tensor, which takes up to a quarter of the time of an
     evaluation (`docs/results`).
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has this function
     if mallopt is not None:
         for number, value in ALLOCATOR.values():
             mallopt(number, value)
@@ -98,7 +98,7 @@ def prepare_to_compute() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:  # the variables of SPIN would override it
         for name, value in SPIN.items():
             os.environ.setdefault(name, value)
-    # Ray gives the command of a job a single thread, as it does to any process without CPUs.
+    # Ray limits the command of a job to one thread, as it does any process without reserved CPUs.
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "null"))
     given = job is None or THREADS in (job.get("runtime_env") or {}).get("env_vars", {})
     if not given and os.environ.get(THREADS) == "1":
@@ -106,7 +106,7 @@ def prepare_to_compute() -> None:
 
 
 def refuse_tf32(device: "torch.device") -> None:
-    """Turns off TF32, which keeps only 10 bits of float32 products on a GPU; cuDNN uses it by default."""
+    """Turns off TF32, which rounds the factors of float32 products to 10 bits; cuDNN uses it by default."""
     if device.type == "cuda":
         import torch
 
@@ -117,8 +117,8 @@ def refuse_tf32(device: "torch.device") -> None:
 def background_threads(count: int, name: str) -> ThreadPoolExecutor:
     """A pool for work beside a training step. In each of its threads torch computes on one thread.
 
-    Otherwise OpenMP starts a team of threads for each. With more threads than cores, libgomp stops all
-    spinning, and a step of many small operations takes a fifth longer (`docs/results`).
+    Otherwise OpenMP starts a team of threads for each thread of the pool. With more threads than cores,
+    libgomp stops all spinning, and a step of many small operations takes a fifth longer (`docs/results`).
     """
     return ThreadPoolExecutor(count, name, initializer=_compute_alone)
 

@@ -1,6 +1,6 @@
 """Tells a lease which processes run on this machine and what time it is.
 
-It does not use psutil, whose start of a process moves with the system clock.
+It does not use psutil, whose start time of a process changes when the system clock is corrected.
 """
 
 import os
@@ -13,10 +13,10 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """A process. boot: id of the kernel's start and of the namespace of process numbers; "" if unknown.
+    """A process. boot: id of the kernel's boot and of the namespace of process ids; "" if unknown.
 
-    start: ticks from the kernel's start to that of the process. It tells a later process of the same number
-    apart, also after a correction of the clock.
+    start: ticks from the boot to the start of the process. It distinguishes a later process with the same
+    id, even after a correction of the clock.
     """
 
     host: str
@@ -44,7 +44,7 @@ def this_process() -> Process:
 
 
 def _state(pid: int) -> tuple[str, int]:
-    """The letter of a process's state, and its start in ticks. Raises OSError if it is ended or hidden."""
+    """A process's state (a letter) and start (ticks). Raises OSError if it has ended or is hidden."""
     fields = (
         Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     )  # the program's name can contain anything
@@ -77,9 +77,9 @@ def _seconds() -> float:
 
 @dataclass(frozen=True)
 class World:
-    """What a lease knows of the world: this process, which processes run, and a clock.
+    """The environment of a lease: this process, a test of which processes run, and a clock.
 
-    now: seconds, never backwards. sleep: waits for seconds.
+    now: seconds, which never decrease. sleep: waits for a number of seconds.
     """
 
     process: Process

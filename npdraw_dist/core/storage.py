@@ -34,8 +34,8 @@ READERS = 16  # threads that read many small files
 # complete, a rename is a copy, and folders need not be created.
 OBJECT_STORES = {"s3": "s3", "gcs": "gs", "abfs": "abfs"}
 CONNECT_S = 5  # time limit of a server's first answer; there are three attempts
-# A failed request is repeated for at least RETRY_S seconds. The variable, which subprocesses inherit, sets
-# another time.
+# A failed request is repeated for at least RETRY_S seconds. The environment variable RETRY_VARIABLE, which
+# subprocesses inherit, sets another time.
 RETRY_VARIABLE, RETRY_S = "NPDRAW_STORAGE_RETRY_S", 300.0
 FIRST_PAUSE_S = 0.025  # first pause of the AWS library's default strategy; each later one is twice as long
 
@@ -46,7 +46,8 @@ Found = TypeVar("Found")
 class PatientS3(fs.S3FileSystem):  # type: ignore[misc]
     """S3 that repeats a failed request for `limit_s` seconds. options: arguments of `fs.S3FileSystem`.
 
-    Unlike pyarrow's class, it pickles with its strategy, so that other processes repeat requests too.
+    Unlike pyarrow's class, it is pickled with its retry strategy, so that other processes also repeat
+    requests.
     """
 
     def __init__(self, options: dict[str, Any], limit_s: float) -> None:
@@ -112,7 +113,7 @@ def _refuse_password(uri: str) -> None:
 
 
 def _check_bucket(filesystem: fs.FileSystem, path: str) -> None:
-    """Raises ValueError or OSError within seconds; the first use of `path` would fail after minutes."""
+    """Raises ValueError or OSError within seconds, where the first use of `path` would fail after minutes."""
     bucket = path.partition("/")[0]
     if not bucket:
         raise ValueError("it does not name a bucket")
@@ -194,9 +195,10 @@ def require_readable(filesystem: fs.FileSystem, path: str) -> None:
 
 
 def write_atomically(filesystem: fs.FileSystem, path: str, write: Callable[[Any], object]) -> None:
-    """Calls `write(stream)` on a temporary file and renames it to `path`, so that readers see a whole file.
+    """Calls `write(stream)` on a temporary file and renames it to `path`, so that readers see whole files.
 
-    An object store gets the content in one piece, since closing a stream after an error would publish a part.
+    An object store gets the whole content at once, since closing a stream after an error would publish a
+    truncated file.
     """
     if is_object_store(filesystem):
         buffer = io.BytesIO()
@@ -267,7 +269,7 @@ def sha256(filesystem: fs.FileSystem, path: str) -> str:
 def require_writable(out: str, folder: bool = False) -> None:
     """Raises UserError if `out`, the path or URI of a file or folder, cannot be written. Creates nothing.
 
-    It checks only scheme, credentials and bucket of a URI.
+    For a URI, it checks only the scheme, the credentials and the bucket.
     """
     filesystem, path = open_filesystem(out)
     if out.startswith(("http://", "https://")):
@@ -287,7 +289,7 @@ def require_writable(out: str, folder: bool = False) -> None:
 
 
 def require_apart(folder: str, filesystem: fs.FileSystem, path: str, what: str, flag: str) -> None:
-    """Raises UserError if `path` is in the folder of the data, since its files would be read as data.
+    """Raises UserError if `path` is in the folder of the data, since files there would be read as data.
 
     what: the output at `path`. flag: the flag that sets `path`.
     """

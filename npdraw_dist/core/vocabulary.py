@@ -2,7 +2,7 @@
 
 A token is an entry's position in the vocabulary plus 1. Token 0 means no word, and all zeros mean no
 condition. A word that was not in the training data is read as pieces, whose entries begin with `##`.
-Shapes: B conditions, A tokens of one, V entries of a vocabulary.
+Shapes: B conditions, A tokens of each condition, V entries of a vocabulary.
 """
 
 import re
@@ -23,7 +23,7 @@ NEAREST = 3  # similar entries that an error names
 # Largest numbers of whole words (the most frequent ones) and of pieces.
 MOST_WHOLE, PIECES = 8192, 512
 INNER = 4  # largest number of pieces in the embedding of a whole word
-MOST_CLASSES = 1 << 16  # a larger label is not a class
+MOST_CLASSES = 1 << 16  # the labels of classes are smaller than this number
 
 
 def as_python(value: Any) -> Any:
@@ -51,13 +51,13 @@ def plain(given: Any, count: int | None = None) -> Condition | list[Condition]:
 
 
 def one_each(given: Any, count: int) -> list[Condition]:
-    """A list of `count` conditions; a single one is repeated. Arguments and errors: see `plain`."""
+    """A list of `count` conditions; a single condition is repeated. Arguments and errors: see `plain`."""
     found = plain(given, count)
     return found if isinstance(found, list) else [found] * count
 
 
 def words_in(text: str) -> list[str]:
-    """`Man: dark skin tone` -> man, dark, skin, tone."""
+    """The words of a text in lower case, such as man, dark, skin, tone of `Man: dark skin tone`."""
     return WORD.findall(text.lower())
 
 
@@ -76,7 +76,7 @@ class Vocabulary:
 
     @staticmethod
     def of(prior: Any) -> "Vocabulary":
-        """prior: its settings, a `config.networks.PriorNetwork`."""
+        """The vocabulary of a prior. prior: its settings, a `config.networks.PriorNetwork`."""
         return VOCABULARIES[prior.condition](prior.vocabulary, prior.condition_tokens)
 
     def require(self) -> None:
@@ -108,7 +108,7 @@ class Vocabulary:
         raise NotImplementedError
 
     def inner(self) -> Tensor:
-        """(1 + V, INNER): for each token the pieces of its word, then 0."""
+        """(1 + V, INNER): for each token the pieces of its word, padded with 0."""
         return torch.zeros(1 + len(self.entries), INNER, dtype=torch.int64)
 
     def _nearest(self, name: str) -> str:
@@ -173,7 +173,7 @@ class Words(Vocabulary):
     def pieces(self, word: str, longest: int | None = None) -> list[int]:
         """Cuts a word into entries, each the longest that fits; a letter without an entry is dropped.
 
-        longest: limit of the letters of the first piece. With None, a known word is one piece.
+        longest: largest number of letters in the first piece. With None, a known word is one piece.
         """
         found, start = list[int](), 0
         while start < len(word):

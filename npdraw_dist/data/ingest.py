@@ -1,7 +1,7 @@
 """Reads a source once and writes its canonical shards, for the stage `data` and for `npdraw prepare`.
 
-Beside the shards lie rejects.jsonl and, once all is written, manifest.json. .done/<shard>.ids has hashes of
-the ids of a shard. Shapes: C channels, H x W pixels.
+The folder also gets rejects.jsonl and, once all shards are written, manifest.json. The file .done/<shard>.ids
+has the hashes of a shard's ids. Shapes: C channels, H x W pixels.
 """
 
 import io
@@ -31,14 +31,14 @@ from npdraw_dist.distributed.tasks import Pool, map_items
 
 Format = Literal["parquet", "webdataset"]
 Encode = Callable[[Rows, str, Sequence[str]], bytes]  # takes rows, their split, and the names of the classes
-Show = Callable[[int, float], None]  # called with the images written so far, and images/s
-OF_FILES = ("path", "splits", "classes")  # facts that the files of a source decide
+Show = Callable[[int, float], None]  # called with the number of images written so far, and images/s
+OF_FILES = ("path", "splits", "classes")  # facts that depend on the files of a source
 
 
 def encode_tar(rows: Rows, split: str, classes: Sequence[str]) -> bytes:
-    """WebDataset samples with png, cls, txt (words), and id if the key, which has no dot, differs from it."""
+    """Encodes WebDataset samples: png, cls, txt (words), and id if it differs from the key without dots."""
     buffer, labels, words = io.BytesIO(), rows.known_labels(), rows.words or [""] * len(rows)
-    # Fixed names and times, and the tar format that takes long names: same rows, same bytes.
+    # Owners and times are fixed, so that the same rows give the same bytes. The PAX format has long names.
     with TarWriter(buffer, user="", group="", mtime=0, encoder=False, format="PAX_FORMAT") as writer:
         for name, image, label, text in zip(rows.ids, rows.images, labels, words, strict=True):
             key = name.replace("%", "%25").replace(".", "%2E").replace("__", "%5F%5F")
@@ -63,7 +63,7 @@ FORMATS: dict[Format, tuple[Encode, str]] = {
 
 
 def settings_print(source: Source, format: Format = "parquet") -> str:
-    """The fingerprint of the settings that decide the shards."""
+    """The fingerprint of the settings that determine the content of the shards."""
     facts = source.facts()
     return fingerprint({"format": format} | {key: facts[key] for key in facts if key not in OF_FILES})
 
@@ -72,9 +72,10 @@ def settings_print(source: Source, format: Format = "parquet") -> str:
 class Ingest:
     """Writes the shards of a piece, one for each of its `splits`.
 
-    seed: shuffles the rows of training shards, since data are often sorted, and a stream mixes only what it
-    reads together. repeated: shard name -> hashes of ids that an earlier shard has too. These ids are
-    rejected, and only these shards are written. spent: shard name -> CPU seconds of writing it before.
+    seed: shuffles the rows of training shards, since data are often sorted, and a stream mixes only rows that
+    it reads together. repeated: shard name -> hashes of ids that an earlier shard also has; if given, only
+    these shards are written, without these ids. spent: shard name -> CPU seconds that were spent on writing
+    the shard before.
     """
 
     folder: ShardFolder
@@ -86,7 +87,7 @@ class Ingest:
     spent: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, piece: Piece) -> list[ShardFacts] | UserError:
-        """Returns an error if the piece is unreadable as a whole, so that other pieces go on."""
+        """Returns, not raises, an error if the whole piece is unreadable, so that the other pieces go on."""
         started, cpu_started, written = time.perf_counter(), time.thread_time(), list[ShardFacts]()
         splits = [s for s in self.splits if not self.repeated or piece.name(s) in self.repeated]
         try:
@@ -135,11 +136,11 @@ def ingest(
     show: Show = lambda images, rate: None,
     across_splits: bool = False,
 ) -> Written:
-    """Writes rejects.jsonl, and the shards of `splits` that are not done, in a claimed folder.
+    """Writes rejects.jsonl, and the shards of `splits` that are not written yet, in a claimed folder.
 
     If an id repeats in a split, or with `across_splits` in any split, only its first row is kept. Raises
-    UserError on more bad rows than data.max_bad_fraction, as soon as that is clear. Raises it after all other
-    pieces are written if one is unreadable as a whole. What is written stays.
+    UserError as soon as it is clear that the fraction of bad rows exceeds data.max_bad_fraction, and, after
+    all other pieces are written, if a whole piece is unreadable. Written shards stay.
     """
     encode, _ = FORMATS[format]
     write = Ingest(folder, encode, tuple(source.classes), tuple(splits), seed)
@@ -190,7 +191,7 @@ def _count(limit: RejectLimit, splits: tuple[Split, ...], shards: Sequence[Shard
 def _reject_repeated(
     write: Ingest, pieces: Sequence[Piece], done: dict[str, ShardFacts], across_splits: bool
 ) -> float:
-    """Writes shards again without the ids that an earlier shard, of their split or of any, has.
+    """Writes shards again without the ids that an earlier shard (of their split, or of any split) has.
 
     Returns the CPU seconds of this process.
     """

@@ -22,19 +22,18 @@ from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.distributed.tasks import map_items
 
 SCHEMA = pa.schema([("path", pa.large_string()), ("size", pa.int64()), ("modified", pa.int64())])
-ROWS = 1 << 16  # files that are Python objects at once
-MANY = 64  # top folders from which on tasks list them
-LISTED = 16  # folders that a task lists
+ROWS = 1 << 16  # number of files that are Python objects at the same time
+MANY = 64  # tasks list the top folders if there are at least this many
+LISTED = 16  # number of folders that one task lists
 File = tuple[str, int, int | None]
 
 
 def list_tree(filesystem: fs.FileSystem, root: str) -> pa.Table:
-    """The files below the folder `root`; no row if there is no such folder.
+    """The files below the folder `root`; no row if the folder does not exist.
 
-    Where Ray runs, its tasks list the top folders if there are many, since a shared storage takes up to a
-    millisecond for each file.
-    Links to local folders are followed, but not back to a folder above. A byte of a local name that is not
-    UTF-8 is written as \\xe9; `local_path` finds the file.
+    If Ray runs and there are many top folders, tasks list them, since a shared storage takes up to a
+    millisecond for each file. Links to local folders are followed, except back to a parent folder. A byte of
+    a local name that is not UTF-8 is escaped as \\xe9; `local_path` finds the file.
     """
     local = isinstance(filesystem, fs.LocalFileSystem)
     files_in = partial(_walk, root) if local else partial(_select, filesystem, root)
@@ -48,7 +47,7 @@ def list_tree(filesystem: fs.FileSystem, root: str) -> pa.Table:
 
 
 def local_path(root: str, path: str) -> Path:
-    """The local file at a path that `list_tree` gives."""
+    """The local file at a path that `list_tree` returns."""
     found = Path(root, path)
     if "\\x" in path and not found.exists():
         name = re.sub(rb"\\x([0-9a-f]{2})", lambda byte: bytes.fromhex(byte[1].decode()), os.fsencode(path))
@@ -57,16 +56,16 @@ def local_path(root: str, path: str) -> Path:
 
 
 def list_paths(filesystem: fs.FileSystem, root: str, paths: Sequence[str]) -> pa.Table:
-    """The files at these paths below `root`. No folder is listed."""
+    """The files at `paths` below `root`, found without listing any folder."""
     infos = filesystem.get_file_info([f"{root}/{path}" if root else path for path in paths])
     found = zip(paths, infos, strict=True)
     return _table((p, i.size, i.mtime_ns) for p, i in found if i.type == fs.FileType.File).sort_by("path")
 
 
 def below_root(paths: Sequence[str], root: str | None = None) -> tuple[str, list[str]]:
-    """A folder that holds all files `paths`, and their paths below it. "" is the top.
+    """A folder that contains all files `paths`, and their paths below the folder. "" is the top.
 
-    root: the folder; by default the deepest one.
+    root: the folder; by default the deepest folder that contains all files.
     """
     if root is None:
         root = posixpath.commonpath([posixpath.dirname(path) for path in paths]).rstrip("/")
@@ -74,7 +73,7 @@ def below_root(paths: Sequence[str], root: str | None = None) -> tuple[str, list
 
 
 def stamp_of(files: pa.Table) -> str:
-    """Hexadecimal SHA-256 of the rows, which changes if a file is new, gone or written again."""
+    """Hexadecimal SHA-256 of the rows, which changes if a file is added, removed or written again."""
     digest = hashlib.sha256()
     for batch in files.to_batches(ROWS):
         digest.update(json.dumps(batch.to_pydict()).encode())
@@ -95,7 +94,7 @@ def _table(files: Iterable[File]) -> pa.Table:
 
 
 def _infos(filesystem: fs.FileSystem, folder: str, deep: bool) -> list[fs.FileInfo]:
-    """The files and folders that a store lists below a folder; [] if there is no such folder."""
+    """The files and folders that a store lists below a folder; [] if the folder does not exist."""
     try:
         return filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True, recursive=deep))
     except NotADirectoryError:
@@ -134,5 +133,5 @@ def _walk(root: str, folder: str, deep: bool = True, above: tuple[str, ...] = ()
 def _scan(folder: str) -> Iterator[os.DirEntry[str]]:
     try:
         yield from os.scandir(folder)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the last: such as lost+found of a disk
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # not permitted: lost+found of a disk
         return

@@ -1,8 +1,8 @@
 """The Parquet files of a run: canonical shards of images, and the parses of each shard in the same order.
 
 Columns of images: id string, image fixed-size binary of C * H * W bytes, label int64 (-1 unknown), split
-string, and words string if an image has some. The schema's metadata states the shape. Columns of parses: id,
-whether, where and what as lists of T entries, squared_error float32 (mean over channels and pixels of the
+string, and words string if any image has words. The schema's metadata states the shape. Columns of parses:
+id, whether, where and what as lists of T entries, squared_error float32 (mean over channels and pixels of the
 canvas).
 Shapes: N images, C channels, H x W pixels, T steps.
 """
@@ -26,19 +26,19 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.storage import require_readable
 from npdraw_dist.data.rows import Rows
 
-ROW_GROUP_BYTES = 1 << 20  # of images in a row group of a file
-HUGGING_FACE = b"huggingface"  # key of a schema's metadata, in which `datasets` names classes
+ROW_GROUP_BYTES = 1 << 20  # bytes of the images in a row group of a file
+HUGGING_FACE = b"huggingface"  # key of a schema's metadata, under which `datasets` names classes
 SHAPE = b"shape"  # key of a schema's metadata: [C, H, W] of the images
 Z = ("whether", "where", "what")
 
 
 def rows_a_group(shape: tuple[int, int, int]) -> int:
-    """Rows of a row group in every file of images of this shape. The last group can have fewer."""
+    """Number of rows in each row group of a file of images of this shape. The last group can have fewer."""
     return max(ROW_GROUP_BYTES // math.prod(shape), 1)
 
 
 def digest_of(rows: Rows) -> int:
-    """The sum modulo 2**128 of a hash of each row (id, image, label, words): the order does not matter."""
+    """The sum modulo 2**128 of a hash of each row (id, image, label, words), independent of their order."""
     total = 0
     words = rows.words or [""] * len(rows)
     for name, image, label, text in zip(rows.ids, rows.images, rows.known_labels(), words, strict=True):
@@ -49,7 +49,7 @@ def digest_of(rows: Rows) -> int:
 
 
 def images_to_parquet(rows: Rows, split: str, classes: Sequence[str] = ()) -> bytes:
-    """The file of a canonical shard. classes: names of the labels, stated as the library `datasets` does."""
+    """The bytes of a canonical shard's file. classes: names of the labels, stored as `datasets` does."""
     shape = rows.images.shape[1:]
     size, pixels = math.prod(shape), pa.py_buffer(np.ascontiguousarray(rows.images))
     columns: dict[str, Any] = {
@@ -70,7 +70,7 @@ def images_to_parquet(rows: Rows, split: str, classes: Sequence[str] = ()) -> by
 def parses_to_parquet(
     ids: Sequence[str], z: PartSequence, squared_error: NDArray[np.float32], row_group: int
 ) -> bytes:
-    """The file of the parses z (N, T) of a shard. where and what are 0 where whether is 0."""
+    """The bytes of the file with the parses z (N, T) of a shard. where and what are 0 where whether is 0."""
     z = z.to("cpu").canonical()
     columns = {
         "id": pa.array(ids, pa.string()),
@@ -87,7 +87,7 @@ def _written(table: pa.Table, row_group: int) -> bytes:
 
 
 def _lists(rows: NDArray[Any]) -> pa.FixedSizeListArray:
-    """(N, T) -> N lists of T. int64 becomes an `index_type`."""
+    """(N, T) -> N lists of T entries. int64 is converted to an `index_type`."""
     if rows.dtype == np.int64:
         rows = rows.astype(index_type(int(rows.max(initial=0))))
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
@@ -105,12 +105,13 @@ def opened(
     footer: pq.FileMetaData | None = None,
     wrong: str = "is no readable shard of the run ({}); delete its folder and run the stage again",
 ) -> Iterator[pq.ParquetFile]:
-    """Yields a Parquet file. footer: of the file, if known.
+    """Yields a Parquet file. footer: the footer of the file, if known.
 
-    Raises UserError, with the message `wrong`, if the file or what the block reads of it is damaged.
+    Raises UserError, with the message `wrong`, if the file, or the part of it that the `with` block reads, is
+    damaged.
     """
     try:
-        # All columns are requested at once: a store answers each request after a while.
+        # All columns are requested at once, since each request to a store has latency.
         with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, metadata=footer) as file:
             yield file
     except (OSError, pa.ArrowInvalid) as error:

@@ -31,15 +31,15 @@ from npdraw_dist.data.parquet import Z, images_of, lists_of, opened
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Canonical
 
-READ_BYTES = 12 << 20  # bytes of the images that a stream reads at once; a default shard has as many
-MOST_IDS = 1 << 20  # `sample` chooses from about so many ids
-AHEAD = 3  # reads that a stream does at once
-IMAGES_AT_ONCE = 256  # images that `some_images` yields at once
-FOOTERS = 4096  # footers of files that stay in memory
+READ_BYTES = 12 << 20  # bytes of the images in one read of a stream; a default shard has as many
+MOST_IDS = 1 << 20  # `sample` chooses from about this many ids
+AHEAD = 3  # number of reads that a stream runs at the same time
+IMAGES_AT_ONCE = 256  # number of images that `some_images` yields at once
+FOOTERS = 4096  # number of file footers kept in memory
 
 
 class ShardFile(NamedTuple):
-    """A shard. path: below the folder of the images and below that of the parses. rows: by the manifest."""
+    """A shard. path: the same below the folders of images and of parses. rows: from the manifest."""
 
     path: str
     rows: int
@@ -55,9 +55,10 @@ class RowRange(NamedTuple):
 
 @dataclass(frozen=True)
 class RowGroups:
-    """The rows of some files in groups, in the order of the files. A group is in one file.
+    """The rows of some files in groups, in the order of the files. Each group is part of one file.
 
-    file, start, rows: (G,), the number of a group's file, its first row there, and how many rows it has.
+    file, start, rows: (G,), the index of each group's file, its first row in that file, and its number of
+    rows.
     """
 
     paths: Sequence[str]
@@ -67,7 +68,7 @@ class RowGroups:
 
     @classmethod
     def of(cls, files: Sequence[ShardFile], most: int) -> "RowGroups":
-        """most: rows of a group."""
+        """Cuts the rows of `files` into groups of at most `most` rows."""
         sizes = np.array([file.rows for file in files], np.int64)
         counts = -(-sizes // most)
         file = np.repeat(np.arange(len(sizes)), counts)
@@ -75,13 +76,13 @@ class RowGroups:
         return cls([file.path for file in files], file, start, np.minimum(sizes[file] - start, most))
 
     def reads(self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[RowRange]:
-        """The pieces of each range of rows [start, stop), which count over the groups in `order`."""
+        """Yields the pieces of each range [start, stop) of rows, counted over the groups in `order`."""
         ends = self.rows[order].cumsum()
         for start, stop in ranges:
             position = int(ends.searchsorted(start, "right"))
             while start < stop:
                 group, end = int(order[position]), int(ends[position])
-                shift = int(self.start[group] + self.rows[group]) - end  # to numbers of rows in the file
+                shift = int(self.start[group] + self.rows[group]) - end  # to rows of the file
                 yield RowRange(self.paths[self.file[group]], start + shift, min(stop, end) + shift)
                 start, position = end, position + 1
 
@@ -98,23 +99,24 @@ class Conditions:
         return self.vocabulary.column
 
     def read(self, table: pa.Table) -> Tensor:
-        """(N, A) tokens of the rows of a table."""
+        """The tokens (N, A) of the rows of a table."""
         known = self.column in table.column_names
         values = table[self.column].to_numpy() if known else [""] * len(table)
         return self.vocabulary.read(values, self.classes)
 
     def of_rows(self, rows: Rows) -> Tensor:
-        """(N, A) tokens of rows as a source gives them."""
+        """The tokens (N, A) of rows that a source returns."""
         values: dict[str, Any] = {"label": rows.known_labels(), "words": rows.words or [""] * len(rows)}
         return self.vocabulary.read(values[self.column], self.classes)
 
 
 @dataclass(frozen=True)
 class Parses:
-    """The images of one split with their parses, which are the rows of some shards, one after another.
+    """The images of one split with their parses; the rows are those of some shards, one after another.
 
-    Only names and numbers of rows are in memory. images: folder of the canonical shards. parses: folder of
-    their parses; None for the images alone. All methods raise UserError if a file is damaged.
+    Only the names of the files and their numbers of rows are in memory. images: folder of the canonical
+    shards. parses: folder of their parses; None if only the images are read. All methods raise UserError if a
+    file is damaged.
     """
 
     files: tuple[ShardFile, ...]
@@ -138,7 +140,7 @@ class Parses:
         return sum(file.rows for file in self.files)
 
     def some(self, most: int, seed: int) -> "Parses":
-        """The rows of at most `most` of the files, which the seed chooses, in their order."""
+        """The rows of at most `most` files, which the seed chooses and which keep their order."""
         if len(self.files) <= most:
             return self
         chosen = np.random.default_rng(seed).choice(len(self.files), most, replace=False)
@@ -151,9 +153,9 @@ class Parses:
         return whole[torch.from_numpy(_id_order([table["id"] for table in tables]))]
 
     def sample(self, limit: int, seed: int) -> Batch:
-        """At most `limit` rows in random order. The ids and the seed choose them, whatever the shards.
+        """At most `limit` rows in random order. The ids and the seed determine the choice, not the shards.
 
-        Of more than MOST_IDS rows, only some files are looked at, which the seed chooses.
+        With more than MOST_IDS rows, the choice is limited to some files, which the seed chooses.
         """
         if len(self) > MOST_IDS and len(self.files) > 1:
             most = max(len(self.files) * max(MOST_IDS, limit) // len(self), 1)
@@ -164,7 +166,7 @@ class Parses:
         return self.at(order[chosen.numpy()])
 
     def find(self, image_id: str) -> int | None:
-        """The row of the image with this id; None if there is none. Reads the ids of all files."""
+        """The row of the image with this id; None if no image has it. Reads the ids of all files."""
         row = pc.index(_joined(self._ids()), image_id).as_py()
         return None if row < 0 else int(row)
 
@@ -179,7 +181,7 @@ class Parses:
             own = rows[order[number == index]] - (ends[index] - file.rows)
             first = self._first_rows(file.path)
             groups = np.searchsorted(first, own, side="right") - 1
-            for group in np.unique(groups):  # one at a time in memory
+            for group in np.unique(groups):  # one group at a time in memory
                 batch = to_batch(self._read(file.path, self.columns, [int(group)]), self.conditions)
                 parts.append(batch[torch.from_numpy(own[groups == group] - first[group])])
             return Batch.cat(parts)
@@ -188,7 +190,7 @@ class Parses:
         return found[torch.from_numpy(np.argsort(order))]
 
     def some_images(self, limit: int, seed: int) -> Iterator[torch.Tensor]:
-        """Yields at most `limit` images, uint8 (M, C, H, W), that the seed chooses."""
+        """Yields batches, uint8 (M, C, H, W), of at most `limit` images in total that the seed chooses."""
         groups = RowGroups.of(self.files, IMAGES_AT_ONCE)
         order = np.random.default_rng(seed).permutation(len(groups.rows))
         alone = replace(self, parses=None, conditions=None)
@@ -202,10 +204,10 @@ class Parses:
     def stream(
         self, groups: RowGroups, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]
     ) -> Iterator[Batch]:
-        """Yields each range of rows [start, stop), which count over the groups in `order`.
+        """Yields the rows of each range [start, stop), counted over the groups in `order`.
 
-        Threads read ahead. They leave the interpreter to the training step, which a task of Ray Data in the
-        same process did not; `docs/results` has the rates.
+        Threads read ahead. They leave the interpreter free for the training step, unlike a task of Ray Data
+        in the same process; `docs/results` has the rates.
         """
         with background_threads(AHEAD, "stream") as pool:
             ahead: deque[Future[Batch]] = deque()
@@ -238,7 +240,7 @@ class Parses:
         return ["image", *(Z if self.parses else ()), *condition]
 
     def texts(self, most: int) -> Iterator[list[str]]:
-        """Yields the words of the first files, of about `most` images; nothing if they have no words."""
+        """Yields the words of the first files, about `most` images in total; nothing if they lack words."""
         for file in self.files:
             if most <= 0:
                 return
@@ -248,7 +250,7 @@ class Parses:
             most -= file.rows
 
     def _read(self, path: str, columns: Sequence[str], groups: Sequence[int] | None = None) -> pa.Table:
-        """The columns of a shard, of its images and of its parses. groups: row groups, all if None."""
+        """The columns of a shard's images and parses. groups: the row groups to read, all if None."""
         table = self._part(self.images, path, [name for name in columns if name not in Z], groups)
         steps = [name for name in columns if name in Z]
         if steps and self.parses is not None:
@@ -266,14 +268,14 @@ class Parses:
             return file.read(columns=own) if groups is None else file.read_row_groups(groups, columns=own)
 
     def _first_rows(self, path: str) -> NDArray[np.int64]:
-        """The first row of each row group of a shard, then the number of all its rows."""
+        """The first row of each row group of a shard, then the number of rows of the shard."""
         footer = self._footer(True, path)
         sizes = (footer.row_group(group).num_rows for group in range(footer.num_row_groups))
         return np.cumsum([0, *sizes])
 
     @cached_property
     def _footer(self) -> Callable[[bool, str], pq.FileMetaData]:
-        """Reads the footer of a file once."""
+        """A function that reads the footer of a file and caches it."""
 
         @lru_cache(FOOTERS)
         def footer(is_image: bool, path: str) -> pq.FileMetaData:
@@ -287,7 +289,7 @@ class Parses:
         return {name: value for name, value in self.__dict__.items() if name != "_footer"}
 
     def _ids(self) -> list[pa.ChunkedArray]:
-        """The ids of each file, read by threads: Ray Data would take seconds to start."""
+        """The ids of each file, read by threads, since Ray Data would take seconds to start."""
         return in_threads(lambda file: self._read(file.path, ["id"])["id"], self.files)
 
     def _join(self, batches: list[Batch]) -> Batch:
@@ -308,7 +310,7 @@ def _id_order(ids: list[pa.ChunkedArray]) -> NDArray[np.int64]:
 
 
 def to_batch(table: pa.Table, conditions: Conditions | None = None) -> Batch:
-    """The batch of a table, in the types of the disk. T is 0 if the table has no parses."""
+    """The batch of a table, with the number types of the file. T is 0 if the table has no parses."""
     images = torch.tensor(images_of(table))
     condition = () if conditions is None else (conditions.read(table),)
     if "whether" not in table.column_names:

@@ -1,4 +1,4 @@
-"""Finds ids that several shards have, by the hashes of ids in a small file beside each shard.
+"""Finds ids that occur in several shards, from the hashes of ids in a small file beside each shard.
 
 Tasks first join the hashes of GROUP shards in one file. Then each task takes a range of hashes and reads that
 part of the joined files. So a shard's file is read once, and neither the memory of a task nor the work of the
@@ -17,11 +17,11 @@ from pyarrow import fs
 from npdraw_dist.core.storage import in_threads, read_bytes, write_bytes
 from npdraw_dist.distributed.tasks import map_items
 
-Hash = tuple[int, int]  # 128 bits, so that two ids of a billion do not share one
+Hash = tuple[int, int]  # 128 bits, so that no two of a billion ids have the same hash
 Hashes = NDArray[np.uint64]  # (N, 3): two halves of a hash, number of the shard; sorted by the first column
 
 RANGES = 256  # largest number of ranges, one for each value of a hash's first byte
-IDS_AT_ONCE = 1 << 23  # ids that a task looks at, of 24 bytes each
+IDS_AT_ONCE = 1 << 23  # number of ids that a task compares, of 24 bytes each
 GROUP = 512  # shards whose hashes are joined in one file
 
 
@@ -31,7 +31,7 @@ def hash_of(image_id: str) -> Hash:
 
 
 def write_hashes(filesystem: fs.FileSystem, path: str, ids: Sequence[str]) -> None:
-    """The hashes of the ids of a shard, in their order."""
+    """Writes the hashes of the ids of a shard, in the order of the ids."""
     hashes = np.array([hash_of(name) for name in ids], "<u8").reshape(len(ids), 2)
     write_bytes(filesystem, path, hashes.tobytes())
 
@@ -39,9 +39,10 @@ def write_hashes(filesystem: fs.FileSystem, path: str, ids: Sequence[str]) -> No
 def repeated_ids(
     filesystem: fs.FileSystem, folder: str, shards: Sequence[str], ids: int
 ) -> dict[str, set[Hash]]:
-    """Shard name -> hashes of ids that an earlier shard has too.
+    """Shard name -> hashes of its ids that an earlier shard also has.
 
-    shards: names of the files <folder>/<name>.ids, earlier ones first. ids: about how many these hold.
+    shards: names of the files <folder>/<name>.ids, earlier ones first. ids: about how many ids these files
+    have.
     """
     starts = range(0, len(shards), GROUP)
     join = partial(_join, filesystem, folder, tuple(shards))
@@ -73,7 +74,7 @@ def _join(filesystem: fs.FileSystem, folder: str, shards: tuple[str, ...], start
 
 
 def _find(filesystem: fs.FileSystem, joined: Sequence[str], ends: tuple[int, int]) -> dict[int, set[Hash]]:
-    """Number of a shard -> hashes in the range [first, last) of first bytes that an earlier shard has too."""
+    """Shard index -> hashes that an earlier shard also has. ends: range [first, last) of first bytes."""
     found = in_threads(lambda path: _read(filesystem, path, *ends), joined)
     hashes = np.concatenate([np.zeros((0, 3), np.uint64), *found])
     hashes = hashes[np.lexsort(hashes.T[::-1])]  # equal hashes lie together, in the order of the shards

@@ -1,4 +1,4 @@
-"""Images with their ids, as a source is read, and the rows that are rejected.
+"""Images with their ids, as read from a source, and the rows that are rejected.
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -19,7 +19,7 @@ from npdraw_dist.core.pictures import BadPicture, Frame
 from npdraw_dist.core.storage import write_text
 
 REJECTS = "rejects.jsonl"
-LEAST_ROWS = 1000  # rows that are read before a stage may stop, if their total is unknown
+LEAST_ROWS = 1000  # least number of rows read before a stage may stop for bad rows, if the total is unknown
 
 RejectLine = dict[str, str]  # id, reason and shard, as in rejects.jsonl
 
@@ -38,8 +38,8 @@ class Rows:
 
     ids: N strings, stable and unique. images: (N, C, H, W) uint8. labels: (N,) int64 with -1 for unknown, or
     None. rejects: the rows that were skipped. left_out: reason -> how many other rows the source leaves out,
-    such as blank glyphs. words: N texts about the images, "" for none; or None. Raises ValueError on anything
-    else.
+    such as blank glyphs. words: N texts about the images, "" for none; or None. Raises ValueError if a field
+    has another form.
     """
 
     ids: list[str]
@@ -65,7 +65,7 @@ class Rows:
 
     @classmethod
     def cat(cls, parts: Sequence["Rows"]) -> "Rows":
-        """The rows of one or more parts. An id that an earlier part has too is rejected."""
+        """The rows of one or more parts. A row whose id an earlier part also has is rejected."""
         ids: dict[str, None] = {}
         kept, left_out = [], Counter[str]()
         for part in parts:
@@ -81,7 +81,7 @@ class Rows:
         return cls(list(ids), images, labels, rejects, dict(left_out), words)
 
     def known_labels(self) -> NDArray[np.int64]:
-        """(N,), -1 for unknown."""
+        """The labels (N,), with -1 for unknown."""
         return np.full(len(self), -1, np.int64) if self.labels is None else self.labels
 
     def without(self, ids: Container[str]) -> "Rows":
@@ -106,7 +106,7 @@ class Rows:
 
 
 class RowBuilder:
-    """Collects the rows of a shard. left_out: as in `Rows`; the caller counts."""
+    """Collects the rows of a shard. left_out: as in `Rows`; the caller counts these rows."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self._shape, self.left_out = shape, Counter[str]()
@@ -116,7 +116,7 @@ class RowBuilder:
         self._rejects: list[Reject] = []
 
     def add(self, name: str, label: int, read: Callable[[], NDArray[np.uint8]], words: str = "") -> None:
-        """Adds the image that `read` gives, or rejects the row if it raises BadPicture.
+        """Adds the image that `read` returns, or rejects the row if it raises BadPicture.
 
         label: the number of a class, -1 if it is unknown. Any other label rejects the row.
         """
@@ -146,7 +146,7 @@ def frame_of(data: DataConfig) -> Frame:
 
 
 def write_rejects(filesystem: fs.FileSystem, folder: str, lines: Sequence[RejectLine]) -> None:
-    """Writes rejects.jsonl, sorted by shard. Without rejects it only empties the file of an earlier run."""
+    """Writes rejects.jsonl, sorted by shard. Without rejects, only empties the file of an earlier run."""
     path = f"{folder}/{REJECTS}"
     if lines or filesystem.get_file_info(path).type == fs.FileType.File:
         in_order = sorted(lines, key=lambda line: line["shard"])
@@ -154,7 +154,7 @@ def write_rejects(filesystem: fs.FileSystem, folder: str, lines: Sequence[Reject
 
 
 def check_rejects(rejects: int, total: int, data: DataConfig, listed: bool = True) -> None:
-    """Raises UserError on more rejects than data.max_bad_fraction. listed: if rejects.jsonl names them."""
+    """Raises UserError if rejects exceed data.max_bad_fraction. listed: whether rejects.jsonl lists them."""
     if rejects > data.max_bad_fraction * total:
         raise UserError(
             f"{rejects} of {total} rows of data.source {data.source} are bad, more than "
@@ -166,9 +166,10 @@ def check_rejects(rejects: int, total: int, data: DataConfig, listed: bool = Tru
 class RejectLimit:
     """Counts rows while pieces are read, in any order, and reports when too many are bad.
 
-    Too many are bad if good rows alone cannot bring their share down to `data.max_bad_fraction`. splits: the
-    splits of each piece. total: rows of all pieces. If it is None, each piece to come counts as the mean of
-    the pieces that were read with its splits, once LEAST_ROWS rows are read.
+    Too many rows are bad if their share exceeds `data.max_bad_fraction` even if all other rows are good.
+    splits: the splits of each piece. total: rows of all pieces. If it is None, it is estimated once
+    LEAST_ROWS rows are read: a piece that is not read yet counts as the mean of the pieces that have its
+    splits and are read.
     """
 
     def __init__(self, data: DataConfig, splits: Iterable[tuple[str, ...]], total: int | None) -> None:
@@ -182,7 +183,7 @@ class RejectLimit:
         return self.images + self.rejects
 
     def add(self, splits: tuple[str, ...], images: int, rejects: int) -> bool:
-        """Counts a piece that was read. True if too many rows are bad."""
+        """Counts a piece that was read. Returns whether too many rows are bad."""
         self._read[splits] += 1
         self._rows[splits] += images + rejects
         self.images += images

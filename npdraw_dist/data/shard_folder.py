@@ -1,8 +1,8 @@
-"""A folder of canonical shards, or of their parses, which a killed run continues to write.
+"""A folder of canonical shards, or of their parses. A run that was killed can continue to write it.
 
-<root>/<split>/<shard>.<suffix> is a shard. <root>/.done/<shard>.json is its sidecar, which is written later:
-a shard without one is made again. <root>/.done/source.json says what the shards are made from.
-The driver reads and writes nothing that grows with the images.
+<root>/<split>/<shard>.<suffix> is a shard. <root>/.done/<shard>.json is its sidecar, which is written after
+the shard; a shard without a sidecar is made again. <root>/.done/source.json says what the shards are made
+from. The driver reads and writes nothing that grows with the images.
 """
 
 import json
@@ -34,8 +34,8 @@ class ShardFacts:
     """What a sidecar says about a shard.
 
     file: None if the shard has no good row. seconds, core_seconds: the time, and the CPU time of the thread,
-    to read, encode and write it. digest: hexadecimal `parquet.digest_of` its rows. left_out: as in `Rows`.
-    numbers: more that the writer records, such as sums of errors.
+    to read, encode and write the shard. digest: hexadecimal `parquet.digest_of` its rows. left_out: as in
+    `Rows`. numbers: further values that the writer records, such as sums of errors.
     """
 
     shard: str
@@ -53,7 +53,7 @@ class ShardFacts:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """made_from: fingerprint of all that decides the content of the shards. suffix: ends their names."""
+    """made_from: fingerprint of what determines the content of the shards. suffix: end of their names."""
 
     filesystem: fs.FileSystem
     root: str
@@ -61,7 +61,7 @@ class ShardFolder:
     suffix: str = "parquet"
 
     def owner(self) -> str | None:
-        """The fingerprint of the last claim; None if there was none. Raises UserError on damage."""
+        """The fingerprint of the last claim; None if there was none. Raises UserError if it is damaged."""
         marker = f"{self.root}/{DONE}/{MARKER}"
         if not is_file(self.filesystem, marker):
             return None
@@ -96,14 +96,14 @@ class ShardFolder:
         path = f"{self.root}/{self.path(facts.shard, facts.split)}"
         if facts.file is not None:
             write_bytes(self.filesystem, path, content)
-        elif is_file(self.filesystem, path):  # rows that an earlier call wrote
+        elif is_file(self.filesystem, path):  # a file that an earlier call wrote
             self.filesystem.delete_file(path)
         sidecar = f"{self.root}/{DONE}/{facts.shard}.json"
         write_text(self.filesystem, sidecar, json.dumps(asdict(facts)))
         return facts
 
     def done(self) -> dict[str, ShardFacts]:
-        """shard name -> facts of each whole shard, which has a sidecar and a file of the recorded size."""
+        """Shard name -> facts of each complete shard, which has a sidecar and a file of the recorded size."""
         start, sizes = f"{self.root}/{DONE}/", dict(list_files(self.filesystem, self.root))
         sidecars = [p for p in sizes if p.startswith(start) and p.endswith(".json") and p != start + MARKER]
         texts = in_threads(lambda path: read_bytes(self.filesystem, path), sidecars)
@@ -117,9 +117,10 @@ class ShardFolder:
 
 @dataclass(frozen=True)
 class Written:
-    """All shards of the splits `of`. new: images that this call wrote.
+    """All shards of the splits `of`. new: number of images that this call wrote.
 
-    driver_s: CPU seconds that this process spent on reading and writing the shards; 0 where Ray's tasks do.
+    driver_s: CPU seconds that this process spent on reading and writing the shards; 0 if tasks of Ray do
+    this.
     """
 
     shards: Sequence[ShardFacts]
@@ -142,12 +143,12 @@ class Written:
 
     @property
     def splits(self) -> dict[str, int]:
-        """Images of each split."""
+        """Number of images in each split."""
         return {split: sum(f.rows for f in self.shards if f.split == split) for split in self.of}
 
     @property
     def digests(self) -> dict[str, str]:
-        """Hexadecimal digest of the rows of each split, whatever their order and shards."""
+        """Hexadecimal digest of the rows of each split, independent of their order and shards."""
         sums = {split: sum(int(f.digest, 16) for f in self.shards if f.split == split) for split in self.of}
         return {split: f"{total % 2**128:032x}" for split, total in sums.items()}
 

@@ -1,4 +1,4 @@
-"""Cuts a source of images in pieces, which the ingest reads. A piece is small and can be pickled.
+"""Cuts a source of images into pieces, which the ingest reads. A piece is small and can be pickled.
 
 Each piece costs the driver requests, memory and a message, so a piece has many parts if they are small.
 """
@@ -24,16 +24,16 @@ from npdraw_dist.data.readers.known import DOWNLOADS
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import SPLITS, Split, named_split, stated_split, subset
 
-FEW = 1024  # if there are at most so many parts, each is a piece, so that all cores have work
-MOST_BYTES = 64 << 20  # bytes of the images of a piece of several parts
-PARTS, LEAST_ROWS = 8, 2048  # shards of a small listed set, and the least rows of a shard
+FEW = 1024  # up to this number of parts, each part is a piece, so that all cores have work
+MOST_BYTES = 64 << 20  # largest number of bytes of the images in a piece of several parts
+PARTS, LEAST_ROWS = 8, 2048  # number of shards of a small listed set, and least number of rows of each
 
 # Reads the rows of a part that are in some splits.
 Read = Callable[[Collection[Split]], dict[Split, Rows]]
 
 
 class Part(NamedTuple):
-    """A file, or a part of one. splits: those that its rows can be in. read: can be pickled."""
+    """A file, or a part of a file. splits: the splits that its rows can be in. read: can be pickled."""
 
     splits: tuple[Split, ...]
     read: Read
@@ -41,14 +41,14 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Parts of a source that are read together. number: stands in the names of the piece's shards."""
+    """Parts of a source that are read together. number: is part of the names of the piece's shards."""
 
     number: int
     splits: tuple[Split, ...]
     reads: tuple[Read, ...]
 
     def read(self, splits: Collection[Split]) -> dict[Split, Rows]:
-        """The rows in each of `splits`. Raises UserError if the piece is unreadable as a whole."""
+        """The rows in each of `splits`. Raises UserError if the whole piece is unreadable."""
         wanted = [split for split in self.splits if split in splits]
         found = [read(wanted) for read in self.reads]
         return {split: Rows.cat([rows[split] for rows in found]) for split in wanted}
@@ -74,10 +74,10 @@ class Shard:
 class Source:
     """A data set in parts.
 
-    parts: all of the data set, in a fixed order. counts: images of each split before any is rejected; None,
-    or no entry, if known only after reading. stamp: changes with the files (`listing.stamp_of`). classes:
-    names of the labels, in order, if known. canonical: the shards, where a manifest states them. unique:
-    whether no id can come twice.
+    parts: all of the data set, in a fixed order. counts: number of images in each split before rejection;
+    None, or no entry, if it is known only after reading. stamp: changes with the files (`listing.stamp_of`).
+    classes: names of the labels, in order, if known. canonical: the canonical shards, if the data set
+    consists of them. unique: whether no id can occur twice.
     """
 
     data: DataConfig
@@ -90,7 +90,7 @@ class Source:
     unique: bool = False
 
     def pieces(self) -> list[Piece]:
-        """All pieces, in a fixed order. A number always stands for the same rows."""
+        """All pieces, in a fixed order. The number of a piece always stands for the same rows."""
         # A part of unknown length counts as `data.rows_a_shard` images.
         most = MOST_BYTES // (self.data.rows_a_shard * math.prod(self.data.shape))
         each = 1 if self.canonical else max(min(len(self.parts) // FEW, most), 1)
@@ -108,7 +108,7 @@ class Source:
         return [Shard(p.name(split), split, p) for p in self.pieces() if split in p.splits]
 
     def count(self, *splits: Split) -> int | None:
-        """Images of the splits, or of all, before any is rejected; None if known only after reading."""
+        """Images of `splits` (all if none is given) before rejection; None if known only after reading."""
         counts = [self.counts.get(split) for split in splits or SPLITS]
         return None if None in counts else sum(count or 0 for count in counts)
 
@@ -135,10 +135,10 @@ def listed(
 ) -> Source:
     """A source whose images are all listed, with exact splits and shards of at most `data.rows_a_shard` rows.
 
-    A small set is cut for the cores of a machine, unless `data.shard_rows` is given. read: can be pickled.
-    items: what `read` needs for each image of a split, as a list, or as a sequence with a method `take`.
-    `data.fraction` takes the first of the shuffled training items, so subsets are nested and a shard mixes
-    the classes. classes: names of the labels, in order, if they have any.
+    A small set is cut into smaller shards to use the cores of a machine, unless `data.shard_rows` is given.
+    read: can be pickled. items: what `read` needs for each image of a split, as a list, or as a sequence with
+    a method `take`. `data.fraction` takes the first of the shuffled training items, so subsets are nested and
+    a shard mixes the classes. classes: names of the labels, in order, if they have any.
     """
     if not len(items["train"]):
         raise UserError(f"data.source {data.source} has no training image; see --data.path and fractions")
@@ -166,7 +166,7 @@ def of_files(
     stamp: str,
     classes: Sequence[str] = (),
 ) -> Source:
-    """A source of files that only the workers read."""
+    """A source of files, which only the workers read."""
     if not any("train" in part.splits for part in parts):
         raise UserError(f"data.path {data.path} has no training shard of data.source {data.source}")
     known: Mapping[Split, int | None] = counts if data.fraction == 1 else {**counts, "train": None}
@@ -174,7 +174,7 @@ def of_files(
 
 
 def packed(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Yields (start, stop) of consecutive sizes whose sum is at most `most`. A larger size is alone."""
+    """Yields ranges (start, stop) of sizes whose sum is at most `most`. A larger size is in its own range."""
     start = total = 0
     for number, size in enumerate(sizes):
         if number > start and total + size > most:
@@ -187,7 +187,7 @@ def packed(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Canonical:
-    """Canonical shards below a folder, by their manifest."""
+    """Canonical shards below a folder, as their manifest states them."""
 
     filesystem: fs.FileSystem
     root: str
@@ -205,7 +205,7 @@ class Canonical:
         return display_path(self.filesystem, self.root)
 
     def source(self, data: DataConfig, seed: int) -> Source:
-        """The source of these shards as they are."""
+        """The source that reads these shards unchanged."""
         parts = [
             Part((split,), partial(_read_listed, self.read, split, file))
             for split in SPLITS
@@ -224,7 +224,7 @@ class Canonical:
 class Layout(NamedTuple):
     """The split of each file, if its folder, its name or a manifest of `prepare` states it.
 
-    files: as `listing` gives them. own: all splits that are stated.
+    files: a table as `listing` returns it. own: all splits that are stated.
     """
 
     files: pa.Table
@@ -245,8 +245,8 @@ def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], r
     such as Hugging Face's `test-00000-of-00001.parquet` states a split. root: the folder of the files, which
     may hold the manifest of `prepare`; None for a single file or a pattern.
     Prepared data keep their splits. If they have no validation images, `data.valid_fraction` of the training
-    images is held out by the hash of the id; then the images of these two splits are not counted. Raises
-    UserError if the manifest states images of another shape than `data`.
+    images is held out by the hash of the id; then the numbers of images in these two splits are unknown.
+    Raises UserError if the manifest states images of another shape than `data`.
     """
     above, names = below_root(paths, root)
     of_folders = [stated_split(posixpath.basename(posixpath.dirname(name))) for name in names]
@@ -278,7 +278,7 @@ def require_shape(data: DataConfig, prepared: Prepared) -> None:
 
 
 def open_source(data: DataConfig, seed: int, download: bool = True) -> Source:
-    """The data set that `data` names, its splits drawn with `seed`. Raises UserError if it is missing.
+    """The data set that `data` names, with splits drawn by `seed`. Raises UserError if it is missing.
 
     download: whether torchvision may download a known set that is missing.
     """

@@ -1,4 +1,4 @@
-"""Decides the split of each image, by a seeded permutation of listed images, else by a hash of the id."""
+"""Decides the split of each image, by a seeded permutation of listed images, or by a hash of the id."""
 
 import hashlib
 import re
@@ -40,10 +40,10 @@ def holdout(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item],
 
 
 def stratified(labels: NDArray[np.int64], shares: tuple[float, float], seed: int) -> list[list[int]]:
-    """The indices of the test, validation and training images. shares: of test and valid in each class.
+    """The indices of the test, validation and training images. shares: of test and valid in a class.
 
-    Each class is cut at the rounded cumulative shares of its own permutation. TEST_SEED permutes the class,
-    then `seed` permutes all but the test images.
+    The images of each class are permuted and cut at the rounded cumulative shares. TEST_SEED permutes the
+    class, then `seed` permutes all but the test images.
     """
     parts: list[list[int]] = [[], [], []]
     for label in np.unique(labels):
@@ -80,7 +80,7 @@ def grouped(
 
 
 def subset(items: Sequence[Item], fraction: float, seed: int) -> Sequence[Item]:
-    """The first round(fraction * N), at least 1, of a seeded permutation, so that subsets are nested.
+    """The first round(fraction * N), at least 1, items of a seeded permutation, so that subsets are nested.
 
     items: a list, or a sequence with a method `take(order)`.
     """
@@ -102,7 +102,7 @@ def stated_split(word: str | None) -> Split | None:
 def named_split(path: str) -> Split | None:
     """The split that a word in the name of a file states, such as `mnist-train-000000.tar`.
 
-    None if no word states a split, or words state two.
+    None if no word states a split, or if words state different splits.
     """
     words = re.findall("[a-z]+", path.rpartition("/")[2].lower())
     found = {WORDS[word] for word in words if word in WORDS}
@@ -111,7 +111,7 @@ def named_split(path: str) -> Split | None:
 
 @dataclass(frozen=True)
 class HashSplit:
-    """Splits rows one by one, by a stable hash of the id. valid, test: shares of the rows.
+    """Splits rows independently, by a stable hash of the id. valid, test: shares of the rows.
 
     TEST_SEED draws the test split, and `seed` the validation split.
     """

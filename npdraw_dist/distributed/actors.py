@@ -1,4 +1,4 @@
-"""Work in Ray actors: objects that share the cluster, and a piece of the driver's work that needs a GPU."""
+"""Runs work in Ray actors: on objects spread over the cluster, or a driver's work that needs a GPU."""
 
 import math
 import time
@@ -13,8 +13,8 @@ from npdraw_dist.core.process import COMPUTE, is_quiet, local_device
 from npdraw_dist.distributed import resources
 from npdraw_dist.distributed.start import can_grow, ray_runs
 
-SURVIVE: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3}  # deaths of an actor's process or node
-WAIT_S = 30.0  # between two lines that no GPU is free
+SURVIVE: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3}  # deaths that an actor survives
+WAIT_S = 30.0  # between two messages that no GPU is free
 
 Result = TypeVar("Result")
 
@@ -22,8 +22,8 @@ Result = TypeVar("Result")
 class Actors:
     """An actor with the object `kind(*arguments)` for each item of `arguments`.
 
-    No call may change an object, since Ray starts an actor that dies anew. Each actor holds a GPU, or a CPU
-    if gpu is False or the cluster has no GPU, and a share of one if there are more actors.
+    No call may change an object, since Ray restarts a dead actor with a new object. Each actor reserves a
+    GPU, or a CPU if gpu is False or the cluster has no GPU. Actors share one if there are too few.
     """
 
     def __init__(self, kind: type, arguments: Sequence[tuple[Any, ...]], gpu: bool | None) -> None:
@@ -36,7 +36,7 @@ class Actors:
         self._actors = [actor.remote(*each) for each in arguments]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """The results of `method(*arguments)`, an actor each. Raises the UserError that an actor raises."""
+        """The result of `method(*arguments)` from each actor. Raises the UserError that an actor raises."""
         import ray
 
         try:
@@ -56,20 +56,21 @@ class Actors:
 
 
 def _share(total: int, count: int) -> float:
-    """The share of a CPU or GPU, of `total` ones, for each of `count` actors: 1 or 1/n; 0 if total is 0."""
+    """The share of a CPU or GPU per actor, for `count` actors on `total` units: 1 or 1/n; 0 if total is 0."""
     return resources.UNITS // math.ceil(count / total) / resources.UNITS if total else 0.0
 
 
 def _own(error: Any) -> Exception:
-    """The UserError that a task raised; Ray's error if it raised another one."""
+    """The UserError that a task raised; Ray's error if the task raised another exception."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, UserError) else error
 
 
 def has_gpu(scale: ScaleConfig) -> bool:
-    """Whether `on_gpu` uses a GPU: the cluster or, with scale.num_workers 0, this process has one to use.
+    """Whether `on_gpu` has a GPU to use, in the cluster or, with scale.num_workers 0, in this process.
 
-    Also true if scale.use_gpu requires one and the cluster can grow, since an idle node may be gone for now.
+    Also true if scale.use_gpu requires a GPU and the cluster can grow, since an autoscaler may have removed
+    an idle GPU node.
     """
     if scale.in_process:
         return local_device(scale.use_gpu).type == "cuda"
@@ -84,9 +85,10 @@ def on_gpu(
 ) -> tuple[Result, float]:
     """Runs `work(device, *arguments)` on a GPU if the cluster `has_gpu`; returns its result and CPU seconds.
 
-    A process of its own holds the GPU and ends with the work: the driver's node may have no GPU, and a CUDA
-    context of the driver would keep some hundred MB. Without a GPU the work runs in this process and counts
-    0 seconds. title: names the work in the line that it waits. Raises the UserError that `work` raises.
+    A separate process holds the GPU and ends with the work: the driver's node may have no GPU, and a CUDA
+    context in the driver would occupy some hundred MB. Without a GPU, or with scale.num_workers 0, the work
+    runs in this process, and 0 seconds are returned. title: names the work in the message that it waits for a
+    GPU. Raises the UserError that `work` raises.
     """
     if scale.in_process or not has_gpu(scale):
         device = local_device(scale.use_gpu) if scale.in_process else torch.device("cpu")
@@ -99,7 +101,7 @@ def on_gpu(
     remote: Any = ray.remote(num_cpus=1, num_gpus=resources.ray_share(share), **SURVIVE)(_Process)
     process = remote.options(
         runtime_env={"env_vars": variables},
-        scheduling_strategy="DEFAULT",  # not in the bundle of a trial of Tune, which has no GPU
+        scheduling_strategy="DEFAULT",  # not in the placement group of a Tune trial, which has no GPU
     ).remote()
     try:
         ready = process.ready.remote()
@@ -128,6 +130,6 @@ class _Process:
 
 
 def _threads(nodes: list[resources.Node], share: float) -> int:
-    """The CPUs per share of a GPU, on the node with the fewest, though the actor reserves only one."""
+    """The CPUs per share of a GPU on the node where they are fewest, though the actor reserves only one."""
     each = [node.cpus / node.gpus for node in nodes if resources.room([node], 1, share)]
     return max(int(min(each, default=1) * share), 1)

@@ -21,18 +21,18 @@ from npdraw_dist.training.context import RunContext
 from npdraw_dist.training.device import usable
 
 LOOK_EVERY_S = 2.0  # how often ranks look for a notice that the cloud takes back a node of the run
-MOST_STEPS = 1000  # between two looks
+MOST_STEPS = 1000  # at most, between two looks for a notice
 SAVE_EVERY_S = 20.0  # between two checkpoints after a notice
 
 BUCKETS = 4  # groups of gradients that ranks average during the backward pass
 LEAST_BUCKET_MB, LARGEST_BUCKET_MB = (
     1.0,
     25.0,
-)  # a smaller one is bound by latency; the largest is torch's default
+)  # latency limits smaller buckets; the largest size is torch's default
 
 
 def ddp_settings(module: nn.Module) -> dict[str, Any]:
-    """The settings of DistributedDataParallel: about BUCKETS buckets, and no broadcast of equal buffers."""
+    """The settings of DistributedDataParallel: about BUCKETS buckets; buffers are equal and not broadcast."""
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     size_mb = trained / BUCKETS / 2**20
     return {
@@ -45,7 +45,7 @@ def ddp_settings(module: nn.Module) -> dict[str, Any]:
 class RayContext(RunContext):
     """A worker of the Ray Train (V2) run in `folder`. began: Unix time of the start of the stage."""
 
-    removes_saved = True  # training goes on while a checkpoint is uploaded
+    removes_saved = True  # training continues while a checkpoint is uploaded
 
     def __init__(
         self,
@@ -57,14 +57,14 @@ class RayContext(RunContext):
     ) -> None:
         device = usable(ray.train.torch.get_device())
         show, say = mailbox.show.remote, mailbox.say.remote
-        display: Any = SimpleNamespace(show=show, say=say, record=say)  # the driver's
+        display: Any = SimpleNamespace(show=show, say=say, record=say)  # the driver's display
         super().__init__(filesystem, folder, device, criterion, display)
         self.began = began
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self._watched = os.environ.get(PREEMPTION_WATCHER) != "0"
         self._saved_at = -SAVE_EVERY_S
-        self._steps, self._gap = 0, 1  # since the last look for a notice, and from it to the next
+        self._steps, self._gap = 0, 1  # steps since the last look for a notice; steps until the next
         self._looked_at = time.monotonic()
 
     def wrap(self, module: nn.Module) -> nn.Module:
@@ -84,7 +84,7 @@ class RayContext(RunContext):
     def restore(self, load: checkpoint.Load) -> checkpoint.Newest | None:
         # Rank 0 reads the storage, not Ray Train's list of checkpoints, which can name a damaged one.
         own = checkpoint.newest(self.filesystem, self.folder, load) if self.rank == 0 else None
-        sent = own and own._replace(progress={})  # Ray warns if it sends more than 1 kB
+        sent = own and own._replace(progress={})  # Ray warns about broadcasts of more than 1 kB
         found: checkpoint.Newest | None = ray.train.collective.broadcast_from_rank_zero(sent)
         if own is not None:
             self.resumed(own)
@@ -113,14 +113,14 @@ class RayContext(RunContext):
         return bool(due)
 
     def publish(self, metrics: dict[str, Any], saved: Path | None, name: str, at_once: bool = False) -> None:
-        """Uploads the checkpoint folder `saved` while training goes on, or before it goes on if `at_once`."""
+        """Uploads the checkpoint folder `saved` during training, or before training goes on if `at_once`."""
         score = self.criterion.name
         if not math.isfinite(metrics.get(score, 0.0)):
             metrics = {**metrics, score: self.criterion.worst}
         if saved is None:
             ray.train.report(metrics, checkpoint_dir_name=name)
             return
-        # `report` waits for the previous upload, and the end of the worker for all uploads.
+        # `report` waits for the previous upload. Before a worker ends, Ray Train waits for all its uploads.
         modes = ray.train.CheckpointUploadMode
         ray.train.report(
             metrics,

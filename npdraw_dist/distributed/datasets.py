@@ -1,4 +1,4 @@
-"""Writes the Ray Dataset of a caller on its cluster."""
+"""Writes a caller's Ray Dataset to Parquet files, on the caller's cluster."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +11,7 @@ PART = "part-"  # prefix of the names of the files
 
 
 class _InOrder(FilenameProvider):
-    """Numbers the files. Ray's own names are random, and ids and splits are computed from the names."""
+    """Numbers the files. Ray's own names are random, and image ids and splits depend on file names."""
 
     def get_filename_for_task(self, write_uuid: str, task_index: int) -> str:
         return f"{PART}{task_index:05d}.parquet"

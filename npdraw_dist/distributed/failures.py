@@ -1,6 +1,6 @@
-"""The causes of an error that Ray wrapped in others, and whether a training starts again after it.
+"""Finds the causes of an error that Ray wrapped in others, and decides whether training restarts after it.
 
-Local training needs this file too, so it does not import Ray and knows Ray's errors by their names.
+Local training needs this file too, so it does not import Ray and identifies Ray's errors by class name.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
 
 
 def _as_text(error: BaseException) -> OSError | None:
-    """The storage's error at the start of Ray Train's controller, which Ray keeps as text."""
+    """A storage error at the start of Ray Train's controller, of which Ray keeps only the text."""
     if type(error).__name__ != "ActorDiedError":
         return None
     kinds = ("OSError: ", "PermissionError: ", "FileNotFoundError: ")
@@ -45,7 +45,7 @@ def _as_text(error: BaseException) -> OSError | None:
 
 
 def cause_named(error: BaseException, *names: str) -> BaseException | None:
-    """The first cause whose class, or a class that it inherits from, has one of these names; None without."""
+    """The first cause whose class, or a class that it inherits from, has one of these names, or None."""
     causes = (cause for chain in cause_chains(error) for cause in chain)
     return next((c for c in causes if {kind.__name__ for kind in type(c).__mro__} & {*names}), None)
 
@@ -61,7 +61,7 @@ def storage_failed(stage: str, error: BaseException) -> StorageFailed | None:
 
 
 def is_of_storage(error: BaseException) -> bool:
-    """Whether a storage failed; the same work can succeed later."""
+    """Whether a storage failure is a cause, after which the same work can succeed later."""
     return cause_named(error, StorageFailed.__name__, *STORAGE) is not None
 
 
@@ -93,11 +93,12 @@ def reason_of(error: BaseException) -> str:
 
 
 class Restarts:
-    """Counts the failures of the run `name` in `folder` and decides whether its workers start again.
+    """Counts the failures of the run `name` in `folder` and decides whether its workers restart.
 
-    Ray Train restarts no worker (`FailureConfig`), since it never resets its count: the driver calls `fit`
-    again (`run.run_training`). A run survives scale.max_failures in a row without a new checkpoint, or any
-    number if it is -1. Losses of nodes that the cloud takes back do not count.
+    Ray Train itself restarts no worker (`FailureConfig`), since it never resets its count of failures.
+    Instead, the driver calls `fit` again (`run.run_training`). A run survives scale.max_failures consecutive
+    failures without a new checkpoint, or any number if that is -1. Nodes that the cloud takes back do not
+    count.
     """
 
     def __init__(self, filesystem: fs.FileSystem, folder: str, name: str, scale: ScaleConfig) -> None:
@@ -106,9 +107,9 @@ class Restarts:
         self.newest = -1  # step of the newest checkpoint at a failure
 
     def line_of(self, error: Exception) -> str | None:
-        """Why the workers start again; None if they still wait for free nodes, which is no failure.
+        """Why the workers restart; None if they still wait for free nodes, which is not a failure.
 
-        Raises UserError, StorageFailed or `error` if they do not start again.
+        Raises UserError, StorageFailed or `error` if they do not restart.
         """
         if cause_named(error, NOT_PLACED) is not None:
             return None
@@ -120,7 +121,7 @@ class Restarts:
             raise UserError(f"stage {self.name} stopped: {what}") from None
         if is_preemption(error):
             return f"workers restart, a node was taken away: {what}"
-        # The storage is read: a worker can die before Ray Train hears of its checkpoint.
+        # The step is read from the storage: a worker can die before Ray Train registers its checkpoint.
         newest = self._newest_step()
         self.failures = 1 if newest > self.newest else self.failures + 1
         self.newest = max(newest, self.newest)
@@ -141,7 +142,7 @@ class Restarts:
     def _newest_step(self) -> int:
         """The step of the newest checkpoint; -1 if there is none or the storage does not answer.
 
-        A damaged checkpoint that is made again has another name but the same step, so it is no progress.
+        If a damaged checkpoint is written again, its name changes but not its step: that is no progress.
         """
         try:
             return max((named(path)[0] for path in by_age(self.filesystem, self.folder)), default=-1)

@@ -1,4 +1,4 @@
-"""The actor through which rank 0 reports to the driver. It imports no torch, so it starts at once."""
+"""The actor through which rank 0 reports to the driver. It does not import torch, so it starts quickly."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ Progress = tuple[int, float, str]  # images seen, images/s, a note such as the l
 
 
 class Mailbox:
-    """Holds the latest progress, and new lines and rows, between rank 0 and the driver."""
+    """Keeps the latest progress, and new messages and metrics of rank 0, until the driver reads them."""
 
     def __init__(self) -> None:
         self.progress: Progress = (0, 0.0, "")
@@ -20,7 +20,7 @@ class Mailbox:
         self.workers, self.waits = workers, False
 
     def failed(self, line: str | None) -> None:
-        """line: why the workers start again, if a person has to know."""
+        """line: why the workers restart; None if there is nothing to show to the user."""
         self.waits = True
         if line is not None:
             self.news.append(line)
@@ -29,17 +29,17 @@ class Mailbox:
         self.progress, self.waits = (images_seen, images_per_s, note), False
 
     def say(self, line: Any) -> None:
-        """line: a text for a person, or a row of metrics.jsonl or training.jsonl."""
+        """line: a message to the user, or a row of metrics.jsonl or training.jsonl."""
         self.news.append(line)
 
     def read(self) -> tuple[Progress, list[Any], bool]:
-        """The latest progress, what is new since the last call, and whether the workers wait to start."""
+        """The latest progress, what was added since the last call, and whether the workers wait to start."""
         news, self.news = self.news, []
         return self.progress, news, self.waits
 
 
 def start_mailbox() -> Any:
-    """Starts the actor on this node. If it dies, it starts again without its contents."""
+    """Starts the actor on this node. If it dies, Ray restarts it with no contents."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -36,7 +36,7 @@ def require_shared(folders: Sequence[Landmarks]) -> None:
 
 
 def _answer(answer: Any, count: int) -> list[str | None]:
-    """The differences that a node found; none for a node that died meanwhile, since no worker runs there."""
+    """The differences that a node found; all None if it died meanwhile, since no worker runs there."""
     try:
         return list(ray.get(answer))
     except ray.exceptions.RayError:

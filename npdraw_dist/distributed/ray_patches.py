@@ -1,4 +1,4 @@
-"""A patch of Ray Train that its public interface does not allow. Ray with other names is left unchanged."""
+"""A patch of Ray Train's private interface. A version of Ray with other private names stays unchanged."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from ray.util.state.exception import RayStateApiException
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray's trainer, which also frees the CPUs of a run with a killed controller if Ray has no dashboard."""
+    """Ray's trainer. It frees the CPUs of a run whose controller is killed, also without Ray's dashboard."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return replace_cleaner(super()._create_default_callbacks())
@@ -18,9 +18,9 @@ def replace_cleaner(callbacks: list[Any]) -> list[Any]:
     """Ray Train's callbacks, with a cleaner that needs no dashboard.
 
     The cleaner (Ray's pull request 58515) frees the CPUs of a run whose controller is killed while its job
-    goes on, such as a stopped trial. Ray's own cleaner asks the dashboard whether the controller lives. It
-    frees nothing without one, so a stopped trial keeps its CPUs until the sweep ends. The classes are local:
-    Ray pickles them whole, so the cleaner's process imports neither this package nor torch.
+    continues, such as a stopped trial. Ray's own cleaner asks the dashboard whether the controller is alive.
+    Without a dashboard it frees nothing, so a stopped trial keeps its CPUs until the sweep ends. The classes
+    are local so that Ray pickles them by value: the cleaner's process imports neither this package nor torch.
     """
     try:
         from ray._private import state

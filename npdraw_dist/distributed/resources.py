@@ -1,4 +1,4 @@
-"""What the nodes of a cluster have, how many workers fit on them, and how large the workers can be."""
+"""The resources of a cluster's nodes, how many workers fit on them, and how large the workers can be."""
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,7 +31,7 @@ class Node:
         return cls(int(resources.get("CPU", 0)), float(resources.get("GPU", 0)), address)
 
     def __str__(self) -> str:
-        """`8 CPUs, 1 GPU`."""
+        """Such as `8 CPUs, 1 GPU`."""
         gpus = f", {_counted(self.gpus, 'GPU')}" if self.gpus else ""
         return _counted(self.cpus, "CPU") + gpus
 
@@ -41,31 +41,31 @@ def _counted(number: float, what: str) -> str:
 
 
 def living_nodes() -> list[Node]:
-    """What the nodes of the cluster have."""
+    """The resources of each living node of the cluster."""
     import ray
 
     return [Node.of(node["Resources"], node["NodeManagerAddress"]) for node in ray.nodes() if node["Alive"]]
 
 
 def free_now() -> Node:
-    """What is free now on all nodes together, since Ray's public interface has no numbers by node."""
+    """The free resources of all nodes together, since Ray's public interface does not list them by node."""
     import ray
 
     return Node.of(ray.available_resources())
 
 
 def local_resources(scale: ScaleConfig) -> dict[str, float]:
-    """The resources of a Ray on this machine alone, in the form of `ray.nodes`."""
+    """The resources of a Ray that runs on this machine alone, in the format of `ray.nodes`."""
     return {"CPU": float(local_cpus(scale)), "GPU": float(torch.cuda.device_count())}
 
 
 def per_gpu(share: float) -> int:
-    """How many workers with this share (at most 1) of a GPU run on one at once."""
+    """How many workers with this share (at most 1) of a GPU run on one GPU at once."""
     return UNITS // max(round(share * UNITS), 1)
 
 
 def ray_share(gpus: float) -> float:
-    """The number to give to Ray for workers with this share of a GPU: 1/n rounded down to a binary fraction.
+    """The amount to request for workers with this share of a GPU: 1/n rounded down to a binary fraction.
 
     Ray subtracts floats, so a fifth worker with 0.2 would not fit. Sums of binary fractions are exact.
     """
@@ -96,7 +96,7 @@ def most_cpus(nodes: Sequence[Node], count: int, gpus: float = 0.0) -> int:
 
 
 def listed(nodes: Iterable[Node], most: int = 8) -> str:
-    """`10.0.0.1: 8 CPUs, 1 GPU; ...`."""
+    """The first `most` nodes as text, such as `10.0.0.1: 8 CPUs, 1 GPU; ...`."""
     ordered = sorted(nodes, key=attrgetter("address"))
     found = [f"{node.address}: {node}" for node in ordered[:most]]
     if len(ordered) > most:
@@ -139,7 +139,7 @@ def describe_gpus(gpus: float) -> str:
 
 
 def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Workers:
-    """As many workers as fit on the nodes, then as many CPUs each as fit. Raises UserError if too few fit."""
+    """Fits as many workers as possible, then as many CPUs for each. Raises UserError if too few fit."""
     least, gpus = scale.least_workers, scale.gpus_per_worker
     if scale.use_gpu is False or (scale.use_gpu is None and room(nodes, 1, gpus) < least):
         gpus = 0.0
@@ -165,7 +165,7 @@ def worker_in_process(scale: ScaleConfig) -> Workers:
 
 
 def plan_local(scale: ScaleConfig) -> Workers:
-    """The workers of a Ray on this machine alone, without starting it. Raises UserError."""
+    """The workers of a Ray on this machine alone, without starting it. Raises UserError if too few fit."""
     return fit(scale, [Node.of(local_resources(scale), "this machine")])
 
 
@@ -178,7 +178,7 @@ def require_gpu(scale: ScaleConfig) -> None:
 def plan_workers(scale: ScaleConfig, say: Callable[[str], None] = print) -> Workers:
     """The workers that fit the cluster. If too few fit, requests nodes and waits up to scale.wait_s for them.
 
-    say: shows a line at once and each minute of waiting. Raises UserError that names what is missing.
+    say: gets a message when the wait begins and every minute. Raises a UserError that names what is missing.
     """
     from ray.autoscaler.sdk import request_resources
 
@@ -203,5 +203,5 @@ def plan_workers(scale: ScaleConfig, say: Callable[[str], None] = print) -> Work
             request_resources(bundles=[each] * scale.least_workers)
             time.sleep(POLL_S)
     finally:
-        if requested:  # a request outlives the job; Ray Train makes its own
+        if requested:  # a request would outlive the job; Ray Train makes its own
             request_resources(bundles=[])

@@ -36,12 +36,12 @@ from npdraw_dist.training.checkpoint import KEPT, Criterion, by_age
 from npdraw_dist.training.context import Context, Display, Job, Result
 
 POLL_S = 0.5  # how often the driver reads the mailbox
-WAIT_S = 30.0  # between two lines that workers wait for free nodes
+WAIT_S = 30.0  # between two messages that workers wait for free nodes
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # where Ray Train keeps its list of checkpoints
 
 
 def choose_gloo_interface() -> None:
-    """Sets GLOO_SOCKET_IFNAME, if unset, since gloo looks up the host name, which is often 127.0.0.1."""
+    """Sets GLOO_SOCKET_IFNAME if unset, since gloo uses the host name's address, which is often 127.0.0.1."""
     address, interfaces = ray.util.get_node_ip_address(), psutil.net_if_addrs().items()
     if name := next((one for one, found in interfaces if address in [at.address for at in found]), None):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
@@ -57,21 +57,21 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
         try:
             self.connect(worker_group, backend_config)
         except Exception:
-            # Ray Train would keep the CPUs and GPUs, and the next start would wait for them.
+            # Otherwise Ray Train would keep the CPUs and GPUs, and the next start would wait for them.
             handle = worker_group.get_worker_group_state().placement_group_handle
             remove_placement_group(handle.placement_group)
             raise
 
     def connect(self, worker_group: Any, backend_config: TorchConfig) -> None:
         worker_group.execute(choose_gloo_interface)
-        # NCCL ends a worker in which torch finds no GPU; with gloo it computes on the CPU (`device.usable`).
+        # NCCL fails in a worker without a usable GPU; with gloo the worker uses its CPU (`device.usable`).
         if backend_config.backend != "gloo" and not all(worker_group.execute(torch.cuda.is_available)):
             backend_config = replace(backend_config, backend="gloo")
         super().on_start(worker_group, backend_config)
 
 
 class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]
-    """Ray's torch process group over each node's own interface; NCCL only if every worker finds its GPU."""
+    """Connects Ray's process group over each node's own interface; NCCL only if all workers find a GPU."""
 
     @property
     def backend_cls(self) -> type:
@@ -82,8 +82,8 @@ class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]
 class TrainRun(Generic[Job, Result]):
     """The Ray Train run `storage`/`name`, in which each rank calls `worker` on the job.
 
-    job: each node fetches it once. criterion: ranks the checkpoints. callbacks: called with each report.
-    folders: each node must see them.
+    job: fetched once by each node. criterion: the metric that ranks checkpoints. callbacks: called with each
+    report. folders: those that each node must see.
     """
 
     worker: Callable[[Job, Context], Result]
@@ -118,7 +118,7 @@ class TrainRun(Generic[Job, Result]):
                 failure_config=ray.train.FailureConfig(  # no restart by Ray Train: see `Restarts`
                     0, max_preemption_failures=0, controller_failure_limit=0
                 ),
-                # Ray Train also keeps the last one.
+                # Ray Train also keeps the newest checkpoint.
                 checkpoint_config=ray.train.CheckpointConfig(
                     num_to_keep=KEPT,
                     checkpoint_score_attribute=self.criterion.name,
@@ -132,7 +132,7 @@ class TrainRun(Generic[Job, Result]):
 
 
 class Began(NamedTuple):
-    """What all workers of a command share, also after a restart.
+    """Values that all workers of a command share, also after a restart.
 
     job: Ray's reference to the job. at: Unix time at which the stage began. command: a random id.
     """
@@ -144,7 +144,7 @@ class Began(NamedTuple):
 
 
 def _start_worker(config: dict[str, Any]) -> Any:
-    """Trains. Rank 0 owns the lease on the run, since workers can outlive a killed driver."""
+    """Trains on one worker. Rank 0 owns the lease on the run, since workers can outlive a killed driver."""
     run: TrainRun[Any, Any] = config["run"]
     began: Began = config["began"]
     quiet_logs()
@@ -159,7 +159,7 @@ def _start_worker(config: dict[str, Any]) -> Any:
             return run.worker(job, context)
         began.mailbox.started.remote(context.world_size)
         what = f"stage {display_path(run.filesystem, run.folder)}"
-        waits_s = float(run.scale.timeout_s)  # until workers of an earlier attempt end
+        waits_s = float(run.scale.timeout_s)  # limit for workers of an earlier attempt to end
         with Lease(run.filesystem, run.folder, what, wait_s=waits_s, group=began.command) as lease:
             context.check = lease.check
             return run.worker(job, context)
@@ -176,7 +176,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
 
     Workers that fail start again from the newest checkpoint, as often as `Restarts` allows.
     """
-    # Read by Ray Train's controller; the process group has its own limit.
+    # Ray Train's controller reads these variables; the process group has its own time limit.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.scale.timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(run.scale.timeout_s)
     began = Began(start_mailbox(), ray.put(run.job), time.time(), uuid4().hex)
@@ -218,15 +218,15 @@ def own_interrupts() -> Iterator[None]:
 
 
 class _Watch:
-    """A thread that shows what rank 0 sends to the mailbox, and that the workers wait for free nodes.
+    """A thread that shows what rank 0 sends to the mailbox, and reports when workers wait for free nodes.
 
-    failed: what the display raised, which comes from a callback of the user. It interrupts the training.
+    failed: the exception that the display raised, which comes from a user's callback. It interrupts training.
     """
 
     def __init__(self, mailbox: Any, display: Display, workers: Workers) -> None:
         self.mailbox, self.display, self.workers = mailbox, display, workers
         self.failed: BaseException | None = None
-        self._said_at = time.monotonic()  # when workers last ran, or a line said that they wait
+        self._said_at = time.monotonic()  # when workers last ran or were last reported to wait
         self._main = threading.current_thread() is threading.main_thread()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -243,12 +243,12 @@ class _Watch:
     def _run(self) -> None:
         last = False
         while not last:
-            last = self._ended.wait(POLL_S)  # once more after the end, for the last lines
+            last = self._ended.wait(POLL_S)  # one more read after the end, for the last messages
             try:
                 progress, news, waits = ray.get(self.mailbox.read.remote(), timeout=5)
                 news += self.waiting(waits and not last)
             except (ray.exceptions.RayError, TimeoutError):
-                continue  # training goes on without a display
+                continue  # training continues without a display
             try:
                 for item in news:
                     if isinstance(item, str):
@@ -257,14 +257,14 @@ class _Watch:
                         self.display.record(item)
             except BaseException as error:  # such as SystemExit of a callback
                 self.failed = error
-                if self._main and not last:  # Ray Train takes no interrupt in another thread
+                if self._main and not last:  # in another thread, Ray Train gets no interrupt
                     _thread.interrupt_main()
                 return
             if progress[0]:
                 self.display.show(*progress)
 
     def waiting(self, waits: bool) -> list[str]:
-        """A line after each WAIT_S for which the workers wait; else no line."""
+        """One message after each WAIT_S for which the workers wait, otherwise none."""
         due = time.monotonic() - self._said_at >= WAIT_S
         if due or not waits:
             self._said_at = time.monotonic()

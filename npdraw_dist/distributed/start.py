@@ -1,4 +1,4 @@
-"""Starts Ray or joins its cluster. Ray itself is imported late, since the import takes seconds and a command
+"""Starts Ray or joins a cluster. Ray itself is imported late, since the import takes seconds and a command
 that works in one process never needs it."""
 
 import logging
@@ -12,16 +12,16 @@ from npdraw_dist.core import process
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import COMPUTE
 
-OBJECT_STORE_MB = 512  # Ray's object store on a machine of its own
+OBJECT_STORE_MB = 512  # size of Ray's object store if Ray runs on this machine alone
 CONNECT_S = 10
 
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # "0": Ray Train does not look for drained nodes
 
-# A lost worker is noticed quickly.
+# Settings with which a lost worker is noticed quickly.
 RAY = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # s; how often the controller checks the workers
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # s; how often it looks for nodes that the cloud takes back
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # s; then workers without a node are requested anew
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # s; after it, workers without a node are requested again
 }
 
 # Set before a local Ray starts.
@@ -31,13 +31,13 @@ LOCAL_RAY = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 
-OWN_RAY = "NPDRAW_OWN_RAY"  # set in a Ray that a command started: no node joins it
+OWN_RAY = "NPDRAW_OWN_RAY"  # set in a Ray that a command started, which no node can join
 
 # Set for a Ray that runs on this machine alone.
 ONE_MACHINE = {
     OWN_RAY: "1",
     **COMPUTE,  # workers inherit this process's environment
-    PREEMPTION_WATCHER: "0",  # nobody drains this machine; one process less to start
+    PREEMPTION_WATCHER: "0",  # this machine is never drained; one process less to start
 }
 
 # Set before a local Ray of many trials: Ray warns about a multiple of this number of processes.
@@ -56,7 +56,7 @@ def is_local() -> bool:
 
 
 def can_grow() -> bool:
-    """Whether nodes can join, which a Ray that a command started on its machine does not allow.
+    """Whether nodes can join Ray. They cannot if a command started it on its own machine.
 
     RAY_ADDRESS is set in the driver of a job, but not in its actors, such as a trial of a sweep.
     """
@@ -69,12 +69,12 @@ def placed(scale: ScaleConfig) -> ScaleConfig:
 
 
 def local_cpus(scale: ScaleConfig) -> int:
-    """The CPUs that a Ray of this machine alone is given: at least one for each worker."""
+    """The number of CPUs for a Ray on this machine alone: all of them, and at least one for each worker."""
     return max(process.cpu_count(), scale.least_workers)
 
 
 def start_ray(scale: ScaleConfig, object_store_mb: int = OBJECT_STORE_MB) -> None:
-    """Joins the cluster of RAY_ADDRESS or the job, else starts Ray. Raises UserError if it cannot."""
+    """Joins the cluster at RAY_ADDRESS, which a job sets; else starts Ray. Raises UserError if that fails."""
     import ray
 
     if ray.is_initialized():
@@ -96,13 +96,13 @@ def start_ray(scale: ScaleConfig, object_store_mb: int = OBJECT_STORE_MB) -> Non
         os.environ.update(ONE_MACHINE)
         try:
             ray.init(
-                "local",  # not a cluster that `ray start` left running: for that, set RAY_ADDRESS=auto
+                "local",  # ignores a cluster of `ray start`; RAY_ADDRESS=auto would join it
                 include_dashboard=False,
                 num_cpus=local_cpus(scale),
                 object_store_memory=object_store_mb << 20,
                 **log,
             )
-        except ValueError as error:  # a store larger than the memory, or too little memory
+        except ValueError as error:  # the object store exceeds the memory, or there is too little memory
             raise UserError(f"Ray cannot start on this machine: {error}") from None
     quiet_logs()
 
@@ -111,7 +111,7 @@ def _require_answer(address: str) -> None:
     """Raises UserError if nothing listens at HOST:PORT; Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        return  # "auto", "local" and other words of Ray
+        return  # "auto", "local" and other special addresses of Ray
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
     except OSError as error:

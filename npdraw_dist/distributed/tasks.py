@@ -1,7 +1,7 @@
-"""Runs work on many items, on Ray or in this process: in tasks, or in processes that keep what they load.
+"""Runs work on many items, on Ray (in tasks, or in processes that keep what they load) or in this process.
 
-A request to an object store takes as long as work on a thousand images. So if data are at a URI, each core
-works on several items at once.
+A request to an object store takes as long as the work on a thousand images. So if data are at a URI, each
+core works on several items at once.
 """
 
 import pickle
@@ -23,16 +23,16 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 AT_ONCE = 4  # items that a process with one core works on at once, if data are at a URI
-TASKS_AT_ONCE = 2  # tasks, each a process, on a core, if data are at a URI
-MOST_ACTORS = 4096  # in a pool that grows with the cluster
-FIRST_ITEMS = 8  # items for each process that a growing pool starts with, since a start takes seconds
+TASKS_AT_ONCE = 2  # tasks (each in its own process) on one core, if data are at a URI
+MOST_ACTORS = 4096  # largest pool that grows with the cluster
+FIRST_ITEMS = 8  # items per initial process of a growing pool, since starting a process takes seconds
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Processes of Ray that each load the work once and hold a CPU, or `gpus` GPUs.
+    """Processes of Ray that each load the work once and reserve a CPU, or `gpus` GPUs.
 
-    size: the largest number of processes, which start together; None: the pool grows to one for each CPU.
+    size: the largest number of processes, which start together; if None, the pool grows to one for each CPU.
     """
 
     size: int | None = None
@@ -40,7 +40,7 @@ class Pool:
 
 
 class Loaded(Generic[Item, Result]):
-    """Work by an object `kind(*arguments)` that is slow to make: each process makes it at its first item."""
+    """Work by an object `kind(*arguments)` that is slow to create: each process does so at its first item."""
 
     def __init__(self, kind: Callable[..., Callable[[Item], Result]], *arguments: Any) -> None:
         self.kind, self.arguments = kind, arguments
@@ -54,10 +54,10 @@ class Loaded(Generic[Item, Result]):
 
 @dataclass(frozen=True)
 class _Raised:
-    """An error of a task. The task returns it, and the driver raises it.
+    """An error in a task. The task returns the error, and the driver raises it.
 
-    If the task raised it, reference cycles would keep Ray Data's executor and a pool's CPUs: a driver that
-    waits for CPUs makes no garbage, so Python does not collect any.
+    If the task raised the error, reference cycles would keep Ray Data's executor alive, and with it a pool's
+    CPUs: a driver that waits for CPUs allocates nothing, so Python's garbage collector does not run.
     """
 
     error: Exception
@@ -87,12 +87,12 @@ def map_items(
     pool: Pool | None = None,
     folders: Sequence[Landmarks | None] = (),
 ) -> Iterator[Result]:
-    """Yields `work(item)` for each item, in any order, a few items ahead. Raises what `work` raises.
+    """Yields `work(item)` for each item, in any order, computed a few ahead. Raises what `work` raises.
 
     Without Ray this process does the work, on one core as in a task. With Ray all nodes do it, in tasks or in
-    a pool, and Ray repeats the items of a process that dies. folders: each node must see them; None stands
-    for data at a URI, for which several threads of a process run `work`. Raises BlindNode for the first node
-    that does not see a folder, before it fails at many items.
+    a pool, and Ray repeats the items of a process that dies. folders: those that each node must see; None
+    stands for data at a URI, for which several threads of a process run `work`. Raises BlindNode for the
+    first node that does not see a folder, before that node fails at many items.
     """
     far = any(folder is None for folder in folders)
     if not ray_runs() or not items:
@@ -100,7 +100,7 @@ def map_items(
         return
     import ray
 
-    rows = [{"item": ray.cloudpickle.dumps(item)} for item in items]  # Arrow makes a list of a named tuple
+    rows = [{"item": ray.cloudpickle.dumps(item)} for item in items]  # Arrow turns named tuples into lists
     checked = _Work(work, tuple(folder for folder in folders if folder is not None))
     dataset: ray.data.Dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
     if pool is None:
@@ -117,7 +117,7 @@ def map_items(
                 initial_size=first,
                 max_size=most,
                 max_concurrent_calls_per_actor=AT_ONCE if far else None,
-                enable_true_multi_threading=far,  # else Ray lets one call of an actor in at a time
+                enable_true_multi_threading=far,  # else Ray runs one call of an actor at a time
             ),
             num_cpus=0 if pool.gpus else 1,
             num_gpus=pool.gpus,
@@ -131,7 +131,7 @@ def map_items(
 
 def map_in_process(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
     for item in items:
-        with one_thread():  # a task has one core, so sums have the same order
+        with one_thread():  # as in a task, so sums have the same order
             result = work(item)
         yield result
 
@@ -149,7 +149,7 @@ def one_thread() -> Iterator[None]:
 
 def _map_far(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
     threads = torch.get_num_threads()
-    # Torch keeps the number of threads by thread.
+    # Torch's number of threads is a setting of each thread.
     pool = ThreadPoolExecutor(AT_ONCE, "shard", initializer=torch.set_num_threads, initargs=(1,))
     try:
         rest = iter(items)

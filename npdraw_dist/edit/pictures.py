@@ -1,6 +1,6 @@
-"""Opens drawings that are named by text, edits them, and writes pictures of the results.
+"""Opens drawings named by text such as `sample:1`, edits them, and writes pictures of the results.
 
-A drawing is `Drawings` of one image. Shapes: L places, n completions, C channels, H x W image.
+A drawing is a `Drawings` object with one image. Shapes: L places, n completions, C channels, H x W image.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ EDIT_TILE = 224  # least side of an image, px
 
 
 class CompletionEntry(Section):
-    """Places of A that the prior redraws: those of `complete`, or all but those of `keep`."""
+    """Places of A that the prior redraws: the places `complete`, or all places except `keep`."""
 
     a: str
     complete: str | None = None
@@ -46,7 +46,7 @@ class CompletionEntry(Section):
 
 
 class EditEntry(Section):
-    """B's parts of a region on A's canvas. Drawings and places are given as to the command `edit`."""
+    """Puts B's parts of a region on A's canvas. Drawings and places are written as flags of `edit`."""
 
     a: str
     b: str
@@ -54,7 +54,7 @@ class EditEntry(Section):
 
 
 class Posters(Section):
-    """A list of edits and completions to show. n: completions of each drawing."""
+    """A list of edits and completions to show. n: number of completions of each drawing."""
 
     edits: Annotated[tuple[EditEntry, ...], Field(max_length=64)] = ()
     completions: Annotated[tuple[CompletionEntry, ...], Field(max_length=64)] = ()
@@ -70,12 +70,12 @@ class Posters(Section):
 
 
 def read_posters(path: str) -> Posters:
-    """Raises UserError unless the file holds a valid list."""
+    """Reads a YAML file of edits and completions. Raises UserError if it is invalid."""
     return validated(Posters, read_file(Path(path)), where=f"{path}: ")
 
 
 class Edits:
-    """Edits drawings of `model`, which lies in `folder`. invert: image files are dark ink on white."""
+    """Edits drawings of `model`, which lies in `folder`. invert: image files show dark ink on white."""
 
     def __init__(self, model: NPDraw, folder: str, invert: bool = False) -> None:
         self.model, self.folder, self.invert = model, folder, invert
@@ -83,7 +83,7 @@ class Edits:
     def open(self, text: str) -> tuple[Drawings, Tensor]:
         """A drawing and the image (C, H, W) from which it was encoded, or its decoded image if there is none.
 
-        text: a value of the flag --a. Raises UserError if it is none.
+        text: a value of the flag --a. Raises UserError if it is invalid.
         """
         kind, _, number = text.partition(":")
         if kind in ("sample", "test") and not number.isdecimal():
@@ -104,7 +104,7 @@ class Edits:
         return drawing, drawing.images[0]
 
     def _image(self, text: str, kind: str, number: str) -> Tensor:
-        """uint8 (1, C, H, W)."""
+        """The image that `text` names, uint8 (1, C, H, W). kind, number: before and after its colon."""
         folder, spec = self.folder, self.model.spec
         try:
             if kind == "test":
@@ -144,7 +144,7 @@ class Edits:
         return completed, CompletionRow(original, self.model.render(kept)[0], keep, completed.images)
 
     def places_to_keep(self, complete: str | None, keep: str | None) -> Tensor:
-        """(L,) bool: the places `keep`, or all but those of `complete`."""
+        """(L,) bool: the places `keep`, or all places except `complete`."""
         places = parse_region(complete if keep is None else keep, self.model.grid)
         return ~places if keep is None else places
 

@@ -18,7 +18,7 @@ from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.pages import LINE, OUTLINE, PAPER, arrange, enlarge, tile_side, write
 
 FRAME = 2  # width of a frame, px
-PART_GAP = 2  # between parts that are shown apart, px
+PART_GAP = 2  # gap between parts that are shown separately, px
 EDIT_COLUMNS = ["A: parts", "A: canvas", "A: image", "B: canvas", "B: image", "edit: canvas", "edit: image"]
 HATCH, HATCH_LINE, HATCH_STEP = (204, 204, 204), (150, 150, 150), 8
 
@@ -52,7 +52,7 @@ class CompletionRow:
 
 
 def save_edits(path: Path, rows: Sequence[EditRow], grid: Grid) -> None:
-    """Saves a row for each edit: the parts of A, apart, then canvas and image of A, B and the result."""
+    """Saves a row for each edit: A's parts shown separately, then canvas and image of A, B and the result."""
     from scipy.ndimage import binary_erosion  # slow to import
 
     tile = max(tile_side(rows[0].images), (grid.patch + PART_GAP) * max(grid.rows, grid.columns))

@@ -3,7 +3,7 @@
 An attribute has alternatives, such as the tones of skin; for a model conditioned on a class, the classes are
 the alternatives. Each attribute has a classifier, trained on the training images that have the attribute. Its
 accuracy on held-out real images is the reference for its accuracy on drawings. A *seen* condition belongs to
-a training image. A *held out* one belongs to validation images alone; training has its words.
+a training image. A *held out* condition belongs to validation images alone; the vocabulary has its words.
 Shapes: n drawings of a condition, C channels, H x W image.
 """
 
@@ -33,7 +33,7 @@ from npdraw_dist.pipeline.store import Store
 
 FEATURES, IMAGES = 64, 60_000  # features of a classifier; number of images that train it
 SHIFTS = [(0, 0), (2, 0), (-2, 0), (0, 2), (0, -2)]  # shifts of a classifier's training images, in pixels
-SHOWN, COLUMNS, TILE = 20, 4, 320  # conditions on the sheet
+SHOWN, COLUMNS, TILE = 20, 4, 320  # conditions and columns of the sheet; least side of a tile in pixels
 
 Alternatives = Mapping[str, frozenset[str]]  # name -> its words
 
@@ -117,7 +117,7 @@ def _count(
 
 
 def _attributes(path: str | None, model: NPDraw) -> dict[str, Alternatives]:
-    """Attribute -> its alternatives, from the YAML file `path`; of a class model the classes."""
+    """Attribute -> its alternatives, from the YAML file `path`; for a class model, the classes."""
     if model.vocabulary.kind == "class":
         if path is not None:
             raise UserError("--attributes is for a model conditioned on words; this one takes a class")
@@ -133,7 +133,7 @@ def _attributes(path: str | None, model: NPDraw) -> dict[str, Alternatives]:
 class _Conditions:
     """The images of the model's run, and the condition of each as a person would write it.
 
-    A text is "" where the condition has pieces of words.
+    A text is "" if the condition contains pieces of words.
     """
 
     def __init__(self, model: NPDraw, folder: str) -> None:
@@ -182,7 +182,7 @@ class _Reader:
         self.accuracy = accuracy(self.network, self.valid, generator)
 
     def requested(self, words: frozenset[str]) -> int:
-        """The alternative whose words are all in `words`, the one with the most; -1 if none or several."""
+        """The index of the longest alternative whose words are all in `words`; -1 if none or several are."""
         sizes = [len(each) if each <= words else 0 for each in self.alternatives.values()]
         most = max(sizes)
         return sizes.index(most) if most and sizes.count(most) == 1 else -1
@@ -193,7 +193,7 @@ class _Reader:
 
     @torch.no_grad()
     def read(self, images: Tensor) -> Tensor:
-        """(n, C, H, W) -> (n,) numbers of alternatives."""
+        """Images (n, C, H, W) -> the indices (n,) of the alternatives that the classifier predicts."""
         return self.network.logits(images).argmax(1)
 
     def facts(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The error of an edit: a region of B put on A and decoded, against B inside the region and A outside.
 
-Each model swaps its latents of the region (`GenerativeModel.swapped`). Two references stand beside it: the
-reconstructions of A and B, to which no edit can be closer, and the reconstruction of the pasted pixels.
+Each model swaps its latents of the region (`GenerativeModel.swapped`). Two references are measured too: the
+reconstructions of A and B, as a lower bound of the error, and the reconstruction of the pasted pixels.
 Shapes: N edits, C channels, H x W image, D features.
 """
 
@@ -13,11 +13,11 @@ from npdraw_dist.measure.features import Extract
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.training.feed import noise_seed
 
-EDITS = 500  # of a comparison
-EDITING = 2**32 - 9  # keeps the seed apart
+EDITS = 500  # number of edits that a comparison measures
+EDITING = 2**32 - 9  # key of the noise seed, distinct from those of shards
 AT_ONCE = 64
 FEATURES, BETWEEN = ("edit_features", "pasted_features"), "between"
-LEAST, MOST = 0.25, 0.75  # sides of a region, as shares of the image's
+LEAST, MOST = 0.25, 0.75  # sides of a region, as shares of the image's sides
 
 
 @torch.no_grad()

@@ -33,10 +33,10 @@ from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 
 
 def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """`flags`; data settings and seed that are not given are those of the model's training.
+    """`flags` with the data settings and the seed of the model's training where none are given.
 
-    They come from the model's run, else from its own config. If the flags name another data source, no data
-    setting of the training is taken.
+    These come from the model's run, or else from its own config. If the flags name another data source, no
+    data setting of the training is used.
     """
     run, spec = find_run(flags["model"]), read_spec(flags["model"])
     if run is not None:

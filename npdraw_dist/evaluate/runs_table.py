@@ -23,7 +23,7 @@ from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.store import Store
 
 SHOWN_SAMPLES = 12
-# What must be equal for two runs to be in one table.
+# The facts of the protocol that must be equal for two runs to be in one table.
 SAME = ("data", "split", "images", "ids_sha256", "binarize", "nll", "distance")
 # Data settings that may differ: they describe a run's own training images, or its disk.
 OWN = {"fraction", "valid_fraction", "path", "seed", "splits", "classes"}
@@ -46,7 +46,7 @@ class Run:
         return [row["run"], KINDS[row["kind"]].title, percent(row["fraction"]), str(row["seed"])]
 
     def protocol(self) -> dict[str, Any]:
-        """What must be equal for all runs of a table."""
+        """The facts of the protocol that must be equal for all runs of a table."""
         own = self.result["protocol"]
         kept = {name: own.get(name) for name in SAME}
         kept["data"] = {k: v for k, v in own["data"].items() if k not in OWN}
@@ -56,7 +56,7 @@ class Run:
 
 
 def read_run(folder: str) -> Run:
-    """Raises UserError if the folder is no run, or was not evaluated."""
+    """Reads an evaluated run. Raises UserError if the folder is no run folder, or was not evaluated."""
     run = find_run(f"{folder}/model")
     if run is None:
         raise UserError(f"--compare {folder} is no run folder: it has no config.yaml")
@@ -92,7 +92,7 @@ def _training_cost(store: Store, config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def require_same_protocol(runs: Sequence[Run]) -> None:
-    """Raises UserError with the differences of the first run whose protocol is another one."""
+    """Raises UserError if a run has another protocol than the first; states the differences."""
     for run in runs[1:]:
         if changed := differences(runs[0].protocol(), run.protocol()):
             raise UserError(

@@ -41,9 +41,9 @@ from npdraw_dist.pipeline.scores import BATCH, bank_usage, part_counts, score_im
 from npdraw_dist.training.feed import noise_seed
 
 SAMPLES = 64  # samples of a batch; each batch has its own noise seed
-REAL, GENERATED = 2**32 - 3, 2**32 - 4  # keep the seeds apart
+REAL, GENERATED = 2**32 - 3, 2**32 - 4  # keys of noise seeds, distinct from those of shards
 
-Key = tuple[int, int]  # (shard in the split, batch in the shard); shard -1 has the samples
+Key = tuple[int, int]  # (shard in the split, batch in the shard); shard -1 stands for samples
 
 
 @dataclass
@@ -133,12 +133,12 @@ class Work(NamedTuple):
 
 
 def _hash(name: str) -> float:
-    """Decides which part of a split is measured. It has no seed, so all evaluations take the same images."""
+    """The hash that decides which images are measured; without a seed, so all evaluations take the same."""
     return unit_hash(0, "evaluate", name)
 
 
 def _least_hashes(limit: int, shard: Shard) -> Found:
-    """The `limit` least hashes of a shard: the driver does not receive a number for every image."""
+    """The `limit` smallest hashes of a shard, so that the driver does not receive one for every image."""
     ids = shard.read().ids
     return Found(len(ids), hashes=nsmallest(limit, map(_hash, ids)))
 
@@ -155,7 +155,7 @@ def plan_work(shards: Sequence[Shard], total: int | None, limit: int | None, act
         images = sum(each.images for each in found)
         threshold = hashes[-1] if limit < images else 1.0
         total = min(limit, images)
-    stride = -(-2 * actors // len(shards))  # gives every actor work, and changes no result
+    stride = -(-2 * actors // len(shards))  # so that every actor has work; results do not depend on it
     starts = product(enumerate(shards), range(stride))
     return Work([ShardSlice(*shard, first, stride, threshold) for shard, first in starts], total or 0)
 
@@ -164,7 +164,7 @@ class Worker:
     """Measures items with one model: scores of images; with an extractor, features of images and samples.
 
     settings.pixels: `drawn` binarizes images and draws samples from p(x|z), `mean` does neither.
-    conditions: knows the condition of each image, for scores with and without it.
+    conditions: gives the condition of each image, so that images are scored with and without it.
     """
 
     def __init__(
@@ -210,7 +210,7 @@ class Worker:
         return {name: values.numpy() for name, values in scores.items()}
 
     def features(self, images: Tensor, key: Sequence[int]) -> Tensor:
-        """uint8 (B, C, H, W) -> (B, D), of images as the model takes them. key: seeds their binarization."""
+        """uint8 (B, C, H, W) -> features (B, D), after the model's binarization, which `key` seeds."""
         binarize = self.model.spec.binarize if self.settings.pixels == "drawn" else "none"
         return self._extracted(binarized(images.to(self.device), binarize, self._generator(key)))
 

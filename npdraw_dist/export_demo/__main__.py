@@ -7,7 +7,7 @@ from pydantic import Field, PositiveFloat
 
 from npdraw_dist.config.cli import Command, Model, parse_flags, run_command, validate
 
-BROWSER_SEEDS = 2**32  # seeds that the page's generator takes
+BROWSER_SEEDS = 2**32  # number of seeds that the page's random generator accepts
 
 
 class ExportDemo(Command):

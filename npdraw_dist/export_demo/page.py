@@ -1,7 +1,7 @@
-"""The page: a model's settings for model.js, its weights, name and licence in one HTML file.
+"""Makes the page: one HTML file with a model's settings for model.js, its weights, name and licence.
 
-The weights are one run of bytes. It holds only what sampling and decoding need; tensors that are always used
-in one product are multiplied beforehand.
+The weights are one sequence of bytes with only the tensors that sampling and decoding need. Tensors that are
+always used as one product are multiplied beforehand.
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, H x W image,
 W channels of a token, R rank.
 """
@@ -44,7 +44,7 @@ LIKELIHOODS = {
     DiscretizedLogisticMixture: ("logistic_mixture", DiscretizedLogisticMixture.START_LOG_SCALE),
 }
 LICENSE = "apache-2.0"  # as the cards of this package say (`nn.hub`)
-EDITED = ("aligned", "raster", "ranked", "path")  # orders whose edits model.js knows
+EDITED = ("aligned", "raster", "ranked", "path")  # orders whose edits model.js implements
 PRIOR_SIZES = ("table", "depth", "width", "attention_heads", "head_width")
 PIXELS = 64  # pixels of a drawing by which a browser checks its own computation
 LARGEST = float(np.finfo(np.float16).max)
@@ -60,7 +60,7 @@ KNOWN: dict[type[nn.Module], str] = {
     GlobalAppearance: r"(spread|out)\.(weight|bias)",
     LocalAppearance: rf"(of_canvas\.([024]|1\.{_RESIDUAL})|spread|out)\.(weight|bias)",
 }
-# Layers of the posterior, and layers that are folded into other tensors.
+# Layers that are not exported: they belong to the posterior or are folded into other tensors.
 LEFT_OUT = re.compile(
     r"(encoder|of_image|drawn\.(weight|place|code|(look|common|head|head_place).*)|bank_parts|told\.word)\b.*"
 )
@@ -68,7 +68,7 @@ LEFT_OUT = re.compile(
 
 @dataclass(frozen=True)
 class Facts:
-    """Facts about the model on the page. temperature, seed: those of the first sample."""
+    """Facts about the model that the page shows. temperature, seed: settings of the first sample."""
 
     name: str
     license: str
@@ -77,7 +77,7 @@ class Facts:
 
 
 def demo_page(model: NPDraw, facts: Facts) -> str:
-    """One HTML file that loads nothing else. Raises UserError for a model that it cannot draw exactly."""
+    """One HTML file that loads nothing else. Raises UserError if it cannot reproduce the model exactly."""
     packed = pack(model)
     files = resources.files("npdraw_dist.export_demo")
     style, code = ((files / name).read_text("utf-8") for name in ("demo.css", "model.js"))
@@ -91,7 +91,7 @@ def demo_page(model: NPDraw, facts: Facts) -> str:
         "policy": policy,
         "title": escape(facts.name),
         "style": style,
-        "model": facts_json.replace("<", "\\u003c"),  # so that no text of the model ends the block
+        "model": facts_json.replace("<", "\\u003c"),  # so that no text in the JSON ends its HTML block
         "weights": base64.b64encode(packed.content).decode(),
         "script": script,
     }
@@ -112,7 +112,7 @@ def describe(model: NPDraw) -> dict[str, Any]:
         raise unknown(f"the likelihood {spec.likelihood} of this model")
     name, start = LIKELIHOODS[type(model.likelihood)]
     source = None if spec.data is None else spec.data.source
-    named = source and (SOURCES[source].shape or SOURCES[source].channels)  # not a format of files
+    named = source and (SOURCES[source].shape or SOURCES[source].channels)  # a data set, not a file format
     sizes = ("height", "width", "patch", "stride", "rows", "columns", "top", "left", "background")
     return {
         "image": spec.image_shape,
@@ -142,7 +142,7 @@ def describe(model: NPDraw) -> dict[str, Any]:
 
 
 def _appearance(appearance: Appearance | None) -> dict[str, Any] | None:
-    """latents: how many numbers an image has, or a cell."""
+    """Settings of the appearance. latents: how many numbers u has per image (global) or per cell (local)."""
     if appearance is None:
         return None
     kind, sizes = "global" if appearance.standard else "local", ("size", "coarse_size")
@@ -152,7 +152,7 @@ def _appearance(appearance: Appearance | None) -> dict[str, Any] | None:
 
 @torch.no_grad()
 def reference(model: NPDraw) -> dict[str, Any]:
-    """A drawing with log p(z) and some pixels of its image, by which the page checks its computation."""
+    """A drawing with log p(z) and some pixels of its image, by which the page checks its own computation."""
     z = model.sample_prior(1, seed=0)
     pixels = model.decode(model.render(z)).flatten()
     every = max(len(pixels) // PIXELS, 1)
@@ -206,7 +206,7 @@ class Packed:
 
 @torch.no_grad()
 def pack(model: NPDraw) -> Packed:
-    """The tensors of the model. Raises UserError if the page does not compute a network or a layer of it."""
+    """The tensors of the model. Raises UserError if the page lacks one of its networks or layers."""
     packed = Packed()
     packed.add_pixels("bank", model.bank_parts)
     for name in ("prior", "decoder", "appearance"):
@@ -234,8 +234,9 @@ def _layers(network: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
 def _folded(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The tensors that the prior's running sum adds: `table` (L * K, W); or `places` (L, R), `codes` (K, R).
 
-    A table of pixels also gives the weights of each part, under the names of free weights. A prior with a
-    condition also gives the tokens of its V entries without their position, `told.entry` (1 + V, W).
+    A `PixelTable` also gives the weights of each part, under the names that trained weights have in other
+    tables. A prior with a condition also gives the tokens of its V vocabulary entries without their position,
+    `told.entry` (1 + V, W).
     """
     if not isinstance(network, Prior):
         return

@@ -24,7 +24,7 @@ def standard_error(values: Tensor | NDArray[np.float64]) -> float:
 
 
 class LogMeanExp:
-    """The importance-weighted bound (Burda et al., eq. 8) of log-weights that arrive in chunks of k."""
+    """The importance-weighted bound (Burda et al., eq. 8), from log-weights that arrive in chunks along k."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -38,6 +38,6 @@ class LogMeanExp:
 
     @property
     def value(self) -> Tensor:
-        """The bound by all samples added so far: (B,) float64, nats."""
+        """The bound from all samples added so far: (B,) float64, nats."""
         assert self._log_sum is not None, "nothing added"
         return self._log_sum - math.log(self.count)

@@ -97,7 +97,7 @@ def _draw(axes: "Axes", panel: Panel) -> None:
     axes.set_ylim(low, high)
     axes.set_title(note, fontsize=7, loc="right", color="0.4")
     if panel.dimensions is not None:
-        nats = panel.dimensions * math.log(2)  # in one bit a dimension
+        nats = panel.dimensions * math.log(2)  # nats in one bit per dimension
         scales = (lambda y: np.asarray(y) / -nats, lambda y: np.asarray(y) * -nats)
         right = axes.secondary_yaxis("right", functions=scales)
         right.set_ylabel("bits/dim", fontsize=8)
@@ -107,8 +107,8 @@ def _draw(axes: "Axes", panel: Panel) -> None:
 def axis_limits(lines: Sequence[Line]) -> tuple[float | None, float | None, str]:
     """The limits of an axis, and a note on the points off the axis, "" if there are none.
 
-    The limits hold all finite points, except early ones that would squash the rest, and a margin of a
-    twentieth. They are None without a finite point.
+    The limits include all finite points, except early ones that would squash the rest, and a margin of a
+    twentieth. They are None if no point is finite.
     """
     x, y = (np.concatenate([np.asarray(line[axis], float) for line in lines]) for axis in (0, 1))
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]
@@ -118,7 +118,8 @@ def axis_limits(lines: Sequence[Line]) -> tuple[float | None, float | None, str]
     if len(late) < LEAST:
         late = y
     low, high = late.min(), late.max()
-    on_axis = (y >= low - (high - low)) & (y <= high + (high - low))  # early points may take half of the axis
+    # Early points may extend the axis at each end by as much as the late points span.
+    on_axis = (y >= low - (high - low)) & (y <= high + (high - low))
     note, off = "", y[~on_axis]
     if len(off):
         furthest = off[np.abs(off - low).argmax()]

@@ -18,7 +18,7 @@ from npdraw_dist.core.pages import rows_png
 
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 1000
 NEIGHBOURS = 3
-AT_ONCE = 8 << 20  # pixels that are floats at one time
+AT_ONCE = 8 << 20  # largest number of pixels that are floats at a time
 
 
 def _identity(features: Tensor) -> nn.Module:
@@ -61,7 +61,7 @@ def kernel_distance(real: Tensor, generated: Tensor, seed: int) -> tuple[float, 
 
     size = min(KERNEL_SUBSET_SIZE, len(real), len(generated))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-        warnings.simplefilter("ignore")  # it warns that it keeps all features in memory
+        warnings.simplefilter("ignore")  # torchmetrics warns that it keeps all features in memory
         torch.manual_seed(seed)  # torchmetrics draws the subsets by torch's global generator
         metric = KernelInceptionDistance(_identity(real), subsets=KERNEL_SUBSETS, subset_size=size)
         metric.update(real, real=True)
@@ -105,7 +105,7 @@ def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int
     """The image nearest to each sample by Euclidean distance of pixels, and at most `chosen` random images.
 
     samples: (M, C, H, W) in [0, 1]. blocks: (N, C, H, W) uint8 each, one in memory at a time. Of equally near
-    images the first counts. Raises ValueError without images.
+    images the first is taken. Raises ValueError if there is no image.
     """
     queries = samples.detach().float().flatten(1)
     own = queries.square().sum(1)[:, None]
@@ -123,7 +123,7 @@ def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int
             nearer = least < best
             best = torch.where(nearer, least, best)
             nearest[nearer] = part[index[nearer]]
-        # Each image gets a random key and the least keys are kept, so all images have the same chance.
+        # Images get random keys, and those with the least keys are kept, so all have the same chance.
         keys = torch.cat([keys, torch.rand(len(block), generator=generator)])
         order = keys.argsort()[:chosen]
         kept, keys = torch.cat([kept, block])[order], keys[order]

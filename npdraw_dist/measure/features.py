@@ -29,9 +29,9 @@ Extract = Callable[[Tensor], Tensor]  # float images (N, C, H, W) in [0, 1] -> f
 class ExtractorFile:
     """An extractor that is not opened yet, so that it can be sent to workers.
 
-    kind: Inception weights (torch-fidelity's port of the original), a TorchScript file, or `module:name` of
-    Python code, an nn.Module or a function that returns one. sha256: the digest of the file `content`.
-    dimensions: D; 0 before `find_extractor` has tried the extractor.
+    kind: Inception weights (torch-fidelity's port of the original), a TorchScript file, or an attribute
+    `module:name` of Python code that is an nn.Module or returns one. sha256: the digest of the file
+    `content`. dimensions: D; 0 before `find_extractor` has tried the extractor.
     """
 
     kind: Literal["inception", "torchscript", "attribute"]
@@ -47,17 +47,17 @@ class ExtractorFile:
 
     @property
     def resize(self) -> str:
-        """How it resizes images."""
+        """How the extractor resizes images."""
         inception = "299x299 bilinear as TensorFlow 1 has it, grey to three equal channels"
         return inception if self.kind == "inception" else "none"
 
     def open(self, device: torch.device) -> Extract:
-        """Loads the extractor to `device`. Raises UserError in one line."""
+        """Loads the extractor to `device`. Raises UserError, with one line, if that fails."""
         try:
             module = self._load().to(device).eval()
         except UserError:
             raise
-        except Exception as error:  # a user's file or code raises anything
+        except Exception as error:  # a user's file or code may raise any error
             raise UserError(f"the extractor {self.name} cannot be opened ({_reason(error)})") from None
 
         @torch.no_grad()
@@ -67,7 +67,7 @@ class ExtractorFile:
                 images = (images.expand(-1, 3, -1, -1) * 255).round().to(torch.uint8)
             try:
                 found = module(images)
-            except Exception as error:  # a user's module raises anything
+            except Exception as error:  # a user's module may raise any error
                 shape, reason = tuple(images.shape), _reason(error, -1)
                 text = f"the extractor {self.name} fails on images {shape} in [0, 1] ({reason})"
                 raise UserError(text) from None

@@ -2,7 +2,7 @@
 
 To add a metric, compute it where its inputs are (`pipeline/scores.py` for a number of each image) and add one
 line to METRICS. Tables, printed lines, standard errors, model folders and reports read the declaration. This
-file imports nothing from the package, so any room may import it.
+file imports nothing from the project, so every module may import it.
 """
 
 from collections.abc import Mapping
@@ -20,9 +20,10 @@ class Metric:
     """How a number is shown and compared.
 
     title: its name in a line of text. unit: the text after the value. better: whether more or less is better;
-    None if neither is. standard_error: it is a mean over images, reported with its standard error NAME_se.
-    compared: it is a column of the table of runs (`evaluate --compare`). tested: a comparison tests its
-    difference between models. published: model folders state it. scale: it is divided by this to be shown.
+    None if neither is. standard_error: whether it is a mean over images, reported with its standard error
+    NAME_se. compared: whether the table of runs (`evaluate --compare`) has a column for it. tested: whether a
+    comparison tests its difference between models. published: whether model folders state it. scale: the
+    number by which a value is divided before it is shown.
     """
 
     title: str
@@ -62,7 +63,7 @@ METRICS = {
     "elbo": _bound("ELBO", "more", compared=True, tested=True, published=True),
     "bits_per_dim": Metric("bits/dim", 4, "bound", "", "less", compared=True, published=True),
     "authors_estimator": _bound("authors' estimator", "less"),
-    "reconstruction": _term("log p(x|z)"),  # a kind of model has some of the terms
+    "reconstruction": _term("log p(x|z)"),  # each kind of model has only some of the terms
     "effective_samples": Metric("effective samples", 1, "bound"),
     "kl_whether": _term("KL of whether"),
     "kl_what": _term("KL of what"),
@@ -75,7 +76,7 @@ METRICS = {
     "kernel_distance": _distance("kernel distance", 4, "less"),
     "precision": _distance("precision", 3, "more"),
     "recall": _distance("recall", 3, "more"),
-    # A region of one image on another, decoded (`evaluate/edits.py`).
+    # Errors of edits, which put a region of one image on another (`evaluate/edits.py`).
     **{
         f"{made}_{where}": Metric(f"{made} {where}", 4, "edit", "", "less", tested=made == "edit")
         for made in ("edit", "reconstructed", "pasted")

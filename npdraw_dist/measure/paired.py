@@ -23,8 +23,8 @@ Key = TypeVar("Key", bound=Hashable)
 class Difference:
     """The mean of a - b over S seeds and N images. Each seed is a training of both a and b.
 
-    se_images: its standard error over images; 0 for a number of a whole run, and if each seed has its own
-    images, whose noise is then a part of se_seeds. se_seeds: its standard error over seeds; NaN with one.
+    se_images: its standard error over images; 0 for a number of a whole run, and 0 if each seed has its own
+    images, since se_seeds then includes their noise. se_seeds: its standard error over seeds; NaN with one.
     """
 
     mean: float
@@ -57,14 +57,14 @@ class Difference:
 
     @property
     def p_value(self) -> float:
-        """Two-sided probability of so large a mean, or larger, if the true one is 0; NaN with one seed."""
+        """Two-sided probability of a mean at least this large if the true mean is 0; NaN with one seed."""
         if self.error == 0:
             return float(self.mean == 0)
         return float(2 * student.sf(abs(self.mean) / self.error, self.degrees))
 
 
 def paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Difference:
-    """The difference of S pairs (a, b) of image -> number. Raises UserError if a and b have other images."""
+    """The difference of S pairs (a, b) of image -> number. Raises UserError if their images differ."""
     if any(list(a) != list(b) for a, b in pairs):
         raise UserError("runs of the same seed were scored on other images")
     found = [np.array([a[image] - b[image] for image in a]) for a, b in pairs]

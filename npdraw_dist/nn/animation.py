@@ -1,4 +1,4 @@
-"""Writes GIFs: of drawings that grow part by part, or of any frames.
+"""Writes animated GIFs of drawings that grow part by part, or of any frames.
 
 Shapes: B batch, T steps, C channels (1 or 3), h x w canvas, H x W image.
 """
@@ -29,7 +29,7 @@ GROWING_FRAMES = 40  # largest number of frames in which parts are drawn
 FIRST_FRAME_MS, LAST_FRAME_MS = 1200, 3000
 MAX_GIF_BYTES = 1_000_000
 GIF_GREYS = 128  # greys in the frames in which parts are drawn; more would make the file larger
-FIXED = (OUTLINE, PAPER, INK, (0, 0, 0), (255, 255, 255))  # black and white may be the background
+FIXED = (OUTLINE, PAPER, INK, (0, 0, 0), (255, 255, 255))  # a canvas may be black or white
 PALETTE_PIXELS = 60_000  # pixels from which the colours are chosen
 
 
@@ -41,15 +41,15 @@ def generation_gif(
     images: Tensor,
     most_frames: int = GROWING_FRAMES,
 ) -> bytes:
-    """Makes an endless GIF of at most 8 samples: canvases grow in the upper row, above their images.
+    """Makes an endless GIF of at most 8 samples, with growing canvases in a row above the decoded images.
 
     steps: (B, T, C, h, w), the canvas after each step. whether: (B, T) bool. corners: (B, T, 2), the
     top-left pixel (row, column) of each step's part. sides: (B, T), its side in pixels. images:
     (B, T, C, H, W), the image decoded after each step.
 
-    The first frame, which a page shows before it plays, and the last frame, which stays longer, show the
-    finished pictures. Between them each sample draws its parts, outlined, in at most `most_frames` frames. A
-    file over 1 MB is made again with fewer frames, then with fewer samples.
+    The first frame, which a web page shows before the GIF plays, and the last frame, which is shown for
+    longer, contain the finished pictures. In the at most `most_frames` frames between, each sample draws its
+    parts with outlines. A file over 1 MB is made again with fewer frames, then with fewer samples.
     """
     boxes = torch.cat([corners, corners + sides[..., None]], -1)
     samples = min(len(steps), ANIMATED)
@@ -94,14 +94,15 @@ def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most:
 
 
 def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> bytes:
-    """Makes an endless GIF. The last frame, and with `poster` the first, stay longer; in grey they are exact.
+    """Makes an endless GIF, whose last frame, and with `poster` also its first, is shown for longer.
 
-    All other frames share one palette, so that colours do not flicker.
+    These frames have their own palettes, which are exact if `grey`. All other frames share one palette, so
+    that colours do not flicker.
     """
     shared = _palette(frames, grey)
     paletted = [_indexed(frame, shared) for frame in frames]
     for index in (0, -1) if poster else (-1,):
-        # A frame that stays long has a palette of its own. Without an outline all 256 greys fit.
+        # A frame that is shown for longer has its own palette. Without outlines, all 256 greys fit in it.
         last = frames[index]
         paletted[index] = last.convert("L") if grey else _indexed(last, _palette([last], grey))
     durations = [int(np.clip(6000 / len(frames), 80, 400))] * (len(frames) - 1) + [LAST_FRAME_MS]
@@ -128,7 +129,7 @@ def _palette(frames: Sequence[Image.Image], grey: bool) -> Image.Image:
 
 
 def _indexed(frame: Image.Image, palette: Image.Image) -> Image.Image:
-    """The frame in the colours of a `_palette`. FIXED ones stay exact, where Pillow rounds to steps of 4."""
+    """The frame in the colours of a `_palette`. FIXED colours stay exact, but Pillow rounds to steps of 4."""
     pixels = np.asarray(frame)
     indices = np.array(frame.quantize(palette=palette, dither=Image.Dither.NONE))
     for index, colour in enumerate(FIXED):

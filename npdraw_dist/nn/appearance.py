@@ -1,8 +1,8 @@
-"""Gaussian latents u for details that parts cannot express, such as slant. The paper has none.
+"""Gaussian latents u for details that parts cannot express, such as slant. They are not in the paper.
 
-The decoder sees the canvas and u. `GlobalAppearance` has one vector u for an image, with p(u) = N(0, I).
-`LocalAppearance` has a map, D numbers for each 4x4 pixels of the canvas; their prior is a network of the
-canvas.
+The decoder takes the canvas and u as inputs. In `GlobalAppearance`, u is a vector for each image, with
+p(u) = N(0, I). In `LocalAppearance`, u is a map with D numbers for each 4x4 pixels of the canvas, and a
+network computes its prior p(u|canvas).
 Shapes: B batch, D latents, C channels, H x W image, h x w canvas, W channels of the decoder.
 """
 
@@ -27,13 +27,13 @@ from npdraw_dist.nn.blocks import (
 from npdraw_dist.nn.relaxations import Gaussian
 
 LOG_STD = (-8.0, 4.0)  # bounds of the logarithm of a standard deviation
-WIDTH = 32  # channels of the networks of u
-COARSE = 8  # channels of the coarse feature map of u
+WIDTH = 32  # channels of the networks that infer and decode u
+COARSE = 8  # channels of the coarse feature map that `GlobalAppearance` computes from u
 
 
 @dataclass(frozen=True)
 class Inferred:
-    """q(u|x, canvas) and p(u|canvas). p: None stands for N(0, I), which needs fewer operations."""
+    """q(u|x, canvas) and p(u|canvas). p: None means N(0, I), for which fewer operations are needed."""
 
     q: Gaussian
     p: Gaussian | None
@@ -56,10 +56,10 @@ class Inferred:
 
 
 class Donor(NamedTuple):
-    """A drawing from which an edited drawing takes parts and u. Its batch may be 1, for all drawings.
+    """A drawing from which an edited drawing takes parts and u. A batch of 1 is used for all drawings.
 
     u: (B, ...); None stands for the mean of p(u|canvas). canvas: (B, C, h, w). own: bool (B, 1, h, w), the
-    pixels where it may give its u; None: all.
+    pixels where the edited drawing may take this u; None means all pixels.
     """
 
     u: Tensor | None
@@ -68,9 +68,9 @@ class Donor(NamedTuple):
 
 
 class Appearance(nn.Module, ABC):
-    """p(u|canvas), q(u|x, canvas), and what u adds to the decoder's features (before training nothing).
+    """p(u|canvas), q(u|x, canvas), and the features that u adds to the decoder's (zeros before training).
 
-    standard: whether p(u|canvas) is N(0, I). shape: that of an image's u.
+    standard: whether p(u|canvas) is N(0, I). shape: the shape of u for one image.
     """
 
     standard: ClassVar[bool] = False
@@ -104,7 +104,7 @@ class Appearance(nn.Module, ABC):
         return Inferred(self.posterior(x, canvas), None if self.standard else self.prior(canvas))
 
     def cells(self, canvas: Tensor, x: Tensor | None = None) -> Tensor:
-        """Stacks the canvas, and x if given, in [-1, 1], by cells of 2x2 pixels of the canvas."""
+        """Scales the canvas, and x if given, to [-1, 1], and stacks each cell of 2x2 canvas pixels."""
         seen = canvas if x is None else torch.cat([F.pixel_unshuffle(x, self.scale), canvas], 1)
         odd = (0, seen.shape[-1] % 2, 0, seen.shape[-2] % 2)
         return F.pixel_unshuffle(F.pad(seen, odd, value=self.background) * 2 - 1, 2)
@@ -140,7 +140,7 @@ class GlobalAppearance(Appearance):
         return _gaussian(self.encoder(self.cells(canvas, x)))
 
     def joined(self, canvas: Tensor, donors: Sequence[Donor]) -> Tensor:
-        """The u of the first donor."""
+        """The first donor's u; zeros, the mean of the prior, if it is None."""
         u = donors[0].u
         return self.prior(canvas).mean if u is None else u.expand(len(canvas), -1)
 
@@ -150,7 +150,7 @@ class GlobalAppearance(Appearance):
 
 
 class LocalAppearance(Appearance):
-    """A map u (B, D, h / 4, w / 4), rounded up: D numbers for each cell of 4x4 pixels of the canvas."""
+    """A map u (B, D, h / 4, w / 4), rounded up, with D numbers for each cell of 4x4 pixels of the canvas."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
@@ -169,7 +169,7 @@ class LocalAppearance(Appearance):
         return _gaussian(self.of_image(self.cells(canvas, x)))
 
     def joined(self, canvas: Tensor, donors: Sequence[Donor]) -> Tensor:
-        """Each cell gets u of the first donor with the same canvas there, or else the mean of p(u|canvas)."""
+        """Each cell gets u from the first donor with an equal canvas there, else the mean of p(u|canvas)."""
         joined = self.prior(canvas).mean
         for donor in reversed(donors):
             own = self.prior(donor.canvas).mean if donor.u is None else donor.u
@@ -183,14 +183,14 @@ class LocalAppearance(Appearance):
 
 
 def make_appearance(spec: ModelSpec) -> Appearance | None:
-    """The networks of u that `spec` describes; None if the model has no u."""
+    """The networks for u that `spec` describes; None if the model has no u."""
     if spec.latent_map:
         return LocalAppearance(spec)
     return GlobalAppearance(spec) if spec.latent_count else None
 
 
 def _coarse(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    """A network from cells of 2x2 pixels to numbers at half their resolution, rounded up."""
+    """A network that maps features of 2x2 cells to `outputs` channels at half the resolution, rounded up."""
     return nn.Sequential(
         nn.Conv2d(inputs, width, 3, stride=2, padding=1),
         ResidualBlock(width),
@@ -201,6 +201,6 @@ def _coarse(inputs: int, width: int, outputs: int) -> nn.Sequential:
 
 
 def _gaussian(numbers: Tensor) -> Gaussian:
-    """A Gaussian from numbers (B, 2 D, ...): means, then logarithms of standard deviations."""
+    """Makes a Gaussian from numbers (B, 2 D, ...), the means followed by the log standard deviations."""
     mean, log_std = at_least_float32(numbers).chunk(2, 1)
     return Gaussian(mean, log_std.clamp(*LOG_STD))

@@ -1,7 +1,8 @@
-"""Layers that several networks share. All norms are GroupNorm: with BatchNorm, ranks would disagree.
+"""Layers that several networks share. None uses BatchNorm, whose statistics would differ between workers.
 
-bfloat16 has 8 significant bits: a logit of 500 would be off by 1, which is a nat of q(z|x). So layers that
-give logits, log-probabilities or parameters of a likelihood are "exact": they stay float32 under autocast.
+bfloat16 has 8 significant bits, so a logit of 500 would be off by 1, which changes log q(z|x) by 1 nat. Thus
+layers that compute logits, log-probabilities or likelihood parameters are "exact": they stay in float32 under
+autocast.
 Shapes: B batch, H heads, T steps, D channels of a head, W channels of a token.
 """
 
@@ -20,19 +21,19 @@ from npdraw_dist.core.noise import Dropout
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """x in float32, or in a wider type if it has one."""
+    """Converts x to float32, unless its type is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def exactly(like: Tensor) -> AbstractContextManager[object]:
-    """Disables autocast on the device of `like`. Pass arguments through `at_least_float32`."""
+    """Disables autocast on the device of `like`. Convert inputs by `at_least_float32` before computing."""
     kind = like.device.type
-    on = kind != "meta" and torch.is_autocast_enabled(kind)  # the query is an error on `meta`
+    on = kind != "meta" and torch.is_autocast_enabled(kind)  # the query raises an error for `meta`
     return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 class _Exact(nn.Module):
-    """Computes a layer in float32 under autocast. Its weights keep their names."""
+    """Makes a layer compute in float32 under autocast. The names of its weights do not change."""
 
     def forward(self, input: Tensor, *args: Any, **options: Any) -> Any:
         with exactly(input):
@@ -52,11 +53,11 @@ class ExactConvTranspose2d(_Exact, nn.ConvTranspose2d):
 
 
 class ExactLSTM(_Exact, nn.LSTM):  # type: ignore[misc]  # nn.LSTM.forward has overloads
-    """`nn.LSTM` in float32, with its state, whose errors would add up over steps."""
+    """`nn.LSTM` in float32, including its state, where rounding errors would accumulate over steps."""
 
 
 class ExactLSTMCell(_Exact, nn.LSTMCell):
-    """`nn.LSTMCell` in float32, with its state."""
+    """`nn.LSTMCell` in float32, including its state."""
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -72,7 +73,7 @@ def zeroed(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions at one width, with dropout between. The weights of the second start at zero."""
+    """Two 3x3 convolutions of equal width with dropout between them; the second's weights start at zero."""
 
     def __init__(self, channels: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ Cache = tuple[Tensor, Tensor]  # what a block remembers of the steps so far; the
 
 
 class CausalBlock(nn.Module, ABC):
-    """A residual block: mixes the steps so far, then applies an MLP to each step, both after a norm."""
+    """A residual block that mixes the steps so far, then applies an MLP to each step, each after a norm."""
 
     mlp: nn.Sequential
 
@@ -106,7 +107,7 @@ class CausalBlock(nn.Module, ABC):
 
     @abstractmethod
     def mixed_step(self, x: Tensor, step: int, cache: Cache) -> Tensor:
-        """`mixed` for one step, (B, 1, W) -> (B, 1, W). `cache` has the steps before, and gets this one."""
+        """`mixed` for one step, (B, 1, W) -> (B, 1, W). `cache` has the earlier steps; this step is added."""
 
     @abstractmethod
     def cache(self, batch: int, steps: int, like: Tensor) -> Cache:
@@ -133,7 +134,7 @@ def _mlp(settings: PriorSpec, out: nn.Linear) -> nn.Sequential:
 
 
 class TransformerBlock(CausalBlock):
-    """Causal self-attention. The cache is keys and values, in buffers for all T steps, (B, H, T, D) each."""
+    """Causal self-attention. The cache has buffers for the keys and values of all T steps, (B, H, T, D)."""
 
     def __init__(self, settings: PriorSpec) -> None:
         super().__init__(settings)
@@ -170,7 +171,7 @@ class TransformerBlock(CausalBlock):
 
 
 class LSTMBlock(CausalBlock):
-    """An LSTM over the steps (Hochreiter and Schmidhuber 1997). The cache is its state, two of (B, W)."""
+    """An LSTM over the steps (Hochreiter and Schmidhuber 1997). The cache has its two states, each (B, W)."""
 
     def __init__(self, settings: PriorSpec) -> None:
         super().__init__(settings)

@@ -1,6 +1,6 @@
-"""A small classifier of images. Its features measure Frechet distances where there are no Inception weights.
+"""A small image classifier. Frechet distances use its features if Inception weights are not available.
 
-Shapes: B images, C channels, H x W pixels, D features, N classes.
+Shapes: B images in a batch, M in a data set, C channels, H x W pixels, D features, N classes.
 """
 
 import math
@@ -24,7 +24,8 @@ LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.01
 class Classifier(nn.Module):
     """Two strided convolutions, a layer of D features and a layer of N classes.
 
-    `forward` returns the features; `standardize` shifts and scales them, so that distances have a unit.
+    `forward` returns the features. `standardize` sets their shift and scale, so that the features of
+    different classifiers have the same scale.
     """
 
     shift: Tensor
@@ -66,7 +67,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Labelled:
-    """images: uint8 (M, C, H, W). labels: int64 (M,). binarize: as in `data.binarize`."""
+    """images: uint8 (M, C, H, W). labels: int64 (M,). binarize: the setting `data.binarize`."""
 
     images: Tensor
     labels: Tensor
@@ -76,7 +77,7 @@ class Labelled:
 def fit(
     model: Classifier, data: Labelled, budget: int, generator: torch.Generator, show: Callable[[int], None]
 ) -> None:
-    """Trains by cross-entropy on `budget` images, in batches that the generator draws; then standardizes.
+    """Trains by cross-entropy on `budget` images in randomly drawn batches, then standardizes the features.
 
     The data stay on the CPU, wherever the model is. show: is called with the number of images seen.
     """
@@ -98,7 +99,7 @@ def fit(
 
 @torch.no_grad()
 def accuracy(model: Classifier, data: Labelled, generator: torch.Generator) -> float | None:
-    """The share of the images that are classified correctly; None if there are none."""
+    """The share of the images that are classified correctly; None if `data` has no images."""
     if len(data.labels) == 0:
         return None
     right = 0
@@ -109,7 +110,7 @@ def accuracy(model: Classifier, data: Labelled, generator: torch.Generator) -> f
 
 
 def _rate_factor(seen: int, budget: int) -> float:
-    """The learning rate over its peak: rises over a twentieth of the budget, then falls to 0 as a cosine."""
+    """Learning rate / peak. It rises over a twentieth of the budget, then falls to 0 as a cosine."""
     warmup = budget // 20
     if seen < warmup:
         return (seen + 1) / (warmup + 1)

@@ -2,8 +2,8 @@
 
 The prior is causal, but a kept place may come later than a free one. So a completion starts with sequential
 Monte Carlo (`nn.particles`) and continues with a Markov chain over the free places. Both are exact in the
-limit; docs/how-it-works.md has measurements. In a free order the result is a well-formed drawing: at most one
-part at each free place, and all parts in the model's order.
+limit of many particles or steps; docs/how-it-works.md has measurements. In a free order the result is a
+well-formed drawing, with at most one part at each free place and all parts in the model's order.
 Shapes: B images, R of them at once, m candidates, T steps, L places, K parts.
 """
 
@@ -30,17 +30,18 @@ from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import log_prob
 
-STEPS = 2**15  # largest number of steps, over all sequences, computed at once: a limit for their caches
-INK, SKETCH_NOISE = 0.4, 0.25  # least difference from the paper that counts as ink; std of an inked pixel
-UNIFORM = 0.1  # share of the candidates that are drawn uniformly, so that every part is possible
+STEPS = 2**15  # largest total number of steps in the sequences computed at once; limits their caches
+INK, SKETCH_NOISE = 0.4, 0.25  # least difference from the background that is ink; deviation of inked pixels
+UNIFORM = 0.1  # weight of the uniform distribution in q, so that every part is possible
 
 
 @dataclass(frozen=True)
 class Effort:
     """How closely a completion follows p(z | kept places). Time grows in proportion to each number.
 
-    particles: number of particles in the first draw. visits: number of visits to free places after it.
-    candidates: number of parts among which a visit chooses. Raises ValueError on too small numbers.
+    particles: number of particles in the first draw. visits: number of later visits, each of which redraws a
+    free place. candidates: number of parts among which a visit chooses. Raises ValueError if a number is too
+    small.
     """
 
     particles: int = 128
@@ -60,7 +61,7 @@ class Completer:
         self.prior, self.spec, self.temperature, self.effort = prior, prior.spec, temperature, effort
         self.order = ORDERS[prior.spec.order]
         self.energy = self.spec.grid.ink(bank).square().sum((1, 2, 3))
-        # The part of the middle energy stands for a part that is not known yet.
+        # The part of median energy stands for a part that is not known yet.
         self.typical = self.energy.argsort()[len(bank) // 2]
 
     @torch.no_grad()
@@ -69,15 +70,15 @@ class Completer:
     ) -> PartSequence:
         """z (B, T), keep (B, L) bool -> completed z (B, T). Raises ValueError as `require_kept` does.
 
-        evidence: (B, L, K + 1), from a sketch (`evidence_of`), in order aligned only. Then no place is
-        visited: the weights of the particles are exact.
+        evidence: (B, L, K + 1), computed from a sketch by `evidence_of`, for order aligned only. With
+        evidence no place is visited, because the weights of the particles are exact.
         """
         kept = require_kept(z, keep, self.prior)
         effort = self.effort
         if evidence is not None:
             effort = Effort(effort.particles, 0, 1)
         elif self.spec.where_given and not (keep[:, 1:] & ~keep[:, :-1]).any():
-            effort = Effort(1, 0, 1)  # no kept place comes after a free one: the prior's own draw is exact
+            effort = Effort(1, 0, 1)  # no kept place comes after a free one, so the prior's own draw is exact
         at_once = max(STEPS // (z.steps * max(effort.particles, effort.candidates)), 1)
         chunks = [slice(i, i + at_once) for i in range(0, len(z), at_once)]
         done = [
@@ -85,7 +86,7 @@ class Completer:
             for rows in chunks
         ]
         drawn = PartSequence.cat(done)
-        # If all is kept, the result is z itself, whatever the order of its steps.
+        # If all places are kept, the result is z itself, even if its steps are in another order.
         every = keep.all(1)[:, None]
         pairs = zip(vars(z).values(), vars(drawn).values(), strict=True)
         return PartSequence(*(torch.where(every, old, new) for old, new in pairs))
@@ -111,7 +112,7 @@ class Completer:
         return self.arranged(kept, drawn, what)
 
     def arranged(self, kept: Kept, drawn: Tensor, what: Tensor) -> PartSequence:
-        """Joins kept steps and the parts `what` (B, L) at places `drawn` (B, L) to a drawing of T steps."""
+        """Merges kept steps and the parts `what` (B, L) at places `drawn` (B, L) into drawings of T steps."""
         kept_drawn, kept_what = kept.of_places()
         chosen, parts = kept_drawn | drawn, torch.where(drawn, what, kept_what)
         steps, places = self.spec.steps, self.spec.grid.places
@@ -131,7 +132,7 @@ class Completer:
         return PartSequence(*(value.gather(1, index) for value in (drawn, where, what))).canonical()
 
     def _walk(self, kept: Kept, drawn: Tensor, what: Tensor, generator: Noise) -> None:
-        """Visits free places in random order, again and again, and changes drawn and what (B, L) in place."""
+        """Visits free places repeatedly in random order. Updates `drawn` and `what` (B, L) in place."""
         free = ~kept.places
         noise = uniform(free.shape, generator, self.energy)
         sites, count = noise.masked_fill(~free, 2.0).argsort(1), free.sum(1)  # free places come first
@@ -144,10 +145,11 @@ class Completer:
     def _visit(
         self, kept: Kept, site: Tensor, drawn: Tensor, what: Tensor, generator: Noise
     ) -> tuple[Tensor, Tensor]:
-        """Draws whether and what at the place `site` (R,) given all other places; returns both, (R,).
+        """Draws *whether* and *what* at the place `site` (R,) given all other places; returns both, (R,).
 
-        The candidates are no part, the present part, and new parts from q. The weights p(none) and
-        p(part) / (m q) keep the distribution invariant (Andrieu, Lee and Vihola 2018, "i-SIR").
+        The candidates are no part, the present part if there is one, and new parts from q. The weights
+        p(none) and p(part) / (m q(part)) keep the distribution invariant (Andrieu, Lee and Vihola 2018,
+        "i-SIR").
         """
         m, at, column = self.effort.candidates, torch.arange(len(site), device=site.device), site[:, None]
         present, part = drawn[at, site], what[at, site]
@@ -178,15 +180,15 @@ class Completer:
 
 
 def evidence_of(grid: Grid, bank: Tensor, canvas: Tensor, sketch: Tensor) -> Tensor:
-    """log p(ink | part) at each place, (B, L, K + 1); the last entry is for no part. 0 outside the sketch.
+    """log p(ink | part) at each place, (B, L, K + 1), 0 outside the sketch. The last entry is for no part.
 
     bank: parts (K, C, P, P). canvas: (B, C, h, w), with ink drawn by hand at the places `sketch` (B, L) bool.
-    Inked pixels are those of the part plus noise of deviation SKETCH_NOISE. Blank pixels say nothing, so a
-    part may go on there.
+    An inked pixel is modelled as the part's pixel plus Gaussian noise of standard deviation SKETCH_NOISE.
+    Blank pixels give no evidence, so a part may extend over them.
     """
     paper = grid.background
     inked = ((canvas - paper).abs().amax(1, keepdim=True) > INK).to(canvas)
-    cover = grid.fold_sum(grid.unfold(torch.ones_like(inked)))  # a pixel of many places counts once
+    cover = grid.fold_sum(grid.unfold(torch.ones_like(inked)))  # a pixel in several places counts once
     weight = grid.of_ink.unfold((inked / cover).expand_as(canvas)).flatten(2)  # (B, L, D); 0 off the canvas
     pixels, parts = grid.unfold(canvas).flatten(2), bank.flatten(1)
     error = (weight * pixels.square()).sum(2, keepdim=True)
@@ -196,7 +198,7 @@ def evidence_of(grid: Grid, bank: Tensor, canvas: Tensor, sketch: Tensor) -> Ten
 
 
 def require_kept(z: PartSequence, keep: Tensor, prior: StepPrior) -> Kept:
-    """The steps of z (B, T) at the places `keep` (B, L) bool, for a z that the prior can draw.
+    """The steps of z (B, T) at the places `keep` (B, L) bool. The prior must be able to draw z.
 
     Raises ValueError if z has two parts at a kept place in order aligned.
     """

@@ -1,6 +1,6 @@
 """The decoder p(x|canvas): convolutions at half the canvas's resolution (paper section 3.2).
 
-Shapes: B batch, C channels, h x w canvas, H x W image, Q likelihood parameters a pixel.
+Shapes: B batch, C channels, h x w canvas, H x W image, Q likelihood parameters per pixel.
 """
 
 import torch
@@ -14,8 +14,9 @@ from npdraw_dist.nn.likelihoods import CanvasStart
 class Decoder(nn.Module):
     """Canvas (B, C, h, w) in [0, 1] -> likelihood parameters (B, Q, h * upscale, w * upscale).
 
-    Most layers work on cells of 2x2 pixels. The last layer also sees the canvas; `start` initialises it so
-    that before training the image is the canvas. background: pads a canvas whose side is odd.
+    Most layers work on cells of 2x2 pixels. The last layer also takes the canvas as input, and `start`
+    initialises this layer so that before training the image resembles the canvas. background: the value that
+    pads a canvas with an odd side.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class Decoder(nn.Module):
             self.last.bias.copy_(start.bias)
 
     def forward(self, canvas: Tensor, added: Tensor | None = None) -> Tensor:
-        """added: features (B, width, h / 2, w / 2), rounded up, for details that the canvas does not show."""
+        """added: (B, width, h / 2, w / 2), rounded up, features for details that the canvas does not show."""
         height, width = canvas.shape[-2:]
         even = F.pad(canvas, (0, width % 2, 0, height % 2), value=self.background) * 2 - 1
         h = self.inlet(F.pixel_unshuffle(even, 2))

@@ -1,4 +1,4 @@
-"""Drawings that a model made, with their canvases and images: as arrays, in files and in a notebook.
+"""Drawings that a model made, with their canvases and images, as arrays, in files and in a notebook.
 
 Shapes: B drawings, T steps, C channels, P patch side, h x w canvas, H x W image.
 """
@@ -22,7 +22,7 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.networks import Networks
 
 SHOWN = 16  # largest number of drawings that a notebook shows
-COLUMNS, ENLARGED = 8, 2  # the notebook's PNG: drawings in a row, factor of their size
+COLUMNS, ENLARGED = 8, 2  # in the notebook's PNG: drawings per row, enlargement factor
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Drawings:
 
     @cached_property
     def images(self) -> Tensor:
-        """(B, C, H, W) in [0, 1], means of p(x|z, u); decoded at the first use."""
+        """The means of p(x|z, u), (B, C, H, W) in [0, 1], which are decoded at the first use."""
         return self.model.decode(self.canvas, self.u)
 
     @property
@@ -79,11 +79,11 @@ class Drawings:
         return self.images.cpu().numpy()
 
     def save(self, path: str | Path) -> None:
-        """Writes a file; the ending of its name decides what it holds.
+        """Writes a file, whose content depends on the suffix of its name.
 
-        .gif: the first 8 drawings, part by part. .png: canvas and image of each. .npz: arrays `images`,
-        `canvas`, `whether`, `where`, `what`, and `appearance` if u is known. Raises UserError on another
-        ending, or if the file cannot be written.
+        .gif: an animation of the first 8 drawings, part by part. .png: canvas and image of each drawing.
+        .npz: arrays `images`, `canvas`, `whether`, `where`, `what`, and `appearance` if u is known. Raises
+        UserError on another suffix, or if the file cannot be written.
         """
         file = Path(path)
         if file.suffix not in (".gif", ".png", ".npz"):
@@ -102,7 +102,7 @@ class Drawings:
             raise UserError(f"cannot write {file}: {error.strerror}") from None
 
     def _repr_html_(self) -> str:
-        """Shows canvas and image of each drawing in a notebook."""
+        """Shows the canvas and image of the first 16 drawings in a notebook."""
         rows = zip(self.canvas[:SHOWN], self.images[:SHOWN], self.z.whether.sum(1).tolist(), strict=False)
         shown = "".join(
             f'<div style="display: inline-block; margin: 4px">{inline(canvas, title="canvas")}'
@@ -113,7 +113,7 @@ class Drawings:
         return f"<div>{shown}</div>{more}"
 
     def _repr_png_(self) -> bytes:
-        """The picture for viewers without HTML: each canvas above its image, 8 drawings in a row."""
+        """The picture for viewers without HTML, with each canvas above its image and 8 drawings per row."""
         images = self.images[:SHOWN]
         canvas = F.interpolate(self.canvas[:SHOWN], images.shape[-2:])
         pairs = F.pad(torch.cat([canvas, images], 2), (1, 1, 1, 4), value=0.5)

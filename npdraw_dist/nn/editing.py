@@ -1,11 +1,12 @@
 """Edits drawings z: puts, removes, moves and swaps parts, and takes a region from another drawing.
 
-It also reads places as people name them: rectangles as text, numbers, rows and columns, or masks.
+It also reads places that users give as text with rectangles, numbers, (row, column) pairs, or masks.
 
 All functions are pure and take batches. `order`, a name in `core.orders.ORDERS`, arranges the steps of the
 result. In a free order several steps can draw at one place; `put` and `move` replace all parts of a place. If
 more than T steps would draw, the last steps of the old drawing are dropped, and all added parts stay.
-Shapes: B batch, T steps, L places, S steps of all drawings in an edit, N drawings of an interpolation.
+Shapes: B batch, T steps, L places, S steps of all drawings that an edit combines, N drawings of an
+interpolation.
 """
 
 import re
@@ -71,9 +72,10 @@ def swap(z: PartSequence, first: int, second: int, order: str) -> PartSequence:
 
 
 def interpolate(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -> PartSequence:
-    """Drawings (N, T) from A (1, T) to B (1, T): after A, each takes one more place from B, in raster order.
+    """Drawings (N, T) from A (1, T) to B (1, T), each with one more place from B, in raster order.
 
-    The last is B, with its own order of steps. Raises ValueError unless A and B are one drawing each.
+    The first drawing is A. The last is B, with B's own order of steps. Raises ValueError unless A and B are
+    one drawing each.
     """
     if len(z_a) != 1 or len(z_b) != 1:
         raise ValueError(f"interpolation is between two drawings, not {len(z_a)} and {len(z_b)}")
@@ -92,8 +94,8 @@ def interpolate(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -
 def dropped(made: PartSequence, *sources: tuple[PartSequence, Tensor]) -> int:
     """The number of parts that an edit dropped because only T steps can draw.
 
-    made: the edited drawing (1, T). sources: the drawings (1, T) that it was made from, each with the places
-    (L,) bool from which it takes the parts.
+    made: the edited drawing (1, T). sources: the drawings (1, T) from which it was made, each with the places
+    (L,) bool whose parts the edit takes.
     """
     wanted = sum(int((z.whether & _at(mask.to(z.where.device), z.where)).sum()) for z, mask in sources)
     return wanted - int(made.whether.sum())
@@ -145,7 +147,7 @@ def _at(mask: Tensor, where: Tensor) -> Tensor:
 
 
 def _merge(old: _Steps, new: _Steps | None, order: str) -> PartSequence:
-    """Joins two drawings to one of T steps. If both draw more than T, the last steps of `old` are dropped."""
+    """Merges two drawings into T steps. If they have more than T parts, `old` loses its last steps."""
     steps = old.drawn.shape[1]
     if new is not None:
         old = old.only(old.drawn.cumsum(1) <= steps - new.drawn.sum(1, keepdim=True))
@@ -156,8 +158,8 @@ def _merge(old: _Steps, new: _Steps | None, order: str) -> PartSequence:
 def parse_region(text: str | None, grid: Grid) -> Tensor:
     """`R0:R1,C0:C1` -> (L,) bool: the places in rows R0 to R1 - 1 and columns C0 to C1 - 1.
 
-    `;` joins several rectangles. A missing number stands for the grid's edge, None for no place. Raises
-    UserError on anything else.
+    `;` separates several rectangles. A missing number means the grid's edge. If `text` is None, no place is
+    in the mask. Raises UserError on any other text.
     """
     mask = torch.zeros(grid.rows, grid.columns, dtype=torch.bool)
     for part in [] if text is None else text.split(";"):
@@ -174,7 +176,7 @@ def parse_region(text: str | None, grid: Grid) -> Tensor:
 
 
 def parse_move(text: str, grid: Grid) -> tuple[int, int]:
-    """`R,C:R,C` -> the two places between which a part moves. Raises UserError on anything else."""
+    """`R,C:R,C` -> the places from which and to which a part moves. Raises UserError on any other text."""
     found = re.fullmatch(r"(\d+),(\d+):(\d+),(\d+)", text.replace(" ", ""))
     if found is None:
         raise UserError(f"move {text!r} is not R,C:R,C, such as 2,3:0,1")
@@ -183,7 +185,7 @@ def parse_move(text: str, grid: Grid) -> tuple[int, int]:
 
 
 def place_of(place: Any, grid: Grid) -> int:
-    """A place as its number or (row, column) -> its number. Raises UserError if there is no such place."""
+    """Converts a number or (row, column) to the place's number. Raises UserError if the place is invalid."""
     numbers = tuple(place) if isinstance(place, Sequence) and not isinstance(place, str) else (place,)
     limits = (grid.rows, grid.columns) if len(numbers) == 2 else (grid.places,)
     whole = all(isinstance(number, int | np.integer) for number in numbers)
@@ -197,11 +199,11 @@ def place_of(place: Any, grid: Grid) -> int:
 
 
 def mask_of(places: Any, grid: Grid, batch: int, name: str = "places") -> Tensor:
-    """Reads places: a mask (L,) bool for all drawings, or (B, L) with B = `batch`.
+    """Converts places to a bool mask, (L,) for all drawings, or (B, L) with B = `batch`.
 
     places: text as `parse_region` takes it; a list of places as `place_of` takes them; or a bool tensor or
-    array (L,), (rows, columns), (B, L) or (B, rows, columns). Raises UserError on anything else, and calls it
-    `name`.
+    array (L,), (rows, columns), (B, L) or (B, rows, columns). Raises UserError on any other value; the
+    message calls the value `name`.
     """
     if isinstance(places, str):
         return parse_region(places, grid)

@@ -1,6 +1,6 @@
-"""The base class of all kinds of models, and what they return: scores and samples.
+"""The base class of all kinds of models, and the classes of the scores and samples that models return.
 
-Shapes: k draws, B images, N samples, A of them animated, T steps, C channels, H x W image, h x w canvas.
+Shapes: k draws, B images, N samples, A animated samples, T steps, C channels, H x W image, h x w canvas.
 """
 
 from abc import ABC, abstractmethod
@@ -21,11 +21,11 @@ from npdraw_dist.nn.animation import GROWING_FRAMES, generation_gif
 from npdraw_dist.nn.likelihoods import binarized, make_likelihood
 from npdraw_dist.nn.relaxations import total_kl
 
-# Largest number of images computed at once. On a CPU, the activations of more do not fit the cache. A GPU
-# that is given fewer waits for launches.
+# Largest number of images computed at once. On a CPU, the activations of more images do not fit in the cache.
+# With fewer images, a GPU waits for kernel launches.
 CHUNK, GPU_CHUNK = 256, 512
-CHUNK_NUMBERS = 2**26  # largest number of likelihood parameters computed at once: a limit for large images
-LEAST_TEMPERATURE = 1e-6  # a lower temperature counts as this one
+CHUNK_NUMBERS = 2**26  # largest number of likelihood parameters computed at once; matters for large images
+LEAST_TEMPERATURE = 1e-6  # lower temperatures are raised to this one
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Importance:
     """Scores of k draws z ~ q(z|x) for each of B images, in nats, each (k, B).
 
     log_w: log p(x|z) + log p(z) - log q(z|x). reconstruction: log p(x|z). kl: the terms of KL(q || p) by
-    name, in closed form where there is one (`nn.steps`).
+    name, in closed form where one exists (`nn.steps`).
     """
 
     log_w: Tensor
@@ -42,7 +42,7 @@ class Importance:
 
     @property
     def analytic(self) -> Tensor:
-        """(k, B): reconstruction minus KL. Only its mean over draws is a bound, the ELBO."""
+        """The reconstruction minus the KL, (k, B). Only its mean over draws is a bound, the ELBO."""
         return self.reconstruction - total_kl(self.kl)
 
 
@@ -50,11 +50,11 @@ class Importance:
 class SampleTrace:
     """N samples, and the steps that made the first A of them.
 
-    images: (N, C, H, W), means of p(x|z), in [0, 1]. canvas: (N, C, h, w); None if the model has none. steps:
-    (A, T, C, h, w), the canvas after each step. decoded: (A, T, C, H, W), the image of each canvas. drawn:
-    (A, T) bool, whether a step draws. corners: (A, T, 2), the top-left pixel (row, column) that it draws.
-    sides: (A, T), the side in pixels. codes: latents by name. frames: largest number of frames of a GIF in
-    which parts are drawn.
+    images: (N, C, H, W), means of p(x|z), in [0, 1]. canvas: (N, C, h, w); None if the model has no canvas.
+    steps: (A, T, C, h, w), the canvas after each step. decoded: (A, T, C, H, W), the image of each canvas.
+    drawn: (A, T) bool, whether a step draws. corners: (A, T, 2), the top-left pixel (row, column) of the
+    square that a step draws. sides: (A, T), the side of this square in pixels. codes: latents by name.
+    frames: largest number of GIF frames in which parts are drawn.
     """
 
     images: Tensor
@@ -97,7 +97,7 @@ class GenerativeModel(nn.Module, ABC):
 
     @property
     def rows_at_once(self) -> int:
-        """How many draws, of one image or several, are computed at once. The noise depends on this number."""
+        """The number of draws, of one or more images, computed at once. The noise depends on this number."""
         _, height, width = self.spec.image_shape
         numbers = self.likelihood.parameters_per_pixel * height * width
         return max(min(CHUNK if self.device.type == "cpu" else GPU_CHUNK, CHUNK_NUMBERS // numbers), 1)
@@ -106,9 +106,10 @@ class GenerativeModel(nn.Module, ABC):
     def importance(
         self, x: Tensor, k: int, generator: Noise = None, condition: Tensor | None = None
     ) -> Importance:
-        """Scores k draws z ~ q(z|x) for each image x (B, C, H, W), which is 0 or 1 if the model binarizes.
+        """Scores k draws z ~ q(z|x) for each image x (B, C, H, W), with pixels 0 or 1 if the model binarizes.
 
-        condition: tokens (B, A); then p(x|condition) replaces p(x). Raises ValueError on other shapes.
+        condition: tokens (B, A); if given, p(x|condition) replaces p(x). Raises ValueError if x has another
+        shape.
         """
         require_images(x, self.spec.image_shape)
         most = self.rows_at_once
@@ -122,18 +123,18 @@ class GenerativeModel(nn.Module, ABC):
         return joined(parts, lambda values: torch.cat(values, 1))
 
     def given(self, condition: Any, guidance: float = 1.0) -> Self:
-        """The same model, conditioned. Raises UserError if the kind takes no condition."""
+        """The same model, conditioned on `condition`. Raises UserError if the kind takes no condition."""
         raise UserError(f"a model of kind {self.spec.kind} takes no condition")
 
     @abstractmethod
     def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
-        """x (B, C, H, W) -> a function that scores n draws for each image; its fields are (n * B,)."""
+        """x (B, C, H, W) -> a function that scores n draws for each image and returns fields (n * B,)."""
 
     def log_weights(self, x: Any, k: int = 50, generator: Noise = None) -> Tensor:
         """log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x), (k, B) nats (Burda et al. 2016).
 
         `model.given(condition).log_weights(x)` scores p(x|condition), with one condition for all images.
-        Raises UserError on images that `as_input` refuses, or k below 1.
+        Raises UserError on images that `as_input` rejects, or if k is below 1.
         """
         if isinstance(x, Tensor):
             require_images(x, self.spec.image_shape)
@@ -141,9 +142,10 @@ class GenerativeModel(nn.Module, ABC):
         return self.importance(self.as_input(x), k, generator).log_w
 
     def temperature_of(self, requested: float | None) -> float:
-        """The temperature of samples: the requested one, or the spec's. Raises UserError unless above 0.
+        """The requested temperature of samples, or else the spec's. Raises UserError unless it is above 0.
 
-        At LEAST_TEMPERATURE a step draws its most likely choice; logits divided by less would overflow.
+        At LEAST_TEMPERATURE a step draws its most likely choice; logits divided by a lower temperature would
+        overflow.
         """
         if requested is not None and not requested > 0:
             raise UserError(f"temperature is {requested}; it must be above 0")
@@ -170,20 +172,21 @@ class GenerativeModel(nn.Module, ABC):
         """The loss that stage `vae` minimises."""
 
     def describe(self, x: Tensor) -> dict[str, Tensor]:
-        """x (B, C, H, W) -> numbers of each image by name, (B,), that `evaluate` reports. None by default."""
+        """x (B, C, H, W) -> numbers by name, (B,) each, that `evaluate` reports. Empty by default."""
         return {}
 
     @abstractmethod
     def features(self, images: Any) -> Tensor:
-        """Images of any type -> features of the encoder (B, D). Raises UserError as `as_input` does."""
+        """Images of any type -> the encoder's features (B, D). Raises UserError as `as_input` does."""
 
     @abstractmethod
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
-        """Decodes the latents of `a`, with those of `b` in the region `inside`: mean images (B, C, H, W).
+        """Decodes `a` with the latents of `b` in the region `inside`; returns mean images (B, C, H, W).
 
         a, b: images (B, C, H, W) as the encoder takes them. inside: (B, H, W) bool; a place or cell belongs
-        to the region if its centre does. A model without places swaps a share of its latents as large as the
-        region. With a = b the result is the reconstruction. Raises UserError if no latent has a region.
+        to the region if its centre lies in the region. A model without places swaps the same share of its
+        latents as the region's share of the image. With a = b the result is the reconstruction. Raises
+        UserError if no latent belongs to a region.
         """
 
     @abstractmethod
@@ -192,7 +195,7 @@ class GenerativeModel(nn.Module, ABC):
     ) -> Tensor:
         """Draws z from the prior; returns mean images of p(x|z), (n, C, H, W).
 
-        seed: replaces a generator. temperature: of the prior; None is `spec.temperature`.
+        seed: used in place of a generator. temperature: the prior's; None means `spec.temperature`.
         """
 
     @abstractmethod
@@ -216,7 +219,7 @@ class ModelObjective(Objective):
 
 
 def at_centres(inside: Tensor, centres: Tensor) -> Tensor:
-    """Reads inside (B, H, W) at the pixels `centres` (L, 2), which are moved into the image: (B, L) bool."""
+    """The values (B, L) bool of `inside` (B, H, W) at the pixels `centres` (L, 2), clamped to the image."""
     rows, columns = (centres[:, axis].clamp(0, inside.shape[1 + axis] - 1) for axis in (0, 1))
     return inside[:, rows, columns]
 
@@ -231,6 +234,6 @@ def seeded(device: torch.device, generator: Noise, seed: int | None) -> Noise:
 
 
 def joined(parts: Sequence[Importance], join: Callable[[list[Tensor]], Tensor]) -> Importance:
-    """Applies `join` to each field of the parts."""
+    """Merges scores: applies `join` to the list of each field's tensors in `parts`."""
     kl = {name: join([part.kl[name] for part in parts]) for name in parts[0].kl}
     return Importance(join([p.log_w for p in parts]), join([p.reconstruction for p in parts]), kl)

@@ -1,4 +1,4 @@
-"""-ELBO of hard draws of z, with an unbiased gradient. Shapes: B batch, k draws of each image."""
+"""The negative ELBO of hard draws of z, with an unbiased gradient. Shapes: B batch, k draws per image."""
 
 from torch import Tensor
 
@@ -20,11 +20,12 @@ def hard_loss(
     beta: float = 1.0,
     latent: float = 1.0,
 ) -> Loss:
-    """-log p(x|z, u) + beta KL of k draws z ~ q(z|x), u ~ q(u|x, z), for images x (B, C, H, W).
+    """-log p(x|z, u) + beta KL(q || p), for k draws z ~ q(z|x), u ~ q(u|x, z) of each image x (B, C, H, W).
 
-    Choices get their gradient from the score function. The reward of each draw is compared with the mean of
-    the others (leave-one-out; Kool et al. 2019). A single draw trains prior, decoder and q(u|x, z), but not
-    q(z|x). condition: tokens (B, A). latent: a further weight of the KL of u in the loss.
+    The gradient for the choices in z is the score-function estimator. The baseline of each draw is the mean
+    reward of the image's other draws (leave-one-out; Kool et al. 2019). A single draw trains the prior, the
+    decoder and q(u|x, z), but not q(z|x). condition: tokens (B, A). latent: an additional weight of the KL of
+    u in the loss.
     """
     q = q.tile(k) if k > 1 else q.map(Tensor.detach)
     z = model.sample_posterior(q.map(Tensor.detach), generator)
@@ -47,6 +48,6 @@ def hard_loss(
 
 
 def leave_one_out(rewards: Tensor, k: int) -> Tensor:
-    """rewards (k * B, ...), draw after draw -> each minus the mean of its image's other k - 1 draws."""
+    """rewards (k * B, ...), ordered by draw -> each minus the mean of the image's other k - 1 rewards."""
     each = rewards.view(k, -1, *rewards.shape[1:])
     return ((each - each.mean(0)) * (k / (k - 1))).view_as(rewards)

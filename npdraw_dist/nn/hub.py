@@ -1,6 +1,6 @@
 """Makes models from a spec, saves them as folders, and loads them from a folder, run, URI or Hugging Face id.
 
-Only a URI needs a library of the training: `core.storage` is imported for it alone.
+`core.storage` is imported only for a URI, so that a local folder and a hub id do not need pyarrow.
 """
 
 import contextlib
@@ -28,8 +28,8 @@ from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.nn.generative import GenerativeModel
 
 SAMPLES_FILE = "samples.png"
-PROTOCOL = ("split", "n", "k", "protocol")  # keys of the results that are no rows of a card's table
-SAMPLES, COLUMNS, ENLARGED = 64, 8, 3  # the picture on a card: samples, samples a row, factor of their size
+PROTOCOL = ("split", "n", "k", "protocol")  # keys of the results that are not rows in a card's table
+SAMPLES, COLUMNS, ENLARGED = 64, 8, 3  # a card's picture: samples, samples per row, enlargement factor
 
 Model = TypeVar("Model", bound="HubModel")
 
@@ -37,8 +37,8 @@ Model = TypeVar("Model", bound="HubModel")
 class HubModel(GenerativeModel, PyTorchModelHubMixin):
     """A `GenerativeModel` with `save_pretrained`, `from_pretrained` and `push_to_hub`.
 
-    results: what `evaluate` measured on held-out images, as config.json states it; None if not measured.
-    history: the rows of metrics.jsonl by stage, one for each validation; None unless `fit` made the model.
+    results: the metrics that `evaluate` measured on held-out images, as in config.json; None if not measured.
+    history: the rows of metrics.jsonl by stage, one row per validation; None unless `fit` made the model.
     """
 
     spec: ModelSpec | BaselineSpec
@@ -49,7 +49,7 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | Path, *, token: str | bool | None = None, **options: Any
     ) -> Self:
-        """Loads a model of this class from anywhere that `npdraw_dist.load` reads, in eval mode on the CPU.
+        """Loads a model of this class from any source that `npdraw_dist.load` reads, in eval mode on the CPU.
 
         token, options: arguments of `huggingface_hub.snapshot_download`, ignored for a folder or a URI.
         Raises UserError if there is no model, or a model of another kind.
@@ -60,7 +60,7 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
             raise UserError(f"{label} holds a model of kind {model.title}; take npdraw_dist.load({label!r})")
         return model
 
-    def save_pretrained(  # type: ignore[override]  # huggingface_hub's has more arguments, which it passes on
+    def save_pretrained(  # type: ignore[override]  # huggingface_hub's method has more arguments
         self,
         save_directory: str | Path,
         *,
@@ -68,11 +68,11 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
         model_card_kwargs: dict[str, Any] | None = None,
         **others: Any,
     ) -> str | None:
-        """Writes config.json, model.safetensors and, unless the folder has one, the card README.md.
+        """Writes config.json, model.safetensors and, unless the folder has one, the model card README.md.
 
-        An older model in the folder stays whole until this one is written. config: replaces what config.json
-        states. model_card_kwargs: `samples`, the number of samples drawn for the card (0 by default), and
-        `repo_id`. others: passed on to huggingface_hub. Raises UserError if save_directory is a URI.
+        An older model in the folder stays intact until this one is written. config: replaces the content of
+        config.json. model_card_kwargs: `samples`, the number of samples drawn for the card (0 by default),
+        and `repo_id`. others: passed on to huggingface_hub. Raises UserError if save_directory is a URI.
         """
         if "://" in str(save_directory):
             raise UserError(f"{save_directory} is a URI; save to a folder, and copy that")
@@ -106,7 +106,7 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
         return str(super().push_to_hub(repo_id, model_card_kwargs=card, **others))
 
     def generate_model_card(self, *_: Any, **card: Any) -> ModelCard:
-        """Fills the template card.md. card: `model_card_kwargs` of `save_pretrained`."""
+        """Fills in the template card.md. card: the argument `model_card_kwargs` of `save_pretrained`."""
         spec, results, rows = self.spec, self.results, {}
         if results is not None and {"n", "split", "k"} <= results.keys():
             rows = {
@@ -146,7 +146,7 @@ def class_of(spec: Spec, base: type[Model]) -> type[Model]:
 
 def make_model(spec: ModelSpec | BaselineSpec) -> HubModel:
     """Makes an untrained model."""
-    return class_of(spec, HubModel)(spec)  # type: ignore[type-abstract]  # a subclass of it
+    return class_of(spec, HubModel)(spec)  # type: ignore[type-abstract]  # a concrete subclass
 
 
 def load(where: str | Path) -> HubModel:
@@ -154,13 +154,13 @@ def load(where: str | Path) -> HubModel:
 
     where: a model folder or a run folder; the URI of either (s3://, gs://, ...); the name of a model that
     comes with the package, such as `emoji` (`npdraw models` lists them); or an id of the Hugging Face hub,
-    `org/name` or `org/name@revision`. Raises UserError if this version finds no model that it can read.
+    `org/name` or `org/name@revision`. Raises UserError if there is no model that this version can read.
     """
     return load_from(model_folder(where), str(where))
 
 
 def load_from(folder: str, label: str) -> HubModel:
-    """Loads the model in a folder or URI that `model_folder` found. Errors call it `label`."""
+    """Loads the model in a folder or URI that `model_folder` found. Errors call the model `label`."""
     config = read_config(folder, label)
     spec = spec_in(config, label)
     with readable(label), local_folder(folder) as local, torch.random.fork_rng(devices=[]):
@@ -172,7 +172,7 @@ def load_from(folder: str, label: str) -> HubModel:
 
 @contextlib.contextmanager
 def local_folder(folder: str) -> Iterator[str]:
-    """Yields the folder, or a temporary copy of a URI."""
+    """Yields the local folder, or a temporary local copy if `folder` is a URI."""
     if "://" not in folder:
         yield str(Path(folder).expanduser())
         return
@@ -183,7 +183,7 @@ def local_folder(folder: str) -> Iterator[str]:
 
 
 def read_config(folder: str, label: str) -> dict[str, Any]:
-    """Reads config.json in a model folder or URI. Errors call it `label`."""
+    """Reads config.json in a model folder or URI. Errors call the model `label`."""
     with readable(label):
         if "://" in folder:
             from npdraw_dist.core.storage import open_filesystem, read_bytes
@@ -196,7 +196,7 @@ def read_config(folder: str, label: str) -> dict[str, Any]:
 
 
 def read_spec(folder: str, label: str) -> ModelSpec | BaselineSpec:
-    """Reads the spec in config.json of a model folder or URI. Errors call it `label`."""
+    """Reads the spec in config.json of a model folder or URI. Errors call the model `label`."""
     return spec_in(read_config(folder, label), label)
 
 
@@ -216,7 +216,7 @@ def spec_in(config: Mapping[str, Any], label: str) -> ModelSpec | BaselineSpec:
 
 @contextlib.contextmanager
 def readable(label: str) -> Iterator[None]:
-    """Turns the errors of a damaged model folder into a UserError of one line."""
+    """Converts the errors that a damaged model folder causes into a one-line UserError."""
     try:
         yield
     except UserError:

@@ -1,7 +1,7 @@
 """The likelihoods p(x|z) of an image given the decoder's output (paper section 3.2).
 
 Images are in [0, 1]. The logistics work on y = 2x - 1, where one of the 256 values is 2/255 wide.
-Shapes: B batch, C channels, Q decoder outputs a pixel, M mixture components, H x W image.
+Shapes: B batch, C channels, Q decoder outputs per pixel, M mixture components, H x W image.
 """
 
 import math
@@ -17,26 +17,26 @@ from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.nn.relaxations import categorical_sample
 
 HALF_BIN = 1 / 255
-# Scales below a quarter of HALF_BIN, or hundreds of times the range, fit no better than these bounds.
+# Bounds of about a quarter of HALF_BIN and hundreds of times the range. Scales beyond them fit no better.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 7.0
 
-# Values before training: the Bernoulli logit where the canvas is 1, and the log-scale of a logistic around
-# the canvas's value. The components of a mixture share that location and have different scales: so they
-# differ from the first step on, and the wide ones limit the cost of a wrong canvas.
+# Values before training: the Bernoulli logit where the canvas is 1, and the log-scale of a logistic whose
+# location is the canvas's value. All components of a mixture have this location, but different scales. So
+# they differ from the first step on, and the wide components limit the cost of a wrong canvas.
 CANVAS_GAIN = 3.0
 CANVAS_LOG_SCALE = -2.5
 CANVAS_LOG_SCALES = (-4.0, -1.0)
 
 
 class CanvasStart(NamedTuple):
-    """An affine map from a canvas in [-1, 1] to a decoder output centred on it: weight (Q, C), bias (Q,)."""
+    """An affine map from a canvas in [-1, 1] to decoder outputs centred on it, weight (Q, C), bias (Q,)."""
 
     weight: Tensor
     bias: Tensor
 
 
 class Likelihood(ABC):
-    """p(x|z) of images with `channels` channels. components: number in a mixture; others ignore it."""
+    """p(x|z) of images with `channels` channels. components: number of components, used only by a mixture."""
 
     def __init__(self, channels: int, components: int = 10) -> None:
         self.channels, self.components = channels, components
@@ -48,7 +48,7 @@ class Likelihood(ABC):
 
     @abstractmethod
     def canvas_start(self) -> CanvasStart:
-        """The decoder's output at initialisation."""
+        """The map from a canvas to the decoder's output at initialisation."""
 
     @abstractmethod
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
@@ -60,11 +60,11 @@ class Likelihood(ABC):
 
     @abstractmethod
     def sample(self, output: Tensor, generator: Noise) -> Tensor:
-        """output (B, Q, H, W) -> an image (B, C, H, W) drawn from p(x|z), values as in the data."""
+        """output (B, Q, H, W) -> an image (B, C, H, W) drawn from p(x|z), with values as in the data."""
 
 
 class Bernoulli(Likelihood):
-    """A Bernoulli for each value, 0 or 1. For x between, the expected log-probability of its draws."""
+    """A Bernoulli for each value. For 0 < x < 1, `log_prob` is its mean over binary draws with mean x."""
 
     def canvas_start(self) -> CanvasStart:
         return CanvasStart(CANVAS_GAIN * torch.eye(self.channels), torch.zeros(self.channels))
@@ -114,7 +114,7 @@ class _Mixture(NamedTuple):
     coupling: Tensor
 
     def located(self, channel: int, earlier: list[Tensor]) -> Tensor:
-        """(B, M, H, W): the location of `channel`, moved by the values of the channels before it."""
+        """The location of `channel`, (B, M, H, W), shifted by the values of the earlier channels."""
         location = self.location[:, channel]
         first = channel * (channel - 1) // 2
         for index, y in enumerate(earlier):
@@ -143,7 +143,7 @@ class DiscretizedLogisticMixture(Likelihood):
         return CanvasStart(weight.flatten(0, 1), bias.flatten())
 
     def _spread(self, device: torch.device | None = None) -> Tensor:
-        """(M,): the components' locations at zero output."""
+        """The components' locations if the decoder's output is zero, (M,)."""
         return (torch.arange(self.components, device=device) + 0.5) * 2 / self.components - 1
 
     def _split(self, output: Tensor) -> _Mixture:
@@ -156,7 +156,7 @@ class DiscretizedLogisticMixture(Likelihood):
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
         mixture = self._split(output)
-        y = list((2 * x - 1).unsqueeze(2).unbind(1))  # C of (B, 1, H, W)
+        y = list((2 * x - 1).unsqueeze(2).unbind(1))  # C tensors (B, 1, H, W)
         total = mixture.logits.log_softmax(1)
         for channel in range(self.channels):
             location = mixture.located(channel, y[:channel])
@@ -164,7 +164,7 @@ class DiscretizedLogisticMixture(Likelihood):
         return total.logsumexp(1).sum((1, 2))
 
     def mean(self, output: Tensor) -> Tensor:
-        """`Likelihood.mean`. Later channels use the means of earlier ones. It is exact unless values clip."""
+        """See `Likelihood.mean`. A channel uses means of earlier ones, which is exact unless values clip."""
         mixture = self._split(output)
         means: list[Tensor] = []
         for channel in range(self.channels):
@@ -206,7 +206,7 @@ def binarized(images: Tensor, how: str, generator: Noise) -> Tensor:
 
 
 def _log_scale(raw: Tensor, start: float) -> Tensor:
-    """Decoder output -> log-scale: `start` at 0, smooth at the lower bound, which training reaches."""
+    """Decoder output -> log-scale; 0 gives `start`. Smooth at the lower bound, which training reaches."""
     smooth = MIN_LOG_SCALE + F.softplus(raw + math.log(math.expm1(start - MIN_LOG_SCALE)))
     return smooth.clamp(max=MAX_LOG_SCALE)
 
@@ -231,7 +231,7 @@ def _log_mass(y: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def _clipped_mean(location: Tensor, log_scale: Tensor) -> Tensor:
-    """E[clip(y, -1, 1)] of the logistic: 1 minus the integral of its distribution function."""
+    """E[clip(y, -1, 1)] of the logistic, which is 1 minus the integral of its CDF over [-1, 1]."""
     scale, inverse = torch.exp(log_scale), torch.exp(-log_scale)
     upper, lower = F.softplus((1 - location) * inverse), F.softplus((-1 - location) * inverse)
     return (1 - scale * (upper - lower)).clamp(-1, 1)

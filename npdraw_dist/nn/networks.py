@@ -34,13 +34,16 @@ from npdraw_dist.nn.prior import GivenPrior, Prior, StepPrior
 from npdraw_dist.nn.steps import AlignedLayout, FreeLayout, StepLogits, log_prob
 
 CHOICES = ("whether", "where", "what")  # q has a temperature for each, though *where* seldom has logits
-ALIGNED_FRAMES = 16  # with a frame for each part, a drawing place by place would look like a printer
+ALIGNED_FRAMES = 16  # limits GIF frames in order aligned, where many frames look like a printer
 COLDEST = 0.05  # the lowest temperature of q
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Scores of one draw of u, (B,) nats: log p(x|z, u), KL(q || p) of u by name, log q(u) - log p(u)."""
+    """Scores of one draw of u, (B,) nats.
+
+    log_p: log p(x|z, u). kl: KL(q || p) of u, by name. log_ratio: log q(u) - log p(u).
+    """
 
     log_p: Tensor
     kl: dict[str, Tensor]
@@ -48,7 +51,7 @@ class Reconstruction:
 
 
 class Networks(HubModel):
-    """The networks that `spec` describes (Zeng et al., UAI 2021). Before `set_bank` their bank is empty."""
+    """The networks that `spec` describes (Zeng et al., UAI 2021). Before `set_bank` all parts are blank."""
 
     spec: ModelSpec
     bank_parts: Tensor
@@ -57,7 +60,7 @@ class Networks(HubModel):
         super().__init__(spec)
         parts = torch.full((spec.parts, spec.image_shape[0], spec.patch, spec.patch), spec.grid.background)
         self.register_buffer("bank_parts", parts)
-        # Divides q's logits of each choice. Hard draws train it; `fit_temperature` sets it.
+        # Divides q's logits of each choice. `fit_temperature` sets it, and hard draws train it.
         self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
         self.prior = self.make_prior(spec)
         self.posterior = self.make_posterior(spec)
@@ -65,7 +68,7 @@ class Networks(HubModel):
         self.decoder = self.make_decoder(spec, self.likelihood.canvas_start())
         self.appearance = make_appearance(spec)
 
-    # A subclass with other networks overrides these.
+    # A subclass with other networks overrides the following `make_` methods.
 
     @classmethod
     def make_prior(cls, spec: ModelSpec) -> StepPrior:
@@ -95,16 +98,16 @@ class Networks(HubModel):
 
     @property
     def plain_prior(self) -> StepPrior:
-        """The prior without a fixed condition, also if the model is given one."""
+        """The prior without a fixed condition, even if the model is conditioned."""
         return self.prior.of if isinstance(self.prior, GivenPrior) else self.prior
 
     def given(self, condition: Condition | Sequence[Condition] | Tensor, guidance: float = 1.0) -> Self:
-        """This model conditioned: a view with the same weights, and p(z|condition) in place of p(z).
+        """A view of this model with the same weights, and with p(z|condition) in place of p(z).
 
         condition: a class by number or name, or words; one for all drawings or a sequence with one for each;
-        or a tensor of tokens (B, A). It replaces an earlier condition. guidance: see `nn.prior.GivenPrior`.
-        The view cannot be saved: save the model. Raises UserError on a condition that the model does not
-        know.
+        or a tensor of tokens (B, A). The condition replaces an earlier one. guidance: see
+        `nn.prior.GivenPrior`. The view cannot be saved; save the original model. Raises UserError on a
+        condition that the model does not know.
         """
         self.vocabulary.require()
         if not 0 <= guidance < math.inf:
@@ -118,11 +121,11 @@ class Networks(HubModel):
 
     @property
     def conditions(self) -> int:
-        """The number of conditions that the model is given; 1 if it is given none."""
+        """The number of conditions on which the model is conditioned; 1 if it is not conditioned."""
         return len(self.prior.condition) if isinstance(self.prior, GivenPrior) else 1
 
     def require_conditions(self, n: int) -> None:
-        """Raises UserError unless the model is given one condition for n drawings, or n."""
+        """Raises UserError unless the model has one condition for all n drawings, or n conditions."""
         if self.conditions not in (1, n):
             raise UserError(f"the model is given {self.conditions} conditions, for {n} drawings")
 
@@ -149,7 +152,7 @@ class Networks(HubModel):
         self.posterior.set_bank(self.bank_parts)
 
     def infer(self, x: Tensor) -> StepLogits:
-        """x (B, C, H, W) -> q(z|x): the posterior's logits of each place or step, over `temperature`."""
+        """x (B, C, H, W) -> q(z|x), the posterior's logits of each place or step divided by `temperature`."""
         q, (whether, where, what) = self.posterior(x).float32(), self.temperature.clamp(min=COLDEST)
         places = None if q.where is None else q.where / where
         return StepLogits(q.whether / whether, places, q.what / what)
@@ -226,14 +229,14 @@ class Networks(HubModel):
         *,
         seed: int | None = None,
     ) -> PartSequence:
-        """n sequences z ~ p(z); see `StepPrior.sample`. seed: replaces a generator."""
+        """Draws n sequences z ~ p(z); see `StepPrior.sample`. seed: used in place of a generator."""
         self.require_conditions(n)
         generator = seeded(self.device, generator, seed)
         return self.prior.sample(n, generator, self.temperature_of(temperature), top_k, distinct_places)
 
     @torch.no_grad()
     def prior_log_prob(self, z: PartSequence) -> Tensor:
-        """log p(z), (B,) nats, teacher-forced, exact. Raises ValueError on drawings of another model."""
+        """Exact log p(z), (B,) nats, by teacher forcing. Raises ValueError on drawings of another model."""
         self.require_conditions(len(z))
         return self.prior.log_prob(self.checked(z).to(self.device))
 
@@ -244,7 +247,7 @@ class Networks(HubModel):
 
     @torch.no_grad()
     def features(self, images: Any) -> Tensor:
-        """Images of any type -> features of the posterior (B, D): W numbers for each place."""
+        """Images of any type -> features of the posterior (B, D), with W numbers for each place."""
         return self.posterior.features(self.as_input(images)).flatten(1)
 
     def reconstruct_from(self, canvas: Tensor, x: Tensor, generator: Noise) -> Reconstruction:

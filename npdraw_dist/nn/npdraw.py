@@ -1,7 +1,8 @@
-"""NP-DRAW as people use it: images or drawings in, images or drawings out.
+"""The user interface of NP-DRAW, whose methods take and return images or drawings.
 
-Images are of any type that `core.images.to_batch` takes; `nn.editing` says how places are named.
-Shapes: B drawings, N of an interpolation, T steps, L places, K parts, C channels, h x w canvas, H x W image.
+Images are of any type that `core.images.to_batch` takes; `nn.editing` describes how to specify places.
+Shapes: B drawings, N drawings of an interpolation, T steps, L places, K parts, C channels, h x w canvas,
+H x W image.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,8 +36,8 @@ BANK = "bank_parts"  # the name of the buffer of parts in each network that has 
 class NPDraw(Networks):
     """The generative model NP-DRAW (Zeng et al., UAI 2021): it draws, reconstructs, completes and edits.
 
-    A new model has an empty bank: call `set_bank`, or load weights. `save_pretrained` and `from_pretrained`
-    save and load it without pickle.
+    The bank of a new model has only blank parts; call `set_bank`, or load weights. `save_pretrained` and
+    `from_pretrained` save and load the model without pickle.
     """
 
     title = "NP-DRAW"
@@ -57,11 +58,11 @@ class NPDraw(Networks):
         draws: int = 2,
         generator: Noise = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """-ELBO in nats and its terms, for a training loop of your own: scalars, means over the images.
+        """The negative ELBO in nats and its terms, as scalar means over the images, for a training loop.
 
         Each image has `draws` hard draws of q(z|x), which give the loss an unbiased gradient
         (`nn.hard_draws`); a single draw does not train q(z|x). condition: one for all images, or one for
-        each; some are dropped, as in training. Raises UserError on images or conditions that do not fit.
+        each; some are dropped at random. Raises UserError on images or conditions that do not fit.
         """
         require_positive("draws", draws)
         x, tokens = self.as_input(images), None
@@ -80,7 +81,7 @@ class NPDraw(Networks):
         """Images, drawings z (B, T) or `Drawings` -> `Drawings`.
 
         Images get their most likely z and u. Drawings z get `u` (B, ...); None stands for the mean of
-        p(u|canvas). Raises UserError on images that `as_input` refuses, ValueError on drawings of another
+        p(u|canvas). Raises UserError on images that `as_input` rejects, ValueError on drawings of another
         model.
         """
         if isinstance(x, Drawings):
@@ -114,9 +115,9 @@ class NPDraw(Networks):
     ) -> Drawings:
         """Draws n drawings: z ~ p(z) (`StepPrior.sample`) and u ~ p(u|canvas).
 
-        condition: draws z ~ p(z|condition) instead; one for all drawings or a sequence of n, as `given` takes
-        it with `guidance`. seed: replaces a generator. temperature: of the prior; None is
-        `spec.temperature`. Raises UserError on a wrong number or an unknown condition.
+        condition: if given, z ~ p(z|condition); one condition for all drawings or a sequence of n. `given`
+        describes condition and guidance. seed: used in place of a generator. temperature: the prior's; None
+        means `spec.temperature`. Raises UserError on a wrong number or an unknown condition.
         """
         require_positive("n", n)
         if condition is not None:
@@ -155,8 +156,9 @@ class NPDraw(Networks):
     def with_bank(self, bank: PartBank) -> "NPDraw":
         """Copies this model, in eval mode, with another bank, whose K may differ. Nothing is trained.
 
-        The copy's log-probabilities are exact: those of *what* sum to 1 over the new parts. Raises UserError
-        if the prior's table is not `pixels`, the parts have another shape, or the model is given a condition.
+        The copy's log-probabilities are exact: the probabilities of *what* sum to 1 over the new parts.
+        Raises UserError if the prior's table is not `pixels`, the parts have another shape, or the model is
+        conditioned.
         """
         if not isinstance(bank, PartBank):
             raise UserError(f"the bank is a {type(bank).__name__}; give a PartBank")
@@ -177,10 +179,11 @@ class NPDraw(Networks):
 
     @torch.no_grad()
     def surprise(self, images: Any) -> Tensor:
-        """How little the prior expected each place of the images: nats, (B, rows, columns).
+        """The negative log-probability of each place of the images under the prior, nats (B, rows, columns).
 
-        A place has -log p of its step in the images' most likely z, given the steps before. In order aligned
-        every place has a step, even if it draws nothing; in the other orders a place without a part has 0.
+        The value of a place is -log p of its step in the image's most likely z, given the earlier steps. In
+        order aligned every place has a step, even if the step draws nothing; in the other orders the value of
+        a place without a part is 0.
         images: as `drawings` takes them.
         """
         z = self.drawings(images).z
@@ -202,11 +205,11 @@ class NPDraw(Networks):
 
     @torch.no_grad()
     def between(self, a: Any, b: Any) -> Drawings:
-        """Interpolates: N drawings from a to b, each of which changes one more place (`editing.interpolate`).
+        """Interpolates by N drawings from a to b, each with one more place from b (`editing.interpolate`).
 
-        a, b: one image or drawing each, as `drawings` takes them; equal ones give N = 1. u changes in equal
-        steps from a's to b's; where it is unknown it is the mean of p(u|canvas). Raises ValueError on other
-        shapes.
+        a, b: one image or drawing each, as `drawings` takes them; if they are equal, N = 1. u changes in
+        equal steps from a's to b's; the mean of p(u|canvas) replaces an unknown u. Raises ValueError unless a
+        and b are one drawing each.
         """
         first, last = self.drawings(a), self.drawings(b)
         z = editing.interpolate(first.z, last.z, self.spec.grid.places, self.spec.order)
@@ -237,17 +240,17 @@ class NPDraw(Networks):
         guidance: float = 1.0,
         sketch: Any = None,
     ) -> PartSequence | Drawings:
-        """Draws all places anew except the kept ones: a draw of about p(z' | kept places).
+        """Redraws all places except the kept ones, approximately by z' ~ p(z' | kept places).
 
-        x: a drawing z (B, T), which returns z' (B, T); or images or `Drawings`, which return `Drawings` with
-        the u of x. keep: places as `nn.editing.mask_of` takes them; there z' has exactly the part that z has,
-        or none. effort: how close the draw is to the exact distribution (`nn.completion`). temperature:
-        divides all logits of the prior; None is `spec.temperature`. seed: replaces a generator. condition,
-        guidance: as `given` takes them; a sequence has length B.
+        x: drawings z (B, T), for which the result is z' (B, T); or images or `Drawings`, for which it is
+        `Drawings` with the u of x. keep: places as `nn.editing.mask_of` takes them; at a kept place z' has
+        the same part as z, or no part if z has none. effort: how close the draw is to the exact distribution
+        (`nn.completion`). temperature: divides all logits of the prior; None means `spec.temperature`. seed:
+        used in place of a generator. condition, guidance: as `given` takes them; a sequence has length B.
 
-        sketch: places that were drawn by hand. Unless kept, they get parts that resemble their ink in x,
-        which may go on where there is no ink (`nn.completion.evidence_of`); `effort.particles` alone counts
-        then.
+        sketch: places that were drawn by hand. Unless kept, these places get parts that resemble their ink in
+        x and may extend over blank pixels (`nn.completion.evidence_of`). With a sketch, only
+        `effort.particles` has an effect.
 
         Raises UserError on a sketch in a free order, ValueError on shapes, numbers or places that do not fit
         this model, such as more than T steps.
@@ -275,7 +278,7 @@ class NPDraw(Networks):
         else:
             each = one_each(condition, len(z))
         temperature, parts, order = self.temperature_of(temperature), [], list[int]()
-        for one in dict.fromkeys(each):  # all particles of an image have one condition
+        for one in dict.fromkeys(each):  # group images by condition, which their particles share
             rows = [row for row, other in enumerate(each) if other == one]
             prior = self.prior if one is None else self.given(one, guidance).prior
             completer = Completer(prior, self.bank_parts, temperature, effort or Effort())
@@ -288,10 +291,11 @@ class NPDraw(Networks):
 
     @torch.no_grad()
     def classify(self, images: Any, k: int = 10, *, seed: int = 0) -> Tensor:
-        """Classifies each image by the highest log p(x|class), estimated by k draws of q: int64 (B,).
+        """Assigns each image the class of highest log p(x|class), estimated by k draws of q; int64 (B,).
 
-        A class is the number that a condition takes: its name if all names are numbers. All classes have the
-        same prior probability. Raises UserError if the model takes no class, or k is less than 1.
+        A class is returned as the number that conditions use, which is its name if all names are numbers, or
+        else its position. All classes have the same prior probability. Raises UserError if the model takes no
+        class, or k is less than 1.
         """
         require_positive("k", k)
         if not isinstance(self.vocabulary, Classes):
@@ -319,10 +323,10 @@ class NPDraw(Networks):
     def compose(self, a: Any, b: Any, places: Any) -> Drawings:
         """Replaces the parts of a at `places` by those of b (`editing.compose`).
 
-        a, b: images or drawings, as `drawings` takes them: B of each, or one for all of the other. places:
-        as `nn.editing.mask_of` takes them. A map u is composed as the parts are, where also blank cells of
-        the places are b's; a vector u for the whole image is a's. Raises ValueError on other numbers of
-        drawings.
+        a, b: images or drawings, as `drawings` takes them, B of each, or a single one for all drawings of the
+        other. places: as `nn.editing.mask_of` takes them. A map u is composed like the parts, and blank cells
+        at `places` also come from b. A vector u for the whole image comes from a. Raises ValueError on other
+        numbers of drawings.
         """
         first, second = self.drawings(a), self.drawings(b)
         if len(first) != len(second) and 1 in (len(first), len(second)):
@@ -352,9 +356,9 @@ class NPDraw(Networks):
         """Edits the drawings of x, in this order: remove, move, swap, put (`nn.editing`).
 
         x: images or drawings, as `drawings` takes them. remove: places to empty, as `nn.editing.mask_of`
-        takes them. move: {from: to}. swap: {one: other}. put: {place: part}, parts 0 to K - 1. A place is its
-        number or (row, column). u, the details that parts cannot express, stays that of x. Raises UserError
-        on a place or part that the model does not have.
+        takes them. move: {from: to}. swap: {one: other}. put: {place: part}, parts 0 to K - 1. A place is
+        given as its number or (row, column). The latent u, for details that parts cannot express, comes from
+        x (`redrawn`). Raises UserError on a place or part that the model does not have.
         """
         before, grid, order = self.drawings(x), self.spec.grid, self.spec.order
         z = before.z
@@ -374,8 +378,8 @@ class NPDraw(Networks):
     def redrawn(self, z: PartSequence, *donors: Drawings, own: Tensor | None = None) -> Drawings:
         """Renders z (B, T), which was edited from `donors`, and keeps their u where the canvas is unchanged.
 
-        donors: B drawings each; u is from the first with the same canvas. own: bool (B, 1, h, w); where it is
-        False the first donor comes last.
+        donors: B drawings each; u comes from the first donor with the same canvas. own: bool (B, 1, h, w);
+        where it is False, the first donor is considered last.
         """
         canvas = self.render(z)
         order = [Donor(x.u, x.canvas) for x in donors]
@@ -391,6 +395,6 @@ class NPDraw(Networks):
 
 
 def _require_no_guidance(guidance: float) -> None:
-    """Raises UserError unless guidance is 1: without a condition it would do nothing."""
+    """Raises UserError unless guidance is 1, because without a condition guidance has no effect."""
     if guidance != 1:
         raise UserError(f"guidance {guidance} needs a condition; give both, here or to `given`")

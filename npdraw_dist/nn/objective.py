@@ -1,4 +1,4 @@
-"""The losses of the two training stages, in nats for each image (paper section 3.3).
+"""The losses of the two training stages, in nats per image (paper section 3.3).
 
 Shapes: B batch, T steps, L places, K parts, C channels, H x W image.
 """
@@ -22,21 +22,22 @@ from npdraw_dist.nn.prior import StepPrior, dropped
 from npdraw_dist.nn.relaxations import binary_concrete, gumbel_softmax, soft_canvas, total_kl
 from npdraw_dist.nn.steps import StepLogits
 
-# Parameters whose names contain these are tables: AdamW trains them without weight decay, whatever their
-# shape. So are matrices in a table by pixels: Muon made them no better, and took a tenth more time.
+# Parameters whose names contain one of these strings are tables, which AdamW trains without weight decay,
+# whatever their shape. They include the matrices of a `PixelTable`: Muon did not improve them, and took a
+# tenth more time.
 TABLES = (
     *("drawn", "part", "place", "position", "blank", "told"),
     *("codebook", "pseudo_inputs", "first_", "background"),
 )
-PRIOR_DECAY = 0.01  # AdamW's weight decay of matrices of a prior over parts or codes
+PRIOR_DECAY = 0.01  # AdamW's weight decay for the matrices of a prior over parts or codes
 # Temperature search: step ratio, maximum number of steps (1.5^6 = 11), images computed at once.
 RATIO, TRIES, BATCH = 1.5, 6, 64
-TAU_START = 1.0  # temperature of Gumbel-softmax draws at 0 images
-TEMPERATURE_RATE = 0.02  # peak of Adam's rate for the temperatures of q
+TAU_START = 1.0  # temperature of Gumbel-softmax draws at the start of training
+TEMPERATURE_RATE = 0.02  # peak of Adam's learning rate for the temperatures of q
 
 
 class PriorObjective(Objective):
-    """-log p(z) of the parses: maximum likelihood of the prior."""
+    """-log p(z) of the parses, to train the prior by maximum likelihood."""
 
     weight_decay: ClassVar[float] = PRIOR_DECAY
 
@@ -57,7 +58,7 @@ class PriorObjective(Objective):
 
 
 class VAEObjective(ModelObjective):
-    """-log p(x|z) + beta KL(q || p) + lambda cross-entropy of q to the parse (paper eq. 6)."""
+    """-log p(x|z) + beta KL(q || p) + lambda times -log q of the parse, its cross-entropy (paper eq. 6)."""
 
     model: Networks
 
@@ -78,30 +79,30 @@ class VAEObjective(ModelObjective):
         return [
             *decay_groups(rest.items(), config.learning_rate, config.weight_decay),
             *until,
-            # The temperatures move far when draws turn hard.
+            # The temperatures change a lot when training switches to hard draws.
             {"params": [temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0, "matrices": False},
             *decay_groups(prior, config.prior_learning_rate, PRIOR_DECAY),
         ]
 
     @torch.no_grad()
     def after_step(self, gather: Gather) -> None:
-        self.model.temperature.clamp_(min=COLDEST)  # a colder one would have no gradient
+        self.model.temperature.clamp_(min=COLDEST)  # a lower temperature would have no gradient
 
     def forward(self, batch: Batch, progress: float, generator: Noise) -> Loss:
         config, model, parse = self.config, self.model, batch.z
         x = binarized(batch.images, model.spec.binarize, generator)
         latent = ramp(progress, 0.0, 1.0, config.latent_ramp)
         condition = training_conditions(model.spec, batch, generator)
-        if self.is_hard(progress):  # the loss is the bound alone
+        if self.is_hard(progress):  # then the loss is only the negative bound
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.draws > 1):
                 q = model.infer(x)
             loss, metrics = hard_loss(model, x, q, config.draws, generator, condition, config.beta, latent)
-            if config.draws == 1:  # DDP waits for a gradient of each parameter: that of q(z|x) is 0
+            if config.draws == 1:  # DDP waits for a gradient of each parameter; it is 0 for q(z|x)
                 untrained = [model.temperature, *model.posterior.parameters()]
                 loss = loss + 0.0 * torch.stack([p.sum() for p in untrained]).sum()
             return loss, metrics
         done = progress / self.relaxed_share
-        # The temperature is left out: relaxed draws favour a q that is too certain and would make it fall.
+        # The temperature is not applied: relaxed draws favour a q that is too certain, and would lower it.
         q = model.posterior(x).float32()
         loss, metrics = self._relaxed(x, q, parse, done, generator, condition)
         if latent < 1 and "kl_appearance" in metrics:
@@ -112,11 +113,11 @@ class VAEObjective(ModelObjective):
         return loss + weight * cross_entropy, {**metrics, "parse_cross_entropy": cross_entropy}
 
     def may_end(self, progress: float) -> bool:
-        """False while draws are relaxed, because the bound on validation images may fall for a while then."""
+        """False while draws are relaxed, because the bound on validation images may then fall temporarily."""
         return self.is_hard(progress)
 
     def is_hard(self, progress: float) -> bool:
-        """Whether draws of z are hard after this share of the budget."""
+        """Whether draws of z are hard after the share `progress` of the budget."""
         return progress >= self.relaxed_share
 
     def _relaxed(
@@ -128,7 +129,7 @@ class VAEObjective(ModelObjective):
         generator: Noise,
         condition: Tensor | None = None,
     ) -> Loss:
-        """The paper's surrogate. It is no bound: the canvas has mixtures of parts, and half-drawn parts."""
+        """The paper's surrogate, which is not a bound: the canvas mixes parts, and parts are half drawn."""
         model = self.model
         canvas, z = self._draw(q, done, generator)
         found = model.reconstruct_from(canvas, x, generator)
@@ -138,7 +139,7 @@ class VAEObjective(ModelObjective):
         return self.config.beta * kl - found.log_p, metrics
 
     def _draw(self, q: StepLogits, done: float, generator: Noise) -> tuple[Tensor, PartSequence]:
-        """A relaxed draw of q: the canvas, with gradients, and a hard z on which the prior is conditioned."""
+        """Makes a relaxed draw of q. Returns the canvas, with gradients, and a hard z that the prior sees."""
         tau = ramp(done, TAU_START, self.config.tau_end, 1.0)
         what, gate = gumbel_softmax(q.what, tau, generator), binary_concrete(q.whether, tau, generator)
         bank, steps = self.model.bank_parts, self.model.spec.steps
@@ -148,7 +149,7 @@ class VAEObjective(ModelObjective):
         return self.canvas(what, gate), z
 
     def canvas(self, what: Tensor, gate: Tensor) -> Tensor:
-        """The canvas (B, C, h, w) of a relaxed draw. The bench replaces this by a dense reference."""
+        """The canvas (B, C, h, w) of a relaxed draw. The benchmark replaces this method by a dense one."""
         return soft_canvas(self.model.bank_parts, what, gate, self.model.grid)
 
     def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
@@ -170,20 +171,20 @@ def conditions_of(spec: ModelSpec, batch: Batch) -> Tensor | None:
 
 
 def training_conditions(spec: ModelSpec, batch: Batch, generator: Noise) -> Tensor | None:
-    """The conditions of a batch, some dropped as in training (`nn.prior.dropped`)."""
+    """The conditions of a batch, some of which are dropped for training (`nn.prior.dropped`)."""
     condition = conditions_of(spec, batch)
     return None if condition is None else dropped(condition, generator)
 
 
 def most_open(gate: Tensor, most: int) -> Tensor:
-    """gate (B, L) -> 1 at the `most` places where the gate is largest, else 0: (B, L)."""
+    """gate (B, L) -> (B, L), 1 at the `most` places where the gate is largest, and 0 elsewhere."""
     return torch.zeros_like(gate).scatter_(1, gate.topk(most, dim=1).indices, 1.0)
 
 
 def decay_groups(
     named: Iterable[tuple[str, nn.Parameter]], learning_rate: float, weight_decay: float
 ) -> list[ParameterGroup]:
-    """Two groups of parameters: matrices with weight decay, vectors and tables without."""
+    """Two groups of parameters: matrices, with weight decay, and vectors and tables, without weight decay."""
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, parameter in named:
@@ -200,8 +201,8 @@ def fit_temperature(model: Networks, x: Tensor, draws: int, seed: int) -> dict[s
     """Fits `model.temperature` on binarised images x (B, C, H, W); returns the temperature of each choice.
 
     Relaxed draws make q more certain than is best for hard draws, so its logits are calibrated (Guo et al.
-    2017, section 4.2). Each temperature in turn is multiplied by RATIO, or divided if that does not help,
-    while the ELBO of `draws` hard draws an image rises. The noise is always the same.
+    2017, section 4.2). Each temperature in turn is multiplied by RATIO, or divided by RATIO if multiplication
+    does not help, while the ELBO of `draws` hard draws per image rises. All trials use the same noise.
     """
     best = _elbo(model, x, draws, seed)
     for index, name in enumerate(CHOICES):
@@ -217,7 +218,7 @@ def fit_temperature(model: Networks, x: Tensor, draws: int, seed: int) -> dict[s
                     break
                 best = found
             if best > before:
-                break  # the other direction can only lower it
+                break  # the other direction can only lower the ELBO
     return {name: float(value) for name, value in zip(CHOICES, model.temperature, strict=True)}
 
 

@@ -1,9 +1,10 @@
-"""Draws drawings with given parts from the prior, by sequential Monte Carlo.
+"""Samples drawings with given parts from the prior, by sequential Monte Carlo.
 
-Each of n particles takes only steps that can lead to a well-formed drawing with all kept parts; the
-probabilities of these steps make its weight. Particles of little weight are replaced by others (Doucet and
-Johansen 2009, section 3.5). As n grows, a particle drawn by its weight follows the conditional distribution.
-Shapes: B images, n particles an image, N = B * n, T steps, L places, K parts, W channels of a state.
+Each of n particles takes only steps that can lead to a well-formed drawing with all kept parts. Its weight is
+the product of the probabilities of such steps. Particles of low weight are replaced by others (Doucet and
+Johansen 2009, section 3.5). As n grows, the distribution of a particle that is drawn in proportion to its
+weight approaches the conditional distribution.
+Shapes: B images, n particles per image, N = B * n, T steps, L places, K parts, W channels of a state.
 """
 
 import math
@@ -26,7 +27,7 @@ NONE, KEPT, OTHER = range(3)  # what a step draws
 
 @dataclass(frozen=True)
 class Kept:
-    """What a drawing keeps. z: (B, T), in which only kept steps draw. places: (B, L) bool, kept places."""
+    """The kept steps and places. z: (B, T), where only kept steps draw. places: (B, L) bool, kept places."""
 
     z: PartSequence
     places: Tensor
@@ -35,7 +36,7 @@ class Kept:
         return Kept(self.z[index], self.places[index])
 
     def repeat(self, copies: int) -> "Kept":
-        """Each row `copies` times in succession."""
+        """Repeats each row `copies` times in succession."""
         return Kept(
             self.z.map(lambda value: value.repeat_interleave(copies, 0)),
             self.places.repeat_interleave(copies, 0),
@@ -48,43 +49,43 @@ class Kept:
 
 def first_parts(z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
     """drawn (B, L) bool, what (B, L): the first part that z draws at each of L `places`."""
-    where = torch.where(z.whether, z.where, places)  # steps that draw nothing go to a column that is cut off
+    where = torch.where(z.whether, z.where, places)  # steps that draw nothing go to a column that is dropped
     step = torch.arange(z.steps, device=where.device).expand(len(z), -1)
     first = step.new_full((len(z), places + 1), z.steps).scatter_reduce(1, where, step, "amin")[:, :places]
     return first < z.steps, z.what.gather(1, first.clamp(max=z.steps - 1))
 
 
 class Rules:
-    """The steps by which N particles can reach a well-formed drawing with all that is kept."""
+    """Determines the steps by which N particles can reach a well-formed drawing with all kept parts."""
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float) -> None:
         self.prior, self.kept, self.temperature = prior, kept, temperature
 
     def draw(self, h: Tensor, step: int, generator: Noise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draws whether, where and what of a step from some q, given the state h (N, W).
+        """Draws whether, where and what of a step from a proposal q, given the state h (N, W).
 
-        Returns them and log p - log q of the step, each (N,).
+        Returns these three and log p - log q of the step, each (N,).
         """
         raise NotImplementedError
 
     def exchange(self, index: Tensor) -> None:
-        """Replaces the state of each particle, if rules have any, by that of the particle `index` (N,)."""
+        """Replaces each particle's state, if the rules have any, by the state of particle `index` (N,)."""
 
     def logits(self, h: Tensor, where: Tensor) -> StepLogits:
-        """whether (N,); where (N, L) or None; what (N, K), given `where` (N,)."""
+        """Logits of whether (N,), of where (N, L) or None, and of what (N, K) given `where` (N,)."""
         logits = self.prior.logits(h[:, None], where[:, None]).float32()
         return logits.map(lambda values: values[:, 0] / self.temperature)
 
 
 class AlignedRules(Rules):
-    """Rules of an aligned order: step t is place t, even if the prior draws *where*."""
+    """Rules of an aligned order, in which step t draws at place t, even if the prior draws *where*."""
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float) -> None:
         super().__init__(prior, kept, temperature)
         self.drawn, self.what = kept.of_places()
 
     def chances(self, h: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """where (N,), log p of drawing there and of drawing nothing (N,), and the logits of what (N, K)."""
+        """where (N,), log p of drawing there (N,) and of drawing nothing (N,), and logits of what (N, K)."""
         where = torch.full((len(h),), step, device=h.device)
         logits = self.logits(h, where)
         yes, no = F.logsigmoid(logits.whether), F.logsigmoid(-logits.whether)
@@ -105,10 +106,10 @@ class AlignedRules(Rules):
 
 
 class SketchRules(AlignedRules):
-    """`AlignedRules` with a sketch: a place that is not kept draws parts that are likely given its ink."""
+    """`AlignedRules` with a sketch. At places that are not kept, parts are drawn that match the ink there."""
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float, evidence: Tensor) -> None:
-        """evidence: (N, L, K + 1), log p(ink at the place | its part); the last entry is for no part."""
+        """evidence: (N, L, K + 1), log p(ink at the place | part); the last entry is for no part."""
         super().__init__(prior, kept, temperature)
         self.evidence = evidence
 
@@ -124,16 +125,16 @@ class SketchRules(AlignedRules):
 
 
 class FreeRules(Rules):
-    """Rules of a free order: each step draws what comes next in the order, until a step draws nothing.
+    """Rules of a free order, in which each step draws the next part, until a step draws nothing.
 
-    Part k at place l has the key rank_k L + near_l, and keys are drawn in rising order: another part may
-    precede the next kept one only if its key is smaller. near is `Free.next_key`. Places whose keys are
-    smaller than the drawn one are closed. rank_k is the rank of the part's energy if the gain decides the
-    order, else 0.
+    Part k at place l has the key rank_k L + near_l, and parts are drawn by rising key: a part that is not
+    kept may precede the next kept part only if its key is smaller. near_l is the value of `Free.next_key`.
+    Places whose keys are smaller than the last drawn key are closed. rank_k is the rank of the part's energy
+    if the gain decides the order, or else 0.
     """
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float, order: Free, energy: Tensor) -> None:
-        """energy: (K,), sums of squares of the parts' ink."""
+        """energy: (K,), the sum of squares of each part's ink."""
         super().__init__(prior, kept, temperature)
         self.order, self.grid = order, prior.spec.grid
         self.left = kept.z.whether  # (N, T) kept steps that are not drawn yet
@@ -150,7 +151,7 @@ class FreeRules(Rules):
     def draw(self, h: Tensor, step: int, generator: Noise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         near, z, left = self._near(), self.kept.z, self.left.sum(1)
         keys = (self.kept_rank + near.gather(1, z.where)).masked_fill(~self.left, LAST)
-        limit, kept = keys.min(1)  # of equal keys the first: steps of one place keep their order
+        limit, kept = keys.min(1)  # the first of equal keys, so steps at one place keep their order
         place, part = (value.gather(1, kept[:, None])[:, 0] for value in (z.where, z.what))
         logits = self.logits(h, place)
         assert logits.where is not None
@@ -174,13 +175,13 @@ class FreeRules(Rules):
         return choice != NONE, where, what, log_weight
 
     def _near(self) -> Tensor:
-        """near_l, the share of the places in the keys, (N, L)."""
+        """near_l, the term of the key that depends on the place, (N, L)."""
         if self.order.next_key is not None:
             return self.order.next_key(self.last, self.grid)
         return torch.arange(self.grid.places, device=self.last.device).expand(len(self.last), -1)
 
     def _before(self, near: Tensor, limit: Tensor) -> Tensor:
-        """Whether some other part may come next at a place, (N, L): its key is above `key`, below `limit`."""
+        """Whether a part that is not kept may come next at a place, (N, L): its key is in (key, limit)."""
         places, last = self.grid.places, self.rank.max()
         least = ((self.key[:, None] - near) // places + 1).clamp(min=0)
         most = ((limit[:, None] - near - 1) // places).minimum(last)
@@ -189,7 +190,7 @@ class FreeRules(Rules):
     def _another(
         self, h: Tensor, others: Tensor, near: Tensor, limit: Tensor, generator: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws a part that is not kept: its place, the log-probability of all allowed parts, the part."""
+        """Draws a part that is not kept. Returns its place, log p of all allowed parts, and the part."""
         where = categorical_sample(others, generator)  # an arbitrary place if none can be drawn
         logits = self.logits(h, where).what.log_softmax(-1)
         keys = near.gather(1, where[:, None]) + self.rank * self.grid.places  # (N, K)
@@ -198,7 +199,7 @@ class FreeRules(Rules):
         return where, logits.logsumexp(1), categorical_sample(logits, generator)
 
     def _advance(self, choice: Tensor, kept: Tensor, where: Tensor, near: Tensor, key: Tensor) -> None:
-        """Updates the state after a step that drew the kept step `kept`, or another part, at `where`."""
+        """Updates the state after a step that drew `kept`, another part at `where`, or nothing."""
         drawn, step = choice != NONE, torch.arange(self.left.shape[1], device=where.device)
         self.left = self.left & ~((step == kept[:, None]) & (choice == KEPT)[:, None])
         self.stopped = self.stopped | ~drawn
@@ -218,12 +219,12 @@ class FreeRules(Rules):
 def weighted_particles(
     prior: StepPrior, rules: Rules, particles: int, generator: Noise
 ) -> tuple[PartSequence, Tensor]:
-    """Runs the particles: their drawings, (B * n, T), and the logarithms of their weights, (B, n)."""
+    """Runs the particles. Returns their drawings, (B * n, T), and their log-weights, (B, n)."""
     shape = (len(rules.kept.places), prior.steps)
     where = torch.zeros(shape, dtype=torch.int64, device=rules.kept.places.device)
     z = PartSequence(where.bool(), where, where.clone())
     log_weight, index = torch.zeros(len(z), device=where.device), None
-    # Closed after an error too: while it is open, the prior keeps the codes of its parts.
+    # `states` is closed even after an error, because the prior caches codes of parts while it is open.
     with closing(prior.states(z)) as states:
         for t in range(prior.steps):
             h = states.send(index)
@@ -239,10 +240,10 @@ def weighted_particles(
 
 
 def _resampled(log_weight: Tensor, generator: Noise) -> tuple[Tensor | None, Tensor]:
-    """Resamples the particles of images that have fewer than n / 2 effective ones, by log_weight (B, n).
+    """Resamples, by log_weight (B, n), the particles of images with an effective sample size below n / 2.
 
-    Resampling is systematic. Returns the rows (N,) that replace the particles, or None, and the new
-    log-weights (N,).
+    Resampling is systematic. Returns the rows (N,) that replace the particles, or None if no image is
+    resampled, and the new log-weights (N,).
     """
     particles = log_weight.shape[1]
     share = log_weight.softmax(1)

@@ -1,7 +1,7 @@
 """The posterior q(z|x): whether a part is drawn at each place, and which part (paper section 3.2).
 
-Its features lie on the grid of places: one convolution cuts the image at the places, and residual blocks mix
-neighbours. `nn.steps` turns the choices into drawings, in any order.
+Its features lie on the grid of places. One convolution reads the image at each place, and residual blocks mix
+neighbours. `nn.steps` converts the choices into drawings, in any order.
 Shapes: B batch, T steps, L places, K parts, W channels.
 """
 
@@ -26,9 +26,9 @@ from npdraw_dist.nn.steps import StepLogits
 from npdraw_dist.nn.tables import PartCodes
 
 DEPTH = 2  # residual blocks on the grid of places
-# A part's chance is divided by e if its squared error (sum over pixels) grows by this much. Pixels drawn from
-# Bernoullis tell less about their part than grey or colour. With 0.05 for them, training ends 2 nats higher
-# in 120 s (docs/results/2026-11-30-method.md).
+# A part's probability is divided by e if its squared error (summed over pixels) grows by this value. Pixels
+# drawn from Bernoullis carry less information about their part than grey or colour pixels. If BERNOULLI_NOISE
+# is 0.05, the NLL after 120 s of training is 2 nats higher (docs/results/2026-11-30-method.md).
 FIT_NOISE, BERNOULLI_NOISE = 0.02, 1.0
 
 
@@ -50,7 +50,7 @@ class Trunk(nn.Module):
 
 
 class FreeHead(nn.Module):
-    """Logits of *whether* and *what* from free weights for each part; the fit is a free convolution."""
+    """Logits of *whether* and *what* with free weights for each part; the fit is a free convolution."""
 
     def __init__(self, spec: ModelSpec, fit_noise: float) -> None:
         super().__init__()
@@ -62,14 +62,14 @@ class FreeHead(nn.Module):
 
     @torch.no_grad()
     def set_bank(self, parts: Tensor, ink: Tensor) -> None:
-        """Initialises the fit by the ink (K, C, P, P) of the parts."""
+        """Initialises the fit from the ink (K, C, P, P) of the parts."""
         weight, bias = fit_of(ink, self.scale, self.fit_noise)
         assert self.fit.bias is not None
         self.fit.weight.copy_(weight)
         self.fit.bias.copy_(bias)
 
     def forward(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, L, W) and padded ink x -> whether (B, L), what without the fit and fit (B, L, K)."""
+        """Features (B, L, W), padded ink x -> whether (B, L), what without fit (B, L, K), fit (B, L, K)."""
         logits = self.out(features)
         return logits[..., 0], logits[..., 1:], self.fit(x).flatten(2).transpose(1, 2)
 
@@ -77,7 +77,7 @@ class FreeHead(nn.Module):
 class PixelHead(nn.Module):
     """Logits of *whether* and *what* that depend on a part through its pixels alone, as in `PixelTable`.
 
-    *What* is a product of features and the part's code. The fit has the same weights for all parts.
+    The logit of *what* is the dot product of features and the part's code. All parts share the fit's weights.
     """
 
     def __init__(self, spec: ModelSpec, fit_noise: float) -> None:
@@ -88,14 +88,14 @@ class PixelHead(nn.Module):
         # A bias would add the same to the logits of all parts.
         self.look = PartCodes(spec.parts, shape, spec.encoder_width, bias=False)
         self.out = ExactLinear(spec.encoder_width, 1 + spec.encoder_width)
-        self.gain = nn.Parameter(torch.ones(2, *shape))  # of pixels, and of their squares
+        self.gain = nn.Parameter(torch.ones(2, *shape))  # for pixels, and for their squares
 
     def set_bank(self, parts: Tensor, ink: Tensor) -> None:
-        """Copies the training's parts (K, C, P, P)."""
+        """Copies the parts (K, C, P, P) of the training bank."""
         self.look.set_bank(parts)
 
     def forward(self, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As `FreeHead.forward`."""
+        """See `FreeHead.forward`."""
         logits = self.out(features)
         with exactly(x):
             x, ink = at_least_float32(x), self.grid.ink(self.look.bank_parts)
@@ -109,7 +109,7 @@ def fit_of(ink: Tensor, scale: int, noise: float, gain: Tensor | None = None) ->
     """Weight and bias of a convolution that computes (|x_l|^2 - |x_l - b_k|^2) / noise (paper section 3.1).
 
     ink: (K, C, P, P), the parts b_k. scale: image side / canvas side. gain: (2, C, P, P), weights of a
-    part's pixels and of their squares; None: all are 1.
+    part's pixels and of their squares; None means that all are 1.
     """
     ones = torch.ones_like(ink[0])
     linear, square = (ones, ones) if gain is None else gain
@@ -118,26 +118,26 @@ def fit_of(ink: Tensor, scale: int, noise: float, gain: Tensor | None = None) ->
 
 
 class StepPosterior(nn.Module, ABC):
-    """q(z|x), given by the choices of each step or of each place."""
+    """q(z|x), defined by logits of the choices of each step or of each place."""
 
     @abstractmethod
     def set_bank(self, parts: Tensor) -> None:
-        """Tells the network the training's parts (K, C, P, P)."""
+        """Sets the network's parts (K, C, P, P) to those of the training bank."""
 
     @abstractmethod
     def features(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) in [0, 1] -> the features that the heads see, (B, W, ...)."""
+        """x (B, C, H, W) in [0, 1] -> the features that the heads take as input, (B, W, ...)."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> StepLogits:
-        """x (B, C, H, W) in [0, 1] -> logits of each step; or of each place, without *where*."""
+        """x (B, C, H, W) in [0, 1] -> logits of each step, or logits of each place without *where*."""
 
 
 class Posterior(StepPosterior):
-    """1x1 heads over the grid, plus how well each part fits the place, in float32 (`fit_of`).
+    """Logits from 1x1 heads over the grid, plus a score of how well each part fits the place (`fit_of`).
 
-    The fit is initialised by the bank, so q starts as a soft parse. If places overlap by half or more, a part
-    that fits need not be drawn, and *whether* starts at a chance of T / (2 L).
+    Both are in float32. The fit is initialised from the bank, so q starts as a soft parse. If places overlap
+    by half or more, a part that fits need not be drawn, and *whether* starts at a probability of T / (2 L).
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -162,7 +162,7 @@ class Posterior(StepPosterior):
 
     def forward(self, x: Tensor) -> StepLogits:
         """(B, C, H, W) in [0, 1] -> whether (B, L), no where, what (B, L, K)."""
-        x = self.grid.ink(x)  # padding with 0 is then background
+        x = self.grid.ink(x)  # so that padding with 0 is background
         features = self.trunk(x).flatten(2).transpose(1, 2)
         whether, what, fit = self.head(features, F.pad(x, self.trunk.margin))
         if self.fit_draws:

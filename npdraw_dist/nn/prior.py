@@ -3,9 +3,9 @@
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
 The authors render the canvas before each step and embed it by convolutions (kind `authors`). This prior
 embeds the canvas as a running sum of vectors from a table, one for each pair of place and part.
-A prior with a condition c, such as a class or words, reads tokens of c before the first step: p(z|c). Token 0
-stands for no word, and zeros alone for no condition. Training drops some conditions, so that one network
-learns p(z|c) and p(z).
+A prior p(z|c) with a condition c, such as a class or words, reads tokens of c before the first step. Token 0
+means no word, and all zeros mean no condition. Training drops some conditions, so that one network learns
+both p(z|c) and p(z).
 Shapes: B batch, A tokens of a condition, T steps, L places, K parts, W channels of a token; `...` any axes.
 """
 
@@ -28,12 +28,12 @@ from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits, log_prob
 from npdraw_dist.nn.tables import START, TABLES, PixelTable
 
-# The chances that training drops a whole condition (Ho and Salimans 2022), and that it drops a word.
+# The probabilities that training drops a whole condition (Ho and Salimans 2022), and that it drops a word.
 DROPPED, WORD_DROPPED = 0.15, 0.1
 
 
 class StepPrior(nn.Module, ABC):
-    """p(z) from a state before each step, and its sampler. ahead: number of tokens before the first step."""
+    """p(z), computed from a state before each step, and its sampler. ahead: tokens before the first step."""
 
     ahead: int = 0
     position: nn.Parameter
@@ -51,7 +51,7 @@ class StepPrior(nn.Module, ABC):
     def forward(self, z: PartSequence, condition: Tensor | None = None) -> StepLogits:
         """Logits of every step given the true steps before it (teacher forcing).
 
-        condition: (B, A) or (1, A) int64 tokens; None: no condition.
+        condition: (B, A) or (1, A) int64 tokens; None means no condition.
         """
 
     @abstractmethod
@@ -60,8 +60,8 @@ class StepPrior(nn.Module, ABC):
     ) -> Generator[Tensor, Tensor | None, None]:
         """Yields the `ahead` first tokens (B, W), then the token of each step.
 
-        The caller fills z up to that step. If it replaced the rows of z by its rows `index` (B,), it sends
-        `index`.
+        After a step's token the caller fills this step of z. If the caller replaces the rows of z by its rows
+        `index` (B,), it sends `index`.
         """
 
     def whether_logits(self, h: Tensor) -> Tensor:
@@ -77,14 +77,14 @@ class StepPrior(nn.Module, ABC):
         """Logits of *what*, (..., K), given the state h (..., W) and `where` (...)."""
 
     def set_bank(self, parts: Tensor) -> None:
-        """Copies the parts (K, C, P, P), if the prior looks at their pixels."""
+        """Copies the parts (K, C, P, P), if the prior depends on their pixels."""
 
     def log_prob(self, z: PartSequence, condition: Tensor | None = None) -> Tensor:
-        """log p(z|condition), (B,) nats, exact."""
+        """Exact log p(z|condition), (B,) nats."""
         return log_prob(self(z, condition).float32(), z)
 
     def logits(self, h: Tensor, where: Tensor) -> StepLogits:
-        """Logits of T steps, given the states h (B, T, W) before them, and *what* given `where` (B, T)."""
+        """Logits of T steps given the states h (B, T, W) before them; *what* is also given `where` (B, T)."""
         return StepLogits(self.whether_logits(h), self.where_logits(h), self.what_logits(h, where))
 
     @torch.no_grad()
@@ -99,7 +99,7 @@ class StepPrior(nn.Module, ABC):
         """Draws n sequences z ~ p(z), with a KV cache. temperature divides all logits.
 
         top_k: only the k most likely parts are drawn. distinct_places: no place is drawn twice. `log_prob`
-        ignores all three. Raises UserError if temperature is not above 0, or top_k is less than 1.
+        ignores these settings. Raises UserError if temperature is not above 0, or top_k is less than 1.
         """
         if not temperature > 0:
             raise UserError(f"temperature is {temperature}; it must be above 0")
@@ -120,7 +120,7 @@ class StepPrior(nn.Module, ABC):
     def states(
         self, z: PartSequence, condition: Tensor | None = None
     ) -> Generator[Tensor, Tensor | None, None]:
-        """Yields the state h (B, W) before each step, with a KV cache. The caller fills z as for `tokens`."""
+        """Yields the state h (B, W) before each step, by a KV cache. The caller fills z as for `tokens`."""
         blocks = [block for block in self.blocks if isinstance(block, CausalBlock)]
         caches = [block.cache(len(z), self.ahead + self.steps, self.position) for block in blocks]
         tokens, index = self.tokens(z, condition), None
@@ -136,7 +136,7 @@ class StepPrior(nn.Module, ABC):
                     caches = [(first[index], second[index]) for first, second in caches]
 
     def cached(self) -> AbstractContextManager[None]:
-        """While the context is open, weights must not change: what several calls need is computed once."""
+        """A context in which values that several calls need are computed once; weights must not change."""
         return nullcontext()
 
     def draw_step(
@@ -170,7 +170,7 @@ class StepPrior(nn.Module, ABC):
 
 
 class Prior(StepPrior):
-    """The prior that `spec` describes; it sees the canvas as a running sum of vectors from a table."""
+    """The prior that `spec` describes, which embeds the canvas as a running sum of vectors from a table."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
@@ -181,8 +181,8 @@ class Prior(StepPrior):
         self.drawn = TABLES[prior.table](places, parts, width, shape)  # the part on the canvas, at its place
         by_pixels = isinstance(self.drawn, PixelTable)
         self.part = None if by_pixels else nn.Embedding(parts, width)
-        self.place = nn.Embedding(places, width)  # coverage of the place
-        self.blank = nn.Parameter(torch.randn(width) * 0.02)  # the previous step drew nothing
+        self.place = nn.Embedding(places, width)  # marks the place as covered
+        self.blank = nn.Parameter(torch.randn(width) * 0.02)  # added if the previous step drew nothing
         self.last = nn.Linear(width, width)  # the previous step, in addition to the sum
         self.drawn.start()
         for table in (self.part, self.place):
@@ -256,7 +256,7 @@ class Prior(StepPrior):
 
 
 class ConditionTokens(nn.Module):
-    """The tokens of a condition, (B, A, W): a vector for each word, plus vectors of the word's pieces."""
+    """Embeds a condition as (B, A, W), by a vector for each word plus the vectors of the word's pieces."""
 
     inner: Tensor
 
@@ -274,7 +274,7 @@ class ConditionTokens(nn.Module):
         return (self._vectors(condition) + self.position).expand(batch, -1, -1)
 
     def entries(self) -> Tensor:
-        """Vectors (1 + V, W) that entries of the vocabulary add to a position; the first is for no word."""
+        """Vectors (1 + V, W) that vocabulary entries add to a position's vector; the first is for no word."""
         return self._vectors(torch.arange(len(self.inner), device=self.inner.device))
 
     def _vectors(self, tokens: Tensor) -> Tensor:
@@ -284,17 +284,18 @@ class ConditionTokens(nn.Module):
 
 
 def dropped(condition: Tensor, noise: Noise) -> Tensor:
-    """Drops conditions (B, A) as training does. It drops some whole, and some words of the others."""
+    """Sets some conditions (B, A) and some words of other conditions to 0 at random, for training."""
     drawn = uniform((len(condition), 1 + condition.shape[1]), noise, condition.float())
     each = WORD_DROPPED if condition.shape[1] > 1 else 0.0
     return condition * (drawn[:, :1] >= DROPPED) * (drawn[:, 1:] >= each)
 
 
 class GivenPrior(StepPrior):
-    """A trained prior under fixed conditions: it samples, completes and scores by p(z|c).
+    """A trained prior with fixed conditions, which samples, completes and scores by p(z|c).
 
-    Its logits are u + guidance (c - u), where c are the logits given the condition and u those without (Ho
-    and Salimans 2022): guidance 1 is p(z|c), guidance 0 is p(z). Its state is the pair of both states.
+    Its logits are u + guidance (c - u), where c are the logits with the condition and u the logits without it
+    (Ho and Salimans 2022). Guidance 1 gives p(z|c), and guidance 0 gives p(z). Otherwise its state is the
+    pair of the states with and without the condition.
     """
 
     def __init__(self, prior: StepPrior, condition: Tensor, guidance: float = 1.0) -> None:
@@ -304,18 +305,18 @@ class GivenPrior(StepPrior):
         self.position, self.condition = prior.position, condition
 
     def state_dict(self, *args: Any, **named: Any) -> Any:
-        """Raises UserError: weights are saved, or get another bank, without a condition."""
+        """Raises UserError, because a conditioned model cannot be saved or get another bank."""
         raise UserError("the model is given a condition; save it, or change its bank, before that")
 
     def _mixed(self, found: Sequence[Tensor]) -> Tensor:
-        """Mixes the logits that belong to each of `_conditions`."""
+        """Combines the logits computed under each of `_conditions`."""
         if len(found) == 1:
             return found[0]
         given, free = found
         return free + self.guidance * (given - free)
 
     def _conditions(self) -> list[Tensor | None]:
-        """The conditions whose states are computed: c and none, or only the one that guidance leaves."""
+        """The conditions whose states are computed: c and None, or only one of them if guidance is 1 or 0."""
         condition = self.condition.to(self.position.device)  # the model may have moved to another device
         alone: dict[float, list[Tensor | None]] = {0.0: [None], 1.0: [condition]}
         return alone.get(self.guidance, [condition, None])
@@ -330,7 +331,7 @@ class GivenPrior(StepPrior):
         )
 
     def _rows(self, condition: Tensor | None, z: PartSequence) -> Tensor | None:
-        """Repeats the conditions if z has several draws of each of the B drawings, draw after draw."""
+        """Repeats the conditions if z has several draws of each of the B drawings, ordered by draw."""
         if condition is None or len(condition) in (1, len(z)):
             return condition
         return condition.repeat(len(z) // len(condition), 1)

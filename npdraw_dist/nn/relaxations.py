@@ -35,7 +35,7 @@ def straight_through(soft: Tensor) -> Tensor:
 
 
 def one_hot_like(soft: Tensor, index: Tensor) -> Tensor:
-    """soft (..., K), index (...) -> one-hot codes like `soft`; `F.one_hot` would wait for the device."""
+    """soft (..., K), index (...) -> one-hot codes like `soft`; `F.one_hot` would wait for the GPU."""
     return torch.zeros_like(soft).scatter_(-1, index[..., None], 1.0)
 
 
@@ -58,21 +58,21 @@ def binary_concrete(logits: Tensor, tau: float, generator: Noise) -> Tensor:
 
 
 def soft_canvas(bank: Tensor, what: Tensor, gate: Tensor, grid: Grid) -> Tensor:
-    """Differentiable canvas (B, C, h, w) of ink: bank (K, C, P, P), what (B, L, K) weights, gate (B, L)."""
-    with exactly(what):  # the decoder's last layer sees the canvas
+    """A differentiable canvas (B, C, h, w) from bank (K, C, P, P), weights what (B, L, K), gate (B, L)."""
+    with exactly(what):  # in float32 like the decoder's last layer, which takes the canvas
         parts = (what @ grid.ink(bank).flatten(1)) * gate[..., None]
     return grid.ink(paste_aligned(parts.view(*gate.shape, *bank.shape[1:]), grid.of_ink))
 
 
 def kl_bernoulli(q_logits: Tensor, p_logits: Tensor) -> Tensor:
-    """KL(q || p) of Bernoullis given by logits: (...), (...) -> (...) nats."""
+    """KL(q || p) of Bernoullis, given their logits (...), (...) -> (...) nats."""
     on = torch.sigmoid(q_logits) * (F.logsigmoid(q_logits) - F.logsigmoid(p_logits))
     off = torch.sigmoid(-q_logits) * (F.logsigmoid(-q_logits) - F.logsigmoid(-p_logits))
     return on + off
 
 
 def kl_categorical(q_logits: Tensor, p_logits: Tensor) -> Tensor:
-    """KL(q || p) of categoricals: finite logits or log-probabilities (..., K) -> (...) nats."""
+    """KL(q || p) of categoricals, given finite logits or log-probabilities (..., K) -> (...) nats."""
     apply: Callable[..., Tensor] = _CategoricalKL.apply
     return apply(at_least_float32(q_logits), at_least_float32(p_logits))
 
@@ -80,7 +80,8 @@ def kl_categorical(q_logits: Tensor, p_logits: Tensor) -> Tensor:
 class _CategoricalKL(torch.autograd.Function):
     """KL(q || p) = sum q d, d = log q - log p, with its gradients q (d - KL) and p - q in closed form.
 
-    Five times as fast as autograd where q is certain; `exp` of a log-probability near 0 is slow on a CPU.
+    This is five times as fast as autograd where q is nearly certain: on a CPU, `exp` is slow if its result is
+    close to 0.
     """
 
     @staticmethod
@@ -112,7 +113,7 @@ class Gaussian:
     log_std: Tensor
 
     def sample(self, generator: Noise, temperature: float = 1.0) -> Tensor:
-        """(..., Z), with gradients in mean and log_std. temperature: multiplies the standard deviations."""
+        """A draw (..., Z), with gradients to mean and log_std. temperature: factor of standard deviations."""
         return self.mean + temperature * self.log_std.exp() * normal(generator, self.mean)
 
     def standardised(self, z: Tensor) -> Tensor:
@@ -120,11 +121,11 @@ class Gaussian:
         return (z - self.mean) * torch.exp(-self.log_std)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """(..., Z) -> (...) nats."""
+        """log p(z), (..., Z) -> (...) nats."""
         return -(0.5 * self.standardised(z).square() + self.log_std + 0.5 * math.log(2 * math.pi)).sum(-1)
 
     def entropy(self) -> Tensor:
-        """(...) nats."""
+        """The entropy, (...) nats."""
         return (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
 
     def kl(self, p: "Gaussian") -> Tensor:

@@ -1,9 +1,10 @@
 """Log-probabilities and KLs of the steps of a drawing under the prior p and the posterior q.
 
-q gives each place its own *whether* and *what*, independent given the image. In `aligned` order step t is
-place t. In a free order `core.orders` arranges the drawn places, at most T, by a function of what is drawn,
-so log q of the sequence is log q of the drawn places and parts. A set S of at most T places has the
-probability prod_{l in S} exp(w_l) / Z, where Z sums over all such sets.
+Under q, each place has its own *whether* and *what*, independent given the image. In order `aligned`, step t
+draws at place t. In a free order, `core.orders` arranges the drawn places, at most T, as a function of the
+places and their parts, so log q of the sequence is log q of the drawn places and parts. A set S of at most T
+places has the probability prod_{l in S} exp(w_l) / Z, where Z sums the product over all sets of at most T
+places.
 Shapes: B batch, T steps, L places, K parts, S groups of choices, N tables, M entries of a table.
 """
 
@@ -64,15 +65,16 @@ def log_prob_steps(logits: StepLogits, z: PartSequence) -> Tensor:
 
 def chosen(logits: Tensor, index: Tensor) -> Tensor:
     """The log-probability of `index` (B, T) under `logits` (B, T, N), (B, T)."""
-    # The logit minus `logsumexp` has a slower gradient, above all where probabilities are tiny.
+    # The logit minus `logsumexp` has a slower gradient, especially where probabilities are tiny.
     return logits.log_softmax(-1).gather(-1, index[..., None])[..., 0]
 
 
 def kl_steps(q: StepLogits, p: StepLogits, weight: Tensor | None = None) -> dict[str, Tensor]:
     """KL(q || p) of each step's choices, (B, T) nats, given the steps before (paper eq. 5).
 
-    q and p either both draw *where* or both have it given. q's probability of drawing (or `weight`, (B, T))
-    weights *what* and *where*. Exact in a step's own choices if p has them independent.
+    Either both q and p draw *where*, or it is given for both. The KLs of *what* and *where* are weighted by
+    q's probability of drawing, or by `weight` (B, T). The KL of a step's own choices is exact if they are
+    independent under p.
     """
     drawn = torch.sigmoid(q.whether) if weight is None else weight
     if q.where is None:
@@ -89,11 +91,11 @@ def kl_steps(q: StepLogits, p: StepLogits, weight: Tensor | None = None) -> dict
 
 @dataclass(frozen=True)
 class Terms:
-    """What a bound and its gradient need from a draw z ~ q, in nats.
+    """The quantities of a draw z ~ q that a bound and its gradient need, in nats.
 
-    kl: the terms of KL(q || p) by name, each (B,); a choice is averaged given the others where that has a
-    closed form. log_q: (B, S), log q of z in S groups of choices. dependent: (B, S), the terms of the KL that
-    the choices of a group change.
+    kl: the terms of KL(q || p) by name, each (B,); the mean over a choice given the others is taken where it
+    has a closed form. log_q: (B, S), log q of z in S groups of choices. dependent: (B, S), the sum of the KL
+    terms that depend on the choices of a group.
     """
 
     kl: dict[str, Tensor]
@@ -102,7 +104,7 @@ class Terms:
 
 
 class AlignedLayout:
-    """Step t is place t, so q factorises over steps; its logits are whether (B, L) and what (B, L, K)."""
+    """Step t draws at place t, so q factorises over steps. q has logits whether (B, L), what (B, L, K)."""
 
     steps = sys.maxsize  # largest number of parts in a drawing: only the number of places limits it
 
@@ -120,19 +122,19 @@ class AlignedLayout:
         return log_prob(q, z)
 
     def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
-        """The drawing of the parts `what` (B, L) at the places `drawn` (B, L) bool, at most T an image."""
+        """The drawing of the parts `what` (B, L) at the places `drawn` (B, L) bool, at most T per image."""
         where = torch.arange(drawn.shape[1], device=drawn.device).repeat(len(drawn), 1)
         return PartSequence(drawn, where, what)
 
     def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
-        """Terms of KL(q || p), each (B,), given a hard draw z of q; its effect on later steps is left out."""
+        """Terms of KL(q || p), each (B,), for a hard draw z of q; ignores its effect on later steps."""
         return {name: value.sum(1) for name, value in kl_steps(q, p).items()}
 
     def terms(self, q: StepLogits, p: StepLogits, z: PartSequence) -> Terms:
         """The terms of a draw z. p: the prior's teacher-forced logits of each step of z."""
         parts = kl_steps(q, p)
         total = total_kl(parts)
-        later = total.flip(1).cumsum(1).flip(1) - total  # a step changes the prior of later steps
+        later = total.flip(1).cumsum(1).flip(1) - total  # a step affects the prior of later steps
         return Terms({name: value.sum(1) for name, value in parts.items()}, log_prob_steps(q, z), later)
 
 
@@ -143,7 +145,7 @@ class FreeLayout(AlignedLayout):
         self.order, self.grid, self.steps = order, grid, steps
 
     def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
-        energy = self.grid.ink(bank).square().sum((1, 2, 3))[what]  # stands for the gain in a parse
+        energy = self.grid.ink(bank).square().sum((1, 2, 3))[what]  # replaces the gain of a parse
         whether, where = self.order.arrange(drawn, energy, self.grid, self.steps)
         return PartSequence(whether, where, what.gather(1, where)).canonical()
 
@@ -162,11 +164,11 @@ class FreeLayout(AlignedLayout):
         return q.what.gather(1, z.where[..., None].expand(-1, -1, q.what.shape[-1]))
 
     def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
-        """Terms of the KL. *Whether* has the entropy of independent places, although at most T are drawn."""
+        """Terms of the KL, with the entropy of independent places, although at most T places are drawn."""
         assert p.where is not None
         drawn = z.whether.to(p.whether.dtype)
         log_drawn = F.logsigmoid(q.whether).gather(1, z.where)
-        weight = drawn * (1 + log_drawn - log_drawn.detach())  # `drawn`, with the gradient of its chance
+        weight = drawn * (1 + log_drawn - log_drawn.detach())  # `drawn`, with the gradient of its probability
         entropy = F.softplus(q.whether) - q.whether * torch.sigmoid(q.whether)
         stops = -F.logsigmoid(-p.whether) * (1 - drawn)
         draws = -F.logsigmoid(p.whether) * weight
@@ -184,9 +186,9 @@ class FreeLayout(AlignedLayout):
         p_places = p_places - F.binary_cross_entropy_with_logits(p.whether, drawn, reduction="none")
         if self.order.of_places:
             kl_what = (kl_categorical(self._what_of_steps(q, z), p.what) * drawn).sum(1)
-        else:  # another part would change the order
+        else:  # no closed form: another part would change the order
             kl_what = parts - (chosen(p.what, z.what) * drawn).sum(1)
-        # The places also tell how many parts are drawn, so *whether* has no term of its own.
+        # The places also determine how many parts are drawn, so *whether* has no separate term.
         kl_where = places - p_places.sum(1)
         kl = {"kl_whether": torch.zeros_like(kl_what), "kl_what": kl_what, "kl_where": kl_where}
         return Terms(kl, (places + parts)[:, None], total_kl(kl)[:, None])
@@ -218,13 +220,13 @@ def sample_subset(logits: Tensor, most: int, generator: Noise) -> Tensor:
 
 @torch.no_grad()
 def likeliest_subset(logits: Tensor, most: int) -> Tensor:
-    """The likeliest set for each row of logits (B, L), bool (B, L): the best places with odds above 1."""
+    """The most likely set of at most `most` places for each row of logits (B, L), bool (B, L)."""
     best = logits.topk(min(most, logits.shape[1]), dim=1).indices
     return torch.zeros_like(logits, dtype=torch.bool).scatter_(1, best, True) & (logits > 0)
 
 
 def _totals(logits: Tensor, most: int) -> Tensor:
-    """The log-weight of all sets of j places for j = 0 to T, (B, T + 1); joins neighbours log2(L) times."""
+    """The log total weight of the sets of j places, j = 0 to T, (B, T + 1), by log2(L) pairwise merges."""
     size = 1 << (logits.shape[1] - 1).bit_length()
     with_it = F.pad(logits, (0, size - logits.shape[1]), value=NEVER)
     tables = torch.stack([torch.zeros_like(with_it), with_it], 2)  # (B, N, M)
@@ -237,9 +239,9 @@ def _totals(logits: Tensor, most: int) -> Tensor:
 
 @torch.no_grad()
 def _by_count(logits: Tensor, most: int) -> Tensor:
-    """The log-weight of all sets of j of the first l places, (L + 1, B, T + 1)."""
+    """The log total weight of the sets of j of the first l places, j = 0 to T, (L + 1, B, T + 1)."""
     batch, count = logits.shape
-    tables = logits.new_full((count + 1, batch, most + 2), NEVER)  # with a column of impossible counts
+    tables = logits.new_full((count + 1, batch, most + 2), NEVER)  # column 0 is for the impossible count -1
     tables[0, :, 1].zero_()
     for number, element in enumerate(logits.unbind(1)):
         before, after = tables[number], tables[number + 1]

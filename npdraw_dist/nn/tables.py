@@ -1,4 +1,4 @@
-"""Tables of vectors by which a prior sees a canvas: each part at each place adds its vector to a running sum.
+"""Tables of vectors with which a prior embeds a canvas, as a running sum over its pairs of place and part.
 
 Shapes: L places, K parts, C channels, P patch side, D = C * P * P pixels of a part, R rank, W channels of a
 token; `...` any axes.
@@ -33,19 +33,19 @@ class Table(nn.Module, ABC):
         """Draws small initial vectors."""
 
     def set_bank(self, parts: Tensor) -> None:
-        """Copies the training's parts (K, C, P, P), if the vectors depend on their pixels."""
+        """Copies the parts (K, C, P, P) of the training bank, if the vectors depend on their pixels."""
 
     @abstractmethod
     def weights(self) -> Tensor:
         """All vectors, (L * K, W), ordered by place, then by part."""
 
     def cached(self) -> AbstractContextManager[None]:
-        """While the context is open, weights must not change: what several calls need is computed once."""
+        """A context in which values that several calls need are computed once; weights must not change."""
         return nullcontext()
 
 
 class JointTable(Table):
-    """A free vector for each place and part: L * K * W parameters. Unseen pairs keep their initial values."""
+    """A free vector for each pair of place and part, L * K * W numbers. Unseen pairs keep initial values."""
 
     def __init__(self, places: int, parts: int, width: int, shape: PartShape = None) -> None:
         super().__init__()
@@ -63,9 +63,10 @@ class JointTable(Table):
 
 
 class PartCodes(nn.Module):
-    """A small network that maps the pixels of each part to a code: (K, R). Its weights do not depend on K.
+    """A small network that maps the pixels of each part to a code, (K, R). Its weights do not depend on K.
 
-    Pixels are scaled by mean and deviation of the training's bank, so a part has the same code in every bank.
+    Pixels are standardised by mean and deviation of the training bank, so a part has the same code in every
+    bank.
     """
 
     bank_parts: Tensor
@@ -79,7 +80,7 @@ class PartCodes(nn.Module):
         self.first, self.second = nn.Linear(math.prod(shape), rank), nn.Linear(rank, rank, bias=bias)
 
     def set_bank(self, parts: Tensor) -> None:
-        """Copies the training's parts (K, C, P, P), and computes their mean and deviation."""
+        """Copies the parts (K, C, P, P) of the training bank, and computes their mean and deviation."""
         self.bank_parts.copy_(parts)
         self.moments[0], self.moments[1] = parts.mean(), parts.std(correction=0).clamp(min=1e-6)
 
@@ -89,7 +90,7 @@ class PartCodes(nn.Module):
 
 
 class CodeTable(Table):
-    """A table whose vectors combine a code of the part, (R,), with numbers of the place."""
+    """A table whose vectors combine a code of the part, (R,), with parameters of the place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,8 +101,8 @@ class CodeTable(Table):
         """The codes of all parts, (K, R)."""
 
     def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
-        """Calls `make`; inside `cached` only the first time, and returns that result again for the name."""
-        cache = self._cache  # read once: another thread may end its block meanwhile
+        """Returns the result of `make`. Inside `cached`, `make` is called only once for each `name`."""
+        cache = self._cache  # read once, as another thread may leave its `cached` context meanwhile
         if cache is None:
             return make()
         if name not in cache:
@@ -121,10 +122,10 @@ class CodeTable(Table):
 
 
 class FactorisedTable(CodeTable):
-    """Vectors `out`(place_l * code_k), the product taken elementwise: R * (L + K) parameters.
+    """Vectors `out`(place_l * code_k), with an elementwise product and R * (L + K) parameters.
 
-    A code is a free vector plus, if parts have pixels, a code of the part's pixels. So a pair that training
-    never saw follows from its place and its part, and a rare part from parts that look like it.
+    A code is a free vector plus, if parts have pixels, a code of the part's pixels. So the vector of an
+    unseen pair follows from its place and its part, and the vector of a rare part from similar parts.
     """
 
     def __init__(self, places: int, parts: int, width: int, shape: PartShape = None) -> None:
@@ -157,8 +158,8 @@ class PixelTable(CodeTable):
     """Vectors `out`(place_l * code_k) + `common`(code_k), where code_k depends on the part's pixels alone.
 
     The table also gives the logits of *what*: <state * head_place_l, u_k> + c_k, with u_k and c_k linear in
-    code_k. So all that a prior knows about a part follows from its pixels, and another bank, even of another
-    K, can replace the one of the training.
+    code_k. So the prior depends on a part only through its pixels, and another bank, even with another K, can
+    replace the training bank.
     """
 
     def __init__(self, places: int, parts: int, width: int, shape: PartShape = None) -> None:
@@ -193,7 +194,7 @@ class PixelTable(CodeTable):
         return (self.out(self.place[:, None] * codes) + self.anywhere()).flatten(0, 1)
 
     def anywhere(self) -> Tensor:
-        """The part of a vector that is the same at all places, (K, W)."""
+        """The term of each part's vector that is the same at all places, (K, W)."""
         return self.once("common", lambda: self.common(self.codes()))
 
     def logits(self, state: Tensor, where: Tensor) -> Tensor:

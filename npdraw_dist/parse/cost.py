@@ -4,7 +4,8 @@ The gain of part k at place l of an empty canvas is |x_l|^2 - |x_l - b_k|^2 = 2 
 pixels on the canvas, so one matrix product gives all gains. Gains are sums of squared pixel differences.
 
 Scores are (K, N) with one column for each patch, since a maximum over the first axis vectorises. The columns
-of `EmptyCanvasGain` are ordered by place, then image, so that a pixel of a place is copied in runs of B.
+of `EmptyCanvasGain` are ordered by place, then image, so that each pixel of a place is copied as a run of B
+values.
 Shapes: B batch, K parts, L places, C channels, P patch side, D = C P P, N = L B, U kinds of place, Hp x Wp
 padded canvas.
 """
@@ -20,7 +21,7 @@ from torch import Tensor
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.parts import PartBank
 
-SKIPS_FROM = 100  # a CPU skips dim places if there are at least so many parts
+SKIPS_FROM = 100  # a CPU skips dim places if there are at least this many parts
 
 
 def windows(images: Tensor, patch: int, stride: int) -> Tensor:
@@ -45,12 +46,12 @@ def best_rows(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Workspace:
-    """Memory for the gains of B images. It is reused: page faults of new memory take as long as the maths."""
+    """Memory for the gains of B images. It is reused: page faults of new memory would double the time."""
 
     images: Tensor  # (B, C, h, w)
     padded: Tensor  # (C, Hp, Wp, B), 0 off the canvas
     columns: Tensor  # (D + U, L*B): the pixels of each place, then its kind as a one-hot code
-    windows: Tensor  # (C, P, P, rows, columns, B), a view of `padded`: the values of `columns`
+    windows: Tensor  # (C, P, P, rows, columns, B), a view of `padded` with the values of `columns`
     scores: Tensor  # (K, L*B)
 
 
@@ -61,28 +62,28 @@ class EmptyCanvasGain:
         device, parts = bank.parts.device, bank.parts.flatten(1)
         visible = grid.unfold(torch.ones(1, 1, grid.height, grid.width)).view(grid.places, -1)
         norms = visible.to(device) @ bank.parts.square().sum(1).flatten(1).T  # (L, K): |b_k|^2 on the canvas
-        # Places that show the same pixels are of one kind and share their norms.
+        # Places with the same pixels on the canvas are of one kind and share the norms.
         kinds, kind = visible.unique(dim=0, return_inverse=True)
         norms = norms[[kind.tolist().index(i) for i in range(len(kinds))]]  # (U, K)
-        # The matrix product also adds the norms, as U more columns that multiply one-hot rows of the kinds.
+        # The matrix product also subtracts the norms: U more columns multiply the one-hot rows of the kinds.
         self.weight = torch.cat([2 * parts, -norms.T], 1)  # (K, D + U)
         # For uint8 images the weights are divided by 255 instead of the pixels.
         self.byte_weight = torch.cat([2 * parts / 255, -norms.T], 1)
         self.kind = F.one_hot(kind, len(kinds)).T.to(self.weight)  # (U, L)
         self.grid, self.channels = grid, bank.channels
-        # If no pixel of a place is brighter than this, |x|^2 is below `least`, also after rounding.
+        # If no pixel of a place is brighter than `dim`, |x|^2 is below `least`, also after rounding.
         self.dim = (1 - 1e-4) * sqrt(least / parts.shape[1])
-        # On a GPU, counting the other places would wait; with few parts it takes as long as it saves.
+        # On a GPU, counting the lit places would wait for the device; with few parts, skipping saves no time.
         self.skips = device.type == "cpu" and len(parts) >= SKIPS_FROM
         # A workspace for each thread, by its id. Python frees a `threading.local` while its thread ends, and
-        # processes of Ray crashed then if it held tensors.
+        # Ray processes crashed at that moment if it held tensors.
         self._work: dict[int, _Workspace] = {}
 
     def best(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The nearest part of each place of images (B, C, h, w), float in [0, 1] or uint8.
+        """Finds the nearest part of each place of images (B, C, h, w), float in [0, 1] or uint8.
 
-        Returns gain and part (B, L), 0 where no part gains `least`, and |x|^2 (B,), the error of an empty
-        canvas.
+        Returns gain and part (B, L), which may be 0 where no part gains `least`, and |x|^2 (B,), the error of
+        an empty canvas.
         """
         work, white = self._workspace(len(images)), 255 if images.dtype == torch.uint8 else 1
         work.images.copy_(images)  # converting and transposing bytes in one copy is slower
@@ -108,7 +109,7 @@ class EmptyCanvasGain:
         return gain, part
 
     def _workspace(self, batch: int) -> _Workspace:
-        """This thread's workspace, a new one if the batch size changes."""
+        """Returns this thread's workspace, and makes a new one if the batch size changes."""
         thread = threading.get_ident()
         work = self._work.get(thread)
         if work is not None and len(work.images) == batch:
@@ -126,10 +127,10 @@ class EmptyCanvasGain:
 
 
 def canvas_gain(parts: Tensor, patch: Tensor, canvas: Tensor) -> Tensor:
-    """Gains (K, N) of parts (K, D) on patches x (D, N) of which `canvas` (D, N) is drawn already.
+    """Gains (K, N) of parts (K, D) on patches x (D, N) where `canvas` (D, N) is already drawn.
 
-    They sum (canvas - x)^2 - (max(canvas, b_k) - x)^2 over D pixels; the summand is u (2 r - u), with
-    u = max(b_k - canvas, 0) and r = x - canvas.
+    A gain sums (canvas - x)^2 - (max(canvas, b_k) - x)^2 = u (2 r - u) over D pixels,
+    with u = max(b_k - canvas, 0) and r = x - canvas.
     """
     rise = (parts[:, :, None] - canvas).clamp_(min=0)
     return (2 * (patch - canvas) - rise).mul_(rise).sum(1)
@@ -139,9 +140,9 @@ def bound_coefficients(image: Tensor, canvas: Tensor, largest: float) -> tuple[T
     """Returns p and s such that a part's pixel b gains at most p b - s b^2, for 0 <= b <= largest.
 
     image, canvas: pixels x >= 0 and c >= 0; p and s have their shape. The bound is exact where c = 0.
-    Derivation: the gain is 0 for b <= c and (c - x)^2 - (b - x)^2 above.
-    x > c: s = ((x - c) / x)^2, p = 2 x s. The bound is 0 at b = 0 and equals the gain's maximum at b = x.
-    x <= c: the bound is s b (c - b), with s the least (b + c - 2 x) / b over c <= b <= largest.
+    Derivation: the gain is 0 for b <= c and (c - x)^2 - (b - x)^2 for b > c.
+    If x > c, s = ((x - c) / x)^2 and p = 2 x s. The bound is 0 at b = 0 and equals the maximum gain at b = x.
+    If x <= c, p = c s, and s is the least (b + c - 2 x) / b over c <= b <= largest.
     """
     above = image > canvas
     over = torch.where(

@@ -1,10 +1,10 @@
-"""Chooses overlapping parts greedily under the max-compose, exactly and lazily.
+"""Chooses overlapping parts greedily, exactly and lazily, for a canvas that is the maximum of its parts.
 
 Each step takes the (place, part) that reduces the squared error most on the canvas drawn so far. A paste
 changes only the gains of places that share a pixel with it. These gains are not linear in the parts, but a
-matrix product bounds them from above, and a place is scored only when its bound is the image's largest.
-Shapes: B batch, N (image, place) pairs, K parts, L places, M neighbours of a place and itself, C channels, P
-patch side, D = C P P, S pixels of all channels of a padded image.
+matrix product bounds them from above, and a place is scored only when its bound is the largest of its image.
+Shapes: B batch, N (image, place) pairs, K parts, L places, M places around and including a place, C channels,
+P patch side, D = C P P, S pixels of all channels of a padded image.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from npdraw_dist.parse.cost import EmptyCanvasGain, best_rows, bound_coefficient
 
 @dataclass
 class State:
-    """A batch while it is parsed. `top` is a place's best gain where `exact`, elsewhere an upper bound."""
+    """A batch while it is parsed. `top` is a place's best gain if `exact` is true, else an upper bound."""
 
     image: Tensor  # (B, S)
     canvas: Tensor  # (B, S)
@@ -74,7 +74,7 @@ class GreedyChooser:
         return max(float(self.parts.max()), 1e-6)
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """See `DisjointChooser.choose`. The gain of a part is its gain on the canvas before its paste."""
+        """See `DisjointChooser.choose`. The gain of a part is its gain on the canvas before it is pasted."""
         images = to_float(images) if images.dtype == torch.uint8 else images
         state = self.start(images)
         active = torch.arange(len(images), device=images.device)
@@ -110,7 +110,7 @@ class GreedyChooser:
         return planes[..., top : top + self.grid.height, left : left + self.grid.width]
 
     def start(self, images: Tensor) -> State:
-        """The state of images (B, C, h, w) with an empty canvas."""
+        """The first state of images (B, C, h, w), with an empty canvas."""
         batch, places = len(images), self.grid.places
         pixels = self.channels * self.size[0] * self.size[1]
         image = images.new_zeros(batch, pixels)
@@ -144,7 +144,7 @@ class GreedyChooser:
             state.exact[rows, place] = True
 
     def _pixels(self, rows: Tensor, place: Tensor) -> Tensor:
-        """Image and place (N,) of each pair -> indices (D, N) of its pixels in a flattened (B, S)."""
+        """Indices (D, N) in a flattened (B, S) of the pixels at `place` (N,) of the images `rows` (N,)."""
         pixels = self.channels * self.size[0] * self.size[1]
         return rows * pixels + self.place_corner[place] + self.place_pixels[:, None]
 
@@ -175,18 +175,18 @@ class GreedyChooser:
 
 
 class StaticGreedyChooser(GreedyChooser):
-    """`GreedyChooser` for a GPU, with the same result: all shapes are fixed, so the host never waits.
+    """`GreedyChooser` for a GPU, with the same result. All shapes are fixed, so the host never waits for it.
 
     Every image takes all T steps, and all neighbours of a pasted part are scored again.
     """
 
     @property
     def numbers_an_image(self) -> int:
-        """Number of entries of the largest tensor, for one image."""
+        """Number of entries of the largest tensor for each image of a batch."""
         return len(self.parts) * max(self.parts.shape[1] * self.around.shape[1], self.grid.places)
 
     def brightest(self) -> float:
-        return 1.0  # the end of the range: a search for the largest pixel would wait for the device
+        return 1.0  # the largest possible pixel: a search for the actual one would wait for the device
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `GreedyChooser.choose`."""
@@ -202,7 +202,7 @@ class StaticGreedyChooser(GreedyChooser):
         return self.result(state, images)
 
     def _pixels_of(self, places: Tensor) -> Tensor:
-        """places (B, N) -> indices (B, N, D) of their pixels in a row of S; off the grid those of place 0."""
+        """places (B, N) -> indices (B, N, D) of pixels in a row of S; off the grid, those of place 0."""
         inside = places.where(places < self.grid.places, 0)
         return self.place_corner[inside][..., None] + self.place_pixels
 
@@ -216,7 +216,7 @@ class StaticGreedyChooser(GreedyChooser):
         state.top.masked_fill_(state.used, -torch.inf)
 
     def _score_around(self, state: State, place: Tensor, draws: Tensor) -> None:
-        """Scores the places that share a pixel with `place` (B, 1), in the images where `draws` (B, 1)."""
+        """Scores places that share a pixel with `place` (B, 1), in images where `draws` (B, 1) is true."""
         around = self.around[place.clamp(max=self.grid.places - 1)[:, 0]]  # (B, M)
         pixels = self._pixels_of(around).flatten(1)
         patch, canvas = (

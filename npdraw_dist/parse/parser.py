@@ -1,7 +1,8 @@
 """The heuristic parser p_h(z|x), which finds the parts and places that redraw an image (paper section 3.1).
 
 A chooser takes the parts that most reduce the squared error between canvas and image, where the canvas is the
-maximum of its parts. `core.orders` arranges the chosen places as steps. Choosers see the ink (`Grid.ink`).
+maximum of its parts. `core.orders` arranges the chosen places as steps. Choosers work on the ink of images
+(`Grid.ink`).
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas.
 """
 
@@ -28,18 +29,18 @@ _SCORES_DISJOINT, _SCORES_GREEDY, _SCORES_GPU = 1 << 21, 1 << 22, 1 << 26
 
 @dataclass(frozen=True)
 class Parse:
-    """Drawings z (B, T), and squared_error (B,), the mean of (canvas - image)^2 of each."""
+    """Drawings z (B, T), and squared_error (B,), the mean of (canvas - image)^2 of each image."""
 
     z: PartSequence
     squared_error: Tensor
 
 
 class DisjointChooser:
-    """Chooses parts for places that share no pixel; each place is decided alone."""
+    """Chooses parts for places that share no pixel; each place is decided independently."""
 
     def __init__(self, bank: PartBank, grid: Grid, steps: int, min_gain: float) -> None:
         self.grid, self.steps = grid, steps
-        # The largest float32 below min_gain, so that a gain of min_gain is enough. A gain of 0 is not enough.
+        # The largest float32 below min_gain, so that a gain of min_gain is enough, but never a gain of 0.
         self.too_little = max(float(np.nextafter(np.float32(min_gain), np.float32(-1))), 0.0)
         self.empty = EmptyCanvasGain(bank, grid, min_gain)
 
@@ -50,7 +51,7 @@ class DisjointChooser:
         if self.steps < self.grid.places:
             gain.scatter_(1, by_gain(gain > 0, gain)[:, self.steps :], 0)
         chosen = gain > 0
-        # Each pixel lies in one place, so the gains add up to the reduction of the error.
+        # Each pixel is in one place only, so the gains add up to the reduction of the error.
         left = (energy - gain.sum(1)).clamp_(min=0) / images[0].numel()
         return chosen, what.mul_(chosen), gain, left
 
@@ -59,9 +60,9 @@ class Parser:
     """Parses images with the parts of `bank` at the places of `grid`, on the bank's device.
 
     If places are disjoint (stride = P), each gets its nearest part, and the T parts with the largest gains
-    are drawn. If places overlap, parts are chosen greedily, one for a place at most. A part is drawn if it
+    are drawn. If places overlap, parts are chosen greedily, at most one for each place. A part is drawn if it
     reduces the sum of squared pixel differences by at least `min_gain`, and by more than 0. steps: T. order:
-    a name in ORDERS; an aligned order needs T = L. Raises UserError if they do not fit together.
+    a name in ORDERS; an aligned order needs T = L. Raises UserError if the arguments do not fit together.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Parser:
             self.chooser = StaticGreedyChooser(ink, of_ink, steps, min_gain)
             each = self.chooser.numbers_an_image
         most = max(1, (scores if on_cpu else _SCORES_GPU) // each)
-        # Batches are mostly powers of two, so no last chunk of another size needs its own memory.
+        # A power of two, as most batch sizes are, so that no last chunk of another size needs its own memory.
         self.chunk = 1 << (most.bit_length() - 1)
 
     @classmethod
@@ -103,7 +104,7 @@ class Parser:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Parse:
-        """images (B, C, h, w) of canvas size: uint8, or floats in [0, 1], whose range is not checked.
+        """Parses images (B, C, h, w) of canvas size, uint8 or floats in [0, 1]. Does not check the range.
 
         Raises ValueError on another shape or type.
         """

@@ -26,7 +26,7 @@ from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
 
 NAME = "bank"
-# The shards that are read first: PILOT to twice as many, or fewer with PILOT_IMAGES in all.
+# PILOT to 2 * PILOT shards are read first, or fewer that have PILOT_IMAGES images together.
 PILOT, PILOT_IMAGES = 16, 100_000
 
 
@@ -89,7 +89,7 @@ def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBa
 def _build(
     device: torch.device, experiment: Experiment, patches: NDArray[np.uint8], gpu: bool | None
 ) -> tuple[PartBank, BankFacts]:
-    """Ignores torch's device: FAISS may find a GPU where torch is built for CPUs, and the reverse."""
+    """Builds the bank. Ignores torch's `device`: FAISS may find a GPU that torch does not, or the reverse."""
     return build_bank(patches, experiment.data.shape[0], experiment.bank, experiment.seed, gpu, _others())
 
 
@@ -98,7 +98,7 @@ def _others() -> Open | None:
 
 
 class Collected(NamedTuple):
-    """A seeded sample (M, D) of `seen` patches, and the CPU seconds that other processes spent on it."""
+    """A seeded sample (M, D) of `seen` patches, and the CPU seconds that sampling took in other processes."""
 
     patches: NDArray[np.uint8]
     seen: int
@@ -137,7 +137,7 @@ def _collect(experiment: Experiment, shards: Canonical) -> Collected:
 
 
 class ShardPatches(NamedTuple):
-    """Patches of a shard, the number of its images, and the CPU seconds that the thread spent."""
+    """Patches of a shard, the number of its images, and the CPU seconds that reading and sampling took."""
 
     drawn: Drawn
     images: int
@@ -147,7 +147,7 @@ class ShardPatches(NamedTuple):
 def shard_patches(
     experiment: Experiment, shards: Canonical, above: int, limit: int, item: tuple[int, str]
 ) -> ShardPatches:
-    """The patches of a shard with keys above `above` and at most `limit`. item: its number and file.
+    """The patches of a shard with keys above `above` and at most `limit`. item: (number, file).
 
     Patches count as seen in the first pass only, where `above` is -1.
     """

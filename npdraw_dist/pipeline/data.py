@@ -1,6 +1,6 @@
 """Stage `data`: reads the source once and writes the canonical shards that all later stages read.
 
-A source that `npdraw prepare` wrote is canonical already: it is only named in the manifest.
+A source that `npdraw prepare` wrote is canonical already, so the manifest only names its folder.
 """
 
 import contextlib
@@ -35,15 +35,15 @@ from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import CONFIG, VOCABULARY, Store, fingerprint_of, finished
 
 NAME = "data"
-MOST_TEXTS = 1 << 20  # images whose words are counted
+MOST_TEXTS = 1 << 20  # largest number of images whose words are counted
 
 
 @dataclass(frozen=True)
 class Given:
-    """The images of a caller, in place of `data.source`.
+    """Images that the caller of `start` passes in place of `data.source`.
 
-    counts: images of each split. stamp: changes with the images. open: makes the source in a claimed run.
-    close: removes what `open` wrote to the run.
+    counts: number of images in each split. stamp: a hash that changes with the images. open: opens the
+    source after the run is claimed. close: removes the files that `open` wrote to the run.
     """
 
     counts: Mapping[Split, int | None]
@@ -61,8 +61,8 @@ class Costs:
         self._started, self._cpu_started = time.perf_counter(), time.process_time()
 
     def numbers(self, images: int, driver_s: float, actors_s: float) -> dict[str, float]:
-        """For the manifest. images: those of this command. actors_s: CPU seconds of all shards; driver_s:
-        the part of them that this process has spent."""
+        """The costs for the manifest. images: number read by this command. actors_s: CPU seconds of all
+        shards. driver_s: the part of actors_s that this process has spent."""
         seconds, old = time.perf_counter() - self._started, self._before
         own_s = time.process_time() - self._cpu_started - driver_s
         own_s += old.get("core_seconds", 0.0) - old.get("actor_core_seconds", 0.0)
@@ -75,17 +75,17 @@ class Costs:
 
 
 class RunData:
-    """The source of a run's images, opened once. given: replaces `data.source`."""
+    """The source of a run's images, opened once. given: images that replace `data.source`."""
 
     def __init__(self, experiment: Experiment, given: Given | None = None) -> None:
         self._experiment, self._given = experiment, given
         self._source: Source | None = None
 
     def require_same(self, store: Store) -> None:
-        """Compares the images with those that a resumed run has read, if it has read them.
+        """Checks that a resumed run, if it has read its images, is continued with the same images.
 
-        Raises UserError if the given images, or those at a new `data.path`, are others. Warns if files at the
-        same `data.path` changed; the run goes on with what it has read.
+        Raises UserError if the given images, or the images at a new `data.path`, differ. Warns if files at
+        the same `data.path` changed; the run then continues with the images that it has read.
         """
         manifest, experiment = done(self._experiment, store), self._experiment
         if manifest is None:
@@ -113,7 +113,7 @@ class RunData:
         return self._source
 
     def close(self, store: Store) -> None:
-        """Removes what opening the source wrote to the run, once all images are read."""
+        """Removes the files that opening the source wrote to the run. Called after all images are read."""
         if self._given is not None:
             self._given.close(store)
 
@@ -130,7 +130,7 @@ class RunData:
 
 
 def needed_splits(experiment: Experiment) -> tuple[Split, ...]:
-    """The splits that a run reads; the test split only if `eval.split` is test."""
+    """The splits that a run reads; the test split is read only if `eval.split` is test."""
     return SPLITS if experiment.eval.split == "test" else ("train", "valid")
 
 
@@ -174,7 +174,7 @@ def run(experiment: Experiment, store: Store, data: RunData | None = None) -> di
 
 
 def require_same(manifest: Mapping[str, Any], stamp: str, store: Store) -> None:
-    """Raises UserError if the images with this stamp are not those that the run has read."""
+    """Raises UserError if `stamp` differs from the stamp of the images that the run has read."""
     if manifest["stamp"] != stamp:
         raise UserError(
             f"the images of run {store.shown()} are not those that it has read; take another --name, or put "
@@ -183,7 +183,7 @@ def require_same(manifest: Mapping[str, Any], stamp: str, store: Store) -> None:
 
 
 def follow(manifest: Mapping[str, Any], source: Source, experiment: Experiment, store: Store) -> None:
-    """Records in a run the new `data.path` of `experiment`. Raises UserError if other images lie there."""
+    """Records the new `data.path` of `experiment` in the run. Raises UserError if other images are there."""
     require_same(manifest, source.stamp, store)
     if source.canonical is not None and manifest.get("root") != source.canonical.shown:
         store.write_json({**manifest, "root": source.canonical.shown}, NAME, MANIFEST)
@@ -229,9 +229,9 @@ def describe(manifest: Mapping[str, Any]) -> str:
 def prepare(
     data: DataConfig, seed: int, out: str, format: Format, source: Source, show: Show
 ) -> dict[str, Any]:
-    """Writes all splits of a source to `out`, a folder or URI; returns the manifest. Resumes.
+    """Writes all splits of a source to `out`, a folder or URI; returns the manifest.
 
-    Raises UserError on a folder that cannot be used, and as `ingest` does.
+    Resumes unfinished work. Raises UserError if the folder cannot be used, and as `ingest` does.
     """
     filesystem, root = open_filesystem(out)
     with Lease(filesystem, root, f"--out {out}") as lease:
@@ -249,13 +249,13 @@ def prepare(
 def require_out(data: DataConfig, source: Source, out: str, format: Format) -> None:
     """Raises UserError if the folder `out` cannot be written or holds something else."""
     require_writable(out, folder=True)
-    if data.source == format and data.path is not None:  # it reads all files of the kind that are written
+    if data.source == format and data.path is not None:  # the source would also read the new shards
         require_apart(data.path, *open_filesystem(out), "what is prepared", "--out")
     _out_folder(out, source, format)
 
 
 def _out_folder(out: str, source: Source, format: Format) -> ShardFolder:
-    """The folder of a source. Raises UserError if it holds something else, or shards of changed files."""
+    """The folder for the shards. Raises UserError if it holds something else, or shards of changed files."""
     filesystem, root = open_filesystem(out)
     settings = settings_print(source, format)
     folder = ShardFolder(filesystem, root, f"{settings}/{source.stamp}", FORMATS[format][1])

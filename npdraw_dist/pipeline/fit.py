@@ -31,7 +31,7 @@ from npdraw_dist.pipeline.stage import Watcher
 from npdraw_dist.pipeline.store import CONFIG, Store
 from npdraw_dist.training.metrics_log import read_metrics
 
-BINARY, NEAR_BINARY = 0.02, 0.3  # shares of values between black and white
+BINARY, NEAR_BINARY = 0.02, 0.3  # largest shares of grey values: binary, nearly binary
 PATCHES_OF_A_PART = 50
 TRAINED = ("prior", "vae")  # stages
 BUDGETS = ("images", "relaxed_images", "plain_images")  # settings of these stages
@@ -59,26 +59,27 @@ def fit(
 
     images: a folder of pictures, which each node of a cluster has to see; an array or tensor (N, H, W),
     (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]; a Ray Dataset with a column `image`, which its
-    cluster writes to the storage; or a sequence of arrays, tensors, PIL images, paths, or dicts or tuples
-    with one of these, such as a torch Dataset. Up to 256 pictures of a folder, 1,000 rows of a Ray Dataset
-    or all images decide sizes, likelihood and preset, which are printed. Unreadable images are skipped, and
-    listed in data/rejects.jsonl of the run.
+    cluster writes to the storage; or a sequence, such as a torch Dataset, of arrays, tensors, PIL images,
+    paths, or dicts or tuples with one of these. Up to 256 pictures of a folder, 1,000 rows of a Ray Dataset,
+    or all images of another kind decide sizes, likelihood and preset, which are printed. Unreadable images
+    are skipped and listed in data/rejects.jsonl of the run.
 
-    labels: for each image a class, by number or name, or words, for `NPDraw.draw(condition=)`; names that
-    seldom come twice are words, unless `prior.condition` is set. Unknown labels are None, NaN, or -1 among
-    numbers. Without labels a picture's folder is its class, if `prior.condition` is `class`. valid,
-    valid_labels: images of any kind for validation, and their labels; None: a tenth of the images.
+    labels: a class (number or name) or words for each image, for `NPDraw.draw(condition=)`; names that seldom
+    repeat are words, unless `prior.condition` is set. Unknown labels are None, NaN, or -1 among numbers.
+    Without labels a picture's folder is its class if `prior.condition` is `class`. valid, valid_labels:
+    validation images of any kind, and their labels; None: a tenth of the images is held out.
 
-    image_size: the side, up to 128, that pictures are padded (with `data.fit` cropped) and resized to. name,
-    storage: of the run folder, which `npdraw train` or the same call resumes; without either it is
-    temporary. num_workers, ray: 0 trains in this process; more, or `ray`, train on Ray, on the cluster that
-    RAY_ADDRESS names. minutes: about how long to train in this process; None: 24,000 images a stage, or the
-    preset's budgets for nearly binary pictures. init: a trained model, or what `npdraw_dist.load` takes,
-    whose network and parts the run starts from. bank: a part bank to draw with, or where `npdraw bank` wrote
-    one; a mapping is the section `bank` of the settings. callbacks: called as `callback(row, stage)` with
-    the metrics between and of validations and their `images_seen`; an exception ends the training, and the
-    same call resumes a named run. settings: flags of the command, as `fit(images, vae={"images": 60_000})`
-    or `fit(images, **{"vae.images": 60_000})`. Raises UserError on images or settings that cannot be used.
+    image_size: the side, up to 128, to which pictures are padded (with `data.fit` cropped) and resized. name,
+    storage: name and parent of the run folder, which `npdraw train` or the same call resumes; without both
+    the folder is temporary. num_workers, ray: 0 and False train in this process; any other value trains on
+    Ray, on the cluster at RAY_ADDRESS. minutes: approximate time of training in this process; None: 24,000
+    images per stage, or the preset's budgets for nearly binary pictures. init: a trained model, or an
+    argument of `npdraw_dist.load`; the run starts from its network and parts. bank: a part bank to draw with,
+    or the path of a bank from `npdraw bank`; a mapping is the section `bank` of the settings. callbacks:
+    called as `callback(row, stage)` with each row of training or validation metrics and its `images_seen`; an
+    exception ends the training, and the same call resumes a named run. settings: flags of the command, as in
+    `fit(images, vae={"images": 60_000})` or `fit(images, **{"vae.images": 60_000})`. Raises UserError on
+    images or settings that cannot be used.
     """
     nested = _nested({**settings, "bank": bank} if isinstance(bank, Mapping) else settings)
     if image_size is not None:
@@ -101,7 +102,7 @@ def fit(
 
 
 def _require_settings(data: Mapping[str, Any], minutes: float | None) -> None:
-    """Raises UserError if `data` states what the images decide, or a number is not above 0."""
+    """Raises UserError if `data` sets a value that the images decide, or if a number is not positive."""
     if taken := {"source", "path", "channels"} & data.keys():
         raise UserError(f"data.{min(taken)} follows from the images; leave it out")
     for name, value in (("minutes", minutes), ("image_size", data.get("image_size"))):
@@ -117,7 +118,7 @@ def _experiment(
     minutes: float | None,
     run: Store,
 ) -> Experiment:
-    """The run's settings: those that suit the images, overridden by the user's `nested` ones. Prints them."""
+    """Chooses and prints the run's settings. The user's `nested` settings override the automatic choice."""
     if looked.condition is not None:
         nested = merge({"prior": {"condition": looked.condition}}, nested)
     suiting, chosen = _chosen(looked, nested, workers)
@@ -161,7 +162,7 @@ def _trained(store: Store) -> GenerativeModel:
 
 
 def _require_probe(experiment: Experiment, nested: Mapping[str, Any]) -> None:
-    """Raises UserError if a probe cannot find budgets, or the user's `nested` settings state some."""
+    """Raises UserError if a probe cannot find budgets, or if the user's `nested` settings state budgets."""
     if not experiment.has_parts:
         raise UserError(
             f"minutes is for NP-DRAW, and the model is of kind {experiment.model.kind}: call fit without "
@@ -174,7 +175,7 @@ def _require_probe(experiment: Experiment, nested: Mapping[str, Any]) -> None:
 
 
 def _require_condition(experiment: Experiment, pictures: Rows, classes: Sequence[str]) -> None:
-    """Raises UserError if the prior takes a condition and no image has a class or words for it."""
+    """Raises UserError if the prior takes a condition and no image has a class or words to condition on."""
     if not experiment.takes_condition or experiment.prior.vocabulary:
         return
     kind = experiment.prior.condition
@@ -189,7 +190,7 @@ def _start_from(
     run: Store,
     where: str,
 ) -> dict[str, str]:
-    """Section init of the settings. A model or bank in memory is saved beside the run at `where`."""
+    """The section `init` of the settings. A model or bank in memory is saved beside the run at `where`."""
     found = dict[str, str]()
     if isinstance(init, HubModel):
         found["model"] = _beside(run, where, "init", WEIGHTS, init.save_pretrained)
@@ -205,10 +206,10 @@ def _start_from(
 
 
 def _beside(run: Store, where: str, what: str, file: str, save: Callable[[Path], object]) -> str:
-    """Saves what a run starts from in a folder beside it, which is named by its content; returns the folder.
+    """Saves the model or bank that a run starts from in a folder beside the run; returns the folder.
 
-    So calls with one name never write into each other's folders. where: the path or URI of the run. Raises
-    UserError if the run began with other content.
+    The folder's name has a hash of the content, so calls with the same run name never overwrite each other.
+    where: the path or URI of the run. Raises UserError if the run began with other content.
     """
     with tempfile.TemporaryDirectory() as local:
         save(Path(local))
@@ -219,14 +220,14 @@ def _beside(run: Store, where: str, what: str, file: str, save: Callable[[Path],
         folder = f"{where}-{what}-{content[:12]}"
         filesystem, root = open_filesystem(folder)
         if not is_file(filesystem, f"{root}/{file}"):
-            # `file` is written last, so that it shows that all files are there.
+            # `file` is written last, so its presence shows that all files are complete.
             for path in sorted(Path(local).iterdir(), key=lambda path: path.name == file):
                 write_bytes(filesystem, f"{root}/{path.name}", path.read_bytes())
     return folder
 
 
 def _budgets(experiment: Experiment, minutes: float, run: Store) -> dict[str, Any]:
-    """The settings for a training of `minutes`. A run that has begun keeps those that it began with."""
+    """The settings for a training of `minutes`. A run that has begun keeps its first budgets."""
     if not run.has(CONFIG):
         return budgets(experiment, minutes)
     console.print(f"fit: {run.shown()} goes on with the budgets that it began with, whatever minutes is")
@@ -251,7 +252,7 @@ def _say(experiment: Experiment, preset: str, looked: Looked) -> None:
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """{"vae.images": 5} or {"vae": {"images": 5}} -> {"vae": {"images": 5}}. Raises UserError."""
+    """{"vae.images": 5} or {"vae": {"images": 5}} -> {"vae": {"images": 5}}. Raises UserError on others."""
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         section, dot, field = key.partition(".")
@@ -262,7 +263,7 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def suited(pictures: Rows, count: int | None = None) -> tuple[str, dict[str, Any]]:
-    """The preset for these pictures, or for `count` like them, and the settings that differ from it."""
+    """The preset for these pictures, or for `count` similar ones, and the settings to change in it."""
     shown, channels, size, _ = pictures.images.shape
     count = count or shown
     scale = canvas_scale(size)

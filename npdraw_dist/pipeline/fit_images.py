@@ -34,16 +34,16 @@ from npdraw_dist.data.rows import Reject, RowBuilder, Rows
 from npdraw_dist.data.splits import Split
 from npdraw_dist.pipeline.models import SourceModel
 
-SMALL, LARGE = 32, 64  # the sides that pictures of other sizes get
-LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # pixels of a side; an image has up to 4 times as many
-KEYS = ("image", "img", "pixel_values")  # of a dict; the first one that it has leads to the picture
+SMALL, LARGE = 32, 64  # the sides to which pictures of mixed or large sizes are resized
+LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # largest side of a canvas, and of an image relative to it
+KEYS = ("image", "img", "pixel_values")  # of a dict; the first key that exists has the picture
 SEEN = 1000  # rows of a Ray Dataset that decide sizes and settings
-# The most headers and the most pictures of a folder that decide sizes and settings.
+# Up to HEADERS headers of a folder decide the side, and up to SAMPLED of its pictures the settings.
 HEADERS, SAMPLED = 10_000, 256
 SHOWN = 3  # names of skipped pictures in a warning
 UNSPLIT = DataConfig(valid_fraction=0.0, test_fraction=0.0)
 
-Labels = Sequence[int | str | None] | None  # a class or words of each image
+Labels = Sequence[int | str | None] | None  # the class or the words of each image
 Picture = Path | bytes | Image.Image
 
 
@@ -51,8 +51,8 @@ Picture = Path | bytes | Image.Image
 class Folder:
     """A local folder of pictures, as the source `imagefolder` reads it.
 
-    splits: as the names of the top folders state them; else all pictures are for training. stamp: changes
-    with the files.
+    splits: taken from the names of the top folders; without such names all pictures are for training.
+    stamp: a hash that changes with the files.
     """
 
     root: str
@@ -62,7 +62,7 @@ class Folder:
 
     @classmethod
     def at(cls, folder: str | Path) -> "Folder":
-        """Raises UserError if there is no picture for training."""
+        """Lists a folder. Raises UserError if it has no picture for training."""
         if "://" in str(folder):
             raise UserError(
                 f"images are at {folder}; copy them here, or give `npdraw train` that --data.path"
@@ -84,7 +84,7 @@ class Folder:
         return files.take(np.sort(order))
 
     def read(self, frame: Frame, whole: bool) -> Rows:
-        """All pictures, or SAMPLED of those for training."""
+        """Reads all pictures if `whole`, else a sample of SAMPLED training pictures."""
         files = self.splits.values() if whole else [self.some(SAMPLED)]
         return Rows.cat([read_files(LOCAL, self.root, frame, False, some) for some in files])
 
@@ -93,10 +93,10 @@ class Folder:
 class Looked:
     """What `fit` knows of its images before it trains.
 
-    pictures: those that decide the settings: all, or some of a folder or of a Ray Dataset. classes: names of
-    the classes; empty without classes. validation: the user's images for validation. count: the number of
-    all images. condition: class or words, as the user's list of labels is; None without such a list.
-    folder, dataset: the source of the images if it is a folder or a Ray Dataset.
+    pictures: the images that decide the settings (a sample of a folder, the first rows of a Ray Dataset, or
+    all images). classes: names of the classes; empty without classes. validation: the user's images for
+    validation. count: the number of all images. condition: `class` or `words`, the kind of the user's list
+    of labels; None without a list. folder, dataset: the source, if it is a folder or a Ray Dataset.
     """
 
     pictures: Rows
@@ -111,9 +111,9 @@ class Looked:
 def look(
     images: tuple[Any, Labels], valid: tuple[Any, Labels], settings: Mapping[str, Mapping[str, Any]]
 ) -> Looked:
-    """Looks at the images, and at those for validation, each with its labels.
+    """Reads the images that decide the settings, and the validation images; each argument has its labels.
 
-    settings: the user's, nested. Raises UserError on images or labels that cannot be used.
+    settings: the user's settings by section. Raises UserError on images or labels that cannot be used.
     """
     (given, labels), data = images, settings.get("data", {})
     framed = {key: data[key] for key in ("image_size", "fit", "background") if key in data}
@@ -148,15 +148,16 @@ def pictures_of(
     channels: int | None = None,
     whole: bool = False,
 ) -> Rows:
-    """Reads `images`: a folder, an array or tensor, a Ray Dataset, or any sequence of images.
+    """Reads `images`, which are a folder, an array or tensor, a Ray Dataset, or any sequence of images.
 
-    An array is (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]. An item of a sequence, as
-    of a torch Dataset, is an array, a tensor, a PIL image, a path or an encoded picture: alone, before its
-    label in a tuple, or under one of KEYS beside `label` in a dict; the label of a file is the number of its
-    folder. Pictures are opened one at a time, first for their sizes, padded with the background (`crop`:
-    cropped to the centre), resized to `image_size`, by default SMALL or LARGE, and rejected if they cannot be
-    read. channels: 1 or 3; None: 1 if all are grey. whole: reads all pictures of a folder, not a sample.
-    Raises UserError on anything else, and if no picture can be read.
+    An array is (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]. An item of a sequence,
+    such as a torch Dataset, is an array, a tensor, a PIL image, a path or an encoded picture. It is passed
+    alone, before its label in a tuple, or under one of KEYS beside `label` in a dict. The label of a file in
+    a folder is the number of its subfolder. Pictures are opened one at a time, first for their sizes. Each
+    is padded with the background (`crop`: cropped to the centre) and resized, or rejected if it cannot be
+    read. image_size: None: as in `_side`. channels: 1 or 3; None: 1 if all pictures are grey. whole: reads
+    all pictures of a folder instead of a sample. Raises UserError on other types, and if no picture can be
+    read.
     """
     if isinstance(images, str | Path):
         images = Folder.at(images)
@@ -174,7 +175,7 @@ def pictures_of(
         raise UserError(
             "there are no images to fit" + (f" ({reasons(rows.rejects)})" if rows.rejects else "")
         )
-    # Only pixels tell whether a transparent picture is grey.
+    # Only the pixels show whether a transparent picture is grey.
     if channels is None and False not in kinds and (rows.images == rows.images[:, :1]).all():
         return replace(rows, images=np.ascontiguousarray(rows.images[:, :1]))
     return rows
@@ -191,7 +192,7 @@ def _read(items: Iterable[tuple[str, Picture, int]], frame: Frame) -> Rows:
 
 
 def _label(given: Any) -> Any:
-    """A label without the floats that tables write for whole numbers if some labels are missing (NaN)."""
+    """Turns a whole float into int and NaN into None, since tables write these if some labels are missing."""
     if not isinstance(given, float):
         return given
     if isnan(given):
@@ -205,14 +206,14 @@ def labelled(
     kind: str | None = None,
     classes: Sequence[str] = (),
 ) -> tuple[Rows, tuple[str, ...]]:
-    """The pictures with their labels, and the names of the classes; none if the labels are words.
+    """The pictures with their labels, and the names of the classes, which are empty if the labels are words.
 
-    kind: class or words; None: names are words if most come once. classes: all classes, if they are known.
-    An unknown label is -1 among whole numbers, None or NaN. Raises UserError if there are more or fewer
-    labels than images, a class is not among `classes`, or no label is known.
+    kind: `class` or `words`; None: names are words if more than half of them are distinct. classes: all
+    classes, if they are known. An unknown label is -1 among whole numbers, None or NaN. Raises UserError if
+    there are more or fewer labels than images, a class is not among `classes`, or no label is known.
     """
     given = [_label(label) for label in as_python(labels)]
-    if all(label is None or type(label) is int for label in given):  # True is a name
+    if all(label is None or type(label) is int for label in given):  # True and False are names
         given = [None if label == -1 else label for label in given]
     if len(given) != len(pictures) + len(pictures.rejects):
         raise UserError(f"there are {len(given)} labels for {len(pictures) + len(pictures.rejects)} images")
@@ -286,15 +287,15 @@ def reasons(skipped: Sequence[Reject]) -> str:
 
 
 def _items_of(images: Any) -> Callable[[], Iterator[tuple[str, Picture, int]]]:
-    """A function that gives (id, picture, label) of each item, one at a time, at each call."""
+    """Returns a function; each call iterates over (id, picture, label) of all items."""
     if isinstance(images, Mapping):  # such as the splits of a Hugging Face data set
         raise UserError(f"images are a mapping of {', '.join(map(str, images))}; give one of these")
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim not in (3, 4):
         raise UserError(f"images are (N, H, W), (N, H, W, C) or (N, C, H, W), not {tuple(images.shape)}")
-    if hasattr(images, "iter_rows"):  # a Ray Dataset of validation
+    if hasattr(images, "iter_rows"):  # a Ray Dataset of validation images
         rows = images.iter_rows
     elif hasattr(images, "__len__"):
-        by_place = getattr(images, "iloc", images)  # of pandas, whose own index is of any kind
+        by_place = getattr(images, "iloc", images)  # by position in pandas, whose index can have any labels
         rows = partial(map, by_place.__getitem__, range(len(images)))
     else:
         kind = type(images).__name__
@@ -305,7 +306,7 @@ def _items_of(images: Any) -> Callable[[], Iterator[tuple[str, Picture, int]]]:
 
 
 def picture_and_label(value: Any, name: str) -> tuple[Picture, int]:
-    """A picture, of which no more than the header is read, and its label, -1 if it is unknown."""
+    """The picture of an item, whose file is not read yet, and its label; -1 if the label is unknown."""
     label: Any = -1
     if isinstance(value, tuple) and value:
         value, label = value[0], value[1] if len(value) > 1 else -1
@@ -314,7 +315,7 @@ def picture_and_label(value: Any, name: str) -> tuple[Picture, int]:
         if key is None:
             raise UserError(f"image {name} has none of {', '.join(KEYS)}, but {', '.join(map(str, value))}")
         value, label = value[key], value.get("label", -1)
-    if isinstance(value, Mapping) and value.get("bytes") is not None:  # as Hugging Face writes it
+    if isinstance(value, Mapping) and value.get("bytes") is not None:  # the format of Hugging Face
         value = value["bytes"]
     label = as_python(label)
     number = label if isinstance(label, int) else -1
@@ -336,7 +337,7 @@ def picture_and_label(value: Any, name: str) -> tuple[Picture, int]:
 
 
 def _header(picture: Picture) -> tuple[tuple[int, int], bool | None] | None:
-    """Size, and whether it is grey (None if only the pixels show it); None for an unreadable picture."""
+    """(size, whether it is grey, or None if only the pixels show this); None for an unreadable picture."""
     if isinstance(picture, Image.Image):
         return picture.size, is_grey(picture)
     try:
@@ -347,13 +348,13 @@ def _header(picture: Picture) -> tuple[tuple[int, int], bool | None] | None:
 
 
 def canvas_scale(side: int) -> int | None:
-    """Side of an image -> its ratio to the side of the canvas; None if no canvas is small enough."""
+    """Side of an image -> its ratio to the side of its canvas; None if no canvas is small enough."""
     scales = range(1, LARGEST_SCALE + 1)
     return next((n for n in scales if side % n == 0 and side // n <= LARGEST_CANVAS), None)
 
 
 def _side(sizes: Sequence[tuple[int, int]]) -> int:
-    """The side of the images: the pictures' own if all are squares of one small size, else SMALL or LARGE."""
+    """The pictures' own side if all are squares of one small size, else SMALL or LARGE by the median size."""
     sides = {side for size in sizes for side in size}
     if len(sides) == 1 and (side := sides.pop()) <= LARGE and canvas_scale(side):
         return side

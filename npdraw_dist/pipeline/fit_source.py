@@ -1,4 +1,4 @@
-"""Makes the images of `fit` a source that the stage `data` reads like any other."""
+"""Turns the images of `fit` into a source that the stage `data` reads like any other source."""
 
 import hashlib
 import io
@@ -24,13 +24,13 @@ from npdraw_dist.pipeline.data import Given
 from npdraw_dist.pipeline.fit_images import Looked, picture_and_label
 from npdraw_dist.pipeline.store import Store
 
-RAW = "given"  # folder of a run that a Ray Dataset is written to
+RAW = "given"  # folder of a run, to which a Ray Dataset is written
 
 Images = Files | Rows
 
 
 def given(looked: Looked, experiment: Experiment) -> Given:
-    """The source of the images that `fit` has `looked` at. Raises UserError if there is only one image."""
+    """The source of the images in `looked`. Raises UserError if there is only one image."""
     if looked.dataset is not None:
         return _of_dataset(looked, experiment)
     folder, validation, data = looked.folder, looked.validation, experiment.data
@@ -49,9 +49,9 @@ def given(looked: Looked, experiment: Experiment) -> Given:
 
 
 def split_train(items: Images, experiment: Experiment, stated: Collection[Split] = ()) -> dict[Split, Images]:
-    """The training images, and from them by a hash of the id the splits that are not `stated`.
+    """Splits images by a hash of their id into training images and the splits that are not `stated`.
 
-    If the hash leaves validation empty, it gets the images with the smallest hashes.
+    If the hash leaves the validation split empty, this split gets the images with the smallest hashes.
     """
     rule, seed = HashSplit.of(experiment.data, experiment.seed, stated), experiment.seed
     if rule.valid and len(items) < 2:
@@ -70,7 +70,7 @@ def split_train(items: Images, experiment: Experiment, stated: Collection[Split]
         if split == "train" or split not in stated:
             part = items.take(np.flatnonzero(splits == number))
             if isinstance(part, Rows) and split != "train":
-                part = replace(part, rejects=[])  # they are listed with the training images
+                part = replace(part, rejects=[])  # rejects are listed with the training images
             found[split] = part
     return found
 
@@ -80,9 +80,9 @@ def _read(root: str, frame: Frame, items: Images) -> Rows:
 
 
 def _of_dataset(looked: Looked, experiment: Experiment) -> Given:
-    """The source of a Ray Dataset. Its cluster writes it to the run, where the stage reads it once.
+    """The source of a Ray Dataset. Ray writes the dataset to the run, where the stage `data` reads it once.
 
-    A resumed run compares the number of images and the first ones.
+    A resumed run compares the number of images, the first images and the validation images.
     """
     first, validation = looked.pictures, looked.validation
     conditions = f"{first.known_labels().tolist()}{first.words}{looked.count}".encode()
@@ -94,7 +94,7 @@ def _of_dataset(looked: Looked, experiment: Experiment) -> Given:
 
 
 def _written(looked: Looked, experiment: Experiment, stamp: str, store: Store) -> Source:
-    from npdraw_dist.distributed.datasets import write_dataset  # it imports Ray
+    from npdraw_dist.distributed.datasets import write_dataset  # imports Ray
 
     root, filesystem = store.path(RAW), store.filesystem
     write_dataset(looked.dataset, _encoded, filesystem, f"{root}/train")
@@ -108,9 +108,9 @@ def _written(looked: Looked, experiment: Experiment, stamp: str, store: Store) -
 
 
 def _encoded(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a Ray Dataset as the source `parquet` takes it. Runs on any node.
+    """Converts a row of a Ray Dataset to the format of the source `parquet`. Runs on any node.
 
-    An unreadable picture is written empty, so that the run skips and lists it.
+    An unreadable picture becomes empty bytes, so that the run skips the picture and lists it as rejected.
     """
     try:
         picture, label = picture_and_label(row, "of the dataset")

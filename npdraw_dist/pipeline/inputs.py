@@ -35,12 +35,12 @@ def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
     if not (is_file(filesystem, config) and is_file(filesystem, f"{folder}/{OPENINGS}")):
         return None
     values = read_yaml(read_bytes(filesystem, config).decode(), display_path(filesystem, config))
-    is_local = isinstance(filesystem, fs.LocalFileSystem)  # the model's path may be a link, or "."
+    is_local = isinstance(filesystem, fs.LocalFileSystem)  # a local path may be a link, or "."
     return folder if is_local else model.rstrip("/").rpartition("/")[0], values
 
 
 def record_opening_of(model: str, by: str) -> None:
-    """Records in the run of a model, if it is in one, that the command `by` opened the test split."""
+    """Records in the model's run, if the model is in a run, that the command `by` opened the test split."""
     run = find_run(model)
     if run is not None:
         with contextlib.suppress(OSError):  # the run may be read-only
@@ -48,10 +48,10 @@ def record_opening_of(model: str, by: str) -> None:
 
 
 def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) -> int:
-    """The seed of the splits of `data` with which no training image of the model is scored as held out.
+    """The seed that splits `data` as in the model's training, so no training image is scored as held out.
 
-    seed: the user's, for a model that does not state its own. Raises UserError if neither states a seed, or
-    if the user's seed, fractions or `split_by` contradict the model's.
+    seed: the user's seed, for a model that does not state one. Raises UserError if neither the user nor the
+    model states a seed, or if the user's seed, fractions or `split_by` contradict the model's.
     """
     known = spec.data
     if known is None:
@@ -77,10 +77,10 @@ def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) ->
 
 
 class SplitImages:
-    """The images of a split that the model's run has read, or those of the source that the model states.
+    """The images of a split, from the model's run if it has read them, else from the source in the spec.
 
-    There are none if the source needs a path or a download. Reading the first test image is recorded in the
-    run as an opening of the test split by `command`.
+    The length is 0 if the source needs an unknown path or a download. Reading the first test image is
+    recorded in the run as an opening of the test split by `command`.
     """
 
     def __init__(self, model_folder: str, spec: Spec, command: str, split: Split = "test") -> None:
@@ -88,7 +88,7 @@ class SplitImages:
         self._parses = read_images(model_folder, split)
         self._source = _source(model_folder, spec) if self._parses is None else None
         self._opened = split != "test"
-        self._lengths: dict[int, int] = {}  # the lengths of the shards that were read
+        self._lengths: dict[int, int] = {}  # number of a shard that was read -> its length
         self._shard = lru_cache(1)(self._read)
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class SplitImages:
         return 0 if self._source is None else self._source.count(self._split) or 0
 
     def __getitem__(self, index: int) -> Tensor:
-        """uint8 (1, C, H, W). Raises IndexError."""
+        """An image, uint8 (1, C, H, W). Raises IndexError if `index` is out of range."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self._split} image {index}; there are {len(self)}")
         if not self._opened:
@@ -116,7 +116,7 @@ class SplitImages:
         raise IndexError(f"the last {self._split} images are unreadable")
 
     def find(self, image_id: str) -> Tensor | None:
-        """The image of this id, uint8 (1, C, H, W); None if there is none."""
+        """The image with this id, uint8 (1, C, H, W); None if no image has it."""
         if self._parses is not None:
             row = self._parses.find(image_id)
             return None if row is None else self._parses.at(np.array([row])).images
@@ -134,7 +134,7 @@ class SplitImages:
 
 
 def read_images(model_folder: str, split: Split) -> Parses | None:
-    """The images of a split that the run of a model has read; None if it has read none."""
+    """The images of a split that the run of a model has read; None if the run has not read the split."""
     filesystem, path = open_filesystem(model_folder)
     store = Store(filesystem, path.rpartition("/")[0])
     shards = read_shards(store, split) if store.has(OPENINGS) else None
@@ -147,12 +147,12 @@ def read_shards(store: Store, split: Split) -> Canonical | None:
         return None
     try:
         return store.shards()
-    except UserError:  # prepared data outside the run that was deleted
+    except UserError:  # prepared data outside the run were deleted
         return None
 
 
 def open_images(model: str, data: DataConfig, seed: int, split: Split) -> tuple[Source, str | None]:
-    """The source of `data` for a split, and the digest of its training images; None if it is not known.
+    """The source of `data` for a split, and the digest of its training images, None if unknown.
 
     The source is the shards of the model's run if the run has read this split of the same data, else
     `data.source`. Raises UserError if `data.source` is missing.
@@ -178,7 +178,7 @@ def _decisive(data: DataConfig) -> dict[str, Any]:
 
 
 def image_with_id(model_folder: str, spec: Spec, image_id: str) -> Tensor:
-    """The training or validation image of this id, uint8 (1, C, H, W). Raises KeyError if there is none."""
+    """The training or validation image with this id, uint8 (1, C, H, W). Raises KeyError if none has it."""
     for split in SEEN:
         image = SplitImages(model_folder, spec, "", split).find(image_id)
         if image is not None:
@@ -189,7 +189,7 @@ def image_with_id(model_folder: str, spec: Spec, image_id: str) -> Tensor:
 def _source(model_folder: str, spec: Spec) -> Source | None:
     """The data source of a model's training, with its splits; None if it is not on this machine.
 
-    Its settings are those of the model's run, or those that the model states, which have no path.
+    The settings come from the model's run, or else from the model's spec, which has no path.
     """
     if spec.data is None:
         return None

@@ -1,4 +1,4 @@
-"""Finds and loads trained models and banks, also those that a run starts from; writes numbers of models."""
+"""Finds and loads trained models and banks, also for a run to start from; writes results of models."""
 
 import contextlib
 import json
@@ -33,9 +33,9 @@ from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 
 RUNS = "runs"  # the default --storage of `train`
-OF_PACKAGE = "emoji"  # the model that is taken without --model and without a run
+OF_PACKAGE = "emoji"  # the default model if there is neither --model nor a run
 BANK = "bank.safetensors"
-# The numbers of a split that config.json of a model states; n: images, k: importance samples.
+# Names of the results in a model's config.json. n: number of images, k: number of importance samples.
 STATED = ("n", "k", *PUBLISHED)
 
 
@@ -64,15 +64,15 @@ def name_of(where: str) -> str:
 
 
 def load_model(folder: str) -> GenerativeModel:
-    """The model of any kind at what --model takes, in eval mode. Raises UserError if none can be read."""
+    """Loads a model of any kind, in eval mode, from a value of --model. Raises UserError if this fails."""
     name = f"--model {folder}"
     return hub.load_from(model_folder(folder, name), name)
 
 
 def read_bank(where: str) -> PartBank:
-    """The bank at what --bank takes: a run, its folder bank/, or the file bank.safetensors.
+    """Loads a part bank from a value of --bank (a run, its folder bank/, or the file bank.safetensors).
 
-    Raises UserError if there is none.
+    Raises UserError if there is no bank.
     """
     with local_copy(*_bank_file(where, f"--bank {where}")) as local:
         return PartBank.load(local)
@@ -87,7 +87,7 @@ def _bank_file(where: str, name: str) -> tuple[fs.FileSystem, str]:
 
 
 def load_npdraw(folder: str) -> NPDraw:
-    """Loads an NP-DRAW model like `load_model`. Raises UserError on another kind, which draws no parts."""
+    """Loads an NP-DRAW model like `load_model`. Raises UserError on other kinds, which draw no parts."""
     model = load_model(folder)
     if not isinstance(model, NPDraw):
         raise UserError(f"--model {folder} is of kind {model.spec.kind}, which draws no parts")
@@ -110,9 +110,10 @@ class SourceModel:
 
     @classmethod
     def read(cls, model: str, digest: str | None = None) -> "SourceModel":
-        """model: what `--model` takes. digest: the SHA-256 of the weights that a resumed run began with.
+        """Reads the spec and hashes the weights. model: a value of `--model`.
 
-        Raises UserError if there is no trained model, or if its weights have another digest.
+        digest: the SHA-256 of the weights that a resumed run began with. Raises UserError if there is no
+        trained model, or if its weights have another digest.
         """
         name = f"init.model {model}"
         folder = model_folder(model, name)
@@ -132,10 +133,10 @@ class SourceModel:
         return f"init.model {self.folder}, of {_size(self.spec)} images"
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The nested settings that the model decides. given: those of the user and the preset.
+        """The nested settings that the model decides. given: the settings of the user and the preset.
 
-        Draws are hard from the start, as they were at the end of the model's training; but with vae.draws 1
-        only relaxed draws train q(z|x).
+        Training starts with hard draws, since the model's training ended with them. With vae.draws 1 it does
+        not, since then only relaxed draws train q(z|x).
         """
         given = dotted(given)
         values: dict[str, dict[str, Any]] = {"model": {"kind": self.spec.kind}, **_network(self.spec)}
@@ -148,7 +149,7 @@ class SourceModel:
         return values
 
     def require_fit(self, experiment: Experiment) -> None:
-        """Raises UserError if the network of `experiment` differs from the model's; it names the settings."""
+        """Raises UserError if the network of `experiment` differs from the model's. The message says how."""
         own = self.spec
         if experiment.model.kind != own.kind:
             kind = "a model of parts" if own.kind == "npdraw" else f"of kind {own.kind}"
@@ -171,9 +172,10 @@ class SourceBank:
 
     @classmethod
     def read(cls, where: str, digest: str | None = None) -> "SourceBank":
-        """where: a run, a folder or a file. digest: the SHA-256 of the file that a resumed run began with.
+        """Loads a bank. where: a run, a folder or a file.
 
-        Raises UserError if there is no bank, or if its file has another digest.
+        digest: the SHA-256 of the file that a resumed run began with. Raises UserError if there is no bank,
+        or if its file has another digest.
         """
         filesystem, file = _bank_file(where, f"init.bank {where}")
         found = sha256(filesystem, file)
@@ -189,9 +191,9 @@ class SourceBank:
         return f"init.bank {self.where}, of {len(self.bank)} parts"
 
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """The nested settings that the bank decides: number and side of the parts.
+        """The nested settings that the bank decides, which are the number and the side of the parts.
 
-        A side that is not the `given` grid.patch is the stride too.
+        The stride becomes the side too, unless `given` has this side as grid.patch and no larger stride.
         """
         side, given = self.bank.parts.shape[-1], dotted(given)
         known = given.get("grid.patch") == side and int(given.get("grid.stride", side)) <= side
@@ -240,7 +242,7 @@ def source_model(experiment: Experiment) -> GenerativeModel:
 
 
 def source_parts(experiment: Experiment) -> PartBank:
-    """The parts of init.bank, or of init.model, an NP-DRAW model. Raises UserError if they are gone."""
+    """The parts of init.bank, else of the NP-DRAW model init.model. Raises UserError if they are gone."""
     init = experiment.init
     if init.bank is not None:
         return SourceBank.read(init.bank, init.sha256).bank
@@ -250,10 +252,10 @@ def source_parts(experiment: Experiment) -> PartBank:
 
 
 def write_results(filesystem: fs.FileSystem, folder: str, results: Mapping[str, Any]) -> bool:
-    """Writes these numbers to config.json of the model in `folder`; returns whether it did.
+    """Writes `results` to config.json of the model in `folder`; returns whether it did.
 
-    Numbers of the test split, of more images or of more samples are not replaced. results: what config.json
-    states as `results`.
+    Earlier results stay if they rank higher. The test split ranks above other splits, then more images rank
+    higher, then more importance samples.
     """
 
     def strength(some: Mapping[str, Any]) -> tuple[bool, int, int]:
@@ -271,8 +273,8 @@ def write_results(filesystem: fs.FileSystem, folder: str, results: Mapping[str, 
 def publish(model: str, evaluation: Mapping[str, Any]) -> str | None:
     """Writes the result of `evaluate` to the folder or URI `model`; returns the path of its config.json.
 
-    None if nothing is written: the model comes with the package, is a download of the hub or is read-only,
-    the data are not those of the training, or the folder has better numbers (`write_results`).
+    Nothing is written, and None returned, if the model comes with the package, is a download of the hub or
+    is read-only, if the training used other data, or if the folder has better numbers (`write_results`).
     """
     fixed = (ZOO.resolve(), Path(HF_HUB_CACHE).resolve())  # a download belongs to a commit on the hub
     not_ours = "://" not in model and any(map(Path(model).resolve().is_relative_to, fixed))

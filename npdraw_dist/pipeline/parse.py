@@ -1,4 +1,4 @@
-"""Stage `parse`: a pool of actors parses each image to its steps, one Parquet file per shard of images."""
+"""Stage `parse`: a pool of actors parses images into steps and writes a Parquet file per shard."""
 
 import time
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished
 
 NAME, FOLDER = "parse", "parses"
-AT_ONCE = 512  # images in a batch of the parser
+AT_ONCE = 512  # number of images that the parser takes in a batch
 SHOWN = 16  # training images in preview.png
 
 
@@ -78,7 +78,7 @@ def describe(manifest: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class ParseWriter:
-    """Parses the images of a shard and writes the parses. parts: the bank's, (K, C, P, P)."""
+    """Parses the images of a shard and writes the parses. parts: the bank's parts (K, C, P, P)."""
 
     experiment: Experiment
     shards: Canonical
@@ -109,7 +109,7 @@ class ParseWriter:
 
     @cached_property
     def parser(self) -> Parser:
-        """Made once per actor, on a CPU, since reading and writing take most of an image's time."""
+        """The parser, made once per actor, on a CPU, since reading and writing take most of the time."""
         if ray_runs():
             torch.set_num_threads(1)  # an actor holds one CPU
         return Parser.of(self.experiment, PartBank(torch.tensor(self.parts)))
@@ -125,7 +125,7 @@ class ParseWriter:
 def _write(
     experiment: Experiment, store: Store, shards: Canonical, bank: PartBank
 ) -> tuple[list[ShardFacts], int, float]:
-    """Parses the shards that are not done.
+    """Parses the shards that have no parses yet.
 
     Returns the facts of all shards, the number of images parsed now, and the CPU seconds of this process.
     """

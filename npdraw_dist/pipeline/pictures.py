@@ -5,7 +5,7 @@ the picture in that stage's STAGE. `core.pages` has the layout, `nn.animation` G
 and `measure.curves` plots.
 
 Shapes: N images, K parts, C channels (1 or 3), P patch side, h x w canvas, H x W image. Images are floats in
-[0, 1]; each of their pixels becomes a square of file pixels ("px").
+[0, 1]; each pixel of an image becomes a square of pixels of the file ("px").
 """
 
 import math
@@ -23,7 +23,7 @@ from npdraw_dist.core.parts import PartBank
 PART_TILE = 50
 PREVIEWS = 16
 GREY_CHROMA = 0.06  # mean difference of a pixel's largest and least channel below which a part looks grey
-HUES = 12  # groups of equal hues, of 30 degrees each
+HUES = 12  # number of groups of similar hues, each 30 degrees wide
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of red, green and blue (Rec. 601)
 # Colours of the differences 0, 1/2 and 1: white, red and dark red.
 DIFFERENCE_COLOURS = torch.tensor([[1.0, 1.0, 1.0], [0.86, 0.15, 0.12], [0.30, 0.0, 0.05]])
@@ -31,9 +31,9 @@ DIFFERENCE_FACTORS = (32, 16, 8, 4, 2)
 
 
 def save_bank(path: Path, bank: PartBank, sizes: Sequence[int]) -> None:
-    """Draws all parts, grey ones in the bank's order, coloured ones by colour and with their index.
+    """Draws all parts. A grey bank keeps its order; a colour bank is sorted by colour, with indices.
 
-    sizes: (K,), the number of patches of each part, written below it.
+    sizes: (K,), the number of patches of each part, written below the part.
     """
     colour = bank.channels == 3
     order = colour_order(bank.parts) if colour else list(range(len(bank)))
@@ -54,7 +54,7 @@ def short(number: int) -> str:
 def colour_order(parts: Tensor) -> list[int]:
     """(K, 3, P, P) -> their indices: greys first, then groups of equal hue; each group from dark to light.
 
-    Only coloured pixels count for the hue, so a part of a leaf on white paper is green.
+    The hue weights pixels by their chroma, so a leaf on white paper counts as green.
     """
     from matplotlib.colors import rgb_to_hsv  # slow to import
 
@@ -71,15 +71,15 @@ def colour_order(parts: Tensor) -> list[int]:
 def looks_order(parts: Tensor) -> list[int]:
     """(K, C, P, P) -> their indices, with similar parts near each other.
 
-    Colours are in `colour_order`. Greys are in about sqrt(K) equal groups from dark to light, each sorted by
-    the first principal component.
+    Coloured parts are in `colour_order`. Grey parts form about sqrt(K) equal groups from dark to light, and
+    each group is sorted by the first principal component.
     """
     if parts.shape[1] == 3:
         return colour_order(parts)
     pixels = parts.flatten(1)
     off = pixels - pixels.mean(0)
     direction = torch.linalg.svd(off, full_matrices=False).Vh[0]
-    # The SVD leaves the sign of the direction open.
+    # The SVD does not determine the sign of the direction.
     along = off @ (direction * direction[direction.abs().argmax()].sign())
     rank = pixels.mean(1).argsort(stable=True).argsort()
     group = rank // math.ceil(math.sqrt(len(parts)))
@@ -87,9 +87,9 @@ def looks_order(parts: Tensor) -> list[int]:
 
 
 def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
-    """Draws three rows of at most 16 images (N, C, H, W), their canvases (N, C, h, w) and the difference.
+    """Draws three rows: at most 16 images (N, C, H, W), their canvases (N, C, h, w) and the differences.
 
-    The difference is at the canvas's size, where the parser works, and its mean square is written below it.
+    The differences have the size of the canvas, which the parser compares, and are captioned with their MSE.
     """
     images, canvases = images[:PREVIEWS].cpu(), canvases[:PREVIEWS].cpu()
     difference = to_canvas(images, images.shape[-1] // canvases.shape[-1]) - canvases
@@ -101,13 +101,13 @@ def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
 
 
 def difference_factor(difference: Tensor) -> int:
-    """The factor that makes differences visible, with at most one pixel in a hundred above 1."""
+    """The factor that makes differences visible and lifts at most one pixel in a hundred above 1."""
     largest = float(difference.abs().flatten().sort().values[int(0.99 * (difference.numel() - 1))])
     return next((factor for factor in DIFFERENCE_FACTORS if factor * largest <= 1), DIFFERENCE_FACTORS[-1])
 
 
 def difference_colours(difference: Tensor, factor: int) -> Tensor:
-    """(N, C, H, W) -> (N, 3, H, W). No difference is white; a larger one is a darker red."""
+    """(N, C, H, W) -> (N, 3, H, W). Zero is white, and larger differences are darker red."""
     size = (factor * difference.abs().amax(1, keepdim=True)).clamp(0, 1) * 2
     white, red, dark = DIFFERENCE_COLOURS.view(3, 1, 3, 1, 1)
     return torch.where(size < 1, white + size * (red - white), red + (size - 1) * (dark - red))

@@ -22,11 +22,11 @@ from npdraw_dist.pipeline.train_stage import fall_note, run_stage
 from npdraw_dist.training import checkpoint
 
 NAME, PREFIX = "prior", "prior."
-SCORED = 2048  # least number of parses that the final NLL is measured on
+SCORED = 2048  # least number of parses for the final NLL
 
 
 def run(experiment: Experiment, store: Store, watch: Watch | None = None) -> dict[str, Any]:
-    """Trains the prior and writes prior/; returns its manifest (`valid_nll`: nats an image, or None)."""
+    """Trains the prior and writes prior/; returns its manifest (`valid_nll`: nats per image, or None)."""
     if (manifest := done(experiment, store)) is not None:
         return manifest
     experiment = store.with_vocabulary(experiment)
@@ -54,7 +54,7 @@ def describe(manifest: Mapping[str, Any]) -> str:
 
 
 def make_objective(experiment: Experiment, start: Start) -> PriorObjective:
-    """start: the tensors of a trained model, or `bank_parts` if the prior reads them, or nothing."""
+    """Makes the objective. start: tensors of a trained model, `bank_parts` if the prior reads it, or {}."""
     prior = make_prior(experiment)
     if "bank_parts" in start:
         prior.set_bank(start["bank_parts"])
@@ -77,7 +77,7 @@ def trained_weights(experiment: Experiment, store: Store) -> dict[str, Tensor]:
 
 
 def scored(experiment: Experiment, store: Store) -> tuple[StepPrior, Batch]:
-    """The trained prior, and a sample of the parses of `eval.split` on which `mean_nll` measures it."""
+    """The trained prior, and the sample of parses of `eval.split` on which `mean_nll` measures the prior."""
     prior = make_prior(experiment).eval()
     prior.load_state_dict(trained_weights(experiment, store))
     rows = max(experiment.eval.images, SCORED)

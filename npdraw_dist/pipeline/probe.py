@@ -1,4 +1,4 @@
-"""Measures what an image costs in training by a few steps; finds budgets for a given time."""
+"""Measures the training time per image in a few steps; finds the budgets for a given time."""
 
 import math
 import time
@@ -19,19 +19,19 @@ from npdraw_dist.training.device import flushed_denormals, timed
 from npdraw_dist.training.loop import Run
 
 PROBE_S = 2.0  # seconds of steps of each kind
-# The shares of the time for the prior, and for all but training (bank, parses, validations, samples).
+# The prior's share of the training time; the share of all else (bank, parses, validations, samples).
 PRIOR_SHARE, OTHER_SHARE = 0.12, 0.25
 VALIDATIONS = 8
 LEAST_STEPS = 20
-MANY = 1 << 30  # images of a budget in which the first step makes no progress
+MANY = 1 << 30  # images of a budget of which one step is a negligible share
 
 
 @dataclass(frozen=True)
 class Cost:
     """Seconds of training per image.
 
-    prior: 0 for a kind without that stage. relaxed, hard: of the VAE with relaxed and with hard draws of z;
-    equal for a baseline.
+    prior: cost in the stage `prior`; 0 for a kind without this stage. relaxed, hard: costs in the stage `vae`
+    with relaxed and with hard draws of z; equal for a baseline.
     """
 
     prior: float
@@ -45,9 +45,9 @@ class Cost:
 
 
 def cost(experiment: Experiment, cores: bool = False) -> Cost:
-    """Trains the untrained model for a few steps on random images, in this process.
+    """Measures the cost by a few training steps of a new model on random images, in this process.
 
-    cores: counts CPU seconds of this process, whatever else runs on the machine, instead of the clock's.
+    cores: measures CPU seconds of this process, which other load hardly changes, instead of elapsed seconds.
     """
     torch.manual_seed(experiment.seed)
     model, size, vae = make_model(spec_of(experiment)), experiment.train.batch_size, experiment.vae
@@ -70,7 +70,7 @@ def cost(experiment: Experiment, cores: bool = False) -> Cost:
 def budgets(experiment: Experiment, minutes: float) -> dict[str, dict[str, Any]]:
     """The settings of prior and VAE for a training of about `minutes` in this process.
 
-    The shares of relaxed and of plain images stay those of `experiment`.
+    The shares of relaxed and of plain images are the same as in `experiment`.
     """
     vae, an_image, size = experiment.vae, cost(experiment), experiment.train.batch_size
 
@@ -89,9 +89,9 @@ def budgets(experiment: Experiment, minutes: float) -> dict[str, dict[str, Any]]
 
 
 def timed_step(run: Run, batch: Batch, micro_batch: int, hard: bool = False) -> float:
-    """Seconds of a training step. hard: a step of the VAE after those with relaxed draws."""
+    """Seconds of a training step. hard: measures a step of the VAE with hard draws of z."""
     chunks = [(start, batch[start : start + micro_batch]) for start in range(0, len(batch), micro_batch)]
-    # The second step of two is past the relaxed draws.
+    # In a budget of one batch and one image, the second step is past the relaxed draws.
     first, budget = (1, 1 + run.config.batch_size) if hard else (0, MANY)
     with flushed_denormals():
         return timed(lambda: run.update(first, chunks, budget))[1]
@@ -100,7 +100,7 @@ def timed_step(run: Run, batch: Batch, micro_batch: int, hard: bool = False) -> 
 def _seconds(
     objective: Objective, batch: Batch, experiment: Experiment, cores: bool, hard: bool = False
 ) -> float:
-    """Seconds per image of a `timed_step`."""
+    """The least seconds per image among some runs of `timed_step`."""
     settings, context = experiment.train, Context(local_device(experiment.scale.use_gpu))
     run = Run(objective, settings, experiment.seed, context)
     batch = batch.to(context.device)

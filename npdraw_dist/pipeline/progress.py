@@ -1,4 +1,4 @@
-"""Progress and messages of a run: on the console, as a bar or as lines, and in log.txt."""
+"""Shows progress and messages of a run on the console, as a bar or as lines, and writes them to log.txt."""
 
 import contextlib
 import threading
@@ -21,13 +21,14 @@ from npdraw_dist.pipeline.store import Store
 
 LINE_EVERY_S = 15.0
 LOG, LOG_WIDTH = "log.txt", 160  # columns of its tables
-STORED_EVERY_S = 60.0  # least time between two writes to an object store, each of the whole text
+STORED_EVERY_S = 60.0  # least time between two writes to an object store, which replace the whole text
 
 
 class LoggedConsole(Console):
-    """A console that also writes what it prints to the log, as plain text, whether or not it is shown.
+    """A console that also writes all printed text to the log, as plain text, even if it shows nothing.
 
-    to_log: takes the texts of all consoles within a block of `logged`. shown: whether the console shows any.
+    to_log: receives the texts of all consoles within a block of `logged`. shown: returns whether the console
+    shows what is printed.
     """
 
     to_log: ClassVar[Callable[[str], None] | None] = None
@@ -46,7 +47,7 @@ class LoggedConsole(Console):
                 self.note(plain)
 
     def note(self, text: str) -> None:
-        """Writes a text to the log alone."""
+        """Writes a text to the log only."""
         if LoggedConsole.to_log is not None:
             LoggedConsole.to_log(text)
 
@@ -64,7 +65,7 @@ class Show(Protocol):
 
 @contextmanager
 def stage_progress(stage: str, total: int) -> Iterator[Show]:
-    """Yields a function that shows the progress towards `total` images; 0 if the total is not known."""
+    """Yields a function that shows the progress towards `total` images. total: 0 if it is not known."""
     out = console.note if console.is_terminal else _print
     out(f"{stage}: started" + (f" ({total:,} images)" if total else ""))
     line = _lines(stage, total, out)
@@ -96,7 +97,7 @@ def _print(line: str) -> None:
 
 
 def _lines(stage: str, total: int, out: Callable[[str], None]) -> Show:
-    """Returns a function that gives `out` a line of the progress every LINE_EVERY_S seconds."""
+    """Returns a function that passes a line of progress to `out` every LINE_EVERY_S seconds."""
     last = time.monotonic()
 
     def show(done: int, rate: float = 0.0, note: str = "") -> None:
@@ -112,9 +113,9 @@ def _lines(stage: str, total: int, out: Callable[[str], None]) -> Show:
 
 @contextmanager
 def logged(store: Store) -> Iterator[None]:
-    """Within the block, log.txt gets what the consoles print, and the error that ends the block.
+    """Within the block, writes to log.txt what the consoles print, and the error that ends the block.
 
-    A storage that cannot be written does not end the run.
+    The run continues if the storage cannot be written.
     """
     path, lock = store.path(LOG), threading.Lock()  # Ray prints its workers' lines from another thread
     stored_at, whole = -STORED_EVERY_S, ""  # the whole text, kept for an object store

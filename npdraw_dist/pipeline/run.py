@@ -1,6 +1,6 @@
-"""A run: all its checks, its missing stages in order, and the table of their numbers.
+"""Makes all checks of a run, runs its missing stages in order, and prints a table of their numbers.
 
-A mistake that can be known before anything is computed is reported within seconds, not after hours.
+A user's mistake that can be detected before any computation is reported within seconds, not after hours.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,7 +36,7 @@ STAGES: dict[str, Stage] = {
     stage.name: stage for stage in (data.STAGE, bank.STAGE, parse.STAGE, prior.STAGE, vae.STAGE, sample.STAGE)
 }
 TRAINING = ("prior", "vae")
-LIKE_OWN = ("imagefolder", "parquet")  # sources that would also read the files that a run writes
+LIKE_OWN = ("imagefolder", "parquet")  # sources that would also read the files of a run
 SHOWN = 5  # class names in a message
 
 
@@ -50,10 +50,10 @@ def start(
     watchers: Sequence[Watcher] = (),
     given: Given | None = None,
 ) -> Store:
-    """Does what is missing of `stages` in the run `storage`/`name`, a new run or one to resume.
+    """Runs those of `stages` that lack their output in the run `storage`/`name`, which is new or resumed.
 
-    track: the service that the run is sent to. watchers: get each row of metrics. given: images in place of
-    those of `data.source`. Raises UserError on a mistake, if possible before anything is written.
+    track: the service to which the run is sent. watchers: called with each row of metrics. given: images
+    that replace `data.source`. Raises UserError on a mistake, if possible before anything is written.
     """
     experiment = experiment.model_copy(update={"scale": placed(experiment.scale)})
     images, store = RunData(experiment, given), Store.open(storage, name)
@@ -102,9 +102,9 @@ def check_run(
 
 @contextmanager
 def removed_if_refused(store: Store, lease: Lease) -> Iterator[None]:
-    """Removes the folder of a new run, if it has nothing of value, when the block ends with a user's mistake.
+    """Removes the folder of a new run if a user's mistake ends the block and the folder has nothing of value.
 
-    lease: of the run. Raises LeaseLost if another driver took the run over.
+    lease: the lease of the run. Raises LeaseLost if another driver took over the run.
     """
     try:
         yield
@@ -118,10 +118,10 @@ def removed_if_refused(store: Store, lease: Lease) -> Iterator[None]:
 
 
 def is_of_value(store: Store, folder: str) -> bool:
-    """Whether the folder of a stage holds the list of bad rows, or what a later command can use.
+    """Whether the folder of a stage contains a list of bad rows, or output that a later command can use.
 
-    Images that were read are not enough: if only the next stage finds a mistake in the config, the corrected
-    config would be refused for this run.
+    The images of the stage `data` do not count. The next stage may find a mistake in the config, and a run
+    that is kept would refuse the corrected config.
     """
     if store.has(folder, REJECTS):
         return True
@@ -143,8 +143,8 @@ def run_stages(
 ) -> dict[str, Manifest]:
     """Runs the stages in order; returns the manifest of each.
 
-    lease: of the run. Raises LeaseLost if another driver took the run over, StorageFailed if the storage
-    failed.
+    lease: the lease of the run. Raises LeaseLost if another driver took over the run, and StorageFailed if
+    the storage failed.
     """
     watch = watch or Watch()
     manifests: dict[str, Manifest] = {}
@@ -193,9 +193,9 @@ def unfinished(experiment: Experiment, store: Store, stages: Sequence[str]) -> l
 
 
 def check(experiment: Experiment, store: Store, stages: Sequence[str], images: RunData | None = None) -> None:
-    """Raises UserError if `stages`, none of which is done, cannot run.
+    """Raises UserError if `stages`, which all lack their output, cannot run.
 
-    images: given if they are open already. The workers of a cluster are checked once it is joined.
+    images: the source, if it is open already. The workers of a cluster are checked after Ray has started.
     """
     source, reads = experiment.data, data.NAME in stages
     images = images or RunData(experiment)
@@ -209,7 +209,7 @@ def check(experiment: Experiment, store: Store, stages: Sequence[str], images: R
 
 
 def require_inputs(experiment: Experiment, store: Store, stages: Sequence[str]) -> None:
-    """Raises UserError if a stage needs the output of another, which is not finished and not in `stages`."""
+    """Raises UserError if a stage needs another stage that is neither finished nor in `stages`."""
     others = {name for name in experiment.stage_names if name not in stages}
     needs = {stage: [name for name in STAGES[stage].needs if name in others] for stage in stages}
     lacks = {stage: found for stage in stages if (found := unfinished(experiment, store, needs[stage]))}
@@ -265,7 +265,8 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
 def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
     """Raises UserError if init.model knows none of the classes of the images; warns if it lacks some.
 
-    Images of classes that it lacks train without a class. Without init.model all classes are learned.
+    Images of a class that init.model lacks are used without a class. Without init.model all classes are
+    learned.
     """
     entries = experiment.prior.vocabulary if experiment.prior.condition == "class" else ()
     others = [name for name in classes if name not in set(entries)]
@@ -283,9 +284,9 @@ def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
 
 
 def require_workers(experiment: Experiment, stages: Sequence[str]) -> Workers:
-    """The workers of the stages: of the running Ray, of the local Ray that will start, or without Ray.
+    """The workers of the stages in the running Ray, in the local Ray that will start, or in this process.
 
-    Raises UserError if they do not fit. Bank and parse need a GPU only if scale.use_gpu demands it.
+    Raises UserError if they do not fit. Bank and parse need a GPU only if scale.use_gpu requires it.
     """
     scale = experiment.scale
     if not scale.in_process and not set(stages) & set(TRAINING):

@@ -1,4 +1,4 @@
-"""Stage `sample`: pictures of the trained model, and the final numbers in metrics.json."""
+"""Stage `sample`: draws pictures of the trained model and writes the final numbers to metrics.json."""
 
 import shutil
 import tempfile
@@ -35,14 +35,14 @@ from npdraw_dist.pipeline.store import METRICS, Store, fingerprint_of, required
 from npdraw_dist.training.metrics_log import read_metrics
 
 NAME = "sample"
-SAMPLES = 64  # images in samples.png
+SAMPLES = 64  # number of images in samples.png
 PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "neighbours.png", "curves.png")
-SHARDS = 32  # most files of training images that are opened for neighbours.png
-SEARCHED, SEARCHED_BYTES = 10_000, 256 << 20  # most training images in which neighbours are searched
+SHARDS = 32  # largest number of training files that neighbours.png opens
+SEARCHED, SEARCHED_BYTES = 10_000, 256 << 20  # limits on the training images searched for neighbours
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
-    """Writes the pictures and metrics.json; returns it."""
+    """Writes the pictures and metrics.json; returns the metrics."""
     manifests = {stage: required(store, experiment, stage) for stage in experiment.stage_names[:-1]}
     if (metrics := done(experiment, store)) is not None:
         return metrics
@@ -129,13 +129,13 @@ def _draw_and_score(
 
 
 def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
-    """metrics.json if it has the numbers of this config on `eval.split`; else None."""
+    """The content of metrics.json if it has the numbers of this config on `eval.split`; else None."""
     found = _before(experiment, store)
     return found if f"{experiment.eval.split}/nll_iwae" in found else None
 
 
 def _before(experiment: Experiment, store: Store) -> dict[str, Any]:
-    """The metrics.json of an earlier command with this config; {} without one."""
+    """The content of metrics.json if an earlier command wrote it with this config; else {}."""
     found = store.metrics()
     return found if found.get("fingerprint") == fingerprint_of(experiment, NAME) else {}
 
@@ -148,7 +148,7 @@ def describe(metrics: Mapping[str, Any]) -> str:
 
 
 def write_neighbours(experiment: Experiment, store: Store, samples: Tensor) -> None:
-    """Writes neighbours.png: 16 of samples (N, C, H, W), their nearest training images, and random ones."""
+    """Writes neighbours.png: 16 samples (N, C, H, W), their nearest and some random training images."""
     seed, samples = experiment.seed, samples[:PREVIEWS]
     train = store.parses("train").some(SHARDS, seed)
     limit = min(SEARCHED, max(SEARCHED_BYTES // samples[0].numel(), PREVIEWS))
@@ -167,7 +167,7 @@ def require_local_folder(out: str) -> None:
 
 @contextmanager
 def local_folder(out: str) -> Iterator[Path]:
-    """The folder of a command's --out, made if it is missing. Raises UserError if it cannot be written."""
+    """Makes and yields the folder of a command's --out. Raises UserError if it cannot be written."""
     require_local_folder(out)
     folder = Path(out).expanduser()
     with writing(out):
@@ -176,7 +176,7 @@ def local_folder(out: str) -> Iterator[Path]:
 
 
 def reconstructions(model: NPDraw, images: Tensor) -> bytes:
-    """uint8 images (N, C, H, W) -> a PNG of the first 16 with canvas and image of their likeliest z and u."""
+    """uint8 images (N, C, H, W) -> a PNG of 16 images, and canvas and image of their most likely z and u."""
     x = model.as_input(images[:PREVIEWS])
     drawn = model.drawings(x)
     return rows_png({"image": x.cpu(), "canvas": drawn.canvas.cpu(), "reconstruction": drawn.images.cpu()})

@@ -1,4 +1,4 @@
-"""Scores a model on held-out images: bounds and their parts in nats per image.
+"""Scores a model on held-out images by bounds and their terms, in nats per image.
 
 Shapes: k importance samples, B or N images, K parts of the bank, C channels, H x W image.
 """
@@ -18,8 +18,8 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.training.feed import noise_seed
 
 BATCH = 32
-K_CHUNK = 50  # importance samples in memory at once, each chunk with noise of its own seed
-SCORING = 2**32 - 2  # keeps the seeds apart from those of training
+K_CHUNK = 50  # importance samples in memory at once; each chunk has its own noise seed
+SCORING = 2**32 - 2  # keeps the seeds of scoring apart from those of training
 
 Numbers = dict[str, float]
 
@@ -35,12 +35,13 @@ def score_images(
 ) -> dict[str, Tensor]:
     """uint8 images (B, C, H, W) -> numbers by name, each (B,) float64 on the CPU.
 
-    nll_iwae: the importance-weighted bound with k samples, in positive nats. elbo and its parts:
-    reconstruction, and analytic KL terms given the steps before. authors_estimator: minus the log-mean-exp of
-    reconstruction minus analytic KL, as in the authors' code; it is no bound. effective_samples:
-    (sum w)^2 / sum w^2, from 1 to k. The noise is seeded by (seed, batch), so equal images with equal batch
-    numbers have equal scores on any worker. condition: tokens (B, A), which add nll_iwae_given, the bound of
-    p(x|condition) with the same noise, and condition_gain, by which it is lower than nll_iwae.
+    nll_iwae: the negative importance-weighted bound with k samples, in nats. elbo and its terms:
+    reconstruction, and analytic KL terms conditioned on the steps before. authors_estimator: minus the
+    log-mean-exp of reconstruction minus analytic KL, as in the authors' code, which is not a bound.
+    effective_samples: (sum w)^2 / sum w^2, from 1 to k. The noise is seeded by (seed, batch), so equal
+    images with equal batch numbers have equal scores on any worker. condition: tokens (B, A), which add
+    nll_iwae_given, the bound of -log p(x|condition) with the same noise, and condition_gain, which is
+    nll_iwae - nll_iwae_given.
     """
     generator = torch.Generator(model.device)
     generator.manual_seed(noise_seed(seed, SCORING, *batch))
@@ -73,7 +74,7 @@ def score_images(
 
 
 def _describe_encoding(model: GenerativeModel, images: Tensor, x: Tensor) -> dict[str, Tensor]:
-    """Parts and canvas error of the most likely z of each image, each (B,); a baseline's own numbers."""
+    """Parts and canvas MSE of the most likely z of each image, each (B,); a baseline uses its `describe`."""
     if not isinstance(model, NPDraw):
         return model.describe(x)
     z = model.encode(x)
@@ -84,7 +85,7 @@ def _describe_encoding(model: GenerativeModel, images: Tensor, x: Tensor) -> dic
 
 @torch.no_grad()
 def part_counts(model: NPDraw, images: Tensor, seed: int, *batch: int) -> Tensor:
-    """uint8 images (B, C, H, W) -> (K,): how often their most likely z draw each part."""
+    """uint8 images (B, C, H, W) -> (K,), how often their most likely z draw each part."""
     generator = torch.Generator(model.device)
     generator.manual_seed(noise_seed(seed, SCORING, *batch))
     z = model.encode(binarized(images.to(model.device), model.spec.binarize, generator))

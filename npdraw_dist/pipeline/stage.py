@@ -1,4 +1,4 @@
-"""What every stage of a run provides, and those who watch the metrics of its training."""
+"""Defines what every stage of a run provides, and `Watch`, which passes on the metrics of training."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Stage:
     """A stage of a run.
 
     needs: the stages whose output it reads, if the model's kind has them. done: returns the manifest of the
-    finished stage, or None; raises UserError if it was made from another config. run: does what is missing
-    and returns the manifest. describe: its numbers in the table at the end of a run. pictures: the files of
-    its pictures in the run folder.
+    finished stage, or None; raises UserError if it was made from another config. run: makes the
+    missing output and returns the manifest. describe: formats the numbers for the table at the end of a run.
+    pictures: the files of its pictures in the run folder.
     """
 
     name: str
@@ -30,9 +30,9 @@ class Stage:
 
 
 class Watch:
-    """Gives each row of metrics to all watchers.
+    """Passes each row of metrics to all watchers.
 
-    ray_callbacks: of Ray Train, which get each of its reports. failed: the error that a watcher raised.
+    ray_callbacks: callbacks for Ray Train, which calls them on each report. failed: the error of a watcher.
     """
 
     def __init__(self, watchers: Sequence[Watcher] = (), ray_callbacks: Sequence[Any] = ()) -> None:

@@ -1,4 +1,4 @@
-"""The work of each rank in the stages `prior` and `vae`: feed, moved images, pictures and the loop.
+"""The work of each rank in the stages `prior` and `vae`, with its feed, augmentation and pictures.
 
 Training data up to `data.cache_mb` are sent to the memory of each worker; larger data are streamed.
 Shapes: B, N images, K parts, C channels, P patch side, H x W pixels.
@@ -41,18 +41,18 @@ CRITERIA = {
     "prior": checkpoint.Criterion("valid/nll", "min"),
     "vae": checkpoint.Criterion("valid/elbo", "max"),
 }
-PICTURED = 16  # samples and reconstructions in the pictures of a validation
+PICTURED = 16  # number of samples, and of reconstructions, in a validation's pictures
 # A stream's shuffle window has at least two batches, at least SHUFFLE_BYTES, and at least SHUFFLE_BYTES_EACH
-# for each image of a batch. The workers hold three windows together.
+# for each image of a batch. All workers together hold three windows in memory.
 SHUFFLE_BYTES, SHUFFLE_BYTES_EACH = 64 << 20, 256 << 10
 
 
 @dataclass(frozen=True)
 class StageJob:
-    """What every worker of a stage gets.
+    """The input of every worker of a stage.
 
-    train: the training images; None if they are streamed from `parses`. parts: the bank (K, C, P, P), if
-    images are moved or shown.
+    train: the training images; None if they are streamed from `parses`. parts: the bank's parts
+    (K, C, P, P); None if no images are moved or drawn with them.
     """
 
     stage: str
@@ -66,9 +66,9 @@ class StageJob:
 
 
 def work(job: StageJob, context: Context) -> dict[str, Any]:
-    """One rank of a training run; returns the loop's summary."""
+    """Runs one rank of a training; returns the loop's summary."""
     experiment, settings = job.experiment, job.experiment.train_of(job.stage)
-    torch.manual_seed(experiment.seed)  # the initial weights, the same on every rank
+    torch.manual_seed(experiment.seed)  # initial weights are the same on every rank
     objective = job.make_objective(experiment, job.start)
     bank = None if job.parts is None else PartBank(job.parts.to(context.device))
     share = Share(
@@ -110,7 +110,7 @@ def is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
 
 @dataclass(frozen=True)
 class Moves:
-    """Moves a share of a batch's images and parses all anew. parser: None for a model without parts."""
+    """Moves a share of a batch's images, then parses all again. parser: None for a model without parts."""
 
     experiment: Experiment
     stage: str
@@ -135,10 +135,10 @@ def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | 
 
 
 def moved(images: Tensor, settings: TrainConfig, noise: Noise, background: float = 0.0) -> Tensor:
-    """Moves each of the uint8 images (B, C, H, W) with the probability `settings.augmented`.
+    """Moves uint8 images (B, C, H, W) by random affine maps, each with probability `settings.augmented`.
 
-    Pixels are interpolated bilinearly, or by the nearest with `whole_pixels`. The uncovered edge gets the
-    background: 0.0 black, 1.0 white.
+    Pixels are interpolated bilinearly, or copied from the nearest pixel with `whole_pixels`. The uncovered
+    edge is filled with the background, 0.0 (black) or 1.0 (white).
     """
     batch, _, height, width = images.shape
     drawn = uniform((batch, 8), noise, torch.empty((), device=images.device))
@@ -164,9 +164,9 @@ def moved(images: Tensor, settings: TrainConfig, noise: Noise, background: float
 
 
 def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
-    """Paints samples, and parses or reconstructions of validation images if there are any.
+    """Returns a function that draws samples, and parses or reconstructions of any validation images.
 
-    bank: of the run, on the device of training. Without it, None is returned for a model of parts.
+    bank: the run's bank, on the training device. Returns None for a model of parts without a bank.
     """
     if bank is None and "bank" in experiment.stage_names:
         return None
@@ -191,7 +191,7 @@ def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
 
 
 def sheet(images: Tensor, columns: int = 8) -> Tensor:
-    """(N, C, H, W) in [0, 1] -> one picture (3, H', W') with a grey line of a pixel around each image."""
+    """(N, C, H, W) in [0, 1] -> one picture (3, H', W') with a grey line, one pixel wide, around each."""
     columns = min(columns, len(images))
     cells = F.pad(images.clamp(0, 1), (1, 0, 1, 0, 0, 0, 0, -len(images) % columns), value=0.5)
     return F.pad(tiled(cells, columns), (0, 1, 0, 1), value=0.5).expand(3, -1, -1)

@@ -42,11 +42,11 @@ CONFIG, METRICS, OPENINGS = "config.yaml", "metrics.json", "test_split.json"
 VOCABULARY = "vocabulary.json"  # in data/: the classes and words that a condition can name
 PROBE = ".writable"  # a file that is written and deleted, to learn whether the storage can be written
 LONGEST_NAME = 200  # bytes; file systems take 255
-FOLDERS = {"data": "data", "bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}  # of each stage
+FOLDERS = {"data": "data", "bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}  # by stage
 
 
 class Store:
-    """A run folder on any filesystem that pyarrow or fsspec knows. Paths are relative to it.
+    """A run folder on any filesystem that pyarrow or fsspec knows. Paths are relative to the folder.
 
     elsewhere: the roots of the folders that lie outside the run folder (the trials of a sweep share stages).
     """
@@ -75,7 +75,7 @@ class Store:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def landmarks(self) -> list[Landmarks]:
-        """The file by which other nodes check that they see the run folder; none if it is at a URI."""
+        """The file by which other nodes check that they see the run folder; none if the run is at a URI."""
         if not self.is_local:
             return []
         # A shared stage of a sweep, in <run>/cache/<stage>, has no config of its own.
@@ -97,7 +97,7 @@ class Store:
     def parses(self, split: str, experiment: Experiment | None = None) -> Parses:
         """The images of a split, with their parses if the run has any.
 
-        experiment: given if the batches have to hold the conditions of its prior; from `with_vocabulary`.
+        experiment: from `with_vocabulary`, if the batches must contain the conditions of its prior.
         """
         conditions = None
         if experiment is not None and experiment.takes_condition:
@@ -115,7 +115,7 @@ class Store:
         return found
 
     def with_vocabulary(self, experiment: Experiment) -> Experiment:
-        """`experiment` with the classes or words of the images, unless init.model has given it some.
+        """`experiment` with the classes or words of the images, unless init.model decides them.
 
         Raises UserError if the prior takes a condition that the images do not have.
         """
@@ -132,9 +132,9 @@ class Store:
         return with_changes(experiment, {"prior": {"vocabulary": found}})
 
     def require_own(self) -> None:
-        """Raises UserError if the folder of a new run holds other files than those of a killed start."""
-        own = (LEASE_FOLDER, OPENINGS, CONFIG, PROBE)  # also beginnings of the names of unfinished files
-        with contextlib.suppress(OSError):  # `make_folder` reports it
+        """Raises UserError if the folder of a new run has other files than a killed start leaves."""
+        own = (LEASE_FOLDER, OPENINGS, CONFIG, PROBE)  # also prefixes of the names of unfinished files
+        with contextlib.suppress(OSError):  # `make_folder` reports the error
             found = self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
             if others := sorted(name for info in found if not (name := info.base_name).startswith(own)):
                 raise UserError(
@@ -212,7 +212,7 @@ class Store:
             raise UserError(text) from None
 
     def lease(self, what: str = "run") -> Lease:
-        """A lease that keeps other drivers off the run; creates the folder. Raises UserError if it cannot."""
+        """A lease that keeps other drivers off the run. Creates the folder. Raises UserError on failure."""
         if not self.has(CONFIG):
             self.make_folder()
         return Lease(self.filesystem, self.root, f"{what} {self.shown()}")
@@ -220,7 +220,7 @@ class Store:
     def claim(self, experiment: Experiment) -> bool:
         """Writes config.yaml, or compares it with the config of the run. Returns whether the run is new.
 
-        Raises UserError that names the settings which differ and which a resume may not change.
+        Raises UserError if settings differ that a resumed run may not change. The message names them.
         """
         if self.has(CONFIG):
             if changes := differences(self.config().made(), experiment.made()):

@@ -1,6 +1,6 @@
-"""A run in Weights & Biases or MLflow (`--track`): metrics as they come, settings, final numbers.
+"""Sends the settings, metrics and final numbers of a run to Weights & Biases or MLflow (`--track`).
 
-Only the driver talks to the service, at the address that the service's own environment variables state. The
+Only the driver calls the service, at the address that the service's own environment variables state. The
 id of the run in the service is kept in tracking.json, so that a resumed run continues there.
 """
 
@@ -23,7 +23,7 @@ PROJECT = "npdraw_dist"
 
 
 class Tracker(Protocol):
-    """A run in a service. id: the id by which a resumed run finds it again."""
+    """A run in a service. id: the id by which a resumed run finds its record again."""
 
     id: str
 
@@ -36,7 +36,7 @@ class Tracker(Protocol):
 
 @contextlib.contextmanager
 def tracked(experiment: Experiment, store: Store, name: str) -> Iterator[Watcher]:
-    """Yields a function that sends rows of metrics to the service `name`. Raises UserError if it refuses.
+    """Yields a function that sends rows of metrics to the service `name`. Raises UserError if this fails.
 
     A service that fails later is reported once, and the run goes on without it.
     """
@@ -67,7 +67,7 @@ def tracked(experiment: Experiment, store: Store, name: str) -> Iterator[Watcher
         yield log
         failed = False
     finally:
-        # Without truth values and texts, such as fingerprints.
+        # Booleans and texts, such as fingerprints, are left out.
         numbers = {k: float(v) for k, v in store.metrics().items() if type(v) in (int, float)}
         send(tracker.finish, numbers, failed)
 
@@ -115,7 +115,7 @@ class _Mlflow:
 
     def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
         named = {f"{stage}/{name}": value for name, value in values.items()}
-        self._mlflow.log_metrics(named, images_seen, run_id=self.id)  # also from other threads
+        self._mlflow.log_metrics(named, images_seen, run_id=self.id)  # run_id works in all threads
 
     def finish(self, numbers: Mapping[str, float], failed: bool) -> None:
         self._mlflow.log_metrics(dict(numbers), 0, run_id=self.id)

@@ -1,4 +1,4 @@
-"""What the stages `prior` and `vae` share: their job, the training run, and its summary."""
+"""Code that the stages `prior` and `vae` share for their job, the training run and its summary."""
 
 import math
 import time
@@ -31,8 +31,8 @@ from npdraw_dist.training.context import RunContext, run_in_process
 from npdraw_dist.training.early_stopping import fall_text
 from npdraw_dist.training.metrics_log import Events, Record, read_metrics
 
-STOPPED = "stopped"  # folder of the model that a stage had before its loss became non-finite
-LARGEST_BANK = 400  # parts in TensorBoard's picture of a bank
+STOPPED = "stopped"  # folder of the last finite model of a stage whose loss became non-finite
+LARGEST_BANK = 400  # largest number of parts in TensorBoard's picture of a bank
 # The manifest of a finished training, and the tensors and metrics of the selected checkpoint.
 Trained = tuple[dict[str, Any], checkpoint.Tensors, Record]
 
@@ -98,7 +98,7 @@ def run_stage(
                 folders=tuple(store.landmarks()),
             )
             summary = run_training(run, display)
-    # By the clock of this process: the clocks of the workers' machines can differ.
+    # Seconds are of this process's clock, since the clocks of the workers' machines can differ.
     return _trained(experiment, store, stage, summary, time.perf_counter() - started)
 
 
@@ -113,7 +113,7 @@ def _require_precision(precision: str, store: Store) -> None:
 
 
 def plan(scale: ScaleConfig) -> Workers:
-    """The workers of the running Ray, or this process. Raises UserError if too few fit."""
+    """The workers of the running Ray, or this process. Raises UserError if too few workers fit."""
     if scale.in_process:
         return worker_in_process(scale)
     return plan_workers(scale, lambda line: console.print(line, markup=False))
@@ -180,7 +180,7 @@ def keep_stopped(experiment: Experiment, store: Store, stage: str) -> str:
 
 
 def _finite(stage: str, folder: Path) -> tuple[checkpoint.Tensors, Record]:
-    """Loads a checkpoint. Raises UserError if its weights or its validation are not finite."""
+    """Loads a checkpoint. Raises UserError if its weights or its validation score is not finite."""
     tensors, progress = checkpoint.read(folder)
     score = progress["record"].get(CRITERIA[stage].name, 0.0)
     if not math.isfinite(score) or not all(value.isfinite().all() for value in tensors.values()):
@@ -209,7 +209,7 @@ def _make_job(
         f"{stage}: {len(parses):,} training images of {size:,.1f} MB are "
         f"{'streamed' if streamed else 'read into memory'} (data.cache_mb {experiment.data.cache_mb:g})"
     )
-    # Parses without a bank can train a prior, unless images are moved.
+    # A prior can be trained on parses without a bank, unless images are moved.
     needs_bank = experiment.train.augmented > 0 or store.has("bank", "manifest.json")
     bank = load_bank(experiment, store) if needs_bank and "bank" in experiment.stage_names else None
     pictures = {}
@@ -230,7 +230,7 @@ def _make_job(
 
 
 def validation_images(store: Store, count: int, seed: int, experiment: Experiment | None = None) -> Batch:
-    """A random sample of the validation split, of which the first rows can be of one class.
+    """A random sample of the validation split, since its first rows can all have one class.
 
     Empty if the split is empty. experiment: as in `Store.parses`.
     """
@@ -243,7 +243,7 @@ def validation_images(store: Store, count: int, seed: int, experiment: Experimen
 def selected_checkpoint(
     store: Store, stage: str, select: str
 ) -> checkpoint.Found[tuple[checkpoint.Tensors, checkpoint.Progress]]:
-    """The best or the last checkpoint of a stage that can be read; prints which cannot be read."""
+    """The best or the last readable checkpoint of a stage. Prints the checkpoints that cannot be read."""
     run = store.filesystem, store.path(stage)
     paths = checkpoint.by_score(*run, CRITERIA[stage]) if select == "best" else checkpoint.by_age(*run)
     found = checkpoint.first_readable(*run, paths, checkpoint.read)
@@ -261,7 +261,7 @@ def selected_record(store: Store, stage: str) -> Record:
 
 
 def _shares(experiment: Experiment, stage: str, workers: Workers) -> str:
-    """States who trains, and how the global batch, which does not depend on the workers, is divided."""
+    """States which workers train, and how they divide the global batch, whose size they do not change."""
     settings = experiment.train_of(stage)
     shares = sorted({-(-settings.batch_size // count) for count in (workers.least, workers.most)})
     own = f"this process, {workers.cpus} thread{'s' * (workers.cpus > 1)}"

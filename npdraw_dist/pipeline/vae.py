@@ -29,7 +29,7 @@ from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
 
 NAME = "vae"
-CALIBRATED, CALIBRATED_DRAWS = 128, 4  # validation images that fit q's temperatures, and draws of z for each
+CALIBRATED, CALIBRATED_DRAWS = 128, 4  # validation images for fitting q's temperatures, draws of z per image
 CALIBRATION = 2**32 - 3  # keeps the seeds of calibration apart from those of training and scoring
 
 
@@ -57,7 +57,7 @@ def run(experiment: Experiment, store: Store, watch: Watch | None = None) -> dic
 
 
 def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
-    """The manifest, if the stage has finished and the model exists. Raises UserError as `finished`."""
+    """The manifest, if the stage has finished and the model exists. Raises UserError as `finished` does."""
     return finished(store, experiment, NAME) if store.has("model", WEIGHTS) else None
 
 
@@ -67,7 +67,7 @@ def describe(manifest: Mapping[str, Any]) -> str:
 
 
 def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, Any]:
-    """Fits the posterior's temperatures on validation images; returns what the manifest states of it.
+    """Fits the posterior's temperatures on validation images; returns the manifest's entries.
 
     Returns {} if there are no validation images, or the model is the authors'.
     """
@@ -89,9 +89,9 @@ def _fitted(device: torch.device, model: NPDraw, x: Tensor, draws: int, seed: in
 
 
 def load_start(experiment: Experiment, store: Store) -> Start:
-    """The tensors of `init.model`, or the bank's parts; and those of the trained prior.
+    """The tensors of `init.model`, or else the bank's parts, together with the weights of the trained prior.
 
-    A baseline has no bank and no prior.
+    A baseline has neither a bank nor a stage `prior`.
     """
     start: Start = {}
     if experiment.init.model is not None:

@@ -1,4 +1,4 @@
-"""The studio: its page and its HTTP API. The flags of its command, here, need neither torch nor Ray."""
+"""The studio: its page and its HTTP API. This file defines the command's flags without torch or Ray."""
 
 from typing import ClassVar
 
@@ -37,6 +37,6 @@ class Serve(Command):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The values of the header Host that are accepted."""
+        """The accepted values of the header Host."""
         own = tuple(f"[{host}]" if ":" in host else host for host in LOOPBACK)
         return own if self.host in LOOPBACK else ("*",)

@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _in_process(folder: str, model: "NPDraw", options: Serve) -> Callable[[], None]:
-    """Serves in this process. Returns the function that ends it."""
+    """Serves in this process. Returns the function that stops the server."""
     from npdraw_dist.core.process import local_device
     from npdraw_dist.serve.engine import open_engine
     from npdraw_dist.serve.local import serve_in_process
@@ -60,7 +60,7 @@ def _in_process(folder: str, model: "NPDraw", options: Serve) -> Callable[[], No
 
 
 def _on_ray(folder: str, options: Serve) -> Callable[[], None]:
-    """Serves on Ray Serve. Returns the function that ends it."""
+    """Serves on Ray Serve. Returns the function that stops the application."""
     from npdraw_dist.core.storage import display_path, open_filesystem
     from npdraw_dist.distributed.resources import local_resources
     from npdraw_dist.distributed.start import is_local, start_ray

@@ -1,7 +1,7 @@
-"""The studio's page and the HTTP API over an `Engine`. It holds no state.
+"""The studio's page and the HTTP API of an `Engine`. The server keeps no state between requests.
 
 To add an endpoint, write one function here with a decorator of `router`; its request and response are models
-of `schemas`. /openapi.json follows.
+of `schemas`. /openapi.json then includes the endpoint.
 """
 
 import base64
@@ -46,7 +46,7 @@ router = APIRouter(prefix="/v1", responses=REFUSED)
 
 
 def build_app(replica: Callable[[], Replica], options: Serve, at_once: int | None = None) -> FastAPI:
-    """The application. replica: called at each request. at_once: the limit of `Guard`."""
+    """The application. replica: called at each request. at_once: the limit on requests in `Guard`."""
     app = FastAPI(
         title=TITLE,
         description=DESCRIPTION,
@@ -65,7 +65,7 @@ def build_app(replica: Callable[[], Replica], options: Serve, at_once: int | Non
 
 
 async def _explain(_: Request, error: Exception) -> JSONResponse:
-    """The errors in one line, without the request, which may hold anything."""
+    """Answers 422 with the errors in one line, without the request, which may contain anything."""
     assert isinstance(error, RequestValidationError)
     items = [
         f"{'.'.join(str(part) for part in item['loc'][1:]) or 'body'}: {item['msg']}"
@@ -75,7 +75,7 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _refuse(_: Request, error: Exception) -> JSONResponse:
-    """422 for the ValueError that the engine raises on a request that does not fit the model."""
+    """Answers 422 for the ValueError that the engine raises on a request that does not fit the model."""
     if isinstance(error, StorageFailed | ValidationError):  # the server's failure, not the user's
         raise error
     return JSONResponse({"detail": str(error)}, 422)
@@ -94,9 +94,9 @@ Served = Annotated[Replica, Depends(_replica)]
 
 @cache
 def studio_page() -> tuple[str, str]:
-    """page.html with the style sheet and the scripts that it names, and its policy.
+    """page.html with the style sheet and the scripts that it names, and its content security policy.
 
-    One request loads it all. The policy allows this script and style by digest, and nothing from elsewhere.
+    One request loads the whole page. The policy allows its scripts and styles by digest, and no other source.
     """
     folder = resources.files("npdraw_dist.serve")
 
@@ -259,7 +259,7 @@ async def steps(request: schemas.DecodeRequest, replica: Served) -> schemas.Step
 
 
 def _file(path: str, kind: str, summary: str) -> Callable[[Route], Route]:
-    """The decorator of a route whose answer is a file of this media type."""
+    """The decorator of a route that responds with a file. kind: its media type."""
     answers: dict[int | str, dict[str, Any]] = {200: {"content": {kind: {}}, "description": summary}}
     return router.post(path, summary=summary, response_class=Response, responses=answers)
 
@@ -267,7 +267,7 @@ def _file(path: str, kind: str, summary: str) -> Callable[[Route], Route]:
 async def _download(
     z: schemas.Latents, replica: Replica, make: Callable[..., bytes], kind: str, name: str
 ) -> Response:
-    """make: model and drawing -> content of the file. kind: its media type."""
+    """Responds with a file of the drawing. make: model and drawing -> its content. kind: its media type."""
     drawing = await replica.run(replica.engine.drawing, z)
     content = await replica.run(make, replica.engine.model, drawing)
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}

@@ -1,6 +1,6 @@
 """The studio as a Ray Serve application: replicas of a model behind one HTTP proxy.
 
-Each replica answers HTTP itself. A request gets 503 at once if all slots and the short queue are taken.
+Each replica answers HTTP itself. A request gets 503 at once if all slots and the short queue are full.
 """
 
 import logging
@@ -74,7 +74,7 @@ def deploy(model_folder: str, options: Serve) -> None:
 
 
 def stop() -> None:
-    """Ends the application on a cluster, and no other one. A local Ray ends with this process."""
+    """Ends this application on a cluster, but no other application. A local Ray ends with this process."""
     if os.environ.get("RAY_ADDRESS"):
         serve.delete(NAME)
         if not serve.status().applications:

@@ -1,7 +1,7 @@
 """The operations of the API in plain Python on one model, without HTTP and Ray.
 
-A drawing is `Drawings` of one image. Shapes: T steps, of which N draw, L places, C channels, h x w canvas,
-H x W image.
+A drawing is a `Drawings` object with one image. Shapes: T steps, of which N draw, L places, C channels,
+h x w canvas, H x W image.
 """
 
 import base64
@@ -38,9 +38,9 @@ from npdraw_dist.pipeline.pictures import looks_order
 from npdraw_dist.serve import proposals, schemas
 from npdraw_dist.serve.uploads import place_picture
 
-EXAMPLES = 6  # from samples, and as many from validation images
+EXAMPLES = 6  # examples from samples; as many come from validation images
 SEEN_IMAGES = 64  # validation images from which examples are chosen
-SIDE, GAP = 2.0, 0.1  # of a figure, inches
+SIDE, GAP = 2.0, 0.1  # side of each picture of a figure and gap between them, inches
 OUTLINE = "#d6336c"
 
 
@@ -100,7 +100,7 @@ class Engine:
         )
 
     def drawing(self, given: schemas.Latents) -> Drawings:
-        """The drawing of a request. Raises ValueError if it does not fit this model."""
+        """The drawing given in a request. Raises ValueError if it does not fit this model."""
         if not len(given.whether) == len(given.where) == len(given.what):
             raise ValueError("whether, where and what must be of one length")
         z = PartSequence(
@@ -111,7 +111,7 @@ class Engine:
         return self.model.drawings(z, None if given.u is None else self._appearance(given.u))
 
     def _appearance(self, text: str) -> Tensor:
-        """u of one drawing, (1, ...), from base64."""
+        """Decodes the details u of one drawing, (1, ...), from base64."""
         if self.model.appearance is None:
             raise ValueError("u: this model has no such numbers; leave it out")
         shape, content = self.model.appearance.shape, _bytes("u", text)
@@ -146,7 +146,7 @@ class Engine:
     def place_upload(
         self, content: bytes, invert: schemas.Choice, crop: bool
     ) -> tuple[Tensor, schemas.Placement]:
-        """A picture of any size -> uint8 (1, C, H, W), by `place_picture`. Raises BadPicture."""
+        """Converts a picture of any size to uint8 (1, C, H, W) by `place_picture`. Raises BadPicture."""
         return place_picture(
             content, self._frame(self.spec.image_shape), invert, self._extent if crop else None
         )
@@ -161,12 +161,12 @@ class Engine:
     def parse(self, request: schemas.ParseRequest) -> tuple[Drawings, str]:
         """The drawing that the heuristic parser finds in a picture, and the canvas that it parsed.
 
-        Raises ValueError, also if the text is not base64, and BadPicture, a ValueError.
+        Raises ValueError, such as for text that is not base64, or its subclass BadPicture.
         """
         content = _bytes("image", request.image)
         shape = (self.spec.image_shape[0], self.grid.height, self.grid.width)
         canvas, placed = place_picture(content, self._frame(shape), request.invert)
-        if placed.scaled < 1:  # such a picture is first shrunk to the image's size, as in the stage `parse`
+        if placed.scaled < 1:  # a large picture is first shrunk to the image's size, as in the stage `parse`
             canvas = canvas_bytes(self.place_upload(content, request.invert, False)[0], self.spec.downscale)
         z = self._parser(canvas.to(self.model.device)).z
         found = self.model.drawings(z)
@@ -179,7 +179,7 @@ class Engine:
         return Parser(self.model.bank, self.grid, self.spec.steps, self.spec.order)
 
     def test_image(self, index: int) -> Tensor:
-        """uint8 (1, C, H, W). Raises IndexError."""
+        """A test image, uint8 (1, C, H, W). Raises IndexError if there is none with this index."""
         if self.test_images is None:
             raise IndexError("there are no test images: the model is not in its run folder")
         return self.test_images[index]
@@ -214,7 +214,7 @@ class Engine:
         return self.conditioned(request).draw(n, seed=request.seed, temperature=request.temperature)
 
     def conditioned(self, request: schemas.SampleRequest) -> NPDraw:
-        """The model under the condition of a request. Raises UserError if the model does not know it."""
+        """The model conditioned as requested. Raises UserError if the model does not know the condition."""
         if request.condition is None:
             return self.model
         return self.model.given(request.condition, request.guidance)
@@ -242,7 +242,7 @@ class Engine:
         """Samples and reconstructed validation images, chosen by `proposals.likely`."""
         origins = {"sample": self.model.draw(proposals.CANDIDATE_DRAWINGS, seed=0)}
         with contextlib.suppress(UserError, IndexError, OSError):  # samples alone are enough
-            if valid := self.valid_images:  # showing test images would open the test split
+            if valid := self.valid_images:  # test images are not shown, so the test split stays held out
                 seen = torch.cat([valid[index] for index in range(min(len(valid), SEEN_IMAGES))])
                 origins["validation image"] = self.model.drawings(seen)
         examples = []
@@ -270,7 +270,7 @@ class Engine:
 def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw | None = None) -> Engine:
     """The engine of a model folder or URI. Raises UserError if there is no model of parts.
 
-    model: the model of that folder, if it is loaded already.
+    model: the model of that folder, if it has been loaded already.
     """
     model = (model or load_npdraw(folder)).to(device)
     refuse_tf32(model.device)
@@ -295,7 +295,7 @@ def strip(model: NPDraw, drawing: Drawings, frames: int) -> bytes:
     """The canvas above the image, after at most `frames` of the drawing's steps, as a PNG."""
     drawn, canvases, images = steps(model, drawing)
     count = min(frames, len(drawn))
-    shown = [round((k + 1) * len(drawn) / count) for k in range(count)] or [0]  # numbers of parts
+    shown = [round((k + 1) * len(drawn) / count) for k in range(count)] or [0]  # numbers of drawn parts
     captions = [f"{parts} of {len(drawn)}" for parts in shown]
     return rows_png({"canvas": canvases[shown].cpu(), "image": images[shown].cpu()}, [None, captions])
 

@@ -21,7 +21,7 @@ START_S = 30  # time limit of the start
 def serve_in_process(engine: Engine, options: Serve) -> Callable[[], None]:
     """Starts a server thread. Returns, once it listens, the function that ends it within SHUTDOWN_S.
 
-    Raises UserError if it does not listen within START_S.
+    Raises UserError if the server does not listen within START_S.
     """
     if engine.model.device.type == "cpu":  # the replica's threads share the cores
         torch.set_num_threads(max(cpu_count() // THREADS, 1))

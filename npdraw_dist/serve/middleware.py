@@ -28,11 +28,11 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses requests without the token (401), too many at once (503), and bodies too large or too slow.
+    """Refuses requests without the token (401), too many at once (503), and too large or slow bodies.
 
-    token: None if requests need none. at_once: the most requests in work or waiting; None if another server
-    limits them. Reading a body stops at its limits. HEADERS are set unless a route did; no header of CORS is
-    set, so that no page of another origin reads an answer.
+    token: None if requests need no token. at_once: limit on requests that run or wait; None if another server
+    limits them. Reading a body stops at the limits of size and time. HEADERS are set unless a route sets its
+    own. No CORS header is set, so that no page of another origin can read a response.
     """
 
     def __init__(self, app: ASGIApp, token: str | None, at_once: int | None = None) -> None:
@@ -61,10 +61,10 @@ class Guard:
             except TimeoutError:
                 raise HTTPException(408, f"the body took more than {BODY_S} s") from None
             if not message.get("more_body"):
-                latest = None  # later messages only tell that the client has gone
+                latest = None  # later messages only report that the client has disconnected
             seen += len(message.get("body", b""))
             if seen > limit:
-                raise HTTPException(413, too_large)  # FastAPI makes 400 of other errors here
+                raise HTTPException(413, too_large)  # FastAPI turns other exceptions here into 400
             return message
 
         refusal = self._refusal(scope)

@@ -1,4 +1,4 @@
-"""What the prior proposes for a drawing: completions, the next part, and likely drawings to begin with.
+"""Proposals of the prior for a drawing: completions, the next part, and likely drawings to begin with.
 
 A drawing is a `PartSequence` of one image, (1, T). Shapes: B drawings, M particles, T steps, L places,
 K parts, C candidates of a place, h x w canvas.
@@ -16,22 +16,22 @@ from npdraw_dist.nn.particles import AlignedRules, first_parts, weighted_particl
 from npdraw_dist.nn.steps import log_prob
 from npdraw_dist.serve.schemas import NextResponse, PartChance
 
-# A user waits for completions, so this is less than `Effort()`.
+# A user waits for completions, so they are computed with less effort than `Effort()`.
 QUICK = Effort(particles=16, visits=0, candidates=1)
 PARTICLES = 64  # the standard error of the heat map is at most 0.06
-CONTEXTS, CANDIDATES = 3, 8  # particles and parts by which the parts at a place are ranked
+CONTEXTS, CANDIDATES = 3, 8  # particles and candidate parts in the ranking of parts at a place
 CANDIDATE_DRAWINGS = 64  # samples from which examples are chosen
 
 
 def next_part(model: NPDraw, z: PartSequence, place: int | None, n: int) -> NextResponse:
-    """Where the prior draws next on z (1, T), and the n likeliest parts at `place` (None: the likeliest).
+    """Where the prior draws next on z (1, T), and the n likeliest parts at `place` (default: the likeliest).
 
     The parts that z has at `place` are removed first. In a free order the answer is p(whether) p(where) of
     the first step that does not draw, and p(what | where) (paper eq. 1-2). In `aligned` order the prior
-    visits the places in turn, so no step is the next one: sequential Monte Carlo (`nn.particles`) samples
-    the other places that are drawn, given z, and each of them is next with equal probability. The parts of a
-    place follow p(what | all other places), averaged over CONTEXTS particles, among the CANDIDATES that are
-    likeliest given the places before it.
+    visits the places in turn, so there is no next step. Instead, sequential Monte Carlo (`nn.particles`)
+    samples the other places that are drawn given z, and each of these is next with equal probability. The
+    parts at a place are ranked by p(what | all other places), averaged over CONTEXTS particles, among the
+    CANDIDATES parts that are likeliest given the earlier places.
     """
     if place is not None:
         mask = torch.zeros(model.grid.places, dtype=torch.bool, device=z.where.device)
@@ -82,7 +82,7 @@ def _answer(places: Tensor, stop: float, place: int, parts: Tensor, chances: Ten
 
 
 def _parts_of_place(model: NPDraw, z: PartSequence, place: int, n: int) -> tuple[Tensor, Tensor]:
-    """The n likeliest parts at `place` given all other places of the drawings z (B, L), and p of each.
+    """The n likeliest parts at `place` given the other places of drawings z (B, L), and their probabilities.
 
     Each drawing is weighted by its probability that a part is drawn there.
     """
@@ -129,7 +129,7 @@ def likely(model: NPDraw, drawings: Drawings, count: int) -> tuple[Tensor, Tenso
 
 @torch.no_grad()
 def extent(model: NPDraw) -> float:
-    """The share of the canvas's side that a drawing's longer side takes: the median of the prior's samples.
+    """The share of the canvas's side that a drawing's longer side takes: the median of prior samples.
 
     1.0 if nothing is drawn.
     """

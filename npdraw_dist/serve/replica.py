@@ -13,13 +13,13 @@ BATCH = 32  # drawings decoded at once
 REQUEST_S = 60  # time limit of a request
 SHUTDOWN_S = 5  # time that a replica has to finish its requests
 THREADS = 2  # with one thread, an animation would delay a decoding
-ONGOING, QUEUED = 32, 64  # requests in work and waiting requests of a replica; further ones get 503
+ONGOING, QUEUED = 32, 64  # most running and most waiting requests of a replica; further requests get 503
 
 Result = TypeVar("Result")
 
 
 class Replica:
-    """A model with THREADS beside the event loop of its process."""
+    """A model with THREADS threads in addition to the event loop of its process."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -29,7 +29,7 @@ class Replica:
         self._responding: asyncio.Task[None] | None = None
 
     def warm_up(self) -> None:
-        """Makes the slow first call, and starts on the examples, which the page requests first."""
+        """Makes the slow first call, and starts to compute the examples, which the page requests first."""
         self.engine.responses([self.engine.model.draw(1, seed=0)])
         self.begin(self.engine.examples)
 
@@ -49,13 +49,13 @@ class Replica:
             batch, self._waiting = self._waiting[:BATCH], self._waiting[BATCH:]
             try:
                 found = await self.run(self.engine.responses, [drawing for drawing, _ in batch])
-            except Exception as error:  # all requests of the batch fail with it
+            except Exception as error:  # all requests of the batch fail with this error
                 for _, answer in batch:
                     if not answer.done():
                         answer.set_exception(error)
                 continue
             for (_, answer), response in zip(batch, found, strict=True):
-                if not answer.done():  # it is, if its client has gone
+                if not answer.done():  # it is done if its client has disconnected
                     answer.set_result(response)
 
     async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:
@@ -64,11 +64,11 @@ class Replica:
 
     async def once(self, function: Callable[[], Result]) -> Result:
         """`function()`, computed once for all requests. A waiting request occupies no thread."""
-        # A client that goes away must not cancel what others wait for.
+        # A client that disconnects must not cancel a result for which others wait.
         return await asyncio.shield(asyncio.wrap_future(self.begin(function)))
 
     def begin(self, function: Callable[[], Result]) -> Future[Result]:
-        """Starts the function unless it runs or has succeeded already."""
+        """Starts the function unless it is running or has succeeded already."""
         found = self._begun.get(function)
         if found is None or (found.done() and found.exception() is not None):
             found = self._begun[function] = self._threads.submit(function)

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from npdraw_dist.config.networks import ConditionName
 
-MAX_STEPS = 4096  # limit for any model, so that requests are small
-MAX_APPEARANCE = 2**18  # characters
+MAX_STEPS = 4096  # limit for all models, so that requests are small
+MAX_APPEARANCE = 2**18  # characters of base64
 
 Index = Annotated[int, Field(ge=0, lt=2**31)]
 Places = Annotated[list[Index], Field(max_length=MAX_STEPS)]
@@ -184,10 +184,10 @@ class PartChance(BaseModel):
 
 
 class NextResponse(BaseModel):
-    """The next part by the prior: its place, and the likeliest parts at one place.
+    """The next part according to the prior: its place, and the likeliest parts at one place.
 
-    In a free order the next part is that of the next step. In order `aligned` the prior visits every place in
-    turn; the next part is any of those that it adds, with equal probability.
+    In a free order the next part is the part of the next step. In the order `aligned` the prior visits every
+    place in turn; the next part is any part that the prior adds, with equal probability.
     """
 
     places: list[float] = Field(description="probability of each of the L places; with `stop` 1 in all")

@@ -19,8 +19,8 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 MAX_BYTES = 8 << 20
 MAX_PIXELS = 16_000_000
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-INK = 48  # a pixel that differs by more from the paper (of 255) is ink
-MOST_INK_AT_EDGES = 0.1  # if more of the outer pixels are ink, there is no plain paper
+INK = 48  # a pixel is ink if it differs from the paper by more than this (of 255)
+MOST_INK_AT_EDGES = 0.1  # if a larger share of the outer pixels is ink, the paper is not plain
 
 
 def place_picture(
@@ -41,7 +41,7 @@ def place_picture(
     channels, height, width = frame.shape
     white = frame.background == "white"
     inverted = invert == "yes" or (invert == "auto" and channels == 1 and _is_negative(picture, white))
-    # Transparent pixels shall become the background, also where all pixels are inverted afterwards.
+    # Transparent pixels must become the background, also if all pixels are inverted afterwards.
     behind = "white" if white != inverted else "black"
     flat = opaque(picture, behind, frame.mode)
     flat = ImageOps.invert(flat) if inverted else flat
@@ -79,7 +79,7 @@ def _edges(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _box_of_ink(values: NDArray[np.uint8], extent: float) -> Box | None:
-    """The square of which the ink takes the share `extent`; None without ink or plain paper."""
+    """The square of whose side the ink takes the share `extent`; None if ink or plain paper is missing."""
     edges = _edges(values)
     paper = np.median(edges, axis=0)
     if _is_ink(edges, paper).mean() > MOST_INK_AT_EDGES:
@@ -101,7 +101,7 @@ def _is_ink(values: NDArray[np.uint8], paper: NDArray[Any]) -> NDArray[np.bool_]
 
 
 def _cut(flat: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
-    """The box of a picture scaled to `size` (width, height); beyond the edges is the paper's colour."""
+    """Crops and scales the box to `size` (width, height); outside the picture it has the paper's colour."""
     left, top, right, bottom = box
     across, down = size[0] / (right - left), size[1] / (bottom - top)
     inner = (max(left, 0), max(top, 0), min(right, flat.width), min(bottom, flat.height))

@@ -1,9 +1,9 @@
-"""A checkpoint is `state.safetensors` (weights and the optimizer's moments) and `progress.json`. No pickle.
+"""A checkpoint has `state.safetensors` (weights, optimizer moments) and `progress.json`. Neither uses pickle.
 
-`model/NAME` are the weights that a stage passes on. If they are an `Average`, training resumes from the
-weights `trained/NAME`. `progress.json` is written last, with the SHA-256 of the state, to recognise damage.
-No random state is stored: (seed, step, row) seeds every draw and (seed, epoch) the order of the data, so the
-number of images seen is the whole position of a run.
+`model/NAME` are the weights that a stage passes on. If these are an `Average`, training resumes from the
+weights `trained/NAME` instead. `progress.json` is written last and contains the SHA-256 of the state, which
+reveals damage. No random state is stored: (seed, step, row) seeds every draw and (seed, epoch) seeds the
+order of the data, so the number of images seen determines the position of a run.
 """
 
 import json
@@ -34,9 +34,9 @@ Progress = dict[str, Any]  # JSON: `step`, `generation`, `record` (the metrics a
 Load = Callable[[Path], Progress]
 
 PREFIX = "checkpoint_"
-KEPT = 2  # checkpoints with the best validation; the last one is also kept
+KEPT = 2  # number of checkpoints with the best validation that are kept; the newest is kept too
 STATE, PROGRESS = "state.safetensors", "progress.json"
-START = 10  # the decay after n steps is at most (1 + n) / (START + n), so that early weights fade
+START = 10  # the decay after n steps is at most (1 + n) / (START + n), so that the first weights fade quickly
 
 
 class Average:
@@ -59,7 +59,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The module has the averaged weights in this block."""
+        """Gives the module the averaged weights inside the block, then restores the trained ones."""
         kept = {name: value.detach().clone() for name, value in self.parameters.items()}
         _copy(self.weights, self.parameters)
         try:
@@ -142,7 +142,7 @@ def weights(tensors: Tensors, prefix: str = "", kind: str = "model") -> Tensors:
 def by_age(filesystem: fs.FileSystem, run: str) -> list[str]:
     """The paths of a run's checkpoints, newest first, incomplete ones included."""
     found = filesystem.get_file_info(fs.FileSelector(run, allow_not_found=True))
-    folders = (f for f in found if f.type == fs.FileType.Directory)  # Ray Train's own list is a file
+    folders = (f for f in found if f.type == fs.FileType.Directory)  # Ray Train's checkpoint list is a file
     own = (f.path for f in folders if re.fullmatch(rf"{PREFIX}\d+(_\d+)?", f.base_name))
     return sorted(own, key=named, reverse=True)
 
@@ -166,7 +166,7 @@ class Criterion:
         return -sys.float_info.max if self.order == "max" else sys.float_info.max
 
     def score(self, record: dict[str, float]) -> float:
-        """The value of a record, negated if less is better; NaN is worst."""
+        """The metric's value in a record, negated if lower is better; -inf if it is NaN."""
         value = float(record[self.name])
         if math.isnan(value):
             return -math.inf
@@ -174,7 +174,7 @@ class Criterion:
 
 
 def by_score(filesystem: fs.FileSystem, run: str, criterion: Criterion) -> list[str]:
-    """The paths of a run's checkpoints, best first, the newer of equals first, incomplete ones last."""
+    """The paths of a run's checkpoints, best first; equal ones newest first, incomplete ones last."""
 
     def score(path: str) -> float:
         try:
@@ -186,7 +186,7 @@ def by_score(filesystem: fs.FileSystem, run: str, criterion: Criterion) -> list[
 
 
 class Found(NamedTuple, Generic[Loaded]):
-    """A readable checkpoint: what `load` returned, its path, and a line for each damaged newer one."""
+    """A readable checkpoint: what `load` returned, its path, and a line for each damaged one tried before."""
 
     loaded: Loaded
     path: str
@@ -194,18 +194,18 @@ class Found(NamedTuple, Generic[Loaded]):
 
 
 class FirstDamaged(UserError):
-    """The first checkpoint of a run is the only one and is damaged, so its stage begins anew."""
+    """All checkpoints of a run are of one step and damaged, so its stage starts again from scratch."""
 
-    generation: int  # of the next checkpoints
+    generation: int  # in the names of the next checkpoints
 
 
 def first_readable(
     filesystem: fs.FileSystem, run: str, paths: Sequence[str], load: Callable[[Path], Loaded]
 ) -> Found[Loaded] | None:
-    """Calls `load(folder)` on the first of `paths` that is whole; None if there are no paths.
+    """Calls `load(folder)` on the first of `paths` that is not damaged; None if there are no paths.
 
-    Raises FirstDamaged or UserError if all are damaged, OtherFormat if another version made one, and OSError
-    if the storage fails, since training would silently resume from an older checkpoint.
+    Raises FirstDamaged or UserError if all are damaged, and OtherFormat if a newer version wrote one. Raises
+    OSError if the storage fails, since training would otherwise silently resume from an older checkpoint.
     """
     damaged: list[str] = []
     for path in paths:
@@ -217,7 +217,7 @@ def first_readable(
         except (UserError, FileNotFoundError) as error:
             damaged.append(f"{display_path(filesystem, path)}: {error}")
     names = [named(path) for path in paths]
-    if len({step for step, _ in names}) == 1:  # a later step is too much work to give up silently
+    if len({step for step, _ in names}) == 1:  # with several steps, too much work would be lost silently
         first = FirstDamaged(damaged[0])
         first.generation = 1 + max(generation for _, generation in names)
         raise first
@@ -230,9 +230,10 @@ def first_readable(
 
 
 class Newest(NamedTuple):
-    """The newest whole checkpoint: its `progress` and `path`, or {} and None if training begins anew.
+    """The newest undamaged checkpoint: its `progress` and `path`, or {} and None if training starts again.
 
-    generation: of the next checkpoints, so that no name is that of a damaged one. lines: shown to the user.
+    generation: suffix of the next checkpoints, so that none has the name of a damaged one. lines: messages to
+    the user.
     """
 
     progress: Progress
@@ -242,7 +243,7 @@ class Newest(NamedTuple):
 
 
 def newest(filesystem: fs.FileSystem, run: str, load: Load) -> Newest | None:
-    """Calls `load(folder)` on the newest whole checkpoint; None without checkpoints.
+    """Calls `load(folder)` on the newest undamaged checkpoint; None if there are no checkpoints.
 
     Raises what `first_readable` raises, except FirstDamaged.
     """

@@ -11,11 +11,11 @@ from typing import Any
 class Totals:
     """The time that a stage has taken, in seconds. Work that a restart repeats counts once.
 
-    trained_s: training, which includes first_waits_s of waiting for the first batch of each start and
-    waited_s for later ones. core_seconds: CPU time of all ranks, which includes validation_core_seconds of
-    validation, pictures and checkpoints. seconds: wall clock of all commands, which includes earlier_s before
-    the command that began at the Unix time `began`. first_step_at: Unix time of the first step. first_wait_s:
-    the wait for its batch.
+    trained_s: training, which includes first_waits_s of waiting for the first batch of each start, and
+    waited_s of waiting for later batches. core_seconds: CPU time of all ranks, which includes
+    validation_core_seconds of validation, pictures and checkpoints. seconds: wall-clock time of all commands,
+    which includes earlier_s before the present command, which began at the Unix time `began`.
+    first_step_at: Unix time of the stage's first step. first_wait_s: the wait for the batch of that step.
     """
 
     trained_s: float = 0.0
@@ -30,7 +30,7 @@ class Totals:
     first_wait_s: float | None = None
 
     def rates(self, images: int) -> dict[str, float]:
-        """images_per_s and data_wait_share after `images` images."""
+        """The entries images_per_s and data_wait_share of a record after `images` images."""
         after_first = self.trained_s - self.first_waits_s
         return {
             "images_per_s": images / self.trained_s if self.trained_s else 0.0,
@@ -41,13 +41,13 @@ class Totals:
 class Clock:
     """Measures one start of a stage on one rank, and adds it to the time of earlier starts.
 
-    progress: from the checkpoint that training resumes from. began: Unix time at which the command began the
-    stage.
+    progress: that of the checkpoint from which training resumes. began: Unix time at which the command began
+    the stage.
     """
 
     def __init__(self, progress: dict[str, Any], began: float) -> None:
         self._taken = taken = Totals(**progress.get("clock", {}))
-        if taken.began != began:  # another command
+        if taken.began != began:  # a later command resumes the stage
             taken.began, taken.earlier_s = began, taken.seconds
         self._before = replace(taken)  # the totals before this start
         self._started, self._has_waited = time.perf_counter(), False
@@ -83,7 +83,10 @@ class Clock:
         return self._paused_core_seconds + present
 
     def count_step(self) -> None:
-        """Called after each step. Time after the last step is not training, so a restart then adds none."""
+        """Called after each step. Counts the time until now, except pauses, as training.
+
+        Time after the last step is not training, so a restart of a finished stage adds none.
+        """
         self._taken.trained_s = self._before.trained_s + time.perf_counter() - self._started - self._paused_s
         if self._taken.first_step_at is None:
             self._taken.first_step_at = time.time()

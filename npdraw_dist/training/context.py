@@ -1,4 +1,4 @@
-"""What a training loop needs from where it runs: contexts of one process. `distributed` has Ray's."""
+"""The environment of a training loop (`Context`) in one process. `distributed.context` has that of Ray."""
 
 import contextlib
 import math
@@ -26,7 +26,7 @@ SHOW_EVERY_S = 0.5
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-Note = Callable[[], str]  # gives the text beside the progress, such as the loss; it may wait for a GPU
+Note = Callable[[], str]  # returns a text to show next to the progress, such as the loss; may wait for a GPU
 
 
 class Display(Protocol):
@@ -41,7 +41,7 @@ class Display(Protocol):
 
 
 class Context:
-    """The only rank of a run in a plain process, which saves nothing. Subclasses override what differs."""
+    """The only rank of a run, in a process without Ray. It saves nothing, but its subclasses do."""
 
     rank, world_size = 0, 1
     removes_saved = False  # whether `report` and `save` remove the local folder of a checkpoint
@@ -49,7 +49,7 @@ class Context:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.began = time.time()  # Unix time at which the command began the stage
-        self.cpu_started = time.process_time()  # not 0, since a process can have run tasks before
+        self.cpu_started = time.process_time()  # not 0, since this process may have run other tasks before
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Moves `module` to the device and lets ranks average its gradients."""
@@ -64,7 +64,7 @@ class Context:
         return None
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
-        """Publishes metrics, and a checkpoint folder (of rank 0) under `name`. Called by all ranks."""
+        """Publishes metrics, and the checkpoint folder of rank 0 under `name`. Called by all ranks."""
 
     def must_save(self) -> bool:
         """Whether to save at once because the cloud takes back a node; the same answer on all ranks."""
@@ -88,10 +88,10 @@ class Context:
 
 
 class RunContext(Context):
-    """A rank of the run in `folder` of any filesystem. Rank 0 writes the metrics there.
+    """A rank of the run in `folder`, on any filesystem. Rank 0 writes the metrics to this folder.
 
-    This class is the only rank, in this process and without Ray, so a debugger can stop in it. criterion:
-    ranks the checkpoints.
+    An object of this class itself is the only rank and runs without Ray, so a debugger can stop in it.
+    criterion: the metric that ranks checkpoints.
     """
 
     check: Callable[[], None] = staticmethod(lambda: None)  # raises if another process owns the run
@@ -122,7 +122,7 @@ class RunContext(Context):
 
     def save(self, saved: Path | None, name: str) -> None:
         self.check()
-        # If less is better, Ray Train ranks a missing metric best; `publish` ranks NaN worst.
+        # If lower is better, Ray Train ranks a missing metric best; `publish` ranks the NaN here worst.
         self.publish({self.criterion.name: math.nan}, saved, name, at_once=True)  # the node is preempted
 
     def log(self, row: Record) -> None:
@@ -133,7 +133,7 @@ class RunContext(Context):
             self.display.record(row)
 
     def resumed(self, found: checkpoint.Newest) -> None:
-        """Says that training resumes from a checkpoint, and begins events after it. Called by rank 0."""
+        """Reports that training resumes from a checkpoint, and starts new event files. Called by rank 0."""
         for line in found.lines:
             self.say(line)
         images_seen = int(found.progress.get("record", {}).get("images_seen", 0))
@@ -161,7 +161,7 @@ class RunContext(Context):
         return found
 
     def publish(self, metrics: dict[str, Any], saved: Path | None, name: str, at_once: bool = False) -> None:
-        """Keeps rank 0's checkpoint folder `saved`, before training goes on if `at_once`."""
+        """Stores rank 0's checkpoint folder `saved`; if `at_once`, before training continues."""
         assert saved is not None
         if isinstance(self.filesystem, fs.LocalFileSystem):
             move_in(saved, Path(self.folder) / name)
@@ -175,7 +175,7 @@ class RunContext(Context):
 
 
 def move_in(saved: Path, target: Path) -> None:
-    """Copies the folder `saved` beside `target`, then renames the whole copy to `target`."""
+    """Copies the folder `saved` next to `target`, then renames the complete copy to `target`."""
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=PARTIAL))
     shutil.copytree(saved, partial, dirs_exist_ok=True)
     shutil.rmtree(target, ignore_errors=True)

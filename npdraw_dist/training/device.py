@@ -1,6 +1,7 @@
-"""The parts of a training step that differ on a GPU: precision, and batches that are prepared ahead.
+"""The parts of a training step that differ on a GPU: precision, and batches that are prepared in advance.
 
-A CPU always computes in float32, since bfloat16 products are a hundred times slower without instructions.
+A CPU always computes in float32: without bfloat16 instructions, products in bfloat16 are a hundred times
+slower.
 """
 
 import time
@@ -15,7 +16,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.training.feed import prefetched
 
-BFLOAT16_SINCE = (8, 0)  # compute capability (Ampere)
+BFLOAT16_SINCE = (8, 0)  # lowest compute capability with bfloat16 (Ampere)
 AHEAD = 2  # steps whose batches are pinned in advance
 
 MicroBatches = list[tuple[int, Batch]]  # (first row in the global batch, images)
@@ -23,7 +24,7 @@ Result = TypeVar("Result")
 
 
 def usable(device: torch.device) -> torch.device:
-    """`device`, or the CPU if torch finds no GPU, such as a build for CPUs or a GPU that Ray pretends."""
+    """`device`, or the CPU if torch finds no GPU: it is built for CPUs, or Ray only simulates the GPU."""
     return device if device.type != "cuda" or torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -37,9 +38,9 @@ def timed(function: Callable[[], Result]) -> tuple[Result, float]:
 
 
 def autocast_dtype(device: torch.device, precision: Precision) -> torch.dtype | None:
-    """The type of products in a forward pass; None for float32.
+    """The dtype of matrix products in a forward pass; None for float32.
 
-    Raises UserError if bfloat16 is requested and the GPU has none.
+    Raises UserError if bfloat16 is requested and the GPU does not support it.
     """
     if device.type != "cuda" or precision == "float32":
         return None
@@ -56,13 +57,13 @@ def autocast_dtype(device: torch.device, precision: Precision) -> torch.dtype | 
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Computes products in `dtype`. Weights, sums, norms, losses and `nn.blocks` stay in float32."""
+    """Computes matrix products in `dtype`. Weights, sums, norms, losses and `nn.blocks` stay in float32."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """Rounds this thread's results below 1.2e-38 to 0 in the block, since a CPU is slow with them."""
+    """Rounds results below 1.2e-38 to 0 in this thread in the block, since they slow down a CPU."""
     before = float(torch.tensor(2e-38) / 2) == 0  # torch has no function that returns the setting
     torch.set_flush_denormal(True)
     try:
@@ -72,7 +73,7 @@ def flushed_denormals() -> Iterator[None]:
 
 
 def prepare_ahead(steps: Iterator[MicroBatches], device: torch.device) -> Iterator[MicroBatches]:
-    """Yields `steps`. For a GPU, a thread pins them in memory ahead, so that copies overlap with training."""
+    """Yields `steps`. For a GPU, a thread pins their memory in advance: copies overlap with training."""
     if device.type != "cuda":
         return steps
     pinned = ([(index, batch.pin_memory()) for index, batch in micro_batches] for micro_batches in steps)

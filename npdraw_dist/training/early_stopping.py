@@ -5,8 +5,8 @@ from typing import Any
 
 from npdraw_dist.training.checkpoint import Criterion
 
-FAR_NATS = 2.0  # a smaller loss can be noise of a few hundred validation images
-FAR_SHARE = 0.02  # the same for images with thousands of nats
+FAR_NATS = 2.0  # a smaller fall can be noise from a few hundred validation images
+FAR_SHARE = 0.02  # of the best value; the same for images with thousands of nats
 
 
 def fall_text(fall: Mapping[str, Any]) -> str:
@@ -16,16 +16,16 @@ def fall_text(fall: Mapping[str, Any]) -> str:
 
 
 def far_below(best: float, now: float) -> bool:
-    """Whether the score `now` (higher is better) is worse than `best` by over 2 nats and over 2% of it."""
+    """Whether the score `now` (higher is better) is worse than `best` by over 2 nats and 2% of `best`."""
     return now < best - max(FAR_NATS, FAR_SHARE * abs(best))
 
 
 class EarlyStopping:
     """Compares each validation that has the criterion's metric with the best one.
 
-    progress: from the checkpoint that training resumes from. patience: training has `ended` after this many
-    validations far below the best one, with none near it between; a validation that is better than the one
-    before does not count. 0: training never ends early.
+    progress: that of the checkpoint from which training resumes. patience: training has `ended` after this
+    many validations far below the best one without one near the best in between; a validation that is better
+    than the previous one is not counted. If patience is 0, training never ends early.
     """
 
     def __init__(self, criterion: Criterion, progress: dict[str, Any], patience: int = 0) -> None:
@@ -34,14 +34,14 @@ class EarlyStopping:
         self._best: dict[str, Any] | None = saved.get("best")
         self._last: dict[str, Any] | None = saved.get("last")
         self._warned: bool = saved.get("warned", False)
-        self._far: int = saved.get("far", 0)  # validations since one near the best
+        self._far: int = saved.get("far", 0)  # validations counted since the last one near the best
 
     @property
     def ended(self) -> bool:
         return 0 < self.patience <= self._far
 
     def see(self, record: dict[str, Any], may_end: bool = True) -> str | None:
-        """Adds a validation; returns a line if it fell. may_end: whether it counts for the patience."""
+        """Adds a validation; returns a message if it fell. may_end: whether the patience may count it."""
         if self.criterion.name not in record:
             return None
         before = self._last
@@ -52,7 +52,7 @@ class EarlyStopping:
         if not may_end or fall is None:
             self._far = 0
         elif before is None or not self._score(self._last) > self._score(before):
-            self._far += 1  # not counted if it rises, as after a step that was too large
+            self._far += 1  # a rise is not counted: training recovers, as after too large a step
         if fall is not None and self.ended:
             ended = f"training ends, after {self._far} such validations (train.patience)"
             return f"{fall_text(fall)}; {ended}"
@@ -69,13 +69,13 @@ class EarlyStopping:
         return f"validation {self.criterion.name.partition('/')[2]} {self._last['value']:.2f}{best}"
 
     def line(self, record: dict[str, Any]) -> str:
-        """A line about the last validation, whose `record` this is."""
+        """A line about the last validation. record: its metrics."""
         loss = f"loss {record['train/loss']:.2f}" if "train/loss" in record else ""
         found = ", ".join(filter(None, (loss, self.note())))
         return f"after {record['images_seen']:,} images: {found or 'a checkpoint'}"
 
     def fall(self) -> dict[str, Any] | None:
-        """The numbers of `fall_text` if the last validation is far below the best one, else None."""
+        """The numbers that `fall_text` takes if the last validation is far below the best one, else None."""
         if not self._best or not self._last or not far_below(*map(self._score, (self._best, self._last))):
             return None
         best = {"best": self._best["value"], "best_at": self._best["images_seen"]}

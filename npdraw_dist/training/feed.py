@@ -1,8 +1,8 @@
 """The training data of each rank, which takes some rows of the global batch of each step.
 
-A rank cuts its rows into micro-batches. Neither cut changes the image or the noise of a row, so the number of
-workers may change at any step.
-Shapes: B rows a step, N images in all.
+A rank splits its rows into micro-batches. Neither split changes the image or the noise of a row, so the
+number of workers may change at any step.
+Shapes: B rows in a step, N images in total.
 """
 
 import itertools
@@ -32,7 +32,7 @@ class Feed(Protocol):
 
 @dataclass(frozen=True)
 class Share:
-    """The rows of the global batch that a rank takes, in micro-batches. seed: draws the order of the data."""
+    """The rows of the global batch that a rank takes, in micro-batches. seed: seeds the order of the data."""
 
     batch_size: int
     micro_batch: int
@@ -42,7 +42,7 @@ class Share:
 
     @property
     def rows(self) -> range:
-        """The rows of this rank; at least one if there are no more ranks than rows."""
+        """The rows of this rank; at least one if the batch has at least as many rows as there are ranks."""
         first, end = (rank * self.batch_size // self.world_size for rank in (self.rank, self.rank + 1))
         return range(first, end)
 
@@ -54,12 +54,12 @@ class Share:
 
 
 def noise_seed(seed: int, *path: int) -> int:
-    """The seed of all draws at one point, such as a step: 63 well mixed bits."""
+    """The seed (63 well mixed bits) of all random draws at one point, such as a step."""
     return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class MemoryFeed:
-    """All training data in memory, shuffled in each epoch by (seed, epoch). A batch may span two epochs."""
+    """Keeps all data in memory; (seed, epoch) shuffles them in each epoch. A batch may span two epochs."""
 
     def __init__(self, data: Batch, share: Share) -> None:
         self.data, self.share = data, share
@@ -86,8 +86,8 @@ class MemoryFeed:
         return self._order[epoch]
 
 
-RING = 2**31  # separates the seeds of an epoch's groups from those of its windows
-LANE = 8  # rows of a lane; few, since two ranks that share a lane both read it
+RING = 2**31  # makes the seed of the order of an epoch's groups differ from the seeds of its windows
+LANE = 8  # rows of a lane in a step; few, since two ranks that share a lane both read it
 
 # read(order, ranges) yields rows [start, stop) of each range in turn, in batches of any sizes. Rows are
 # numbered along the groups in `order`.
@@ -99,13 +99,14 @@ class StreamFeed:
     """Training data that is read in groups of rows and shuffled within windows. No epoch is kept in memory.
 
     A batch consists of lanes of at most 8 rows. The groups of an epoch, in an order drawn from (seed, epoch),
-    form a ring of N rows that starts at a drawn row. The ring is cut into windows, and each window into one
-    piece for each lane, which (seed, lane, epoch, window) shuffles. So the rows of a lane do not depend on
-    the ranks. All ranks take equally many steps and together see each row once an epoch (a lane has a rounded
-    share of it).
+    form a ring of N rows that starts at a random row. The ring is cut into windows, and each window into one
+    piece for each lane, shuffled by (seed, lane, epoch, window). So the rows of a lane do not depend on the
+    number of ranks. All ranks take the same number of steps, and together they see each row once per epoch
+    (each lane sees N divided by the number of lanes, rounded).
 
-    rows: images of each group. window: least rows of a window; there is one window if N is less than two.
-    lane: rows of a lane in each step, if they divide the batch.
+    rows: number of images in each group. window: minimum rows of a window; with fewer than twice as many rows
+    in total, there is one window. lane: rows of a lane in each step; their greatest common divisor with the
+    batch size if they do not divide it.
     """
 
     def __init__(
@@ -124,14 +125,14 @@ class StreamFeed:
         assert total >= count, "each lane needs a row"
         shares = np.diff(np.arange(count + 1) * total // count)  # rows of each lane in an epoch
         self.windows = max(total // window, 1)
-        # (window + 1, lane): how many rows of its share are before each window
+        # (window + 1, lane): how many rows of the lane's share come before each window
         self._before = np.arange(self.windows + 1)[:, None] * shares // self.windows
         sizes = np.diff(self._before, axis=0)
         ends = sizes.cumsum().reshape(sizes.shape)
         self._starts, self._ends = ends - sizes, ends  # (window, lane): places on the ring
 
     def steps(self, first: int) -> Iterator[list[tuple[int, Batch]]]:
-        # During training on a window, the next one is ready and the one after it is read.
+        # During training on a window, the next one is ready and the one after that is being read.
         windows = prefetched(self._windows(first * self.lane), 1)
         ready = {lane: _Rows() for lane in self.lanes}
         start = self.lanes.start * self.lane
@@ -146,7 +147,7 @@ class StreamFeed:
             windows.close()
 
     def _windows(self, position: int) -> Iterator[list[tuple[int, Batch]]]:
-        """Yields the (lane, shuffled piece) of each window in turn, after `position` rows of each lane."""
+        """Yields each window as pairs (lane, shuffled piece), starting after `position` rows of each lane."""
         first = {lane: self._locate(lane, position) for lane in self.lanes}
         epoch, window, _ = min(first.values())
         while True:
@@ -168,7 +169,7 @@ class StreamFeed:
             epoch, window = epoch + 1, 0
 
     def _locate(self, lane: int, position: int) -> tuple[int, int, int]:
-        """The epoch, the window and the row in its piece where a lane resumes after `position` rows."""
+        """The epoch, window and row of the window's piece at which a lane resumes after `position` rows."""
         before = self._before[:, lane]
         epoch, offset = divmod(position, int(before[-1]))
         window = int(np.searchsorted(before, offset, "right")) - 1
@@ -185,12 +186,12 @@ class StreamFeed:
             if ranges and ranges[-1][1] == start:
                 start = ranges.pop()[0]
             ranges.append((start, stop))
-        # The groups come twice, since a range may pass the end of the ring.
+        # The order lists the groups twice, since a range may pass the end of the ring.
         return self.read(np.tile(groups, 2), ranges)
 
 
 class _Rows:
-    """A queue of rows: of the batches that were added, then of `batches`. Batches may have any sizes."""
+    """A queue of rows, first from batches that were added, then from `batches`; they may have any sizes."""
 
     def __init__(self, batches: Iterable[Batch] = ()) -> None:
         self.batches = iter(batches)
@@ -216,9 +217,9 @@ class _Rows:
 
 
 def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
-    """Yields `items`, which a thread makes up to `depth` ahead. Raises an error of the thread.
+    """Yields `items`, which a thread computes up to `depth` items ahead. Raises errors of the thread.
 
-    The thread ends with the generator.
+    The thread ends when the generator ends.
     """
     end: Any = object()
     with background_threads(1, "prefetch") as thread:
@@ -228,6 +229,6 @@ def prefetched(items: Iterator[Item], depth: int) -> Generator[Item, None, None]
                 ahead.append(thread.submit(next, items, end))
                 yield item
         finally:
-            thread.shutdown(cancel_futures=True)  # it waits for a read that has begun
+            thread.shutdown(cancel_futures=True)  # this waits for a read that has begun
             if hasattr(items, "close"):
                 items.close()

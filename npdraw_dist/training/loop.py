@@ -1,4 +1,4 @@
-"""The training loop of prior and VAE, on each rank or in one process (`Context`). It counts images."""
+"""The training loop of prior and VAE, on each rank or in one process (`Context`). Budgets count images."""
 
 import math
 import shutil
@@ -37,18 +37,18 @@ from npdraw_dist.training.meters import Meters, learning_rate_factor
 from npdraw_dist.training.metrics_log import RECENT
 from npdraw_dist.training.muon import Muon
 
-# Steps without a finite gradient are skipped. SKIPPED_IN_ROW of them end a stage, as does more than one in
-# SKIPPED_ONE_OF.
+# Steps whose gradient is not finite are skipped. A stage ends after SKIPPED_IN_ROW skipped steps in a row, or
+# if more than one step in SKIPPED_ONE_OF is skipped.
 SKIPPED_IN_ROW, SKIPPED_ONE_OF = 10, 1000
 LOGGED = 50  # rows of `training.jsonl` in a stage
-RATE_FALL = 0.4  # share of the budget, at its end, over which the learning rates fall to 0
-MOST_REPORTS = 1000  # validations of a stage
+RATE_FALL = 0.4  # share of the budget, at its end, during which the learning rates fall to 0
+MOST_REPORTS = 1000  # validations of a stage, at most
 PAINTED = 20  # validations of a stage with pictures, at most
-SMOOTHED = 0.05  # least weight of the newest micro-batch in the moving mean of the loss that is shown
+SMOOTHED = 0.05  # minimum weight of the newest micro-batch in the displayed moving mean of the loss
 BOUND = checkpoint.Criterion("valid/elbo", "max")
 CHECK_EVERY = 100  # steps between checks for skipped steps on a GPU, where a check waits for the device
 
-# (micro-batch on its device, share of the budget seen, its noise) -> the micro-batch to train on
+# (micro-batch on its device, share of the budget done, noise of its rows) -> the micro-batch to train on
 Augment = Callable[[Batch, float, Noise], Batch]
 # (module, validation images, generator) -> pictures by name, (C, H, W) in [0, 1]
 Paint = Callable[[Objective, Batch, torch.Generator], dict[str, Tensor]]
@@ -69,7 +69,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a stage trains: `images` in all, with a validation and a checkpoint every `report_interval`.
+    """How long a stage trains: `images` in total, with a validation and a checkpoint every `report_interval`.
 
     criterion, patience: decide whether training ends before the budget (`EarlyStopping`).
     """
@@ -81,7 +81,7 @@ class Budget:
 
 
 def report_interval(images: int, every: int) -> int:
-    """Images between validations: `every`, or more if `images` would have over MOST_REPORTS of them."""
+    """Images between validations: `every`, or more so that there are at most MOST_REPORTS validations."""
     return max(every, -(-images // MOST_REPORTS))
 
 
@@ -169,14 +169,14 @@ class Run:
         self.average = Average(objective, every, config.batch_size) if every else None
         self.meters = Meters()
         self.logged: dict[str, list[float]] = {}  # sum and count of each metric at the last log
-        self.loss: Tensor | None = None  # a moving mean on the device, so reading it waits for the step
-        self.averaged = 0  # micro-batches of this start
-        self.first = 0  # step of this start
-        # Skipped steps: the last ones in a row, and all of this start. They are on the device, too.
+        self.loss: Tensor | None = None  # a moving mean on the device; reading it waits for the device
+        self.averaged = 0  # number of micro-batches since this start
+        self.first = 0  # the step at which this start began
+        # Numbers of skipped steps: in a row until now, and since this start. They are on the device, too.
         self.skipped = torch.zeros(2, device=context.device)
 
     def resume(self, budget: Budget) -> int:
-        """Loads the last checkpoint, if there is one; returns the steps that are done."""
+        """Loads the last checkpoint, if there is one; returns the number of steps already done."""
         found = self.context.restore(
             lambda folder: checkpoint.restore(folder, self.objective, self.optimizer, self.average)
         )
@@ -196,21 +196,21 @@ class Run:
     def is_broken(self, done: int) -> bool:
         """Whether too many steps of this start had no finite gradient. done: steps of the stage until now.
 
-        Earlier starts do not count, since they may have had another rate.
+        The share counts this start alone, since earlier starts may have had another learning rate.
         """
         in_row, total = self.skipped.tolist()
         own = done - self.first
         return in_row >= SKIPPED_IN_ROW or (own >= SKIPPED_ONE_OF and total * SKIPPED_ONE_OF > own)
 
     def update(self, step: int, micro_batches: MicroBatches, images: int) -> None:
-        """One step of the optimizer, skipped without a finite gradient. Nothing here waits for a GPU."""
+        """Takes one optimizer step, unless the gradient is not finite. Nothing here waits for a GPU."""
         # schedule
         images_seen = step * self.config.batch_size
         stepping = self.objective.stepping
         fall = RATE_FALL * images if stepping.falls else 0.0
         factor = learning_rate_factor(images_seen, images, stepping.warmup * images, fall)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
-            # With a rate of 0, momentum changes nothing either.
+            # With a rate of 0, momentum does not change the weights either.
             group["lr"] = peak * factor if images_seen / images < group.get("until", math.inf) else 0.0
 
         # gradients
@@ -242,7 +242,8 @@ class Run:
         broken = (~torch.isfinite(norm)).float()
         self.skipped = torch.stack([(self.skipped[0] + 1) * broken, self.skipped[1] + broken])
         self.meters.add({"skipped_steps": broken})
-        vars(self.optimizer).update(found_inf=broken, grad_scale=None)  # as GradScaler: the fused step skips
+        # As with GradScaler, found_inf makes the fused optimizer skip the step.
+        vars(self.optimizer).update(found_inf=broken, grad_scale=None)
         self.optimizer.step()
         self.objective.after_step(self._gathered)
         if self.average is not None:
@@ -255,7 +256,7 @@ class Run:
         return self.context.sum(slots)
 
     def note(self) -> str:
-        """The text beside the progress: rank 0's recent loss, and the last validation."""
+        """The text shown next to the progress: rank 0's recent loss, and the last validation."""
         loss = "" if self.loss is None else f"loss {float(self.loss):.2f}"
         return ", ".join(filter(None, (loss, self.stopping.note())))
 
@@ -303,7 +304,7 @@ class Run:
         return {name: total / count for name, (total, count) in summed(meters, context).items()}
 
     def paint(self, record: dict[str, Any], valid: Batch, paint: Paint) -> None:
-        """Saves pictures of the present model. Only rank 0 does."""
+        """Saves pictures that the current model makes, on rank 0 only."""
         if self.context.rank > 0:
             return
         generator = torch.Generator(self.context.device).manual_seed(noise_seed(self.seed, 2**32 - 2, 0))
@@ -321,7 +322,7 @@ class Run:
 
     @contextmanager
     def _checkpoint(self, record: dict[str, Any]) -> Iterator[tuple[Path | None, str]]:
-        """Yields a folder with a checkpoint (None on all ranks but 0), and its name."""
+        """Yields a folder with a checkpoint (None on all ranks but 0), and the name of the checkpoint."""
         totals, sums = self.clock.totals(*self._core_seconds()), summed(self.meters, self.context)
         suffix = f"_{self.generation}" if self.generation else ""
         name = f"{checkpoint.PREFIX}{record['step']:09d}{suffix}"
@@ -348,7 +349,7 @@ class Run:
             shutil.rmtree(folder)
 
     def _core_seconds(self) -> tuple[float, float]:
-        """CPU seconds of all ranks since their start, in all and in validation or checkpoints."""
+        """CPU seconds of all ranks since their start: in total, and in pauses such as validation."""
         spent = time.process_time() - self.context.cpu_started
         own = torch.tensor([spent, self.clock.paused_core_seconds], dtype=torch.float64)
         spent, paused = self.context.sum(own).tolist()
@@ -376,7 +377,7 @@ def noise_of_rows(seed: int, first: int, count: int, context: Context) -> RowNoi
 
 
 def summed(meters: Meters, context: Context) -> dict[str, list[float]]:
-    """Sum and count of each metric, of all ranks."""
+    """Sum and count of each metric over all ranks."""
     names = meters.names()
     sums = context.sum(meters.stacked()).tolist() if names else []
     return dict(zip(names, sums, strict=True))

@@ -19,7 +19,7 @@ class Meters:
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Adds per-image values: each (B,), or any shape whose entries have equal weight.
 
-        Values of one shape are summed in one operation, since each one costs a GPU a launch.
+        Values of one shape are summed in one operation, since each operation costs a kernel launch on a GPU.
         """
         names = tuple(sorted(values))
         if not names:
@@ -37,7 +37,7 @@ class Meters:
         return sorted(self._counts)
 
     def stacked(self) -> Tensor:
-        """(names, 2) float64: sum and count in the order of `names`. Ranks add these."""
+        """(names, 2) float64: sum and count in the order of `names`. The tables of all ranks are added."""
         names, first = self.names(), next(iter(self._sums.values()))
         table = torch.zeros(len(names), 2, dtype=torch.float64)
         table[:, 1] = torch.tensor([self._counts[name] for name in names], dtype=torch.float64)
@@ -48,7 +48,7 @@ class Meters:
         return table
 
     def restore(self, sums: Mapping[str, list[float]], device: torch.device) -> None:
-        """Starts again from `sums`: name -> [sum, count], the rows of `stacked`."""
+        """Replaces all sums and counts by `sums`: name -> [sum, count], the rows of `stacked`."""
         self.reset()
         names = tuple(sorted(sums))
         if names:
@@ -62,7 +62,7 @@ class Meters:
 
 
 def learning_rate_factor(images_seen: float, images: float, warmup: float, fall: float) -> float:
-    """A learning-rate factor: linear from 0 over `warmup` images, 1, linear to 0 over the last `fall`."""
+    """A factor that rises linearly to 1 over `warmup` images and falls linearly to 0 over the last `fall`."""
     rise = (images_seen + 1) / (warmup + 1)
     left = max(images - images_seen, 0.0) / fall if fall > 0 else 1.0
     return min(rise, left, 1.0)

@@ -1,7 +1,7 @@
-"""Writes the metrics of a training run: `metrics.jsonl` with a row a validation, and TensorBoard's events.
+"""Writes the metrics of a training run: `metrics.jsonl` with a row per validation, and TensorBoard events.
 
 `training.jsonl` has the training metrics between validations. A new row replaces all rows from its step on,
-since training that resumes repeats them. Shapes: C channels, H x W pictures.
+since training that resumes writes them again. Shapes: C channels, H x W pictures.
 """
 
 import io
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from npdraw_dist.core.storage import list_files, read_bytes, write_bytes, write_text
 
-ROWS, RECENT_ROWS = "metrics", "training"  # the file NAME.jsonl
+ROWS, RECENT_ROWS = "metrics", "training"  # names of the files NAME.jsonl
 RECENT = "recent"  # prefix of means over the images since the previous row in `training.jsonl`
 Record = dict[str, float]  # metric -> value at one validation; also `images_seen` and `step`
-EVENTS = "events.out.tfevents"  # in the names of files that TensorBoard reads, in the order of the names
+EVENTS = "events.out.tfevents"  # prefix of the files that TensorBoard reads, in the order of their names
 LARGEST = 1 << 18  # bytes after which a new file begins in an object store, where each row rewrites the file
 
 Pictures = Mapping[str, Tensor]  # name -> (C, H, W) in [0, 1]
@@ -36,14 +36,14 @@ def read_metrics(filesystem: fs.FileSystem, folder: str, rows: str = ROWS) -> li
 
 
 class Journal:
-    """Adds rows to NAME.jsonl in `folder`. Each row writes the file anew, so a kill leaves no half row."""
+    """Adds rows to NAME.jsonl in `folder`. Each row rewrites the file, so a kill leaves no partial row."""
 
     def __init__(self, filesystem: fs.FileSystem, folder: str, rows: str = ROWS) -> None:
         self.filesystem, self.folder, self.name = filesystem, folder, rows
         self._rows: list[Record] | None = None
 
     def add(self, row: Record) -> None:
-        """Writes a row before it returns."""
+        """Writes a row to the file before returning."""
         if self._rows is None:
             self._rows = read_metrics(self.filesystem, self.folder, self.name)
         self._rows = [*(one for one in self._rows if one["step"] < row["step"]), row]
@@ -52,11 +52,11 @@ class Journal:
 
 
 class Events:
-    """Adds TensorBoard's events to the run in `folder`. Each start of training writes files of its own.
+    """Adds TensorBoard events to the run in `folder`. Each start of training writes its own files.
 
-    images_seen: at this start; TensorBoard hides earlier events of later images. Events are made in memory:
-    a storage that fails must not end the run, and gets what it did not take with the next event.
-    `SummaryWriter` prints a traceback at exit then.
+    images_seen: images before this start; TensorBoard hides events of earlier starts with more images. Events
+    are built in memory: a storage failure must not end the run, and events that could not be written are
+    written with the next one. After such a failure, `SummaryWriter` would print a traceback at exit.
     """
 
     def __init__(self, filesystem: fs.FileSystem, folder: str, images_seen: int = 0) -> None:
@@ -82,7 +82,7 @@ class Events:
         from tensorboardX.proto.event_pb2 import Event
 
         size = self._made.tell()
-        # A file is complete only if the object store has taken all of it.
+        # A new file begins only after the object store has received all of the previous one.
         if not self._path or (size > LARGEST and size == self._written and not self._local):
             names = (path.rpartition("/")[2] for path, _ in list_files(self.filesystem, self.folder))
             self._begin(sum(name.startswith(EVENTS) for name in names) + 1)
@@ -91,7 +91,7 @@ class Events:
         self._write()
 
     def _begin(self, number: int) -> None:
-        """Begins a file. The first file of a start says from which image on it replaces earlier events."""
+        """Begins a file. The first file of a start states from which image on it replaces earlier events."""
         from tensorboardX import record_writer
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -105,7 +105,7 @@ class Events:
             self._writer.write_event(Event(step=self.images_seen + 1, session_log=start))
 
     def _write(self) -> None:
-        """Appends new events to a local file, or writes an object anew, which cannot be appended to."""
+        """Appends new events to a local file, or rewrites an object, since object stores cannot append."""
         content = self._made.getvalue()
         try:
             if self._local:
@@ -120,7 +120,7 @@ class Events:
         self._written = len(content)
 
     def begin(self, settings: Mapping[str, Setting], metric: str, pictures: Pictures) -> None:
-        """Writes pictures, and a stage's settings for TEXT and HPARAMS, which compares runs by `metric`."""
+        """Writes pictures, and settings for the tabs TEXT and HPARAMS, which compares runs by `metric`."""
         from tensorboardX.summary import hparams, image, text
 
         self._begin(0)  # a stage has one such file, before all others

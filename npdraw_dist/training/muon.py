@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
-SMALLEST = 16  # least rows and columns; AdamW trains smaller matrices
+SMALLEST = 16  # minimum rows and columns of a matrix; AdamW trains smaller ones
 MOMENTUM = 0.95
-# The root mean square of a step over the rate, as AdamW has it, so that both use the same rates (Liu et al.
-# 2025, "Muon is scalable for LLM training", section 2.2).
+# The root mean square of a step divided by the learning rate. It is about that of AdamW, so that both use the
+# same rates (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
 MATCH = 0.2
-# Newton-Schulz: x <- a x + (b A + c A A) x with A = x x'. ITERATIONS of it bring singular values near 1.
+# Newton-Schulz: x <- a x + (b A + c A A) x with A = x x'. ITERATIONS steps bring the singular values near 1.
 QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
@@ -57,7 +57,7 @@ class Muon(AdamW):
                 direction = direction.t()
             rows, columns = direction.shape
             directions.setdefault((rows, columns), []).append((weight, direction))
-        for (_, columns), found in directions.items():  # matrices of one shape together, in fewer kernels
+        for (_, columns), found in directions.items():  # equal shapes are stacked: fewer kernels
             rate = group["lr"] * (1.0 if broken is None else 1 - broken)
             weights, stacked = zip(*found, strict=True)
             for weight, step in zip(weights, orthogonal(torch.stack(stacked)), strict=True):

@@ -1,1 +1,1 @@
-"""The search spaces: a file each, which names its Space SPACE. `--space` takes the file's name."""
+"""The search spaces. Each file defines one as SPACE, and `--space` takes the name of the file."""

@@ -1,20 +1,20 @@
-"""Ablations of NP-DRAW on digits: each model leaves out one idea, and has ten random trials and five seeds.
+"""Ablations of NP-DRAW on digits: each variant lacks one idea. Every model has ten trials and five seeds.
 
-Answers, as the paper's ablations do: how much do attention (against an LSTM), the parser (which trains the
-prior, and gives the VAE a cross-entropy) and a bank of real patches (against Gaussian parts) bring? Ranges
-and budgets are written down here before anything is trained.
+Answers, as the paper's ablations do: how much does the model gain from attention (against an LSTM), from the
+parser (which trains the prior, and gives the VAE a cross-entropy), and from a bank of real patches (against
+Gaussian parts)? Ranges and budgets are written down here before anything is trained.
 
-Cost: a model has 10 trials, 5 seeds and up to 2 + 4 times the time for the row "until it stops improving", so
-21 times `core_seconds`: for 4 models 3 hours of a core at 100%, and a fifth more for rates and scores.
-Known results: at 40 core-seconds docs/results/2026-12-01-ablations.md; at 120, without a search,
-docs/results/2026-12-02-ablations.md.
+Cost: a model takes 21 times `core_seconds`: 10 trials, 5 seeds, and up to 2 + 4 times the time for the row
+"until it stops improving". Four models take 3 hours of a core at 100%, and a fifth more for rates and scores.
+Known results: docs/results/2026-12-01-ablations.md at 40 core-seconds, and
+docs/results/2026-12-02-ablations.md at 120 core-seconds without a search.
 """
 
 from tune_spaces.space import Choice, Kinds, Settings, Space
 from tune_spaces.spaces.comparison import COMMON, SEQUENCE, SETTINGS, Fields
 from tune_spaces.spaces.comparison import SPACE as DIGITS
 
-# The stage `prior` has one batch, and q does not imitate parses.
+# The stage `prior` trains on one batch, and no cross-entropy makes q imitate parses.
 NO_PARSER: Settings = {"vae.parse_weight": 0.0, "vae.parse_weight_end": 0.0, "prior.images": 1}
 
 OURS = dict(DIGITS.spaces["npdraw"].fields)

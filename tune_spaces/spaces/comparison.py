@@ -1,12 +1,12 @@
-"""All kinds of models with the same chance: ten random trials each, the same counted time, then more seeds.
+"""Compares all kinds of models: each has ten random trials of the same counted time, and then more seeds.
 
 Answers: which kind has the best likelihood, and the best samples, at 100%, 10% and 1% of the images? Ranges
-and budgets are written down here before anything is trained. Validation images decide, a fifth of the images
-of the fraction; the test split stays closed until `npdraw report` opens it once.
+and budgets are written down here before anything is trained. Trials are chosen on validation images, a fifth
+of the images of the fraction; the test split stays closed until `npdraw report` opens it once.
 
-Cost: a kind has 10 trials, 5 seeds of the winner (source mnist; 3 elsewhere) and up to 2 + 4 times the time
-for the row "until it stops improving", so 21 times `core_seconds`: for 7 kinds 10 hours of a core at 100%, 5
-at 10%, 2.5 at 1%, and a fifth more for cost measurements and scores.
+Cost: a kind takes 21 times `core_seconds`: 10 trials, 5 seeds of the winner (source mnist; 3 elsewhere), and
+up to 2 + 4 times the time for the row "until it stops improving". Seven kinds take 10 hours of a core at
+100%, 5 at 10%, 2.5 at 1%, and a fifth more for cost measurements and scores.
 Best known result, ten trials a kind: at 100% of MNIST-8k, docs/results/2026-12-01-comparison.md, and at four
 times the budget docs/results/2026-12-02-four-times.md; at 10% and 1%, docs/results/2026-11-30-comparison.md.
 """
@@ -34,7 +34,7 @@ SEQUENCE: Fields = {
 }
 
 DRAW = ("baseline.steps", "baseline.latents", "baseline.hidden", "baseline.read", "baseline.write")
-# Sizes that train in the time: the paper's 64 steps of 100 Gaussians see too few images.
+# Sizes that train within the counted time; the paper's 64 steps of 100 Gaussians would see too few images.
 DRAWS: tuple[Settings, ...] = tuple(
     dict(zip(DRAW, size, strict=True))
     for size in ((5, 20, 256, 12, 14), (10, 10, 256, 12, 14), (10, 10, 128, 5, 8))
@@ -46,7 +46,7 @@ SETTINGS: Settings = {
     "train.micro_batch": 64,
     "vae.prior_learning_rate": 4e-3,
     "prior.learning_rate": 4e-3,
-    "vae.images": 60_000,  # only the ratio to prior.images counts, since the counted seconds give the budget
+    "vae.images": 60_000,  # only its ratio to prior.images matters, since the counted seconds set the budget
     "prior.images": 30_000,
     "vae.relaxed_images": None,
     "train.select": "best",
@@ -70,7 +70,7 @@ SPACE = Kinds(
                 "vae.latents": Choice((16, "map:2", "map:4")),
                 "vae.decoder_width": Choice((32, 64)),
                 "vae.encoder_width": Choice((32, 64)),
-                "prior.images": Choice((15_000, 30_000)),  # a quarter or a half of those of the VAE
+                "prior.images": Choice((15_000, 30_000)),  # a quarter or a half of vae.images
             },
         ),
         "vae": Space({**COMMON, **CONVOLUTIONS, **GAUSSIANS}),

@@ -1,18 +1,20 @@
-"""Six models with the same chance on emoji and glyphs of 32x32: ten random trials each, then more seeds.
+"""Compares six models on emoji and glyphs of 32x32: each has ten random trials, and then more seeds.
 
 Answers: do the results of the space `comparison` on binary digits hold for colour and for smooth grey shapes?
-How much do parts bring there, and how much a map of Gaussians? NP-DRAW and a VAE are trained with a map and
-without. The other models are the VQ-VAE with NP-DRAW's prior, and the VAE with a flow prior, the best rival
-at 1% of MNIST-8k. Ranges and budgets are written down here before anything is trained.
+How much do parts improve the likelihood of these images, and how much does a map of Gaussians? NP-DRAW and a
+VAE are trained with and without a map. The other models are the VQ-VAE with NP-DRAW's prior, and the VAE with
+a flow prior, the best rival at 1% of MNIST-8k. Ranges and budgets are written down here before anything is
+trained.
 
-Cost: a kind has 19 times `core_seconds` (10 trials, 3 seeds, up to 2 + 4 times the time for the row "until it
-stops improving"): for 6 models 4 hours of a core at 10%, 8 at 100%, and a fifth more for rates and scores.
+Cost: a kind takes 19 times `core_seconds`: 10 trials, 3 seeds, and up to 2 + 4 times the time for the row
+"until it stops improving". Six models take 4 hours of a core at 10%, 8 at 100%, and a fifth more for rates
+and scores.
 Best known result, six trials a kind, with 10% of the images: NP-DRAW 3.369 ± 0.016 bits/dim on emoji, VQ-VAE
 3.448 ± 0.016; NP-DRAW 0.696 ± 0.003 on glyphs, VAE 0.771 ± 0.003
-(docs/results/2026-11-30-comparison.md). Of emoji in 90 core-seconds: 3.220 ± 0.004 with
-parts and a map, 3.385 ± 0.010 with parts alone, 3.343 ± 0.025 with a map alone, 3.540 ± 0.029 with neither;
-of glyphs (other faces) in 60: 0.840, 0.839, 0.865 and 0.942 (docs/results/2026-12-01-parts-and-gaussians.md,
-...-glyphs.md).
+(docs/results/2026-11-30-comparison.md). On emoji with 90 core-seconds: 3.220 ± 0.004 with
+parts and a map, 3.385 ± 0.010 with parts alone, 3.343 ± 0.025 with a map alone, 3.540 ± 0.029 with neither.
+On glyphs of another choice of typefaces with 60 core-seconds, in the same order: 0.840, 0.839, 0.865 and
+0.942 (docs/results/2026-12-01-parts-and-gaussians.md, ...-glyphs.md).
 """
 
 from tune_spaces.space import Choice, Kinds, Range, Space

@@ -1,8 +1,9 @@
-"""The structure of a sequence: bank size K, number and size of the parts, depth of the Transformer.
+"""Searches the structure of a sequence: bank size K, number and size of the parts, depth of the Transformer.
 
-Answers: which bank size, number and size of parts, and depth of the prior are worth their cost? The layouts
-are a part at each place (`aligned`, T = all places) with sides of 5, 7 and 4; the first of these with the 24
-best parts only; and overlapping places with 16 large parts. Trials of different depths share bank and parse.
+Answers: which bank size, number and size of parts, and depth of the prior are worth their cost? Three layouts
+may draw a part at each place (`aligned`, T = number of places), with sides of 5, 7 and 4. One has sides of 5,
+but only the 24 best parts. One has 16 large parts at overlapping places. Trials of different depths share
+bank and parses.
 
 Cost: 12 trials of the preset `digits` take 13 minutes on 2 cores, two trials at a time.
 Best known result: docs/results/2026-11-25-structure.md.

@@ -1,9 +1,9 @@
 """Kind `authors`: NP-DRAW with the networks and the training of the authors' released code.
 
-The numbers are those of their MNIST script. Draws stay relaxed to the end, and the frozen prior sees the same
-canvases with mixtures of parts as the decoder. *where* and *whether* are drawn hard, without a gradient of
-the reconstruction: in the authors' code it is 0 in float32. The KL of *what* and *where* counts at steps that
-draw. Teacher forcing replaces *what* and *where* by the parse.
+The numbers are those of their MNIST script. Draws of *what* stay relaxed to the end, and the frozen prior
+sees the same canvases, with mixtures of parts, as the decoder. *where* and *whether* are drawn hard, without
+a gradient from the reconstruction, which is 0 in float32 in the authors' code. The KL of *what* and *where*
+counts only at steps that draw. Teacher forcing replaces *what* and *where* by the parse.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, H x W image.
 """
 
@@ -44,8 +44,8 @@ from npdraw_dist.nn.steps import StepLogits, kl_steps
 
 STEPPING = Stepping(beta2=0.999, clip=math.inf, warmup=0.0, falls=False)
 DECODER_RATE = 1e-4  # Adam's rate for the decoder; the posterior has vae.learning_rate
-# Shares of the budget; the authors count epochs, 50 and 20 of 661.
-TAU_FALL = 0.0756430  # over this share tau falls, by equal ratios, to vae.tau_end
+# Shares of the budget. The authors count epochs instead: 50 and 20 of 661.
+TAU_FALL = 0.0756430  # over this share tau falls exponentially to vae.tau_end
 TEACHER_FALL = 0.0302572  # after this share the chance of teacher forcing, 1 at first, is 1 / e
 
 

@@ -1,6 +1,6 @@
 """Prior, posterior and decoder of the authors' released code (kind `authors`), rewritten from its structure.
 
-Departures: GroupNorm replaces BatchNorm, with which an image sees its batch; a step that draws nothing covers
+Differences: GroupNorm replaces BatchNorm, which lets an image see its batch; a step that draws nothing covers
 nothing, while in the authors' VAE training it covers its *where*.
 Shapes: B batch, T steps, L places, K parts, C channels, h x w canvas, H x W image, W channels of a token, Q
 likelihood parameters a pixel.
@@ -41,7 +41,7 @@ def two_layers(width: int, outputs: int) -> nn.Sequential:
 
 
 class PlainBlock(TransformerBlock):
-    """A block of a vision Transformer: attention without bias, torch's initial weights, MLP with dropout."""
+    """A block of a vision Transformer: q, k and v have no bias, weights are torch's, the MLP has dropout."""
 
     def __init__(self, settings: PriorSpec) -> None:
         super().__init__(settings)
@@ -133,7 +133,7 @@ class FlatTrunk(nn.Module):
 
 
 class FlatPosterior(StepPosterior):
-    """One vector for all steps, with heads for the *whether*, *where* and *what* of each."""
+    """q(z|x) from one vector for all steps, with heads for the *whether*, *where* and *what* of each step."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -171,7 +171,7 @@ class PlacedLayout(AlignedLayout):
 
 
 class _Residual(nn.Module):
-    """relu(x) + layers(relu(x)): their first ReLU works in place, so the sum sees it too."""
+    """relu(x) + layers(relu(x)). The authors' first ReLU works in place, so it changes both terms."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class StridedDecoder(nn.Module):
     """Canvas (B, C, h, w) in [0, 1] -> likelihood parameters (B, Q, h * upscale, w * upscale).
 
     It sees the canvas only through strided convolutions, so before training its image is grey. The
-    convolutions see ink, and pad with 0, no ink; sides are padded to multiples of 4 below and on the right.
+    convolutions take ink, and pad with 0 (no ink); sides are padded to multiples of 4 below and on the right.
     """
 
     def __init__(

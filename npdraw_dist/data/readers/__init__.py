@@ -1,1 +1,1 @@
-"""One file per family of data sets: where its images are and how they are read."""
+"""Readers of data sets. Each family of data sets has one file, which finds and reads its images."""

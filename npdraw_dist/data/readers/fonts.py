@@ -1,8 +1,9 @@
-"""Glyphs of outline fonts as grey images, bright on black: one for each face and character.
+"""Draws glyphs of outline fonts as grey images, bright on black, one for each face and character.
 
-A glyph is drawn with an em of S - 2 x MARGIN pixels, smoothed, and its box is centred. A glyph that would
-leave a margin below MARGIN is drawn smaller. Blank glyphs and twins are left out and counted. A twin is a
-character with the glyph of an earlier one of the file, or with the image of an earlier one of the same range.
+A glyph is drawn with antialiasing and an em of S - 2 x MARGIN pixels, and its bounding box is centred. A
+glyph that would leave a margin below MARGIN is drawn smaller. Blank glyphs and twins are left out and
+counted. A twin is a character with the glyph of an earlier character of the file, or with the image of an
+earlier character of the same range and split.
 Shapes: S image side.
 """
 
@@ -31,14 +32,14 @@ from npdraw_dist.data.splits import HashSplit, Split, grouped
 SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 OUTLINES = ("glyf", "CFF ", "CFF2")
 SCRIPTS = {code: number for number, code in enumerate(sorted(unicodedata.Scripts.NAMES))}
-MARGIN = 2  # px, at least, between a glyph and the edge
-LEAST_EM = 4  # px; a glyph of hundreds of times the em is no character
-Version = tuple[int, int | None]  # size and time of a file, which decide what is cached of it
+MARGIN = 2  # px; least distance between a glyph and the edge
+LEAST_EM = 4  # px; a glyph that needs a smaller em to fit is no character
+Version = tuple[int, int | None]  # size and modification time of a file, part of the key of cached results
 
 
 @dataclass(frozen=True)
 class Face:
-    """A face of the font file `path` below the folder or URI `root`. characters: how many have a glyph."""
+    """A face of the font file `path` below `root`, a folder or URI. characters: number of its characters."""
 
     root: str
     path: str
@@ -55,8 +56,9 @@ class Face:
 def open_fonts(data: DataConfig, seed: int) -> Source:
     """All faces of the font files below data.path, in ranges of data.rows_a_shard characters.
 
-    `data.split_by face` holds out families: the faces of a family, and of a file, are in one split.
-    `character` holds out the same characters of all faces. A broken file is one rejected row.
+    `data.split_by face` holds out families, so that the faces of a family, and of a file, are in one split.
+    `data.split_by character` holds out the same characters of all faces. A broken file counts as one rejected
+    row.
     """
     if data.path is None:
         raise UserError("data.source fonts needs --data.path, a folder of fonts, such as /usr/share/fonts")
@@ -101,7 +103,7 @@ def _rejected(
 def _faces(root: str, file: Mapping[str, Any]) -> tuple[list[Face], str | None]:
     """The faces of a file that have characters, or the reason why it cannot be used.
 
-    file: a row of `list_paths`. Raises OSError if the storage fails, since the font may be whole.
+    file: a row of `list_paths`. Raises OSError if the storage fails, since the font may be intact.
     """
     path, version = file["path"], (file["size"], file["modified"])
     try:
@@ -134,14 +136,14 @@ def _open(content: bytes, index: int, em: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(io.BytesIO(content), em, index, layout_engine=ImageFont.Layout.BASIC)
 
 
-@kept(maxsize=2)  # a worker reads several ranges of one file
+@kept(maxsize=2)  # because a worker reads several ranges of one file
 def _content(file: str, version: Version) -> bytes:
     return read_bytes(*open_filesystem(file))
 
 
 @kept(maxsize=2)
 def _characters(file: str, version: Version) -> list[tuple[list[int], set[int]]]:
-    """For each face of a file: its code points in order, and those whose glyph an earlier one shows."""
+    """For each face of a file: its code points in order, and the set of those whose glyph came earlier."""
     blob, seen, found = hb.Blob(_content(file, version)), set[tuple[bytes, int]](), []
     for index in range(hb.Face(blob, 0).count):
         face = hb.Face(blob, index)
@@ -156,7 +158,7 @@ def _characters(file: str, version: Version) -> list[tuple[list[int], set[int]]]
 
 
 def _tables(face: hb.Face) -> bytes:
-    """A digest of the outlines. The faces of a collection may share them."""
+    """A digest of the outlines, which several faces of a collection may share."""
     digest = hashlib.blake2b(str(face.upem).encode(), digest_size=16)
     for name in sorted({"loca", *OUTLINES} & set(face.table_tags)):
         digest.update(face.reference_table(name).data)
@@ -165,7 +167,7 @@ def _tables(face: hb.Face) -> bytes:
 
 @dataclass(frozen=True)
 class FaceRange:
-    """Reads those of the characters [start, stop) of a face, by code point, that are in the requested splits.
+    """Reads characters [start, stop) of a face, in order of code point, if they are in a requested split.
 
     The id is `<file>/<face>/U+<code point>`. side: S. split: the split of the whole face; None if `rule`
     decides it for each character.
@@ -183,7 +185,7 @@ class FaceRange:
         codes, twins = _characters(face.file, face.version)[face.index]
         try:
             draw = GlyphPen(_content(face.file, face.version), face.index, self.side)
-        except (OSError, ValueError) as error:  # of FreeType
+        except (OSError, ValueError) as error:  # raised by FreeType
             raise UserError(f"{face.path}: {error}") from None
         builders = {split: RowBuilder((1, self.side, self.side)) for split in wanted}
         images = {split: set[bytes]() for split in wanted}
@@ -211,7 +213,7 @@ class FaceRange:
 
 
 class GlyphPen:
-    """Draws the characters of a face. Raises OSError or ValueError if FreeType cannot open it."""
+    """Draws the characters of a face. Raises OSError or ValueError if FreeType cannot open the face."""
 
     def __init__(self, content: bytes, index: int, side: int) -> None:
         self._side, self._most = side, side - 2 * MARGIN
@@ -219,7 +221,7 @@ class GlyphPen:
         self._fonts = {self._most: self._sized(self._most)}
 
     def __call__(self, character: str) -> NDArray[np.uint8] | None:
-        """(S, S) uint8; None if the glyph has no ink."""
+        """Returns the image (S, S) uint8, or None if the glyph has no ink."""
         em = self._most
         glyph = self._ink(character, em)
         while glyph is not None and max(glyph.size) > self._most and em > LEAST_EM:
@@ -232,7 +234,7 @@ class GlyphPen:
         return np.asarray(image)
 
     def _ink(self, character: str, em: int) -> Image.Image | None:
-        """The box of the glyph's ink."""
+        """The drawn glyph, cropped to its ink; None if it has no ink."""
         if em not in self._fonts:
             self._fonts[em] = self._sized(em)
         font = self._fonts[em]

@@ -1,6 +1,6 @@
 """Finds or downloads the folder of a known data set, and caches what a worker reads for the next shard.
 
-The folder is data.path, or one in the user's cache, to which the set is downloaded once.
+The folder is data.path, or a folder in the user's cache, to which the set is downloaded once.
 """
 
 import os
@@ -32,9 +32,10 @@ def find_data(
 ) -> Path:
     """The absolute folder of a data set, which is data.path or one of its folders `inner`.
 
-    complete: whether a folder has all files. layout: the files in words. Without data.path, torchvision's
-    class `dataset`, called with each of `arguments`, downloads the set to
-    `$XDG_CACHE_HOME/npdraw_dist/<source>`, by default under `~/.cache`. Raises UserError.
+    complete: tells whether a folder has all files. layout: a description of the files. Without data.path,
+    torchvision's class `dataset`, called with each of `arguments`, downloads the set to
+    `$XDG_CACHE_HOME/npdraw_dist/<source>`, by default under `~/.cache`. Raises UserError if the files are
+    missing and not downloaded.
     """
 
     def found(folder: Path) -> Path | None:
@@ -73,7 +74,7 @@ def find_data(
 
 
 def kept(maxsize: int) -> Callable[[Callable[Given, Made]], Callable[Given, Made]]:
-    """`lru_cache` for threads that read shards of one file. The first thread calls; others wait for it."""
+    """`lru_cache` for threads that read shards of one file. Only the first calls `make`; others wait."""
 
     def decorated(make: Callable[Given, Made]) -> Callable[Given, Made]:
         lock = threading.RLock()

@@ -1,8 +1,9 @@
-"""Parquet: a column `image`, and optionally `id`, `label`, `split`, `shape` and `words` or `caption`.
+"""Reads Parquet files with a column `image`.
 
-`image` is a fixed-shape tensor, a list of C * H * W values or of the column `shape`, the bytes of a PNG or
-JPEG (alone, or as the field `bytes` of a struct as Hugging Face writes it), or the fixed-size binary of a
-canonical shard, whose schema states the shape. Numbers are uint8, or floats in [0, 1].
+Optional columns are `id`, `label`, `split`, `shape`, and `words` or `caption`.
+`image` is a fixed-shape tensor, a list of C * H * W values or with the shape in the column `shape`, the bytes
+of a PNG or JPEG (alone, or as the field `bytes` of a struct as Hugging Face writes it), or the fixed-size
+binary of a canonical shard, whose schema states the shape. Pixel values are uint8, or floats in [0, 1].
 """
 
 import json
@@ -59,9 +60,10 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 @dataclass(frozen=True)
 class TableReader:
-    """Reads the rows of some splits in some row groups of a file.
+    """Reads the rows of the requested splits from some row groups of a file.
 
-    first: number of the first row in the file, which is part of the id if there is no column `id`.
+    first: position of the first of these rows in the file. Positions are part of the ids if there is no
+    column `id`.
     """
 
     filesystem: fs.FileSystem
@@ -113,7 +115,7 @@ class TableReader:
         return from_array(numbers.reshape(sides), self.frame)
 
     def _tensor(self, values: pa.Array, kind: pa.FixedShapeTensorType) -> NDArray[Any]:
-        """A tensor of any shape. If it has three axes, channels are first or last."""
+        """Returns a tensor of any shape. If it has three axes, channels are first or last."""
         if values.null_count:
             raise BadPicture("an empty value in the tensor")
         stored = values.to_numpy(zero_copy_only=False).reshape(kind.shape)
@@ -127,7 +129,7 @@ class TableReader:
 
 
 def _cells(table: pa.Table) -> Iterator[tuple[Any, ...]]:
-    """Yields the values of COLUMNS of each row, None where there is none; the image as a scalar of Arrow."""
+    """Yields each row's values of COLUMNS, None for a missing value, and the image as an Arrow scalar."""
     for batch in table.to_batches():
         own = {name: batch[name].to_pylist() for name in batch.schema.names if name != "image"}
         columns = {**dict.fromkeys(COLUMNS, [None] * len(batch)), **own, "image": batch["image"]}
@@ -135,10 +137,10 @@ def _cells(table: pa.Table) -> Iterator[tuple[Any, ...]]:
 
 
 def open_parquet(data: DataConfig, seed: int) -> Source:
-    """Canonical shards as they are, or else pieces of some row groups of a file.
+    """Canonical shards unchanged, or else parts that consist of some row groups of a file.
 
-    The column `split`, the folder or the name of the file states the split of a row, else a hash of the id
-    decides it.
+    The column `split`, the folder or the name of the file states the split of a row; otherwise a hash of the
+    id determines it.
     """
     if data.path is None:
         raise UserError("data.source parquet needs --data.path: a Parquet file, or a folder or URI of them")

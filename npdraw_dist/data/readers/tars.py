@@ -1,4 +1,4 @@
-"""WebDataset: tar shards of an image, an optional `cls` and an optional `id` for each key."""
+"""Reads WebDataset tar shards with an image and, optionally, `cls`, `txt` and `id` for each key."""
 
 import re
 import tarfile
@@ -29,7 +29,8 @@ LABEL = re.compile(rb"-?\d{1,18}")  # numbers that fit an int64
 def find_tars(pattern: str) -> tuple[fs.FileSystem, list[str], str | None]:
     """The filesystem, the path of each tar, and the folder if `pattern` is one.
 
-    `pattern` is a tar, a folder of tars or a brace pattern, local or a URI. Raises UserError.
+    `pattern` is a tar, a folder of tars or a brace pattern, local or a URI. Raises UserError if a tar is
+    missing.
     """
     try:
         urls = expand_urls(pattern)
@@ -63,7 +64,8 @@ def _samples(
 ) -> Iterator[dict[str, Any]]:
     """Yields the samples of a tar. Raises UserError if it is no tar.
 
-    Adds to `cut` the key at which a truncated tar ends, and to `repeated` keys that came twice in a row.
+    Adds to `cut` the key at which a truncated tar ends, and to `repeated` each key with two members of the
+    same name.
     """
     last = ""
 
@@ -73,7 +75,7 @@ def _samples(
         return name
 
     def breaks(error: Exception) -> bool:
-        if not isinstance(error, ENDS):  # the storage failed; the tar may be whole
+        if not isinstance(error, ENDS):  # the storage failed; the tar may be intact
             raise error
         cut.append(_key(last))
         return False
@@ -138,9 +140,9 @@ def _read_tar(
 
 
 def open_webdataset(data: DataConfig, seed: int) -> Source:
-    """Tar files. The folder or the name of a tar states the split of its images, else a hash of the id does.
+    """Tar files. The folder or name of a tar states the split of its images; otherwise a hash of the id does.
 
-    The id is the member `id`, else the key.
+    The id is the member `id`, or the key if there is no such member.
     """
     if data.path is None:
         raise UserError(
