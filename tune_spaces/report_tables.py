@@ -317,7 +317,7 @@ def _curves(data: ReportData, fraction: float) -> list[str]:
 
 
 def _search(data: ReportData, fraction: float) -> list[str]:
-    """A row for each kind, with the validation NLL of its trials and of the seeds of the best one."""
+    """A row for each kind, with the validation NLL of each trial and of the seeds of its best trial."""
     trials = data.search.get(fraction, {})
     if not trials:
         return []

@@ -72,7 +72,7 @@ def peak_mb() -> float:
 
 
 def peak_rss_mb() -> float:
-    """The largest resident memory of this process so far, in MiB; the present memory without /proc."""
+    """The largest resident memory of this process so far, in MiB; `memory_mb` if /proc cannot be read."""
     with suppress(OSError):  # not ru_maxrss, which is inherited from the process that started this one
         lines = Path("/proc/self/status").read_text().splitlines()
         return float(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / (1 << 10)

@@ -151,7 +151,7 @@ class Words(Vocabulary):
 
     @property
     def known(self) -> list[str]:
-        """Whole words."""
+        """The entries that are whole words, not pieces of words."""
         return [entry for entry in self.entries if not entry.startswith(PIECE)]
 
     def requested(self, condition: Condition) -> list[int]:

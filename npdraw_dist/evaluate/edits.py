@@ -1,6 +1,7 @@
-"""The error of an edit: a region of B put on A and decoded, against B inside the region and A outside.
+"""Measures how well a model edits an image: it replaces a region of image A by the same region of image B.
 
-Each model swaps its latents of the region (`GenerativeModel.swapped`). Two references are measured too: the
+The model swaps its latents of the region (`GenerativeModel.swapped`) and decodes them. The error is the
+difference from B inside the region, and from A outside. Two references are measured too: the
 reconstructions of A and B, as a lower bound of the error, and the reconstruction of the pasted pixels.
 Shapes: N edits, C channels, H x W image, D features.
 """

@@ -23,7 +23,7 @@ PROBE_S = 2.0  # seconds of steps of each kind
 PRIOR_SHARE, OTHER_SHARE = 0.12, 0.25
 VALIDATIONS = 8
 LEAST_STEPS = 20
-MANY = 1 << 30  # images of a budget of which one step is a negligible share
+MANY = 1 << 30  # images; one step is a negligible share of a budget this large
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,7 @@ def _made(experiment: Experiment) -> dict[str, dict[str, Any]]:
     vae = {"vae": e["vae"], "binarize": binarize, "model": e["model"]}
     sample = {"eval": e["eval"]}
     if not experiment.has_parts:
-        # Of the grid, a baseline uses only the background, which fills the edge of moved images.
+        # A baseline without places uses only the grid's background, which fills the edge of moved images.
         edge = {"background": e["grid"]["background"]}
         kind = KINDS[experiment.model.kind]
         if kind.has_places:

@@ -73,7 +73,7 @@ def flushed_denormals() -> Iterator[None]:
 
 
 def prepare_ahead(steps: Iterator[MicroBatches], device: torch.device) -> Iterator[MicroBatches]:
-    """Yields `steps`. For a GPU, a thread pins their memory in advance: copies overlap with training."""
+    """Yields `steps`. For a GPU, a thread pins their memory ahead, so that copies overlap with training."""
     if device.type != "cuda":
         return steps
     pinned = ([(index, batch.pin_memory()) for index, batch in micro_batches] for micro_batches in steps)
