@@ -1,4 +1,4 @@
-"""`python spot_notice.py --cloud aws` tells Ray as soon as the cloud takes this machine back.
+"""`python spot_notice.py --cloud aws` tells Ray of the cloud's notice that it takes this machine back.
 
 It runs next to Ray on the workers of aws.yaml and gcp.yaml. Ray then drains the node; training saves a
 checkpoint at once and continues without the node, which does not count as a failure (docs/cluster.md).
@@ -65,7 +65,7 @@ CLOUDS = {
 
 
 class Flags(Command):
-    """Waits for the cloud's notice that it takes this machine back, and tells the Ray of this machine."""
+    """Waits for the cloud's notice that it takes this machine back, and reports it to Ray on this machine."""
 
     cloud: Literal["aws", "google"] = Field(description="the cloud of this machine")
     metadata: str | None = Field(

@@ -66,7 +66,7 @@ class Rate:
 
     @classmethod
     def of(cls, ms: float, images: int, core_seconds: float) -> "Rate":
-        """Derives the fixed cost from the `core_seconds` of a training on `images` of `ms` each."""
+        """Derives the fixed cost from the `core_seconds` of a training on `images` images at `ms` each."""
         return cls(max(core_seconds - images * ms / 1000, 0.0), ms)
 
     def images(self, core_seconds: float, experiment: Experiment) -> int:
@@ -77,7 +77,7 @@ class Rate:
 
 
 def ms_an_image(job: Job) -> float | str:
-    """Core-milliseconds of training per image of the budget, prior included; the reason if this fails."""
+    """Core-milliseconds of training per image of the budget, prior included, or the reason for a failure."""
     experiment = job.experiment
     try:
         found = cost(experiment, cores=True)
@@ -128,7 +128,7 @@ def base_config(
 def draw_trials(
     space: Kinds, base: Experiment, kinds: Sequence[str], count: int, own_valid: bool = False
 ) -> list[Job]:
-    """`count` random trials of each kind. They depend only on the seed, and train with it on the same images.
+    """`count` random trials of each kind. They depend only on the seed, and all train on the same images.
 
     own_valid: the data have a validation split of their own. Raises UserError if a config is impossible.
     """

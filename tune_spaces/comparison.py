@@ -61,7 +61,8 @@ class Comparison:
         probe: Probe | None,
     ) -> None:
         """execute: a function that trains jobs; None: they train on Ray, or on this machine if
-        scale.num_workers is 0. probe: a function that measures the cost of an image; None: training steps do.
+        scale.num_workers is 0. probe: a function that measures the cost of an image; None: training steps
+        measure it.
 
         Raises UserError on flags that a comparison does not take, or on an impossible config.
         """
@@ -232,7 +233,7 @@ class Comparison:
         """Trains the final runs; returns the facts of each run that `npdraw report` needs.
 
         Winners are trained with new seeds, since the score of a trial chosen among many is biased. Then the
-        first of these seeds is trained for longer, each time with schedules of that length, until the
+        first of these seeds is trained for longer, with schedules of the new length, until the
         validation NLL stops improving. The best of these runs is reported, together with whether the longest
         run was still improving and which run failed. Raises UserError if all seeds of a kind failed.
         """

@@ -111,7 +111,7 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
 def _run_missing(
     plan: Plan, options: Options, trials: list[Trial] | None, count: int, fresh: Lease | None
 ) -> None:
-    """Runs the trials that have no result. fresh: the lease on the run folder; None unless it is new."""
+    """Runs the trials that have no result. fresh: the lease on a new run folder; None if it is not new."""
     done = {result.trial for result in read_results(plan.run)}
     todo = None if trials is None else [trial for trial in trials if trial.name not in done]
     missing = count - len(done) if todo is None else len(todo)

@@ -67,7 +67,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of a run. ids, nll_iwae, elbo: one for each of N images, in nats.
+    """The numbers of a run. ids, nll_iwae and elbo (nats) have an entry for each of N images.
 
     curve: k -> NLL; samples, nearest: images (n, C, H, W) in [0, 1]; only a leading run has these three.
     """

@@ -128,7 +128,7 @@ def report(folders: Sequence[str], settings: EvaluationSettings, served: int, ou
     """Measures what is missing and writes the report; returns the paths of its files.
 
     Only k, samples, extractor, seed and scale of `settings` are used. served: number of test images that were
-    used for earlier choices. Raises UserError; if there are too few test images, before the split is opened.
+    used for earlier choices. Raises UserError; too few test images are an error before the split is opened.
     """
     with ExitStack() as stack:
         for folder in folders:  # so that no sweep continues meanwhile
@@ -209,7 +209,7 @@ def protocol_of(
 
 
 def _chance(sweeps: Sequence[Sweep]) -> dict[str, dict[str, Any]]:
-    """Fraction -> the seconds, seeds and trials that each kind had, and the settings of the winners."""
+    """Fraction -> the seconds, seeds and trials given to each kind, and the settings of the winners."""
     found = {}
     for plan in (sweep.plan for sweep in sweeps):
         winners = {kind: plan["trials"][name]["settings"] for kind, name in plan["winners"].items()}

@@ -59,7 +59,7 @@ class Options(BaseModel):
     dry_run: bool = dashed(False, "dry-run", "print the trials and stop")
 
     def refuse(self, names: tuple[str, ...], why: str) -> None:
-        """Raises UserError, which ends with `why`, if one of the flags `names` was given."""
+        """Raises UserError, whose message ends with `why`, if one of the flags `names` was given."""
         for name in names:
             if name in self.model_fields_set:
                 raise UserError(f"--{name.replace('_', '-')} {why}")

@@ -47,7 +47,7 @@ def positions(values: Sequence[Value]) -> tuple[list[float], Ticks | None]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """For each (cost, loss), whether no other point is as good in both and better in one."""
+    """Whether each (cost, loss) is on the front: no other point is as good in both and better in one."""
     return [
         not any(a <= cost and b <= loss and (a < cost or b < loss) for a, b in points)
         for cost, loss in points

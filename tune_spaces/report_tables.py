@@ -47,7 +47,7 @@ class ReportData:
 
     search: fraction -> kind -> validation NLL of its trials, best first. references: `floor` and `ceiling` ->
     distance -> value. given: fraction -> seeds of each kind, and core-seconds of a training. served: number
-    of test images that have served for choices; differences leave them out.
+    of test images that earlier choices used; differences leave them out.
     """
 
     measured: Sequence[Measured]
@@ -104,7 +104,7 @@ class ReportData:
         }
 
     def values(self, run: Measured, name: str) -> dict[str, float]:
-        """Image -> number, without the images that served; a number of the whole run has the key ""."""
+        """Image -> number, without the images used for choices; a number of the whole run has the key ""."""
         if name not in OF_IMAGES:
             return {"": run.numbers[name]} if name in run.numbers else {}
         kept = np.flatnonzero(~served(run.ids, self.served))

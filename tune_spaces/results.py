@@ -30,7 +30,7 @@ NUMBERS = {
     SCORE: METRICS["nll_iwae"],
     IMAGES: METRICS["images_seen"],
 }
-OF_TEST = {"test_nll": METRICS["nll_iwae"], "test_nll_se": METRICS["nll_iwae_se"]}  # columns of a curve
+OF_TEST = {"test_nll": METRICS["nll_iwae"], "test_nll_se": METRICS["nll_iwae_se"]}  # if the space has a curve
 SHOWN = ("valid_nll", "bits_per_dim", "valid_prior_nll", "canvas_mse", "parameters", "seconds")
 LOG_WIDTH = 220
 ORDER = ("finished", "stopped", "failed")
@@ -77,7 +77,7 @@ def _column(values: Sequence[Any]) -> pa.Array:
 
 
 def write_table(run: Store, results: Sequence[TrialResult], metric: str) -> list[TrialResult]:
-    """Writes results.parquet; returns the results in its order."""
+    """Writes results.parquet; returns the results in the table's order."""
     order = ranked(results, metric)
     table = results_table(order)
     write_atomically(

@@ -115,7 +115,7 @@ def build_alone(
 ) -> None:
     """Builds in the root of `store` after every earlier builder has ended.
 
-    Raises UserError if one still runs after scale.timeout_s, or if this node does not see the `folders`.
+    Raises UserError if a builder still runs after scale.timeout_s, or if this node does not see `folders`.
     """
     from npdraw_dist.distributed.nodes import require_on_this_node  # imports Ray
 

@@ -24,7 +24,7 @@ SCORE, IMAGES = "score", "images"
 Value = str | float | bool | None
 # Dotted setting -> value.
 Settings = Mapping[str, Value]
-# Field -> index of its choice, or its number. The empty point stands for the preset itself.
+# Field -> index into its Choice, or number in its Range. The empty point stands for the preset itself.
 Point = Mapping[str, float]
 
 
@@ -39,7 +39,7 @@ class Choice:
         return min(int(u * len(self.values)), len(self.values) - 1)
 
     def ends(self, name: str) -> range:
-        """All coordinates of the field `name`. Raises UserError if there is none."""
+        """All indices of the field `name`. Raises UserError if it has no values."""
         if not self.values:
             raise UserError(f"{name} has no values")
         return range(len(self.values))
@@ -204,7 +204,10 @@ class Kinds:
         return self.core_seconds[min(larger)]
 
     def until(self, longest: int | None) -> "Kinds":
-        """A copy with the factors in `longer` up to `longest`, or all. Raises UserError if none is left."""
+        """A copy with the factors in `longer` up to `longest`, or all factors without `longest`.
+
+        Raises UserError if no factor is left.
+        """
         left = tuple(factor for factor in self.longer if longest is None or factor <= longest)
         if longest is not None and not left:
             all_of = ", ".join(map(str, self.longer)) or "none"

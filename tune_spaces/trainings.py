@@ -1,8 +1,8 @@
 """The trainings of a comparison. Each is the command `train` in a process of its own, with one thread.
 
 The counted time is therefore that of one core, whatever else runs, and anyone can repeat a training alone.
-Ray chooses the node of a training, but the training itself does not use Ray. It leaves only its run folder,
-which a second start resumes. Its process ends when the sweep ends, even if the sweep is killed.
+Ray chooses the node of a training, but the training itself does not use Ray. A training leaves only its run
+folder, which a second start resumes. Its process ends when the sweep ends, even if the sweep is killed.
 """
 
 import os
@@ -88,7 +88,7 @@ def images_seen(run: Store, job: Job) -> int:
 
 
 def tied(*command: str) -> list[str]:
-    """The command, changed so that it gets SIGTERM when the thread that starts it ends, even if killed.
+    """The command, changed so that it gets SIGTERM when the thread that starts it ends or is killed.
 
     Without util-linux's setpriv the command is not changed.
     """

@@ -31,7 +31,7 @@ from tune_spaces.trials import Plan, Trial, find_result, write_result
 
 
 def point_of(config: Mapping[str, Any]) -> Point:
-    """The point in a Tune config, which has our draws under the key `point`, and Optuna's by field."""
+    """The point in a Tune config, under the key `point` if we drew it, else (Optuna) by field."""
     return dict(config.get("point", config))
 
 

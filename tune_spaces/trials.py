@@ -31,7 +31,7 @@ def label(settings: Mapping[str, Value]) -> str:
 
 @dataclass(frozen=True)
 class TrialResult:
-    """The end of a trial: it finished, was stopped early by ASHA, or failed for a reason.
+    """How a trial ended: it finished, was stopped early by ASHA, or failed for a reason.
 
     point: its coordinates in the space. settings: the swept settings. numbers: column of the results ->
     value.
@@ -60,7 +60,7 @@ class TrialResult:
 
 
 def write_result(run: Store, result: TrialResult) -> None:
-    """Writes the result of a trial that has none; the first result stays."""
+    """Writes the result of a trial, unless the trial has a result already."""
     if not run.has(FOLDER, f"{result.trial}.json"):
         run.write_json(asdict(result), FOLDER, f"{result.trial}.json")
 
@@ -100,7 +100,7 @@ def forget_failed(run: Store) -> None:
 
 @dataclass(frozen=True)
 class Trial:
-    """A point of the space, the config there, and the values of the swept settings in it."""
+    """A point of the space, the config at this point, and the config's values of the swept settings."""
 
     point: Point
     experiment: Experiment

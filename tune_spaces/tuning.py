@@ -36,7 +36,7 @@ from tune_spaces.trials import Plan, Trial, TrialResult, find_result, read_resul
 # Environment variables that are set before Tune starts.
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results and the stages' metrics logs contain the same
-    "RAY_AIR_NEW_OUTPUT": "0",  # it prints a box and a temporary folder even with verbose=0
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a box and a temporary folder even with verbose=0
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # reasons are recorded and printed in a line
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative data.path means the same as on the command line
 }
@@ -110,7 +110,7 @@ def optuna_search(space: Space, seed: int, done: Sequence[TrialResult]) -> Any:
 
 
 class RecordingASHA(ASHAScheduler):  # type: ignore[misc]
-    """ASHA that calls `on_stop` for each trial that it stops, and never stops a trial after all its `images`.
+    """ASHA that calls `on_stop` for each trial that it stops, and never stops a trial that saw all `images`.
 
     history: trial that ended in an earlier start of the sweep -> its validations as Tune results.
     """

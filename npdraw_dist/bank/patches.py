@@ -83,7 +83,10 @@ class Reservoir:
             self._shrink()
 
     def limit(self, share: float) -> int:
-        """Estimates a key with over `capacity` patches below it, if a fraction `share` of all is added."""
+        """Estimates a key below which more than `capacity` patches of the whole stream lie.
+
+        share: the fraction of the stream that has been added.
+        """
         count, expected = OVERSAMPLED * self.capacity + 5 * math.sqrt(self.capacity), self.seen / share
         return ALL if count >= expected else int(count / expected * ALL)
 

@@ -58,7 +58,7 @@ class PatchShard:
         self._cpu_started = time.process_time()
         threads = torch.get_num_threads()  # as many as this process may use
         self._chunk_rows = max(1, min(CHUNK, -(-len(patches) // threads)))
-        # Each thread computes its own products: threads that share one wait for each other on a busy machine.
+        # Each thread computes its own products, since threads that share a product wait for each other.
         self._threads = ThreadPoolExecutor(threads)
 
     @cached_property

@@ -2,19 +2,19 @@
 
 Presence is 1 for the first n steps and then 0. T is small, so this code sums over n exactly, where the
 authors use the score function with a learned baseline (NVIL). It draws where and what as if all T objects
-were present, which changes nothing, and weights each ELBO term by q(n|x, draws).
+were present, which does not change the bound, and weights each ELBO term by q(n|x, draws).
 
 Other differences from the paper (section 3 and its multi-MNIST experiment):
 - Objects are added in the space of the likelihood's parameters, on a learned background, so that every
   likelihood and colour images work; the paper adds means of pixels under a Gaussian of fixed width.
-- p(n), any stopping time up to T, and p(where) are learned, not fixed or annealed by hand.
+- p(n), an arbitrary distribution over 0 to T, and p(where) are learned, not fixed or annealed by hand.
 - A window is a square (Jaderberg et al. 2015), given by (scale, x, y): its side as a share of the image's, at
   least LEAST_SCALE, and its centre in [-1, 1]. Interpolation is bilinear, and the image is 0 outside.
-- Sizes are for 28 x 28 images (`baseline.latents`, `baseline.glimpse`), and activations are SiLU.
+- Sizes are chosen for 28 x 28 images (`baseline.latents`, `baseline.glimpse`), and activations are SiLU.
 - The project's training loop sets optimizer, schedule and clipping.
 
-Shapes: B images, T steps, Z Gaussians an object, W channels, C channels of the image, Q likelihood parameters
-a pixel, H x W image, N x N window.
+Shapes: B images, T steps, Z Gaussians per object, W channels, C channels of the image, Q likelihood
+parameters per pixel, H x W image, N x N window.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ from npdraw_dist.nn.blocks import ExactLinear, ExactLSTMCell, exactly
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.relaxations import Gaussian, categorical_sample, kl_bernoulli
 
-LEAST_SCALE = 0.1  # least side of a window, as a share of the image's: a smaller one has no gradient to grow
+LEAST_SCALE = 0.1  # least side of a window, as a share of the image's; a smaller one gets no gradient to grow
 
 
 def stopping_log_prob(logits: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class Objects:
 
 
 class AIR(Baseline):
-    """An LSTM infers presence and where of each object from the image; what is inferred from its window."""
+    """An LSTM infers each object's presence and *where*; an MLP infers *what* from the object's window."""
 
     title = "AIR"
     default_latents = 20
@@ -216,7 +216,7 @@ def put(glimpse: Tensor, window: Tensor, height: int, width: int) -> Tensor:
 def _grid(scale: Tensor, x: Tensor, y: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     zero = torch.zeros_like(scale)
     rows = [torch.stack([scale, zero, x], 1), torch.stack([zero, scale, y], 1)]
-    with exactly(scale):  # a product, whose rounding would move the window
+    with exactly(scale):  # in float32, since rounding of this product would move the window
         return F.affine_grid(torch.stack(rows, 1), list(shape), align_corners=False)
 
 

@@ -1,6 +1,6 @@
 """The base class of the baselines: bounds from single draws, samples, and the training objective.
 
-Shapes: B images, N samples, T steps, C channels, Q likelihood parameters a pixel, H x W image.
+Shapes: B images, N samples, T steps, C channels, Q likelihood parameters per pixel, H x W image.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,7 +36,7 @@ class Baseline(Kind):
         return BaselineObjective(self, config)
 
     def loss_parts(self, x: Tensor, generator: Noise) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Estimates from one draw, with gradients: log p(x|z) (B,) and the terms of the KL, each (B,)."""
+        """Estimates log p(x|z) (B,) and the terms of the KL, each (B,), from one draw, with gradients."""
         drawn = self.draws(x, self.embed(x), generator)
         return drawn.reconstruction, drawn.kl
 
@@ -84,7 +84,7 @@ class Baseline(Kind):
 
     @torch.no_grad()
     def _outputs(self, n: int, generator: Noise, temperature: float | None) -> list[Tensor]:
-        """Likelihood parameters of n samples after the last step, in chunks. Raises UserError if n is 0."""
+        """Likelihood parameters of n samples after the last step, in chunks. Raises UserError if n < 1."""
         require_positive("n", n)
         most = self.rows_at_once
         sizes = [min(most, n - start) for start in range(0, n, most)]

@@ -85,7 +85,7 @@ class DiscreteBaseline(Baseline):
         """Makes k hard draws for each x (B, C, H, W)."""
 
     def is_hard(self, config: VAEConfig, progress: float) -> bool:
-        """Whether draws are hard after this share of the budget. With `vae.draws` 1 they stay relaxed."""
+        """Whether draws are hard after the share `progress` of the budget; never if `vae.draws` is 1."""
         return config.draws > 1 and progress >= config.relaxed_share
 
     def may_end(self, config: VAEConfig, progress: float) -> bool:

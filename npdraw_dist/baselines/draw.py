@@ -4,8 +4,8 @@ The canvas holds the likelihood's parameters; the error image is the image minus
 docs/compare.md has the flags for the paper's binarised MNIST. Differences from the paper: a softmax
 normalises the filters, so that a filter far outside the image has a gradient; the project's training loop
 sets the optimizer.
-Shapes: B images, T steps, Z Gaussians a step, C channels, Q likelihood parameters a pixel, H x W image, N
-filters an axis.
+Shapes: B images, T steps, Z Gaussians per step, C channels, Q likelihood parameters per pixel, H x W image, N
+filters per axis.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ class Window(NamedTuple):
 
     @classmethod
     def of(cls, raw: Tensor, size: int, height: int, width: int) -> "Window":
-        """Makes a window of raw (B, 5), a linear map of the decoder's state (eq. 21 to 24); pixels from 0."""
+        """A window from raw (B, 5), a linear map of the decoder's state (eq. 21-24). Pixels count from 0."""
         column, row, log_variance, log_stride, log_gamma = raw.float().unbind(1)
         stride = (max(height, width) - 1) / max(size - 1, 1) * log_stride.exp()
         return cls(
@@ -82,7 +82,7 @@ def read(image: Tensor, window: Window, size: int) -> Tensor:
 def write(patch: Tensor, window: Window, height: int, width: int) -> Tensor:
     """(B, C, N, N) -> (B, C, H, W), F_Y^T w F_X / gamma (eq. 29)."""
     rows, columns = window.filters(patch.shape[-1], height, width)
-    with exactly(patch):  # parameters of the likelihood
+    with exactly(patch):  # in float32, since these are parameters of the likelihood
         image = torch.einsum("bnh,bcnm,bmw->bchw", rows, at_least_float32(patch), columns)
     return image * torch.exp(-window.log_gamma)[:, None, None, None]
 

@@ -106,7 +106,7 @@ class GaussianParts(DiscreteBaseline):
         return self.decoder(self.grid.ink(paste_aligned(parts, self.grid.of_ink)))
 
     def _kl(self, logits: Tensor, q: Gaussian, whether: Tensor, what: Tensor) -> dict[str, Tensor]:
-        """Terms of the KL at each place, (B, L), averaged over its own choices given the draws before it."""
+        """Terms of the KL at each place, (B, L), averaged over its choices given earlier draws."""
         prior, p = self.prior(whether, what)
         return {
             "kl_whether": kl_bernoulli(logits, prior),

@@ -1,6 +1,6 @@
 """Gaussians made from network outputs, and samples of a prior.
 
-Shapes: N samples, T steps, Z Gaussians, Q likelihood parameters a pixel, H x W image; `...` any axes.
+Shapes: N samples, T steps, Z Gaussians, Q likelihood parameters per pixel, H x W image; `...` any axes.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ class PriorDraws:
     """N samples of the prior, step by step.
 
     outputs: likelihood parameters after each step, (T, N, Q, H, W). drawn: (N, T) bool, whether a step draws.
-    boxes: (N, T, 3), top, left and side in pixels of what it draws. codes: the latents by name.
+    boxes: (N, T, 3), top, left and side in pixels of what a step draws. codes: the latents by name.
     """
 
     outputs: Tensor

@@ -1,6 +1,6 @@
-"""A VAE with Gaussians z for the image and, given z, Gaussians u for each cell; NP-DRAW's map without parts.
+"""A VAE with Gaussians z for the image and, given z, Gaussians u for each cell, as in NP-DRAW without parts.
 
-p(u|z) and q(u|x, z) are networks of the cells, as p(u|canvas) and q(u|x, canvas) are in `nn.appearance`.
+p(u|z) and q(u|x, z) are networks over the cells, as p(u|canvas) and q(u|x, canvas) are in `nn.appearance`.
 Shapes: B images, N samples, Z Gaussians of the image, D of a cell, L cells, W channels, H x W image.
 """
 
@@ -26,7 +26,7 @@ from npdraw_dist.nn.relaxations import Gaussian
 
 
 class MapVAE(Baseline):
-    """z ~ N(0, I), u ~ p(u|z) on cells of CELL pixels, x ~ p(x|z, u)."""
+    """z ~ N(0, I), u ~ p(u|z) on cells of CELL x CELL pixels, x ~ p(x|z, u)."""
 
     title = "VAE with a map"
     default_latents = 40

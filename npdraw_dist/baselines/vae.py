@@ -3,7 +3,7 @@
 The learned prior is a mixture of posteriors (VampPrior) or a flow. Its KL(q || p) has no closed form, so
 log p(z) is estimated from the draw, while the entropy of q is exact.
 Shapes: B images, N samples, U pseudo-inputs, Z Gaussians, W channels, C channels of the image, H x W image, Q
-likelihood parameters a pixel.
+likelihood parameters per pixel.
 """
 
 from abc import abstractmethod
@@ -55,7 +55,7 @@ def decoder_layers(spec: BaselineSpec, last: nn.Module) -> list[nn.Module]:
 
 
 def _fine(spec: BaselineSpec) -> int:
-    """Channels at half the image's side."""
+    """The number of channels at half the image's resolution."""
     return max(spec.width // 2, 8)
 
 
@@ -113,7 +113,7 @@ class ConvVAE(Baseline):
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
         """Swaps the first numbers of q's mean; latents have no places, so only the swapped share matters."""
         of_a, of_b = (gaussian(self.embed(x)).mean for x in (a, b))
-        share = inside.float().mean((1, 2))[:, None]  # of the image, (B, 1)
+        share = inside.float().mean((1, 2))[:, None]  # the region's share of the image, (B, 1)
         taken = torch.arange(self.spec.latents, device=a.device) < self.spec.latents * share
         return self.likelihood.mean(self.decode_latents(torch.where(taken, of_b, of_a)))
 
@@ -133,7 +133,7 @@ class ConvVAE(Baseline):
 
 
 class LearnedPriorVAE(ConvVAE):
-    """q(z|x) and p(x|z) of `ConvVAE`; a subclass defines p(z)."""
+    """Has q(z|x) and p(x|z) of `ConvVAE`; a subclass defines p(z)."""
 
     @abstractmethod
     def log_prior(self, z: Tensor) -> Tensor:
@@ -167,7 +167,7 @@ class VampVAE(LearnedPriorVAE):
         return (each + self.weight_logits.log_softmax(0)).logsumexp(1)
 
     def draw_prior(self, n: int, generator: Noise, temperature: float) -> Tensor:
-        """`temperature` divides the logits of the weights too."""
+        """`temperature` also divides the logits of the mixture weights."""
         found = self.components()
         chosen = categorical_sample((self.weight_logits / temperature).expand(n, -1), generator)
         return Gaussian(found.mean[chosen], found.log_std[chosen]).sample(generator, temperature)
@@ -178,7 +178,7 @@ class Coupling(nn.Module):
 
     def __init__(self, latents: int, hidden: int, swapped: bool) -> None:
         super().__init__()
-        # If the number of latents is odd, every other layer moves the middle one.
+        # If the number of latents is odd, every other layer moves the middle latent.
         self.fixed, self.swapped = (latents + (not swapped)) // 2, swapped
         first, last = ExactLinear(self.fixed, hidden), ExactLinear(hidden, 2 * (latents - self.fixed))
         self.layers = nn.Sequential(first, nn.SiLU(), zeroed(last))  # the flow begins as the identity
@@ -208,7 +208,7 @@ class Coupling(nn.Module):
 
 
 class FlowVAE(LearnedPriorVAE):
-    """p(z): coupling layers map z to a standard normal (RealNVP; Chen et al. 2017 for a VAE's prior)."""
+    """p(z) maps z to a standard normal by coupling layers (RealNVP; Chen et al. 2017 for a VAE's prior)."""
 
     title = "VAE with flow prior"
 

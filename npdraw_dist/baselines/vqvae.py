@@ -1,7 +1,7 @@
 """VQ-VAE (van den Oord et al., NeurIPS 2017), whose codes are a learned bank, with NP-DRAW's prior network.
 
 q(z|x) is categorical at each cell, with logits -s |z_e(x) - e_k|^2 and a learned s > 0, as in SQ-VAE (Takida
-et al. 2022); the paper takes the nearest code instead. ELBO and IWAE are thus comparable with other kinds'.
+et al. 2022); the paper takes the nearest code instead. This makes ELBO and IWAE comparable with other kinds'.
 Relaxed draws have the straight-through gradient of the Gumbel-softmax; hard draws have the gradient of the
 bound (`discrete`). One stage trains everything; the prior sees codes as integers without a gradient, and
 learns at `vae.prior_learning_rate`. Codes that are hardly used restart (`VQVAE.after_step`).
@@ -165,7 +165,7 @@ class VQVAE(DiscreteBaseline):
 
     @torch.no_grad()
     def _count(self, vectors: Tensor, z: Tensor, generator: Noise) -> None:
-        """Counts the uses of codes, and keeps for each a vector of the image with the largest ticket."""
+        """Counts uses of codes, and keeps for each code a vector of the image with the largest ticket."""
         if not self.training:
             return
         self.seen.index_add_(0, z.flatten(), torch.ones_like(z, dtype=self.seen.dtype).flatten())
@@ -179,7 +179,7 @@ class VQVAE(DiscreteBaseline):
 
     @torch.no_grad()
     def after_step(self, gather: Gather) -> None:
-        """Averages the use of codes over all ranks; a code below DEAD becomes a vector of this step."""
+        """Averages the use of codes over ranks; a vector of this step replaces a code below DEAD."""
         found = gather(torch.cat([self.seen[:, None], self.tickets[:, None], self.candidates], 1))
         codes = self.spec.codes
         seen, winner = found[:, :, 0].sum(0), found[:, :, 1].argmax(0)

@@ -9,7 +9,7 @@ from npdraw_dist.core.process import COMPUTE
 
 
 def run(module: str, *flags: str) -> None:
-    """Runs `python -m module`, which sets the variables of COMPUTE itself.
+    """Runs `python -m module` without the variables of COMPUTE, which the command sets itself.
 
     Raises UserError with the last line of a command that failed.
     """

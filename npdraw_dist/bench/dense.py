@@ -1,8 +1,8 @@
 """The dense reference, which only the bench uses: the authors' formulation with our weights.
 
-A part is a one-hot code times all K parts of the bank. Products with a filter bank for each axis paste it on
-a canvas for each step. The prior convolves these canvases, or takes a code image of L * K values. Attention
-uses plain products, no fused kernel. Sampling computes the whole prefix again at every step.
+A part is a one-hot code times all K parts of the bank. Each step has its own canvas, on which products with
+a filter bank for each axis paste the part. The prior convolves these canvases, or takes a code image of L * K
+values. Attention uses plain, unfused products. Sampling computes the whole prefix again at every step.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, W channels of a token.
 """
 
@@ -82,7 +82,7 @@ class ConvStem(nn.Module):
 class DensePrior(nn.Module):
     """`prior` computed by dense products, with the same weights and the same distribution.
 
-    stem: replaces the running sum, which changes the distribution.
+    stem: replaces the running sum if given; the distribution then differs from that of `prior`.
     """
 
     def __init__(self, prior: Prior, stem: ConvStem | None = None) -> None:

@@ -37,7 +37,7 @@ SAMPLES = 64
 def bank(work: Workload) -> Figures:
     """Patches/s of the extraction; our k-means compared with scikit-learn's, and with a GPU if there is one.
 
-    In ratios to scikit-learn, objectives are ours over theirs, and times are theirs over ours.
+    Ratios to scikit-learn divide our objective by theirs, and their time by ours.
     """
     experiment, rng = work.experiment, np.random.default_rng(work.experiment.seed)
     canvases, settings = work.canvases, work.experiment.bank
@@ -96,8 +96,8 @@ def parse(work: Workload) -> Figures:
     parser = work.parser()
     canvases = torch.from_numpy(work.canvases[: PARSED[not work.quick]])
     batches = canvases.split(AT_ONCE)
-    # As in the stage, torch computes on one thread in each thread. The threads of one operation wait for each
-    # other at its end; on a busy machine they would wait longer than they work.
+    # As in the stage, torch uses one thread in each thread of the pool. With more, threads of an operation
+    # would wait for each other at its end, on a busy machine for longer than they work.
     with one_thread(), ThreadPoolExecutor(cpu_count()) as pool:
         (seconds,) = median_seconds([lambda: list(pool.map(parser, batches))], PARSE_REPEATS, warm_up=1)
     return {"parse_images_per_s": len(canvases) / seconds}

@@ -40,7 +40,7 @@ def run(work: Workload) -> Figures:
 
     `vae_step_*` (with relaxed draws), `prior_step_*` and `vae_hard_step_images_per_s` (with hard draws, if
     the experiment has them) take the experiment's batch in its micro-batches. `*_vs_dense` take a batch of
-    500 (64 with --quick), our step in micro-batches and the dense reference as a whole.
+    500 (64 with --quick), which our step divides into micro-batches and the dense reference does not.
     """
     dense_size = QUICK_DENSE_BATCH if work.quick else DENSE_BATCH
     subject = Subject.of(work, max(work.experiment.train.batch_size, dense_size))

@@ -1,6 +1,6 @@
 """Section `training`: the command `train` in one process, under Ray Train, and on two workers.
 
-Global batch, micro-batches and the number of threads are the same each time.
+Global batch, micro-batches and the total number of threads are the same in all three layouts.
 """
 
 import json
@@ -25,11 +25,12 @@ QUICK_REPEATS, FULL_REPEATS = 1, 3
 
 
 def run(work: Workload) -> Figures:
-    """Images/s of the stage `vae` in each layout and their ratios, medians of interleaved repeats.
+    """Images/s of the stage `vae` in each layout, and their ratios, as medians of interleaved repeats.
 
     `training_plain`: without Ray. `training_ray_1x<n>`: one worker with n threads. `training_ray_2x<m>`: two
     workers with m = n / 2 threads each. `ray_loop_ratio`: one worker over no Ray. `two_worker_ratio`: two
-    workers over one, if there are two cores. `data_wait_share`: without Ray, from memory and streamed.
+    workers over one, if there are two cores. `data_wait_share`, `data_wait_share_streamed`:
+    without Ray, with images in memory or streamed.
     `startup_s`: from the start of the command, with all stages before the VAE done, to the VAE's first step.
     """
     cores = cpu_count()

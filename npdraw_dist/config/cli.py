@@ -1,4 +1,4 @@
-"""Command lines from typed fields, by pydantic-settings. A mistake ends in one line and status 2."""
+"""Builds command lines from typed fields by pydantic-settings. A mistake prints one line, with status 2."""
 
 import argparse
 import errno
@@ -66,7 +66,7 @@ class Command(BaseSettings):
 
     @classmethod
     def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-        """The source of the values of settings without a flag, as a text, and these values, nested.
+        """Returns where settings without a flag get their values, as a text, and these values, nested.
 
         The help shows both. words: the command line, which can name the source.
         """
@@ -160,7 +160,7 @@ def _add_argument(actions: dict[str, argparse.Action], parser: Any, *flags: str,
     """Adds a flag to the parser and to `actions`.
 
     A switch needs no value, so `--dry-run` means `--dry-run true`. The flag of a one-letter field can also
-    have two dashes, as in `--n 64`, since pydantic-settings gives it only one.
+    have two dashes, as in `--n 64`, although pydantic-settings gives it only one dash.
     """
     if options.get("metavar") == "bool":
         options |= {"nargs": "?", "const": "true"}

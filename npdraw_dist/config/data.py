@@ -1,4 +1,4 @@
-"""The sections `data`, `grid`, `bank` and `parse`: the images, and how they become parses.
+"""The sections `data`, `grid`, `bank` and `parse`, which define the images and how they become parses.
 
 Symbols of the paper: T steps, K parts, P patch side.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from npdraw_dist.core.grid import Grid
 
 Binarize = Literal["none", "dynamic", "threshold"]
-SHARD_BYTES, SHARD_ROWS = 8 << 20, 8192  # limits of a shard, so that streaming takes one request for each
+SHARD_BYTES, SHARD_ROWS = 8 << 20, 8192  # limits of a shard, so that a stream reads it by one request
 LEAST_GLYPH = 8  # smallest side in pixels of an image of source fonts
 
 
@@ -117,7 +117,7 @@ class GridConfig(Section):
     def sizes_of(self, image_shape: tuple[int, int, int], centred: bool = False) -> GridSizes:
         """The sizes of the canvas of images (C, H, W). Raises ValueError if they do not fit.
 
-        centred: places hang over all edges, as the authors' do, not only over the right and the lower one.
+        centred: places extend beyond all edges, as the authors' do, not only the right and the lower edge.
         """
         _, height, width = image_shape
         scale = self.downscale

@@ -34,7 +34,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def require_known(what: str, name: str, known: Sequence[str], why: str = "") -> None:
-    """Raises UserError, which suggests the nearest, on a `name` not in `known`. why: a note on `known`."""
+    """Raises UserError, with a similar name as a hint, if `name` is not in `known`. why: note on `known`."""
     if name not in known:
         raise UserError(f"unknown {what} {name!r}{nearest(name, known)} (known: {', '.join(known)}{why})")
 

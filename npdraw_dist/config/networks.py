@@ -1,4 +1,4 @@
-"""The sections `prior`, `vae` and `baseline`: the networks, and how each is trained.
+"""The sections `prior`, `vae` and `baseline`, which define the networks and how each is trained.
 
 The settings that define a network are in classes of their own, since model files contain them too
 (`config/spec.py`). Symbols of the paper: T steps, K parts, L places. Budgets are in images.
@@ -22,8 +22,8 @@ BlockKind = Literal["transformer", "lstm"]
 class Condition:
     """A kind of condition; `core/vocabulary.py` has its vocabulary.
 
-    tokens: A, the number of its tokens. entries: what its vocabulary contains. phrase: the end of
-    "conditioned by class" in messages.
+    tokens: A, the number of its tokens. entries: what its vocabulary contains. phrase: its name in
+    messages, such as "by class" in "conditioned by class".
     """
 
     tokens: int
@@ -169,7 +169,7 @@ class VAEConfig(VAENetwork):
 
 
 # Constants of kind `authors` that are not settings.
-AUTHORS_HEAD_WIDTH, AUTHORS_MLP = 64, 2048  # of the prior: channels of an attention head, width of an MLP
+AUTHORS_HEAD_WIDTH, AUTHORS_MLP = 64, 2048  # the prior's channels of an attention head, width of an MLP
 AUTHORS_PRIOR_BATCH = 64  # largest global batch in the stage of the prior
 
 

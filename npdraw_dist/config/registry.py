@@ -49,7 +49,7 @@ class _Kinds(Mapping[str, Any]):
 
     @cached_property
     def points(self) -> dict[str, EntryPoint]:
-        """Name -> entry point. Another package cannot replace a name of this one."""
+        """Name -> entry point. Another package cannot replace a kind of this package."""
         found = sorted(entry_points(group=self.GROUP), key=lambda point: _is_own(point.value))
         points = {point.name: point for point in found}
         project = Path(__file__).parents[2] / "pyproject.toml"
@@ -59,7 +59,7 @@ class _Kinds(Mapping[str, Any]):
         return {name: points[name] for name in sorted(points, key=lambda name: (name != "npdraw", name))}
 
     def __getitem__(self, name: str) -> Any:
-        """The class. Raises KeyError on an unknown name, UserError if its entry point gives no such class."""
+        """The class. Raises KeyError on an unknown name, UserError if the entry point is not such a class."""
         point = self.points[name]
         try:
             found = point.load()

@@ -9,7 +9,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]  # the seeds that torch.Generator t
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-# The value of a flag is text, which a Literal of numbers would not take.
+# The value of a flag is text, which a Literal of numbers would reject.
 AsNumber = BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)
 
 
@@ -42,6 +42,6 @@ class Section(BaseModel):
 class RunHalf(Section):
     """Base of classes with the settings that decide how a run works, not what it makes.
 
-    A section inherits from the subclass of RunHalf that has its own such settings. A resumed run may change
-    them, and no fingerprint contains them.
+    A section inherits from the subclass of RunHalf with its settings of this sort. A resumed run may change
+    these settings, and no fingerprint contains them.
     """

@@ -1,6 +1,6 @@
 """The settings from which the network of a model folder is rebuilt, without its training settings.
 
-A spec inherits its settings from sections of the config, so config.json has most of them at one level.
+A spec inherits its settings from sections of the config, so most of them are top-level keys of config.json.
 """
 
 from typing import Any, Literal
@@ -54,8 +54,8 @@ class SplitSpec(Section):
 class Spec(ImageNetwork):
     """The part of a spec that all kinds of models share. image_shape: (C, H, W). Sizes are in pixels.
 
-    temperature: the default temperature of samples. data: how its training images were split off; None if
-    the model was not trained by a run.
+    temperature: the default temperature of samples. data: how the model's training images were separated
+    from held-out images; None if the model was not trained by a run.
     """
 
     temperature: PositiveFloat = 1.0

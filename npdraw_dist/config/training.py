@@ -1,4 +1,4 @@
-"""The sections `train` and `scale`: how every stage is trained, and how a run is spread over machines."""
+"""The sections `train` and `scale`, which define the training of every stage and the spread over machines."""
 
 import math
 import re
@@ -114,7 +114,7 @@ class ScaleConfig(RunHalf):
         return self.num_workers == 0
 
     def placed(self, cluster: bool) -> Self:
-        """Resolves a range `0:N`: to `1:N` on a cluster or if a worker's size is set, else to 0."""
+        """Resolves a range `0:N` to `1:N` on a cluster or if a worker's size is set, and otherwise to 0."""
         if not str(self.num_workers).startswith("0:"):
             return self
         sized = self.cpus_per_worker is not None or self.gpus_per_worker != 1

@@ -1,4 +1,6 @@
-"""Places of a canvas, with index, corner and pixels. Only this file and `grid_sizes.py` know the layout.
+"""Computes the corner and the pixels of each place of a canvas.
+
+Only this file and `grid_sizes.py` define how places are laid out.
 
 Shapes: B batch, L places, C channels, P patch side, H x W canvas, Hp x Wp padded canvas.
 """

@@ -12,8 +12,8 @@ class GridSizes:
 
     An axis of W pixels has ceil((W - P) / stride) + 1 places; places are in raster order. Places can extend
     beyond the right and the lower edge, where they are cropped. With `centred`, they extend beyond all edges.
-    The left and the top margin then equal the opposite one or are a pixel smaller, and the first corners can
-    be negative. Sizes are in pixels.
+    The left (top) margin is then as wide as the right (lower) one or a pixel narrower, and the first corners
+    can be negative. Sizes are in pixels.
 
     background: the value of a pixel without parts, 0.0 (black) or 1.0 (white). Parts combine by the maximum
     of their ink, |pixel - background|. Raises ValueError on sizes that do not cover the canvas.

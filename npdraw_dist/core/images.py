@@ -1,7 +1,7 @@
 """Turns arrays, tensors and PIL images into batches and canvases, and tensors into PIL images, PNG and HTML.
 
-Images of any kind are arrays (NumPy arrays or objects with `__array__`), tensors, PIL images, or sequences
-of these.
+The phrase "images of any kind" means arrays (NumPy arrays or objects with `__array__`), tensors, PIL images,
+or sequences of these.
 Shapes: B images, C channels (1 or 3), H x W image.
 """
 
@@ -79,7 +79,7 @@ def to_batch(images: Any, shape: tuple[int, int, int], background: float = 0.0) 
 
 
 def shape_of(images: Any) -> tuple[int, int, int]:
-    """(C, H, W) of images of any kind. Raises UserError if they have no such shape or several."""
+    """(C, H, W) of images of any kind. Raises UserError if there is no such shape, or more than one."""
     if isinstance(images, Image.Image):
         return (1 if is_grey(images) else 3, images.height, images.width)
     if not hasattr(images, "shape"):

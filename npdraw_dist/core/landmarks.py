@@ -16,7 +16,7 @@ class BlindNode(UserError):
 
 @dataclass(frozen=True)
 class Landmarks:
-    """A file of `folder`, which other nodes must see too.
+    """A file in a folder that other nodes must see too.
 
     what: the folder's name in messages, such as "the storage". setting: the flag that sets the
     folder, for the advice. file: path in the folder. size, modified (seconds since 1970): None if nodes may

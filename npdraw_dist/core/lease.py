@@ -8,7 +8,7 @@ The process table tells whether an owner on this machine is dead. An owner on an
 dead if its beat counter does not change for DEAD_AFTER_S seconds on the observer's own clock. The
 clocks of two machines are never compared.
 
-A local or network filesystem creates a new file atomically (NFS too). An object store only promises that a
+A local or network filesystem creates a new file atomically (NFS too). An object store only guarantees that a
 written file appears in every later listing (pyarrow offers no conditional writes). So each process
 first writes an announcement, then lists the folder. Of two processes, at least one sees the announcement of
 the other, and the process with the lower name wins.
@@ -48,8 +48,8 @@ def is_lease(path: str) -> bool:
 class Holder:
     """The content of a lease. age_s: seconds from the start of the lease to the last beat.
 
-    group: a process takes over the lease of another process of its group without a wait, since a process of
-    a group is started only after the previous process of the group has been ended.
+    group: a process takes over the lease of another process of its group without waiting, since each process
+    of a group is started only after the previous one has ended.
     """
 
     owner: str
@@ -61,7 +61,7 @@ class Holder:
 
     @classmethod
     def read(cls, text: str) -> "Holder":
-        """Parses `text`. Unreadable text counts as an owner elsewhere, alive while the text changes."""
+        """Parses `text`. Unreadable text counts as an owner elsewhere that lives while the text changes."""
         try:
             values = json.loads(text)
             return cls(**{**values, "process": Process(**values["process"])})
@@ -170,7 +170,7 @@ class Lease:
         return self.world.is_running(holder.process)
 
     def _create(self, generation: int) -> bool:
-        """Whether this process created the lease of this generation, and there is no higher one."""
+        """Creates the lease of this generation. Returns whether it did so and no higher one exists."""
         path, text = self._path(generation), self.own.text()
         if not create_exclusively(self.filesystem, path, text, self.own.owner, self._rivals, self.world):
             return False
@@ -225,7 +225,7 @@ class Lease:
             try:
                 self.beat()
             except LeaseLost:
-                if interrupt:  # as Ctrl-C does, since a signal also ends a wait
+                if interrupt:  # the signal of Ctrl-C also ends a blocking wait
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
             except (OSError, pa.ArrowException):
@@ -259,7 +259,7 @@ class Lease:
 def create_exclusively(
     filesystem: fs.FileSystem, path: str, text: str, own: str, seen: dict[str, float], world: World
 ) -> bool:
-    """Whether this call created `path`; False if it exists or another process is creating it.
+    """Creates `path`. Returns False if it exists or another process is creating it.
 
     own: the name of this process. seen: announcement of another process -> the time when this process first
     saw it; kept between calls. Raises OSError if the storage fails.
@@ -278,7 +278,7 @@ def create_exclusively(
                 return True
             if others[0] < announcement:
                 return False
-            world.sleep(ANNOUNCED_POLL_S)  # each of the others will withdraw or write
+            world.sleep(ANNOUNCED_POLL_S)  # each of the other processes will withdraw or write
     finally:
         with contextlib.suppress(FileNotFoundError):
             filesystem.delete_file(announcement)

@@ -84,6 +84,6 @@ def _download(text: str, said: str, options: dict[str, Any]) -> str:
 
 
 def first_fact(error: Exception) -> str:
-    """The first line of an error's text, or the second if the first ends with a colon, as torch's do."""
+    """The first line of an error's text, or the second if the first ends with a colon, as torch errors do."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0]

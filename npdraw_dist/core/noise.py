@@ -59,7 +59,7 @@ def _mixed(z: Tensor) -> Tensor:
     return z
 
 
-Noise = torch.Generator | RowNoise | None  # None: torch's own generator
+Noise = torch.Generator | RowNoise | None  # None stands for torch's own generator
 
 
 def uniform(shape: Sequence[int], noise: Noise, like: Tensor) -> Tensor:

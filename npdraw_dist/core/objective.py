@@ -70,7 +70,10 @@ class Objective(nn.Module, ABC):
 
 
 def ramp(images_seen: float, start: float, end: float, images: float) -> float:
-    """Interpolates from `start` at 0 images to `end` at `images`, then stays there. `end` if images is 0."""
+    """Rises or falls linearly from `start` at 0 images to `end` at `images`, then stays at `end`.
+
+    If `images` is 0, the result is always `end`.
+    """
     if images <= 0:
         return end
     progress = min(max(images_seen / images, 0.0), 1.0)

@@ -30,7 +30,7 @@ class Aligned:
         return chosen, torch.arange(steps, device=chosen.device).expand(len(chosen), -1)
 
     def collect(self, steps: int, drawn: Tensor, where: Tensor, what: Tensor, step: Tensor) -> PartSequence:
-        """The T `steps` of an edited drawing from (B, S) steps, of which at most T are `drawn`.
+        """Builds the T `steps` of an edited drawing from (B, S) steps, at most T of which are `drawn`.
 
         step: the index of each step in its own drawing, T for a new step.
         """
@@ -49,7 +49,7 @@ class Free:
 
     `Aligned` documents the methods `arrange` and `collect`.
     places: (chosen (B, L), gain (B, L), grid, T) -> (B, T) int64, the chosen places in the order of drawing,
-    then any others.
+    followed by arbitrary other places.
     edit_key: (where (B, S), step (B, S)) -> (B, S) int64, the sort keys of the steps of an edited drawing.
     Among equal keys, the parts that the edit adds come last.
     next_key: (last (B,), grid) -> (B, L) int64, different for each place. After the place `last` (-1 before

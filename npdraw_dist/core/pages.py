@@ -162,7 +162,7 @@ def rows_png(
 
 
 def stack(pages: Sequence[Image.Image], overlap: int) -> Image.Image:
-    """Stacks pages; the first must be the widest. overlap: of neighbours, in px; negative for a gap."""
+    """Stacks pages; the first must be the widest. overlap: px that neighbours share; negative for a gap."""
     height = sum(page.height - overlap for page in pages) + overlap
     whole, y = Image.new("RGB", (pages[0].width, height), PAPER), 0
     for page in pages:

@@ -100,7 +100,7 @@ class PartBank(_Saved):
         return f"<div>{bank}</div>{inline(self._sheet(), SHEET, bank)}"
 
     def _repr_png_(self) -> bytes:
-        """The same picture for viewers without HTML."""
+        """The picture of `_repr_html_` as a PNG, for viewers without HTML."""
         sheet = self._sheet()
         return png(sheet, math.ceil(SHEET / max(sheet.shape)))
 
@@ -193,7 +193,7 @@ class Batch(_Rows):
     condition: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
-        if self.condition.shape[1:] == (0,):  # not given
+        if self.condition.shape[1:] == (0,):  # no condition is given
             none = torch.zeros(len(self.images), 0, dtype=torch.int64, device=self.images.device)
             object.__setattr__(self, "condition", none)
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:

@@ -13,13 +13,13 @@ from npdraw_dist.core.parts import PartSequence
 
 
 def gather_parts(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:
-    """bank (K, C, P, P), z (B, T) -> (B, T, C, P, P): each step's part, or background if whether is 0."""
+    """bank (K, C, P, P), z (B, T) -> (B, T, C, P, P): each step's part, or background without a part."""
     drawn = z.whether[..., None, None, None]
     return bank[z.what] * drawn if grid.background == 0 else bank[z.what].where(drawn, grid.background)
 
 
 def paste(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
-    """parts (B, T, C, P, P), where (B, T) -> canvas (B, C, H, W), the most ink of all steps at each pixel.
+    """parts (B, T, C, P, P), where (B, T) -> canvas (B, C, H, W), with the most ink of any part at a pixel.
 
     Differentiable in `parts`: the gradient of a pixel goes to the part that is visible there.
     """

@@ -1,7 +1,7 @@
 """Turns a user's picture of any size and mode into an image of a model's shape.
 
-The image has 8 bits, is upright, has a background where the picture was transparent, and is padded or cropped
-to the shape.
+The image has 8 bits per channel, is upright, has a background where the picture was transparent, and is
+padded or cropped to the shape.
 Shapes: C channels (1 or 3), H x W pixels of the image, h x w of the picture.
 """
 
@@ -23,7 +23,7 @@ SUFFIXES = (
     *(".pgm", ".ppm", ".pbm", ".avif", ".heic", ".heif"),  # Pillow may not read the last three
 )
 MAX_PIXELS = 100_000_000  # a picture with more is rejected after reading its header, before it is decoded
-LARGE = 1 << 20  # pixels; a picture in a larger square is first shrunk by a whole factor, then resized
+LARGE = 1 << 20  # a padded or cropped square of more pixels is first shrunk by a whole factor, then resized
 SPARE = 4  # the shrunk picture is at least this many times as wide as the image
 BANDS = (1, 3, 4)  # numbers of bands of an array: grey, colour, colour with transparency
 GREY = ("1", "L", "F")  # modes without colour, in addition to the modes that begin with I
@@ -41,7 +41,7 @@ TURNS = {  # EXIF orientation -> the operation that puts the picture upright
 def is_picture(path: str) -> bool:
     """Whether a path has a picture's suffix, and neither the file nor a folder of the path is hidden.
 
-    Programs keep thumbnails in hidden folders. `@eaDir`, such a folder of Synology disks, counts as hidden.
+    Programs keep thumbnails in hidden folders. `@eaDir`, used by Synology disks, also counts as hidden.
     """
     hidden = any(part.startswith(".") or part == "@eaDir" for part in path.split("/"))
     return path.lower().endswith(SUFFIXES) and not hidden
@@ -117,7 +117,7 @@ def from_array(values: NDArray[Any], frame: Frame) -> NDArray[np.uint8]:
 def array_picture(values: NDArray[Any], channels: int | None = None) -> Image.Image:
     """(C, H, W), (H, W, C) or (H, W) without a `pixel_fault` -> a picture of mode L, RGB or RGBA.
 
-    channels: the likely number of channels, which decides where both the first and the last axis may be the
+    channels: the likely number of channels, which is used if both the first and the last axis could be the
     channels.
     Raises BadPicture on any other shape.
     """

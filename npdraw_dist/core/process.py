@@ -14,7 +14,7 @@ from npdraw_dist.core.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# Flag -> its help; flag -> level of the logger `npdraw_dist`.
+# FLAGS maps a flag to its help, and LEVELS to the level of the logger `npdraw_dist`.
 FLAGS = {
     "--quiet": "print results, warnings and errors only",
     "--verbose": "also print Ray's log, and where an error arose",
@@ -127,7 +127,7 @@ def _compute_alone() -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
-    torch.get_num_threads()  # torch sets the number of a new thread at its first use
+    torch.get_num_threads()  # at its first use torch sets the thread count that a new thread computes with
     threadpool_limits(1, "openmp")  # torch.set_num_threads would also change later threads
 
 

@@ -71,7 +71,7 @@ def is_running(process: Process) -> bool | None:
 
 
 def _seconds() -> float:
-    """Monotonic seconds, including suspend where the system has such a clock."""
+    """Monotonic seconds, which include suspended time if the system has a clock for it."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 

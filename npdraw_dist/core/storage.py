@@ -113,7 +113,7 @@ def _refuse_password(uri: str) -> None:
 
 
 def _check_bucket(filesystem: fs.FileSystem, path: str) -> None:
-    """Raises ValueError or OSError within seconds, where the first use of `path` would fail after minutes."""
+    """Raises ValueError or OSError within seconds if `path` is unusable, before a use fails after minutes."""
     bucket = path.partition("/")[0]
     if not bucket:
         raise ValueError("it does not name a bucket")
@@ -157,7 +157,7 @@ def is_file(filesystem: fs.FileSystem, path: str) -> bool:
 
 
 def list_files(filesystem: fs.FileSystem, path: str) -> list[tuple[str, int]]:
-    """Sorted (path, bytes) of all files under the folder `path`, or of the file `path`; [] without files."""
+    """Sorted (path, bytes) of all files under the folder `path`, or of the file `path`; [] if none exist."""
     selector = fs.FileSelector(path, recursive=True, allow_not_found=True)
     try:
         found = filesystem.get_file_info(selector)  # for a folder with files, this is the only request

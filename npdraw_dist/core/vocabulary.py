@@ -19,7 +19,7 @@ from npdraw_dist.core.errors import UserError
 Condition: TypeAlias = int | str  # a class by number or name, or words
 WORD = re.compile(r"\w+")
 PIECE = "##"
-NEAREST = 3  # similar entries that an error names
+NEAREST = 3  # number of similar entries that an error names
 # Largest numbers of whole words (the most frequent ones) and of pieces.
 MOST_WHOLE, PIECES = 8192, 512
 INNER = 4  # largest number of pieces in the embedding of a whole word

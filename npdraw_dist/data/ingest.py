@@ -38,7 +38,7 @@ OF_FILES = ("path", "splits", "classes")  # facts that depend on the files of a 
 def encode_tar(rows: Rows, split: str, classes: Sequence[str]) -> bytes:
     """Encodes WebDataset samples: png, cls, txt (words), and id if it differs from the key without dots."""
     buffer, labels, words = io.BytesIO(), rows.known_labels(), rows.words or [""] * len(rows)
-    # Owners and times are fixed, so that the same rows give the same bytes. The PAX format has long names.
+    # Owners and times are fixed, so that the same rows give the same bytes. The PAX format allows long names.
     with TarWriter(buffer, user="", group="", mtime=0, encoder=False, format="PAX_FORMAT") as writer:
         for name, image, label, text in zip(rows.ids, rows.images, labels, words, strict=True):
             key = name.replace("%", "%25").replace(".", "%2E").replace("__", "%5F%5F")
@@ -87,7 +87,7 @@ class Ingest:
     spent: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, piece: Piece) -> list[ShardFacts] | UserError:
-        """Returns, not raises, an error if the whole piece is unreadable, so that the other pieces go on."""
+        """Returns an error instead of raising it if the whole piece is unreadable, so that others go on."""
         started, cpu_started, written = time.perf_counter(), time.thread_time(), list[ShardFacts]()
         splits = [s for s in self.splits if not self.repeated or piece.name(s) in self.repeated]
         try:

@@ -63,7 +63,7 @@ def list_paths(filesystem: fs.FileSystem, root: str, paths: Sequence[str]) -> pa
 
 
 def below_root(paths: Sequence[str], root: str | None = None) -> tuple[str, list[str]]:
-    """A folder that contains all files `paths`, and their paths below the folder. "" is the top.
+    """A folder that contains all files `paths`, and their paths below it. "" is the root of the filesystem.
 
     root: the folder; by default the deepest folder that contains all files.
     """
@@ -133,5 +133,5 @@ def _walk(root: str, folder: str, deep: bool = True, above: tuple[str, ...] = ()
 def _scan(folder: str) -> Iterator[os.DirEntry[str]]:
     try:
         yield from os.scandir(folder)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):  # not permitted: lost+found of a disk
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the last for lost+found of a disk
         return

@@ -31,7 +31,7 @@ from npdraw_dist.data.parquet import Z, images_of, lists_of, opened
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Canonical
 
-READ_BYTES = 12 << 20  # bytes of the images in one read of a stream; a default shard has as many
+READ_BYTES = 12 << 20  # bytes of the rows in one read of a stream, enough for a shard of default size
 MOST_IDS = 1 << 20  # `sample` chooses from about this many ids
 AHEAD = 3  # number of reads that a stream runs at the same time
 IMAGES_AT_ONCE = 256  # number of images that `some_images` yields at once
@@ -39,7 +39,7 @@ FOOTERS = 4096  # number of file footers kept in memory
 
 
 class ShardFile(NamedTuple):
-    """A shard. path: the same below the folders of images and of parses. rows: from the manifest."""
+    """A shard. path: its path below the folder of images or of parses. rows: its length in the manifest."""
 
     path: str
     rows: int
@@ -82,7 +82,7 @@ class RowGroups:
             position = int(ends.searchsorted(start, "right"))
             while start < stop:
                 group, end = int(order[position]), int(ends[position])
-                shift = int(self.start[group] + self.rows[group]) - end  # to rows of the file
+                shift = int(self.start[group] + self.rows[group]) - end  # from rows of `order` to the file's
                 yield RowRange(self.paths[self.file[group]], start + shift, min(stop, end) + shift)
                 start, position = end, position + 1
 

@@ -41,8 +41,8 @@ def repeated_ids(
 ) -> dict[str, set[Hash]]:
     """Shard name -> hashes of its ids that an earlier shard also has.
 
-    shards: names of the files <folder>/<name>.ids, earlier ones first. ids: about how many ids these files
-    have.
+    shards: names of the files <folder>/<name>.ids, earlier ones first. ids: the approximate number of ids
+    in these files.
     """
     starts = range(0, len(shards), GROUP)
     join = partial(_join, filesystem, folder, tuple(shards))

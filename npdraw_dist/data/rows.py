@@ -146,7 +146,7 @@ def frame_of(data: DataConfig) -> Frame:
 
 
 def write_rejects(filesystem: fs.FileSystem, folder: str, lines: Sequence[RejectLine]) -> None:
-    """Writes rejects.jsonl, sorted by shard. Without rejects, only empties the file of an earlier run."""
+    """Writes rejects.jsonl, sorted by shard. Without rejects, it only empties the file of an earlier run."""
     path = f"{folder}/{REJECTS}"
     if lines or filesystem.get_file_info(path).type == fs.FileType.File:
         in_order = sorted(lines, key=lambda line: line["shard"])
@@ -168,8 +168,8 @@ class RejectLimit:
 
     Too many rows are bad if their share exceeds `data.max_bad_fraction` even if all other rows are good.
     splits: the splits of each piece. total: rows of all pieces. If it is None, it is estimated once
-    LEAST_ROWS rows are read: a piece that is not read yet counts as the mean of the pieces that have its
-    splits and are read.
+    LEAST_ROWS rows are read: a piece that is not read yet counts as the mean of the pieces with
+    the same splits that are read.
     """
 
     def __init__(self, data: DataConfig, splits: Iterable[tuple[str, ...]], total: int | None) -> None:

@@ -1,7 +1,7 @@
 """A folder of canonical shards, or of their parses. A run that was killed can continue to write it.
 
 <root>/<split>/<shard>.<suffix> is a shard. <root>/.done/<shard>.json is its sidecar, which is written after
-the shard; a shard without a sidecar is made again. <root>/.done/source.json says what the shards are made
+the shard; a shard without a sidecar is made again. <root>/.done/source.json records what the shards are made
 from. The driver reads and writes nothing that grows with the images.
 """
 
@@ -53,7 +53,10 @@ class ShardFacts:
 
 @dataclass(frozen=True)
 class ShardFolder:
-    """made_from: fingerprint of what determines the content of the shards. suffix: end of their names."""
+    """A folder of shards.
+
+    made_from: fingerprint of what determines the content of the shards. suffix: end of their names.
+    """
 
     filesystem: fs.FileSystem
     root: str
@@ -82,7 +85,7 @@ class ShardFolder:
                 self.filesystem.delete_file(path)
 
     def landmarks(self) -> Landmarks | None:
-        """Files of a claimed folder that other nodes look for; None if the folder is at a URI."""
+        """The file of a claimed folder that other nodes look for; None if the folder is at a URI."""
         if not isinstance(self.filesystem, fs.LocalFileSystem):
             return None
         return Landmarks.of("the folder", "--storage or --out", self.root, f"{DONE}/{MARKER}")
@@ -119,8 +122,8 @@ class ShardFolder:
 class Written:
     """All shards of the splits `of`. new: number of images that this call wrote.
 
-    driver_s: CPU seconds that this process spent on reading and writing the shards; 0 if tasks of Ray do
-    this.
+    driver_s: CPU seconds that this process spent on reading and writing the shards; 0 if Ray tasks do
+    this work.
     """
 
     shards: Sequence[ShardFacts]

@@ -1,6 +1,6 @@
 """Cuts a source of images into pieces, which the ingest reads. A piece is small and can be pickled.
 
-Each piece costs the driver requests, memory and a message, so a piece has many parts if they are small.
+Each piece costs the driver requests, memory and a message, so a piece has many parts if the parts are small.
 """
 
 import math
@@ -108,7 +108,7 @@ class Source:
         return [Shard(p.name(split), split, p) for p in self.pieces() if split in p.splits]
 
     def count(self, *splits: Split) -> int | None:
-        """Images of `splits` (all if none is given) before rejection; None if known only after reading."""
+        """Number of images of `splits` (default: all) before rejection; None if known only after reading."""
         counts = [self.counts.get(split) for split in splits or SPLITS]
         return None if None in counts else sum(count or 0 for count in counts)
 
@@ -174,7 +174,7 @@ def of_files(
 
 
 def packed(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Yields ranges (start, stop) of sizes whose sum is at most `most`. A larger size is in its own range."""
+    """Yields ranges (start, stop) of sizes whose sum is at most `most`. A size above it has its own range."""
     start = total = 0
     for number, size in enumerate(sizes):
         if number > start and total + size > most:

@@ -33,15 +33,16 @@ def shuffled(items: Sequence[Item], seed: int, purpose: str) -> list[Item]:
 
 
 def holdout(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """(kept, held out), in the order of items. A seeded permutation holds out round(share * N)."""
+    """Returns (kept, held out), in the order of `items`; a seeded permutation chooses round(share * N)."""
     chosen = set(_generator(seed, "valid").permutation(len(items))[: round(share * len(items))].tolist())
     kept = [item for i, item in enumerate(items) if i not in chosen]
     return kept, [items[i] for i in sorted(chosen)]
 
 
 def stratified(labels: NDArray[np.int64], shares: tuple[float, float], seed: int) -> list[list[int]]:
-    """The indices of the test, validation and training images. shares: of test and valid in a class.
+    """The indices of the test, validation and training images.
 
+    shares: the shares of test and validation images in each class.
     The images of each class are permuted and cut at the rounded cumulative shares. TEST_SEED permutes the
     class, then `seed` permutes all but the test images.
     """
@@ -89,7 +90,7 @@ def subset(items: Sequence[Item], fraction: float, seed: int) -> Sequence[Item]:
 
 
 def unit_hash(seed: int, purpose: str, name: str) -> float:
-    """A number in [0, 1) that depends only on the three arguments, on any machine."""
+    """A number in [0, 1) that depends only on the arguments and is the same on every machine."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 

@@ -1,4 +1,4 @@
-"""Runs work in Ray actors: on objects spread over the cluster, or a driver's work that needs a GPU."""
+"""Runs work in Ray actors, either on objects spread over the cluster or on a GPU for the driver."""
 
 import math
 import time
@@ -14,7 +14,7 @@ from npdraw_dist.distributed import resources
 from npdraw_dist.distributed.start import can_grow, ray_runs
 
 SURVIVE: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3}  # deaths that an actor survives
-WAIT_S = 30.0  # between two messages that no GPU is free
+WAIT_S = 30.0  # seconds between two messages that no GPU is free
 
 Result = TypeVar("Result")
 
@@ -23,7 +23,7 @@ class Actors:
     """An actor with the object `kind(*arguments)` for each item of `arguments`.
 
     No call may change an object, since Ray restarts a dead actor with a new object. Each actor reserves a
-    GPU, or a CPU if gpu is False or the cluster has no GPU. Actors share one if there are too few.
+    GPU, or a CPU if gpu is False or the cluster has no GPU. Actors share a GPU or CPU if there are too few.
     """
 
     def __init__(self, kind: type, arguments: Sequence[tuple[Any, ...]], gpu: bool | None) -> None:
@@ -130,6 +130,6 @@ class _Process:
 
 
 def _threads(nodes: list[resources.Node], share: float) -> int:
-    """The CPUs per share of a GPU on the node where they are fewest, though the actor reserves only one."""
+    """The CPUs per share of a GPU on the node where they are fewest. The actor reserves only one CPU."""
     each = [node.cpus / node.gpus for node in nodes if resources.room([node], 1, share)]
     return max(int(min(each, default=1) * share), 1)

@@ -21,18 +21,18 @@ from npdraw_dist.training.context import RunContext
 from npdraw_dist.training.device import usable
 
 LOOK_EVERY_S = 2.0  # how often ranks look for a notice that the cloud takes back a node of the run
-MOST_STEPS = 1000  # at most, between two looks for a notice
-SAVE_EVERY_S = 20.0  # between two checkpoints after a notice
+MOST_STEPS = 1000  # largest number of steps between two looks for a notice
+SAVE_EVERY_S = 20.0  # minimum seconds between two checkpoints after a notice
 
 BUCKETS = 4  # groups of gradients that ranks average during the backward pass
 LEAST_BUCKET_MB, LARGEST_BUCKET_MB = (
     1.0,
     25.0,
-)  # latency limits smaller buckets; the largest size is torch's default
+)  # smaller buckets are slow because of latency; the largest size is torch's default
 
 
 def ddp_settings(module: nn.Module) -> dict[str, Any]:
-    """The settings of DistributedDataParallel: about BUCKETS buckets; buffers are equal and not broadcast."""
+    """Makes DistributedDataParallel use about BUCKETS buckets. Buffers are equal, so it broadcasts none."""
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     size_mb = trained / BUCKETS / 2**20
     return {

@@ -36,7 +36,7 @@ def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
 
 
 def _as_text(error: BaseException) -> OSError | None:
-    """A storage error at the start of Ray Train's controller, of which Ray keeps only the text."""
+    """Restores a storage error at the start of Ray Train's controller, of which Ray keeps only the text."""
     if type(error).__name__ != "ActorDiedError":
         return None
     kinds = ("OSError: ", "PermissionError: ", "FileNotFoundError: ")
@@ -80,7 +80,7 @@ def is_preemption(error: BaseException) -> bool:
 def reason_of(error: BaseException) -> str:
     """The cause of a failure in one line: a user's mistake, else a lost process, else the innermost error.
 
-    A process that was lost comes first, because its peers then fail with errors of their connections.
+    A lost process comes before the innermost error, because its peers fail with errors of their connections.
     """
     mistake = cause_named(error, UserError.__name__)
     cause = mistake or lost(error) or next(cause_chains(error))[-1]
@@ -95,10 +95,10 @@ def reason_of(error: BaseException) -> str:
 class Restarts:
     """Counts the failures of the run `name` in `folder` and decides whether its workers restart.
 
-    Ray Train itself restarts no worker (`FailureConfig`), since it never resets its count of failures.
+    Restarts by Ray Train are disabled (`FailureConfig`), since it never resets its count of failures.
     Instead, the driver calls `fit` again (`run.run_training`). A run survives scale.max_failures consecutive
-    failures without a new checkpoint, or any number if that is -1. Nodes that the cloud takes back do not
-    count.
+    failures without a new checkpoint, or any number if that is -1. The loss of a node that the cloud takes
+    back does not count.
     """
 
     def __init__(self, filesystem: fs.FileSystem, folder: str, name: str, scale: ScaleConfig) -> None:
@@ -142,7 +142,7 @@ class Restarts:
     def _newest_step(self) -> int:
         """The step of the newest checkpoint; -1 if there is none or the storage does not answer.
 
-        If a damaged checkpoint is written again, its name changes but not its step: that is no progress.
+        If a damaged checkpoint is written again, its name changes but not its step, so it is no progress.
         """
         try:
             return max((named(path)[0] for path in by_age(self.filesystem, self.folder)), default=-1)

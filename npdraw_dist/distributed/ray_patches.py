@@ -8,7 +8,7 @@ from ray.util.state.exception import RayStateApiException
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray's trainer. It frees the CPUs of a run whose controller is killed, also without Ray's dashboard."""
+    """Ray's trainer. It frees the CPUs of a run whose controller is killed, even without Ray's dashboard."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return replace_cleaner(super()._create_default_callbacks())

@@ -139,7 +139,7 @@ def describe_gpus(gpus: float) -> str:
 
 
 def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Workers:
-    """Fits as many workers as possible, then as many CPUs for each. Raises UserError if too few fit."""
+    """Fits the most workers possible, then the most CPUs for each. Raises UserError if too few fit."""
     least, gpus = scale.least_workers, scale.gpus_per_worker
     if scale.use_gpu is False or (scale.use_gpu is None and room(nodes, 1, gpus) < least):
         gpus = 0.0
@@ -165,7 +165,7 @@ def worker_in_process(scale: ScaleConfig) -> Workers:
 
 
 def plan_local(scale: ScaleConfig) -> Workers:
-    """The workers of a Ray on this machine alone, without starting it. Raises UserError if too few fit."""
+    """The workers that fit on this machine, found without starting Ray. Raises UserError if too few fit."""
     return fit(scale, [Node.of(local_resources(scale), "this machine")])
 
 

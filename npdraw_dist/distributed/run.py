@@ -36,7 +36,7 @@ from npdraw_dist.training.checkpoint import KEPT, Criterion, by_age
 from npdraw_dist.training.context import Context, Display, Job, Result
 
 POLL_S = 0.5  # how often the driver reads the mailbox
-WAIT_S = 30.0  # between two messages that workers wait for free nodes
+WAIT_S = 30.0  # seconds between two messages that workers wait for free nodes
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # where Ray Train keeps its list of checkpoints
 
 
@@ -71,7 +71,7 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
 
 class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]
-    """Connects Ray's process group over each node's own interface; NCCL only if all workers find a GPU."""
+    """Connects Ray's process group by each node's own interface; uses NCCL only if all workers have a GPU."""
 
     @property
     def backend_cls(self) -> type:
@@ -83,7 +83,7 @@ class TrainRun(Generic[Job, Result]):
     """The Ray Train run `storage`/`name`, in which each rank calls `worker` on the job.
 
     job: fetched once by each node. criterion: the metric that ranks checkpoints. callbacks: called with each
-    report. folders: those that each node must see.
+    report. folders: the folders that each node must see.
     """
 
     worker: Callable[[Job, Context], Result]
@@ -159,7 +159,7 @@ def _start_worker(config: dict[str, Any]) -> Any:
             return run.worker(job, context)
         began.mailbox.started.remote(context.world_size)
         what = f"stage {display_path(run.filesystem, run.folder)}"
-        waits_s = float(run.scale.timeout_s)  # limit for workers of an earlier attempt to end
+        waits_s = float(run.scale.timeout_s)  # longest wait for workers of an earlier attempt to end
         with Lease(run.filesystem, run.folder, what, wait_s=waits_s, group=began.command) as lease:
             context.check = lease.check
             return run.worker(job, context)

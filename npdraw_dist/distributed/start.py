@@ -21,7 +21,7 @@ PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # "0": Ray Train doe
 RAY = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # s; how often the controller checks the workers
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # s; how often it looks for nodes that the cloud takes back
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # s; after it, workers without a node are requested again
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # s; then workers without a node are requested again
 }
 
 # Set before a local Ray starts.
@@ -40,7 +40,7 @@ ONE_MACHINE = {
     PREEMPTION_WATCHER: "0",  # this machine is never drained; one process less to start
 }
 
-# Set before a local Ray of many trials: Ray warns about a multiple of this number of processes.
+# Set before a local Ray starts for many trials: Ray warns if its processes exceed a multiple of this number.
 MANY_PROCESSES = {"RAY_worker_maximum_startup_concurrency": "8"}
 
 
@@ -51,7 +51,7 @@ def ray_runs() -> bool:
 
 
 def is_local() -> bool:
-    """Whether this process will start a Ray of its own: none runs, and no cluster is named."""
+    """Whether this process will start a Ray of its own, as none runs and no cluster is named."""
     return not os.environ.get("RAY_ADDRESS") and not ray_runs()
 
 

@@ -32,7 +32,8 @@ FIRST_ITEMS = 8  # items per initial process of a growing pool, since starting a
 class Pool:
     """Processes of Ray that each load the work once and reserve a CPU, or `gpus` GPUs.
 
-    size: the largest number of processes, which start together; if None, the pool grows to one for each CPU.
+    size: the largest number of processes, which start together; if None, the pool grows to one process per
+    CPU.
     """
 
     size: int | None = None
@@ -40,7 +41,7 @@ class Pool:
 
 
 class Loaded(Generic[Item, Result]):
-    """Work by an object `kind(*arguments)` that is slow to create: each process does so at its first item."""
+    """Work by `kind(*arguments)`, an object slow to create, which each process creates at its first item."""
 
     def __init__(self, kind: Callable[..., Callable[[Item], Result]], *arguments: Any) -> None:
         self.kind, self.arguments = kind, arguments
@@ -87,10 +88,10 @@ def map_items(
     pool: Pool | None = None,
     folders: Sequence[Landmarks | None] = (),
 ) -> Iterator[Result]:
-    """Yields `work(item)` for each item, in any order, computed a few ahead. Raises what `work` raises.
+    """Yields `work(item)` for each item, in any order; computes a few items ahead. Raises what `work` raises.
 
     Without Ray this process does the work, on one core as in a task. With Ray all nodes do it, in tasks or in
-    a pool, and Ray repeats the items of a process that dies. folders: those that each node must see; None
+    a pool, and Ray repeats the items of a process that dies. folders: what each node must see; None
     stands for data at a URI, for which several threads of a process run `work`. Raises BlindNode for the
     first node that does not see a folder, before that node fails at many items.
     """

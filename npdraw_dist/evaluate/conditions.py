@@ -1,9 +1,9 @@
-"""`evaluate --asked`: how often drawings have the attributes that were requested, as classifiers read them.
+"""`evaluate --asked`: how often drawings have the requested attributes, according to classifiers.
 
 An attribute has alternatives, such as the tones of skin; for a model conditioned on a class, the classes are
 the alternatives. Each attribute has a classifier, trained on the training images that have the attribute. Its
 accuracy on held-out real images is the reference for its accuracy on drawings. A *seen* condition belongs to
-a training image. A *held out* condition belongs to validation images alone; the vocabulary has its words.
+a training image. A *held out* condition belongs to validation images alone; its words are in the vocabulary.
 Shapes: n drawings of a condition, C channels, H x W image.
 """
 

@@ -27,11 +27,11 @@ def measure_edits(
 ) -> dict[str, float]:
     """The mean errors of `count` random edits of pairs of uint8 images (N, C, H, W), by name.
 
-    edit_inside, edit_outside: mean squared error to B in the region, and to A elsewhere. reconstructed_ and
-    pasted_ in place of edit_: the same errors of the reconstructions of B and A, and of the reconstruction of
-    the pasted pixels. With an extractor, edit_features and pasted_features: squared distance to the features
-    of the pasted pixels, as a share of the squared distance between A and B. Raises UserError if the model
-    cannot edit a region, or if there are fewer than two images.
+    edit_inside, edit_outside: mean squared error to B in the region, and to A elsewhere. The prefixes
+    reconstructed_ and pasted_ instead of edit_ mark the same errors of the reconstructions of B and A, and of
+    the reconstruction of the pasted pixels. With an extractor, edit_features and pasted_features: squared
+    distance to the features of the pasted pixels, as a share of the squared distance between A and B. Raises
+    UserError if the model cannot edit a region, or if there are fewer than two images.
     """
     if len(images) < 2:
         raise UserError(f"an edit takes two images, and there are {len(images)}")

@@ -53,8 +53,8 @@ def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
 def images_in(source: Source, split: Split, needed: int) -> int:
     """The number of images of a split.
 
-    Where the source does not state it, shards are read until more than `needed` images are found, and at
-    least the NEIGHBOURS that distances need; then the number is a lower bound.
+    If the source does not state the number, shards are read until they have more than `needed` images, and
+    more than the NEIGHBOURS that distances need. The number is then a lower bound.
     """
     if (images := source.count(split)) is not None:
         return images
@@ -82,7 +82,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     shards, total = source.shards(split), source.count(split)
     if not shards:
         raise UserError(f"the data have no split {split!r}: it has no image")
-    if file is not None:  # before the likelihood, which may take hours
+    if file is not None:  # counted before the likelihood, which may take hours
         images = images_in(source, split, file.dimensions)
         real = min(images, settings.images or images)
         require_enough(real, settings.samples or real, file.dimensions)

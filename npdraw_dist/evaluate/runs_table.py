@@ -25,7 +25,7 @@ from npdraw_dist.pipeline.store import Store
 SHOWN_SAMPLES = 12
 # The facts of the protocol that must be equal for two runs to be in one table.
 SAME = ("data", "split", "images", "ids_sha256", "binarize", "nll", "distance")
-# Data settings that may differ: they describe a run's own training images, or its disk.
+# Data settings that may differ, since they describe a run's own training images or where its files are.
 OWN = {"fraction", "valid_fraction", "path", "seed", "splits", "classes"}
 
 
@@ -92,7 +92,7 @@ def _training_cost(store: Store, config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def require_same_protocol(runs: Sequence[Run]) -> None:
-    """Raises UserError if a run has another protocol than the first; states the differences."""
+    """Raises UserError, with the differences, if a run has another protocol than the first."""
     for run in runs[1:]:
         if changed := differences(runs[0].protocol(), run.protocol()):
             raise UserError(

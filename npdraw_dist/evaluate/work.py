@@ -50,7 +50,7 @@ Key = tuple[int, int]  # (shard in the split, batch in the shard); shard -1 stan
 class Found:
     """The measurements of an item. images: the number of images. values: key of a batch -> name -> array.
 
-    rejects: the number of unreadable rows of the shard, counted at one item of each shard.
+    rejects: the number of unreadable rows of the shard, which only one item of each shard reports.
     """
 
     images: int = 0
@@ -78,7 +78,7 @@ def pool_of(scale: ScaleConfig, sized: bool) -> Pool:
 
 
 def run(title: str, items: Sequence[Any], total: int, work: Any, pool: Pool | None = None) -> list[Any]:
-    """`work(item)` of each item, in any order: in a pool or in tasks on Ray, else in this process.
+    """Returns `work(item)` of each item, in any order. Uses a pool or tasks on Ray, else this process.
 
     Each result has `images`, which count towards the `total`. Prints a line if the pool has to wait for a
     GPU. Raises the UserError that an item raises.
@@ -133,12 +133,12 @@ class Work(NamedTuple):
 
 
 def _hash(name: str) -> float:
-    """The hash that decides which images are measured; without a seed, so all evaluations take the same."""
+    """The hash that decides which images are measured. It has no seed, so all evaluations agree."""
     return unit_hash(0, "evaluate", name)
 
 
 def _least_hashes(limit: int, shard: Shard) -> Found:
-    """The `limit` smallest hashes of a shard, so that the driver does not receive one for every image."""
+    """The `limit` smallest hashes of a shard, so that the driver does not receive all hashes."""
     ids = shard.read().ids
     return Found(len(ids), hashes=nsmallest(limit, map(_hash, ids)))
 
@@ -161,7 +161,7 @@ def plan_work(shards: Sequence[Shard], total: int | None, limit: int | None, act
 
 
 class Worker:
-    """Measures items with one model: scores of images; with an extractor, features of images and samples.
+    """Measures items with one model: scores images; with an extractor, finds features of images and samples.
 
     settings.pixels: `drawn` binarizes images and draws samples from p(x|z), `mean` does neither.
     conditions: gives the condition of each image, so that images are scored with and without it.

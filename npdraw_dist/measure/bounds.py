@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def bits_per_dim(nll_nats: float, dimensions: int) -> float:
-    """Negative log-likelihood of an image with `dimensions` values, in nats -> bits a value."""
+    """Negative log-likelihood of an image with `dimensions` values, in nats -> bits per value."""
     return nll_nats / (dimensions * math.log(2))
 
 

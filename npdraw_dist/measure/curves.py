@@ -1,4 +1,4 @@
-"""The picture of training curves: the metrics of a run that are shown, their names, and their plots."""
+"""Plots training curves, and declares which metrics of a run are shown, and under which names."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,8 +16,8 @@ if TYPE_CHECKING:  # matplotlib is imported at the end of a run, not at its star
 
 Row = Mapping[str, Any]  # a row of a stage's metrics.jsonl
 Line = tuple[Sequence[float], Sequence[float]]  # images seen, values
-START = 0.2  # first share of a training, whose points may be off the axis
-LEAST = 3  # points after the start; with fewer, all points set the limits
+START = 0.2  # first share of a training run, in which points may be off the axis
+LEAST = 3  # minimum number of points after START; if there are fewer, all points set the limits
 SURROGATE = "training, relaxed draws (no bound)"  # the label of a dashed line
 # Title -> metric -> name. train/surrogate has the steps with relaxed draws, train/elbo those with hard draws.
 PRIOR = {"prior: -log p(z) of the parses": {"train/nll": "training", "valid/nll": "validation"}}

@@ -1,4 +1,4 @@
-"""Samples compared with real images: distances between features, and the image nearest to each sample.
+"""Compares samples with real images by distances between features and by the image nearest to each sample.
 
 Distances need torchmetrics and torch-fidelity, which the extra `metrics` installs.
 Shapes: N real images, M generated ones, D features, R random images, C channels, H x W image.
@@ -18,11 +18,11 @@ from npdraw_dist.core.pages import rows_png
 
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 1000
 NEIGHBOURS = 3
-AT_ONCE = 8 << 20  # largest number of pixels that are floats at a time
+AT_ONCE = 8 << 20  # largest number of pixels converted to floats at a time
 
 
 def _identity(features: Tensor) -> nn.Module:
-    """An extractor for torchmetrics that passes through features, which workers have extracted."""
+    """An extractor for torchmetrics that returns its input, which is features that workers have extracted."""
     module = nn.Identity()
     module.__dict__["num_features"] = features.shape[1]
     return module
@@ -133,7 +133,7 @@ def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int
 
 
 def save_neighbours(path: Path, samples: Tensor, found: Neighbours) -> None:
-    """Saves a row of samples (M, C, H, W) above their nearest training images and above random ones.
+    """Saves a row of samples (M, C, H, W), a row of their nearest training images and a row of random ones.
 
     The random row is left out if it has fewer images than samples.
     """

@@ -20,7 +20,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 
 INCEPTION_FEATURES = 2048  # number of features of the FID that papers report
-FACTS = "facts.json"  # file with facts in a TorchScript file that `npdraw extractor` wrote
+FACTS = "facts.json"  # file inside a TorchScript file of `npdraw extractor`, with facts about it
 
 Extract = Callable[[Tensor], Tensor]  # float images (N, C, H, W) in [0, 1] -> features (N, D)
 
@@ -159,6 +159,6 @@ def _attribute(name: str) -> nn.Module:
 
 
 def _reason(error: Exception, line: int = 0) -> str:
-    """The kind of an error and one line of its text: the first, or with -1 the last."""
+    """The kind of an error and one line of its text: 0 is the first line, -1 the last."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[line]}"

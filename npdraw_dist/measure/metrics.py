@@ -1,6 +1,6 @@
-"""All numbers that commands report, each declared once: title, unit, decimals, direction and group.
+"""Declares all numbers that commands report, each once, with title, unit, decimals, direction and group.
 
-To add a metric, compute it where its inputs are (`pipeline/scores.py` for a number of each image) and add one
+To add a metric, compute it where its inputs are (`pipeline/scores.py` for a number per image) and add one
 line to METRICS. Tables, printed lines, standard errors, model folders and reports read the declaration. This
 file imports nothing from the project, so every module may import it.
 """
@@ -119,7 +119,7 @@ PUBLISHED = tuple(
 def format_metrics(numbers: Mapping[str, Any], *names: str, prefix: str = "") -> str:
     """The metrics in `numbers` as text, such as `NLL 88.21 ± 0.40 nats, ELBO -94.10 ± 0.45 nats`.
 
-    names: the metrics that are shown; if none is given, all. prefix: what the keys of `numbers` begin with,
+    names: the metrics that are shown; if none is given, all. prefix: the prefix of the keys of `numbers`,
     such as `test/`.
     """
     found = []

@@ -21,7 +21,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of a - b over S seeds and N images. Each seed is a training of both a and b.
+    """The mean of a - b over S seeds and N images. Both a and b are trained once per seed.
 
     se_images: its standard error over images; 0 for a number of a whole run, and 0 if each seed has its own
     images, since se_seeds then includes their noise. se_seeds: its standard error over seeds; NaN with one.
@@ -64,7 +64,7 @@ class Difference:
 
 
 def paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Difference:
-    """The difference of S pairs (a, b) of image -> number. Raises UserError if their images differ."""
+    """The mean of a - b over S pairs of mappings image -> number. Raises UserError if their images differ."""
     if any(list(a) != list(b) for a, b in pairs):
         raise UserError("runs of the same seed were scored on other images")
     found = [np.array([a[image] - b[image] for image in a]) for a, b in pairs]

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table without empty columns; [] if there are no rows."""
+    """The lines of a Markdown table, which omits empty columns; [] if there are no rows."""
     if not rows:
         return []
     cells = [column for column in zip(head, *rows, strict=True) if any(column[1:])]

@@ -48,8 +48,9 @@ def generation_gif(
     (B, T, C, H, W), the image decoded after each step.
 
     The first frame, which a web page shows before the GIF plays, and the last frame, which is shown for
-    longer, contain the finished pictures. In the at most `most_frames` frames between, each sample draws its
-    parts with outlines. A file over 1 MB is made again with fewer frames, then with fewer samples.
+    longer, contain the finished pictures. The frames between, at most `most_frames`, show how each sample
+    draws its parts, and outline new parts. A file over 1 MB is made again with fewer frames, then with fewer
+    samples.
     """
     boxes = torch.cat([corners, corners + sides[..., None]], -1)
     samples = min(len(steps), ANIMATED)
@@ -94,10 +95,10 @@ def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most:
 
 
 def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> bytes:
-    """Makes an endless GIF, whose last frame, and with `poster` also its first, is shown for longer.
+    """Makes an endless GIF whose last frame, and with `poster` also its first frame, is shown for longer.
 
-    These frames have their own palettes, which are exact if `grey`. All other frames share one palette, so
-    that colours do not flicker.
+    The frames shown for longer have their own palettes, which are exact if `grey`. All other frames share one
+    palette, so that colours do not flicker.
     """
     shared = _palette(frames, grey)
     paletted = [_indexed(frame, shared) for frame in frames]
@@ -114,7 +115,7 @@ def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> byte
 
 
 def _palette(frames: Sequence[Image.Image], grey: bool) -> Image.Image:
-    """An image that carries a palette: the FIXED colours, then greys or the frames' commonest colours."""
+    """An image whose palette has the FIXED colours, then greys or the frames' commonest colours."""
     palette = Image.new("P", (1, 1))
     if grey:
         colours = np.linspace(0, 255, GIF_GREYS).round().astype(int).repeat(3).tolist()
@@ -129,7 +130,7 @@ def _palette(frames: Sequence[Image.Image], grey: bool) -> Image.Image:
 
 
 def _indexed(frame: Image.Image, palette: Image.Image) -> Image.Image:
-    """The frame in the colours of a `_palette`. FIXED colours stay exact, but Pillow rounds to steps of 4."""
+    """The frame in colours of a `_palette`. FIXED colours are exact; Pillow rounds others to steps of 4."""
     pixels = np.asarray(frame)
     indices = np.array(frame.quantize(palette=palette, dither=Image.Dither.NONE))
     for index, colour in enumerate(FIXED):

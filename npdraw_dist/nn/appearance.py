@@ -56,7 +56,7 @@ class Inferred:
 
 
 class Donor(NamedTuple):
-    """A drawing from which an edited drawing takes parts and u. A batch of 1 is used for all drawings.
+    """A drawing from which an edited drawing takes parts and u. A donor with B = 1 serves all drawings.
 
     u: (B, ...); None stands for the mean of p(u|canvas). canvas: (B, C, h, w). own: bool (B, 1, h, w), the
     pixels where the edited drawing may take this u; None means all pixels.
@@ -68,7 +68,7 @@ class Donor(NamedTuple):
 
 
 class Appearance(nn.Module, ABC):
-    """p(u|canvas), q(u|x, canvas), and the features that u adds to the decoder's (zeros before training).
+    """Computes p(u|canvas), q(u|x, canvas), and features of u to add to the decoder's (initially zeros).
 
     standard: whether p(u|canvas) is N(0, I). shape: the shape of u for one image.
     """
@@ -140,7 +140,7 @@ class GlobalAppearance(Appearance):
         return _gaussian(self.encoder(self.cells(canvas, x)))
 
     def joined(self, canvas: Tensor, donors: Sequence[Donor]) -> Tensor:
-        """The first donor's u; zeros, the mean of the prior, if it is None."""
+        """The first donor's u, or zeros (the mean of the prior) if this u is None."""
         u = donors[0].u
         return self.prior(canvas).mean if u is None else u.expand(len(canvas), -1)
 

@@ -92,7 +92,7 @@ Cache = tuple[Tensor, Tensor]  # what a block remembers of the steps so far; the
 
 
 class CausalBlock(nn.Module, ABC):
-    """A residual block that mixes the steps so far, then applies an MLP to each step, each after a norm."""
+    """A pre-norm residual block that mixes the steps so far, and then applies an MLP to each step."""
 
     mlp: nn.Sequential
 
@@ -171,7 +171,7 @@ class TransformerBlock(CausalBlock):
 
 
 class LSTMBlock(CausalBlock):
-    """An LSTM over the steps (Hochreiter and Schmidhuber 1997). The cache has its two states, each (B, W)."""
+    """An LSTM over the steps (Hochreiter and Schmidhuber 1997). The cache has h and c of the LSTM, (B, W)."""
 
     def __init__(self, settings: PriorSpec) -> None:
         super().__init__(settings)

@@ -31,8 +31,9 @@ from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import log_prob
 
 STEPS = 2**15  # largest total number of steps in the sequences computed at once; limits their caches
-INK, SKETCH_NOISE = 0.4, 0.25  # least difference from the background that is ink; deviation of inked pixels
-UNIFORM = 0.1  # weight of the uniform distribution in q, so that every part is possible
+# A pixel is ink if it differs from the background by over INK; its noise has the deviation SKETCH_NOISE.
+INK, SKETCH_NOISE = 0.4, 0.25
+UNIFORM = 0.1  # weight of the uniform distribution in the proposal q, so that every part is possible
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Completer:
         """z (B, T), keep (B, L) bool -> completed z (B, T). Raises ValueError as `require_kept` does.
 
         evidence: (B, L, K + 1), computed from a sketch by `evidence_of`, for order aligned only. With
-        evidence no place is visited, because the weights of the particles are exact.
+        evidence no place is redrawn later, because the weights of the particles are exact.
         """
         kept = require_kept(z, keep, self.prior)
         effort = self.effort
@@ -147,9 +148,9 @@ class Completer:
     ) -> tuple[Tensor, Tensor]:
         """Draws *whether* and *what* at the place `site` (R,) given all other places; returns both, (R,).
 
-        The candidates are no part, the present part if there is one, and new parts from q. The weights
-        p(none) and p(part) / (m q(part)) keep the distribution invariant (Andrieu, Lee and Vihola 2018,
-        "i-SIR").
+        It chooses among no part, the present part if there is one, and new parts from the proposal q. The
+        weights p(none) and p(part) / (m q(part)) keep the distribution invariant (Andrieu, Lee and Vihola
+        2018, "i-SIR").
         """
         m, at, column = self.effort.candidates, torch.arange(len(site), device=site.device), site[:, None]
         present, part = drawn[at, site], what[at, site]
@@ -198,7 +199,7 @@ def evidence_of(grid: Grid, bank: Tensor, canvas: Tensor, sketch: Tensor) -> Ten
 
 
 def require_kept(z: PartSequence, keep: Tensor, prior: StepPrior) -> Kept:
-    """The steps of z (B, T) at the places `keep` (B, L) bool. The prior must be able to draw z.
+    """The steps of z (B, T) at the places `keep` (B, L) bool. Assumes that the prior can draw z.
 
     Raises ValueError if z has two parts at a kept place in order aligned.
     """

@@ -1,4 +1,4 @@
-"""The decoder p(x|canvas): convolutions at half the canvas's resolution (paper section 3.2).
+"""The decoder p(x|canvas), which convolves at half the canvas's resolution (paper section 3.2).
 
 Shapes: B batch, C channels, h x w canvas, H x W image, Q likelihood parameters per pixel.
 """

@@ -137,7 +137,7 @@ class _Steps(NamedTuple):
 
 def _steps(z: PartSequence, order: str) -> _Steps:
     step = torch.arange(z.steps, device=z.where.device).expand(len(z), -1)
-    # A stored aligned drawing may have 0 in where at steps that draw nothing.
+    # A stored aligned drawing may have where = 0 at steps that draw nothing.
     where = torch.where(z.whether, z.where, step) if ORDERS[order].aligned else z.where
     return _Steps(z.whether, where, z.what, step)
 
@@ -176,7 +176,7 @@ def parse_region(text: str | None, grid: Grid) -> Tensor:
 
 
 def parse_move(text: str, grid: Grid) -> tuple[int, int]:
-    """`R,C:R,C` -> the places from which and to which a part moves. Raises UserError on any other text."""
+    """`R,C:R,C` -> the source and the target place of a move. Raises UserError on any other text."""
     found = re.fullmatch(r"(\d+),(\d+):(\d+),(\d+)", text.replace(" ", ""))
     if found is None:
         raise UserError(f"move {text!r} is not R,C:R,C, such as 2,3:0,1")

@@ -128,7 +128,7 @@ class GenerativeModel(nn.Module, ABC):
 
     @abstractmethod
     def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
-        """x (B, C, H, W) -> a function that scores n draws for each image and returns fields (n * B,)."""
+        """x (B, C, H, W) -> a function that scores n draws for each image; its result has fields (n * B,)."""
 
     def log_weights(self, x: Any, k: int = 50, generator: Noise = None) -> Tensor:
         """log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x), (k, B) nats (Burda et al. 2016).
@@ -159,7 +159,7 @@ class GenerativeModel(nn.Module, ABC):
     def as_input(self, images: Any) -> Tensor:
         """Images of any type (`core.images.to_batch`) -> x (B, C, H, W) as the encoder takes it.
 
-        If the model binarizes, pictures (uint8, bool, PIL) become 0 or 1 by x > 0.5; floats stay as they are.
+        If the model binarizes, pictures (uint8, bool, PIL) become 0 or 1 by x > 0.5; floats are not changed.
         Raises UserError on a wrong type, size or range.
         """
         x = to_batch(images, self.spec.image_shape, self.blank_pixel).to(self.device)
@@ -184,8 +184,8 @@ class GenerativeModel(nn.Module, ABC):
         """Decodes `a` with the latents of `b` in the region `inside`; returns mean images (B, C, H, W).
 
         a, b: images (B, C, H, W) as the encoder takes them. inside: (B, H, W) bool; a place or cell belongs
-        to the region if its centre lies in the region. A model without places swaps the same share of its
-        latents as the region's share of the image. With a = b the result is the reconstruction. Raises
+        to the region if its centre lies in the region. A model without places swaps a share of its latents
+        that equals the region's share of the image. With a = b the result is the reconstruction. Raises
         UserError if no latent belongs to a region.
         """
 
@@ -195,7 +195,7 @@ class GenerativeModel(nn.Module, ABC):
     ) -> Tensor:
         """Draws z from the prior; returns mean images of p(x|z), (n, C, H, W).
 
-        seed: used in place of a generator. temperature: the prior's; None means `spec.temperature`.
+        seed: used in place of a generator. temperature: that of the prior; None means `spec.temperature`.
         """
 
     @abstractmethod
@@ -234,6 +234,6 @@ def seeded(device: torch.device, generator: Noise, seed: int | None) -> Noise:
 
 
 def joined(parts: Sequence[Importance], join: Callable[[list[Tensor]], Tensor]) -> Importance:
-    """Merges scores: applies `join` to the list of each field's tensors in `parts`."""
+    """Merges scores by applying `join` to the list of each field's tensors in `parts`."""
     kl = {name: join([part.kl[name] for part in parts]) for name in parts[0].kl}
     return Importance(join([p.log_w for p in parts]), join([p.reconstruction for p in parts]), kl)

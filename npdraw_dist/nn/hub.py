@@ -70,8 +70,8 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
     ) -> str | None:
         """Writes config.json, model.safetensors and, unless the folder has one, the model card README.md.
 
-        An older model in the folder stays intact until this one is written. config: replaces the content of
-        config.json. model_card_kwargs: `samples`, the number of samples drawn for the card (0 by default),
+        An older model in the folder stays intact until the new one is complete. config: replaces the content
+        of config.json. model_card_kwargs: `samples`, the number of samples drawn for the card (0 by default),
         and `repo_id`. others: passed on to huggingface_hub. Raises UserError if save_directory is a URI.
         """
         if "://" in str(save_directory):

@@ -17,19 +17,19 @@ from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.nn.relaxations import categorical_sample
 
 HALF_BIN = 1 / 255
-# Bounds of about a quarter of HALF_BIN and hundreds of times the range. Scales beyond them fit no better.
+# These scales are a quarter of HALF_BIN and hundreds of times the range of y. Scales beyond fit no better.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 7.0
 
-# Values before training: the Bernoulli logit where the canvas is 1, and the log-scale of a logistic whose
-# location is the canvas's value. All components of a mixture have this location, but different scales. So
-# they differ from the first step on, and the wide components limit the cost of a wrong canvas.
+# Before training, a Bernoulli has the logit CANVAS_GAIN where the canvas is 1. A logistic has the canvas's
+# value as its location, and CANVAS_LOG_SCALE. All components of a mixture have this location, but different
+# scales. So they differ from the first step on, and wide components limit the cost of a wrong canvas.
 CANVAS_GAIN = 3.0
 CANVAS_LOG_SCALE = -2.5
 CANVAS_LOG_SCALES = (-4.0, -1.0)
 
 
 class CanvasStart(NamedTuple):
-    """An affine map from a canvas in [-1, 1] to decoder outputs centred on it, weight (Q, C), bias (Q,)."""
+    """Weight (Q, C) and bias (Q,) of an affine map from a canvas in [-1, 1] to decoder outputs around it."""
 
     weight: Tensor
     bias: Tensor
@@ -164,7 +164,7 @@ class DiscretizedLogisticMixture(Likelihood):
         return total.logsumexp(1).sum((1, 2))
 
     def mean(self, output: Tensor) -> Tensor:
-        """See `Likelihood.mean`. A channel uses means of earlier ones, which is exact unless values clip."""
+        """See `Likelihood.mean`. A channel uses means of earlier channels; exact unless values clip."""
         mixture = self._split(output)
         means: list[Tensor] = []
         for channel in range(self.channels):

@@ -34,7 +34,7 @@ from npdraw_dist.nn.prior import GivenPrior, Prior, StepPrior
 from npdraw_dist.nn.steps import AlignedLayout, FreeLayout, StepLogits, log_prob
 
 CHOICES = ("whether", "where", "what")  # q has a temperature for each, though *where* seldom has logits
-ALIGNED_FRAMES = 16  # limits GIF frames in order aligned, where many frames look like a printer
+ALIGNED_FRAMES = 16  # limits GIF frames in order aligned, where more frames would look like a slow printer
 COLDEST = 0.05  # the lowest temperature of q
 
 
@@ -60,7 +60,7 @@ class Networks(HubModel):
         super().__init__(spec)
         parts = torch.full((spec.parts, spec.image_shape[0], spec.patch, spec.patch), spec.grid.background)
         self.register_buffer("bank_parts", parts)
-        # Divides q's logits of each choice. `fit_temperature` sets it, and hard draws train it.
+        # Divides q's logits, one number per choice. `fit_temperature` sets it, and hard draws train it.
         self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
         self.prior = self.make_prior(spec)
         self.posterior = self.make_posterior(spec)
@@ -247,7 +247,7 @@ class Networks(HubModel):
 
     @torch.no_grad()
     def features(self, images: Any) -> Tensor:
-        """Images of any type -> features of the posterior (B, D), with W numbers for each place."""
+        """Images of any type -> features of the posterior, flattened to (B, D)."""
         return self.posterior.features(self.as_input(images)).flatten(1)
 
     def reconstruct_from(self, canvas: Tensor, x: Tensor, generator: Noise) -> Reconstruction:

@@ -116,8 +116,8 @@ class NPDraw(Networks):
         """Draws n drawings: z ~ p(z) (`StepPrior.sample`) and u ~ p(u|canvas).
 
         condition: if given, z ~ p(z|condition); one condition for all drawings or a sequence of n. `given`
-        describes condition and guidance. seed: used in place of a generator. temperature: the prior's; None
-        means `spec.temperature`. Raises UserError on a wrong number or an unknown condition.
+        describes condition and guidance. seed: used in place of a generator. temperature: that of the
+        prior; None means `spec.temperature`. Raises UserError on a wrong number or an unknown condition.
         """
         require_positive("n", n)
         if condition is not None:
@@ -154,7 +154,7 @@ class NPDraw(Networks):
         return self.trace(drawn.z, drawn.u)
 
     def with_bank(self, bank: PartBank) -> "NPDraw":
-        """Copies this model, in eval mode, with another bank, whose K may differ. Nothing is trained.
+        """Returns a copy of this model, in eval mode, with another bank (of any size K). Nothing is trained.
 
         The copy's log-probabilities are exact: the probabilities of *what* sum to 1 over the new parts.
         Raises UserError if the prior's table is not `pixels`, the parts have another shape, or the model is

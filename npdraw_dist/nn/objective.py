@@ -30,7 +30,7 @@ TABLES = (
     *("codebook", "pseudo_inputs", "first_", "background"),
 )
 PRIOR_DECAY = 0.01  # AdamW's weight decay for the matrices of a prior over parts or codes
-# Temperature search: step ratio, maximum number of steps (1.5^6 = 11), images computed at once.
+# Temperature search: factor of a step, most steps in one direction (1.5^6 = 11), images computed at once.
 RATIO, TRIES, BATCH = 1.5, 6, 64
 TAU_START = 1.0  # temperature of Gumbel-softmax draws at the start of training
 TEMPERATURE_RATE = 0.02  # peak of Adam's learning rate for the temperatures of q
@@ -79,7 +79,7 @@ class VAEObjective(ModelObjective):
         return [
             *decay_groups(rest.items(), config.learning_rate, config.weight_decay),
             *until,
-            # The temperatures change a lot when training switches to hard draws.
+            # The rate is high, since the temperatures change a lot when training switches to hard draws.
             {"params": [temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0, "matrices": False},
             *decay_groups(prior, config.prior_learning_rate, PRIOR_DECAY),
         ]
@@ -129,7 +129,7 @@ class VAEObjective(ModelObjective):
         generator: Noise,
         condition: Tensor | None = None,
     ) -> Loss:
-        """The paper's surrogate, which is not a bound: the canvas mixes parts, and parts are half drawn."""
+        """The paper's surrogate. It is no bound, since the canvas mixes parts and draws some only partly."""
         model = self.model
         canvas, z = self._draw(q, done, generator)
         found = model.reconstruct_from(canvas, x, generator)
@@ -201,8 +201,9 @@ def fit_temperature(model: Networks, x: Tensor, draws: int, seed: int) -> dict[s
     """Fits `model.temperature` on binarised images x (B, C, H, W); returns the temperature of each choice.
 
     Relaxed draws make q more certain than is best for hard draws, so its logits are calibrated (Guo et al.
-    2017, section 4.2). Each temperature in turn is multiplied by RATIO, or divided by RATIO if multiplication
-    does not help, while the ELBO of `draws` hard draws per image rises. All trials use the same noise.
+    2017, section 4.2). Each temperature in turn is multiplied by RATIO as long as this raises the ELBO of
+    `draws` hard draws per image; if multiplication does not help, division is tried. All trials use the same
+    noise.
     """
     best = _elbo(model, x, draws, seed)
     for index, name in enumerate(CHOICES):

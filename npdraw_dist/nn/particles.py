@@ -1,9 +1,9 @@
 """Samples drawings with given parts from the prior, by sequential Monte Carlo.
 
 Each of n particles takes only steps that can lead to a well-formed drawing with all kept parts. Its weight is
-the product of the probabilities of such steps. Particles of low weight are replaced by others (Doucet and
-Johansen 2009, section 3.5). As n grows, the distribution of a particle that is drawn in proportion to its
-weight approaches the conditional distribution.
+the product, over its steps, of the total probability of all allowed steps. Particles of low weight are
+replaced by others (Doucet and Johansen 2009, section 3.5). As n grows, the distribution of a particle that is
+drawn in proportion to its weight approaches the conditional distribution.
 Shapes: B images, n particles per image, N = B * n, T steps, L places, K parts, W channels of a state.
 """
 
@@ -22,7 +22,7 @@ from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits
 
-NONE, KEPT, OTHER = range(3)  # what a step draws
+NONE, KEPT, OTHER = range(3)  # a step draws nothing, the next kept part, or another part
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class AlignedRules(Rules):
 
 
 class SketchRules(AlignedRules):
-    """`AlignedRules` with a sketch. At places that are not kept, parts are drawn that match the ink there."""
+    """`AlignedRules` with a sketch. At places that are not kept, parts that match the ink are likelier."""
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float, evidence: Tensor) -> None:
         """evidence: (N, L, K + 1), log p(ink at the place | part); the last entry is for no part."""
@@ -127,7 +127,7 @@ class SketchRules(AlignedRules):
 class FreeRules(Rules):
     """Rules of a free order, in which each step draws the next part, until a step draws nothing.
 
-    Part k at place l has the key rank_k L + near_l, and parts are drawn by rising key: a part that is not
+    Part k at place l has the key rank_k L + near_l, and parts are drawn by rising key, so a part that is not
     kept may precede the next kept part only if its key is smaller. near_l is the value of `Free.next_key`.
     Places whose keys are smaller than the last drawn key are closed. rank_k is the rank of the part's energy
     if the gain decides the order, or else 0.
@@ -138,7 +138,7 @@ class FreeRules(Rules):
         super().__init__(prior, kept, temperature)
         self.order, self.grid = order, prior.spec.grid
         self.left = kept.z.whether  # (N, T) kept steps that are not drawn yet
-        self.open = ~kept.places  # (N, L) other places that may be drawn
+        self.open = ~kept.places  # (N, L) places not kept that may still be drawn
         self.last = torch.full((len(kept.places),), -1, device=energy.device)  # the last drawn place
         self.key = self.last  # the last drawn key, if the gain decides the order
         self.stopped = torch.zeros_like(self.last, dtype=torch.bool)
@@ -181,7 +181,7 @@ class FreeRules(Rules):
         return torch.arange(self.grid.places, device=self.last.device).expand(len(self.last), -1)
 
     def _before(self, near: Tensor, limit: Tensor) -> Tensor:
-        """Whether a part that is not kept may come next at a place, (N, L): its key is in (key, limit)."""
+        """Whether a part that is not kept, with a key in (key, limit), may come next at a place, (N, L)."""
         places, last = self.grid.places, self.rank.max()
         least = ((self.key[:, None] - near) // places + 1).clamp(min=0)
         most = ((limit[:, None] - near - 1) // places).minimum(last)
@@ -190,7 +190,7 @@ class FreeRules(Rules):
     def _another(
         self, h: Tensor, others: Tensor, near: Tensor, limit: Tensor, generator: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws a part that is not kept. Returns its place, log p of all allowed parts, and the part."""
+        """Draws a part that is not kept. Returns its place, log p of any allowed part, and the part."""
         where = categorical_sample(others, generator)  # an arbitrary place if none can be drawn
         logits = self.logits(h, where).what.log_softmax(-1)
         keys = near.gather(1, where[:, None]) + self.rank * self.grid.places  # (N, K)

@@ -2,7 +2,7 @@
 
 Its features lie on the grid of places. One convolution reads the image at each place, and residual blocks mix
 neighbours. `nn.steps` converts the choices into drawings, in any order.
-Shapes: B batch, T steps, L places, K parts, W channels.
+Shapes: B batch, T steps, L places, K parts, C channels, P patch side, H x W image, W feature channels.
 """
 
 import math
@@ -50,7 +50,7 @@ class Trunk(nn.Module):
 
 
 class FreeHead(nn.Module):
-    """Logits of *whether* and *what* with free weights for each part; the fit is a free convolution."""
+    """Logits of *whether* and *what* with free weights for each part, also for the fit (`fit_of`)."""
 
     def __init__(self, spec: ModelSpec, fit_noise: float) -> None:
         super().__init__()

@@ -33,7 +33,7 @@ DROPPED, WORD_DROPPED = 0.15, 0.1
 
 
 class StepPrior(nn.Module, ABC):
-    """p(z), computed from a state before each step, and its sampler. ahead: tokens before the first step."""
+    """p(z), computed from a state before each step, and its sampler. ahead: count of tokens before step 0."""
 
     ahead: int = 0
     position: nn.Parameter
@@ -69,7 +69,7 @@ class StepPrior(nn.Module, ABC):
         return self.whether_head(h)[..., 0]
 
     def where_logits(self, h: Tensor) -> Tensor | None:
-        """Logits of *where*, (..., L), given the state h (..., W); None if step t is place t."""
+        """Logits of *where*, (..., L), given the state h (..., W); None if step t draws at place t."""
         return None if self.where_head is None else self.where_head(h)
 
     @abstractmethod
@@ -178,7 +178,7 @@ class Prior(StepPrior):
         places, parts = self.places, self.parts
         self.position = nn.Parameter(torch.randn(spec.steps, width) * 0.02)
         shape = (spec.image_shape[0], spec.patch, spec.patch)
-        self.drawn = TABLES[prior.table](places, parts, width, shape)  # the part on the canvas, at its place
+        self.drawn = TABLES[prior.table](places, parts, width, shape)  # vector of a part at its place
         by_pixels = isinstance(self.drawn, PixelTable)
         self.part = None if by_pixels else nn.Embedding(parts, width)
         self.place = nn.Embedding(places, width)  # marks the place as covered

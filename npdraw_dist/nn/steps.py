@@ -28,7 +28,7 @@ NEVER = -1e9  # stands for the log-probability -inf, but has a finite gradient
 
 @dataclass(frozen=True)
 class StepLogits:
-    """Logits of T steps: whether (B, T); where (B, T, L), or None if step t is place t; what (B, T, K)."""
+    """Step logits: whether (B, T); where (B, T, L), or None if step t draws at place t; what (B, T, K)."""
 
     whether: Tensor
     where: Tensor | None
@@ -72,8 +72,8 @@ def chosen(logits: Tensor, index: Tensor) -> Tensor:
 def kl_steps(q: StepLogits, p: StepLogits, weight: Tensor | None = None) -> dict[str, Tensor]:
     """KL(q || p) of each step's choices, (B, T) nats, given the steps before (paper eq. 5).
 
-    Either both q and p draw *where*, or it is given for both. The KLs of *what* and *where* are weighted by
-    q's probability of drawing, or by `weight` (B, T). The KL of a step's own choices is exact if they are
+    Either both q and p draw *where*, or *where* is given for both. The KLs of *what* and *where* are weighted
+    by q's probability of drawing, or by `weight` (B, T). The KL of a step's own choices is exact if they are
     independent under p.
     """
     drawn = torch.sigmoid(q.whether) if weight is None else weight
@@ -93,9 +93,9 @@ def kl_steps(q: StepLogits, p: StepLogits, weight: Tensor | None = None) -> dict
 class Terms:
     """The quantities of a draw z ~ q that a bound and its gradient need, in nats.
 
-    kl: the terms of KL(q || p) by name, each (B,); the mean over a choice given the others is taken where it
-    has a closed form. log_q: (B, S), log q of z in S groups of choices. dependent: (B, S), the sum of the KL
-    terms that depend on the choices of a group.
+    kl: the terms of KL(q || p) by name, each (B,); a term is averaged over its choice, given the others,
+    where this has a closed form. log_q: (B, S), log q of z in S groups of choices. dependent: (B, S), the sum
+    of the KL terms that depend on the choices of a group.
     """
 
     kl: dict[str, Tensor]
@@ -186,7 +186,7 @@ class FreeLayout(AlignedLayout):
         p_places = p_places - F.binary_cross_entropy_with_logits(p.whether, drawn, reduction="none")
         if self.order.of_places:
             kl_what = (kl_categorical(self._what_of_steps(q, z), p.what) * drawn).sum(1)
-        else:  # no closed form: another part would change the order
+        else:  # no closed form, since another part would change the order
             kl_what = parts - (chosen(p.what, z.what) * drawn).sum(1)
         # The places also determine how many parts are drawn, so *whether* has no separate term.
         kl_where = places - p_places.sum(1)
@@ -209,7 +209,7 @@ def sample_subset(logits: Tensor, most: int, generator: Noise) -> Tensor:
         return noise < torch.sigmoid(logits)
     tables = _by_count(logits, most)
     left = categorical_sample(tables[-1], generator)[:, None]  # elements still to be drawn
-    # Whether an element is drawn, for each number of elements that may be left.
+    # Whether an element is drawn, for each number of elements that may still be drawn.
     draws = (noise.t()[:, :, None] >= (tables[:-1] - tables[1:]).exp()).long()
     drawn = []
     for draw in reversed(draws.unbind()):

@@ -46,7 +46,7 @@ def best_rows(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class _Workspace:
-    """Memory for the gains of B images. It is reused: page faults of new memory would double the time."""
+    """Memory for the gains of B images. It is reused, since page faults of new memory double the time."""
 
     images: Tensor  # (B, C, h, w)
     padded: Tensor  # (C, Hp, Wp, B), 0 off the canvas
@@ -65,7 +65,7 @@ class EmptyCanvasGain:
         # Places with the same pixels on the canvas are of one kind and share the norms.
         kinds, kind = visible.unique(dim=0, return_inverse=True)
         norms = norms[[kind.tolist().index(i) for i in range(len(kinds))]]  # (U, K)
-        # The matrix product also subtracts the norms: U more columns multiply the one-hot rows of the kinds.
+        # The matrix product also subtracts the norms, by U more columns for the one-hot rows of the kinds.
         self.weight = torch.cat([2 * parts, -norms.T], 1)  # (K, D + U)
         # For uint8 images the weights are divided by 255 instead of the pixels.
         self.byte_weight = torch.cat([2 * parts / 255, -norms.T], 1)
@@ -75,7 +75,7 @@ class EmptyCanvasGain:
         self.dim = (1 - 1e-4) * sqrt(least / parts.shape[1])
         # On a GPU, counting the lit places would wait for the device; with few parts, skipping saves no time.
         self.skips = device.type == "cpu" and len(parts) >= SKIPS_FROM
-        # A workspace for each thread, by its id. Python frees a `threading.local` while its thread ends, and
+        # Maps a thread's id to its workspace. Python frees a `threading.local` while its thread ends, and
         # Ray processes crashed at that moment if it held tensors.
         self._work: dict[int, _Workspace] = {}
 

@@ -175,9 +175,10 @@ class GreedyChooser:
 
 
 class StaticGreedyChooser(GreedyChooser):
-    """`GreedyChooser` for a GPU, with the same result. All shapes are fixed, so the host never waits for it.
+    """`GreedyChooser` for a GPU, with the same result.
 
-    Every image takes all T steps, and all neighbours of a pasted part are scored again.
+    All shapes are fixed, so the host never waits for the GPU. Every image takes all T steps, and all
+    neighbours of a pasted part are scored again.
     """
 
     @property
@@ -186,7 +187,7 @@ class StaticGreedyChooser(GreedyChooser):
         return len(self.parts) * max(self.parts.shape[1] * self.around.shape[1], self.grid.places)
 
     def brightest(self) -> float:
-        return 1.0  # the largest possible pixel: a search for the actual one would wait for the device
+        return 1.0  # the largest possible pixel, since finding the actual maximum would wait for the device
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """See `GreedyChooser.choose`."""
@@ -202,7 +203,7 @@ class StaticGreedyChooser(GreedyChooser):
         return self.result(state, images)
 
     def _pixels_of(self, places: Tensor) -> Tensor:
-        """places (B, N) -> indices (B, N, D) of pixels in a row of S; off the grid, those of place 0."""
+        """places (B, N) -> indices (B, N, D) of pixels in a row of S; off the grid, place 0 is taken."""
         inside = places.where(places < self.grid.places, 0)
         return self.place_corner[inside][..., None] + self.place_pixels
 

@@ -26,7 +26,7 @@ from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
 
 NAME = "bank"
-# PILOT to 2 * PILOT shards are read first, or fewer that have PILOT_IMAGES images together.
+# The first pass reads PILOT to 2 * PILOT shards, or fewer that together have about PILOT_IMAGES images.
 PILOT, PILOT_IMAGES = 16, 100_000
 
 

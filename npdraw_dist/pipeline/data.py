@@ -183,7 +183,7 @@ def require_same(manifest: Mapping[str, Any], stamp: str, store: Store) -> None:
 
 
 def follow(manifest: Mapping[str, Any], source: Source, experiment: Experiment, store: Store) -> None:
-    """Records the new `data.path` of `experiment` in the run. Raises UserError if other images are there."""
+    """Records the new `data.path` of `experiment` in the run. Raises UserError if the images there differ."""
     require_same(manifest, source.stamp, store)
     if source.canonical is not None and manifest.get("root") != source.canonical.shown:
         store.write_json({**manifest, "root": source.canonical.shown}, NAME, MANIFEST)
@@ -193,7 +193,7 @@ def follow(manifest: Mapping[str, Any], source: Source, experiment: Experiment, 
 
 
 def _named(experiment: Experiment, source: Source, shards: Canonical) -> dict[str, Any]:
-    """The manifest of a run whose shards lie outside it. A later command can add a split."""
+    """The manifest of a run whose shards lie outside the run folder. A later command can add a split."""
     stated = shards.manifest
     splits = {split: stated.splits.get(split, 0) for split in needed_splits(experiment)}
     return {

@@ -31,7 +31,7 @@ from npdraw_dist.pipeline.stage import Watcher
 from npdraw_dist.pipeline.store import CONFIG, Store
 from npdraw_dist.training.metrics_log import read_metrics
 
-BINARY, NEAR_BINARY = 0.02, 0.3  # largest shares of grey values: binary, nearly binary
+BINARY, NEAR_BINARY = 0.02, 0.3  # largest shares of grey values in binary and in nearly binary images
 PATCHES_OF_A_PART = 50
 TRAINED = ("prior", "vae")  # stages
 BUDGETS = ("images", "relaxed_images", "plain_images")  # settings of these stages

@@ -35,8 +35,8 @@ from npdraw_dist.data.splits import Split
 from npdraw_dist.pipeline.models import SourceModel
 
 SMALL, LARGE = 32, 64  # the sides to which pictures of mixed or large sizes are resized
-LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # largest side of a canvas, and of an image relative to it
-KEYS = ("image", "img", "pixel_values")  # of a dict; the first key that exists has the picture
+LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # largest side of a canvas; largest ratio of image side to canvas side
+KEYS = ("image", "img", "pixel_values")  # keys of a dict; the picture is under the first that exists
 SEEN = 1000  # rows of a Ray Dataset that decide sizes and settings
 # Up to HEADERS headers of a folder decide the side, and up to SAMPLED of its pictures the settings.
 HEADERS, SAMPLED = 10_000, 256
@@ -192,7 +192,7 @@ def _read(items: Iterable[tuple[str, Picture, int]], frame: Frame) -> Rows:
 
 
 def _label(given: Any) -> Any:
-    """Turns a whole float into int and NaN into None, since tables write these if some labels are missing."""
+    """Turns a whole float into int and NaN into None, since tables store these if some labels are missing."""
     if not isinstance(given, float):
         return given
     if isnan(given):
@@ -337,7 +337,7 @@ def picture_and_label(value: Any, name: str) -> tuple[Picture, int]:
 
 
 def _header(picture: Picture) -> tuple[tuple[int, int], bool | None] | None:
-    """(size, whether it is grey, or None if only the pixels show this); None for an unreadable picture."""
+    """Size and whether the picture is grey (None: only the pixels show this); None if it is unreadable."""
     if isinstance(picture, Image.Image):
         return picture.size, is_grey(picture)
     try:

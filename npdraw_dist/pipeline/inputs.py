@@ -178,7 +178,7 @@ def _decisive(data: DataConfig) -> dict[str, Any]:
 
 
 def image_with_id(model_folder: str, spec: Spec, image_id: str) -> Tensor:
-    """The training or validation image with this id, uint8 (1, C, H, W). Raises KeyError if none has it."""
+    """The training or validation image with this id, uint8 (1, C, H, W). Raises KeyError if there is none."""
     for split in SEEN:
         image = SplitImages(model_folder, spec, "", split).find(image_id)
         if image is not None:

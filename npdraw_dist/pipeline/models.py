@@ -135,8 +135,8 @@ class SourceModel:
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The nested settings that the model decides. given: the settings of the user and the preset.
 
-        Training starts with hard draws, since the model's training ended with them. With vae.draws 1 it does
-        not, since then only relaxed draws train q(z|x).
+        Training starts with hard draws, as the model's own training ended. The exception is vae.draws 1, with
+        which only relaxed draws train q(z|x).
         """
         given = dotted(given)
         values: dict[str, dict[str, Any]] = {"model": {"kind": self.spec.kind}, **_network(self.spec)}
@@ -193,7 +193,7 @@ class SourceBank:
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The nested settings that the bank decides, which are the number and the side of the parts.
 
-        The stride becomes the side too, unless `given` has this side as grid.patch and no larger stride.
+        The side becomes grid.patch and stride, unless `given` has it as grid.patch and no larger stride.
         """
         side, given = self.bank.parts.shape[-1], dotted(given)
         known = given.get("grid.patch") == side and int(given.get("grid.stride", side)) <= side
@@ -201,7 +201,7 @@ class SourceBank:
         return {"bank": {"size": len(self.bank)}, **grid}
 
     def require_fit(self, experiment: Experiment) -> None:
-        """Raises UserError if `experiment` draws parts of another number or size, or no parts."""
+        """Raises UserError if `experiment` has no parts, or parts of another number or size."""
         channels, side = self.bank.parts.shape[1:3]
         wanted = experiment.data.shape[0], experiment.grid.patch
         if not experiment.has_parts:
@@ -252,7 +252,7 @@ def source_parts(experiment: Experiment) -> PartBank:
 
 
 def write_results(filesystem: fs.FileSystem, folder: str, results: Mapping[str, Any]) -> bool:
-    """Writes `results` to config.json of the model in `folder`; returns whether it did.
+    """Writes `results` to config.json of the model in `folder`; returns whether it wrote them.
 
     Earlier results stay if they rank higher. The test split ranks above other splits, then more images rank
     higher, then more importance samples.

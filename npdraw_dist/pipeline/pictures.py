@@ -22,7 +22,7 @@ from npdraw_dist.core.parts import PartBank
 
 PART_TILE = 50
 PREVIEWS = 16
-GREY_CHROMA = 0.06  # mean difference of a pixel's largest and least channel below which a part looks grey
+GREY_CHROMA = 0.06  # a part looks grey if its pixels' largest and least channels differ by less on average
 HUES = 12  # number of groups of similar hues, each 30 degrees wide
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of red, green and blue (Rec. 601)
 # Colours of the differences 0, 1/2 and 1: white, red and dark red.
@@ -31,7 +31,7 @@ DIFFERENCE_FACTORS = (32, 16, 8, 4, 2)
 
 
 def save_bank(path: Path, bank: PartBank, sizes: Sequence[int]) -> None:
-    """Draws all parts. A grey bank keeps its order; a colour bank is sorted by colour, with indices.
+    """Draws all parts: grey parts in the bank's order, colour parts sorted by colour, with their indices.
 
     sizes: (K,), the number of patches of each part, written below the part.
     """
@@ -89,7 +89,7 @@ def looks_order(parts: Tensor) -> list[int]:
 def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
     """Draws three rows: at most 16 images (N, C, H, W), their canvases (N, C, h, w) and the differences.
 
-    The differences have the size of the canvas, which the parser compares, and are captioned with their MSE.
+    The differences are at the size of the canvas, as in the parser, and are captioned with their MSE.
     """
     images, canvases = images[:PREVIEWS].cpu(), canvases[:PREVIEWS].cpu()
     difference = to_canvas(images, images.shape[-1] // canvases.shape[-1]) - canvases

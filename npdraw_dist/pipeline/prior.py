@@ -54,7 +54,7 @@ def describe(manifest: Mapping[str, Any]) -> str:
 
 
 def make_objective(experiment: Experiment, start: Start) -> PriorObjective:
-    """Makes the objective. start: tensors of a trained model, `bank_parts` if the prior reads it, or {}."""
+    """Makes the objective. start: tensors of a trained model, `bank_parts` if the prior reads them, or {}."""
     prior = make_prior(experiment)
     if "bank_parts" in start:
         prior.set_bank(start["bank_parts"])

@@ -19,7 +19,7 @@ from npdraw_dist.training.device import flushed_denormals, timed
 from npdraw_dist.training.loop import Run
 
 PROBE_S = 2.0  # seconds of steps of each kind
-# The prior's share of the training time; the share of all else (bank, parses, validations, samples).
+# OTHER_SHARE: share of the time for bank, parses, validations and samples. PRIOR_SHARE: share of the rest.
 PRIOR_SHARE, OTHER_SHARE = 0.12, 0.25
 VALIDATIONS = 8
 LEAST_STEPS = 20
@@ -91,7 +91,7 @@ def budgets(experiment: Experiment, minutes: float) -> dict[str, dict[str, Any]]
 def timed_step(run: Run, batch: Batch, micro_batch: int, hard: bool = False) -> float:
     """Seconds of a training step. hard: measures a step of the VAE with hard draws of z."""
     chunks = [(start, batch[start : start + micro_batch]) for start in range(0, len(batch), micro_batch)]
-    # In a budget of one batch and one image, the second step is past the relaxed draws.
+    # In a budget of one batch and one image, the second step comes after the steps with relaxed draws.
     first, budget = (1, 1 + run.config.batch_size) if hard else (0, MANY)
     with flushed_denormals():
         return timed(lambda: run.update(first, chunks, budget))[1]

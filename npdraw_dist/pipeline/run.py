@@ -188,7 +188,7 @@ def report(store: Store, manifests: Mapping[str, Manifest], list_pictures: bool 
 
 
 def unfinished(experiment: Experiment, store: Store, stages: Sequence[str]) -> list[str]:
-    """The stages that lack their output. Raises UserError if one was made from another config."""
+    """The stages that lack their output. Raises UserError if one was finished with another config."""
     return [stage for stage in stages if STAGES[stage].done(experiment, store) is None]
 
 
@@ -286,7 +286,7 @@ def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
 def require_workers(experiment: Experiment, stages: Sequence[str]) -> Workers:
     """The workers of the stages in the running Ray, in the local Ray that will start, or in this process.
 
-    Raises UserError if they do not fit. Bank and parse need a GPU only if scale.use_gpu requires it.
+    Raises UserError if resources are too few. Bank and parse need a GPU only if scale.use_gpu requires it.
     """
     scale = experiment.scale
     if not scale.in_process and not set(stages) & set(TRAINING):

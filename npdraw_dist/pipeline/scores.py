@@ -36,8 +36,8 @@ def score_images(
     """uint8 images (B, C, H, W) -> numbers by name, each (B,) float64 on the CPU.
 
     nll_iwae: the negative importance-weighted bound with k samples, in nats. elbo and its terms:
-    reconstruction, and analytic KL terms conditioned on the steps before. authors_estimator: minus the
-    log-mean-exp of reconstruction minus analytic KL, as in the authors' code, which is not a bound.
+    reconstruction, and analytic KL terms conditioned on the steps before. authors_estimator:
+    -log mean exp(reconstruction - analytic KL) as in the authors' code, which is not a bound.
     effective_samples: (sum w)^2 / sum w^2, from 1 to k. The noise is seeded by (seed, batch), so equal
     images with equal batch numbers have equal scores on any worker. condition: tokens (B, A), which add
     nll_iwae_given, the bound of -log p(x|condition) with the same noise, and condition_gain, which is
@@ -85,7 +85,7 @@ def _describe_encoding(model: GenerativeModel, images: Tensor, x: Tensor) -> dic
 
 @torch.no_grad()
 def part_counts(model: NPDraw, images: Tensor, seed: int, *batch: int) -> Tensor:
-    """uint8 images (B, C, H, W) -> (K,), how often their most likely z draw each part."""
+    """uint8 images (B, C, H, W) -> (K,), how often each part is drawn in their most likely z."""
     generator = torch.Generator(model.device)
     generator.manual_seed(noise_seed(seed, SCORING, *batch))
     z = model.encode(binarized(images.to(model.device), model.spec.binarize, generator))

@@ -52,7 +52,7 @@ class StageJob:
     """The input of every worker of a stage.
 
     train: the training images; None if they are streamed from `parses`. parts: the bank's parts
-    (K, C, P, P); None if no images are moved or drawn with them.
+    (K, C, P, P); None if the stage neither moves nor draws images with them.
     """
 
     stage: str
@@ -101,7 +101,7 @@ def row_bytes(experiment: Experiment) -> int:
 
 def is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
     """Whether `rows` training images are streamed instead of read into memory."""
-    # A stream gives each rank a share of an epoch, which must have at least a batch.
+    # A stream gives each rank a share of an epoch, which must contain at least one batch.
     return (
         rows * row_bytes(experiment) > experiment.data.cache_mb * 2**20
         and rows >= experiment.train_of(stage).batch_size
@@ -110,7 +110,7 @@ def is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
 
 @dataclass(frozen=True)
 class Moves:
-    """Moves a share of a batch's images, then parses all again. parser: None for a model without parts."""
+    """Moves a share of a batch's images, then parses the batch. parser: None for a model without parts."""
 
     experiment: Experiment
     stage: str

@@ -88,7 +88,7 @@ class Store:
         return "/".join((root, *parts))
 
     def shown(self, *parts: str) -> str:
-        """`path` as messages show it: with the scheme if the run is in an object store."""
+        """The path as messages show it, which has the scheme if the run is in an object store."""
         return display_path(self.filesystem, self.path(*parts))
 
     def has(self, *parts: str) -> bool:
@@ -132,7 +132,7 @@ class Store:
         return with_changes(experiment, {"prior": {"vocabulary": found}})
 
     def require_own(self) -> None:
-        """Raises UserError if the folder of a new run has other files than a killed start leaves."""
+        """Raises UserError if a new run's folder has files that a killed start would not leave."""
         own = (LEASE_FOLDER, OPENINGS, CONFIG, PROBE)  # also prefixes of the names of unfinished files
         with contextlib.suppress(OSError):  # `make_folder` reports the error
             found = self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True))

@@ -38,7 +38,7 @@ from npdraw_dist.pipeline.pictures import looks_order
 from npdraw_dist.serve import proposals, schemas
 from npdraw_dist.serve.uploads import place_picture
 
-EXAMPLES = 6  # examples from samples; as many come from validation images
+EXAMPLES = 6  # number of examples from samples; as many again come from validation images
 SEEN_IMAGES = 64  # validation images from which examples are chosen
 SIDE, GAP = 2.0, 0.1  # side of each picture of a figure and gap between them, inches
 OUTLINE = "#d6336c"
@@ -190,14 +190,14 @@ class Engine:
         return self.model.drawings(x), _text(png(x[0]))
 
     def compose(self, request: schemas.ComposeRequest) -> tuple[Drawings, int]:
-        """A with B's parts at the places, and the number of A's other parts that were dropped."""
+        """A with B's parts at the requested places, and the number of A's other parts that were dropped."""
         a, b = self.drawing(request.a), self.drawing(request.b)
         made = self.model.compose(a, b, request.places)
         mask = mask_of(request.places, self.grid, 1)
         return made, editing.dropped(made.z, (a.z, ~mask), (b.z, mask))
 
     def edit(self, request: schemas.EditRequest) -> tuple[Drawings, int]:
-        """The edited drawing, and the number of other parts that were dropped."""
+        """The edited drawing, and the number of dropped parts, for which no step was left."""
         before, edit = self.drawing(request.z), self.model.edit
         match request.edit:
             case schemas.Remove(places=places):
@@ -278,7 +278,7 @@ def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw |
 
 
 def steps(model: NPDraw, drawing: Drawings) -> tuple[list[int], Tensor, Tensor]:
-    """The N steps that draw, and the canvas (N + 1, C, h, w) and the image before and after each of them."""
+    """The N steps that draw, and N + 1 canvases (C, h, w) and images: the empty one, then one per step."""
     drawn = drawing.z.whether[0].nonzero()[:, 0]
     canvases = model.render(drawing.z, steps=True)[0]
     canvases = torch.cat([torch.full_like(canvases[:1], model.grid.background), canvases[drawn]])

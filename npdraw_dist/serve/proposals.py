@@ -24,7 +24,7 @@ CANDIDATE_DRAWINGS = 64  # samples from which examples are chosen
 
 
 def next_part(model: NPDraw, z: PartSequence, place: int | None, n: int) -> NextResponse:
-    """Where the prior draws next on z (1, T), and the n likeliest parts at `place` (default: the likeliest).
+    """Where the prior draws next on z (1, T), and the n likeliest parts at `place` or the likeliest place.
 
     The parts that z has at `place` are removed first. In a free order the answer is p(whether) p(where) of
     the first step that does not draw, and p(what | where) (paper eq. 1-2). In `aligned` order the prior
@@ -106,8 +106,8 @@ def likely(model: NPDraw, drawings: Drawings, count: int) -> tuple[Tensor, Tenso
     """At most `count` rows of B drawings that make good examples, and log p(z) in nats per part of each.
 
     Candidates are the likelier half of the drawings with at least the median number of parts, since log p
-    alone would choose the emptiest. The likeliest comes first; each next one has the canvas that differs most
-    from those chosen before.
+    alone would choose the emptiest. The likeliest is chosen first, and then, each time, the drawing whose
+    canvas differs most from those of the drawings chosen before.
     """
     parts = drawings.z.whether.sum(1)
     score = model.prior_log_prob(drawings.z) / parts.clamp(min=1)
@@ -120,7 +120,7 @@ def likely(model: NPDraw, drawings: Drawings, count: int) -> tuple[Tensor, Tenso
     chosen = [0]
     while len(chosen) < min(count, len(rows)):
         nearest = distance[chosen].amin(0)
-        if float(nearest.max()) == 0:  # all others equal chosen ones
+        if float(nearest.max()) == 0:  # every other drawing equals a chosen one
             break
         chosen.append(int(nearest.argmax()))
     rows = rows[chosen]

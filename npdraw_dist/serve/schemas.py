@@ -187,7 +187,7 @@ class NextResponse(BaseModel):
     """The next part according to the prior: its place, and the likeliest parts at one place.
 
     In a free order the next part is the part of the next step. In the order `aligned` the prior visits every
-    place in turn; the next part is any part that the prior adds, with equal probability.
+    place in turn, so each part that the prior adds is the next part with equal probability.
     """
 
     places: list[float] = Field(description="probability of each of the L places; with `stop` 1 in all")

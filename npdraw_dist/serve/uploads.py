@@ -1,4 +1,4 @@
-"""Inverts, crops and scales uploaded pictures so that they lie on the image as the model's own drawings do.
+"""Inverts, crops and scales uploaded pictures to the size and position of the model's own drawings.
 
 Shapes: C channels, H x W image of the model, h x w pixels of the picture.
 """
@@ -31,7 +31,7 @@ def place_picture(
     invert: `auto` inverts a grey picture whose paper (or whose ink, if the paper is transparent) has the
     wrong brightness; pictures in colour are only inverted by `yes`. extent: ink on plain paper is centred,
     and its longer side takes this share of the image's side. Without plain paper, or if extent is None, the
-    centre square is taken. Raises BadPicture; a picture that is too large is not decoded.
+    centre square is taken. Raises BadPicture, before decoding if the picture is too large.
     """
     if not content:
         raise BadPicture("the file is empty")
@@ -79,7 +79,7 @@ def _edges(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _box_of_ink(values: NDArray[np.uint8], extent: float) -> Box | None:
-    """The square of whose side the ink takes the share `extent`; None if ink or plain paper is missing."""
+    """The square in which the ink's longer side takes the share `extent`; None without ink or plain paper."""
     edges = _edges(values)
     paper = np.median(edges, axis=0)
     if _is_ink(edges, paper).mean() > MOST_INK_AT_EDGES:

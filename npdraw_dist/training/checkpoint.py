@@ -3,7 +3,7 @@
 `model/NAME` are the weights that a stage passes on. If these are an `Average`, training resumes from the
 weights `trained/NAME` instead. `progress.json` is written last and contains the SHA-256 of the state, which
 reveals damage. No random state is stored: (seed, step, row) seeds every draw and (seed, epoch) seeds the
-order of the data, so the number of images seen determines the position of a run.
+order of the data, so the number of images seen determines where a run resumes.
 """
 
 import json
@@ -99,7 +99,7 @@ def save(
 def read(folder: Path) -> tuple[Tensors, Progress]:
     """The tensors and the progress of a checkpoint. Raises UserError if it is damaged or has a newer format.
 
-    Raises OSError if the storage fails, since the checkpoint may be whole.
+    Raises OSError if the storage fails, since the checkpoint may be intact.
     """
     try:
         progress = json.loads((folder / PROGRESS).read_text())
@@ -186,7 +186,7 @@ def by_score(filesystem: fs.FileSystem, run: str, criterion: Criterion) -> list[
 
 
 class Found(NamedTuple, Generic[Loaded]):
-    """A readable checkpoint: what `load` returned, its path, and a line for each damaged one tried before."""
+    """A readable checkpoint: what `load` returned, its path, and a line for each damaged one before it."""
 
     loaded: Loaded
     path: str
@@ -196,7 +196,7 @@ class Found(NamedTuple, Generic[Loaded]):
 class FirstDamaged(UserError):
     """All checkpoints of a run are of one step and damaged, so its stage starts again from scratch."""
 
-    generation: int  # in the names of the next checkpoints
+    generation: int  # the generation in the names of the next checkpoints
 
 
 def first_readable(

@@ -1,4 +1,4 @@
-"""Measures the time that a stage takes over all its restarts. Checkpoints carry it."""
+"""Measures the time that a stage takes over all its restarts. Checkpoints store it."""
 
 import time
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ class Totals:
     trained_s: training, which includes first_waits_s of waiting for the first batch of each start, and
     waited_s of waiting for later batches. core_seconds: CPU time of all ranks, which includes
     validation_core_seconds of validation, pictures and checkpoints. seconds: wall-clock time of all commands,
-    which includes earlier_s before the present command, which began at the Unix time `began`.
+    which includes earlier_s of earlier commands. began: Unix time at which the present command began.
     first_step_at: Unix time of the stage's first step. first_wait_s: the wait for the batch of that step.
     """
 
@@ -41,8 +41,8 @@ class Totals:
 class Clock:
     """Measures one start of a stage on one rank, and adds it to the time of earlier starts.
 
-    progress: that of the checkpoint from which training resumes. began: Unix time at which the command began
-    the stage.
+    progress: read from the checkpoint from which training resumes. began: Unix time at which the command
+    began the stage.
     """
 
     def __init__(self, progress: dict[str, Any], began: float) -> None:

@@ -1,4 +1,4 @@
-"""The environment of a training loop (`Context`) in one process. `distributed.context` has that of Ray."""
+"""The environment of a training loop (`Context`) in one process. `distributed.context` has Ray's."""
 
 import contextlib
 import math
@@ -90,8 +90,8 @@ class Context:
 class RunContext(Context):
     """A rank of the run in `folder`, on any filesystem. Rank 0 writes the metrics to this folder.
 
-    An object of this class itself is the only rank and runs without Ray, so a debugger can stop in it.
-    criterion: the metric that ranks checkpoints.
+    An object of this class, not of a subclass, is the only rank and runs without Ray. Debuggers can stop in
+    it. criterion: the metric that ranks checkpoints.
     """
 
     check: Callable[[], None] = staticmethod(lambda: None)  # raises if another process owns the run
@@ -112,7 +112,7 @@ class RunContext(Context):
 
     def report(self, metrics: dict[str, Any], saved: Path | None, name: str) -> None:
         self.check()
-        # Events and row come first: training that resumes from the checkpoint would not write them again.
+        # Events and row are written first, since a run resumed from the checkpoint does not write them again.
         if self.rank == 0:
             self.events.add(metrics)
             self.rows.add(metrics)

@@ -24,12 +24,12 @@ Result = TypeVar("Result")
 
 
 def usable(device: torch.device) -> torch.device:
-    """`device`, or the CPU if torch finds no GPU: it is built for CPUs, or Ray only simulates the GPU."""
+    """`device`, or the CPU if torch finds no GPU, as in a build for CPUs or if Ray only simulates the GPU."""
     return device if device.type != "cuda" or torch.cuda.is_available() else torch.device("cpu")
 
 
 def timed(function: Callable[[], Result]) -> tuple[Result, float]:
-    """The result of `function`, and the seconds until the GPU, if there is one, has finished it."""
+    """The result of `function`, and the seconds until a GPU, if there is one, has finished its work."""
     started = time.perf_counter()
     result = function()
     if torch.cuda.is_available():
@@ -63,7 +63,7 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
 
 @contextmanager
 def flushed_denormals() -> Iterator[None]:
-    """Rounds results below 1.2e-38 to 0 in this thread in the block, since they slow down a CPU."""
+    """Inside the block, this thread rounds results below 1.2e-38 to 0, since they slow down a CPU."""
     before = float(torch.tensor(2e-38) / 2) == 0  # torch has no function that returns the setting
     torch.set_flush_denormal(True)
     try:

@@ -6,7 +6,7 @@ from typing import Any
 from npdraw_dist.training.checkpoint import Criterion
 
 FAR_NATS = 2.0  # a smaller fall can be noise from a few hundred validation images
-FAR_SHARE = 0.02  # of the best value; the same for images with thousands of nats
+FAR_SHARE = 0.02  # share of the best value; the limit for images with thousands of nats
 
 
 def fall_text(fall: Mapping[str, Any]) -> str:
@@ -23,8 +23,8 @@ def far_below(best: float, now: float) -> bool:
 class EarlyStopping:
     """Compares each validation that has the criterion's metric with the best one.
 
-    progress: that of the checkpoint from which training resumes. patience: training has `ended` after this
-    many validations far below the best one without one near the best in between; a validation that is better
+    progress: read from the checkpoint from which training resumes. patience: training has `ended` after this
+    many validations far below the best one, with none near the best in between. A validation that is better
     than the previous one is not counted. If patience is 0, training never ends early.
     """
 
@@ -41,7 +41,7 @@ class EarlyStopping:
         return 0 < self.patience <= self._far
 
     def see(self, record: dict[str, Any], may_end: bool = True) -> str | None:
-        """Adds a validation; returns a message if it fell. may_end: whether the patience may count it."""
+        """Adds a validation; returns a message if it fell. may_end: whether it counts for the patience."""
         if self.criterion.name not in record:
             return None
         before = self._last
@@ -52,7 +52,7 @@ class EarlyStopping:
         if not may_end or fall is None:
             self._far = 0
         elif before is None or not self._score(self._last) > self._score(before):
-            self._far += 1  # a rise is not counted: training recovers, as after too large a step
+            self._far += 1  # a rise is not counted, since training recovers, as after too large a step
         if fall is not None and self.ended:
             ended = f"training ends, after {self._far} such validations (train.patience)"
             return f"{fall_text(fall)}; {ended}"

@@ -86,7 +86,7 @@ class MemoryFeed:
         return self._order[epoch]
 
 
-RING = 2**31  # makes the seed of the order of an epoch's groups differ from the seeds of its windows
+RING = 2**31  # in the seed that orders an epoch's groups, so that it differs from the seeds of windows
 LANE = 8  # rows of a lane in a step; few, since two ranks that share a lane both read it
 
 # read(order, ranges) yields rows [start, stop) of each range in turn, in batches of any sizes. Rows are
@@ -105,8 +105,8 @@ class StreamFeed:
     (each lane sees N divided by the number of lanes, rounded).
 
     rows: number of images in each group. window: minimum rows of a window; with fewer than twice as many rows
-    in total, there is one window. lane: rows of a lane in each step; their greatest common divisor with the
-    batch size if they do not divide it.
+    in total, there is one window. lane: rows of a lane in each step; if this does not divide the batch size,
+    the greatest common divisor of both is used.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class StreamFeed:
 
 
 class _Rows:
-    """A queue of rows, first from batches that were added, then from `batches`; they may have any sizes."""
+    """A queue of rows, first from batches that were added, then from `batches`, of any sizes."""
 
     def __init__(self, batches: Iterable[Batch] = ()) -> None:
         self.batches = iter(batches)

@@ -42,8 +42,8 @@ from npdraw_dist.training.muon import Muon
 SKIPPED_IN_ROW, SKIPPED_ONE_OF = 10, 1000
 LOGGED = 50  # rows of `training.jsonl` in a stage
 RATE_FALL = 0.4  # share of the budget, at its end, during which the learning rates fall to 0
-MOST_REPORTS = 1000  # validations of a stage, at most
-PAINTED = 20  # most validations of a stage at which pictures are made
+MOST_REPORTS = 1000  # largest number of validations of a stage
+PAINTED = 20  # largest number of validations of a stage at which pictures are made
 SMOOTHED = 0.05  # minimum weight of the newest micro-batch in the displayed moving mean of the loss
 BOUND = checkpoint.Criterion("valid/elbo", "max")
 CHECK_EVERY = 100  # steps between checks for skipped steps on a GPU, where a check waits for the device
@@ -69,7 +69,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long a stage trains: `images` in total, with a validation and a checkpoint every `report_interval`.
+    """A stage trains on `images` images, with a validation and a checkpoint every `report_interval` images.
 
     criterion, patience: decide whether training ends before the budget (`EarlyStopping`).
     """
@@ -172,7 +172,7 @@ class Run:
         self.loss: Tensor | None = None  # a moving mean on the device; reading it waits for the device
         self.averaged = 0  # number of micro-batches since this start
         self.first = 0  # the step at which this start began
-        # Numbers of skipped steps: in a row until now, and since this start. They are on the device, too.
+        # Numbers of skipped steps, in a row until now and since this start, on the device like the loss.
         self.skipped = torch.zeros(2, device=context.device)
 
     def resume(self, budget: Budget) -> int:
@@ -196,7 +196,8 @@ class Run:
     def is_broken(self, done: int) -> bool:
         """Whether too many steps of this start had no finite gradient. done: steps of the stage until now.
 
-        The share counts this start alone, since earlier starts may have had another learning rate.
+        The share of skipped steps is that of this start, since earlier starts may have had another learning
+        rate.
         """
         in_row, total = self.skipped.tolist()
         own = done - self.first
@@ -349,7 +350,7 @@ class Run:
             shutil.rmtree(folder)
 
     def _core_seconds(self) -> tuple[float, float]:
-        """CPU seconds of all ranks since their start: in total, and in pauses such as validation."""
+        """CPU seconds of all ranks since their start, in total and in pauses such as validation."""
         spent = time.process_time() - self.context.cpu_started
         own = torch.tensor([spent, self.clock.paused_core_seconds], dtype=torch.float64)
         spent, paused = self.context.sum(own).tolist()

@@ -17,7 +17,7 @@ class Meters:
         self._counts: dict[str, float] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Adds per-image values: each (B,), or any shape whose entries have equal weight.
+        """Adds per-image values, each (B,) or of any shape whose entries have equal weight.
 
         Values of one shape are summed in one operation, since each operation costs a kernel launch on a GPU.
         """
@@ -37,7 +37,7 @@ class Meters:
         return sorted(self._counts)
 
     def stacked(self) -> Tensor:
-        """(names, 2) float64: sum and count in the order of `names`. The tables of all ranks are added."""
+        """(names, 2) float64: sum and count in the order of `names`. Ranks add their tables."""
         names, first = self.names(), next(iter(self._sums.values()))
         table = torch.zeros(len(names), 2, dtype=torch.float64)
         table[:, 1] = torch.tensor([self._counts[name] for name in names], dtype=torch.float64)

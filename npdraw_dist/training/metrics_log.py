@@ -55,8 +55,8 @@ class Events:
     """Adds TensorBoard events to the run in `folder`. Each start of training writes its own files.
 
     images_seen: images before this start; TensorBoard hides events of earlier starts with more images. Events
-    are built in memory: a storage failure must not end the run, and events that could not be written are
-    written with the next one. After such a failure, `SummaryWriter` would print a traceback at exit.
+    are built in memory, so that a storage failure does not end the run; events that could not be written are
+    written with the next event. After a failure, TensorBoard's `SummaryWriter` prints a traceback at exit.
     """
 
     def __init__(self, filesystem: fs.FileSystem, folder: str, images_seen: int = 0) -> None:
@@ -120,7 +120,7 @@ class Events:
         self._written = len(content)
 
     def begin(self, settings: Mapping[str, Setting], metric: str, pictures: Pictures) -> None:
-        """Writes pictures, and settings for the tabs TEXT and HPARAMS, which compares runs by `metric`."""
+        """Writes pictures, and settings for the tab TEXT and for HPARAMS, which compares runs by `metric`."""
         from tensorboardX.summary import hparams, image, text
 
         self._begin(0)  # a stage has one such file, before all others

@@ -57,7 +57,7 @@ class Muon(AdamW):
                 direction = direction.t()
             rows, columns = direction.shape
             directions.setdefault((rows, columns), []).append((weight, direction))
-        for (_, columns), found in directions.items():  # equal shapes are stacked: fewer kernels
+        for (_, columns), found in directions.items():  # stacking equal shapes needs fewer kernels
             rate = group["lr"] * (1.0 if broken is None else 1 - broken)
             weights, stacked = zip(*found, strict=True)
             for weight, step in zip(weights, orthogonal(torch.stack(stacked)), strict=True):

@@ -1,9 +1,9 @@
 """Kind `authors`: NP-DRAW with the networks and the training of the authors' released code.
 
-The numbers are those of their MNIST script. Draws of *what* stay relaxed to the end, and the frozen prior
-sees the same canvases, with mixtures of parts, as the decoder. *where* and *whether* are drawn hard, without
-a gradient from the reconstruction, which is 0 in float32 in the authors' code. The KL of *what* and *where*
-counts only at steps that draw. Teacher forcing replaces *what* and *where* by the parse.
+The constants are those of their MNIST script. Draws of *what* stay relaxed to the end, and the frozen
+prior sees the same canvases, with mixtures of parts, as the decoder. Draws of *where* and *whether* are hard
+and get no gradient from the reconstruction; in the authors' code this gradient is 0 in float32. The KL of
+*what* and *where* counts only at steps that draw. Teacher forcing replaces *what* and *where* by the parse.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, H x W image.
 """
 
@@ -55,7 +55,7 @@ def gumbel_temperature(config: VAEConfig, done: float) -> float:
 
 
 def teacher_chance(done: float) -> float:
-    """The chance that *what* and *where* are those of the parse, not draws of q."""
+    """The chance that *what* and *where* are taken from the parse, not drawn from q."""
     return math.exp(-((done / TEACHER_FALL) ** 2))
 
 
@@ -125,7 +125,7 @@ def soft_canvases(bank: Tensor, what: Tensor, where: Tensor, grid: Grid) -> Tens
 
     The gradient of a pixel goes to the step that is visible there.
     """
-    with exactly(what):  # the decoder sees the canvas
+    with exactly(what):  # in float32, since the decoder sees the canvas
         parts = (what @ grid.ink(bank).flatten(1)).unflatten(2, bank.shape[1:])
     return grid.ink(paste_steps_at_once(parts, where, grid.of_ink))
 

@@ -1,9 +1,9 @@
 """Prior, posterior and decoder of the authors' released code (kind `authors`), rewritten from its structure.
 
-Differences: GroupNorm replaces BatchNorm, which lets an image see its batch; a step that draws nothing covers
-nothing, while in the authors' VAE training it covers its *where*.
+Differences: GroupNorm replaces BatchNorm, whose output for an image depends on the batch; a step that draws
+nothing covers nothing, while in the authors' VAE training it covers the place *where*.
 Shapes: B batch, T steps, L places, K parts, C channels, h x w canvas, H x W image, W channels of a token, Q
-likelihood parameters a pixel.
+likelihood parameters per pixel.
 """
 
 from collections.abc import Generator
@@ -41,7 +41,7 @@ def two_layers(width: int, outputs: int) -> nn.Sequential:
 
 
 class PlainBlock(TransformerBlock):
-    """A block of a vision Transformer: q, k and v have no bias, weights are torch's, the MLP has dropout."""
+    """A vision Transformer block. q, k, v have no bias, initial weights are torch's, the MLP has dropout."""
 
     def __init__(self, settings: PriorSpec) -> None:
         super().__init__(settings)
@@ -158,7 +158,7 @@ class FlatPosterior(StepPosterior):
 
 
 class PlacedLayout(AlignedLayout):
-    """T = L steps, each of which may draw any place, even one drawn before: q factorises over steps."""
+    """T = L steps, each of which may draw at any place, even a place drawn before, so q factorises."""
 
     def sample(self, q: StepLogits, bank: Tensor, generator: Noise) -> PartSequence:
         assert q.where is not None

@@ -34,7 +34,7 @@ LOCAL = fs.LocalFileSystem()
 SIDE = 28
 INNER = 24  # side of an enlarged digit of scikit-learn, without the margin
 IDX_BYTES = b"\0\0\x08"  # first bytes of an IDX file of uint8
-IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # names of their classes in torchvision
+IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}  # source -> its class in torchvision
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
 IDX_LAYOUT = (
     "the four files train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte and "
@@ -63,7 +63,7 @@ ALLOWED = {
 
 
 def read_rows(arrays: Callable[[str], Arrays], ids: str, items: Sequence[tuple[str, int]]) -> Rows:
-    """The rows of `items`, pairs (part of the set, row). arrays: reads a part. ids: format of an item."""
+    """The rows of `items`, pairs (part of the set, row). arrays: reads a part. ids: format of an id."""
     parts = {part: arrays(part) for part in sorted({part for part, _ in items})}
     images = np.stack([parts[part][0][i] for part, i in items])
     labels = np.array([parts[part][1][i] for part, i in items], dtype=np.int64)

@@ -36,7 +36,7 @@ ADVICE = (
     "give --data.path FONT.ttf, a font with colour bitmaps, or install one (Debian and Ubuntu: "
     "apt install fonts-noto-color-emoji)"
 )
-MOST_NESTED = 8  # depth of ligatures that consist of ligatures; more would be a loop
+MOST_NESTED = 8  # depth of ligatures that consist of ligatures; a greater depth means a loop
 
 
 class NoBitmapFont(Exception):
@@ -44,7 +44,7 @@ class NoBitmapFont(Exception):
 
 
 class Bitmap(NamedTuple):
-    """A picture of a font. code_points: the text that shows it, in the font's order; () if no text does."""
+    """A picture of a font. code_points: the text that shows it, in the font's order; () if there is none."""
 
     glyph: str
     png: bytes
@@ -72,7 +72,7 @@ def open_emoji(data: DataConfig, seed: int) -> Source:
     classes = sorted({name for name in groups if name is not None})
     number: dict[str | None, int] = {name: i for i, name in enumerate(classes)}
     labels = [number.get(name, -1) for name in groups]
-    # All variants of an emoji, and all pictures equal to one of them, are in one split.
+    # Pictures that share a key, directly or through others, are in one split.
     key = names.canonical if data.split_by == "variant" else names.variant_key
     keys = [[b.png, key(b.code_points)] if b.code_points else [b.png] for b in bitmaps]
     shares = data.test_fraction, data.valid_fraction
@@ -141,7 +141,7 @@ def _pictures(font: TTFont) -> dict[str, bytes]:
 
 
 def _texts(font: TTFont) -> Callable[[str], tuple[int, ...]]:
-    """Returns a function from a glyph to its code points, from the character map or first ligature."""
+    """Returns a function that finds a glyph's code points in the character map or in its first ligature."""
     known: dict[str, tuple[int, ...]] = {}
     for code_point, glyph in sorted((font.getBestCmap() or {}).items()):
         known.setdefault(glyph, (code_point,))

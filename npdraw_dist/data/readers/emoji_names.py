@@ -68,7 +68,7 @@ def words(text: Text) -> str:
 def group(text: Text) -> str | None:
     """The Unicode group, such as `Food & Drink`; None if it is unknown.
 
-    An emoji that is not listed has the group of its first code point with which a listed emoji begins.
+    An emoji that is not listed has the group of its first code point that also begins a listed emoji.
     """
     exact = _listed().get(_key(text))
     if exact:

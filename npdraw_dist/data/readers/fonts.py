@@ -33,7 +33,7 @@ SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 OUTLINES = ("glyf", "CFF ", "CFF2")
 SCRIPTS = {code: number for number, code in enumerate(sorted(unicodedata.Scripts.NAMES))}
 MARGIN = 2  # px; least distance between a glyph and the edge
-LEAST_EM = 4  # px; a glyph that needs a smaller em to fit is no character
+LEAST_EM = 4  # px; a glyph is not drawn with a smaller em, even if it does not fit
 Version = tuple[int, int | None]  # size and modification time of a file, part of the key of cached results
 
 
@@ -143,7 +143,7 @@ def _content(file: str, version: Version) -> bytes:
 
 @kept(maxsize=2)
 def _characters(file: str, version: Version) -> list[tuple[list[int], set[int]]]:
-    """For each face of a file: its code points in order, and the set of those whose glyph came earlier."""
+    """For each face of a file, its code points in order, and those whose glyph an earlier one has."""
     blob, seen, found = hb.Blob(_content(file, version)), set[tuple[bytes, int]](), []
     for index in range(hb.Face(blob, 0).count):
         face = hb.Face(blob, index)

@@ -74,7 +74,7 @@ def find_data(
 
 
 def kept(maxsize: int) -> Callable[[Callable[Given, Made]], Callable[Given, Made]]:
-    """`lru_cache` for threads that read shards of one file. Only the first calls `make`; others wait."""
+    """`lru_cache` for threads that read shards of one file. One thread calls `make`; others wait."""
 
     def decorated(make: Callable[Given, Made]) -> Callable[Given, Made]:
         lock = threading.RLock()

@@ -1,9 +1,10 @@
 """Reads Parquet files with a column `image`.
 
 Optional columns are `id`, `label`, `split`, `shape`, and `words` or `caption`.
-`image` is a fixed-shape tensor, a list of C * H * W values or with the shape in the column `shape`, the bytes
-of a PNG or JPEG (alone, or as the field `bytes` of a struct as Hugging Face writes it), or the fixed-size
-binary of a canonical shard, whose schema states the shape. Pixel values are uint8, or floats in [0, 1].
+`image` is a fixed-shape tensor; a list of values, whose shape is the column `shape` or else (C, H, W); the
+bytes of a PNG or JPEG (alone, or as the field `bytes` of a struct, as Hugging Face writes them); or the
+fixed-size binary of a canonical shard, whose schema states the shape. Pixel values are uint8, or floats in
+[0, 1].
 """
 
 import json
@@ -129,7 +130,7 @@ class TableReader:
 
 
 def _cells(table: pa.Table) -> Iterator[tuple[Any, ...]]:
-    """Yields each row's values of COLUMNS, None for a missing value, and the image as an Arrow scalar."""
+    """Yields each row's values of COLUMNS, with None for a missing one, and the image as an Arrow scalar."""
     for batch in table.to_batches():
         own = {name: batch[name].to_pylist() for name in batch.schema.names if name != "image"}
         columns = {**dict.fromkeys(COLUMNS, [None] * len(batch)), **own, "image": batch["image"]}
@@ -137,7 +138,7 @@ def _cells(table: pa.Table) -> Iterator[tuple[Any, ...]]:
 
 
 def open_parquet(data: DataConfig, seed: int) -> Source:
-    """Canonical shards unchanged, or else parts that consist of some row groups of a file.
+    """Returns canonical shards unchanged, or else a source whose parts are some row groups of a file.
 
     The column `split`, the folder or the name of the file states the split of a row; otherwise a hash of the
     id determines it.

@@ -27,7 +27,7 @@ LABEL = re.compile(rb"-?\d{1,18}")  # numbers that fit an int64
 
 
 def find_tars(pattern: str) -> tuple[fs.FileSystem, list[str], str | None]:
-    """The filesystem, the path of each tar, and the folder if `pattern` is one.
+    """The filesystem, the path of each tar, and the folder; None if `pattern` is no folder.
 
     `pattern` is a tar, a folder of tars or a brace pattern, local or a URI. Raises UserError if a tar is
     missing.
@@ -107,7 +107,7 @@ def _read_tar(
 ) -> dict[Split, Rows]:
     def image(sample: dict[str, Any]) -> NDArray[np.uint8]:
         names = [name for name in sample if f".{name}".endswith(SUFFIXES)]
-        names = [name for name in names if "." not in name] or names  # `jpg` before `mask.png`
+        names = [name for name in names if "." not in name] or names  # takes `jpg` rather than `mask.png`
         if not names:
             raise BadPicture("no image member")
         if len(names) > 1:
