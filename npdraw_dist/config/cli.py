@@ -1,4 +1,7 @@
-"""Builds command lines from typed fields by pydantic-settings. A mistake prints one line, with status 2."""
+"""Builds command lines from typed fields by pydantic-settings.
+
+A user's mistake prints one line and exits with status 2.
+"""
 
 import argparse
 import errno

@@ -117,7 +117,7 @@ class GridConfig(Section):
     def sizes_of(self, image_shape: tuple[int, int, int], centred: bool = False) -> GridSizes:
         """The sizes of the canvas of images (C, H, W). Raises ValueError if they do not fit.
 
-        centred: places extend beyond all edges, as the authors' do, not only the right and the lower edge.
+        centred: places extend beyond all edges, as in the authors' code, not only on the right and below.
         """
         _, height, width = image_shape
         scale = self.downscale

@@ -59,7 +59,10 @@ class _Kinds(Mapping[str, Any]):
         return {name: points[name] for name in sorted(points, key=lambda name: (name != "npdraw", name))}
 
     def __getitem__(self, name: str) -> Any:
-        """The class. Raises KeyError on an unknown name, UserError if the entry point is not such a class."""
+        """The class of a kind.
+
+        Raises KeyError on an unknown name, and UserError if the entry point is not a class of models.
+        """
         point = self.points[name]
         try:
             found = point.load()

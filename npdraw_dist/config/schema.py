@@ -44,7 +44,10 @@ class EvalConfig(EvalRun):
 
 
 class InitRun(RunHalf):
-    """Paths of the model or bank to start from, which may change: `InitConfig.sha256` identifies the file."""
+    """Paths of the model or bank to start from.
+
+    The paths may change, since `InitConfig.sha256` identifies the file.
+    """
 
     model: str | None = None
     """a model of any kind to start from: a model folder, a run, a URI or an id of the hub. The new run

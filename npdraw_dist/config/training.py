@@ -1,4 +1,4 @@
-"""The sections `train` and `scale`, which define the training of every stage and the spread over machines."""
+"""The sections `train` and `scale`, which define how stages are trained and a run is spread over machines."""
 
 import math
 import re

@@ -13,7 +13,7 @@ from npdraw_dist.core.parts import PartSequence
 
 
 def gather_parts(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:
-    """bank (K, C, P, P), z (B, T) -> (B, T, C, P, P): each step's part, or background without a part."""
+    """bank (K, C, P, P), z (B, T) -> (B, T, C, P, P): each step's part, or background if none is drawn."""
     drawn = z.whether[..., None, None, None]
     return bank[z.what] * drawn if grid.background == 0 else bank[z.what].where(drawn, grid.background)
 

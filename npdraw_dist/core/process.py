@@ -127,7 +127,7 @@ def _compute_alone() -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
-    torch.get_num_threads()  # at its first use torch sets the thread count that a new thread computes with
+    torch.get_num_threads()  # the first call in a new thread sets the thread's count
     threadpool_limits(1, "openmp")  # torch.set_num_threads would also change later threads
 
 

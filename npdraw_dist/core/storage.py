@@ -113,7 +113,10 @@ def _refuse_password(uri: str) -> None:
 
 
 def _check_bucket(filesystem: fs.FileSystem, path: str) -> None:
-    """Raises ValueError or OSError within seconds if `path` is unusable, before a use fails after minutes."""
+    """Raises ValueError or OSError within seconds if `path` is unusable.
+
+    Without this check, the first use of `path` would fail after minutes.
+    """
     bucket = path.partition("/")[0]
     if not bucket:
         raise ValueError("it does not name a bucket")

@@ -49,7 +49,7 @@ def digest_of(rows: Rows) -> int:
 
 
 def images_to_parquet(rows: Rows, split: str, classes: Sequence[str] = ()) -> bytes:
-    """The bytes of a canonical shard's file. classes: names of the labels, stored as by `datasets`."""
+    """The bytes of a canonical shard's file. classes: names of the labels, in the format of `datasets`."""
     shape = rows.images.shape[1:]
     size, pixels = math.prod(shape), pa.py_buffer(np.ascontiguousarray(rows.images))
     columns: dict[str, Any] = {

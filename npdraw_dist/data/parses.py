@@ -82,7 +82,8 @@ class RowGroups:
             position = int(ends.searchsorted(start, "right"))
             while start < stop:
                 group, end = int(order[position]), int(ends[position])
-                shift = int(self.start[group] + self.rows[group]) - end  # from rows of `order` to the file's
+                # Added to a row counted in `order`, it gives the row in the file.
+                shift = int(self.start[group] + self.rows[group]) - end
                 yield RowRange(self.paths[self.file[group]], start + shift, min(stop, end) + shift)
                 start, position = end, position + 1
 

@@ -33,7 +33,7 @@ def shuffled(items: Sequence[Item], seed: int, purpose: str) -> list[Item]:
 
 
 def holdout(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """Returns (kept, held out), in the order of `items`; a seeded permutation chooses round(share * N)."""
+    """Returns (kept, held out), in the order of `items`. A seeded permutation holds out round(share * N)."""
     chosen = set(_generator(seed, "valid").permutation(len(items))[: round(share * len(items))].tolist())
     kept = [item for i, item in enumerate(items) if i not in chosen]
     return kept, [items[i] for i in sorted(chosen)]

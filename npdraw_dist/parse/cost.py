@@ -65,7 +65,7 @@ class EmptyCanvasGain:
         # Places with the same pixels on the canvas are of one kind and share the norms.
         kinds, kind = visible.unique(dim=0, return_inverse=True)
         norms = norms[[kind.tolist().index(i) for i in range(len(kinds))]]  # (U, K)
-        # The matrix product also subtracts the norms, by U more columns for the one-hot rows of the kinds.
+        # The matrix product also subtracts the norms, using U more columns for the one-hot rows of the kinds.
         self.weight = torch.cat([2 * parts, -norms.T], 1)  # (K, D + U)
         # For uint8 images the weights are divided by 255 instead of the pixels.
         self.byte_weight = torch.cat([2 * parts / 255, -norms.T], 1)

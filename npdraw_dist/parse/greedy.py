@@ -203,7 +203,7 @@ class StaticGreedyChooser(GreedyChooser):
         return self.result(state, images)
 
     def _pixels_of(self, places: Tensor) -> Tensor:
-        """places (B, N) -> indices (B, N, D) of pixels in a row of S; off the grid, place 0 is taken."""
+        """places (B, N) -> indices (B, N, D) of pixels in a row of S. Place 0 replaces those off the grid."""
         inside = places.where(places < self.grid.places, 0)
         return self.place_corner[inside][..., None] + self.place_pixels
 

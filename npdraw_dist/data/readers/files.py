@@ -110,7 +110,7 @@ def open_imagefolder(data: DataConfig, seed: int) -> Source:
     """Images in folders at any depth. The first folder is the class; NAME.txt describes NAME.png.
 
     Top folders with the names of splits (`splits.WORDS`) contain the folders of the classes. But if `train`
-    is the only such name and there are other folders, it is a class, the vehicle. A split without a folder is
+    is the only such name and there are other folders, it is a class, of vehicles. A split without a folder is
     taken from the training images by a hash of the path.
     """
     if data.path is None:

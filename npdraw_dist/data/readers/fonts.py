@@ -143,7 +143,7 @@ def _content(file: str, version: Version) -> bytes:
 
 @kept(maxsize=2)
 def _characters(file: str, version: Version) -> list[tuple[list[int], set[int]]]:
-    """For each face of a file, its code points in order, and those whose glyph an earlier one has."""
+    """For each face of a file, its code points in order, and the set of those that repeat a glyph."""
     blob, seen, found = hb.Blob(_content(file, version)), set[tuple[bytes, int]](), []
     for index in range(hb.Face(blob, 0).count):
         face = hb.Face(blob, index)

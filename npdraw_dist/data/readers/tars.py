@@ -27,7 +27,7 @@ LABEL = re.compile(rb"-?\d{1,18}")  # numbers that fit an int64
 
 
 def find_tars(pattern: str) -> tuple[fs.FileSystem, list[str], str | None]:
-    """The filesystem, the path of each tar, and the folder; None if `pattern` is no folder.
+    """The filesystem, the path of each tar, and the folder, or None if `pattern` is no folder.
 
     `pattern` is a tar, a folder of tars or a brace pattern, local or a URI. Raises UserError if a tar is
     missing.
