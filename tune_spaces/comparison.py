@@ -334,7 +334,7 @@ def run(
                 f"{store.shown()} was compared on the test split: nothing is trained any more; "
                 "take another --name"
             )
-        if record.pop("finals", None) is not None:  # the comparison is unfinished until this start ends
+        if record.pop("finals", None) is not None:  # unfinished until this command ends
             store.write_json(record, PLAN)
         if source is not None:
             comparison.require_same_data(source)

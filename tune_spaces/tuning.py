@@ -150,7 +150,7 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
     """Records trials that were stopped or died, and prints a line for each trial.
 
     done: the names of the trials that have a result. The callback counts them, since reading all results
-    after each trial would take quadratic time. follow: adapts the number of trials at once to the cluster.
+    after each trial would take quadratic time. follow: adapts the number of concurrent trials to the cluster.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The contract of a kind of model, a class that an entry point of the group `npdraw_dist.kinds` names.
+"""The interface of a kind of model: a class that is registered as an entry point of `npdraw_dist.kinds`.
 
 Write a subclass of `baselines.base.Baseline`, which adds training, scores and pictures (docs/kinds.md).
 Shapes: B images, N samples, C channels, H x W image.

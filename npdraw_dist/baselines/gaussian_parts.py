@@ -43,7 +43,10 @@ class PartPrior(SequencePrior):
 
     @torch.no_grad()
     def sample(self, n: int, generator: Noise, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """Draws whether (n, L) and what (n, L, D). temperature: divides logits, multiplies deviations."""
+        """Samples *whether* (n, L) and *what* (n, L, D).
+
+        temperature: divides logits, multiplies standard deviations.
+        """
         walk, found = self.walk(n), list[tuple[Tensor, Tensor]]()
         h = next(walk)
         for place in range(self.places):

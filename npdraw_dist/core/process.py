@@ -14,7 +14,7 @@ from npdraw_dist.core.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-# FLAGS maps a flag to its help, and LEVELS to the level of the logger `npdraw_dist`.
+# FLAGS maps each flag to its help; LEVELS maps it to the level of the logger `npdraw_dist`.
 FLAGS = {
     "--quiet": "print results, warnings and errors only",
     "--verbose": "also print Ray's log, and where an error arose",

@@ -62,7 +62,7 @@ class Rules:
         self.prior, self.kept, self.temperature = prior, kept, temperature
 
     def draw(self, h: Tensor, step: int, generator: Noise) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draws whether, where and what of a step from a proposal q, given the state h (N, W).
+        """Samples *whether*, *where* and *what* of a step from a proposal q, given the state h (N, W).
 
         Returns these three and log p - log q of the step, each (N,).
         """

@@ -120,7 +120,10 @@ class StepPrior(nn.Module, ABC):
     def states(
         self, z: PartSequence, condition: Tensor | None = None
     ) -> Generator[Tensor, Tensor | None, None]:
-        """Yields the state h (B, W) before each step, by a KV cache. The caller fills z as for `tokens`."""
+        """Yields the state h (B, W) before each step, with a KV cache.
+
+        After each step the caller fills z, as for `tokens`.
+        """
         blocks = [block for block in self.blocks if isinstance(block, CausalBlock)]
         caches = [block.cache(len(z), self.ahead + self.steps, self.position) for block in blocks]
         tokens, index = self.tokens(z, condition), None
@@ -148,9 +151,9 @@ class StepPrior(nn.Module, ABC):
         top_k: int | None = None,
         used: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws whether, where and what of a step, each (B,), given the state h (B, W) before it.
+        """Samples *whether*, *where* and *what* of a step, each (B,), given the state h (B, W) before it.
 
-        used: (B, L) bool, places that are not drawn again unless all are used.
+        used: (B, L) bool, places that have been drawn; they are excluded until all are used.
         """
         chance = torch.sigmoid(self.whether_logits(h) / temperature)
         whether = uniform(chance.shape, generator, h) < chance

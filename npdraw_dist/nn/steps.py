@@ -209,7 +209,7 @@ def sample_subset(logits: Tensor, most: int, generator: Noise) -> Tensor:
         return noise < torch.sigmoid(logits)
     tables = _by_count(logits, most)
     left = categorical_sample(tables[-1], generator)[:, None]  # elements still to be drawn
-    # Whether an element is drawn, for each number of elements that may still be drawn.
+    # Whether each element is drawn, for each possible number of elements that are still to be drawn.
     draws = (noise.t()[:, :, None] >= (tables[:-1] - tables[1:]).exp()).long()
     drawn = []
     for draw in reversed(draws.unbind()):

@@ -1,4 +1,4 @@
-"""Finds and loads trained models and banks, also for a run to start from; writes results of models."""
+"""Finds and loads trained models and banks, also those that a run starts from; writes results of models."""
 
 import contextlib
 import json

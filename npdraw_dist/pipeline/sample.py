@@ -1,4 +1,4 @@
-"""Stage `sample`: draws pictures of the trained model and writes the final numbers to metrics.json."""
+"""Stage `sample`: draws samples from the trained model and writes the final numbers to metrics.json."""
 
 import shutil
 import tempfile

@@ -164,7 +164,7 @@ def moved(images: Tensor, settings: TrainConfig, noise: Noise, background: float
 
 
 def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
-    """Returns a function that draws samples, and parses or reconstructions of any validation images.
+    """Returns a function that draws samples, and parses or reconstructions of the validation images if any.
 
     bank: the run's bank, on the training device. Returns None for a model of parts without a bank.
     """

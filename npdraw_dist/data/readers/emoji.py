@@ -88,7 +88,7 @@ def open_emoji(data: DataConfig, seed: int) -> Source:
 def _read_pictures(
     filesystem: fs.FileSystem, path: str, frame: Frame, items: Sequence[tuple[str, int]]
 ) -> Rows:
-    """The rows of `items`, (glyph, label).
+    """Returns the rows of `items`, which are (glyph, label) pairs.
 
     The id is the code points of the text, such as `1F600`, or the name of the glyph. If several glyphs show
     the same text, the id consists of both.
