@@ -38,7 +38,7 @@ def given(looked: Looked, experiment: Experiment) -> Given:
     if validation is not None:
         items["valid"] = validation
     stated = [split for split in items if len(items[split])]
-    items |= split_train(items["train"], experiment, stated)
+    items |= split_train(items["train"], looked.pictures, experiment, stated)
     stamp = f"{digest_of(looked.pictures):x}" if folder is None else folder.stamp
     valid_stamp = 0 if validation is None else digest_of(validation)
     stamp = hashlib.sha256(f"{stamp} {valid_stamp:x} {looked.classes}".encode()).hexdigest()
@@ -48,23 +48,31 @@ def given(looked: Looked, experiment: Experiment) -> Given:
     return Given(counts, looked.classes, stamp, lambda store: source)
 
 
-def split_train(items: Images, experiment: Experiment, stated: Collection[Split] = ()) -> dict[Split, Images]:
+def split_train(
+    items: Images, seen: Rows, experiment: Experiment, stated: Collection[Split] = ()
+) -> dict[Split, Images]:
     """Splits images by a hash of their id into training images and the splits that are not `stated`.
 
-    If the hash leaves the validation split empty, this split gets the images with the smallest hashes.
+    If the hash leaves training or validation without an image, the validation split gets the images with the
+    smallest hashes, and all copies of them. seen: the readable images among `items`, all of them if there are
+    so few. Raises UserError if no training image is left.
     """
     rule, seed = HashSplit.of(experiment.data, experiment.seed, stated), experiment.seed
-    if rule.valid and len(items) < 2:
-        raise UserError("fit needs two pictures or more, since one is held out for validation")
 
     def names() -> Any:
         return items.ids if isinstance(items, Rows) else (item.path for item in items)
 
     splits = np.fromiter((SPLITS.index(rule.split_of(name)) for name in names()), np.int8, len(items))
-    valid = SPLITS.index("valid")
-    if rule.valid and valid not in splits:
-        hashes = [unit_hash(seed, "split", name) for name in names()]
-        splits[np.argsort(hashes)[: max(1, round(rule.valid * len(items)))]] = valid
+    train, valid = SPLITS.index("train"), SPLITS.index("valid")
+    if rule.valid and not {train, valid} <= set(splits.tolist()):
+        splits[splits == valid] = train
+        pixels = {name: image.tobytes() for name, image in zip(seen.ids, seen.images, strict=True)}
+        place, most = {name: number for number, name in enumerate(names())}, round(rule.valid * len(items))
+        for chosen in sorted(pixels, key=lambda name: unit_hash(seed, "split", name)):
+            if np.count_nonzero(splits == valid) < max(1, most) and splits[place[chosen]] != valid:
+                splits[[place[name] for name in pixels if pixels[name] == pixels[chosen]]] = valid
+        if all(splits[place[name]] == valid for name in pixels):
+            raise UserError("fit needs two different pictures or more, since one is held out for validation")
     found: dict[Split, Images] = {}
     for number, split in enumerate(SPLITS):
         if split == "train" or split not in stated:

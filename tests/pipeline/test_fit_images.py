@@ -150,13 +150,19 @@ def test_the_label_of_an_item_may_be_a_tensor() -> None:
         assert pictures_of([(GREY[0], label), (GREY[1], label)]).known_labels().tolist() == [3, 3]
 
 
+def split_of(count: int, share: float, copies: int = 1) -> dict[str, rows.Rows]:
+    """Training and validation images of `count` different images, each with `copies` copies."""
+    images = np.arange(count * copies).astype(np.uint32)[:, None, None, None] // copies
+    found = rows.Rows([f"{n}.png" for n in range(len(images))], images.view(np.uint8).reshape(-1, 4, 1, 1))
+    splits = split_train(found, found, resolve("emoji", None, {"data": {"valid_fraction": share}}))
+    parts = {name: part for name, part in splits.items() if isinstance(part, rows.Rows)}
+    assert sorted(id for part in parts.values() for id in part.ids) == sorted(found.ids)
+    return parts
+
+
 def held_out_of(count: int, share: float) -> int:
     """The number of `count` images that are held out for validation."""
-    found = rows.Rows([f"{n}.png" for n in range(count)], np.zeros((count, 1, 1, 1), np.uint8))
-    splits = split_train(found, resolve("emoji", None, {"data": {"valid_fraction": share}}))
-    ids = sum((part.ids for part in splits.values() if isinstance(part, rows.Rows)), list[str]())
-    assert sorted(ids) == sorted(found.ids)
-    return len(splits["valid"])
+    return len(split_of(count, share)["valid"])
 
 
 def test_images_are_held_out_for_validation() -> None:
@@ -165,5 +171,16 @@ def test_images_are_held_out_for_validation() -> None:
     assert held_out_of(7, 0.0) == 0
     for count in range(2, 30):
         assert held_out_of(count, 0.001) == 1
-    with pytest.raises(UserError, match="two pictures"):
-        held_out_of(1, 0.001)
+
+
+@pytest.mark.parametrize("count", range(2, 30))
+def test_copies_of_few_images_are_in_one_split(count: int) -> None:
+    splits = split_of(count, 0.001, copies=2)
+    held_out = {image.tobytes() for image in splits["valid"].images}
+    assert len(held_out) == 1
+    assert not held_out & {image.tobytes() for image in splits["train"].images}
+
+
+def test_a_single_picture_is_refused() -> None:
+    with pytest.raises(UserError, match="two different pictures"):
+        split_of(1, 0.001, copies=3)
