@@ -155,7 +155,7 @@ def split_of(count: int, share: float, copies: int = 1) -> dict[str, rows.Rows]:
     images = np.arange(count * copies).astype(np.uint32)[:, None, None, None] // copies
     found = rows.Rows([f"{n}.png" for n in range(len(images))], images.view(np.uint8).reshape(-1, 4, 1, 1))
     splits = split_train(found, found, resolve("emoji", None, {"data": {"valid_fraction": share}}))
-    parts = {name: part for name, part in splits.items() if isinstance(part, rows.Rows)}
+    parts = {str(name): part for name, part in splits.items() if isinstance(part, rows.Rows)}
     assert sorted(id for part in parts.values() for id in part.ids) == sorted(found.ids)
     return parts
 
