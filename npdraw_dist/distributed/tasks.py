@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
 from traceback import format_exc
@@ -137,15 +138,24 @@ def map_in_process(items: Sequence[Item], work: Callable[[Item], Result]) -> Ite
         yield result
 
 
+_free: ContextVar[int] = ContextVar("_free", default=0)  # torch's threads outside `one_thread`
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Torch computes with one thread in the block."""
-    threads = torch.get_num_threads()
+    threads, outside = torch.get_num_threads(), _free.set(free_threads())
     torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
+        _free.reset(outside)
+
+
+def free_threads() -> int:
+    """The number of threads for work whose result does not depend on it, such as decoding pictures."""
+    return _free.get() or torch.get_num_threads()
 
 
 def _map_far(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import torch
 from numpy.typing import NDArray
 from pyarrow import fs
 
@@ -23,6 +22,7 @@ from npdraw_dist.data.readers.known import find_data
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import Source, listed
 from npdraw_dist.data.splits import SPLITS, TEST_SEED, HashSplit, Split, holdout, shuffled, stated_split
+from npdraw_dist.distributed.tasks import free_threads
 
 LOCAL = fs.LocalFileSystem()
 WORDS = ".txt"  # suffix of the file beside a picture that has words about it
@@ -72,7 +72,7 @@ def read_files(
 ) -> Rows:
     """The rows of `items`. The path is the id. invert: whether dark ink becomes bright.
 
-    As many threads as torch uses decode the pictures, since Pillow releases the interpreter lock.
+    Several threads decode the pictures, since Pillow releases the interpreter lock.
     """
 
     def read(item: Item) -> NDArray[np.uint8]:
@@ -80,7 +80,7 @@ def read_files(
         return 255 - image if invert else image
 
     builder = RowBuilder(frame.shape)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with ThreadPoolExecutor(free_threads()) as pool:
         try:
             for item, image in [(item, pool.submit(read, item)) for item in items]:
                 text = _bytes(filesystem, root, item.words).decode(errors="replace") if item.words else ""
