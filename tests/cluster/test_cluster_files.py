@@ -1,4 +1,4 @@
-"""The launch files follow the schemas of Ray and KubeRay, agree with each other, and open no port."""
+"""The launch files: valid by the schemas of Ray and KubeRay, consistent, closed to the network, in memory."""
 
 import json
 import re
@@ -39,6 +39,7 @@ COMMANDS: dict[str, type[Command]] = {
     "npdraw_dist.prepare": Prepare,
     "tune_spaces.sweep": Sweep,
 }
+CAP = 100 << 20  # bytes; Ray's cap on a job's working directory
 
 
 def read(name: str) -> dict[str, Any]:
@@ -78,8 +79,17 @@ def test_launcher_files_pass_rays_own_checks_and_nodes_get_the_token(name: str) 
     jsonschema.validate(read(name), schema)
     config = prepare_config(read(name))
     validate_config(config)
-    if name in CLOUDS:  # workers wait for the cloud's notice
+    types = config["available_node_types"]
+    if name == "local":  # the machines are there anyway
+        assert sum(node.get("min_workers", 0) for node in types.values()) >= 2
+    else:
+        assert sum(types[kind]["max_workers"] for kind in types if kind != config["head_node_type"]) >= 2
+    if name in CLOUDS:  # workers watch for the cloud's notice; nodes log in to the registry before they pull
         assert f"spot_notice.py --cloud {CLOUDS[name]} " in config["worker_start_ray_commands"][-1]
+        assert "spot_notice" not in " ".join(config["head_start_ray_commands"])
+        (login,) = config["initialization_commands"]
+        (registry,) = {image.partition("/")[0] for image in images(name)}
+        assert re.search(rf"docker login --username \S+ --password-stdin {re.escape(registry)}$", login)
     assert "-e RAY_AUTH_MODE=token" in config["docker"]["run_options"]
     assert read(name)["file_mounts"] == {"/home/ray/.ray/auth_token": "~/.ray/auth_token"}
 
@@ -116,20 +126,31 @@ def test_kuberay_files_follow_the_crd(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_kuberay_clusters_share_storage_and_memory_and_ask_for_the_token(name: str) -> None:
-    assert ray_cluster(name)["authOptions"] == {"mode": "token"}
+def test_kuberay_clusters_scale_share_storage_and_ask_for_the_token(name: str) -> None:
+    cluster = ray_cluster(name)
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["headGroupSpec"]["serviceType"] == "ClusterIP"
+    assert all(group["minReplicas"] < group["maxReplicas"] for group in cluster["workerGroupSpecs"])
+    assert set(pods(name)) == {"head", "gpu", "cpu"}
     claim = read("storage")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
     for group, pod in pods(name).items():
         (container,) = pod["containers"]
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["restartPolicy"] == "Never"  # KubeRay replaces it
         (secret,) = pod["imagePullSecrets"]
         assert re.search(rf"kubectl create secret \S+ {secret['name']}\b", PAGE)
+        assert container["resources"]["requests"] == container["resources"]["limits"]
         assert ("nvidia.com/gpu" in container["resources"]["limits"]) == (group == "gpu")
         assert ("affinity" in pod) == (group == "head")  # the head keeps off spot nodes, workers do not
+        assert ("tolerations" in pod) == (group != "head")
         volumes = {volume["name"]: volume for volume in pod["volumes"]}
         assert volumes["storage"]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
         mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
-        assert (mounts["storage"], mounts["shm"]) == ("/mnt/npdraw", "/dev/shm")
+        assert set(mounts) == set(volumes)
+        assert mounts["storage"] == "/mnt/npdraw"
+        assert mounts["shm"] == "/dev/shm"
         shared, limit = volumes["shm"]["emptyDir"], container["resources"]["limits"]["memory"]
         assert shared["medium"] == "Memory"
         # Ray's object store is 30% of the pod's memory: it is in /dev/shm if it fits.
@@ -139,6 +160,7 @@ def test_kuberay_clusters_share_storage_and_memory_and_ask_for_the_token(name: s
 def test_the_ray_job_fits_its_own_pods_and_resumes() -> None:
     job = read("rayjob")["spec"]
     assert job["backoffLimit"] >= 1
+    assert job["shutdownAfterJobFinishes"] is True
     words = shlex.split(job["entrypoint"])[3:]
     flags = parse_flags(Train, "npdraw_dist.train", words)
     assert flags["name"]
@@ -149,9 +171,10 @@ def test_the_ray_job_fits_its_own_pods_and_resumes() -> None:
     limits = pods("rayjob")["gpu"]["containers"][0]["resources"]["limits"]
     assert scale.cpus_per_worker is not None
     assert scale.cpus_per_worker < int(limits["cpu"])  # one at least is left for reading
-    submitter, head = job["submitterPodTemplate"]["spec"], pods("rayjob")["head"]
-    assert submitter["containers"][0]["image"] == head["containers"][0]["image"]
-    assert submitter["imagePullSecrets"] == head["imagePullSecrets"]
+    submitter = job["submitterPodTemplate"]["spec"]
+    assert submitter["containers"][0]["image"] == pods("rayjob")["head"]["containers"][0]["image"]
+    assert submitter["imagePullSecrets"] == pods("rayjob")["head"]["imagePullSecrets"]
+    assert submitter["securityContext"]["runAsNonRoot"] is True
 
 
 def test_all_files_name_the_image_and_the_ray_that_the_dockerfile_builds() -> None:
@@ -161,6 +184,9 @@ def test_all_files_name_the_image_and_the_ray_that_the_dockerfile_builds() -> No
     assert built == {name, f"{name}-gpu"}
     for file in (*LAUNCHER, *KUBERAY):
         assert images(file) == built or (file == "local" and images(file) < built)
+    for file in KUBERAY:
+        named = {group: pod["containers"][0]["image"] for group, pod in pods(file).items()}
+        assert named == {"head": name, "cpu": name, "gpu": f"{name}-gpu"}
     (version,) = re.findall(r"ARG RAY_VERSION=(\S+)", DOCKERFILE)
     rays = [Requirement(text) for text in re.findall(r'"(ray\[[^"]+)"', PROJECT)]
     assert all(ray.specifier.contains(version) for ray in rays)
@@ -169,9 +195,9 @@ def test_all_files_name_the_image_and_the_ray_that_the_dockerfile_builds() -> No
 
 def test_the_image_holds_what_exists_runs_without_root_and_has_no_token() -> None:
     text = without_comments(CLUSTER / "Dockerfile")
-    copied = " ".join(re.findall(r"^COPY --chown=\S+ (.+) \S+$", text, re.M)).split()
+    copied = re.findall(r"^COPY --chown=\S+ (.+) \S+$", text, re.M)
     assert copied
-    assert all((ROOT / name).exists() for name in copied)
+    assert all((ROOT / name).exists() for line in copied for name in line.split())
     assert re.findall(r"^USER (\S+)", text, re.M) == ["1000"]
     assert re.search(r"^ENV RAY_AUTH_MODE=token$", text, re.M)
     assert "auth_token" not in text
@@ -192,7 +218,7 @@ def test_no_file_opens_a_port_or_holds_a_secret() -> None:
 
 
 def test_a_job_takes_the_code_and_nothing_large_or_secret(tmp_path: Path) -> None:
-    """The working copy has runs, data, a .git, and files with secrets."""
+    """Of a working copy with 160 MiB of runs, a .git, and files with secrets."""
     from ray._private.runtime_env.packaging import _zip_files
     from ray.runtime_env import RuntimeEnv
 
@@ -201,14 +227,17 @@ def test_a_job_takes_the_code_and_nothing_large_or_secret(tmp_path: Path) -> Non
     for folder in ("npdraw_dist", "tune_spaces", "tests/cluster"):
         shutil.copytree(ROOT / folder, copy / folder)
     secrets = (".env", "credentials.env", "password.txt", "deploy/key.pem", "auth_token")
-    large = ("runs/mnist/model/model.safetensors", ".git/objects/pack/x.pack")
-    for name in (*secrets, ".venv/bin/python", "data/mnist/train-images", *large):
+    for name in (*secrets, ".venv/bin/python", "data/mnist/train-images"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
-        (copy / name).touch()
+        (copy / name).write_text("secret")
+    for name in ("runs/mnist/model/model.safetensors", ".git/objects/pack/x.pack"):
+        (copy / name).parent.mkdir(parents=True)
+        with (copy / name).open("wb") as file:
+            file.truncate(80 << 20)
     _zip_files(str(copy), read("runtime_env")["excludes"], str(packed), include_gitignore=False)
     with zipfile.ZipFile(packed) as archive:
         names = set(archive.namelist())
-    assert packed.stat().st_size < 10 << 20  # Ray takes at most 100 MiB
+    assert packed.stat().st_size < CAP // 10
     assert {name.split("/")[0] for name in names} <= {"npdraw_dist", "tune_spaces", "deploy"}
     assert not names & set(secrets)
     code = [path for path in (ROOT / "npdraw_dist").rglob("*") if path.suffix in (".py", ".yaml")]
@@ -243,7 +272,7 @@ def experiment_of(argv: list[str]) -> Experiment:
 
 @pytest.mark.parametrize("file", ["README.md", "submit.sh", "slurm.sh", "rayjob.yaml", "../docs/cluster.md"])
 def test_every_command_has_flags_that_the_parser_knows(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No bucket is opened; a stub gives the sizes of the images in it."""
+    """Buckets are not opened: what `prepare` wrote there says the sizes of its images."""
     mnist = Prepared("parquet", (1, 28, 28), {}, {}, {})
     monkeypatch.setattr("npdraw_dist.config.prepared.read_prepared", lambda *_: mnist)
     monkeypatch.setattr("npdraw_dist.core.storage.open_filesystem", lambda uri: (None, uri))
