@@ -22,6 +22,7 @@ from xdist.scheduler import LoadScopeScheduling
 from npdraw_dist import train
 from npdraw_dist.config.cli import run_command
 from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import images
 from tests.helpers.runs import IN_PROCESS, TINY
@@ -85,15 +86,22 @@ def pytest_runtestloop() -> None:
     gc.enable()
 
 
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """Ends Ray after the last of its tests: beside its idle processes the others take far longer."""
-    if nextitem is None:
-        return
-    here, there = (group_of(file_of(each.nodeid)) for each in (item, nextitem))
-    if here == "ray" and there != "ray":
+@pytest.hookimpl(wrapper=True)  # the check sees what is left when all patches are undone
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None]:
+    """Ends Ray after the last of its tests: beside its idle processes the others take far longer.
+
+    A test of the group `rest` that leaves Ray running fails: the tests after it would run in Ray's tasks.
+    """
+    yield
+    here = group_of(file_of(item.nodeid))
+    last = here == "ray" and nextitem is not None and group_of(file_of(nextitem.nodeid)) != "ray"
+    left = here == "rest" and ray_runs()
+    if last or left:
         import ray
 
         ray.shutdown()
+    if left:
+        pytest.fail(f"{item.nodeid} started Ray; run it in process, or mark its file as one of `ray`")
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from npdraw_dist.pipeline import data as stage
 from npdraw_dist.pipeline.inputs import open_images
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import change_one, images
+from tests.helpers.runs import IN_PROCESS
 
 
 def run_on(folder: Path, split: str = "valid", **data: Any) -> tuple[Store, DataConfig]:
@@ -58,7 +59,7 @@ def test_images_that_the_run_has_read_are_scored_as_it_read_them(tmp_path: Path)
 def test_a_prepared_set_states_its_digest_to_any_model(tmp_path: Path, fraction: float) -> None:
     """A run on a part of it has read other training images."""
     prepared = tmp_path / "prepared"
-    prepare.main(["--data.source", "digits", "--data.fraction", "0.1", "--out", str(prepared)])
+    prepare.main(["--data.source", "digits", "--data.fraction", "0.1", "--out", str(prepared), *IN_PROCESS])
     source = {"source": "parquet", "path": str(prepared), "image_size": 28, "channels": 1}
     store, data = run_on(tmp_path, "test", fraction=fraction, **source)
     known = [open_images(store.path("model"), data, 0, "test")[1]]

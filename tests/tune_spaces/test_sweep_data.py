@@ -13,6 +13,7 @@ from npdraw_dist.pipeline.data import run as run_data
 from npdraw_dist.pipeline.run import STAGES
 from npdraw_dist.pipeline.store import Store
 from tests.helpers.image_files import SIDE, change_one, images
+from tests.helpers.runs import IN_PROCESS
 from tests.helpers.spaces import plan_in
 from tune_spaces.driver import claim
 from tune_spaces.shared_stages import SharedStage
@@ -114,7 +115,7 @@ def test_moved_data_go_on_in_the_same_trials(data: Path, tmp_path: Path) -> None
 
 def test_prepared_data_that_were_moved_are_read_where_they_are_now(tmp_path: Path) -> None:
     whole, before, after = (tmp_path / name for name in ("whole", "before", "after"))
-    prepare.main(["--data.source", "digits", "--out", str(before)])
+    prepare.main(["--data.source", "digits", "--out", str(before), *IN_PROCESS])
     prepared = {"source": "parquet", "path": str(before), "image_size": 28, "channels": 1, "fraction": 1.0}
     flags = {**flags_of(before), "data": prepared}
     plan = claim(plan_in(whole, "smoke", flags), OPTIONS)
