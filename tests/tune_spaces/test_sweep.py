@@ -29,7 +29,7 @@ CASES = tuple({"model.kind": kind, "data.fraction": fraction} for kind, fraction
 SPACE = Space({"case": Choice(CASES)}, samples=4, budgets={"digits": {**TINY, **CASES[0]}}, curve=True)
 """
 RATES = """
-RATES = Choice((2e-3, 1e-9, 1e30, 1e-8))
+RATES = Choice((2e-3, 1.0, 1e30, 2.0))
 SPACE = Space({"prior.learning_rate": RATES}, 4, budgets=SMOKE.budgets, metric="valid_prior_nll")
 """
 
@@ -117,7 +117,7 @@ def test_trials_that_fail_or_are_stopped_do_not_end_the_sweep(tmp_path: Path) ->
     assert ends[2e-3]["status"] == "finished"
     assert ends[1e30]["status"] == "failed"
     assert "non-finite" in ends[1e30]["reason"]
-    poor = [ends[1e-9]["status"], ends[1e-8]["status"]]
+    poor = [ends[1.0]["status"], ends[2.0]["status"]]
     assert "stopped" in poor, poor
     assert set(poor) <= {"stopped", "finished"}
 
