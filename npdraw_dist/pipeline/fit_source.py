@@ -54,8 +54,8 @@ def split_train(
     """Splits images by a hash of their id into training images and the splits that are not `stated`.
 
     If the hash leaves training or validation without an image, the validation split gets the images with the
-    smallest hashes, and all copies of them. seen: the readable images among `items`, all of them if there are
-    so few. Raises UserError if no training image is left.
+    smallest hashes, and all copies of them. seen: readable images among `items` with their pixels; copies of
+    other images are not found. Raises UserError if no training image is left.
     """
     rule, seed = HashSplit.of(experiment.data, experiment.seed, stated), experiment.seed
 
@@ -66,12 +66,17 @@ def split_train(
     train, valid = SPLITS.index("train"), SPLITS.index("valid")
     if rule.valid and not {train, valid} <= set(splits.tolist()):
         splits[splits == valid] = train
-        pixels = {name: image.tobytes() for name, image in zip(seen.ids, seen.images, strict=True)}
-        place, most = {name: number for number, name in enumerate(names())}, round(rule.valid * len(items))
-        for chosen in sorted(pixels, key=lambda name: unit_hash(seed, "split", name)):
-            if np.count_nonzero(splits == valid) < max(1, most) and splits[place[chosen]] != valid:
-                splits[[place[name] for name in pixels if pixels[name] == pixels[chosen]]] = valid
-        if all(splits[place[name]] == valid for name in pixels):
+        place = {name: number for number, name in enumerate(names())}
+        copies: dict[bytes, list[int]] = {}  # pixels -> places in `items`
+        for name, image in sorted(
+            zip(seen.ids, seen.images, strict=True), key=lambda pair: unit_hash(seed, "split", pair[0])
+        ):
+            copies.setdefault(image.tobytes(), []).append(place[name])
+        for places in copies.values():
+            if np.count_nonzero(splits == valid) >= max(1, round(rule.valid * len(items))):
+                break
+            splits[places] = valid
+        if all((splits[places] == valid).all() for places in copies.values()):
             raise UserError("fit needs two different pictures or more, since one is held out for validation")
     found: dict[Split, Images] = {}
     for number, split in enumerate(SPLITS):

@@ -1,4 +1,4 @@
-"""The launch files: valid by the schemas of Ray and KubeRay, consistent, closed to the network, in memory."""
+"""The launch files follow the schemas of Ray and KubeRay, agree with each other, and open no port."""
 
 import json
 import re
@@ -218,7 +218,7 @@ def test_no_file_opens_a_port_or_holds_a_secret() -> None:
 
 
 def test_a_job_takes_the_code_and_nothing_large_or_secret(tmp_path: Path) -> None:
-    """Of a working copy with 160 MiB of runs, a .git, and files with secrets."""
+    """The working copy has 80 MiB of runs, 80 MiB of .git, data, and files with secrets."""
     from ray._private.runtime_env.packaging import _zip_files
     from ray.runtime_env import RuntimeEnv
 
@@ -272,7 +272,7 @@ def experiment_of(argv: list[str]) -> Experiment:
 
 @pytest.mark.parametrize("file", ["README.md", "submit.sh", "slurm.sh", "rayjob.yaml", "../docs/cluster.md"])
 def test_every_command_has_flags_that_the_parser_knows(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Buckets are not opened: what `prepare` wrote there says the sizes of its images."""
+    """No bucket is opened; a stub gives the sizes of the images in it."""
     mnist = Prepared("parquet", (1, 28, 28), {}, {}, {})
     monkeypatch.setattr("npdraw_dist.config.prepared.read_prepared", lambda *_: mnist)
     monkeypatch.setattr("npdraw_dist.core.storage.open_filesystem", lambda uri: (None, uri))
