@@ -79,6 +79,11 @@ class Vocabulary:
         """The vocabulary of a prior. prior: its settings, a `config.networks.PriorNetwork`."""
         return VOCABULARIES[prior.condition](prior.vocabulary, prior.condition_tokens)
 
+    @staticmethod
+    def found(classes: Sequence[str], counts: Mapping[str, int]) -> Sequence[str]:
+        """The entries for training images with these classes. counts: word -> number of its occurrences."""
+        return ()
+
     def require(self) -> None:
         """Raises UserError if the prior takes no condition."""
         if self.kind == "none":
@@ -107,6 +112,15 @@ class Vocabulary:
         """B values of the data's column -> (B, A), 0 for an unknown value. classes: names of the labels."""
         raise NotImplementedError
 
+    def words_of(self, text: str) -> frozenset[str]:
+        """The words of a condition; conditions with the same words are equal."""
+        return frozenset(text.split())
+
+    @property
+    def attributes(self) -> Mapping[str, Mapping[str, frozenset[str]]]:
+        """Attribute -> alternative -> its words; empty if entries do not exclude each other."""
+        return {}
+
     def inner(self) -> Tensor:
         """(1 + V, INNER): for each token the pieces of its word, padded with 0."""
         return torch.zeros(1 + len(self.entries), INNER, dtype=torch.int64)
@@ -120,6 +134,17 @@ class Classes(Vocabulary):
     """Conditions that are classes, given by name or number."""
 
     kind, column = "class", "label"
+
+    @staticmethod
+    def found(classes: Sequence[str], counts: Mapping[str, int]) -> Sequence[str]:
+        return classes
+
+    def words_of(self, text: str) -> frozenset[str]:
+        return frozenset([text])
+
+    @property
+    def attributes(self) -> Mapping[str, Mapping[str, frozenset[str]]]:
+        return {"class": {name: frozenset([name]) for name in self.entries}}
 
     @cached_property
     def labels(self) -> list[int]:
@@ -148,6 +173,10 @@ class Words(Vocabulary):
     """Conditions that are words about an image."""
 
     kind, column = "words", "words"
+
+    @staticmethod
+    def found(classes: Sequence[str], counts: Mapping[str, int]) -> Sequence[str]:
+        return learned(counts)
 
     @property
     def known(self) -> list[str]:

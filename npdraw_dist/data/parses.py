@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -107,8 +107,7 @@ class Conditions:
 
     def of_rows(self, rows: Rows) -> Tensor:
         """The tokens (N, A) of rows that a source returns."""
-        values: dict[str, Any] = {"label": rows.known_labels(), "words": rows.words or [""] * len(rows)}
-        return self.vocabulary.read(values[self.column], self.classes)
+        return self.vocabulary.read(rows.values(self.column), self.classes)
 
 
 @dataclass(frozen=True)

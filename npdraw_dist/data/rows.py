@@ -84,6 +84,11 @@ class Rows:
         """The labels (N,), with -1 for unknown."""
         return np.full(len(self), -1, np.int64) if self.labels is None else self.labels
 
+    def values(self, column: str) -> Sequence[Any]:
+        """The column `label`, with -1 for unknown, or `words`, with "" for none."""
+        known: dict[str, Any] = {"label": self.known_labels(), "words": self.words or [""] * len(self)}
+        return known[column]
+
     def without(self, ids: Container[str]) -> "Rows":
         """Rejects the rows whose id is in `ids`, since another shard has it."""
         kept = self.take([i for i, name in enumerate(self.ids) if name not in ids])

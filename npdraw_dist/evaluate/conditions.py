@@ -116,12 +116,12 @@ def _count(
     return counts, first
 
 
-def _attributes(path: str | None, model: NPDraw) -> dict[str, Alternatives]:
-    """Attribute -> its alternatives, from the YAML file `path`; for a class model, the classes."""
-    if model.vocabulary.kind == "class":
+def _attributes(path: str | None, model: NPDraw) -> Mapping[str, Alternatives]:
+    """Attribute -> its alternatives, from the vocabulary or else from the YAML file `path`."""
+    if own := model.vocabulary.attributes:
         if path is not None:
             raise UserError("--attributes is for a model conditioned on words; this one takes a class")
-        return {"class": {name: frozenset([name]) for name in model.vocabulary.entries}}
+        return own
     if path is None:
         raise UserError("--attributes is missing: the model is conditioned on words")
     values = read_file(Path(path))
@@ -143,7 +143,7 @@ class _Conditions:
         store = Store(*open_filesystem(run[0]))
         experiment = store.with_vocabulary(build(run[1]))
         self.shape, self.binarize = model.spec.image_shape, experiment.data.binarize
-        self.by_class = model.vocabulary.kind == "class"
+        self.words = model.vocabulary.words_of
         entries = ["", *model.vocabulary.entries]
         self.train, self.valid = (
             store.parses(split, experiment).in_id_order() for split in ("train", "valid")
@@ -152,9 +152,6 @@ class _Conditions:
         known = {self.words(text) for text in self.train_texts}
         self.seen = sorted(set(self.train_texts) - {""})
         self.held_out = [t for t in sorted(set(self.valid_texts) - {""}) if self.words(t) not in known]
-
-    def words(self, text: str) -> frozenset[str]:
-        return frozenset([text] if self.by_class else text.split())
 
 
 def _texts(batch: Batch, entries: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from npdraw_dist.config.load import dump, with_changes
+from npdraw_dist.config.networks import CONDITIONS
 from npdraw_dist.config.prepared import MANIFEST, Prepared
 from npdraw_dist.config.schema import DataConfig, Experiment
 from npdraw_dist.core.errors import UserError
@@ -24,7 +25,7 @@ from npdraw_dist.core.storage import (
     write_text,
     writing,
 )
-from npdraw_dist.core.vocabulary import learned, words_in
+from npdraw_dist.core.vocabulary import VOCABULARIES, words_in
 from npdraw_dist.data.ingest import FORMATS, Format, Show, ingest, manifest_of, settings_print
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.shard_folder import ShardFolder
@@ -211,13 +212,14 @@ def _named(experiment: Experiment, source: Source, shards: Canonical) -> dict[st
 
 
 def _vocabulary(shards: Canonical) -> dict[str, list[str]]:
-    """The `classes` and the `words` of the training images that a condition can name."""
+    """Kind of entries -> the entries that a condition can name, from the training images."""
     counts = Counter[str]()
     most = MOST_TEXTS if shards.manifest.has_words else 0  # with 0, no file is opened
     for texts in Parses.of_split(shards, "train").texts(most):
         for text in texts:
             counts.update(words_in(text))
-    return {"classes": list(shards.manifest.classes), "words": list(learned(counts))}
+    classes = shards.manifest.classes
+    return {of.entries: list(VOCABULARIES[kind].found(classes, counts)) for kind, of in CONDITIONS.items()}
 
 
 def describe(manifest: Mapping[str, Any]) -> str:

@@ -13,11 +13,13 @@ from typing import Any
 from pyarrow import fs
 
 from npdraw_dist.config.load import merge, resolve
+from npdraw_dist.config.networks import CONDITIONS
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.model_files import WEIGHTS
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.storage import is_file, open_filesystem, require_apart, sha256, write_bytes
+from npdraw_dist.core.vocabulary import VOCABULARIES
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
@@ -179,9 +181,11 @@ def _require_condition(experiment: Experiment, pictures: Rows, classes: Sequence
     if not experiment.takes_condition or experiment.prior.vocabulary:
         return
     kind = experiment.prior.condition
-    if not (any(pictures.words or ()) if kind == "words" else classes or pictures.known_labels().max() >= 0):
-        name = "classes" if kind == "class" else "words"
-        raise UserError(f"prior.condition is {kind}, and the images have no {name}; give labels")
+    column = VOCABULARIES[kind].column
+    named = column == "label" and len(classes) > 0
+    if not named and all(value in (-1, "") for value in pictures.values(column)):
+        entries = CONDITIONS[kind].entries
+        raise UserError(f"prior.condition is {kind}, and the images have no {entries}; give labels")
 
 
 def _start_from(

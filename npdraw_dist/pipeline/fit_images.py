@@ -27,7 +27,7 @@ from npdraw_dist.core.pictures import (
     read_picture,
     to_image,
 )
-from npdraw_dist.core.vocabulary import MOST_CLASSES, as_python
+from npdraw_dist.core.vocabulary import MOST_CLASSES, VOCABULARIES, Vocabulary, as_python
 from npdraw_dist.data.listing import list_tree, local_path, stamp_of
 from npdraw_dist.data.readers.files import LOCAL, Files, by_split, pictures_in, read_files
 from npdraw_dist.data.rows import Reject, RowBuilder, Rows
@@ -129,7 +129,9 @@ def look(
         if dataset is not None:
             raise UserError("labels are for a list of images; a Ray Dataset has a column `label`")
         _require_list(seen)
-        pictures, classes = labelled(pictures, labels, settings.get("prior", {}).get("condition"))
+        kind = settings.get("prior", {}).get("condition")
+        column = None if kind is None else VOCABULARIES.get(kind, Vocabulary).column
+        pictures, classes = labelled(pictures, labels, column)
         condition = "class" if classes else "words"
     validation = None
     if valid[0] is not None:
@@ -203,14 +205,15 @@ def _label(given: Any) -> Any:
 def labelled(
     pictures: Rows,
     labels: Sequence[int | str | None],
-    kind: str | None = None,
+    column: str | None = None,
     classes: Sequence[str] = (),
 ) -> tuple[Rows, tuple[str, ...]]:
     """The pictures with their labels, and the names of the classes, which are empty if the labels are words.
 
-    kind: `class` or `words`; None: names are words if more than half of them are distinct. classes: all
-    classes, if they are known. An unknown label is -1 among whole numbers, None or NaN. Raises UserError if
-    there are more or fewer labels than images, a class is not among `classes`, or no label is known.
+    column: `label` or `words`, the column that the prior reads; None: names are words if more than half of
+    them are distinct. classes: all classes, if they are known. An unknown label is -1 among whole numbers,
+    None or NaN. Raises UserError if there are more or fewer labels than images, a class is not among
+    `classes`, or no label is known.
     """
     given = [_label(label) for label in as_python(labels)]
     if all(label is None or type(label) is int for label in given):  # True and False are names
@@ -221,7 +224,7 @@ def labelled(
     known = [label for label in given if label is not None]
     names = {str(label) for label in known}
     seldom_twice = bool(known) and isinstance(known[0], str) and 2 * len(names) > len(known)
-    if kind == "words" or (kind is None and seldom_twice):
+    if column == "words" or (column is None and seldom_twice):
         return replace(pictures, words=["" if label is None else str(label) for label in of_each]), ()
     if classes:
         _require_classes(names, classes)
@@ -258,7 +261,7 @@ def validation_rows(
         _require_list(images)
         if not classes and training.words is None and any(isinstance(label, str) for label in labels):
             raise UserError("the images have no classes by name; give valid_labels as numbers, or labels too")
-        found, _ = labelled(found, labels, "words" if training.words is not None else "class", classes)
+        found, _ = labelled(found, labels, "words" if training.words is not None else "label", classes)
     elif names and classes:
         _require_classes(names, classes)
         numbers = np.array([classes.index(name) for name in names], np.int64)

@@ -16,6 +16,7 @@ from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.lease import Lease
 from npdraw_dist.core.process import require_extra
 from npdraw_dist.core.storage import list_files, require_apart
+from npdraw_dist.core.vocabulary import VOCABULARIES
 from npdraw_dist.data.rows import REJECTS
 from npdraw_dist.data.shard_folder import DONE, MARKER
 from npdraw_dist.distributed.failures import storage_failed
@@ -268,7 +269,8 @@ def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
     Images of a class that init.model lacks are used without a class. Without init.model all classes are
     learned.
     """
-    entries = experiment.prior.vocabulary if experiment.prior.condition == "class" else ()
+    reads_label = VOCABULARIES[experiment.prior.condition].column == "label"
+    entries = experiment.prior.vocabulary if reads_label else ()
     others = [name for name in classes if name not in set(entries)]
     if not entries or not others:
         return

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from npdraw_dist.core.vocabulary import Words
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate import conditions
 
@@ -24,7 +25,7 @@ def test_drawings_are_read_by_classifiers_of_real_images(
 ) -> None:
     drawn = SimpleNamespace(images=torch.full((3, 1, 8, 8), 0.9), canvas=None, u=None)
     model = SimpleNamespace(
-        vocabulary=SimpleNamespace(kind="words", require=lambda: None),
+        vocabulary=Words(["dark", "light", "small", "large"], 2),
         given=lambda text, guidance: SimpleNamespace(draw=lambda n, **_: drawn),
     )
     train, valid = SEEN * 20, (SEEN + HELD_OUT) * 5

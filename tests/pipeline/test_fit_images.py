@@ -44,7 +44,7 @@ def test_a_series_of_pandas_is_read_by_place(tmp_path: Path) -> None:
         Image.fromarray(image).save(tmp_path / f"{number}.png")
     table = pd.DataFrame({"path": [str(tmp_path / f"{n}.png") for n in range(5)], "label": list("abcde")})
     shuffled = table.iloc[[3, 0, 4, 1]]
-    found, classes = labelled(pictures_of(shuffled["path"]), shuffled["label"], "class")
+    found, classes = labelled(pictures_of(shuffled["path"]), shuffled["label"], "label")
     np.testing.assert_array_equal(found.images[:, 0], GREY[[3, 0, 4, 1]])
     assert [classes[n] for n in found.known_labels()] == ["d", "a", "e", "b"]
 
@@ -110,13 +110,13 @@ def test_pictures_of_one_small_size_keep_it_where_a_canvas_fits_it(side: int, ch
 
 
 @pytest.mark.parametrize(
-    ("labels", "kind", "classes", "expected"),
+    ("labels", "column", "classes", "expected"),
     [
         ([3, 0, 0, 1, 3], None, "0 1 2 3", [3, 0, 0, 1, 3]),
         (np.array([1, 1, 0, 1, 0]), None, "0 1", [1, 1, 0, 1, 0]),
         (["b", "a", "a", "b", "b"], None, "a b", [1, 0, 0, 1, 1]),
         (["ab", "c", "d", "e", "f"], None, "", ["ab", "c", "d", "e", "f"]),
-        (["ab", "c", "d", "e", "f"], "class", "ab c d e f", [0, 1, 2, 3, 4]),
+        (["ab", "c", "d", "e", "f"], "label", "ab c d e f", [0, 1, 2, 3, 4]),
         (list(torch.tensor([10, 2, 0, 1, 3])), None, "0 1 2 3 4 5 6 7 8 9 10", [10, 2, 0, 1, 3]),
         ([np.int64(2), *map(np.int64, [1, 0, 1, 2])], None, "0 1 2", [2, 1, 0, 1, 2]),
         ([True, False, False, True, True], None, "False True", [1, 0, 0, 1, 1]),
@@ -127,14 +127,14 @@ def test_pictures_of_one_small_size_keep_it_where_a_canvas_fits_it(side: int, ch
         (np.array([-1, 1, 1, 0, 0]), None, "0 1", [-1, 1, 1, 0, 0]),
         ([1, None, 0, -1, 1], None, "0 1", [1, -1, 0, -1, 1]),
         (np.array([1.0, np.nan, 0.0, -1.0, 1.0]), None, "0 1", [1, -1, 0, -1, 1]),  # as pandas has them
-        ([None, "b", "a", float("nan"), "b"], "class", "a b", [-1, 1, 0, -1, 1]),
+        ([None, "b", "a", float("nan"), "b"], "label", "a b", [-1, 1, 0, -1, 1]),
         ([None, "b", "-1", "b", "b"], None, "-1 b", [-1, 1, 0, 1, 1]),
         ([None, "a", "c", "d", float("nan")], None, "", ["", "a", "c", "d", ""]),
         ([None] * 5, "words", "", [""] * 5),
     ],
 )
-def test_labels_are_classes_or_words(labels: Any, kind: str | None, classes: str, expected: Any) -> None:
-    found, names = labelled(pictures_of(GREY), labels, kind)
+def test_labels_are_classes_or_words(labels: Any, column: str | None, classes: str, expected: Any) -> None:
+    found, names = labelled(pictures_of(GREY), labels, column)
     assert names == tuple(classes.split())
     assert (found.known_labels().tolist() if classes else found.words) == expected
 
