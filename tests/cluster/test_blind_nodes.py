@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,21 @@ def refused(bed: Testbed, log: Path, *argv: str, hidden: Path) -> tuple[str, str
     return out, bed.nodes[added].address
 
 
+@contextmanager
+def busy_head(bed: Testbed) -> Iterator[None]:
+    """Another driver holds the CPU of the head in the block, so that all work is done on other nodes."""
+    script = "import ray, signal; ray.init(log_to_driver=False); Holder = type('Holder', (), {})\n"
+    script += "held = ray.remote(num_cpus=1)(Holder).remote(); "
+    script += "ray.get(held.__ray_ready__.remote()); print('holds', flush=True); signal.pause()"
+    command = ["env", f"RAY_ADDRESS={bed.address}", sys.executable, "-c", script]
+    driver = bed.popen(command, 0, subprocess.PIPE)
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "holds\n"
+    yield
+    driver.kill()
+    driver.wait()
+
+
 def test_a_node_that_does_not_see_the_storage_is_named(bed: Testbed, tmp_path: Path) -> None:
     added = bed.add_node(hidden=tmp_path)
     job = Job(bed, tmp_path / "log", *job_of(), "--storage", str(tmp_path), "--name", "unseen")
@@ -67,7 +83,8 @@ def test_a_node_that_joins_later_and_sees_too_little_ends_the_job(bed: Testbed, 
     """First it does not see the data; then it does not see the run, and its worker would train on its own."""
     data, runs = images(tmp_path / "data", IMAGES), tmp_path / "runs"
     blind = [*job_on(data), "--storage", str(runs), "--name", "blind"]
-    out, address = refused(bed, tmp_path / "log", *blind, hidden=data)
+    with busy_head(bed):  # else it may have read all images before the other node is ready
+        out, address = refused(bed, tmp_path / "log", *blind, hidden=data)
     assert f"error: the data {data} cannot be read from {address}; on several nodes give" in out
 
     name = ["--storage", str(runs), "--name", "later"]
