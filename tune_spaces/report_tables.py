@@ -249,11 +249,11 @@ def _kinds(data: ReportData, fraction: float) -> list[str]:
             seeds, given = len(runs), data.given[fraction][0]
             count = f"{seeds} of {given}" if role == "seed" and seeds < given else str(seeds)
             rows.append([title, trials, count, *cells, *costs])
+    costs_head = [METRICS[name].title for name in group("cost")]
     for name, what in (("floor", "train"), ("ceiling", "noise")):
         if known := data.references.get(name):
             cells = [spread([known], *column) for column in columns.values()]
-            rows.append([f"{name}: {what} against test", "", "", *cells, "", "", "", ""])
-    costs_head = [METRICS[name].title for name in group("cost")]
+            rows.append([f"{name}: {what} against test", "", "", *cells, *[""] * len(costs_head)])
     return markdown_table(["model", "trials", "seeds", *columns, *costs_head], rows)
 
 

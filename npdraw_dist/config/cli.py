@@ -209,7 +209,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
+        print("interrupted; to go on, run the same command again", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         is_users = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in BAD_PATH)

@@ -61,7 +61,7 @@ class DataConfig(DataRun):
     fraction: float = Field(1.0, gt=0, le=1)
     """share of the training images that is used; a larger share contains a smaller one"""
     valid_fraction: float = Field(0.1, ge=0, lt=1)
-    """share of the training images held out for validation"""
+    """share of the images held out for validation, if the source has no validation split"""
     test_fraction: float = Field(0.1, ge=0, lt=1)
     """share of the images held out for tests, if the source has no test split"""
     binarize: Binarize = "dynamic"
