@@ -126,8 +126,9 @@ class Trainer:
         torch.set_num_threads(threads)
         self.batch, self.dense = subject.batch, kind == "dense"
         settings = subject.experiment.train
-        self.micro_batch = settings.micro_batch
         context = Context(local_device())
+        if self.dense:  # the whole batch at once
+            settings = settings.model_copy(update={"micro_batch": len(self.batch)})
         self.run = Run(_objective(subject, kind), settings, subject.experiment.seed, context)
         self.update(2)  # loads libraries and makes the optimizer's moments
         self.before_mb = machine.memory_mb()
@@ -137,7 +138,7 @@ class Trainer:
 
         hard: whether a step of the VAE uses hard draws.
         """
-        seconds = timed_step(self.run, self.batch[:size], size if self.dense else self.micro_batch, hard)
+        seconds = timed_step(self.run, self.batch[:size], hard)
         assert not self.run.skipped.any(), "a first step is finite"
         return seconds
 

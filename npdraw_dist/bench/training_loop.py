@@ -19,6 +19,7 @@ from npdraw_dist.config.load import dump, with_changes
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import COMPUTE, cpu_count
+from npdraw_dist.training.device import CPU_ROWS
 
 QUICK_IMAGES, FULL_IMAGES = 1_000, 5_000
 QUICK_REPEATS, FULL_REPEATS = 1, 3
@@ -60,8 +61,9 @@ def run(work: Workload) -> Figures:
 def _experiment(work: Workload) -> Experiment:
     """The experiment with at least two micro-batches a batch, one step of the prior and one validation."""
     settings, images = work.experiment.train, QUICK_IMAGES if work.quick else FULL_IMAGES
-    batch = max(settings.batch_size, 2 * settings.micro_batch)
-    train = {"batch_size": batch, "eval_every_images": images, "eval_images": settings.micro_batch}
+    rows = CPU_ROWS if settings.micro_batch == "auto" else settings.micro_batch
+    batch = max(settings.batch_size, 2 * rows)
+    train = {"batch_size": batch, "eval_every_images": images, "eval_images": rows}
     budgets = {"prior": {"images": batch}, "vae": {"images": images}}
     return with_changes(work.experiment, {**budgets, "train": train, "scale": {"use_gpu": False}})
 

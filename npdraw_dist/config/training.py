@@ -12,8 +12,9 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class TrainRun(RunHalf):
-    micro_batch: PositiveInt = 64
-    """largest number of images in one forward pass of a worker"""
+    micro_batch: PositiveInt | Literal["auto"] = "auto"
+    """largest number of images in one forward pass of a worker, which does not change the result. auto: what
+    the memory of a GPU allows, by one measured step; 32 on a CPU"""
     precision: Precision = "auto"
     """number format on a GPU; auto: bfloat16 if the GPU has it natively, else float32. A CPU always uses
     float32"""

@@ -154,6 +154,7 @@ def _start_worker(config: dict[str, Any]) -> Any:
     if (warning := unusable_gpu()) is not None:
         began.mailbox.say.remote(warning)
     context = RayContext(run.filesystem, run.folder, run.criterion, began.mailbox, began.at)
+    context.gpu_share = run.workers.gpus
     try:
         if context.rank > 0:
             return run.worker(job, context)

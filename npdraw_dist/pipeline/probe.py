@@ -88,13 +88,12 @@ def budgets(experiment: Experiment, minutes: float) -> dict[str, dict[str, Any]]
     }
 
 
-def timed_step(run: Run, batch: Batch, micro_batch: int, hard: bool = False) -> float:
+def timed_step(run: Run, batch: Batch, hard: bool = False) -> float:
     """Seconds of a training step. hard: measures a step of the VAE with hard draws of z."""
-    chunks = [(start, batch[start : start + micro_batch]) for start in range(0, len(batch), micro_batch)]
     # In a budget of one batch and one image, the second step comes after the steps with relaxed draws.
     first, budget = (1, 1 + run.config.batch_size) if hard else (0, MANY)
     with flushed_denormals():
-        return timed(lambda: run.update(first, chunks, budget))[1]
+        return timed(lambda: run.update(first, (0, batch), budget))[1]
 
 
 def _seconds(
@@ -104,10 +103,10 @@ def _seconds(
     settings, context = experiment.train, Context(local_device(experiment.scale.use_gpu))
     run = Run(objective, settings, experiment.seed, context)
     batch = batch.to(context.device)
-    timed_step(run, batch, settings.micro_batch, hard)
+    timed_step(run, batch, hard)
     taken: list[float] = []
     while sum(taken) < PROBE_S or len(taken) < 2:
         started = time.process_time()
-        seconds = timed_step(run, batch, settings.micro_batch, hard)
+        seconds = timed_step(run, batch, hard)
         taken.append(time.process_time() - started if cores else seconds)
     return min(taken) / len(batch)

@@ -71,9 +71,7 @@ def work(job: StageJob, context: Context) -> dict[str, Any]:
     torch.manual_seed(experiment.seed)  # initial weights are the same on every rank
     objective = job.make_objective(experiment, job.start)
     bank = None if job.parts is None else PartBank(job.parts.to(context.device))
-    share = Share(
-        settings.batch_size, settings.micro_batch, experiment.seed, context.rank, context.world_size
-    )
+    share = Share(settings.batch_size, experiment.seed, context.rank, context.world_size)
     feed = make_feed(job.parses if job.train is None else job.train, share, row_bytes(experiment))
     data = Data(feed, job.valid, moves(experiment, bank, job.stage), painter(experiment, bank))
     patience = settings.patience if settings.select == "best" else 0

@@ -266,8 +266,10 @@ def _shares(experiment: Experiment, stage: str, workers: Workers) -> str:
     shares = sorted({-(-settings.batch_size // count) for count in (workers.least, workers.most)})
     own = f"this process, {workers.cpus} thread{'s' * (workers.cpus > 1)}"
     who = own if experiment.scale.in_process else workers
+    largest = settings.micro_batch
+    micro = "in automatic micro-batches" if largest == "auto" else f"in micro-batches of {largest} or less"
     scale = "" if settings.rate_scale == 1 else f"; learning rates x {settings.rate_scale:.3g}"
     return (
         f"{who}, a global batch of {settings.batch_size}, at most "
-        f"{' to '.join(map(str, shares))} a worker, in micro-batches of {settings.micro_batch} or less{scale}"
+        f"{' to '.join(map(str, shares))} a worker, {micro}{scale}"
     )

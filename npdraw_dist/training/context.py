@@ -44,6 +44,7 @@ class Context:
     """The only rank of a run, in a process without Ray. It saves nothing, but its subclasses do."""
 
     rank, world_size = 0, 1
+    gpu_share = 1.0  # share of the GPU that this rank has
     removes_saved = False  # whether `report` and `save` remove the local folder of a checkpoint
 
     def __init__(self, device: torch.device | str = "cpu") -> None:

@@ -7,19 +7,20 @@ slower.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 
 from npdraw_dist.config.training import Precision
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.parts import Batch
-from npdraw_dist.training.feed import prefetched
+from npdraw_dist.training.feed import Rows, prefetched
 
 BFLOAT16_SINCE = (8, 0)  # lowest compute capability with bfloat16 (Ampere)
 AHEAD = 2  # steps whose batches are pinned in advance
+# Rows of an automatic micro-batch on a CPU, whose cache it fits, and of the first one on a GPU.
+CPU_ROWS, FIRST_ROWS = 32, 16
+USED_MEMORY = 0.6  # share of a GPU's free memory that an automatic micro-batch may take
 
-MicroBatches = list[tuple[int, Batch]]  # (first row in the global batch, images)
 Result = TypeVar("Result")
 
 
@@ -72,9 +73,52 @@ def flushed_denormals() -> Iterator[None]:
         torch.set_flush_denormal(before)
 
 
-def prepare_ahead(steps: Iterator[MicroBatches], device: torch.device) -> Iterator[MicroBatches]:
+def prepare_ahead(steps: Iterator[Rows], device: torch.device) -> Iterator[Rows]:
     """Yields `steps`. For a GPU, a thread pins their memory ahead, so that copies overlap with training."""
     if device.type != "cuda":
         return steps
-    pinned = ([(index, batch.pin_memory()) for index, batch in micro_batches] for micro_batches in steps)
-    return prefetched(pinned, AHEAD)
+    return prefetched(((first, batch.pin_memory()) for first, batch in steps), AHEAD)
+
+
+class MicroBatch:
+    """Chooses the number of rows that a device computes at once.
+
+    given: this number, or `auto`. memory_share: share of the GPU's memory that this process may take.
+    """
+
+    def __init__(self, given: int | Literal["auto"], device: torch.device, memory_share: float = 1.0) -> None:
+        self.device, self.memory_share = device, memory_share
+        self.measures = given == "auto" and device.type == "cuda"
+        automatic = FIRST_ROWS if self.measures else CPU_ROWS
+        self.rows = automatic if given == "auto" else given
+
+    @contextmanager
+    def computing(self, rows: int) -> Iterator[None]:
+        """Surrounds the passes of a micro-batch. Raises UserError if they exceed the memory of a GPU.
+
+        With `auto`, the first block on a GPU measures the memory of a row, and sets `rows` for the others.
+        """
+        measures, self.measures = self.measures, False
+        if measures:
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"the GPU has too little memory for a micro-batch of {rows} rows; lower --train.micro_batch"
+            ) from None
+        if measures:
+            peak = torch.cuda.max_memory_allocated(self.device)
+            free, total = torch.cuda.mem_get_info(self.device)
+            free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+            spare = min(free, total * self.memory_share - torch.cuda.memory_allocated(self.device))
+            self.rows = rows_in(spare, (peak - before) / rows)
+
+
+def rows_in(memory: float, row: float) -> int:
+    """How many rows fit: a power of two of at least 1, for products of regular sizes.
+
+    memory: free bytes; a part is left for other sizes of tensors and for hard draws. row: bytes of a row.
+    """
+    return 1 << max(int(USED_MEMORY * memory / max(row, 1.0)).bit_length() - 1, 0)

@@ -1,7 +1,6 @@
 """The training data of each rank, which takes some rows of the global batch of each step.
 
-A rank splits its rows into micro-batches. Neither split changes the image or the noise of a row, so the
-number of workers may change at any step.
+The split does not change the image or the noise of a row, so the number of workers may change at any step.
 Shapes: B rows in a step, N images in total.
 """
 
@@ -21,21 +20,21 @@ from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.process import background_threads
 
 Item = TypeVar("Item")
+Rows = tuple[int, Batch]  # consecutive rows of a global batch, and the place of the first
 
 
 class Feed(Protocol):
     """Endless training data from a given step on."""
 
-    def steps(self, first: int) -> Iterator[list[tuple[int, Batch]]]:
-        """Yields this rank's micro-batches of each step from `first` on, each as (first row, micro-batch)."""
+    def steps(self, first: int) -> Iterator[Rows]:
+        """Yields this rank's rows of each step from `first` on."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """The rows of the global batch that a rank takes, in micro-batches. seed: seeds the order of the data."""
+    """The rows of the global batch that a rank takes. seed: seeds the order of the data."""
 
     batch_size: int
-    micro_batch: int
     seed: int
     rank: int = 0
     world_size: int = 1
@@ -45,12 +44,6 @@ class Share:
         """The rows of this rank; at least one if the batch has at least as many rows as there are ranks."""
         first, end = (rank * self.batch_size // self.world_size for rank in (self.rank, self.rank + 1))
         return range(first, end)
-
-    @property
-    def micro_batches(self) -> list[tuple[int, int]]:
-        """(first row, end) of each micro-batch."""
-        size, end = self.micro_batch, self.rows.stop
-        return [(first, min(first + size, end)) for first in self.rows[::size]]
 
 
 def noise_seed(seed: int, *path: int) -> int:
@@ -65,14 +58,13 @@ class MemoryFeed:
         self.data, self.share = data, share
         self._order: dict[int, np.ndarray] = {}
 
-    def steps(self, first: int) -> Iterator[list[tuple[int, Batch]]]:
+    def steps(self, first: int) -> Iterator[Rows]:
         for step in itertools.count(first):
-            parts = self.share.micro_batches
-            yield [(start, self.data[self._places(step, start, stop)]) for start, stop in parts]
+            yield self.share.rows.start, self.data[self._places(step)]
 
-    def _places(self, step: int, start: int, stop: int) -> torch.Tensor:
-        """The indices into the data of rows [start, stop) of a step's batch."""
-        positions = step * self.share.batch_size + np.arange(start, stop)
+    def _places(self, step: int) -> torch.Tensor:
+        """The indices into the data of this rank's rows of a step."""
+        positions = step * self.share.batch_size + np.arange(self.share.rows.start, self.share.rows.stop)
         epochs, offsets = np.divmod(positions, len(self.data))
         rows = np.empty_like(positions)
         for epoch in np.unique(epochs):
@@ -131,18 +123,18 @@ class StreamFeed:
         ends = sizes.cumsum().reshape(sizes.shape)
         self._starts, self._ends = ends - sizes, ends  # (window, lane): places on the ring
 
-    def steps(self, first: int) -> Iterator[list[tuple[int, Batch]]]:
+    def steps(self, first: int) -> Iterator[Rows]:
         # During training on a window, the next one is ready and the one after that is being read.
         windows = prefetched(self._windows(first * self.lane), 1)
         ready = {lane: _Rows() for lane in self.lanes}
-        start = self.lanes.start * self.lane
+        start, own = self.lanes.start * self.lane, self.share.rows
         try:
             while True:
                 while any(rows.count < self.lane for rows in ready.values()):
                     for lane, piece in next(windows):
                         ready[lane].add(piece)
                 batch = Batch.cat([rows.take(self.lane) for rows in ready.values()])
-                yield [(first, batch[first - start : end - start]) for first, end in self.share.micro_batches]
+                yield own.start, batch[own.start - start : own.stop - start]
         finally:
             windows.close()
 

@@ -5,7 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,14 @@ from npdraw_dist.training.checkpoint import Average
 from npdraw_dist.training.clock import Clock
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import (
-    MicroBatches,
+    MicroBatch,
     autocast,
     autocast_dtype,
     flushed_denormals,
     prepare_ahead,
 )
 from npdraw_dist.training.early_stopping import EarlyStopping
-from npdraw_dist.training.feed import Feed, noise_seed
+from npdraw_dist.training.feed import Feed, Rows, noise_seed
 from npdraw_dist.training.meters import Meters, learning_rate_factor
 from npdraw_dist.training.metrics_log import RECENT
 from npdraw_dist.training.muon import Muon
@@ -43,6 +43,7 @@ SKIPPED_IN_ROW, SKIPPED_ONE_OF = 10, 1000
 LOGGED = 50  # rows of `training.jsonl` in a stage
 RATE_FALL = 0.4  # share of the budget, at its end, during which the learning rates fall to 0
 MOST_REPORTS = 1000  # largest number of validations of a stage
+VALIDATED = 64  # validation images that a rank computes at once
 PAINTED = 20  # largest number of validations of a stage at which pictures are made
 SMOOTHED = 0.05  # minimum weight of the newest micro-batch in the displayed moving mean of the loss
 BOUND = checkpoint.Criterion("valid/elbo", "max")
@@ -110,10 +111,10 @@ def train(
             break
         # data
         with clock.waiting():
-            micro_batches = next(batches)
+            rows = next(batches)
 
         # update
-        run.update(step, micro_batches, budget.images)
+        run.update(step, rows, budget.images)
         clock.count_step()
 
         # Report, and save a checkpoint.
@@ -166,6 +167,7 @@ class Run:
         self.optimizer = optimizer(groups, betas=(0.9, objective.stepping.beta2), fused=True)
         self.peak_rates = [group["lr"] * config.rate_scale for group in self.optimizer.param_groups]
         every = config.average_images
+        self.micro_batch = MicroBatch(config.micro_batch, context.device, context.gpu_share)
         self.average = Average(objective, every, config.batch_size) if every else None
         self.meters = Meters()
         self.logged: dict[str, list[float]] = {}  # sum and count of each metric at the last log
@@ -203,8 +205,12 @@ class Run:
         own = done - self.first
         return in_row >= SKIPPED_IN_ROW or (own >= SKIPPED_ONE_OF and total * SKIPPED_ONE_OF > own)
 
-    def update(self, step: int, micro_batches: MicroBatches, images: int) -> None:
-        """Takes one optimizer step, unless the gradient is not finite. Nothing here waits for a GPU."""
+    def update(self, step: int, rows: Rows, images: int) -> None:
+        """Takes one optimizer step, unless the gradient is not finite. Nothing here waits for a GPU.
+
+        rows: this rank's rows of the global batch.
+        """
+        first, batch = rows
         # schedule
         images_seen = step * self.config.batch_size
         stepping = self.objective.stepping
@@ -218,16 +224,16 @@ class Run:
         self.optimizer.zero_grad()
         scale = self.context.world_size / self.config.batch_size
         seed = noise_seed(self.seed, step)
-        for count, (first, batch) in enumerate(micro_batches, start=1):
-            batch, progress = batch.to(self.context.device), images_seen / images
-            noise = noise_of_rows(seed, first, len(batch), self.context)
-            if self.augment is not None:
-                batch = self.augment(batch, progress, noise)
-            # Ranks average gradients at the last micro-batch only.
-            more, module = count < len(micro_batches), self.module
-            with module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext():
+        start, progress = 0, images_seen / images
+        while start < len(batch):
+            some = batch[start : start + self.micro_batch.rows].to(self.context.device)
+            noise = noise_of_rows(seed, first + start, len(some), self.context)
+            start += len(some)
+            with self._apart(start < len(batch)), self.micro_batch.computing(len(some)):
+                if self.augment is not None:
+                    some = self.augment(some, progress, noise)
                 with dropout_noise(self.objective, noise), autocast(self.context.device, self.precision):
-                    loss, metrics = self.module(batch, progress, noise)
+                    loss, metrics = self.module(some, progress, noise)
                 (loss.sum() * scale).backward()
             found = {name: value.detach() for name, value in {"loss": loss, **metrics}.items()}
             self.meters.add({name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in found.items()})
@@ -249,6 +255,11 @@ class Run:
         self.objective.after_step(self._gathered)
         if self.average is not None:
             self.average.add(step)
+
+    def _apart(self, more: bool) -> AbstractContextManager[None]:
+        """Ranks average gradients at the last micro-batch only. more: whether others follow."""
+        module = self.module
+        return module.no_sync() if more and isinstance(module, DistributedDataParallel) else nullcontext()
 
     def _gathered(self, values: Tensor) -> Tensor:
         """values (...) of each rank -> (ranks, ...), on every rank."""
@@ -295,10 +306,10 @@ class Run:
         objective, context, meters = self.objective, self.context, Meters()
         objective.eval()
         with torch.no_grad():
-            starts = range(0, len(valid), self.config.micro_batch)
+            starts = range(0, len(valid), VALIDATED)
             for index, start in enumerate(starts):
                 if index % context.world_size == context.rank or len(starts) < context.world_size:
-                    batch = valid[start : start + self.config.micro_batch].to(context.device)
+                    batch = valid[start : start + VALIDATED].to(context.device)
                     noise = noise_of_rows(noise_seed(self.seed, 2**32 - 1), start, len(batch), context)
                     meters.add(objective.evaluate(batch, noise))
         objective.train()

@@ -167,13 +167,12 @@ def test_conditions_stay_with_their_images(conditions: Conditions, tmp_path: Pat
     check(parses.sample(10, 1), conditions)
     groups = parses.groups(4 << 20)
     for rank in range(2):
-        share = Share(8, 4, 0, rank, 2)
+        share = Share(8, 0, rank, 2)
         stream = StreamFeed(groups.rows, partial(parses.stream, groups), share, 16)
         feeds: tuple[Feed, ...] = (MemoryFeed(whole, share), stream)
         for feed, first in product(feeds, (0, 3)):  # from the beginning, and as a resumed run
-            for step in islice(feed.steps(first), 8):
-                for _, micro in step:
-                    check(micro, conditions)
+            for _, rows in islice(feed.steps(first), 8):
+                check(rows, conditions)
 
 
 def test_a_parquet_file_may_name_its_classes_as_hugging_face_does(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_what_a_single_hard_draw_does_not_train_stays_bit_by_bit(optimizer: str)
     run = Run(objective, config, 0, LocalContext())
     states = []
     for step in range(6):
-        run.update(step, [(0, batch)], 36)
+        run.update(step, (0, batch), 36)
         states.append({name: value.clone() for name, value in objective.model.state_dict().items()})
     q = [name for name in states[0] if name.startswith("posterior.") and "bank" not in name]
     assert any(not torch.equal(states[1][name], states[2][name]) for name in q)
@@ -150,7 +150,7 @@ def test_a_temperature_stays_where_it_has_a_gradient() -> None:
     run = Run(objective, config, 0, LocalContext())
     with torch.no_grad():
         objective.model.temperature.fill_(-1.0)
-    run.update(0, [(0, batch)], 6)
+    run.update(0, (0, batch), 6)
     assert objective.model.temperature.tolist() == pytest.approx([COLDEST] * 3)
 
 
@@ -158,7 +158,7 @@ def test_a_prior_without_a_rate_stays_as_its_stage_left_it() -> None:
     objective, batch = vae("path", prior_learning_rate=0.0, relaxed=0.0)
     config = TrainConfig.model_validate({"batch_size": 6, "micro_batch": 6, "optimizer": "muon"})
     before = {name: value.clone() for name, value in objective.model.prior.named_parameters()}
-    Run(objective, config, 0, LocalContext()).update(0, [(0, batch)], 6)
+    Run(objective, config, 0, LocalContext()).update(0, (0, batch), 6)
     assert all(torch.equal(value, before[name]) for name, value in objective.model.prior.named_parameters())
 
 

@@ -300,8 +300,8 @@ def test_budgets_take_about_the_time_that_is_given(monkeypatch: pytest.MonkeyPat
     prior_s, relaxed_s, hard_s = 1.0, 4.0, 2.0
     step = probe.timed_step
 
-    def timed_step(run: Any, batch: Batch, micro_batch: int, hard: bool = False) -> float:
-        assert step(run, batch, micro_batch, hard) > 0
+    def timed_step(run: Any, batch: Batch, hard: bool = False) -> float:
+        assert step(run, batch, hard) > 0
         return prior_s if isinstance(run.objective, PriorObjective) else hard_s if hard else relaxed_s
 
     monkeypatch.setattr(probe, "timed_step", timed_step)

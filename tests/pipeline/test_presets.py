@@ -107,7 +107,7 @@ def test_a_tiny_form_of_the_authors_model_trains_both_stages_and_samples() -> No
     for stage, objective in (("prior", first), ("vae", second)):
         own = experiment.train_of(stage)
         before = {name: value.clone() for name, value in objective.named_parameters()}
-        data = Data(MemoryFeed(random_batch(24), Share(own.batch_size, own.micro_batch, 0)), random_batch(6))
+        data = Data(MemoryFeed(random_batch(24), Share(own.batch_size, 0)), random_batch(6))
         images = 2 * own.batch_size
         summary = run_loop(objective, data, own, Budget(images, images), 0, LocalContext())
         assert summary["images"] == images

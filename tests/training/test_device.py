@@ -8,6 +8,8 @@ from npdraw_dist.config.schema import TrainConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.process import refuse_tf32
 from npdraw_dist.training.device import (
+    CPU_ROWS,
+    MicroBatch,
     autocast,
     autocast_dtype,
     prepare_ahead,
@@ -87,10 +89,53 @@ def test_float32_products_of_a_gpu_are_never_in_tf32(monkeypatch: pytest.MonkeyP
 @needs_gpu
 def test_pinned_batches_are_the_same() -> None:
     batch = batch_of(tiny_preset("mnist"), 7)
-    steps = [[(0, batch[:3]), (3, batch[3:])] for _ in range(5)]
-    for mine, theirs in zip(steps, prepare_ahead(iter(steps), CUDA), strict=True):
-        for (index, a), (other, b) in zip(mine, theirs, strict=True):
-            assert index == other
-            assert b.images.is_pinned()
-            assert torch.equal(a.images, b.images)
-            assert torch.equal(a.z.what, b.z.what)
+    steps = [(first, batch[first:]) for first in range(5)]
+    for (index, a), (other, b) in zip(steps, prepare_ahead(iter(steps), CUDA), strict=True):
+        assert index == other
+        assert b.images.is_pinned()
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.z.what, b.z.what)
+
+
+def pretend_memory(monkeypatch: pytest.MonkeyPatch, of_row: int, free: int) -> None:
+    """A GPU on which 16 rows take `of_row` bytes each, and `free` bytes are left after them."""
+    total = 80 << 30
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 16 * of_row)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, total))
+
+
+@pytest.mark.parametrize(
+    ("free", "share", "rows"),
+    [
+        (80 << 30, 1.0, 4096),  # 0.6 of 80 GB in rows of 10 MB
+        (80 << 30, 0.25, 1024),  # four workers on a GPU
+        (8 << 30, 1.0, 256),  # another program has the rest
+        (1 << 20, 1.0, 1),  # never 0
+    ],
+)
+def test_an_automatic_micro_batch_is_what_the_memory_allows(
+    free: int, share: float, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_memory(monkeypatch, 10 << 20, free)
+    micro_batch = MicroBatch("auto", CUDA, share)
+    assert micro_batch.rows == 16
+    with micro_batch.computing(16):
+        pass
+    assert micro_batch.rows == rows
+    with micro_batch.computing(rows):  # only the first measures
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 1 << 40)
+    assert micro_batch.rows == rows
+
+
+def test_a_given_micro_batch_stays_and_a_cpu_has_its_own() -> None:
+    assert MicroBatch(7, CUDA).rows == 7
+    assert MicroBatch("auto", CPU).rows == CPU_ROWS
+
+
+def test_too_little_memory_of_a_gpu_is_one_line_that_names_the_micro_batch() -> None:
+    message = r"a micro-batch of 512 rows; lower --train\.micro_batch"
+    with pytest.raises(UserError, match=message), MicroBatch(512, CUDA).computing(512):
+        raise torch.OutOfMemoryError("CUDA out of memory")

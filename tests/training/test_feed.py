@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.training.feed import Feed, MemoryFeed, Share, StreamFeed, noise_seed, prefetched
 
-Step = list[tuple[int, list[int]]]
+Step = list[int]
 
 
 def numbered(n: int) -> Batch:
@@ -25,20 +25,13 @@ def numbered(n: int) -> Batch:
     return Batch.of(row.to(torch.uint8).view(n, 1, 1, 1), z)
 
 
-def feed(n: int, batch: int, micro: int, rank: int = 0, world: int = 1, seed: int = 3) -> MemoryFeed:
-    return MemoryFeed(numbered(n), Share(batch, micro, seed, rank, world))
+def feed(n: int, batch: int, rank: int = 0, world: int = 1, seed: int = 3) -> MemoryFeed:
+    return MemoryFeed(numbered(n), Share(batch, seed, rank, world))
 
 
 def taken(source: Feed, first: int, steps: int) -> list[Step]:
-    """The row numbers of each micro-batch of `steps` steps."""
-    return [
-        [(chunk, batch.images.flatten().tolist()) for chunk, batch in step]
-        for step in islice(source.steps(first), steps)
-    ]
-
-
-def stream(steps: list[Step]) -> list[int]:
-    return [row for step in steps for _, rows in step for row in rows]
+    """The rank's row numbers of each of `steps` steps."""
+    return [batch.images.flatten().tolist() for _, batch in islice(source.steps(first), steps)]
 
 
 # Files of very different sizes, 97 rows in all.
@@ -64,27 +57,22 @@ class Shelf:
 def streamed(
     batch: int = 8, lane: int = 2, rank: int = 0, world: int = 1, seed: int = 3, files: Sequence[int] = FILES
 ) -> StreamFeed:
-    return StreamFeed(np.array(files), Shelf(files), Share(batch, 3, seed, rank, world), 2 * batch, lane)
+    return StreamFeed(np.array(files), Shelf(files), Share(batch, seed, rank, world), 2 * batch, lane)
 
 
 def of_kind(kind: str, rank: int = 0, world: int = 1, seed: int = 3) -> Feed:
     """97 rows, in batches of 10."""
     if kind == "memory":
-        return feed(97, 10, 3, rank, world, seed)
+        return feed(97, 10, rank, world, seed)
     return streamed(10, 2, rank, world, seed)
 
 
-def flat(steps: list[Step]) -> list[list[int]]:
-    """The rows of each step."""
-    return [[row for _, rows in step for row in rows] for step in steps]
-
-
-@pytest.mark.parametrize(("n", "batch", "micro"), [(24, 8, 4), (20, 8, 2), (7, 12, 3)])
-def test_every_epoch_is_a_permutation(n: int, batch: int, micro: int) -> None:
+@pytest.mark.parametrize(("n", "batch"), [(24, 8), (20, 8), (7, 12)])
+def test_every_epoch_is_a_permutation(n: int, batch: int) -> None:
     epochs = 5
-    steps = taken(feed(n, batch, micro), 0, -(-epochs * n // batch))
-    assert {len(rows) for step in steps for _, rows in step} == {micro}  # none is short
-    rows = stream(steps)
+    steps = taken(feed(n, batch), 0, -(-epochs * n // batch))
+    assert {len(step) for step in steps} == {batch}  # none is short
+    rows = list(chain.from_iterable(steps))
     orders = [rows[e * n : (e + 1) * n] for e in range(epochs)]
     assert [sorted(order) for order in orders] == [list(range(n))] * epochs
     assert len({tuple(order) for order in orders}) == epochs
@@ -101,10 +89,9 @@ def test_no_row_is_missing_or_double_if_the_ranks_change(worlds: list[tuple[int,
     for world, steps in worlds:
         ranks = [taken(of_kind(kind, rank, world), step, steps) for rank in range(world)]
         assert all(mine for rank in ranks for mine in rank), "a rank has no row"
-        assert all(len(rows) <= 3 for rank in ranks for mine in rank for _, rows in mine)
-        found += [list(chain.from_iterable(of_ranks)) for of_ranks in zip(*map(flat, ranks), strict=True)]
+        found += [list(chain.from_iterable(of_ranks)) for of_ranks in zip(*ranks, strict=True)]
         step += steps
-    assert found == flat(taken(of_kind(kind), 0, step))
+    assert found == taken(of_kind(kind), 0, step)
 
 
 @pytest.mark.parametrize("kind", ["memory", "stream"])
@@ -118,9 +105,16 @@ def test_a_start_in_the_middle_is_the_same_as_skipping(kind: str, first: int) ->
 def test_the_order_is_of_the_seed_and_images_keep_their_parses(kind: str) -> None:
     assert taken(of_kind(kind), 0, 20) == taken(of_kind(kind), 0, 20)
     assert taken(of_kind(kind), 0, 20) != taken(of_kind(kind, seed=4), 0, 20)
-    for step in islice(of_kind(kind).steps(0), 30):
-        for _, batch in step:
-            assert batch.images.flatten().tolist() == batch.z.what.flatten().tolist()
+    for _, batch in islice(of_kind(kind).steps(0), 30):
+        assert batch.images.flatten().tolist() == batch.z.what.flatten().tolist()
+
+
+@pytest.mark.parametrize("kind", ["memory", "stream"])
+def test_the_rows_of_a_rank_come_with_the_place_of_the_first(kind: str) -> None:
+    for world in (1, 2, 3):
+        places = [next(of_kind(kind, rank, world).steps(4)) for rank in range(world)]
+        assert [first for first, _ in places] == [10 * rank // world for rank in range(world)]
+        assert sum(len(batch) for _, batch in places) == 10
 
 
 def test_noise_seeds_differ_and_fit_a_generator() -> None:
@@ -134,7 +128,7 @@ def test_noise_seeds_differ_and_fit_a_generator() -> None:
 def test_a_stream_has_each_row_once_an_epoch(files: Sequence[int], batch: int, lane: int) -> None:
     lane = math.gcd(batch, lane)
     total, lanes, epochs = sum(files), batch // lane, 3
-    whole = flat(taken(streamed(batch, lane, files=files), 0, -(-epochs * total // batch) + 3))
+    whole = taken(streamed(batch, lane, files=files), 0, -(-epochs * total // batch) + 3)
     seen: list[list[int]] = [[] for _ in range(epochs)]
     for number in range(lanes):
         share = total * (number + 1) // lanes - total * number // lanes
@@ -168,7 +162,7 @@ def test_ranks_read_each_row_of_an_epoch_once() -> None:
 def test_windows_mix_two_batches_or_more_and_change_with_the_epoch() -> None:
     source, shelf = streamed(batch=8, lane=8, files=(96,)), Shelf((96,))
     source.read = shelf
-    rows = stream(taken(source, 0, 96))  # 8 epochs
+    rows = list(chain.from_iterable(taken(source, 0, 96)))  # 8 epochs
     mixed, orders = [], set()
     for epoch in range(8):
         order, ((start, stop),) = shelf.calls[epoch]

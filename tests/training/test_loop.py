@@ -103,7 +103,7 @@ def run(
             raise KeyboardInterrupt
 
     context.show_progress = show_progress  # type: ignore[method-assign]
-    feed = MemoryFeed(data(n), Share(config.batch_size, config.micro_batch, 5, 0, 1))
+    feed = MemoryFeed(data(n), Share(config.batch_size, 5))
     return train(objective, Data(feed, data(10, 1)), config, Budget(images, every), 5, context)
 
 
@@ -268,7 +268,7 @@ def test_the_average_of_the_weights_is_that_of_a_loop_in_numpy() -> None:
     trained = Run(Regression(), settings(average_images=40), 0, LocalContext())
     assert trained.average is not None
     expected = {name: value.double().numpy().copy() for name, value in trained.average.weights.items()}
-    feed = MemoryFeed(data(64), Share(8, 4, 0, 0, 1)).steps(0)
+    feed = MemoryFeed(data(64), Share(8, 0)).steps(0)
     for step in range(40):
         trained.update(step, next(feed), 1000)
         kept = min(np.exp(-8 / 40), (1 + step) / (checkpoint.START + step))
@@ -297,7 +297,7 @@ def test_validation_sees_the_average_and_a_stage_passes_it_on(tmp_path: Path) ->
 def test_one_broken_step_is_skipped_and_counted() -> None:
     """Weights, moments and their count do not change, so the next steps equal those of a run without it."""
     whole, broken = (Run(Regression(noise=0.0), settings(), 5, LocalContext()) for _ in range(2))
-    batches = [next(MemoryFeed(data(24), Share(8, 4, 5, 0, 1)).steps(step)) for step in range(3)]
+    batches = [next(MemoryFeed(data(24), Share(8, 5)).steps(step)) for step in range(3)]
     for step in (0, 2):
         whole.update(step, batches[step], 48)
     for step in range(3):

@@ -13,10 +13,9 @@ import pytest
 import torch
 from pyarrow import fs
 
-from npdraw_dist.core.parts import Batch
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.early_stopping import EarlyStopping, far_below
-from npdraw_dist.training.feed import MemoryFeed, Share
+from npdraw_dist.training.feed import MemoryFeed, Rows, Share
 from npdraw_dist.training.loop import Budget, Data, train
 from npdraw_dist.training.metrics_log import read_metrics
 from tests.helpers.local_context import LocalContext
@@ -49,14 +48,14 @@ class Feed:
 
     def __init__(self, clock: Time) -> None:
         self.clock = clock
-        self.feed = MemoryFeed(data(24), Share(BATCH, 4, 5, 0, 1))
+        self.feed = MemoryFeed(data(24), Share(BATCH, 5))
 
-    def steps(self, first: int) -> Iterator[list[tuple[int, Batch]]]:
+    def steps(self, first: int) -> Iterator[Rows]:
         wait = 5
-        for micro_batches in self.feed.steps(first):
+        for rows in self.feed.steps(first):
             self.clock.pass_s(wait)
             wait = 1
-            yield micro_batches
+            yield rows
 
 
 class Timed(Regression):
@@ -123,8 +122,8 @@ def start(
     return summary, objective
 
 
-# 12 steps of 2 s, the first batch after 5 s and the rest after 1 s; 4 validations of 3 batches of 10 s.
-TRAINED_S, WAITED_S, VALIDATED_S = 24 + 5 + 11, 11, 120
+# 12 steps of 2 s, the first batch after 5 s and the rest after 1 s; 4 validations of a batch of 10 s.
+TRAINED_S, WAITED_S, VALIDATED_S = 24 + 5 + 11, 11, 40
 TIMES = {"images_per_s", "data_wait_share"}
 
 

@@ -1,7 +1,8 @@
 """The gradient of a step does not depend on its micro-batches or the number of workers."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.objective import Stepping
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.pipeline.stage_job import moves
+from npdraw_dist.training import loop
+from npdraw_dist.training.device import MicroBatch
 from npdraw_dist.training.feed import MemoryFeed, Share
 from npdraw_dist.training.loop import Run
 from tests.helpers.local_context import LocalContext
@@ -31,7 +34,7 @@ KINDS: dict[str, tuple[str, str, dict[str, Any], int]] = {  # stage, kind, setti
 }
 
 
-def step(kind: str, micro: int, workers: int) -> tuple[dict[str, Tensor], Tensor]:
+def step(kind: str, micro: int | str, workers: int) -> tuple[dict[str, Tensor], Tensor]:
     """The gradient and the losses of one step, of all workers together."""
     stage, model, changes, number = KINDS[kind]
     images = 4 * BATCH
@@ -58,7 +61,7 @@ def step(kind: str, micro: int, workers: int) -> tuple[dict[str, Tensor], Tensor
             kept(found)
 
         run.meters.add = add  # type: ignore[method-assign,assignment]
-        feed = MemoryFeed(batch_of(experiment, 40), Share(BATCH, micro, 5, rank, workers))
+        feed = MemoryFeed(batch_of(experiment, 40), Share(BATCH, 5, rank, workers))
         run.update(number, next(feed.steps(number)), images)
         named = objective.named_parameters()
         gradients.append({name: p.grad for name, p in named if p.grad is not None})
@@ -77,3 +80,22 @@ def test_micro_batches_and_workers_change_nothing(kind: str) -> None:
         assert parts.keys() == whole.keys()
         for name, value in parts.items():
             torch.testing.assert_close(value, whole[name], rtol=1e-3, atol=1e-5 * largest, msg=name)
+
+
+class Measured(MicroBatch):
+    """Finds after its first micro-batch, as on a GPU, that more rows fit."""
+
+    @contextmanager
+    def computing(self, rows: int) -> Iterator[None]:
+        yield
+        self.rows = 9
+
+
+def test_a_micro_batch_that_is_found_in_a_step_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, losses = step("hard", "auto", 1)
+    monkeypatch.setattr(loop, "MicroBatch", Measured)
+    parts, found = step("hard", 4, 2)
+    torch.testing.assert_close(found, losses, rtol=1e-4, atol=1e-3)
+    largest = max(float(value.abs().max()) for value in whole.values())
+    for name, value in parts.items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-3, atol=1e-5 * largest, msg=name)

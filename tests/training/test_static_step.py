@@ -45,9 +45,9 @@ def run_of(experiment: Experiment, stage: str, augment: Moves | None = None, dev
 def waits_of(trained: Run, batch: Batch, step: int, images: int) -> Counter[str]:
     """The waits of a step, without the check for skipped steps, which few steps on a GPU make."""
     for _ in range(2):  # the optimizer makes its moments, caches are filled
-        trained.update(step, [(0, batch)], images)
+        trained.update(step, (0, batch), images)
     with Waits() as waits:
-        trained.update(step, [(0, batch)], images)
+        trained.update(step, (0, batch), images)
     return waits.seen
 
 
@@ -106,10 +106,10 @@ def test_a_step_does_not_wait_for_the_gpu_that_is_there(name: str, stage: str) -
     trained = run_of(experiment, stage, augment, "cuda")
     pinned = batch_of(experiment).pin_memory()
     for step, images in phases(experiment, stage):
-        trained.update(step, [(0, pinned)], images)  # caches are filled
+        trained.update(step, (0, pinned), images)  # caches are filled
         torch.cuda.set_sync_debug_mode("error")
         try:
-            trained.update(step, [(0, pinned)], images)
+            trained.update(step, (0, pinned), images)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert not trained.skipped.any()

@@ -81,7 +81,7 @@ def trained_vae(context: GlooContext) -> dict[str, Any]:
 def run(objective: Objective, context: GlooContext) -> dict[str, Any]:
     """Weights, summary and reports of 6 steps of 12 images, in the same micro-batches for two ranks."""
     config = TrainConfig(batch_size=12, micro_batch=2)
-    feed = MemoryFeed(data(20, 0), Share(12, 2, SEED, context.rank, context.world_size))
+    feed = MemoryFeed(data(20, 0), Share(12, SEED, context.rank, context.world_size))
     summary = train(objective, Data(feed, data(10, 1)), config, Budget(72, 24), SEED, context)
     return {"weights": objective.state_dict(), "summary": summary, "reports": context.reports}
 
