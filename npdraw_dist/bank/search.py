@@ -63,11 +63,20 @@ class Searcher:
 
 def has_gpu() -> bool:
     """Whether FAISS is installed and finds a GPU."""
-    if not is_there("faiss"):
+    if not is_for_gpus():
         return False
     import faiss
 
     return bool(faiss.get_num_gpus() > 0)
+
+
+def is_for_gpus() -> bool:
+    """Whether FAISS is installed and built for GPUs, which this machine need not have."""
+    if not is_there("faiss"):
+        return False
+    import faiss
+
+    return hasattr(faiss, "StandardGpuResources")
 
 
 class Products:

@@ -66,31 +66,31 @@ def _own(error: Any) -> Exception:
     return cause if isinstance(cause, UserError) else error
 
 
-def has_gpu(scale: ScaleConfig) -> bool:
-    """Whether `on_gpu` has a GPU to use, in the cluster or, with scale.num_workers 0, in this process.
+def has_gpu(scale: ScaleConfig, may_join: bool = False) -> bool:
+    """Whether there is a GPU to use, in the cluster or, with scale.num_workers 0, in this process.
 
-    Also true if scale.use_gpu requires a GPU and the cluster can grow, since an autoscaler may have removed
-    an idle GPU node.
+    may_join: also true if scale.use_gpu requires a GPU and the cluster can grow, since an autoscaler may have
+    removed an idle GPU node.
     """
     if scale.in_process:
         return local_device(scale.use_gpu).type == "cuda"
     if scale.use_gpu is False or not ray_runs():
         return False
     found = resources.room(resources.living_nodes(), 1, scale.gpus_per_worker) > 0
-    return found or bool(scale.use_gpu and can_grow())
+    return found or bool(may_join and scale.use_gpu and can_grow())
 
 
 def on_gpu(
     scale: ScaleConfig, title: str, work: Callable[..., Result], *arguments: Any
 ) -> tuple[Result, float]:
-    """Runs `work(device, *arguments)` on a GPU if the cluster `has_gpu`; returns its result and CPU seconds.
+    """Runs `work(device, *arguments)` on a GPU that is there or may join; returns its result and CPU seconds.
 
     A separate process holds the GPU and ends with the work: the driver's node may have no GPU, and a CUDA
     context in the driver would occupy some hundred MB. Without a GPU, or with scale.num_workers 0, the work
     runs in this process, and 0 seconds are returned. title: names the work in the message that it waits for a
     GPU. Raises the UserError that `work` raises.
     """
-    if scale.in_process or not has_gpu(scale):
+    if scale.in_process or not has_gpu(scale, may_join=True):
         device = local_device(scale.use_gpu) if scale.in_process else torch.device("cpu")
         return work(device, *arguments), 0.0
     import ray

@@ -159,6 +159,15 @@ def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Workers:
     return workers
 
 
+def shortage(scale: ScaleConfig) -> str | None:
+    """What the cluster lacks now for the workers of a training; None if it has room for them."""
+    try:
+        fit(scale, living_nodes())
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def worker_in_process(scale: ScaleConfig) -> Workers:
     """This process as a worker. Raises UserError if scale.use_gpu requires a GPU and there is none."""
     return Workers(1, 1, torch.get_num_threads(), float(local_device(scale.use_gpu).type == "cuda"))

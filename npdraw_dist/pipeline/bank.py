@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from npdraw_dist.bank.build import BankFacts, Open, build_bank, keep_bank
 from npdraw_dist.bank.patches import ALL, Drawn, Reservoir, draw, extract
+from npdraw_dist.bank.search import is_for_gpus
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import PartBank
@@ -74,13 +75,16 @@ def load_bank(experiment: Experiment, store: Store) -> PartBank:
 
 
 def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBank, BankFacts]:
-    """Clusters with FAISS, on a GPU of the cluster if the run may use one and FAISS is built for GPUs."""
+    """Clusters with FAISS, on a GPU of the cluster if the run may use one and FAISS is built for GPUs.
+
+    No GPU is requested from an autoscaler, since it would idle until training.
+    """
     scale, settings = experiment.scale, experiment.bank
     if experiment.init.has_parts:
         bank = source_parts(experiment)
         return bank, keep_bank(bank, patches)
-    gpu = None if has_gpu(scale) else False
-    if settings.shards > 1 and not scale.in_process:  # the actors hold the GPUs
+    gpu = None if has_gpu(scale) and is_for_gpus() else False
+    if gpu is False or (settings.shards > 1 and not scale.in_process):  # then actors hold the GPUs
         return _build(torch.device("cpu"), experiment, patches, gpu)
     (bank, facts), elsewhere = on_gpu(scale, NAME, _build, experiment, patches, gpu)
     return bank, replace(facts, actor_core_seconds=facts.actor_core_seconds + elsewhere)

@@ -20,8 +20,8 @@ from npdraw_dist.core.vocabulary import VOCABULARIES
 from npdraw_dist.data.rows import REJECTS
 from npdraw_dist.data.shard_folder import DONE, MARKER
 from npdraw_dist.distributed.failures import storage_failed
-from npdraw_dist.distributed.resources import Workers, plan_local
-from npdraw_dist.distributed.start import is_local, placed
+from npdraw_dist.distributed.resources import Workers, plan_local, shortage
+from npdraw_dist.distributed.start import can_grow, is_local, placed
 from npdraw_dist.pipeline import bank, data, parse, prior, sample, vae
 from npdraw_dist.pipeline.data import Given, RunData
 from npdraw_dist.pipeline.progress import console, logged
@@ -288,9 +288,14 @@ def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
 def require_workers(experiment: Experiment, stages: Sequence[str]) -> Workers:
     """The workers of the stages in the running Ray, in the local Ray that will start, or in this process.
 
-    Raises UserError if resources are too few. Bank and parse need a GPU only if scale.use_gpu requires it.
+    Raises UserError if resources are too few. In a cluster that can grow, the first stage that trains
+    requests its workers, since GPUs would idle until then; a line says if they are not there yet.
     """
-    scale = experiment.scale
-    if not scale.in_process and not set(stages) & set(TRAINING):
-        scale = scale.model_copy(update={"num_workers": 1, "cpus_per_worker": None})
+    scale, trains = experiment.scale, set(stages) & set(TRAINING)
+    later = can_grow() and stages[0] not in TRAINING
+    if not scale.in_process and (later or not trains):
+        without = {"use_gpu": False} if later else {}
+        scale = scale.model_copy(update={"num_workers": 1, "cpus_per_worker": None, **without})
+        if trains and later and (line := shortage(experiment.scale)) is not None:
+            console.print(f"training will wait for nodes: {line}", markup=False)
     return plan_local(scale) if is_local() and not scale.in_process else plan(scale)

@@ -15,7 +15,7 @@ from npdraw_dist.config.schema import STAGES, DataConfig, Experiment, ScaleConfi
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.distributed import actors
 from npdraw_dist.distributed.actors import has_gpu, on_gpu
-from npdraw_dist.distributed.resources import Node
+from npdraw_dist.distributed.resources import Node, Workers
 from npdraw_dist.distributed.start import OWN_RAY
 from npdraw_dist.pipeline import data
 from npdraw_dist.pipeline import run as pipeline
@@ -176,13 +176,28 @@ def cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
 def test_the_workers_of_a_cluster_are_checked_once_it_is_joined(cluster: Cluster) -> None:
     cluster(2)
     gpu = with_changes(tiny(), {"scale": {"use_gpu": True, "wait_s": 0}})
-    for stages in (["bank"], ["prior"]):
-        with pytest.raises(
-            UserError, match=r"1 worker of 1 CPU and a GPU, and has room for 0; nodes: .*: 2 CPUs"
-        ):
-            pipeline.require_workers(gpu, stages)
+    lacks = r"1 worker of 1 CPU and a GPU, and has room for 0; nodes: .*: 2 CPUs"
+    with pytest.raises(UserError, match=lacks):
+        pipeline.require_workers(gpu, ["prior", "vae"])
     large = with_changes(tiny(), {"scale": {"cpus_per_worker": 2}})
     assert pipeline.require_workers(large, ["vae"]).cpus == 2
+
+
+def test_gpus_are_requested_by_the_first_stage_that_trains(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless no node can join: then what lacks is said before the work."""
+    cluster(2)
+    monkeypatch.delenv(OWN_RAY, raising=False)
+    gpu = with_changes(tiny(), {"scale": {"use_gpu": True, "wait_s": 0, "num_workers": 4}})
+    assert pipeline.require_workers(gpu, ["bank", "parse", "prior"]) == Workers(1, 1, 2)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "training will wait for nodes: the cluster needs room for 4 workers of 1 CPU and a GPU" in said
+    assert pipeline.require_workers(gpu, ["bank", "parse"]) == Workers(1, 1, 2)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv(OWN_RAY, "1")
+    with pytest.raises(UserError, match="4 workers of 1 CPU and a GPU"):
+        pipeline.require_workers(gpu, ["bank", "parse", "prior"])
 
 
 def test_a_gpu_of_any_node_is_used_unless_it_is_forbidden(
@@ -195,11 +210,12 @@ def test_a_gpu_of_any_node_is_used_unless_it_is_forbidden(
     assert not has_gpu(ScaleConfig())
     cluster(4)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert has_gpu(ScaleConfig(use_gpu=True))  # it may join
-    assert not has_gpu(ScaleConfig())
+    assert has_gpu(ScaleConfig(use_gpu=True), may_join=True)
+    assert not has_gpu(ScaleConfig(use_gpu=True))
+    assert not has_gpu(ScaleConfig(), may_join=True)
     monkeypatch.delenv("RAY_ADDRESS")
     monkeypatch.setenv(OWN_RAY, "1")
-    assert not has_gpu(ScaleConfig(use_gpu=True))
+    assert not has_gpu(ScaleConfig(use_gpu=True), may_join=True)
 
 
 def test_without_a_gpu_the_driver_does_it_itself(cluster: Cluster) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,24 @@ def test_a_run_on_shares_of_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[s
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["test/nll_iwae"] > 0
     until(lambda: free_gpus() == 4)
+
+
+def test_no_gpu_is_taken_before_training(tmp_path: Path) -> None:
+    least = []
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.1):
+            least.append(free_gpus())
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    own = ["--storage", str(tmp_path), "--name", "idle", *TINY, "--stages", "data,bank,parse"]
+    train.main([*own, "--scale.num_workers", "4", "--scale.cpus_per_worker", "1"])
+    ended.set()
+    thread.join()
+    assert len(least) > 10
+    assert min(least) == 4
 
 
 class Where:
