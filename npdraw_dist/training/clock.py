@@ -6,6 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+PAUSED, FREE_S = (
+    0.2,
+    60.0,
+)  # largest share of validations in the time of a stage; seconds that are always free
+
 
 @dataclass
 class Totals:
@@ -75,6 +80,11 @@ class Clock:
         yield
         self._paused_s += time.perf_counter() - start
         self._paused_core_seconds, self._pause_began = self.paused_core_seconds, None
+
+    @property
+    def pauses_too_long(self) -> bool:
+        """Whether the pauses of this start took over PAUSED of its time, once they took FREE_S in total."""
+        return self._paused_s > max(FREE_S, PAUSED * (time.perf_counter() - self._started))
 
     @property
     def paused_core_seconds(self) -> float:

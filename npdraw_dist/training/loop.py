@@ -72,6 +72,8 @@ class Data:
 class Budget:
     """A stage trains on `images` images, with a validation and a checkpoint every `report_interval` images.
 
+    Where validations take too long (`Clock.pauses_too_long`), some of them are left out, never the last.
+
     criterion, patience: decide whether training ends before the budget (`EarlyStopping`).
     """
 
@@ -131,6 +133,8 @@ def train(
         if done % log_every == 0 or done == steps:
             with clock.paused():
                 run.log(record)
+        if due and done < steps and run.validates_too_long():
+            due, save = False, True
         if due:
             with clock.paused():
                 run.report(record, data.valid, objective.may_end(images_seen / budget.images))
@@ -256,6 +260,11 @@ class Run:
         if self.average is not None:
             self.average.add(step)
 
+    def validates_too_long(self) -> bool:
+        """Whether validations take too long, by the clock of rank 0; the same answer on all ranks."""
+        own = float(self.context.rank == 0 and self.clock.pauses_too_long)
+        return bool(self.context.sum(torch.tensor([own])).item())
+
     def _apart(self, more: bool) -> AbstractContextManager[None]:
         """Ranks average gradients at the last micro-batch only. more: whether others follow."""
         module = self.module
@@ -306,12 +315,13 @@ class Run:
         objective, context, meters = self.objective, self.context, Meters()
         objective.eval()
         with torch.no_grad():
-            starts = range(0, len(valid), VALIDATED)
-            for index, start in enumerate(starts):
-                if index % context.world_size == context.rank or len(starts) < context.world_size:
-                    batch = valid[start : start + VALIDATED].to(context.device)
-                    noise = noise_of_rows(noise_seed(self.seed, 2**32 - 1), start, len(batch), context)
-                    meters.add(objective.evaluate(batch, noise))
+            # With fewer images than ranks, each rank computes all, since all need the same names.
+            ranks, rank = (context.world_size, context.rank) if len(valid) >= context.world_size else (1, 0)
+            rows = range(len(valid))[rank * len(valid) // ranks : (rank + 1) * len(valid) // ranks]
+            for start in rows[::VALIDATED]:
+                batch = valid[start : min(start + VALIDATED, rows.stop)].to(context.device)
+                noise = noise_of_rows(noise_seed(self.seed, 2**32 - 1), start, len(batch), context)
+                meters.add(objective.evaluate(batch, noise))
         objective.train()
         return {name: total / count for name, (total, count) in summed(meters, context).items()}
 

@@ -62,13 +62,14 @@ class Timed(Regression):
     """Takes 1 s a micro-batch to train and 10 s a validation batch, whose error is always 10."""
 
     clock: Time
+    validation_s = 10.0
 
     def forward(self, *arguments: Any) -> Any:
         self.clock.pass_s(1)
         return super().forward(*arguments)
 
     def evaluate(self, *arguments: Any) -> Any:
-        self.clock.pass_s(10)
+        self.clock.pass_s(self.validation_s)
         return {"error": torch.full_like(super().evaluate(*arguments)["error"], 10.0)}
 
 
@@ -110,10 +111,11 @@ def start(
     dies_at: tuple[str, int] = ("", 0),
     began: float | None = None,
     saves_at: tuple[int, ...] = (),
+    validation_s: float = 10.0,
 ) -> tuple[dict[str, Any], Timed]:
     """One start of the workers. began: when the command began; None for a new command."""
     objective = Timed()
-    objective.clock = clock
+    objective.clock, objective.validation_s = clock, validation_s
     context = Mortal(folder)
     context.dies_at, context.saves_at = dies_at, saves_at
     context.began = clock.now if began is None else began
@@ -143,6 +145,18 @@ def test_the_figures_are_those_of_the_whole_stage(restarts: int, clock: Time, tm
     assert (summary["first_wait_s"], summary["first_step_at"]) == (5, 1007)
     last = read_metrics(LOCAL, str(tmp_path))[-1]
     assert {name: last[name] for name in TIMES} == {name: summary[name] for name in TIMES}
+
+
+def test_validations_that_take_too_long_are_left_out_but_not_the_last(clock: Time, tmp_path: Path) -> None:
+    """After 100 s of validation and 13 s of training only checkpoints follow, whose sums are not lost."""
+    start(tmp_path, clock, validation_s=100.0)
+    rows = read_metrics(LOCAL, str(tmp_path))
+    assert [row["step"] for row in rows] == [3, 12]
+    assert len(list(tmp_path.glob("checkpoint_*"))) == 4
+    clock.now = 1000.0
+    every = tmp_path / "every"
+    start(every, clock)
+    assert [row["step"] for row in read_metrics(LOCAL, str(every))] == [3, 6, 9, 12]
 
 
 @pytest.mark.parametrize("same_command", [True, False])
