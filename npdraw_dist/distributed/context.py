@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from npdraw_dist.core.storage import local_copy
 from npdraw_dist.distributed.start import PREEMPTION_WATCHER
 from npdraw_dist.training import checkpoint
-from npdraw_dist.training.context import RunContext
+from npdraw_dist.training.context import Resized, RunContext
 from npdraw_dist.training.device import usable
 
 LOOK_EVERY_S = 2.0  # how often ranks look for a notice that the cloud takes back a node of the run
@@ -45,6 +45,7 @@ def ddp_settings(module: nn.Module) -> dict[str, Any]:
 class RayContext(RunContext):
     """A worker of the Ray Train (V2) run in `folder`. began: Unix time of the start of the stage."""
 
+    elastic = False  # whether the number of workers may change
     removes_saved = True  # training continues while a checkpoint is uploaded
 
     def __init__(
@@ -59,7 +60,7 @@ class RayContext(RunContext):
         show, say = mailbox.show.remote, mailbox.say.remote
         display: Any = SimpleNamespace(show=show, say=say, record=say)  # the driver's display
         super().__init__(filesystem, folder, device, criterion, display)
-        self.began = began
+        self.began, self._mailbox = began, mailbox
         context = ray.train.get_context()
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self._watched = os.environ.get(PREEMPTION_WATCHER) != "0"
@@ -111,6 +112,13 @@ class RayContext(RunContext):
         due, gap = self.sum(found if self.rank == 0 else torch.zeros(2)).tolist()
         self._steps, self._gap, self._looked_at = 0, int(gap), now
         return bool(due)
+
+    def check_size(self) -> None:
+        if not self.elastic:
+            return
+        own = self.rank == 0 and ray.get(self._mailbox.must_resize.remote())
+        if self.sum(torch.tensor([float(own)])).item():
+            raise Resized
 
     def publish(self, metrics: dict[str, Any], saved: Path | None, name: str, at_once: bool = False) -> None:
         """Uploads the checkpoint folder `saved` during training, or before training goes on if `at_once`."""

@@ -13,11 +13,18 @@ class Mailbox:
         self.news: list[Any] = []
         self.workers = 0  # the number of workers at their last start
         self.waits = True  # whether the workers wait to start, for the first time or again
+        self.resizes = False  # whether the workers end at their next checkpoint, so that more start
 
     def started(self, workers: int) -> None:
         if self.workers not in (0, workers):
             self.news.append(f"workers restart: their number changes from {self.workers} to {workers}")
-        self.workers, self.waits = workers, False
+        self.workers, self.waits, self.resizes = workers, False, False
+
+    def resize(self) -> None:
+        self.resizes = True
+
+    def must_resize(self) -> bool:
+        return self.resizes
 
     def failed(self, line: str | None) -> None:
         """line: why the workers restart; None if there is nothing to show to the user."""

@@ -118,11 +118,6 @@ class Workers:
         return self.gpus > 0
 
     @property
-    def count(self) -> int | tuple[int, int]:
-        """The number of workers for Ray Train's ScalingConfig; a range makes the run elastic."""
-        return self.least if self.least == self.most else (self.least, self.most)
-
-    @property
     def resources(self) -> dict[str, float]:
         """What each worker requests from Ray."""
         return {"CPU": self.cpus, **({"GPU": ray_share(self.gpus)} if self.gpu else {})}

@@ -26,17 +26,19 @@ from npdraw_dist.core.lease import Lease, LeaseError
 from npdraw_dist.core.process import COMPUTE
 from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.distributed.context import RayContext
-from npdraw_dist.distributed.failures import Restarts
+from npdraw_dist.distributed.elastic import Size
+from npdraw_dist.distributed.failures import NOT_PLACED, Restarts, cause_named
 from npdraw_dist.distributed.mailbox import start_mailbox
 from npdraw_dist.distributed.nodes import require_on_this_node, unusable_gpu
 from npdraw_dist.distributed.ray_patches import Trainer
 from npdraw_dist.distributed.resources import Workers, free_now, listed, living_nodes, per_gpu
 from npdraw_dist.distributed.start import can_grow, quiet_logs
 from npdraw_dist.training.checkpoint import KEPT, Criterion, by_age
-from npdraw_dist.training.context import Context, Display, Job, Result
+from npdraw_dist.training.context import Context, Display, Job, Resized, Result
 
 POLL_S = 0.5  # how often the driver reads the mailbox
 WAIT_S = 30.0  # seconds between two messages that workers wait for free nodes
+RESIZED = "resized"  # what workers return that end so that others start
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # where Ray Train keeps its list of checkpoints
 
 
@@ -101,12 +103,13 @@ class TrainRun(Generic[Job, Result]):
     def folder(self) -> str:
         return f"{self.storage}/{self.name}"
 
-    def trainer(self, began: "Began") -> Trainer:
+    def trainer(self, began: "Began", count: int) -> Trainer:
+        """A trainer with `count` workers."""
         return Trainer(
             _start_worker,
             train_loop_config={"run": replace(self, job=None, callbacks=()), "began": began},  # type: ignore[arg-type]
             scaling_config=ray.train.ScalingConfig(
-                num_workers=self.workers.count,
+                num_workers=count,
                 use_gpu=self.workers.gpu,
                 resources_per_worker=self.workers.resources,
             ),
@@ -154,7 +157,7 @@ def _start_worker(config: dict[str, Any]) -> Any:
     if (warning := unusable_gpu()) is not None:
         began.mailbox.say.remote(warning)
     context = RayContext(run.filesystem, run.folder, run.criterion, began.mailbox, began.at)
-    context.gpu_share = run.workers.gpus
+    context.gpu_share, context.elastic = run.workers.gpus, run.workers.least < run.workers.most
     try:
         if context.rank > 0:
             return run.worker(job, context)
@@ -164,6 +167,8 @@ def _start_worker(config: dict[str, Any]) -> Any:
         with Lease(run.filesystem, run.folder, what, wait_s=waits_s, group=began.command) as lease:
             context.check = lease.check
             return run.worker(job, context)
+    except Resized:
+        return RESIZED
     except (OSError, LeaseError) as error:
         cause = error.__cause__ if isinstance(error, LeaseError) else error
         if not isinstance(cause, OSError):
@@ -182,21 +187,27 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(run.scale.timeout_s)
     began = Began(start_mailbox(), ray.put(run.job), time.time(), uuid4().hex)
     restarts = Restarts(run.filesystem, run.folder, run.name, run.scale)
-    watch = _Watch(began.mailbox, display, run.workers)
+    size = Size(run.workers)
+    watch = _Watch(began.mailbox, display, size)
     try:
         with own_interrupts():
             while True:
                 remove_broken_snapshot(run.filesystem, run.folder)
                 try:
-                    result: Result = run.trainer(began).fit().return_value
-                    break
+                    result: Result = run.trainer(began, size.start()).fit().return_value
+                    if result != RESIZED:
+                        break
+                    began.mailbox.failed.remote(None)
                 except ray.train.TrainingFailedError as error:
+                    if cause_named(error, NOT_PLACED) is not None:
+                        size.not_placed()
                     began.mailbox.failed.remote(restarts.line_of(error))
     except KeyboardInterrupt:
         if watch.failed is None:
             raise
     finally:
         watch.stop()
+        size.request(0)
         ray.kill(began.mailbox)
     if watch.failed is not None:
         raise watch.failed
@@ -221,11 +232,13 @@ def own_interrupts() -> Iterator[None]:
 class _Watch:
     """A thread that shows what rank 0 sends to the mailbox, and reports when workers wait for free nodes.
 
+    It tells the workers of an elastic run to end at their next checkpoint if there is room for more.
+
     failed: the exception that the display raised, which comes from a user's callback. It interrupts training.
     """
 
-    def __init__(self, mailbox: Any, display: Display, workers: Workers) -> None:
-        self.mailbox, self.display, self.workers = mailbox, display, workers
+    def __init__(self, mailbox: Any, display: Display, size: Size) -> None:
+        self.mailbox, self.display, self.size = mailbox, display, size
         self.failed: BaseException | None = None
         self._said_at = time.monotonic()  # when workers last ran or were last reported to wait
         self._main = threading.current_thread() is threading.main_thread()
@@ -248,6 +261,8 @@ class _Watch:
             try:
                 progress, news, waits = ray.get(self.mailbox.read.remote(), timeout=5)
                 news += self.waiting(waits and not last)
+                if not waits and not last and self.size.grows():
+                    self.mailbox.resize.remote()
             except (ray.exceptions.RayError, TimeoutError):
                 continue  # training continues without a display
             try:
@@ -271,7 +286,9 @@ class _Watch:
             self._said_at = time.monotonic()
         if not (due and waits):
             return []
-        return [f"waits for {self.workers} to start; nodes: {listed(living_nodes())}; free: {free_now()}"]
+        return [
+            f"waits for {self.size.workers} to start; nodes: {listed(living_nodes())}; free: {free_now()}"
+        ]
 
 
 def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:

@@ -29,6 +29,10 @@ Result = TypeVar("Result")
 Note = Callable[[], str]  # returns a text to show next to the progress, such as the loss; may wait for a GPU
 
 
+class Resized(Exception):
+    """The workers end after a checkpoint, so that another number of workers starts from it."""
+
+
 class Display(Protocol):
     """Shows a run to a person, in the driver's process."""
 
@@ -73,6 +77,9 @@ class Context:
 
     def save(self, saved: Path | None, name: str) -> None:
         """Publishes a checkpoint without metrics. Called by all ranks."""
+
+    def check_size(self) -> None:
+        """Raises Resized, on all ranks, if more workers should start. Called after a checkpoint."""
 
     def say(self, line: str) -> None:
         """Shows a line to the user, once for all ranks."""

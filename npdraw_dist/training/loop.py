@@ -145,6 +145,8 @@ def train(
         elif save:
             with clock.paused():
                 run.save({"images_seen": images_seen, "step": done})
+        if (due or save) and done < steps:
+            context.check_size()
     return run.summary(done)
 
 

@@ -17,6 +17,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, Wor
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.distributed import failures, run
+from npdraw_dist.distributed.elastic import Size
 from npdraw_dist.distributed.resources import Workers
 from npdraw_dist.distributed.run import WAIT_S, TrainRun, run_training
 from npdraw_dist.training.checkpoint import Criterion
@@ -90,7 +91,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     def played(fits: list[Fit], most: int) -> tuple[Any, list[str | None]]:
         left = iter(fits)
         fit = SimpleNamespace(fit=lambda: next(left)(folder))
-        monkeypatch.setattr(TrainRun, "trainer", lambda self, began: fit)
+        monkeypatch.setattr(TrainRun, "trainer", lambda self, began, count: fit)
         best, workers = Criterion("valid/nll", "min"), Workers(1, 1, 1, 0.0)
         scale = ScaleConfig(max_failures=most)
         training: Any = TrainRun(dies, None, workers, scale, best, LOCAL, str(tmp_path), "prior")  # type: ignore
@@ -164,6 +165,16 @@ def test_without_a_limit_every_failure_is_survived_and_taken_nodes_do_not_count(
     assert all("taken away" in str(line) for line in lines[-3:])
 
 
+def resizes(folder: Path) -> Any:
+    return SimpleNamespace(return_value=run.RESIZED)
+
+
+def test_workers_that_end_to_become_more_start_again_and_that_is_no_failure(play: Play) -> None:
+    result, lines = play([resizes, dies, resizes, ends], 1)
+    assert result == {"images": 1024}
+    assert lines == [None, f"workers restart: {DIED} (failure 1 of at most 1 without a new checkpoint)", None]
+
+
 @pytest.mark.parametrize(
     ("fit", "most", "reason"),
     [
@@ -187,7 +198,7 @@ def test_a_line_says_every_half_minute_that_workers_wait_until_they_start(
     monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 4.0})
     monkeypatch.setattr(run._Watch, "_run", lambda self: None)
     cluster((4, 1), (4, 1))
-    watch = run._Watch(None, None, Workers(2, 2, 4, 1.0))  # type: ignore[arg-type]  # nothing is displayed
+    watch = run._Watch(None, None, Size(Workers(2, 2, 4, 1.0)))  # type: ignore[arg-type]  # nothing is displayed
 
     def lines(seconds: int, waits: bool) -> list[str]:
         found: list[str] = []

@@ -17,7 +17,7 @@ from npdraw_dist import train
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.config.schema import BankConfig, ScaleConfig
 from npdraw_dist.core.errors import UserError
-from npdraw_dist.distributed import actors, resources
+from npdraw_dist.distributed import actors, elastic, resources
 from npdraw_dist.distributed.actors import on_gpu
 from npdraw_dist.distributed.resources import living_nodes
 from npdraw_dist.distributed.start import start_ray
@@ -81,6 +81,33 @@ def test_no_gpu_is_taken_before_training(tmp_path: Path) -> None:
     thread.join()
     assert len(least) > 10
     assert min(least) == 4
+
+
+@pytest.mark.timeout(300)
+def test_an_elastic_run_takes_what_others_leave(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another job has three of four GPUs, and releases them while the run trains on the fourth."""
+    monkeypatch.setattr(elastic, "LOOK_S", 1.0)
+    other = Holder.options(num_gpus=3).remote()  # type: ignore[attr-defined]
+    ray.get(other.ready.remote())
+    rows = tmp_path / "run" / "prior" / "metrics.jsonl"
+
+    def release() -> None:
+        until(lambda: rows.exists() and len(rows.read_text().splitlines()) > 2, 120)
+        ray.kill(other)
+
+    thread = threading.Thread(target=release)
+    thread.start()
+    own = ["--storage", str(tmp_path), "--name", "run", *TINY, "--stages", "data,bank,parse,prior"]
+    own += ["--scale.num_workers", "1:4", "--scale.cpus_per_worker", "1", "--prior.images", "65536"]
+    train.main([*own, "--train.eval_every_images", "1024"])
+    thread.join()
+    said = capsys.readouterr().out
+    assert "workers restart: their number changes from 1 to 4" in said
+    seen = [json.loads(line)["images_seen"] for line in rows.read_text().splitlines()]
+    assert seen == list(range(1024, 65537, 1024))
+    until(lambda: free_gpus() == 4)
 
 
 class Where:

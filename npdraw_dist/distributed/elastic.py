@@ -1,0 +1,69 @@
+"""How many workers an elastic run starts with, and when it grows.
+
+Ray Train's own elastic policy counts what nodes have, also what other jobs hold there. So it requests workers
+that find no place, again and again. Each start here requests a fixed number, which is free.
+"""
+
+import time
+
+from npdraw_dist.distributed.resources import Workers, free_now, living_nodes, room
+
+SETTLE_S, POLL_S = 10.0, 0.5  # longest wait until the workers of an earlier start have freed their resources
+LOOK_S = 60.0  # interval of the looks at free resources while workers train
+
+
+class Size:
+    """The number of workers of each start, within the bounds of `workers`.
+
+    count: that of the present start.
+    """
+
+    def __init__(self, workers: Workers) -> None:
+        self.workers, self.count = workers, workers.least
+        self._most = workers.most  # less after a start whose workers found no place
+        self._looked_at = time.monotonic()
+        self._had_room = False  # whether the last look found room for more
+
+    def start(self) -> int:
+        """The number for the next start: what is free now, at least `workers.least`.
+
+        The free resources of all nodes together can have more room than the nodes, so a number that found no
+        place (`not_placed`) is not requested again until workers have started.
+        """
+        workers = self.workers
+        if workers.least < workers.most:
+            deadline = time.monotonic() + SETTLE_S
+            while (found := self._free()) < self._most and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+            self.count = max(workers.least, min(found, self._most))
+        self._looked_at, self._had_room = time.monotonic(), False
+        return self.count
+
+    def not_placed(self) -> None:
+        """Called after a start whose workers found no place."""
+        self._most = max(self.workers.least, self.count - 1)
+
+    def grows(self) -> bool:
+        """Whether more workers find room, at two looks in a row. Called often while workers train.
+
+        Each look also requests the nodes of all workers, since only an autoscaler can add them.
+        """
+        self._most = self.workers.most
+        if self.count >= self._most or time.monotonic() - self._looked_at < LOOK_S:
+            return False
+        self._looked_at = time.monotonic()
+        self.request(self._most)
+        had_room, self._had_room = self._had_room, self._free(more=True) > 0
+        return had_room and self._had_room
+
+    def request(self, count: int) -> None:
+        """Requests the nodes of `count` workers from the autoscaler, if there is one; 0 withdraws it."""
+        from ray.autoscaler.sdk import request_resources
+
+        if self.workers.least < self.workers.most:
+            request_resources(bundles=[self.workers.resources] * count)
+
+    def _free(self, more: bool = False) -> int:
+        """At most how many workers find room in what is free; with `more`, beside those that train."""
+        nodes = room(living_nodes(), self.workers.cpus, self.workers.gpus) - self.count * more
+        return min(room([free_now()], self.workers.cpus, self.workers.gpus), nodes)
