@@ -43,7 +43,6 @@ DRAWS: tuple[Settings, ...] = tuple(
 # Settings over the preset, for all trainings.
 SETTINGS: Settings = {
     "train.optimizer": "muon",
-    "train.micro_batch": 64,
     "vae.prior_learning_rate": 4e-3,
     "prior.learning_rate": 4e-3,
     "vae.images": 60_000,  # only its ratio to prior.images matters, since the counted seconds set the budget

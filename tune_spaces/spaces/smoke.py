@@ -26,7 +26,6 @@ SPACE = Space(
             "eval.images": 32,
             "eval.k": 5,
             "train.batch_size": 128,
-            "train.micro_batch": 64,
             "train.eval_every_images": 256,
         }
     },
