@@ -1,7 +1,7 @@
-"""`python spot_notice.py --cloud aws` tells Ray of the cloud's notice that it takes this machine back.
+"""Reports to Ray that the cloud takes back this machine: `python spot_notice.py --cloud aws`.
 
-It runs next to Ray on the workers of aws.yaml and gcp.yaml. Ray then drains the node; training saves a
-checkpoint at once and continues without the node, which does not count as a failure (docs/cluster.md).
+The command runs next to Ray on the workers of aws.yaml and gcp.yaml. Ray then drains the node; training saves
+a checkpoint at once and continues without the node, which does not count as a failure (docs/cluster.md).
 """
 
 import http.client
@@ -20,23 +20,23 @@ from pydantic import Field
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 
 POLL_S = 2.0
-TIMEOUT_S = 2.0  # for a request
+TIMEOUT_S = 2.0  # time limit of a request
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 def _request(url: str, headers: Mapping[str, str], method: str = "GET") -> str | None:
     """The answer of the machine's metadata service; None if the service has none or does not reply."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy reaches other machines
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy would ask another machine
     request = urllib.request.Request(url, headers=dict(headers), method=method)
     try:
         with opener.open(request, timeout=TIMEOUT_S) as answer:
             return str(answer.read().decode(errors="replace"))
-    except (OSError, http.client.HTTPException):  # HTTPException: such as a truncated answer
+    except (OSError, http.client.HTTPException):  # HTTPException: for example, a truncated answer
         return None
 
 
 def aws_notice(metadata: str) -> bool:
-    """Whether EC2 takes the machine back, in which case the metadata service has an `instance-action`."""
+    """Whether EC2 takes back the machine; if so, the metadata service has an `instance-action`."""
     lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
     token = _request(f"{metadata}/latest/api/token", lifetime, "PUT")
     path = "latest/meta-data/spot/instance-action"
@@ -44,14 +44,14 @@ def aws_notice(metadata: str) -> bool:
 
 
 def google_notice(metadata: str) -> bool:
-    """Whether Compute Engine takes the machine back."""
+    """Whether Compute Engine takes back the machine."""
     path = "computeMetadata/v1/instance/preempted"
     return _request(f"{metadata}/{path}", {"Metadata-Flavor": "Google"}) == "TRUE"
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """metadata: address of the metadata service. warns_s: seconds that Ray has after a notice."""
+    """A cloud. metadata: address of its metadata service. warns_s: seconds that remain after a notice."""
 
     metadata: str
     notice: Callable[[str], bool]
@@ -85,7 +85,7 @@ def this_node() -> tuple[str, str]:
 
 
 def drain(node: str, address: str, seconds: int) -> None:
-    """Tells Ray that the node ends in `seconds`. Raises CalledProcessError if that fails.
+    """Makes Ray drain the node, which ends in `seconds`. Raises CalledProcessError if Ray's command fails.
 
     address: address of the cluster, which Ray needs if this machine also runs another cluster.
     """

@@ -1,7 +1,7 @@
 """Films the real studio for the README: python -m docs.hero OUT.gif
 
-Parts fly in and a face appears. It gets the eyeglasses of another face, its mouth is erased and finished in
-several ways, and words are typed and drawn. The script needs Chromium and Noto Color Emoji.
+In the film, parts form a face. The face gets the eyeglasses of another face, its mouth is erased and
+completed in several ways, and an emoji is drawn from words. The script needs Chromium and Noto Color Emoji.
 """
 
 import io
@@ -22,7 +22,7 @@ from npdraw_dist.data.splits import SPLITS
 from tests.helpers.serving import serving
 from tests.helpers.studio import open_chromium
 
-FACE, OTHER = "1F642", "1F913"  # a smile, and one with eyeglasses
+FACE, OTHER = "1F642", "1F913"  # a smiling face, and a face with eyeglasses
 WORDS = "woman pilot medium dark skin tone"
 SIZE = {"width": 1120, "height": 800}
 SHOWN = (0, 96, 1120, 610)  # the part of the page that is filmed: left, top, right, bottom

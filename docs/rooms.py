@@ -1,4 +1,4 @@
-"""Draws the rooms of the code and the imports between them: python -m docs.rooms docs/pictures/rooms.png"""
+"""Draws the packages (rooms) of the code and their imports: python -m docs.rooms docs/pictures/rooms.png"""
 
 import ast
 import sys
@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
 ROOT = Path(__file__).resolve().parents[1]
-# From the commands down to what all rooms share. An import within a row is an exception.
+# A room may import the rooms of lower rows, and only as an exception those of its own row.
 ROWS = (
     ("commands", "tune_spaces", "evaluate", "edit", "serve", "export_demo", "bench"),
     ("pipeline",),
@@ -30,7 +30,7 @@ def room_of(path: Path) -> str | None:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """The rooms of this repository that a file imports, at whatever depth."""
+    """Yields the rooms of this repository that a file imports, also inside functions."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
@@ -47,7 +47,7 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def read() -> tuple[Counter[str], Counter[tuple[str, str]]]:
-    """Lines of each room, and the number of files of a room that import another."""
+    """Counts the lines of each room, and for each (room, other) the files in room that import other."""
     lines, edges = Counter[str](), Counter[tuple[str, str]]()
     for path in sorted([*(ROOT / "npdraw_dist").rglob("*.py"), *(ROOT / "tune_spaces").rglob("*.py")]):
         room = room_of(path)
@@ -60,7 +60,7 @@ def read() -> tuple[Counter[str], Counter[tuple[str, str]]]:
 
 
 def draw(out: str) -> None:
-    """Draws the rows; each may import all rows below it. An import within a row has its own arrow."""
+    """Draws the rows, each above the rows that it may import. An import within a row has its own arrow."""
     lines, edges = read()
     figure = plt.figure(figsize=(WIDTH, HEIGHT))
     axes = figure.add_axes((0, 0, 1, 1))

@@ -1,4 +1,4 @@
-"""Draws sketches that the model `emoji` finishes as in the studio: python -m docs.sketches OUT.png"""
+"""Draws sketches and how the model `emoji` completes them: python -m docs.sketches OUT.png"""
 
 import base64
 import io
@@ -18,7 +18,7 @@ from npdraw_dist.serve.schemas import CompleteRequest, Latents, ParseRequest
 
 SKETCHES = Path(__file__).with_name("sketches.jsonl")
 SIDE, IDEAS, TILE = 512, 4, 64
-GUIDANCE = 1.5  # the page's default
+GUIDANCE = 1.5  # the studio's default
 
 
 def sketches() -> list[dict[str, Any]]:
@@ -27,7 +27,7 @@ def sketches() -> list[dict[str, Any]]:
 
 
 def picture(sketch: dict[str, Any], side: int = SIDE) -> Image.Image:
-    """The strokes on white paper, as the page's canvas shows them."""
+    """Draws the strokes on white paper, as the studio's canvas shows them."""
     page = Image.new("RGB", (SIDE, SIDE), "white")
     pen = ImageDraw.Draw(page)
     for stroke in sketch["strokes"]:
@@ -40,7 +40,7 @@ def picture(sketch: dict[str, Any], side: int = SIDE) -> Image.Image:
 
 
 def begun(engine: Engine, sketch: dict[str, Any]) -> Latents:
-    """The drawing that the parser finds in a sketch."""
+    """The drawing z that the parser finds for a sketch."""
     file = io.BytesIO()
     picture(sketch, engine.spec.image_shape[1]).save(file, "PNG")
     image = base64.b64encode(file.getvalue()).decode()

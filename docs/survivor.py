@@ -1,7 +1,7 @@
 """Makes the picture of the cluster page: python -m docs.survivor OUT.png
 
-Three nodes on this machine train a prior with two workers. A worker is killed, then a node is lost and
-another joins. The picture compares this job with one without faults. It needs Linux, root and iproute2.
+Two workers train a prior on three nodes that this machine simulates, which needs Linux, root and iproute2.
+A worker is killed, then a node is lost and another joins. The picture also shows a job without faults.
 """
 
 import os
@@ -30,7 +30,7 @@ def rows(run: Path) -> list[Record]:
 
 
 class Watch:
-    """A job that trains a prior, the time of each validation, and its faults."""
+    """Runs a job that trains a prior, and notes the times of its validations and faults."""
 
     def __init__(self, bed: Testbed, folder: Path, name: str) -> None:
         self.bed, self.run = bed, folder / name
@@ -40,7 +40,7 @@ class Watch:
         self.job = Job(bed, folder / f"{name}.log", *words)
 
     def _images(self) -> float:
-        """Images seen at the newest validation, which is noted with the time."""
+        """Returns the images seen at the newest validation, and notes the time if the validation is new."""
         done = rows(self.run)
         images = done[-1]["images_seen"] if done else 0.0
         if images and (not self.seen or self.seen[-1][1] != images):
@@ -51,7 +51,7 @@ class Watch:
         return self._images() >= after and len(workers(self.bed)) >= 2
 
     def _fault(self, what: str) -> None:
-        lost = {pid: number for pid, number in workers(self.bed).items() if number > 0}  # not the head's
+        lost = {pid: number for pid, number in workers(self.bed).items() if number > 0}  # not on the head
         pid, number = next(iter(lost.items()))
         self.faults.append((time.monotonic(), what))
         if what.startswith("worker"):
@@ -70,7 +70,7 @@ class Watch:
 
 
 def plot(runs: dict[str, Watch]) -> Figure:
-    """Images trained by seconds, and the NLL of validation by images."""
+    """Plots images trained against seconds, and the validation NLL against images trained."""
     figure = Figure((11, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     styles: list[dict[str, Any]] = [{"linewidth": 5, "color": "#bbbbbb"}, {"color": "#c0392b"}]

@@ -1,4 +1,4 @@
-"""npdraw COMMAND ...: runs any command of the package; `npdraw train` is `python -m npdraw_dist.train`."""
+"""Runs any command of the package. For example, `npdraw train` is `python -m npdraw_dist.train`."""
 
 import sys
 from collections.abc import Sequence
@@ -12,19 +12,19 @@ from npdraw_dist.config.load import require_known
 
 
 class Entry(NamedTuple):
-    """A command. flags: "module:class", the class of its flags; the module imports neither torch nor Ray."""
+    """A command. flags: the "module:class" of its flags, imported without torch or Ray. does: summary."""
 
     flags: str
     does: str
 
     @property
     def file(self) -> str:
-        """The module with the function `main`."""
+        """The module that has the command's function `main`."""
         return self.flags.partition(":")[0]
 
     @property
     def module(self) -> str:
-        """The name for `python -m`."""
+        """The command's name for `python -m`."""
         return self.file.removesuffix(".__main__")
 
 

@@ -1,4 +1,4 @@
-"""npdraw extractor: a small classifier whose features measure distances between images."""
+"""npdraw extractor: trains a small classifier whose features measure distances between images."""
 
 import io
 import json
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # torch and Ray take seconds to import, so the flags are chec
 class Extractor(Command):
     """Trains a classifier on a labelled data set, for `npdraw evaluate --extractor OUT`.
 
-    A distance between its features is reported under the classifier's name, never as FID.
+    Distances between the classifier's features are reported under its name, never as FID.
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
@@ -45,7 +45,7 @@ class Extractor(Command):
 
 
 def train_extractor(settings: Extractor) -> dict[str, Any]:
-    """Trains on labelled training images, writes `out` and returns the facts that it states.
+    """Trains on labelled images, writes the file `out` and returns the facts that the file contains.
 
     Raises UserError if there are no labels, or only one class.
     """

@@ -14,7 +14,7 @@ STAGE = "bank"
 
 
 class Options(BaseModel):
-    """The command's own flags."""
+    """The flags of `npdraw bank` that are not settings of the experiment."""
 
     preset: str = Field(PRESET, description="the preset whose grid and data are taken")
     out: str = Field(description="folder or URI to write to; the same command again resumes")
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
 
     try:
         start(experiment, storage or slash or ".", name, ["data", STAGE])
-    except UserError as error:  # the message names the flags of `npdraw train`
+    except UserError as error:  # the message names flags of `npdraw train`, which this command calls --out
         error.args = (str(error).replace("--name", "--out").replace("--storage", "--out"),)
         raise
 

@@ -1,4 +1,4 @@
-"""npdraw models: the trained models that come with the package."""
+"""npdraw models: lists the trained models that come with the package."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ FACTS = "models.yaml"  # name -> what it draws, the licence of its data, the com
 
 
 class Models(Command):
-    """Lists the models that come with the package: what they draw, their size, numbers and pictures.
+    """Lists the models that come with the package: what they draw, their size, scores and pictures.
 
     Use a model by its name: `npdraw sample --model emoji`, or npdraw_dist.load("emoji").
     """

@@ -11,7 +11,7 @@ from npdraw_dist.core.errors import UserError
 
 
 class Sample(Command):
-    """Draws samples: samples.png (the first 256), generation.gif (the canvas growing) and samples.npz."""
+    """Draws samples; writes samples.png (the first 256), generation.gif (growing canvas) and samples.npz."""
 
     examples: ClassVar[tuple[str, ...]] = (
         "--out samples",

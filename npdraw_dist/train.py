@@ -12,7 +12,7 @@ from npdraw_dist.config.schema import STAGES, Experiment
 
 
 class Options(BaseModel):
-    """The training's own flags."""
+    """The flags of `npdraw train` that are not settings of the experiment."""
 
     preset: str = Field(PRESET, description="a preset: digits, mnist, ...")
     config: Path | None = Field(None, description="a YAML file of settings, as --dry-run prints it")
@@ -30,8 +30,8 @@ class Options(BaseModel):
 class Train(PresetCommand, Options, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config
     """Reads the images, builds the part bank, parses the images, trains prior and VAE, and draws samples.
 
-    A baseline (any other --model.kind than npdraw) has the stages data, vae and sample. The same command
-    again resumes the run. Settings come from the preset, then --config, then flags.
+    A baseline (any --model.kind but npdraw and authors) has the stages data, vae and sample. The same command
+    again resumes the run. --config overrides the settings of the preset, and flags override both.
     """
 
     first_flags: ClassVar[tuple[str, ...]] = (

@@ -1,1 +1,1 @@
-"""Sweeps on Ray Tune: search spaces as data, and the command that runs them."""
+"""Defines search spaces, runs sweeps over them (`npdraw sweep`) and compares models (`npdraw report`)."""

@@ -1,4 +1,4 @@
-"""The trainings of a comparison: their configs, and the budgets of images that use up the counted time."""
+"""Makes the configs of a comparison's trainings, and finds how many images train in the counted time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from npdraw_dist.distributed.failures import reason_of
 from npdraw_dist.pipeline.probe import cost
 from tune_spaces.space import Kinds, Point, Value, nested, refuse_settings, require_scratch, setting_of
 
-RATE_IMAGES = 640  # budget of the training that measures the fixed cost
-VALIDATIONS = 20  # number in a training of any length; their time is not counted
-LEAST_BATCHES = 20  # least number in a training, whatever an image costs
-PLAIN = 4  # the last 1/PLAIN of a budget trains without augmentation
+RATE_IMAGES = 640  # number of images in the short training that measures the fixed cost
+VALIDATIONS = 20  # validations in each training, whatever its length; their time is not counted
+LEAST_BATCHES = 20  # least number of batches in a training, even if an image is expensive
+PLAIN = 4  # the last 1/PLAIN of the images in a training are not augmented
 VALID_SHARE = 0.2  # share of the images that is held out for validation
 JOB_FOLDERS = ("rates", "trials", "seeds", "longer")  # the folders of a comparison's trainings
-ALONE = {"num_workers": 0, "use_gpu": False}  # since the cost is counted in seconds of one core
-# Settings that a comparison decides itself.
+ALONE = {"num_workers": 0, "use_gpu": False}  # one process, since the cost is counted in seconds of one core
+# Settings that a comparison sets itself; flags for them are refused.
 DECIDED = ("model.kind", "vae.images", "data.valid_fraction", "init.model", "init.bank")
 
 
@@ -43,11 +43,11 @@ class Job:
         return f"{self.folder}/{self.name}"
 
     def start(self) -> "Job":
-        """A short training, from which the fixed cost of the config is measured."""
+        """The job of a short training, from which the fixed cost of the config is measured."""
         return self.with_images(RATE_IMAGES, "rates", f"{self.name}-start")
 
     def with_images(self, images: int, folder: str, name: str, seed: int | None = None) -> "Job":
-        """A training of this config for `images`, in a run folder of its own."""
+        """The job of training this config on `images` images, in a run folder of its own."""
         changes: dict[str, Any] = {} if seed is None else {"seed": seed}
         experiment = with_changes(with_budget(self.experiment, images), changes)
         return Job(folder, name, self.kind, self.point, self.settings, experiment, images)
@@ -77,7 +77,7 @@ class Rate:
 
 
 def ms_an_image(job: Job) -> float | str:
-    """Core-milliseconds of training per image of the budget, prior included, or the reason for a failure."""
+    """Core-milliseconds of training (prior included) per image of vae.images, or why measuring failed."""
     experiment = job.experiment
     try:
         found = cost(experiment, cores=True)
@@ -88,7 +88,7 @@ def ms_an_image(job: Job) -> float | str:
 
 
 def with_budget(experiment: Experiment, images: int) -> Experiment:
-    """The config with `images` as its budget; all settings that count images keep their share of it."""
+    """The config with `images` as vae.images; other settings that count images are set to match."""
     batch, relaxed = experiment.train.batch_size, experiment.vae.relaxed_images
     scale = images / experiment.vae.images
     prior = max(round(experiment.prior.images * scale), batch)
@@ -106,7 +106,7 @@ def with_budget(experiment: Experiment, images: int) -> Experiment:
 def split_shares(fraction: float) -> dict[str, float]:
     """Settings of section data that use `fraction` of the images, with VALID_SHARE of these for validation.
 
-    Data with a validation split of their own ignore `data.valid_fraction`, so `fraction` needs no correction.
+    Data with their own validation split ignore `valid_fraction`, so this `fraction` would be wrong for them.
     """
     valid = fraction * VALID_SHARE
     return {"valid_fraction": valid, "fraction": fraction * (1 - VALID_SHARE) / (1 - valid)}

@@ -1,8 +1,8 @@
 """Runs a comparison of kinds of models, for the command `sweep` with a space of `Kinds`.
 
-The folder of a comparison has comparison.json, the plan with all decisions, and the runs in rates/ (for the
-cost of an image), trials/, seeds/ and longer/. A second start runs what is missing. `npdraw report` reads the
-plan.
+The folder of a comparison has comparison.json, the plan with all decisions, and the runs in rates/ (short
+trainings that measure the fixed cost), trials/, seeds/ and longer/. A second start runs what is missing.
+`npdraw report` reads the plan.
 """
 
 import sys
@@ -41,16 +41,16 @@ from tune_spaces.trainings import (
 )
 from tune_spaces.trials import TrialResult, claim_facts, forget_failed, label, read_results, write_result
 
-PLAN, OPENED = "comparison.json", "opened.json"  # all decisions; the protocol that opened the test split
-FAIR = (0.75, 1.33)  # least and largest median time of a kind's trials, as shares of core_seconds
+PLAN, OPENED = "comparison.json", "opened.json"  # the plan; the protocol that opened the test split
+FAIR = (0.75, 1.33)  # allowed median time of a kind's trials: least and largest, as shares of core_seconds
 CLOSE = 0.1  # a winner that misses core_seconds by a larger share gets a corrected budget
 GAIN = 0.0025  # a longer training counts as better if it lowers the NLL by at least this share
 
-Probe = Callable[[Sequence[Job]], Mapping[str, float | str]]  # name of a job -> its `ms_an_image`
+Probe = Callable[[Sequence[Job]], Mapping[str, float | str]]  # returns: name of a job -> its `ms_an_image`
 
 
 class Comparison:
-    """A comparison. run: its folder. trials: `count` trials of each kind, in the order of the plan."""
+    """A comparison of kinds. run: its folder. trials: `count` trials of each kind, in the plan's order."""
 
     def __init__(
         self,
@@ -60,11 +60,11 @@ class Comparison:
         execute: Train | None,
         probe: Probe | None,
     ) -> None:
-        """execute: a function that trains jobs; None: they train on Ray, or on this machine if
-        scale.num_workers is 0. probe: a function that measures the cost of an image; None: training steps
-        measure it.
+        """Draws the trials, and trains nothing.
 
-        Raises UserError on flags that a comparison does not take, or on an impossible config.
+        execute: trains jobs; if None, they train on Ray, or on this machine if scale.num_workers is 0. probe:
+        measures the cost of an image; if None, a few training steps measure it. Raises UserError on flags
+        that a comparison does not take, or on an impossible config.
         """
         options.refuse(NOT_OF_KINDS, "is no flag of a comparison: all kinds have one chance")
         self.space = space.until(options.longest)
@@ -82,7 +82,7 @@ class Comparison:
             refuse_settings(flags, space.of(kind).keys, f"varies in the space of {kind}")
         self.core_seconds = options.core_seconds or space.seconds_of(data.fraction)
         self.seeds = options.seeds or space.seeds.get(data.source, space.other_seeds)
-        planned = options.dry_run or execute is not None  # otherwise the data must exist
+        planned = options.dry_run or execute is not None  # true if the data need not exist
         own_valid = not planned and data.fraction < 1 and self._has_own_validation()
         self.trials = draw_trials(space, self.base, self.kinds, self.count, own_valid)
         on_cluster = partial(on_ray, at_once=options.max_concurrent_trials)
@@ -103,7 +103,7 @@ class Comparison:
         return dict(map_items(jobs, _named_cost))
 
     def facts(self) -> dict[str, Any]:
-        """The facts that define the comparison; a second start with other facts is refused."""
+        """The facts that define the comparison. A second start may add kinds, but change nothing else."""
         return {
             "fraction": self.base.data.fraction,
             "core_seconds": self.core_seconds,
@@ -113,7 +113,7 @@ class Comparison:
         }
 
     def claim(self) -> dict[str, Any]:
-        """The plan in the run folder. A first start writes it, and a later start adds trials of new kinds.
+        """Returns the plan in the run folder. The first start writes it; later ones add trials of new kinds.
 
         Raises UserError, and changes nothing, if the folder holds another sweep.
         """
@@ -129,13 +129,13 @@ class Comparison:
         return claimed(facts)
 
     def require_same_data(self, source: Source) -> None:
-        """Raises UserError if earlier trainings read other data; else records the data's path in the runs."""
+        """Raises UserError if earlier trainings read other data; else records a new data.path in each run."""
         for store in runs_in(self.run):
             follow(store.read_json("data", MANIFEST), source, self.base, store)
 
     def note(self) -> str:
         """The cost of the whole comparison, in a line."""
-        trainings = self.count + self.seeds + sum(self.space.longer)  # largest number for a kind
+        trainings = self.count + self.seeds + sum(self.space.longer)  # a kind's largest cost / core_seconds
         hours = trainings * len(self.kinds) * self.core_seconds / 3600
         times = " + ".join(map(str, self.space.longer))
         longer = f" and up to {times} times as long until it stops improving" if times else ""
@@ -184,10 +184,10 @@ class Comparison:
         return found
 
     def true_budget(self, job: Job, record: dict[str, Any]) -> int:
-        """The number of images that each seed of a winner trains on: the plan's, if the plan has one.
+        """The number of images that each seed of a winner trains on, from the plan if it states one.
 
-        Otherwise it is the trial's budget, corrected if the trial missed its time by more than CLOSE, since
-        a whole trial measures the cost better than a few steps do.
+        Otherwise it is the trial's budget. The budget is corrected if the trial missed core_seconds by more
+        than CLOSE, since a whole trial measures the cost better than a few steps do.
         """
         if job.kind in record.get("budgets", {}) and record["winners"][job.kind] == job.name:
             return int(record["budgets"][job.kind])
@@ -200,7 +200,7 @@ class Comparison:
         return rate.images(self.core_seconds, job.experiment)
 
     def unfair(self, done: Sequence[Job]) -> list[str]:
-        """A line for each kind whose trials missed their time, which shows that its rates are inaccurate.
+        """A warning for each kind whose trials took a time outside FAIR, since its measured costs are wrong.
 
         Trials that ended before their budget do not count.
         """
@@ -230,7 +230,7 @@ class Comparison:
         return found
 
     def finals(self, winners: dict[str, Job]) -> list[dict[str, Any]]:
-        """Trains the final runs; returns the facts of each run that `npdraw report` needs.
+        """Trains the final runs; returns for each run the facts that `npdraw report` needs.
 
         Winners are trained with new seeds, since the score of a trial chosen among many is biased. Then the
         first of these seeds is trained for longer, with schedules of the new length, until the
@@ -303,7 +303,7 @@ def run(
     execute: Train | None = None,
     probe: Probe | None = None,
 ) -> None:
-    """Runs the comparison of `options`. execute, probe: as for `Comparison`. Raises UserError."""
+    """Runs the comparison that `options` describe. execute, probe: as for `Comparison`. Raises UserError."""
     comparison = Comparison(options, space, flags, execute, probe)
     if options.dry_run:
         for job in comparison.trials:  # a line for each trial, whose first word is the kind
@@ -315,7 +315,7 @@ def run(
     if not store.has(PLAN):
         store.require_own()
     source = None
-    if execute is None:  # all trials read the same data
+    if execute is None:  # all trials read the same data, so one config is checked
         first = comparison.trials[0].experiment
         images = RunData(first)
         check(first, store, first.stage_names, images)
@@ -334,7 +334,7 @@ def run(
                 f"{store.shown()} was compared on the test split: nothing is trained any more; "
                 "take another --name"
             )
-        if record.pop("finals", None) is not None:  # unfinished until this command ends
+        if record.pop("finals", None) is not None:  # a plan without finals counts as unfinished
             store.write_json(record, PLAN)
         if source is not None:
             comparison.require_same_data(source)

@@ -27,7 +27,7 @@ SWEEP = "sweep.json"
 
 
 def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Experiment:
-    """The config that the points of the space vary. Raises UserError on a flag for a setting that varies."""
+    """The config that each trial changes. Raises UserError on a flag for a setting that the space varies."""
     refuse_settings(flags, space.keys, f"varies in the space {options.space}")
     file = options.file()
     if flags.get("eval", {}).get("split") == "test" and not space.curve:
@@ -49,9 +49,9 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
 
 
 def claim(plan: Plan, options: Options) -> Plan:
-    """Claims the run folder; returns the plan with the training settings of the sweep's first start.
+    """Claims the run folder; returns the plan with section `train` as in the sweep's first start.
 
-    The training settings never change, so that trials can be compared; the data may be at a new path. Raises
+    Section `train` never changes, so that trials can be compared; the data may be at a new path. Raises
     UserError with the differences if the folder holds another sweep, or if the data are not the same.
     """
     run = plan.run
@@ -65,13 +65,13 @@ def claim(plan: Plan, options: Options) -> Plan:
 
 
 def run(options: Options, flags: Mapping[str, Any]) -> None:
-    """Runs the sweep of `options`. flags: the settings of the command line, nested. Raises UserError."""
+    """Runs the sweep that `options` describe. flags: the flags of the config, nested. Raises UserError."""
     space = load_space(options.space)
     if isinstance(space, Kinds):
         comparison.run(options, space, dict(flags))
         return
     options.refuse(OF_KINDS, "is a flag of --space comparison; leave it out")
-    if space.curve:  # stopping a trial early would select trials by their scores
+    if space.curve:  # a curve shows all trials; ASHA would select some by their scores
         options.refuse(("scheduler",), f"ends no trial of the space {options.space} early; leave it out")
         options = options.model_copy(update={"scheduler": "none"})
     base = base_config(options, space, flags)
@@ -111,7 +111,7 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
 def _run_missing(
     plan: Plan, options: Options, trials: list[Trial] | None, count: int, fresh: Lease | None
 ) -> None:
-    """Runs the trials that have no result. fresh: the lease on a new run folder; None if it is not new."""
+    """Runs the trials that have no result. fresh: the lease on a new run folder; None for an old folder."""
     done = {result.trial for result in read_results(plan.run)}
     todo = None if trials is None else [trial for trial in trials if trial.name not in done]
     missing = count - len(done) if todo is None else len(todo)

@@ -1,7 +1,7 @@
-"""The measurements of a run for `npdraw report`: bounds of each image, curve of k, distances, edits, cost.
+"""Measures a run for `npdraw report`: likelihood bounds of each image, NLL by k, distances, edits and cost.
 
-They are stored in the folder `comparison/` of the run, so a second start measures only what is missing. Noise
-is seeded by the batch, so all runs see the same binarised pixels. Shapes: N images, M samples, k draws.
+The numbers are stored in the folder `comparison/` of the run, so a second start measures only what is
+missing. Noise is seeded by batch, so all runs get equal binary pixels. Shapes: N images, M samples, k draws.
 """
 
 import io
@@ -40,10 +40,10 @@ from npdraw_dist.training.feed import noise_seed
 
 FOLDER, ARRAYS = "comparison", "arrays.npz"
 DONE = "numbers.json"  # written last, so it marks a finished measurement
-KS = (1, 5, 10, 50, 100, 500, 1000, 5000)  # the values of k in the curve
+KS = (1, 5, 10, 50, 100, 500, 1000, 5000)  # numbers of draws k for which the curve shows the NLL
 CURVE_IMAGES = 16
 SHOWN_SAMPLES = 12
-CURVE, NOISE = 2**32 - 7, 2**32 - 8  # keys of noise seeds, distinct from those of shards
+CURVE, NOISE = 2**32 - 7, 2**32 - 8  # keys of noise seeds, distinct from the numbers of shards
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Entry:
 class Measured:
     """The numbers of a run. ids, nll_iwae and elbo (nats) have an entry for each of N images.
 
-    curve: k -> NLL; samples, nearest: images (n, C, H, W) in [0, 1]; only a leading run has these three.
+    Only a leading run has curve (k -> NLL), samples and nearest (both images (n, C, H, W) in [0, 1]).
     """
 
     entry: Entry
@@ -83,7 +83,7 @@ class Measured:
 
 
 def measure(entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile | None) -> str:
-    """Measures a run that was not measured before; returns its folder."""
+    """Measures a run, unless it was measured before; returns its folder."""
     store = Store(*open_filesystem(entry.folder))
     if store.has(FOLDER, DONE):
         return entry.folder
@@ -132,7 +132,7 @@ def _evaluation(
 
 
 def read(entry: Entry) -> Measured:
-    """The numbers of a run that was measured."""
+    """Reads the numbers of a measured run."""
     store = Store(*open_filesystem(entry.folder))
     done = store.read_json(FOLDER, DONE)
     arrays = dict(np.load(io.BytesIO(read_bytes(store.filesystem, store.path(FOLDER, ARRAYS)))))
@@ -166,7 +166,7 @@ def images_of(entry: Entry, split: Split, fraction: float | None = None) -> Rows
 
 @torch.no_grad()
 def curve_of(model: GenerativeModel, images: Tensor, seed: int) -> dict[int, float]:
-    """k -> mean NLL of uint8 images (N, C, H, W); each k uses the first k of the same sequence of draws."""
+    """k -> mean NLL of uint8 images (N, C, H, W). Each k uses the first k draws of one sequence."""
     generator = torch.Generator(model.device).manual_seed(noise_seed(seed, CURVE))
     x = binarized(images.to(model.device), model.spec.binarize, generator)
     bound, found = LogMeanExp(), {}
@@ -179,14 +179,14 @@ def curve_of(model: GenerativeModel, images: Tensor, seed: int) -> dict[int, flo
 
 @torch.no_grad()
 def flops(model: GenerativeModel, images: Tensor) -> int:
-    """Floating-point operations of the bound at k = 1 for one image (1, C, H, W)."""
+    """The number of floating-point operations of the bound with k = 1 for one image (1, C, H, W)."""
     generator = torch.Generator(model.device).manual_seed(0)
     x = binarized(images.to(model.device), model.spec.binarize, generator)
     trained = [p for p in model.parameters() if p.requires_grad]
     try:
         for parameter in trained:  # the counter fails if a trained parameter is a layer's input, as in DRAW
             parameter.requires_grad_(False)
-        # The counter does not know the fused attention of CPUs; plain attention is two products.
+        # The counter misses the fused attention of CPUs, but counts the two products of plain attention.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             model.importance(x, 1, generator)
     finally:
@@ -198,7 +198,7 @@ def flops(model: GenerativeModel, images: Tensor) -> int:
 def references(
     entry: Entry, settings: EvaluationSettings, extractor: ExtractorFile
 ) -> dict[str, dict[str, float]]:
-    """Distances to the test images: `floor` from all training images, `ceiling` from M images of noise.
+    """Distances of all training images (`floor`) and of M images of noise (`ceiling`) from the test images.
 
     All images are binarized as for the model of `entry`.
     """
@@ -219,7 +219,7 @@ def references(
 def _shown(
     model: GenerativeModel, entry: Entry, settings: EvaluationSettings
 ) -> dict[str, NDArray[np.float32]]:
-    """The mean images of some samples, and the training image nearest to each."""
+    """Some samples (means of p(x|z)), and the training image nearest to each."""
     generator = torch.Generator(model.device).manual_seed(settings.seed)
     samples = model.sample(SHOWN_SAMPLES, generator, settings.temperature).cpu()
     train = torch.from_numpy(images_of(entry, "train").images)

@@ -1,7 +1,7 @@
 """Runs `npdraw report`: opens the test split of finished comparisons once, measures, and writes the report.
 
 A run whose test split was opened before is refused, since test scores may have influenced choices. The first
-start records an opening in every run. After an interruption, only a report by the same protocol may continue.
+start records an opening in every run. After an interruption, only the same protocol may continue.
 """
 
 import io
@@ -97,7 +97,7 @@ def read_sweep(folder: str) -> Sweep:
 def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> None:
     """Records the opening in every run of the sweeps, before any test image is read.
 
-    Raises UserError if the test split of a run was opened before, in training or by another protocol.
+    Raises UserError if the test split of a run was opened before, by training or by another protocol.
     """
     protocol = json.loads(json.dumps(protocol))
     for sweep in sweeps:
@@ -127,11 +127,11 @@ def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> Non
 def report(folders: Sequence[str], settings: EvaluationSettings, served: int, out: str) -> list[str]:
     """Measures what is missing and writes the report; returns the paths of its files.
 
-    Only k, samples, extractor, seed and scale of `settings` are used. served: number of test images that were
-    used for earlier choices. Raises UserError; too few test images are an error before the split is opened.
+    settings: only temperature, pixels and the fields of `Measurement` are used. served: number of test images
+    that earlier choices used. Raises UserError; too few test images raise it before the split is opened.
     """
     with ExitStack() as stack:
-        for folder in folders:  # so that no sweep continues meanwhile
+        for folder in folders:  # the lease keeps the sweep from continuing meanwhile
             stack.enter_context(read_sweep(folder).store.lease("comparison"))
         return _report(folders, settings, served, out)
 
@@ -159,7 +159,7 @@ def _report(folders: Sequence[str], settings: EvaluationSettings, served: int, o
     work = partial(measure, settings=settings, extractor=extractor)
     if not settings.scale.in_process:
         start_ray(settings.scale)
-    # The longest run of a kind may be one of its seeds.
+    # Measures each run once: the longest run of a kind may be one of its seeds.
     once = list({entry.folder: entry for entry in reversed(entries)}.values())
     done = map(work, once) if settings.scale.in_process else map_items(once, work)
     for number, folder in enumerate(done, start=1):
@@ -191,7 +191,7 @@ def require_one_of_each(sweeps: Sequence[Sweep]) -> None:
 def protocol_of(
     settings: EvaluationSettings, served: int, extractor: ExtractorFile | None, binarize: str
 ) -> dict[str, Any]:
-    """The settings that determine the numbers. No other protocol may open the same test split."""
+    """The settings that determine the report's numbers. A test split can be opened by one protocol only."""
     pixels = "" if binarize == "none" else "; the same binarised pixels for all runs"
     found: dict[str, Any] = {
         "split": "test, all images, opened once",

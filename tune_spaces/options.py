@@ -1,4 +1,4 @@
-"""The flags of the command `sweep` beside those of the config, and the space that they name."""
+"""Defines the flags of the command `sweep` that are not settings of the config, and loads a search space."""
 
 import pkgutil
 from pathlib import Path
@@ -22,7 +22,7 @@ def space_names() -> list[str]:
 
 
 class Options(BaseModel):
-    """The flags of the command `sweep` beside those of the config."""
+    """The flags of the command `sweep` that are not settings of the config."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -65,7 +65,7 @@ class Options(BaseModel):
                 raise UserError(f"--{name.replace('_', '-')} {why}")
 
     def file(self) -> dict[str, Any]:
-        """The settings of --config. Raises UserError if it is unreadable."""
+        """The settings in the file that --config names. Raises UserError if the file is unreadable."""
         return {} if self.config is None else read_file(Path(self.config))
 
 

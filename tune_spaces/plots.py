@@ -1,4 +1,4 @@
-"""Plots of the finished trials of a sweep, and of the models of a comparison.
+"""Plots the finished trials of a sweep and the models of a comparison.
 
 A loss is the metric of the sweep, in nats per image; less is better.
 """
@@ -20,7 +20,7 @@ from tune_spaces.trials import TrialResult
 
 COLUMNS = 3
 LOG_SPAN = 10.0  # positive numbers that span more than this factor get a logarithmic axis
-VERDICTS = {"better": "tab:green", "worse": "tab:red", "open": "0.5"}  # colour of a difference
+VERDICTS = {"better": "tab:green", "worse": "tab:red", "open": "0.5"}  # verdict on a difference -> colour
 APART = 1.06  # factor between neighbouring kinds on the axis of fractions, so that no point covers another
 
 Ticks = list[tuple[float, str]]
@@ -33,9 +33,9 @@ def varied(results: Sequence[TrialResult]) -> list[str]:
 
 
 def positions(values: Sequence[Value]) -> tuple[list[float], Ticks | None]:
-    """The positions of values on an axis, and its ticks.
+    """The positions of values on an axis, and its ticks; None lets matplotlib choose the ticks.
 
-    More than six distinct numbers are their own positions, and have no ticks. Other values are spread evenly.
+    More than six distinct numbers are their own positions, with ticks None. Other values are spread evenly.
     """
     numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
     numeric = len(numbers) == len(values)
@@ -47,7 +47,7 @@ def positions(values: Sequence[Value]) -> tuple[list[float], Ticks | None]:
 
 
 def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Whether each (cost, loss) is on the front: no other point is as good in both and better in one."""
+    """Whether each (cost, loss) is on the front, i.e. no other point is as good in both and better in one."""
     return [
         not any(a <= cost and b <= loss and (a < cost or b < loss) for a, b in points)
         for cost, loss in points
@@ -77,7 +77,7 @@ def field_plots(results: Sequence[TrialResult], metric: str) -> Figure:
 
 
 def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure and its panels. size: width and height of a panel, inches."""
+    """A figure and its panels. size: width and height of a panel in inches."""
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     return figure, list(figure.subplots(rows, columns, squeeze=False).flatten())
 
@@ -88,7 +88,7 @@ def curve_plot(results: Sequence[TrialResult]) -> Figure:
     Error bars are standard errors over the test images.
     """
     figure, (axis,) = _panels(1, 1, (6.4, 4.4))
-    for number, kind in enumerate([*KINDS, None]):  # None: the space varies no kind
+    for number, kind in enumerate([*KINDS, None]):  # None: model.kind does not vary
         of_kind = [result.numbers for result in results if result.settings.get("model.kind") == kind]
         if not of_kind:
             continue
@@ -156,7 +156,7 @@ def by_fraction(runs: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) ->
 
 
 def intervals(found: Mapping[tuple[float, str], tuple[float, float, str]]) -> Figure:
-    """Paired differences in NLL. found: (fraction, kind) -> (mean, half of the interval, verdict)."""
+    """The paired differences in NLL. found: (fraction, kind) -> (mean, half of the interval, verdict)."""
     figure = Figure(figsize=(7.0, 1.2 + 0.3 * len(found)), layout="constrained")
     axis, labels = figure.subplots(), []
     for row, ((fraction, kind), (mean, half, verdict)) in enumerate(reversed(list(found.items()))):

@@ -1,6 +1,6 @@
-"""The report of a comparison: NP-DRAW against each other kind on the same images and seeds.
+"""Writes the report of a comparison, NP-DRAW against each other kind on the same images and seeds.
 
-It is made from the stored numbers of the runs, so it can be written again without measuring.
+The report uses only the stored numbers of the runs, so it can be written again without new measurements.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,14 +27,14 @@ from tune_spaces.plots import by_fraction, intervals, picture
 
 OURS = "npdraw"
 OF_IMAGES = ("nll_iwae", "elbo")
-PARTS = {"kl_whether", "kl_what", "kl_where"}  # terms of the ELBO for the choices of parts
+PARTS = {"kl_whether", "kl_what", "kl_where"}  # terms of the ELBO for each step's whether, what and where
 MARKS = {"better": "🟩", "worse": "🟥", "open": "⬜"}
-CLOSE = 0.1  # the report names a kind whose seeds miss their time by a larger share
+CLOSE = 0.1  # the report lists the kinds whose seeds miss core_seconds by a larger share
 Row = Mapping[str, Any]
 
 
 def served(ids: Sequence[str], count: int) -> NDArray[np.bool_]:
-    """Whether each image was used for choices: true for the `count` images that `evaluate --images` takes."""
+    """True for the `count` images that `evaluate --images` takes, since they may have served for choices."""
     hashes = np.array([unit_hash(0, "evaluate", name) for name in ids])
     chosen = np.zeros(len(ids), bool)
     chosen[np.argsort(hashes, kind="stable")[:count]] = True
@@ -45,9 +45,9 @@ def served(ids: Sequence[str], count: int) -> NDArray[np.bool_]:
 class ReportData:
     """The runs of one or more sweeps, and the other facts of the report.
 
-    search: fraction -> kind -> validation NLL of its trials, best first. references: `floor` and `ceiling` ->
-    distance -> value. given: fraction -> seeds of each kind, and core-seconds of a training. served: number
-    of test images that earlier choices used; differences leave them out.
+    search: fraction -> kind -> validation NLL of each trial, best first. references: `floor` and `ceiling` ->
+    distance -> value. given: fraction -> (planned seeds of each kind, core-seconds of each training). served:
+    number of test images that earlier choices used; differences leave them out.
     """
 
     measured: Sequence[Measured]
@@ -79,7 +79,7 @@ class ReportData:
 
         nll: mean over all images. nll_served: mean over the images used for choices. nll_others, elbo_others,
         bits_per_dim: means over the other images; binary data have no bits_per_dim. parts_share: the KL of
-        the choices of parts as a share of the negative ELBO; None for a kind without parts.
+        whether, what and where as a share of the negative ELBO; None for a kind without parts.
         """
         before, own, nll = served(run.ids, self.served), vars(run.entry), run.nll_iwae
         groups = {"nll": nll, "nll_served": nll[before], "nll_others": nll[~before]}
@@ -104,7 +104,7 @@ class ReportData:
         }
 
     def values(self, run: Measured, name: str) -> dict[str, float]:
-        """Image -> number, without the images used for choices; a number of the whole run has the key ""."""
+        """Image id -> number `name`, without images used for choices; "" -> number of the whole run."""
         if name not in OF_IMAGES:
             return {"": run.numbers[name]} if name in run.numbers else {}
         kept = np.flatnonzero(~served(run.ids, self.served))
@@ -112,9 +112,9 @@ class ReportData:
 
     @cached_property
     def differences(self) -> dict[tuple[float, str, str], Difference]:
-        """(fraction, metric, kind) -> the number of NP-DRAW minus that of `kind`, over common seeds.
+        """(fraction, metric, kind) -> the metric of NP-DRAW minus that of `kind`, over common seeds.
 
-        Larger fractions come first. Raises UserError if two runs of a seed were scored on different images.
+        Larger fractions come first. Raises UserError if runs with the same seed have different test images.
         """
         others = [kind for kind in self.kinds if kind != OURS]
         found: dict[tuple[float, str, str], Difference] = {}
@@ -175,7 +175,7 @@ def write_report(data: ReportData, out: str) -> list[str]:
 
 
 def markdown(data: ReportData) -> str:
-    """The tables of each fraction, followed by the protocol."""
+    """The text of report.md: the tables of each fraction, followed by the protocol."""
     lines = [
         "# NP-DRAW compared with other kinds of models",
         "",
@@ -222,12 +222,12 @@ def note(data: ReportData) -> str:
 
 
 def _kinds(data: ReportData, fraction: float) -> list[str]:
-    """For each kind a row of means ± standard errors over seeds and a row of its longest training.
+    """A table with two rows for each kind: means ± standard errors over seeds, and the longest training.
 
     Two more rows give the floor and the ceiling of the distances.
     """
     others = ", others" if data.served else ""
-    columns = {  # title -> number and decimals
+    columns = {  # title -> (name of the number, decimals)
         f"NLL{others}": ("nll_others", 2),
         "NLL, served": ("nll_served", 2),
         f"bits/dim{others}": ("bits_per_dim", 4),
@@ -258,7 +258,7 @@ def _kinds(data: ReportData, fraction: float) -> list[str]:
 
 
 def _cost(data: ReportData, fraction: float) -> list[str]:
-    """A line that names the kinds whose seeds missed their time by more than CLOSE."""
+    """A line that lists the kinds whose seeds missed core_seconds by more than CLOSE, if there are any."""
     given, other = data.given[fraction][1], []
     for kind in data.kinds:
         if runs := data.runs(fraction, kind):
@@ -269,7 +269,7 @@ def _cost(data: ReportData, fraction: float) -> list[str]:
 
 
 def _numbers(data: ReportData, fraction: float, title: str, names: Sequence[str]) -> list[str]:
-    """A row for each kind that has one of the numbers, with means ± standard errors over seeds."""
+    """A table with a row of means ± standard errors over seeds for each kind that has one of the numbers."""
     rows = []
     for kind in data.kinds:
         runs = [data.row(run) for run in data.runs(fraction, kind)]
@@ -280,7 +280,7 @@ def _numbers(data: ReportData, fraction: float, title: str, names: Sequence[str]
 
 
 def spread(rows: Sequence[Row], name: str, decimals: int) -> str:
-    """The mean of a number and, for several rows, its standard error; "" if no row has it."""
+    """The mean of the number `name` and, for several rows, its standard error; "" if no row has it."""
     values = np.array([row[name] for row in rows if row.get(name) is not None])
     if not len(values):
         return ""
@@ -289,7 +289,7 @@ def spread(rows: Sequence[Row], name: str, decimals: int) -> str:
 
 
 def _differences(data: ReportData, fraction: float) -> list[str]:
-    """A row for each other kind, with verdict and interval of each difference."""
+    """A table with a row for each other kind: the verdict and the interval of each difference."""
     found = {key[1:]: key for key in data.differences if key[0] == fraction}
     names = list(dict.fromkeys(name for name, _ in found))
     rows = []
@@ -302,14 +302,14 @@ def _differences(data: ReportData, fraction: float) -> list[str]:
 
 
 def _interval(data: ReportData, key: tuple[float, str, str]) -> str:
-    """The mark of the verdict, the mean and half of the interval of a difference."""
+    """A difference as text: the mark of its verdict, its mean, and half of its interval."""
     difference, decimals = data.differences[key], METRICS[key[1]].decimals
     text = f"{MARKS[data.verdict(key)]} {difference.mean:+.{decimals}f}"
     return text if difference.seeds < 2 else f"{text} ± {difference.half:.{decimals}f}"
 
 
 def _curves(data: ReportData, fraction: float) -> list[str]:
-    """A row for each kind, with the NLL of some images for each k."""
+    """A table with a row for each kind: the NLL of some images for each number of draws k."""
     runs = data.leading(fraction)
     ks = sorted(runs[0].curve) if runs else []
     rows = [[title_of(run.entry.kind), *(f"{run.curve[k]:.2f}" for k in ks)] for run in runs]
@@ -317,7 +317,7 @@ def _curves(data: ReportData, fraction: float) -> list[str]:
 
 
 def _search(data: ReportData, fraction: float) -> list[str]:
-    """A row for each kind, with the validation NLL of each trial and of the seeds of its best trial."""
+    """A table with a row for each kind: the validation NLL of each trial and of the best trial's seeds."""
     trials = data.search.get(fraction, {})
     if not trials:
         return []

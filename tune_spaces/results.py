@@ -30,7 +30,7 @@ NUMBERS = {
     SCORE: METRICS["nll_iwae"],
     IMAGES: METRICS["images_seen"],
 }
-OF_TEST = {"test_nll": METRICS["nll_iwae"], "test_nll_se": METRICS["nll_iwae_se"]}  # if the space has a curve
+OF_TEST = {"test_nll": METRICS["nll_iwae"], "test_nll_se": METRICS["nll_iwae_se"]}  # only with `Space.curve`
 SHOWN = ("valid_nll", "bits_per_dim", "valid_prior_nll", "canvas_mse", "parameters", "seconds")
 LOG_WIDTH = 220
 ORDER = ("finished", "stopped", "failed")
@@ -47,12 +47,12 @@ def ranked(results: Sequence[TrialResult], metric: str) -> list[TrialResult]:
 
 
 def _of_test(results: Sequence[TrialResult]) -> list[str]:
-    """The names of OF_TEST that a trial has."""
+    """The columns of OF_TEST for which at least one trial has a number."""
     return [name for name in OF_TEST if any(name in result.numbers for result in results)]
 
 
 def results_table(results: Sequence[TrialResult]) -> pa.Table:
-    """A row for each trial: trial, status, the swept settings, NUMBERS (null if missing), reason.
+    """A row for each trial: trial, status, the settings that vary, NUMBERS (null if missing), reason.
 
     Where trials are scored on the test split, the columns of OF_TEST follow NUMBERS.
     """

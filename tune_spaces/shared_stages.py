@@ -1,10 +1,10 @@
-"""Stages that trials share. Each is built once, in <run>/cache/<stage>-<fingerprint>/.
+"""Builds the stages that trials share. Each is built once, in <run>/cache/<stage>-<fingerprint>/.
 
 A trial that lacks a stage takes the lease on `building` in that folder and builds the stage, while other
 trials wait. A stage is done when it has a manifest. A second start uses stages that are done, and resumes a
-build that was killed. The processes of a stopped trial may live on for a while. The process that writes a
-stage therefore also has a lease on the folder itself (`build_alone` or `distributed/run.py`), for which the
-next builder waits.
+build that was killed. The processes of a stopped trial may run on for a while. The process that writes a
+stage therefore also holds a lease on the folder itself (`build_alone` or `distributed/run.py`), and the next
+builder waits for this lease.
 """
 
 import time
@@ -29,7 +29,7 @@ POLL_S = 0.5
 
 @dataclass(frozen=True)
 class SharedStage:
-    """A stage of `experiment` that trials of a sweep share. store: the folder that it is built in."""
+    """The stage `stage` of `experiment`, which the trials of a sweep share."""
 
     cache: "Cache"
     experiment: Experiment
@@ -44,7 +44,7 @@ class SharedStage:
 
     @property
     def store(self) -> Store:
-        """The folder of the stage, as a run folder whose earlier stages lie in their own folders."""
+        """The folder of the stage, as a run folder whose earlier stages are in their own cache folders."""
         before = SHARED[: SHARED.index(self.stage)]
         return self.cache.store(self.experiment, ("cache", self.name), before)
 
@@ -52,7 +52,7 @@ class SharedStage:
         return finished(self.store, self.experiment, self.stage) is not None
 
     def ensure(self, build: Callable[[Store], object]) -> None:
-        """Builds the stage by `build(store)`, or waits for another trial that builds it."""
+        """Calls `build(store)` if the stage is not built, or waits while another trial builds the stage."""
         building = f"{self.store.root}/building"
         while not self.is_built():
             with ExitStack() as stack:
@@ -69,22 +69,22 @@ class SharedStage:
 class Cache:
     """The stages that the trials of the sweep `run` share.
 
-    varies_data: whether the source or the path of the data varies; then each path has its own stages.
+    varies_data: whether the source or the path of the data varies. If so, each path has its own stages.
     """
 
     run: Store
     varies_data: bool = False
 
     def stages(self, experiment: Experiment) -> list[SharedStage]:
-        """The shared stages of a config, in order."""
+        """The shared stages of a config, in the order in which they run."""
         return [SharedStage(self, experiment, stage) for stage in experiment.stage_names if stage in SHARED]
 
     def trial_store(self, experiment: Experiment, trial: str) -> Store:
-        """The run folder of a trial, whose shared stages lie in the cache."""
+        """The run folder of a trial, whose shared stages are in the cache."""
         return self.store(experiment, ("trials", trial), SHARED)
 
     def store(self, experiment: Experiment, folder: Sequence[str], stages: Sequence[str]) -> Store:
-        """A folder of the sweep as a run folder whose `stages` lie in the cache."""
+        """The folder `folder` of the sweep, as a run folder whose `stages` are in the cache."""
         shared = [each for each in self.stages(experiment) if each.stage in stages]
         elsewhere = {FOLDERS[each.stage]: self.run.path("cache", each.name) for each in shared}
         return Store(self.run.filesystem, self.run.path(*folder), elsewhere)
@@ -97,7 +97,7 @@ class Cache:
     def require_same_data(self, base: Experiment) -> None:
         """Raises UserError if the data are missing or differ from those that earlier trials read.
 
-        Data that were moved are the same data.
+        The same data at a new path are accepted.
         """
         source, run = open_source(base.data, base.seed), self.run
         folders = fs.FileSelector(run.path("cache"), allow_not_found=True)
@@ -113,7 +113,7 @@ def build_alone(
     store: Store,
     folders: Sequence[Landmarks] = (),
 ) -> None:
-    """Builds in the root of `store` after every earlier builder has ended.
+    """Calls `build(experiment, store)` after every earlier builder of the same folder has ended.
 
     Raises UserError if a builder still runs after scale.timeout_s, or if this node does not see `folders`.
     """

@@ -1,4 +1,4 @@
-"""Search spaces as data: which settings vary, how points are drawn, and which metric ranks the trials.
+"""Defines search spaces: which settings vary, how points are drawn, and which metric ranks the trials.
 
 A new space is a file in tune_spaces/spaces that defines SPACE, a `Space` or `Kinds`. The file's name is the
 space's name.
@@ -22,9 +22,9 @@ from npdraw_dist.core.errors import UserError
 SCORE, IMAGES = "score", "images"
 
 Value = str | float | bool | None
-# Dotted setting -> value.
+# Dotted setting, such as `bank.size` -> value.
 Settings = Mapping[str, Value]
-# Field -> index into its Choice, or number in its Range. The empty point stands for the preset itself.
+# Field -> index into its Choice, or number in its Range. The empty point changes nothing in the base config.
 Point = Mapping[str, float]
 
 
@@ -35,7 +35,7 @@ class Choice:
     values: tuple[Value | Settings, ...]
 
     def at(self, u: float) -> int:
-        """The index of the choice at u in [0, 1)."""
+        """The index of the value for a uniform draw u in [0, 1)."""
         return min(int(u * len(self.values)), len(self.values) - 1)
 
     def ends(self, name: str) -> range:
@@ -54,7 +54,7 @@ class Range:
     log: bool = False
 
     def at(self, u: float) -> float:
-        """The number at u in [0, 1)."""
+        """The number for a uniform draw u in [0, 1)."""
         if self.log:
             return float(math.exp(math.log(self.low) + u * math.log(self.high / self.low)))
         return float(self.low + u * (self.high - self.low))
@@ -68,7 +68,7 @@ class Range:
 
 @dataclass(frozen=True)
 class SweepMetric:
-    """A column of the results that may rank the trials, in nats per validation image; less is better.
+    """A column of the results that can rank the trials, in nats per validation image; less is better.
 
     While `stage` trains, Tune receives `sign` times the reported metric `key` as the score.
     """
@@ -92,13 +92,13 @@ def require_metric(name: str) -> None:
 
 @dataclass(frozen=True)
 class Space:
-    """What a sweep varies. Raises UserError on a field or a setting that no config can have.
+    """The settings that a sweep varies. Raises UserError on a field or a setting that no config can have.
 
-    fields: dotted setting (or any name, if the choices are mappings) -> its domain.
-    samples: default of --num-samples. budgets: preset -> settings that override it, such as training budgets.
+    fields: dotted setting (or any name, if the choices are mappings) -> its Choice or Range.
+    samples: default of --num-samples. budgets: preset -> settings that override it, such as vae.images.
     metric: the key of SWEEP_METRICS that ranks the trials.
-    curve: if true, no choice is made. Every trial runs to its end and is scored on the test split too, and
-    curve.png shows the NLL against the number of training images, with a line for each kind of model.
+    curve: if true, no trial is chosen. Every trial runs to its end and is scored on the test split too, and
+    curve.png shows the NLL against the number of training images, with lines for each kind of model.
     """
 
     fields: Mapping[str, Choice | Range]
@@ -125,7 +125,7 @@ class Space:
         return list(dict.fromkeys(key for point in ends for key in self.settings(point)))
 
     def settings(self, point: Point) -> dict[str, Value]:
-        """The dotted settings at a point."""
+        """Dotted setting -> its value at a point."""
         settings: dict[str, Value] = {}
         for name, coordinate in point.items():
             domain = self.fields[name]
@@ -134,11 +134,11 @@ class Space:
         return settings
 
     def base(self, preset: str, *layers: Mapping[str, Any]) -> Experiment:
-        """The config of a preset, with the space's budgets and then the nested `layers` over it."""
+        """The config of a preset, overridden by the space's budgets and then by the nested `layers`."""
         return build(merge(read_preset(preset), nested(self.budgets.get(preset, {})), *layers))
 
     def experiment(self, base: Experiment, point: Point) -> Experiment:
-        """The config of a trial: `base` with the settings at `point`. Raises UserError if impossible."""
+        """A trial's config, `base` with the settings at `point`. Raises UserError if it is impossible."""
         return with_changes(base, nested(self.settings(point)))
 
     def points(self, seed: int) -> Iterator[Point]:
@@ -173,14 +173,14 @@ class Space:
 
 @dataclass(frozen=True)
 class Kinds:
-    """The space of a comparison: each kind of model has the same number of trials and the same counted time.
+    """The space of a comparison. All kinds of models have equally many trials of equal length.
 
     spaces: kind of model, or a variant such as `npdraw-lstm` -> the ranges of its trials. common: ranges for
-    kinds that are not in `spaces`; each adds the ranges that it declares itself (`Kind.searched`). settings:
-    settings that override the preset for all kinds. core_seconds: fraction of the training images -> counted
-    core-seconds of a training. seeds: data source -> trainings of each winner; all other sources have
-    `other_seeds`. longer: multiples of the time for the row "until it stops improving"; if empty, there is no
-    such row.
+    kinds that are not in `spaces`; each such kind adds the ranges in its `Kind.searched`. settings: settings
+    that override the preset for all kinds. core_seconds: fraction of the training images -> length of a
+    training in counted seconds (`trainings.core_seconds`). seeds: data.source -> number of seeds for the best
+    trial of a kind; `other_seeds` for all other sources. longer: lengths of more trainings of the best trial,
+    as multiples, for the report's row "until it stops improving"; if empty, there is no such row.
     """
 
     spaces: Mapping[str, Space]
@@ -194,7 +194,7 @@ class Kinds:
     common: Mapping[str, Choice | Range] = field(default_factory=dict)
 
     def seconds_of(self, fraction: float) -> float:
-        """The core-seconds of the smallest fraction in `core_seconds` that is at least `fraction`.
+        """The core-seconds for the smallest fraction in `core_seconds` that is at least `fraction`.
 
         Raises UserError if there is none.
         """
@@ -204,7 +204,7 @@ class Kinds:
         return self.core_seconds[min(larger)]
 
     def until(self, longest: int | None) -> "Kinds":
-        """A copy with the factors in `longer` up to `longest`, or all factors without `longest`.
+        """A copy that keeps the factors in `longer` up to `longest`; None keeps all factors.
 
         Raises UserError if no factor is left.
         """
@@ -215,14 +215,14 @@ class Kinds:
         return replace(self, longer=left)
 
     def of(self, kind: str) -> Space:
-        """The ranges of the trials of a kind."""
+        """The space of one kind."""
         if kind in self.spaces:
             return self.spaces[kind]
         own = {name: Choice(tuple(values)) for name, values in KINDS[kind].searched.items()}
         return Space({**self.common, **own}, preset=self.preset)
 
     def chosen(self, names: str | None) -> list[str]:
-        """The kinds in the value of `--kinds`; None: all that have ranges in `spaces`. Raises UserError."""
+        """The kinds that `names`, the value of --kinds, lists; if None, all in `spaces`. Raises UserError."""
         if names is None:
             return list(self.spaces)
         others = [kind for kind in KINDS if self.common and kind not in (*OF_PARTS, *self.spaces)]
@@ -233,7 +233,7 @@ class Kinds:
 
 
 def _require_possible(settings: Settings) -> None:
-    """Raises UserError on an unknown key or a wrong value; trials check how their settings fit together."""
+    """Raises UserError on an unknown key or a wrong value. Each trial checks if its settings fit together."""
     try:
         Experiment.model_validate(nested(settings))
     except ValidationError as error:
@@ -242,7 +242,7 @@ def _require_possible(settings: Settings) -> None:
 
 
 def refuse_settings(flags: Mapping[str, Any], keys: Sequence[str], why: str) -> None:
-    """Raises UserError if the nested `flags` set one of `keys`."""
+    """Raises UserError with the reason `why` if the nested `flags` set one of the dotted `keys`."""
     for key in keys:
         section, _, name = key.rpartition(".")
         if name in (flags.get(section, {}) if section else flags):
@@ -256,7 +256,7 @@ def require_scratch(base: Experiment) -> None:
 
 
 def nested(settings: Settings) -> dict[str, Any]:
-    """{"bank.size": 50} -> {"bank": {"size": 50}}."""
+    """Nests dotted settings: {"bank.size": 50} -> {"bank": {"size": 50}}."""
     pairs = [(*key.rpartition("."), value) for key, value in settings.items()]
     return merge(
         *({section: {name: value}} if section else {name: value} for section, _, name, value in pairs)

@@ -32,11 +32,11 @@ class Sweep(Command, Options, Experiment):  # type: ignore[misc]  # pydantic-set
 
     @classmethod
     def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-        return "", marked(Experiment, "the space's")  # its preset and budgets
+        return "", marked(Experiment, "the space's")  # the space sets preset and budgets
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
-    """The sweep's own flags, and the flags of the config as a nested mapping."""
+    """Parses the sweep's own flags, and the flags of the config as a nested mapping."""
     flags: dict[str, Any] = parse_flags(Sweep, "tune_spaces.sweep", argv)
     if "space" not in flags:
         raise UserError("--space is missing; try --space smoke")

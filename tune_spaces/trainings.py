@@ -1,6 +1,6 @@
-"""The trainings of a comparison. Each is the command `train` in a process of its own, with one thread.
+"""Runs the trainings of a comparison. Each is the command `train` in a process of its own, with one thread.
 
-The counted time is therefore that of one core, whatever else runs, and anyone can repeat a training alone.
+The counted time is therefore the CPU time of one core, whatever else runs, and anyone can repeat a training.
 Ray chooses the node of a training, but the training itself does not use Ray. A training leaves only its run
 folder, which a second start resumes. Its process ends when the sweep ends, even if the sweep is killed.
 """
@@ -28,10 +28,10 @@ from tune_spaces.budgets import JOB_FOLDERS, Job
 from tune_spaces.trials import TrialResult, write_result
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-# Exit statuses of a training that did not fail, but was stopped by a signal, caught or not, or by storage.
+# Exit statuses of a training that a signal (caught or not) or its storage stopped; it did not fail itself.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 STOPS = (*(code for number in SIGNALS for code in (-number, 128 + number)), TRY_AGAIN)
-# Starts a command only if the process whose id follows is still the parent.
+# Ends a command when its parent ends; does not start it if the parent, whose id follows, has ended already.
 GUARD = ("setpriv", "--pdeathsig", "TERM", "sh", "-c", '[ $PPID = "$0" ] || exit 143; exec "$@"')
 
 
@@ -39,13 +39,13 @@ class TrainingStopped(RuntimeError):
     """A training was interrupted or killed, or its storage failed; the next start resumes it."""
 
 
-# Trains jobs in any order; each leaves its run folder, or a result that states why it failed. The last
-# argument states whether the stage `sample` runs too, on validation images.
+# A function that trains jobs in any order; each leaves its run folder, or a result that states why it failed.
+# The last argument states whether the stage `sample` runs too, on validation images.
 Train = Callable[[Store, Sequence[Job], bool], None]
 
 
 def store_of(run: Store, job: Job) -> Store:
-    """The run folder of a training, inside the sweep's."""
+    """The run folder of a training, inside the folder of the sweep."""
     return Store(run.filesystem, run.path(job.folder, job.name))
 
 
@@ -58,7 +58,7 @@ def runs_in(run: Store) -> list[Store]:
 
 
 def is_trained(run: Store, job: Job, with_scores: bool = False) -> bool:
-    """Whether the stages are done; with_scores: `sample` too. Raises UserError if the config differs."""
+    """Whether a job is trained and, with_scores, `sample` is done. Raises UserError if the config differs."""
     store, own = store_of(run, job), job.experiment
     if not store.has(CONFIG) or finished(store, own, "vae") is None:
         return False
@@ -66,7 +66,7 @@ def is_trained(run: Store, job: Job, with_scores: bool = False) -> bool:
 
 
 def core_seconds(run: Store, job: Job) -> float:
-    """The counted core-seconds: those of all stages that prepare or train.
+    """The counted time of a training: the core-seconds of all stages that prepare or train.
 
     Validation, pictures, checkpoints, samples and scores are not counted: their cost does not depend on the
     kind of model, and a short training has as many validations as a long one.
@@ -78,7 +78,7 @@ def core_seconds(run: Store, job: Job) -> float:
 
 
 def valid_nll(run: Store, job: Job) -> float:
-    """The metric by which trials are chosen: the bound on validation images, in nats per image."""
+    """The number that ranks trials: the IWAE bound on validation images, in nats per image."""
     return float(store_of(run, job).metrics()["valid/nll_iwae"])
 
 
@@ -98,7 +98,7 @@ def tied(*command: str) -> list[str]:
 def train(run: Store, job: Job, with_scores: bool) -> str:
     """Runs or resumes a training, and records a failure; returns a line to print. Raises TrainingStopped."""
     stages = [stage for stage in job.experiment.stage_names if with_scores or stage != "sample"]
-    # The training does not find Ray, even if this process is a worker of Ray.
+    # Without these variables the training does not join Ray, even if this process is a worker of Ray.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
@@ -133,7 +133,7 @@ def one_by_one(run: Store, jobs: Sequence[Job], with_scores: bool) -> None:
 
 
 def on_ray(run: Store, jobs: Sequence[Job], with_scores: bool, at_once: int | None) -> None:
-    """Trains each job on one CPU of the cluster, at most `at_once` at a time; None: one on each CPU.
+    """Trains each job on one CPU of the cluster, at most `at_once` at a time; if None, one on each CPU.
 
     A training whose process died, for example with its node, is resumed up to scale.max_failures times.
     """

@@ -1,7 +1,7 @@
-"""Runs one trial: the pipeline on a config of the space, as the driver function of a Ray Tune trial.
+"""Runs one trial (all stages of a config of the space) as the function of a Ray Tune trial.
 
-The function reserves no CPU; the workers of its stages do. Ray Train trains inside the trial as it does for
-the command line, and reports the score of each validation to Tune.
+The function reserves no CPU, but the workers of its stages do. Ray Train trains inside the trial as it does
+for the command line, and reports the score of each validation to Tune.
 """
 
 import os
@@ -31,7 +31,7 @@ from tune_spaces.trials import Plan, Trial, find_result, write_result
 
 
 def point_of(config: Mapping[str, Any]) -> Point:
-    """The point in a Tune config, under the key `point` if we drew it, else (Optuna) by field."""
+    """The point in a Tune config: under the key `point`, or the config itself if Optuna proposed it."""
     return dict(config.get("point", config))
 
 
@@ -43,27 +43,27 @@ class _Report(TuneReportCallback):  # type: ignore[misc]
         self.metric = metric
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        # A checkpoint between two validations, or a loss that is not finite, reports `Criterion.worst`.
+        # A checkpoint without a validation, or with a loss that is not finite, reports `Criterion.worst`.
         if abs(metrics[0][self.metric.key]) < sys.float_info.max:
             super().after_report(run_context, [tune_report(metrics[0], self.metric)], None)
 
 
 def tune_report(record: Mapping[str, Any], metric: SweepMetric) -> dict[str, float]:
-    """The keys that Tune sees, from a record of training."""
+    """The report to Tune (score and images seen), from a record of training."""
     return {SCORE: metric.sign * record[metric.key], IMAGES: record["images_seen"]}
 
 
 def run_trial(config: dict[str, Any], plan: Plan, folders: Sequence[Landmarks]) -> None:
-    """Runs a trial and writes its result; records a failure with its reason, then raises it to Tune.
+    """Runs a trial and writes its result; records a failure with its reason, then raises the error to Tune.
 
     A failure of the storage or the loss of a process is not recorded, so Tune starts the trial again, up to
-    scale.max_failures times. After that `SweepCallback` records a lost process, and the next start of the
-    sweep runs a trial whose storage failed. folders: folders that this node must see.
+    scale.max_failures times. After that, `SweepCallback` records the loss of a process as a failure, but the
+    next start of the sweep repeats a trial whose storage failed. folders: folders that this node must see.
     """
     for name, value in RAY.items():
         os.environ.setdefault(name, value)
     quiet_logs()
-    require_on_this_node(folders)  # else a new run folder would be made on this node
+    require_on_this_node(folders)  # else the trial would write to this node's own disk
     trial = plan.trial(point_of(config))
     # This process computes samples and scores, with the threads of one worker, while other trials run.
     torch.set_num_threads(trial.experiment.scale.cpus_per_worker or 1)
@@ -120,8 +120,8 @@ def _build(
 def trial_numbers(store: Store, experiment: Experiment) -> dict[str, float]:
     """Column of the results -> number of a finished trial.
 
-    valid_nll, test_nll: IWAE on some images of the split, nats per image. seconds: the sum over all stages,
-    including shared stages.
+    valid_nll, test_nll: IWAE bound on some images of the split, nats per image. seconds: the sum over all
+    stages, including shared stages.
     """
     metrics = store.read_json("metrics.json")
     numbers = {

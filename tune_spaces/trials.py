@@ -1,4 +1,4 @@
-"""The plan of a sweep, its trials, and their results.
+"""Defines the plan of a sweep, its trials, and their results.
 
 The result of a trial is a JSON file in <run>/results/. These files are the only state of a sweep: a second
 start runs the trials that have no result. (`Tuner.restore` would read a pickle from the run folder, and could
@@ -25,16 +25,16 @@ Status = Literal["finished", "stopped", "failed"]
 
 
 def label(settings: Mapping[str, Value]) -> str:
-    """`bank.size 50, prior.depth 3`."""
+    """Settings as text, such as `bank.size 50, prior.depth 3`."""
     return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """How a trial ended: it finished, was stopped early by ASHA, or failed for a reason.
+    """The end of a trial, which finished, was stopped early by ASHA, or failed for a reason.
 
-    point: its coordinates in the space. settings: the swept settings. numbers: column of the results ->
-    value.
+    point: the trial's coordinates in the space. settings: the values of the settings that the space varies.
+    numbers: column of the results -> value.
     """
 
     trial: str
@@ -81,7 +81,7 @@ def claim_facts(run: Store, file: str, facts: Mapping[str, Any]) -> dict[str, An
 
     Raises UserError with the differences if the folder holds another sweep.
     """
-    facts = json.loads(json.dumps(facts, default=vars))  # as they will be read back
+    facts = json.loads(json.dumps(facts, default=vars))  # the values as JSON will return them
     if not run.has(file):
         run.write_json(facts, file)
     record = run.read_json(file)
@@ -100,7 +100,7 @@ def forget_failed(run: Store) -> None:
 
 @dataclass(frozen=True)
 class Trial:
-    """A point of the space, the config at this point, and the config's values of the swept settings."""
+    """A point of the space, its config, and the config's values of the settings that the space varies."""
 
     point: Point
     experiment: Experiment
@@ -112,7 +112,7 @@ class Trial:
         return fingerprint_of(self.experiment, "sample")[:12]
 
     def result(self, status: Status, **ended: Any) -> TrialResult:
-        """ended: the fields `numbers` and `reason`."""
+        """The result of this trial. ended: the fields `numbers` and `reason`."""
         return TrialResult(self.name, status, self.point, self.settings, **ended)
 
 
@@ -127,7 +127,7 @@ class Plan:
 
     @property
     def varies_data(self) -> bool:
-        """Whether the source or path of the data varies, not only the fraction or size of the images."""
+        """Whether the space varies data.source or data.path; other data settings do not matter."""
         return not {"data.source", "data.path"}.isdisjoint(self.space.keys)
 
     @property

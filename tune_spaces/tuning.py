@@ -35,13 +35,13 @@ from tune_spaces.trials import Plan, Trial, TrialResult, find_result, read_resul
 
 # Environment variables that are set before Tune starts.
 ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # results and the stages' metrics logs contain the same
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the stages' metrics logs contain the same numbers
     "RAY_AIR_NEW_OUTPUT": "0",  # the new output prints a box and a temporary folder even with verbose=0
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # reasons are recorded and printed in a line
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # the sweep records each error and prints it in one line
     "RAY_CHDIR_TO_TRIAL_DIR": "0",  # a relative data.path means the same as on the command line
 }
-# The driver function of a trial only waits for workers. Tune requires a resource request for it; a part of a
-# CPU could keep a worker from starting when trials fill the machine, so it requests one byte of memory.
+# The function of a trial only waits for workers, but Tune requires a resource request for it. Part of a CPU
+# could keep a worker from starting when trials fill the machine, so the function requests one byte of memory.
 DRIVER: dict[str, float] = {"memory": 1}
 LOOK_EVERY_S = 10.0  # how often the cluster's nodes are read; they set how many trials run at once
 REDUCTION = 2  # ASHA keeps the better half at each rung
@@ -49,7 +49,7 @@ REDUCTION = 2  # ASHA keeps the better half at each rung
 
 @dataclass(frozen=True)
 class Allocation:
-    """The number of trials at once, and the config of the workers of each."""
+    """The number of concurrent trials, and the config of each trial's workers."""
 
     at_once: int
     scale: ScaleConfig
@@ -66,7 +66,7 @@ class Allocation:
 
 
 def divide(scale: ScaleConfig, wanted: int | None, trials: int, local: bool = False) -> Allocation:
-    """Divides the cluster among `wanted` trials at once; None: as many of `trials` as fit.
+    """Divides the cluster among `wanted` concurrent trials; if None, among as many of `trials` as fit.
 
     Without scale.cpus_per_worker, the trials share all CPUs of the nodes on which a worker fits. local:
     divides the resources of this machine, without starting Ray. Raises UserError if fewer than `wanted`
@@ -86,7 +86,7 @@ def divide(scale: ScaleConfig, wanted: int | None, trials: int, local: bool = Fa
 
 
 def optuna_search(space: Space, seed: int, done: Sequence[TrialResult]) -> Any:
-    """Optuna's TPE over the space, as a search of Tune that knows the scores of earlier trials."""
+    """A search algorithm of Tune: Optuna's TPE over the space, which knows the scores of earlier trials."""
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
@@ -112,7 +112,7 @@ def optuna_search(space: Space, seed: int, done: Sequence[TrialResult]) -> Any:
 class RecordingASHA(ASHAScheduler):  # type: ignore[misc]
     """ASHA that calls `on_stop` for each trial that it stops, and never stops a trial that saw all `images`.
 
-    history: trial that ended in an earlier start of the sweep -> its validations as Tune results.
+    history: trial that ended in an earlier start of the sweep -> its validations as reports to Tune.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class RecordingASHA(ASHAScheduler):  # type: ignore[misc]
         on_stop: Callable[[Any, dict[str, Any]], None],
         history: Mapping[str, Sequence[dict[str, float]]] | None = None,
     ) -> None:
-        before_end = max(images - 1, 1)  # no rung at the end, since a trial is scored after training
+        before_end = max(images - 1, 1)  # no rung at the end: a fully trained trial is always scored
         super().__init__(
             time_attr=IMAGES,
             metric=SCORE,
@@ -208,10 +208,10 @@ def run_sweep(
     options: Options,
     folders: Sequence[Landmarks],
 ) -> None:
-    """Runs the trials `todo`, each of which leaves a result; None: Optuna proposes trials up to `total`.
+    """Runs the trials `todo`, each of which leaves a result; if None, Optuna proposes trials up to `total`.
 
-    The number of trials at once follows the nodes, unless --max-concurrent-trials is given. folders: folders
-    that a node must see to run a trial. Returns early on an interrupt.
+    The number of concurrent trials changes with the nodes, unless --max-concurrent-trials is given. folders:
+    folders that a node must see to run a trial. Returns early on an interrupt.
     """
     done = read_results(plan.run)
     images = getattr(plan.base, plan.decides.stage).images
@@ -233,7 +233,7 @@ def run_sweep(
         asha = RecordingASHA(images, callback.stopped, _history(plan, done))
     function: Any = tune.with_parameters(run_trial, plan=plan, folders=tuple(folders))
     os.environ.update(ENVIRONMENT)
-    with tempfile.TemporaryDirectory() as folder:  # for the state of Tune
+    with tempfile.TemporaryDirectory() as folder:  # for Tune's own state, which no later start uses
         tune.Tuner(
             tune.with_resources(function, DRIVER),
             param_space=points,
@@ -256,7 +256,7 @@ def run_sweep(
 
 
 def _history(plan: Plan, done: Sequence[TrialResult]) -> dict[str, list[dict[str, float]]]:
-    """Trial -> its validations as Tune sees them, from the metrics that the trial wrote."""
+    """Trial -> its validations as reports to Tune, from the metrics that the trial wrote."""
     metric, found = plan.decides, dict[str, list[dict[str, float]]]()
     for result in done:
         store = plan.cache.trial_store(plan.trial(result.point).experiment, result.trial)

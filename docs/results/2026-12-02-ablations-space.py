@@ -1,6 +1,6 @@
-"""NP-DRAW's best trial of the comparison at 120 core-seconds, and the same settings without one idea each.
+"""The settings of NP-DRAW's best trial in the comparison at 120 core-seconds, and variants without one idea.
 
-One trial each: nothing is searched. Gaussian parts have the settings of their best trial at 40 core-seconds.
+Nothing is searched. Gaussian parts have the settings of their best trial at 40 core-seconds.
 """
 
 from tune_spaces.space import Choice, Kinds, Settings, Space
@@ -41,7 +41,7 @@ GAUSSIAN: Settings = {
 
 
 def only(settings: Settings) -> Space:
-    """The space of one point."""
+    """A space with one point."""
     return Space({"settings": Choice((settings,))})
 
 

@@ -28,13 +28,13 @@ from npdraw_dist.core.parts import PartBank
 
 CHUNK = 16_384  # number of patches whose distances are computed at once
 
-# Starts a process for each shard, as `distributed.actors.Actors` does, from (class, arguments of each, gpu).
+# (class, arguments of each shard, gpu) -> shards, each in its own process; see `distributed.actors.Actors`.
 Open = Callable[[type, list[tuple[Any, ...]], bool | None], Shards]
 
 
 @dataclass(frozen=True)
 class BankFacts:
-    """What the bank's manifest states about a clustering. Distances are squared; pixels are in [0, 1].
+    """The entries about a clustering in the bank's manifest. Distances are squared; pixels are in [0, 1].
 
     k: K. patches: M. objective: mean distance of a patch to its centroid. cluster_sizes: number of patches in
     each part's cluster. exemplar_distance: mean distance of a centroid to its part. actor_core_seconds: CPU
@@ -115,7 +115,7 @@ def _require(patches: NDArray[np.uint8]) -> None:
 
 
 def keep_bank(bank: PartBank, patches: NDArray[np.uint8]) -> BankFacts:
-    """Measures how well the bank that a run starts from and keeps fits the run's `patches` (M, D).
+    """Measures how well `bank`, which a run starts from and keeps, fits the run's `patches` (M, D).
 
     `objective` is the mean squared distance of a patch to its nearest part, since there are no centroids.
     Raises UserError if there is no patch.
@@ -142,6 +142,6 @@ def nearest_parts(
         x = torch.from_numpy(patches[start : start + CHUNK]).double() / 255
         best = (squares - 2 * x @ parts.T).argmin(1)
         nearest.append(best)
-        # Differences give exactly 0 where a patch equals a part; the products above do not.
+        # A patch that equals a part gets exactly 0 from a difference, but not from the products above.
         distances.append((x.float() - bank.parts.flatten(1)[best]).double().square().sum(1))
     return torch.cat(nearest).numpy(), torch.cat(distances).numpy()

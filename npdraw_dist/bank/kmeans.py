@@ -87,7 +87,7 @@ def lloyd(
 
 
 def _assign(shards: Shards, centroids: NDArray[np.float32]) -> tuple[NDArray[np.float32], Sums]:
-    """Assigns all patches. Moves each empty cluster in turn to the patch farthest from its own centroid."""
+    """Assigns all patches. Moves each empty cluster in turn to the patch farthest from all centroids."""
     total = _step(shards, centroids)
     for _ in range(len(centroids)):
         empty = np.flatnonzero(total.counts == 0)
@@ -152,7 +152,7 @@ def _squared(x: NDArray[Any], squares: NDArray[Any], rows: NDArray[np.int64]) ->
 
 
 class Exemplars(NamedTuple):
-    """Different patches (K, D) uint8, and their squared distances (K,) to the centroids, pixels in [0, 1]."""
+    """K different patches (K, D) uint8; distances: (K,), squared, to the centroids, for pixels in [0, 1]."""
 
     patches: NDArray[np.uint8]
     distances: NDArray[np.float64]
@@ -161,8 +161,7 @@ class Exemplars(NamedTuple):
 def snap(centroids: NDArray[np.float32], shards: Shards) -> Exemplars:
     """Pairs each of `centroids` (K, D), pixels in [0, 1], with a different patch, closest pairs first.
 
-    Each shard first sends a few nearest patches for each centroid, and more only if centroids compete for
-    them.
+    Each shard first sends a few patches near each centroid, and more only if centroids compete for them.
     """
     scaled = np.ascontiguousarray(centroids * 255, np.float32)
     count = min(FIRST_CANDIDATES, len(scaled))
@@ -178,7 +177,7 @@ def snap(centroids: NDArray[np.float32], shards: Shards) -> Exemplars:
 def _pair(
     distances: NDArray[np.float64], rows: NDArray[np.int64], patches: NDArray[np.uint8]
 ) -> Exemplars | None:
-    """Pairs greedily by distance, then index; None if other centroids take all candidates of a centroid."""
+    """Pairs centroids with candidates by rising distance, then index; None if a centroid gets none."""
     k, width = rows.shape
     chosen = np.full(k, -1)
     taken: set[bytes] = set()

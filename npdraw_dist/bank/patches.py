@@ -38,13 +38,13 @@ def _extract(ink: NDArray[np.uint8], grid: Grid, min_energy: float) -> NDArray[n
     return windows.permute(0, 2, 3, 1, 4, 5)[enough].flatten(1).numpy()
 
 
-ALL = 2**64 - 1  # the largest key; as a limit, it leaves no patch out
-OVERSAMPLED = 1.5  # candidates for each patch of the sample; above 1, since blocks differ
+ALL = 2**64 - 1  # the largest key; as a limit, it includes all patches
+OVERSAMPLED = 1.5  # candidates that `limit` allows for each patch of the sample, since blocks differ
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The patches (m, D) of a block with keys (m,) in some range. seen: size of the block."""
+    """A block's patches (m, D) with keys (m,) in a range. seen: size of the block, or 0 if counted before."""
 
     keys: NDArray[np.uint64]
     patches: NDArray[np.uint8]
@@ -75,7 +75,7 @@ class Reservoir:
         self._kept: list[tuple[NDArray[np.uint64], NDArray[np.uint8]]] = []
 
     def add(self, drawn: Drawn) -> None:
-        """Adds a block's patches. A block must not be added twice."""
+        """Adds patches of a block. No patch may be added twice."""
         self.seen += drawn.seen
         chosen = drawn.keys <= self._limit
         self._kept.append((drawn.keys[chosen], drawn.patches[chosen]))

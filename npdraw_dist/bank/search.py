@@ -80,7 +80,7 @@ def is_for_gpus() -> bool:
 
 
 class Products:
-    """Finds the `vectors` (n, D) nearest to queries from |x|^2 - 2 x.c + |c|^2 for all pairs."""
+    """Finds the `vectors` (n, D) nearest to queries by computing |x|^2 - 2 x.c + |c|^2 for all pairs."""
 
     def __init__(self, vectors: NDArray[np.float32]) -> None:
         self._doubled = np.ascontiguousarray(-2 * vectors.T)

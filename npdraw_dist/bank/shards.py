@@ -49,7 +49,7 @@ class Candidates(NamedTuple):
 
 
 class PatchShard:
-    """Patches (n, D) uint8. start: number of patches in the previous shards. gpu: as for `Searcher`."""
+    """A shard's patches (n, D) uint8. start: number of patches in the shards before. gpu: see `Searcher`."""
 
     def __init__(self, patches: NDArray[np.uint8], start: int, gpu: bool | None) -> None:
         assert patches.dtype == np.uint8, f"patches are uint8, not {patches.dtype}"
@@ -149,8 +149,8 @@ class PatchShard:
 
 
 def sums(chunk: NDArray[np.float32], nearest: NDArray[np.int64], k: int) -> NDArray[np.float32]:
-    """Sums (K, D) of the rows of `chunk` (n, D) by their centroid `nearest` (n,), computed on the CPU."""
-    from scipy.sparse import csc_matrix  # the import takes a moment
+    """Sums the rows of `chunk` (n, D) in each cluster on the CPU, (K, D). nearest: (n,), the clusters."""
+    from scipy.sparse import csc_matrix  # a slow import
 
     ones, ends = np.ones(len(chunk), np.float32), np.arange(len(chunk) + 1)
     return csc_matrix((ones, nearest, ends), (k, len(chunk))) @ chunk
@@ -159,7 +159,7 @@ def sums(chunk: NDArray[np.float32], nearest: NDArray[np.int64], k: int) -> NDAr
 def sums_on(
     device: torch.device, chunk: NDArray[np.float32], nearest: NDArray[np.int64], k: int
 ) -> NDArray[np.float32]:
-    """`sums` on a device, which may add in any order since sums of integers are exact."""
+    """Computes `sums` on a device. It may add in any order, since sums of integers are exact."""
     zeros = torch.zeros(k, chunk.shape[1], device=device)
     rows, index = torch.from_numpy(chunk).to(device), torch.from_numpy(nearest).to(device)
     return zeros.index_add_(0, index, rows).cpu().numpy()
@@ -192,4 +192,4 @@ class LocalShards:
         return [getattr(shard, method)(*arguments) for shard in self._shards]
 
     def close(self) -> None:
-        """Does nothing, since there is nothing to free."""
+        """Does nothing, since no other process holds a shard."""

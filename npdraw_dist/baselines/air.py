@@ -1,20 +1,20 @@
-"""AIR, Attend, Infer, Repeat (Eslami et al., NeurIPS 2016), infers presence, where and what of each object.
+"""AIR (Attend, Infer, Repeat; Eslami et al., NeurIPS 2016) infers presence, where and what of each object.
 
-Presence is 1 for the first n steps and then 0. T is small, so this code sums over n exactly, where the
-authors use the score function with a learned baseline (NVIL). It draws where and what as if all T objects
-were present, which does not change the bound, and weights each ELBO term by q(n|x, draws).
+Presence is 1 for the first n steps and then 0. T is small, so this code sums over n exactly; the authors use
+the score function with a learned baseline (NVIL). This code draws where and what as if all T objects were
+present, which does not change the bound, and weights each ELBO term by q(n|x, draws).
 
 Other differences from the paper (section 3 and its multi-MNIST experiment):
-- Objects are added in the space of the likelihood's parameters, on a learned background, so that every
-  likelihood and colour images work; the paper adds means of pixels under a Gaussian of fixed width.
-- p(n), an arbitrary distribution over 0 to T, and p(where) are learned, not fixed or annealed by hand.
-- A window is a square (Jaderberg et al. 2015), given by (scale, x, y): its side as a share of the image's, at
-  least LEAST_SCALE, and its centre in [-1, 1]. Interpolation is bilinear, and the image is 0 outside.
+- Objects add to the likelihood's parameters of a learned background, which works for every likelihood and for
+  colour images. In the paper, objects add to the pixel means of a Gaussian of fixed width.
+- p(n), which is any distribution over 0 to T, and p(where) are learned, not fixed or annealed by hand.
+- A window is a square (Jaderberg et al. 2015) with a scale, which is its side as a share of the image's side,
+  at least LEAST_SCALE, and a centre (x, y) in [-1, 1]. Interpolation is bilinear, with 0 outside the image.
 - Sizes are chosen for 28 x 28 images (`baseline.latents`, `baseline.glimpse`), and activations are SiLU.
 - The project's training loop sets optimizer, schedule and clipping.
 
-Shapes: B images, T steps, Z Gaussians per object, W channels, C channels of the image, Q likelihood
-parameters per pixel, H x W image, N x N window.
+Shapes: B images, T steps, Z Gaussians per object, W features of an image, C channels, Q likelihood parameters
+per pixel, H x W image, N x N window.
 """
 
 from collections.abc import Mapping
@@ -33,22 +33,22 @@ from npdraw_dist.nn.blocks import ExactLinear, ExactLSTMCell, exactly
 from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.relaxations import Gaussian, categorical_sample, kl_bernoulli
 
-LEAST_SCALE = 0.1  # least side of a window, as a share of the image's; a smaller one gets no gradient to grow
+LEAST_SCALE = 0.1  # least scale of a window; a smaller window would get no gradient to grow
 
 
 def stopping_log_prob(logits: Tensor) -> Tensor:
-    """Logits (..., T) that step t draws if all earlier ones did -> log p(n) for n = 0 to T, (..., T + 1)."""
+    """Logits (..., T) that step t draws if all earlier steps drew -> log p(n), n = 0 to T, (..., T + 1)."""
     goes_on = F.pad(F.logsigmoid(logits).cumsum(-1), (1, 0))
-    stops = F.pad(F.logsigmoid(-logits), (0, 1))  # after T no step is left to stop
+    stops = F.pad(F.logsigmoid(-logits), (0, 1))  # after T steps, drawing always stops
     return goes_on + stops
 
 
 @dataclass(frozen=True)
 class Objects:
-    """T objects drawn from q as if all were present: presence logits, ratios and KLs in nats, (B, T).
+    """T objects, drawn from q as if all were present. All fields but outputs are (B, T), in nats.
 
-    log_ratio: log p - log q of where and what. outputs: (B, T + 1, Q, H, W), likelihood parameters of images
-    with the first n objects, for n = 0 to T.
+    presence: logits. log_ratio: log p - log q of where and what. outputs: (B, T + 1, Q, H, W), likelihood
+    parameters of images with the first n objects, for n = 0 to T.
     """
 
     presence: Tensor
@@ -72,14 +72,14 @@ class AIR(Baseline):
         channels, height, width = spec.image_shape
         self.outputs = self.likelihood.parameters_per_pixel
         pixels = spec.glimpse**2
-        # The layers are exact, since rounding errors would move the windows over the image's edges.
+        # The layers are exact (`nn.blocks`), since rounding errors would move the windows.
         self.look = nn.Sequential(ExactLinear(channels * height * width, spec.hidden), _silu(spec))
         self.recurrent = ExactLSTMCell(spec.hidden + 3 + spec.latents, spec.hidden)
         self.presence = ExactLinear(spec.hidden, 1)
         self.where = ExactLinear(spec.hidden, 6)
         self.what = _mlp(channels * pixels, 2 * spec.latents, spec)
         self.object = _mlp(spec.latents, self.outputs * pixels, spec)
-        # Prior and posterior start equal, with many objects and narrow distributions of their windows.
+        # Prior and posterior start equal, with many objects and narrow distributions of windows.
         sure = torch.tensor([0.0, 0.0, 0.0, -1.0, -1.0, -1.0])  # means, then log standard deviations
         self.prior_presence = nn.Parameter(torch.full((spec.steps,), 2.0))
         self.prior_where = nn.Parameter(sure.clone())
@@ -94,7 +94,7 @@ class AIR(Baseline):
         return self.look(x.flatten(1))
 
     def infer(self, x: Tensor, embedded: Tensor, generator: Noise, temperature: float = 1.0) -> Objects:
-        """Draws T objects for x (B, C, H, W). Temperature 0 takes the means."""
+        """Draws T objects for x (B, C, H, W). Temperature 0 takes the means of q instead."""
         batch, size = len(x), self.spec.glimpse
         state: tuple[Tensor, Tensor] | None = None
         last = x.new_zeros(batch, 3 + self.spec.latents)
@@ -127,13 +127,13 @@ class AIR(Baseline):
         return gaussian(self.prior_where.expand(batch, -1))
 
     def _painted(self, what: Tensor, window: Tensor) -> Tensor:
-        """What an object adds to the likelihood parameters, (B, Q, H, W)."""
+        """The values (B, Q, H, W) that an object adds to the likelihood parameters."""
         size = self.spec.glimpse
         glimpse = self.object(what).view(-1, self.outputs, size, size)
         return put(glimpse, window, *self.spec.image_shape[1:])
 
     def loss_parts(self, x: Tensor, generator: Noise) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Estimates from one draw of where and what, with an exact sum over n."""
+        """Estimates as in `Baseline`, from one draw of where and what, with an exact sum over n."""
         found = self.infer(x, self.embed(x), generator)
         log_q = stopping_log_prob(found.presence)
         log_p = stopping_log_prob(self.prior_presence)
@@ -147,7 +147,7 @@ class AIR(Baseline):
         }
 
     def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
-        """Draws n as well. The KL of a step counts only if all earlier steps drew."""
+        """Draws n, where and what. The KL of a step counts only if all earlier steps drew."""
         found = self.infer(x, embedded, generator)
         log_q = stopping_log_prob(found.presence)
         n = categorical_sample(log_q, generator)
@@ -168,7 +168,7 @@ class AIR(Baseline):
 
     @torch.no_grad()
     def describe(self, x: Tensor) -> dict[str, Tensor]:
-        """active_objects (B,): the expected n under q."""
+        """Returns active_objects (B,), the expected number of objects under q."""
         found = self.infer(x, self.embed(x), None, temperature=0.0)
         return {"active_objects": F.logsigmoid(found.presence).cumsum(1).exp().sum(1)}
 
@@ -207,7 +207,7 @@ def cut(image: Tensor, window: Tensor, size: int) -> Tensor:
 
 
 def put(glimpse: Tensor, window: Tensor, height: int, width: int) -> Tensor:
-    """Puts glimpse (B, C, N, N) into the window (B, 3) of an image (B, C, H, W) of zeros: inverts `cut`."""
+    """Inverts `cut`: puts glimpse (B, C, N, N) into the window (B, 3) of an image (B, C, H, W) of zeros."""
     scale, x, y = window.unbind(1)
     grid = _grid(1 / scale, -x / scale, -y / scale, (len(glimpse), glimpse.shape[1], height, width))
     return F.grid_sample(glimpse, grid, align_corners=False)
@@ -216,7 +216,7 @@ def put(glimpse: Tensor, window: Tensor, height: int, width: int) -> Tensor:
 def _grid(scale: Tensor, x: Tensor, y: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
     zero = torch.zeros_like(scale)
     rows = [torch.stack([scale, zero, x], 1), torch.stack([zero, scale, y], 1)]
-    with exactly(scale):  # in float32, since rounding of this product would move the window
+    with exactly(scale):  # in float32, since rounding errors would move the window
         return F.affine_grid(torch.stack(rows, 1), list(shape), align_corners=False)
 
 

@@ -1,4 +1,4 @@
-"""The base class of the baselines: bounds from single draws, samples, and the training objective.
+"""The base class of the baselines, which implements bounds, samples and the training objective.
 
 Shapes: B images, N samples, T steps, C channels, Q likelihood parameters per pixel, H x W image.
 """
@@ -25,10 +25,10 @@ from npdraw_dist.nn.relaxations import total_kl
 
 
 class Baseline(Kind):
-    """A kind whose scores, samples and training follow from its contract (`baselines.contract.Kind`)."""
+    """Implements scores, samples and training by the methods that `baselines.contract.Kind` declares."""
 
     def blank(self) -> Tensor:
-        """Likelihood parameters (Q,) before training, which give black if pixels are binary, else grey."""
+        """Likelihood parameters (Q,) of a pixel before training, black for a Bernoulli, grey otherwise."""
         start = self.likelihood.canvas_start()
         return start.bias - start.weight.sum(1) if self.spec.likelihood == "bernoulli" else start.bias
 
@@ -51,7 +51,7 @@ class Baseline(Kind):
         return True
 
     def after_step(self, gather: Gather) -> None:
-        """Changes weights after a step (`Objective.after_step`). It does nothing by default."""
+        """Changes weights after an optimizer step (`Objective.after_step`). By default, nothing changes."""
 
     def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
         embedded = self.embed(x)
@@ -84,7 +84,7 @@ class Baseline(Kind):
 
     @torch.no_grad()
     def _outputs(self, n: int, generator: Noise, temperature: float | None) -> list[Tensor]:
-        """Likelihood parameters of n samples after the last step, in chunks. Raises UserError if n < 1."""
+        """Likelihood parameters of n samples, after the last step, in chunks. Raises UserError if n < 1."""
         require_positive("n", n)
         most = self.rows_at_once
         sizes = [min(most, n - start) for start in range(0, n, most)]
@@ -109,7 +109,7 @@ class Baseline(Kind):
         )
 
     def one_step(self, output: Tensor, codes: Mapping[str, Tensor]) -> PriorDraws:
-        """`PriorDraws` of one step that draws whole images, from their likelihood parameters (N, Q, H, W)."""
+        """`PriorDraws` with one step, which draws the whole image. output: (N, Q, H, W)."""
         side = float(max(self.spec.image_shape[1:]))
         whole = torch.tensor([0.0, 0.0, side], device=output.device).expand(len(output), 1, 3)
         drawn = torch.ones(len(output), 1, dtype=torch.bool, device=output.device)
@@ -117,7 +117,7 @@ class Baseline(Kind):
 
 
 class BaselineObjective(ModelObjective):
-    """-log p(x|z) + beta KL(q || p). The weight of the KL rises to beta over `vae.latent_ramp`."""
+    """-log p(x|z) + beta KL(q || p). The weight of the KL rises from 0 to beta over `vae.latent_ramp`."""
 
     model: Baseline
 
@@ -141,7 +141,7 @@ class BaselineObjective(ModelObjective):
         return self.model.training_loss(x, self.config, progress, generator)
 
     def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
-        """The ELBO of one draw, and its terms."""
+        """The ELBO and its terms, estimated from one draw, each (B,)."""
         x = binarized(batch.images, self.model.spec.binarize, generator)
         return bound_of(*self.model.loss_parts(x, generator))
 
@@ -152,5 +152,5 @@ def bound_of(reconstruction: Tensor, kl: Mapping[str, Tensor]) -> dict[str, Tens
 
 
 def kl_weight(config: VAEConfig, progress: float) -> float:
-    """The weight of the KL in the loss, which rises to beta over `latent_ramp`."""
+    """The weight of the KL in the loss, which rises to beta over the share `latent_ramp` of the budget."""
     return config.beta * ramp(progress, 0.0, 1.0, config.latent_ramp)

@@ -1,6 +1,6 @@
-"""The interface of a kind of model: a class that is registered as an entry point of `npdraw_dist.kinds`.
+"""The interface of a kind of model, which is a class registered as an entry point of `npdraw_dist.kinds`.
 
-Write a subclass of `baselines.base.Baseline`, which adds training, scores and pictures (docs/kinds.md).
+A new kind subclasses `baselines.base.Baseline`, which adds training, scores and pictures (docs/kinds.md).
 Shapes: B images, N samples, C channels, H x W image.
 """
 
@@ -18,23 +18,23 @@ from npdraw_dist.nn.hub import HubModel
 
 
 class Kind(HubModel):
-    """A VAE that is made from its spec alone. `title` is its name in reports."""
+    """A VAE that is built from its spec alone. title: the name of the kind in reports."""
 
-    default_latents: ClassVar[int]  # baseline.latents unless the user sets it
-    default_steps: ClassVar[int] = 1  # baseline.steps unless the user sets it
-    has_sequence: ClassVar[bool] = False  # whether it has a prior over a sequence (section `prior`)
-    has_places: ClassVar[bool] = False  # whether it draws at the places of section `grid`
+    default_latents: ClassVar[int]  # the default of baseline.latents
+    default_steps: ClassVar[int] = 1  # the default of baseline.steps
+    has_sequence: ClassVar[bool] = False  # whether it has a prior over a sequence, set by section `prior`
+    has_places: ClassVar[bool] = False  # whether it draws at places of a grid, set by section `grid`
     searched: ClassVar[Mapping[str, Sequence[float]]] = {}  # setting -> values that a comparison tries
     spec: BaselineSpec
 
     def embed(self, x: Tensor) -> Tensor:
-        """x (B, C, H, W) -> (B, ...): what the encoder computes before any draw. Empty by default."""
+        """x (B, C, H, W) -> what the encoder computes before any draw, (B, ...); (B, 0) by default."""
         return x.new_empty(len(x), 0)
 
     @abstractmethod
     def draws(self, x: Tensor, embedded: Tensor, generator: Noise) -> Importance:
-        """Draws one z ~ q(z|x) for each of B images, and scores it; each field is (B,)."""
+        """Draws one z ~ q(z|x) for each of B images, and scores it. Each field of the result is (B,)."""
 
     @abstractmethod
     def generate(self, n: int, generator: Noise, temperature: float) -> PriorDraws:
-        """Draws n samples from the prior, whose standard deviations are multiplied by `temperature`."""
+        """Draws n samples from the prior. temperature: multiplies standard deviations, divides logits."""

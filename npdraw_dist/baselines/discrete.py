@@ -1,4 +1,4 @@
-"""The base of baselines with discrete choices at places, which a prior reads in order.
+"""The base class of baselines with a discrete choice at each place, whose prior reads the choices in order.
 
 Like NP-DRAW, these baselines train in two phases: first with relaxed draws, whose temperature falls, then
 with hard draws, which give an unbiased gradient of the bound.
@@ -26,16 +26,13 @@ from npdraw_dist.nn.tables import START
 
 
 class SequencePrior(nn.Module):
-    """A causal network whose state before each place comes from a running sum over the places before it.
-
-    Places come row by row, as in `nn.prior`.
-    """
+    """A causal network over places, row by row, whose states depend on a running sum over earlier places."""
 
     def __init__(self, settings: PriorSpec, places: int) -> None:
         super().__init__()
         self.places, width = places, settings.width
         self.position = nn.Parameter(START * torch.randn(places, width))
-        self.last = nn.Linear(width, width)  # shows the previous place in addition to the sum
+        self.last = nn.Linear(width, width)  # input from the previous place, in addition to the sum
         self.blocks = causal_blocks(settings)
         self.norm = nn.LayerNorm(width)
 
@@ -62,10 +59,10 @@ class SequencePrior(nn.Module):
 
 @dataclass(frozen=True)
 class HardDraws:
-    """k hard draws for each of B images, in nats.
+    """Scores of k hard draws for each of B images, in nats.
 
     fit: (k * B,), log p(x|z). kl: terms of KL(q || p) at each place by name, (k * B, L), averaged over the
-    place's own choice. log_q: (k * B, L), log-probability of the discrete choice that was drawn.
+    choice at this place. log_q: (k * B, L), log-probability of the discrete choice that was drawn.
     """
 
     fit: Tensor
@@ -74,22 +71,22 @@ class HardDraws:
 
 
 class DiscreteBaseline(Baseline):
-    """A baseline whose q makes discrete choices, independently given the image."""
+    """A baseline whose q makes a discrete choice at each place, independently given the image."""
 
     @abstractmethod
     def relaxed_parts(self, x: Tensor, tau: float, generator: Noise) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scores a relaxed draw at temperature `tau`: log p(x|z) (B,) and the terms of the KL, each (B,)."""
+        """Makes a relaxed draw at temperature `tau`; returns log p(x|z) and the KL's terms, each (B,)."""
 
     @abstractmethod
     def hard_draws(self, x: Tensor, k: int, generator: Noise) -> HardDraws:
-        """Makes k hard draws for each x (B, C, H, W)."""
+        """Makes and scores k hard draws for each image x (B, C, H, W)."""
 
     def is_hard(self, config: VAEConfig, progress: float) -> bool:
-        """Whether draws are hard after the share `progress` of the budget; never if `vae.draws` is 1."""
+        """Whether draws are hard after the share `progress` of the budget; False if `vae.draws` is 1."""
         return config.draws > 1 and progress >= config.relaxed_share
 
     def may_end(self, config: VAEConfig, progress: float) -> bool:
-        """False while hard draws are still to come, since relaxed draws do not train the validated bound."""
+        """False until hard draws begin, since relaxed draws do not train the bound that validation takes."""
         return config.draws == 1 or self.is_hard(config, progress)
 
     def training_loss(self, x: Tensor, config: VAEConfig, progress: float, generator: Noise) -> Loss:
@@ -103,9 +100,9 @@ class DiscreteBaseline(Baseline):
         return weight * kl - fit, {"surrogate": fit - kl, "reconstruction": fit, **parts}
 
     def _hard_loss(self, drawn: HardDraws, k: int, weight: float) -> Loss:
-        """-ELBO of k hard draws. Choices have a score-function gradient, as in `nn.hard_draws`."""
+        """The negative ELBO of k hard draws, with a score-function gradient as in `nn.hard_draws`."""
         each = total_kl(drawn.kl)
-        later = each.flip(1).cumsum(1).flip(1) - each  # the KL at later places, which a choice changes
+        later = each.flip(1).cumsum(1).flip(1) - each  # the KL at later places, which depends on the choice
         reward = drawn.fit.detach()[:, None] - weight * later.detach()
         score = (leave_one_out(reward, k) * drawn.log_q).sum(1)
         loss = weight * each.sum(1) - drawn.fit - score

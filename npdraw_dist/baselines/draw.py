@@ -1,9 +1,9 @@
-"""DRAW (Gregor, Danihelka, Graves, Rezende, Wierstra; ICML 2015): a recurrent VAE that adds to a canvas.
+"""DRAW (Gregor, Danihelka, Graves, Rezende, Wierstra; ICML 2015), a recurrent VAE that adds to a canvas.
 
 The canvas holds the likelihood's parameters; the error image is the image minus the likelihood's mean.
-docs/compare.md has the flags for the paper's binarised MNIST. Differences from the paper: a softmax
-normalises the filters, so that a filter far outside the image has a gradient; the project's training loop
-sets the optimizer.
+docs/compare.md has the flags for the paper's binarised MNIST. There are two differences from the paper. A
+softmax normalises the filters, so that a filter far outside the image has a gradient. The project's training
+loop sets the optimizer.
 Shapes: B images, T steps, Z Gaussians per step, C channels, Q likelihood parameters per pixel, H x W image, N
 filters per axis.
 """
@@ -27,7 +27,7 @@ EPSILON = 1e-8
 
 
 class Window(NamedTuple):
-    """An N x N grid of Gaussian filters (section 3.2): centre and stride in pixels, variance, each (B,)."""
+    """An N x N grid of Gaussian filters (section 3.2), with centre and stride in pixels. Fields are (B,)."""
 
     row: Tensor
     column: Tensor
@@ -37,7 +37,7 @@ class Window(NamedTuple):
 
     @classmethod
     def of(cls, raw: Tensor, size: int, height: int, width: int) -> "Window":
-        """A window from raw (B, 5), a linear map of the decoder's state (eq. 21-24). Pixels count from 0."""
+        """A window from raw (B, 5), linear in the decoder's state (eq. 21-24). Pixels are numbered from 0."""
         column, row, log_variance, log_stride, log_gamma = raw.float().unbind(1)
         stride = (max(height, width) - 1) / max(size - 1, 1) * log_stride.exp()
         return cls(
@@ -49,7 +49,7 @@ class Window(NamedTuple):
         )
 
     def filters(self, size: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Rows (B, N, H) and columns (B, N, W) of the filters, each summing to 1 (eq. 19, 20, 25, 26)."""
+        """The filters' weights of rows (B, N, H) and columns (B, N, W), with sum 1 (eq. 19, 20, 25, 26)."""
         offset = torch.arange(size, device=self.stride.device) - (size - 1) / 2
         steps = offset * self.stride[:, None]
         return (
@@ -58,7 +58,7 @@ class Window(NamedTuple):
         )
 
     def box(self, size: int) -> Tensor:
-        """(B, 3): top, left and side in pixels of the square between the outermost filters."""
+        """Top, left and side, (B, 3), in pixels, of the square between the outermost filters."""
         side = self.stride * max(size - 1, 1)
         return torch.stack([self.row - side / 2, self.column - side / 2, side], 1)
 
@@ -72,7 +72,7 @@ def _bank(centres: Tensor, variance: Tensor, length: int) -> Tensor:
 
 
 def read(image: Tensor, window: Window, size: int) -> Tensor:
-    """(B, C, H, W) -> (B, C, N, N), gamma F_Y x F_X^T (eq. 27)."""
+    """Image x (B, C, H, W) -> the patch that the window reads, gamma F_Y x F_X^T (B, C, N, N) (eq. 27)."""
     rows, columns = window.filters(size, *image.shape[-2:])
     with exactly(image):
         patch = torch.einsum("bnh,bchw,bmw->bcnm", rows, at_least_float32(image), columns)
@@ -80,7 +80,7 @@ def read(image: Tensor, window: Window, size: int) -> Tensor:
 
 
 def write(patch: Tensor, window: Window, height: int, width: int) -> Tensor:
-    """(B, C, N, N) -> (B, C, H, W), F_Y^T w F_X / gamma (eq. 29)."""
+    """Patch w (B, C, N, N) -> the image that the window writes, F_Y^T w F_X / gamma (B, C, H, W) (eq. 29)."""
     rows, columns = window.filters(patch.shape[-1], height, width)
     with exactly(patch):  # in float32, since these are parameters of the likelihood
         image = torch.einsum("bnh,bcnm,bmw->bchw", rows, at_least_float32(patch), columns)
@@ -88,7 +88,7 @@ def write(patch: Tensor, window: Window, height: int, width: int) -> Tensor:
 
 
 class DRAW(Baseline):
-    """Encoder and decoder are LSTMs, which read and write the image through windows."""
+    """An encoder LSTM reads the image, and a decoder LSTM writes the canvas, both through windows."""
 
     title = "DRAW"
     default_latents = 10
@@ -134,7 +134,7 @@ class DRAW(Baseline):
         return canvas, (self.first_decoder[0].expand(batch, -1), self.first_decoder[1].expand(batch, -1))
 
     def _write(self, state: Tensor) -> Tensor:
-        """What a step adds to the canvas, (B, Q, H, W)."""
+        """The values (B, Q, H, W) that a step adds to the canvas."""
         _, height, width = self.spec.image_shape
         patch = self.patch(self.dropout(state))
         patch = patch.view(-1, len(self.first_canvas), self.spec.write, self.spec.write)

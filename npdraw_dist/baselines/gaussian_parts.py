@@ -1,7 +1,7 @@
-"""NP-DRAW without its bank: *what* is Gaussian, and a network turns it into the pixels of a part.
+"""NP-DRAW without its bank. *What* is Gaussian, and a network maps it to the pixels of a part.
 
-*Whether* is a choice at each place, in aligned order, as in NP-DRAW. Trunk, paste, decoder and training
-phases are NP-DRAW's too. There is no parse, and therefore no stage that trains the prior on parses.
+As in NP-DRAW with aligned order, *whether* is a choice at each place. Trunk, paste, decoder and training
+phases are also NP-DRAW's. There is no parse, and therefore no stage that trains the prior on parses.
 Shapes: k draws, B images, N samples, L places, D Gaussians of a part, C channels, P patch side, W channels of
 a token, h x w canvas.
 """
@@ -24,7 +24,7 @@ from npdraw_dist.nn.tables import PLACE
 
 
 class PartPrior(SequencePrior):
-    """p(z) = prod_l p(whether_l | before) p(what_l | before); *what* counts only where a part is drawn."""
+    """p(z) = prod_l p(whether_l | z_<l) p(what_l | z_<l); *what* counts only where a part is drawn."""
 
     def __init__(self, settings: PriorSpec, places: int, latents: int) -> None:
         super().__init__(settings, places)
@@ -34,11 +34,11 @@ class PartPrior(SequencePrior):
         self.head = ExactLinear(width, 1 + 2 * latents)
 
     def added(self, whether: Tensor, what: Tensor, place: Tensor) -> Tensor:
-        """The vectors that parts add to the sum: whether (...), what (..., D), place (..., W) -> (..., W)."""
+        """whether (...), what (..., D), place (..., W) -> the vectors (..., W) that parts add to the sum."""
         return self.what(what) * place * whether[..., None]
 
     def forward(self, whether: Tensor, what: Tensor) -> tuple[Tensor, Gaussian]:
-        """whether (B, L) in [0, 1], what (B, L, D) -> logits of whether (B, L) and p(what)."""
+        """whether (B, L) in [0, 1], what (B, L, D) -> logits of whether (B, L) and p(what) of each place."""
         return split(self.head(self.states(self.added(whether, what, self.place))))
 
     @torch.no_grad()
@@ -65,7 +65,7 @@ def split(raw: Tensor) -> tuple[Tensor, Gaussian]:
 
 
 class GaussianParts(DiscreteBaseline):
-    """q gives each place its own *whether* and *what*, independent given the image."""
+    """A model whose q draws *whether* and *what* of each place independently, given the image."""
 
     title = "Gaussian parts"
     default_latents = 8
@@ -109,7 +109,7 @@ class GaussianParts(DiscreteBaseline):
         return self.decoder(self.grid.ink(paste_aligned(parts, self.grid.of_ink)))
 
     def _kl(self, logits: Tensor, q: Gaussian, whether: Tensor, what: Tensor) -> dict[str, Tensor]:
-        """Terms of the KL at each place, (B, L), averaged over its choices given earlier draws."""
+        """Terms of the KL at each place, (B, L), averaged over the place's choices, given earlier draws."""
         prior, p = self.prior(whether, what)
         return {
             "kl_whether": kl_bernoulli(logits, prior),
@@ -154,5 +154,5 @@ class GaussianParts(DiscreteBaseline):
 
 
 def bernoulli_log_prob(logits: Tensor, drawn: Tensor) -> Tensor:
-    """log p(drawn), (...) nats; drawn is 0.0 or 1.0."""
+    """log p(drawn) of Bernoullis with `logits` (...), in nats. drawn: 0.0 or 1.0."""
     return -F.binary_cross_entropy_with_logits(logits, drawn, reduction="none")

@@ -1,4 +1,4 @@
-"""Gaussians made from network outputs, and samples of a prior.
+"""Gaussians whose parameters are network outputs, and samples of a prior.
 
 Shapes: N samples, T steps, Z Gaussians, Q likelihood parameters per pixel, H x W image; `...` any axes.
 """
@@ -16,10 +16,10 @@ MAX_LOG_STD = 4.0  # keeps a Gaussian's scale finite if training diverges
 
 @dataclass(frozen=True)
 class PriorDraws:
-    """N samples of the prior, step by step.
+    """N samples of the prior, with the T steps that draw each of them.
 
     outputs: likelihood parameters after each step, (T, N, Q, H, W). drawn: (N, T) bool, whether a step draws.
-    boxes: (N, T, 3), top, left and side in pixels of what a step draws. codes: the latents by name.
+    boxes: (N, T, 3), top, left and side in pixels of the square that a step draws. codes: latents by name.
     """
 
     outputs: Tensor
@@ -29,7 +29,7 @@ class PriorDraws:
 
 
 def gaussian(raw: Tensor) -> Gaussian:
-    """A Gaussian from network outputs (..., 2 Z): means, then log standard deviations."""
+    """Network outputs (..., 2 Z), which are means, then log standard deviations -> a Gaussian (..., Z)."""
     mean, log_std = raw.float().chunk(2, -1)
     return Gaussian(mean, log_std.clamp(-MAX_LOG_STD, MAX_LOG_STD))
 

@@ -1,7 +1,7 @@
-"""A VAE with Gaussians z for the image and, given z, Gaussians u for each cell, as in NP-DRAW without parts.
+"""A VAE with Gaussian latents z of the image and, given z, Gaussian latents u of each cell.
 
 p(u|z) and q(u|x, z) are networks over the cells, as p(u|canvas) and q(u|x, canvas) are in `nn.appearance`.
-Shapes: B images, N samples, Z Gaussians of the image, D of a cell, L cells, W channels, H x W image.
+Shapes: B images, D Gaussians of a cell, L cells, W channels of features, C channels, H x W image.
 """
 
 import torch
@@ -79,7 +79,7 @@ class MapVAE(Baseline):
 
     @torch.no_grad()
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
-        """Swaps the Gaussians of the region's cells; the Gaussians of the image stay."""
+        """Swaps the Gaussians of the region's cells; the Gaussians of the image are not swapped."""
         taken = at_centres(inside, cell_centres(*self.size, inside.device))
         of_a, of_b = self.embed(a), self.embed(b)
         spread = self.spread(gaussian(self.of_image(of_a)).mean)

@@ -1,9 +1,9 @@
 """A convolutional VAE with one layer of Gaussians (Kingma and Welling 2014), and two with a learned prior.
 
-The learned prior is a mixture of posteriors (VampPrior) or a flow. Its KL(q || p) has no closed form, so
+The learned prior is a mixture of posteriors (VampPrior) or a flow. KL(q || p) then has no closed form, so
 log p(z) is estimated from the draw, while the entropy of q is exact.
-Shapes: B images, N samples, U pseudo-inputs, Z Gaussians, W channels, C channels of the image, H x W image, Q
-likelihood parameters per pixel.
+Shapes: B images, N samples, U pseudo-inputs, Z Gaussians, L cells, W channels of features, C channels of the
+image, H x W image, Q likelihood parameters per pixel.
 """
 
 from abc import abstractmethod
@@ -21,7 +21,7 @@ from npdraw_dist.nn.generative import Importance
 from npdraw_dist.nn.relaxations import Gaussian, categorical_sample
 
 CELL = 4  # residual blocks work on cells of 4 x 4 pixels
-MAX_LOG_FACTOR = 2.0  # bounds a coupling layer's factor, so that the flow stays invertible in float32
+MAX_LOG_FACTOR = 2.0  # limit of a coupling layer's log-factor, so that the flow is invertible in float32
 
 
 def whole_cells(x: Tensor) -> Tensor:
@@ -31,15 +31,15 @@ def whole_cells(x: Tensor) -> Tensor:
 
 
 def encoder_layers(spec: BaselineSpec) -> list[nn.Module]:
-    """Images (B, C, H, W) -> features (B, W, H / CELL, W / CELL)."""
+    """Layers that map images (B, C, H, W) to features of cells (B, W, rows, columns)."""
     halve = [nn.Conv2d(spec.image_shape[0], spec.width, 4, 2, 1), nn.SiLU()]
-    # The blocks begin with a norm and a SiLU of their own.
+    # No SiLU follows the second convolution, since the blocks begin with a norm and a SiLU.
     halve.append(nn.Conv2d(spec.width, spec.width, 4, 2, 1))
     return [*halve, *blocks(spec), group_norm(spec.width), nn.SiLU()]
 
 
 def last_layer(spec: BaselineSpec, blank: Tensor) -> nn.Module:
-    """The last of `decoder_layers`, whose output starts at about `blank` (Q,)."""
+    """The last layer of a decoder. Before training, its output is about `blank` (Q,) at every pixel."""
     last = ExactConvTranspose2d(_fine(spec), len(blank), 4, 2, 1)
     assert last.bias is not None
     with torch.no_grad():
@@ -48,7 +48,7 @@ def last_layer(spec: BaselineSpec, blank: Tensor) -> nn.Module:
 
 
 def decoder_layers(spec: BaselineSpec, last: nn.Module) -> list[nn.Module]:
-    """Features (B, W, rows, columns) -> likelihood parameters, CELL times as high and wide."""
+    """Layers that map features (B, W, rows, columns) to likelihood parameters of CELL times the size."""
     residual = blocks(spec)
     double = nn.ConvTranspose2d(spec.width, _fine(spec), 4, 2, 1)
     return [*residual, group_norm(spec.width), nn.SiLU(), double, nn.SiLU(), last]
@@ -65,13 +65,13 @@ def blocks(spec: BaselineSpec) -> list[ResidualBlock]:
 
 
 def cell_centres(rows: int, columns: int, device: torch.device) -> Tensor:
-    """The pixel at the centre of each cell, (L, 2), row by row."""
+    """The pixel (row, column) at the centre of each cell, (L, 2), row by row."""
     row, column = torch.arange(rows, device=device), torch.arange(columns, device=device)
     return CELL * torch.cartesian_prod(row, column) + CELL // 2
 
 
 class ConvVAE(Baseline):
-    """q(z|x) and p(x|z) are residual blocks on cells of 4 x 4 pixels; p(z) is a standard normal."""
+    """q(z|x) and p(x|z) have residual blocks on cells of 4 x 4 pixels; p(z) is a standard normal."""
 
     title = "VAE"
     default_latents = 40
@@ -111,7 +111,7 @@ class ConvVAE(Baseline):
 
     @torch.no_grad()
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
-        """Swaps the first numbers of q's mean; latents have no places, so only the swapped share matters."""
+        """Swaps as large a share of q's mean as the region has of the image, since latents have no places."""
         of_a, of_b = (gaussian(self.embed(x)).mean for x in (a, b))
         share = inside.float().mean((1, 2))[:, None]  # the region's share of the image, (B, 1)
         taken = torch.arange(self.spec.latents, device=a.device) < self.spec.latents * share
@@ -133,7 +133,7 @@ class ConvVAE(Baseline):
 
 
 class LearnedPriorVAE(ConvVAE):
-    """Has q(z|x) and p(x|z) of `ConvVAE`; a subclass defines p(z)."""
+    """A VAE with q(z|x) and p(x|z) of `ConvVAE`, whose subclasses define p(z)."""
 
     @abstractmethod
     def log_prior(self, z: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class VampVAE(LearnedPriorVAE):
 
     def __init__(self, spec: BaselineSpec) -> None:
         super().__init__(spec)
-        # Logits of the pixels of u. They start at random, so that the components differ.
+        # Logits of the pixels of each u, with random start values, so that the components differ.
         self.pseudo_inputs = nn.Parameter(torch.randn(spec.pseudo_inputs, *spec.image_shape))
         self.weight_logits = nn.Parameter(torch.zeros(spec.pseudo_inputs))
 
@@ -167,18 +167,18 @@ class VampVAE(LearnedPriorVAE):
         return (each + self.weight_logits.log_softmax(0)).logsumexp(1)
 
     def draw_prior(self, n: int, generator: Noise, temperature: float) -> Tensor:
-        """`temperature` also divides the logits of the mixture weights."""
+        """See `ConvVAE.draw_prior`. `temperature` also divides the logits of the mixture weights."""
         found = self.components()
         chosen = categorical_sample((self.weight_logits / temperature).expand(n, -1), generator)
         return Gaussian(found.mean[chosen], found.log_std[chosen]).sample(generator, temperature)
 
 
 class Coupling(nn.Module):
-    """An affine coupling layer (Dinh et al. 2017, section 3.2): one half of z scales and shifts the other."""
+    """An affine coupling layer (Dinh et al. 2017, section 3.2). One half of z scales and shifts the other."""
 
     def __init__(self, latents: int, hidden: int, swapped: bool) -> None:
         super().__init__()
-        # If the number of latents is odd, every other layer moves the middle latent.
+        # If the number of latents is odd, only every other layer changes the middle latent.
         self.fixed, self.swapped = (latents + (not swapped)) // 2, swapped
         first, last = ExactLinear(self.fixed, hidden), ExactLinear(hidden, 2 * (latents - self.fixed))
         self.layers = nn.Sequential(first, nn.SiLU(), zeroed(last))  # the flow begins as the identity
@@ -208,7 +208,7 @@ class Coupling(nn.Module):
 
 
 class FlowVAE(LearnedPriorVAE):
-    """p(z) maps z to a standard normal by coupling layers (RealNVP; Chen et al. 2017 for a VAE's prior)."""
+    """A flow p(z) maps z to a standard normal by coupling layers (RealNVP; for a VAE, Chen et al. 2017)."""
 
     title = "VAE with flow prior"
 

@@ -1,10 +1,10 @@
 """VQ-VAE (van den Oord et al., NeurIPS 2017), whose codes are a learned bank, with NP-DRAW's prior network.
 
 q(z|x) is categorical at each cell, with logits -s |z_e(x) - e_k|^2 and a learned s > 0, as in SQ-VAE (Takida
-et al. 2022); the paper takes the nearest code instead. This makes ELBO and IWAE comparable with other kinds'.
+et al. 2022), so ELBO and IWAE compare with those of other kinds. The paper takes the nearest code instead.
 Relaxed draws have the straight-through gradient of the Gumbel-softmax; hard draws have the gradient of the
-bound (`discrete`). One stage trains everything; the prior sees codes as integers without a gradient, and
-learns at `vae.prior_learning_rate`. Codes that are hardly used restart (`VQVAE.after_step`).
+bound (`discrete`). One stage trains everything. The prior reads codes as integers, which have no gradient,
+and learns at `vae.prior_learning_rate`. Codes that are hardly used are replaced (`VQVAE.after_step`).
 Shapes: k draws, B images, L cells, K codes, D numbers of a code, N samples, C channels, H x W image.
 """
 
@@ -38,8 +38,8 @@ from npdraw_dist.nn.relaxations import (
 from npdraw_dist.nn.steps import chosen
 from npdraw_dist.nn.tables import TABLES
 
-DEAD = 0.05  # a code restarts if it is used less often than this share of 1 / K
-MEMORY = 2000.0  # number of images over which the use of a code is averaged
+DEAD = 0.05  # a code is replaced if its share of all uses is below DEAD / K
+MEMORY = 2000.0  # number of images after which the weight of an old use of a code has fallen to 1 / e
 
 
 class CodePrior(SequencePrior):
@@ -60,7 +60,7 @@ class CodePrior(SequencePrior):
 
     @torch.no_grad()
     def sample(self, n: int, generator: Noise, temperature: float = 1.0) -> Tensor:
-        """Draws n grids of codes (n, L), place by place with a cache. temperature divides the logits."""
+        """Draws n grids of codes, (n, L), place by place with a cache. temperature: divides the logits."""
         walk, found = self.walk(n), list[Tensor]()
         h = next(walk)
         with self.drawn.cached():
@@ -75,7 +75,7 @@ class CodePrior(SequencePrior):
 
 
 class VQVAE(DiscreteBaseline):
-    """An image is a grid of codes, one for each cell of CELL x CELL pixels, row by row."""
+    """Encodes an image as a grid of codes, one for each cell of CELL x CELL pixels, row by row."""
 
     title = "VQ-VAE"
     default_latents = 16
@@ -100,9 +100,9 @@ class VQVAE(DiscreteBaseline):
         self.codebook = nn.Parameter(torch.randn(codes, numbers) / math.sqrt(numbers))
         self.log_scale = nn.Parameter(torch.zeros(()))
         self.prior = CodePrior(spec.prior, self.rows * self.columns, codes)
-        # How often each code is used, in units of 1 / K. At first all codes are about to restart.
+        # Each code's share of all uses, times K. The first step replaces the codes that it does not use.
         self.register_buffer("usage", torch.full((codes,), DEAD))
-        # This rank's record since the last step: uses of each code, and a vector that may replace the code.
+        # Since the last step, on this rank: uses of codes, candidates to replace codes, their random tickets.
         self.register_buffer("seen", torch.zeros(codes), persistent=False)
         self.register_buffer("candidates", torch.zeros(codes, numbers), persistent=False)
         self.register_buffer("tickets", torch.full((codes,), -1.0), persistent=False)
@@ -112,7 +112,7 @@ class VQVAE(DiscreteBaseline):
         return self.encoder(whole_cells(x)).flatten(2).transpose(1, 2)
 
     def logits(self, vectors: Tensor) -> Tensor:
-        """Vectors (B, L, D) -> minus their squared distances to the codes, times s, (B, L, K)."""
+        """Vectors (B, L, D) -> the logits (B, L, K), minus s times the squared distances to the codes."""
         vectors, book = at_least_float32(vectors), at_least_float32(self.codebook)
         with exactly(vectors):
             products = vectors @ book.T
@@ -165,7 +165,7 @@ class VQVAE(DiscreteBaseline):
 
     @torch.no_grad()
     def _count(self, vectors: Tensor, z: Tensor, generator: Noise) -> None:
-        """Counts uses of codes, and keeps for each code a vector of the image with the largest ticket."""
+        """Counts uses of codes; keeps as a code's candidate a vector of the image with the largest ticket."""
         if not self.training:
             return
         self.seen.index_add_(0, z.flatten(), torch.ones_like(z, dtype=self.seen.dtype).flatten())
@@ -179,7 +179,7 @@ class VQVAE(DiscreteBaseline):
 
     @torch.no_grad()
     def after_step(self, gather: Gather) -> None:
-        """Averages the use of codes over ranks; a vector of this step replaces a code below DEAD."""
+        """Updates the use of codes by all ranks' counts; replaces codes used less than DEAD by candidates."""
         found = gather(torch.cat([self.seen[:, None], self.tickets[:, None], self.candidates], 1))
         codes = self.spec.codes
         seen, winner = found[:, :, 0].sum(0), found[:, :, 1].argmax(0)

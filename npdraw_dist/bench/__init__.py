@@ -1,1 +1,1 @@
-"""The command `bench`. Each of its sections measures one subject, and returns a flat mapping of figures."""
+"""The command `bench`, in which each section measures one subject and returns a mapping name -> figure."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SECTIONS = ("machine", "bank", "parse", "drawing", "step", "training")
 
-# The values that some figures should have.
+# Figure -> its aim, which the table shows beside the value.
 AIMS = {
     "kmeans_speedup_vs_sklearn": ">= 10",
     "kmeans_objective_vs_sklearn": "<= 1.01",
@@ -63,9 +63,9 @@ class Options(BaseModel):
 
 
 class Bench(PresetCommand, Options):  # type: ignore[misc]  # pydantic-settings narrows model_config
-    """Measures extraction, k-means, parsing, drawing and training on this machine, most beside a reference.
+    """Measures extraction, k-means, parsing, drawing and training on this machine, most against a reference.
 
-    Each ratio compares two measurements of the same run. The bench takes some minutes, or one with --quick.
+    Each ratio compares two measurements of the same run. The bench takes some minutes; with --quick, one.
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
@@ -88,7 +88,7 @@ class Bench(PresetCommand, Options):  # type: ignore[misc]  # pydantic-settings 
 
 
 def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
-    """The bench's own flags, and the flags of the config. Raises UserError if --out cannot be a file."""
+    """Returns the bench's own flags, and the config's. Raises UserError if --out cannot be a file."""
     flags: dict[str, Any] = parse_flags(Bench, "npdraw_dist.bench", argv)
     options = own_flags(Options, flags)
     if options.out is not None and (options.out.is_dir() or not options.out.parent.is_dir()):
@@ -97,7 +97,7 @@ def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
 
 
 def chosen(only: str | None) -> list[str]:
-    """The sections named in `only`, and `machine`; all if None. Raises UserError on an unknown name."""
+    """The sections in `only`, and `machine`; all sections if it is None. Raises UserError on unknown ones."""
     if only is None:
         return list(SECTIONS)
     names = ["machine", *names_in("--only", "section", only, list(SECTIONS))]

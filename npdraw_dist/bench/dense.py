@@ -1,8 +1,8 @@
-"""The dense reference, which only the bench uses: the authors' formulation with our weights.
+"""The dense reference of the bench, which computes the authors' formulation with our weights.
 
 A part is a one-hot code times all K parts of the bank. Each step has its own canvas, on which products with
-a filter bank for each axis paste the part. The prior convolves these canvases, or takes a code image of L * K
-values. Attention uses plain, unfused products. Sampling computes the whole prefix again at every step.
+a filter bank for each axis paste the part. The prior convolves these canvases, or multiplies a one-hot code
+of L * K values by a table. Attention is not fused. Sampling computes the whole prefix again at every step.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, W channels of a token.
 """
 
@@ -22,7 +22,7 @@ from npdraw_dist.nn.steps import StepLogits
 
 
 def filter_banks(where: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-    """One-hot where (B, T, L) -> rows (B*T, P, h) and columns (B*T, P, w): 1 at a part's pixels."""
+    """One-hot where (B, T, L) -> rows (B*T, P, h) and columns (B*T, P, w), which are 1 at a part's pixels."""
     pixel = torch.arange(grid.patch, device=where.device)[:, None]
     banks = []
     for axis, side in enumerate((grid.height, grid.width)):
@@ -35,7 +35,7 @@ def filter_banks(where: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
 def canvases(bank: Tensor, what: Tensor, gate: Tensor, where: Tensor, grid: Grid) -> Tensor:
     """The canvas after each step, (B, T, C, h, w).
 
-    bank (K, C, P, P), what (B, T, K) weights, gate (B, T), one-hot where (B, T, L).
+    bank: (K, C, P, P). what: weights (B, T, K). gate: (B, T). where: one-hot (B, T, L).
     """
     batch, steps, _ = what.shape
     written_out = what[..., None, None, None] * grid.ink(bank).permute(0, 2, 3, 1)  # (B, T, K, P, P, C)
@@ -52,9 +52,9 @@ def render_steps(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:
 
 
 class ConvStem(nn.Module):
-    """The canvas and the map of covered pixels, rendered and convolved: (B, T, W) before each step.
+    """Renders and convolves the canvas and the map of covered pixels before each step; returns (B, T, W).
 
-    It follows the authors' design (paper section 3.1), with layers of our own.
+    The design is the authors' (paper section 3.1), with layers of our own.
     """
 
     bank_parts: Tensor
@@ -80,9 +80,9 @@ class ConvStem(nn.Module):
 
 
 class DensePrior(nn.Module):
-    """`prior` computed by dense products, with the same weights and the same distribution.
+    """Computes `prior` by dense products, with the same weights and the same distribution.
 
-    stem: replaces the running sum if given; the distribution then differs from that of `prior`.
+    stem: if given, replaces the running sum; the distribution then differs from that of `prior`.
     """
 
     def __init__(self, prior: Prior, stem: ConvStem | None = None) -> None:
@@ -91,7 +91,7 @@ class DensePrior(nn.Module):
 
     @classmethod
     def of(cls, model: NPDraw, convolved: bool) -> "DensePrior":
-        """convolved: whether the prior gets a `ConvStem` with random weights."""
+        """The dense form of a model's prior. convolved: whether it gets a `ConvStem` with random weights."""
         assert isinstance(model.prior, Prior), "the bench has no preset of the authors' model"
         return cls(model.prior, ConvStem(model).to(model.device) if convolved else None)
 
@@ -124,7 +124,7 @@ class DensePrior(nn.Module):
 
 @torch.no_grad()
 def sample_prior(model: NPDraw, prior: DensePrior, n: int, generator: torch.Generator) -> PartSequence:
-    """n part sequences drawn from `prior`; every step computes the whole prefix again."""
+    """Draws n part sequences from `prior`; computes the whole prefix again at every step."""
     where = torch.zeros(n, model.prior.steps, dtype=torch.int64, device=model.device)
     whether, what = where.bool(), where.clone()
     for t in range(model.prior.steps):
@@ -142,7 +142,7 @@ def sample(model: NPDraw, prior: DensePrior, n: int, generator: torch.Generator)
 
 
 class DenseVAEObjective(VAEObjective):
-    """`VAEObjective` with the dense canvases of relaxed draws and the dense prior."""
+    """`VAEObjective` with the dense prior, and with dense canvases for relaxed draws."""
 
     def __init__(self, *arguments: Any, convolved: bool = False) -> None:
         super().__init__(*arguments)

@@ -1,4 +1,4 @@
-"""Section `machine`: the hardware and software of the measurement, and the memory of this process."""
+"""Section `machine`, which states hardware and software, and measures matrix products and memory."""
 
 import platform
 import subprocess
@@ -14,11 +14,11 @@ from npdraw_dist.bench.workload import Facts, Workload, median_seconds
 from npdraw_dist.core.process import cpu_count, local_device
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "ray")
-SIDE, GPU_SIDE = 2048, 8192  # sides of the matrices; small products do not keep a GPU busy
+SIDE, GPU_SIDE = 2048, 8192  # sides of the matrices; larger on a GPU, which small products do not keep busy
 
 
 def run(work: Workload) -> Facts:
-    """Hardware, versions, commit, date (UTC); `sgemm_gflops`, and `bf16_gflops` if there is a GPU."""
+    """Returns hardware, versions, commit, date (UTC), `sgemm_gflops` and, on a GPU, `bf16_gflops`."""
     gpu, repeats = local_device().type == "cuda", 3 if work.quick else 9
     types = {"sgemm": torch.float32, **({"bf16": torch.bfloat16} if gpu else {})}
     products = {name: MatrixProduct(dtype) for name, dtype in types.items()}
@@ -33,7 +33,7 @@ def run(work: Workload) -> Facts:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         **{name.replace("-", "_"): version(name) for name in PACKAGES},
-        # Wheels of FAISS have several names.
+        # FAISS is published as packages of several names.
         "faiss": next((version(d) for d in packages_distributions().get("faiss", ())), None),
         "source": work.experiment.data.source,
         "bench_images": len(work.images),
@@ -47,7 +47,7 @@ def run(work: Workload) -> Facts:
 
 
 class MatrixProduct:
-    """A square matrix product into an existing buffer; TF32 is off, as in training."""
+    """A product of square matrices, written into an existing buffer, without TF32 as in training."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         side = SIDE if local_device().type == "cpu" else GPU_SIDE
@@ -61,7 +61,7 @@ class MatrixProduct:
 
 
 def memory_mb() -> float:
-    """MiB of tensors on the GPU if there is one, else MiB of this process."""
+    """The memory of all tensors on the GPU, in MiB; without a GPU, the memory of this process."""
     gpu = torch.cuda.is_available()
     return (torch.cuda.memory_allocated() if gpu else psutil.Process().memory_info().rss) / (1 << 20)
 
@@ -80,7 +80,7 @@ def peak_rss_mb() -> float:
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with "+" if it has changes; None outside a source tree."""
+    """The commit of the source tree, with "+" if files differ from it; None outside a source tree."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--exclude=*"]
     with suppress(OSError):
         return subprocess.run([*git, "--dirty=+"], capture_output=True, text=True).stdout.strip() or None

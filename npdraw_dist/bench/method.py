@@ -1,4 +1,4 @@
-"""Sections `bank`, `parse` and `drawing`: stages of the method compared with references in the same run.
+"""Sections `bank`, `parse` and `drawing`, which compare stages of the method with references in the same run.
 
 Shapes: M patches, K centroids, D = C * P * P pixels of a patch.
 """
@@ -35,9 +35,9 @@ SAMPLES = 64
 
 
 def bank(work: Workload) -> Figures:
-    """Patches/s of the extraction; our k-means compared with scikit-learn's, and with a GPU if there is one.
+    """Measures patches/s of the extraction; compares our k-means with scikit-learn's, and with ours on a GPU.
 
-    Ratios to scikit-learn divide our objective by theirs, and their time by ours.
+    The ratios are our objective divided by scikit-learn's, and scikit-learn's time divided by ours.
     """
     experiment, rng = work.experiment, np.random.default_rng(work.experiment.seed)
     canvases, settings = work.canvases, work.experiment.bank
@@ -59,7 +59,7 @@ def bank(work: Workload) -> Figures:
 
 
 def _against_sklearn(patches: NDArray[np.uint8], k: int, seed: int) -> Figures:
-    """The comparison of k-means. Our time is the mean of one run before scikit-learn's and one after it."""
+    """Compares k-means. Our time is the mean of two runs, one before and one after scikit-learn's run."""
     floats = patches.astype(np.float32) / np.float32(255)
     ours = partial(kmeans, LocalShards([patches], gpu=False), k, seed)
     theirs = KMeans(k, algorithm="lloyd", n_init=1, random_state=seed)
@@ -78,7 +78,7 @@ def _against_sklearn(patches: NDArray[np.uint8], k: int, seed: int) -> Figures:
     }
     if has_gpu():
         on_gpu = partial(kmeans, LocalShards([patches], gpu=True), k, seed)
-        centroids = on_gpu().centroids  # also creates the GPU's context
+        centroids = on_gpu().centroids  # not timed, since the first call also creates the GPU's context
         cpu_s, figures["kmeans_gpu_s"] = median_seconds([ours, on_gpu], 3)
         figures["kmeans_gpu_speedup"] = cpu_s / figures["kmeans_gpu_s"]
         figures["kmeans_gpu_objective_vs_cpu"] = objective(floats, centroids) / mean
@@ -92,12 +92,12 @@ def objective(patches: NDArray[np.float32], centroids: NDArray[Any]) -> float:
 
 
 def parse(work: Workload) -> Figures:
-    """`parse_images_per_s`: canvases parsed on all cores."""
+    """Measures `parse_images_per_s`, the rate at which all cores parse canvases."""
     parser = work.parser()
     canvases = torch.from_numpy(work.canvases[: PARSED[not work.quick]])
     batches = canvases.split(AT_ONCE)
-    # As in the stage, torch uses one thread in each thread of the pool. With more, threads of an operation
-    # would wait for each other at its end, on a busy machine for longer than they work.
+    # As in the stage `parse`, torch uses one thread in each thread of the pool. With more, the threads of an
+    # operation would wait for each other at its end, on a busy machine for longer than they compute.
     with one_thread(), ThreadPoolExecutor(cpu_count()) as pool:
         (seconds,) = median_seconds([lambda: list(pool.map(parser, batches))], PARSE_REPEATS, warm_up=1)
     return {"parse_images_per_s": len(canvases) / seconds}
@@ -105,7 +105,7 @@ def parse(work: Workload) -> Figures:
 
 @torch.no_grad()
 def drawing(work: Workload) -> Figures:
-    """`render_*`: all T canvases of a batch of parses. `samples_per_s`: images from prior and decoder."""
+    """Measures the rendering of all T canvases of parses (`render_*`), and samples/s of prior and decoder."""
     size, repeats = RENDERED[not work.quick], DRAWING_REPEATS[not work.quick]
     subject = Subject.of(work, size)
     model = subject.model().eval()

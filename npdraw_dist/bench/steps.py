@@ -1,4 +1,4 @@
-"""Section `step`: a training step compared with a matrix product and with other forms of the step.
+"""Section `step`, which compares a training step with a matrix product and with other forms of the step.
 
 Each form runs in its own process, so that its memory can be measured. The processes take turns, so that a
 busy moment slows all of them.
@@ -36,11 +36,11 @@ Trainers = dict[str, "WorkerProcess"]
 
 
 def run(work: Workload) -> Figures:
-    """Images/s, memory, and the rate of the counted operations as a share of a matrix product's.
+    """Measures images/s, memory, and the rate of operations as a share of a matrix product's rate.
 
     `vae_step_*` (with relaxed draws), `prior_step_*` and `vae_hard_step_images_per_s` (with hard draws, if
-    the experiment has them) take the experiment's batch in its micro-batches. `*_vs_dense` take a batch of
-    500 (64 with --quick), which our step divides into micro-batches and the dense reference does not.
+    the experiment has them) process the experiment's batch in its micro-batches. `*_vs_dense` process a batch
+    of 500 (64 with --quick), which our step divides into micro-batches and the dense reference does not.
     """
     dense_size = QUICK_DENSE_BATCH if work.quick else DENSE_BATCH
     subject = Subject.of(work, max(work.experiment.train.batch_size, dense_size))
@@ -50,7 +50,7 @@ def run(work: Workload) -> Figures:
             kind: stack.enter_context(WorkerProcess(Trainer, subject, kind, threads)) for kind in kinds
         }
         for trainer in trainers.values():
-            trainer.made.result()  # nothing is measured while a process still loads
+            trainer.made.result()  # waits, so that nothing is measured while a process still loads
         figures = _beside_product(trainers, work)
         if work.dense:
             steps = {kind: partial(trainers[kind].call, "update", dense_size) for kind in ("vae", "dense")}
@@ -71,7 +71,7 @@ def run(work: Workload) -> Figures:
 
 
 def _beside_product(trainers: Trainers, work: Workload) -> Figures:
-    """The steps compared with a matrix product in the number format of their own products."""
+    """Compares the steps with a matrix product in the number type of the steps' own products."""
     experiment, kinds = work.experiment, ("vae", "prior")
     size = experiment.train.batch_size
     dtype = autocast_dtype(local_device(), experiment.train.precision) or torch.float32
@@ -101,8 +101,8 @@ def _in_turns(steps: Mapping[str, Callable[[], float]], repeats: int) -> dict[st
     return dict(zip(steps, map(statistics.median, zip(*turns, strict=True)), strict=True))
 
 
-# The counter of torch 2.13 does not know the fused attention of CPUs. All pairs of steps count, as for the
-# other kernels, although a causal kernel skips half of them.
+# The counter of torch 2.13 does not know the fused attention of CPUs. As for the other kernels, all pairs of
+# steps count, although a causal kernel skips half of the pairs.
 ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,
@@ -110,7 +110,7 @@ ATTENTION = {
 
 
 def flop_counter() -> FlopCounterMode:
-    """Counts the operations of products, convolutions and attention in the block of a `with` statement."""
+    """A context manager that counts the operations of products, convolutions and attention in its block."""
     counter = FlopCounterMode(display=False)
     counter.flop_registry |= ATTENTION
     return counter
@@ -134,7 +134,7 @@ class Trainer:
         self.before_mb = machine.memory_mb()
 
     def update(self, size: int, hard: bool = False) -> float:
-        """The seconds of a step on a batch of `size`: in micro-batches, or as a whole if dense.
+        """Takes a step on a batch of `size`, in micro-batches, or as a whole if dense; returns the seconds.
 
         hard: whether a step of the VAE uses hard draws.
         """
@@ -143,13 +143,13 @@ class Trainer:
         return seconds
 
     def flops(self, size: int) -> int:
-        """Operations of a step on a batch of `size`, forward and backward."""
+        """The number of operations in a step on a batch of `size`, forward and backward."""
         with flop_counter() as counter:
             self.update(size)
         return int(counter.get_total_flops())
 
     def peak_mb(self) -> float:
-        """The largest memory of the steps so far, without weights, moments, data and libraries."""
+        """The largest memory of the steps so far, in MiB, without weights, moments, data and libraries."""
         return machine.peak_mb() - self.before_mb
 
 
@@ -163,16 +163,16 @@ def _objective(subject: Subject, kind: str) -> PriorObjective | VAEObjective:
 
 
 class WorkerProcess(ProcessPoolExecutor):
-    """An object `make(*arguments)` in a new process, which ends with the `with` block."""
+    """Makes an object `make(*arguments)` in a new process, which ends with the `with` block."""
 
     def __init__(self, make: Callable[..., Any], *arguments: Any) -> None:
-        super().__init__(1, get_context("spawn"))  # a fork would begin with all of this process's memory
+        super().__init__(1, get_context("spawn"))  # a fork would start with all of this process's memory
         self.name = f"{make.__name__}{tuple(a for a in arguments if isinstance(a, str | int))}"
-        # The arguments are pickled here, since torch would make the pool send tensors as shared memory.
+        # Arguments are sent as pickled bytes, since torch would make the pool send tensors by shared memory.
         self.made = self.submit(_make, pickle.dumps((make, arguments)))
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """Calls a method of the object. Raises its errors, and UserError if the process was killed."""
+        """Calls a method of the object. Raises what it raises, and UserError if the process was killed."""
         try:
             self.made.result()
             return self.submit(_call, name, arguments).result()

@@ -1,4 +1,4 @@
-"""Section `training`: the command `train` in one process, under Ray Train, and on two workers.
+"""Section `training`, which measures `train` without Ray, with one worker of Ray Train, and with two.
 
 Global batch, micro-batches and the total number of threads are the same in all three layouts.
 """
@@ -26,13 +26,13 @@ QUICK_REPEATS, FULL_REPEATS = 1, 3
 
 
 def run(work: Workload) -> Figures:
-    """Images/s of the stage `vae` in each layout, and their ratios, as medians of interleaved repeats.
+    """Measures images/s of the stage `vae` in each layout, and ratios, as medians over repeats in turns.
 
     `training_plain`: without Ray. `training_ray_1x<n>`: one worker with n threads. `training_ray_2x<m>`: two
     workers with m = n / 2 threads each. `ray_loop_ratio`: one worker over no Ray. `two_worker_ratio`: two
-    workers over one, if there are two cores. `data_wait_share`, `data_wait_share_streamed`:
-    without Ray, with images in memory or streamed.
-    `startup_s`: from the start of the command, with all stages before the VAE done, to the VAE's first step.
+    workers over one, if there are two cores. `data_wait_share`, `data_wait_share_streamed`: share of the time
+    that training without Ray waits for data, with images in memory or streamed (one run). `startup_s`: time
+    from the start of the command on one worker, with all earlier stages done, to the first step.
     """
     cores = cpu_count()
     layouts = {"plain": (0, cores), f"ray_1x{cores}": (1, cores), f"ray_2x{cores // 2}": (2, cores // 2)}
@@ -59,7 +59,7 @@ def run(work: Workload) -> Figures:
 
 
 def _experiment(work: Workload) -> Experiment:
-    """The experiment with at least two micro-batches a batch, one step of the prior and one validation."""
+    """The experiment with at least two micro-batches per batch, one step of the prior and one validation."""
     settings, images = work.experiment.train, QUICK_IMAGES if work.quick else FULL_IMAGES
     rows = CPU_ROWS if settings.micro_batch == "auto" else settings.micro_batch
     batch = max(settings.batch_size, 2 * rows)
@@ -69,7 +69,7 @@ def _experiment(work: Workload) -> Experiment:
 
 
 def _vae(folder: Path, workers: int, cpus: int, *flags: str) -> dict[str, Any]:
-    """The manifest of the stage `vae` in a copy of the run, and `startup_s`."""
+    """Runs the stage `vae` in a copy of the run; returns the stage's manifest with `startup_s` added."""
     scale = ("--scale.num_workers", str(workers), "--scale.cpus_per_worker", str(cpus))
     shutil.copytree(folder / "begun", folder / "copy")
     started = time.time()
@@ -80,7 +80,7 @@ def _vae(folder: Path, workers: int, cpus: int, *flags: str) -> dict[str, Any]:
 
 
 def _train(folder: Path, name: str, stages: str, *flags: str) -> None:
-    """Runs the command as a user starts it. Raises UserError with its last line if it fails."""
+    """Runs `train` as a user does. Raises UserError, with the last line of its errors, if it fails."""
     environment = {k: v for k, v in os.environ.items() if k not in {"RAY_ADDRESS", *COMPUTE}}
     where = ("--config", str(folder / "config.yaml"), "--storage", str(folder), "--name", name)
     command = [sys.executable, "-m", "npdraw_dist.train", *where, "--stages", stages, *flags]

@@ -26,9 +26,9 @@ from npdraw_dist.training.device import timed
 
 QUICK_IMAGES, FULL_IMAGES = 4_000, 60_000
 BANK_IMAGES = 2_000
-LEAST_SHARDS = 24  # all images of a shard may have the same font or class
+LEAST_SHARDS = 24  # minimum to read, since all images of a shard may have the same font or class
 
-# Name -> value; the unit is in the name. A value that is no number is a version or a name; None is unknown.
+# Name (with the unit) -> value. A value that is no number is a version or a name; None means unknown.
 Figures = dict[str, float]
 Facts = dict[str, float | str | None]
 
@@ -56,11 +56,11 @@ class Workload:
 
     @property
     def canvases(self) -> NDArray[np.uint8]:
-        """(N, C, h, w) uint8."""
+        """The canvases of the images, (N, C, h, w) uint8."""
         return canvas_bytes(torch.from_numpy(self.images), self.experiment.grid.downscale).numpy()
 
     def parser(self) -> Parser:
-        """The experiment's parser, with a bank of the first images."""
+        """The experiment's parser, with a bank built from the first BANK_IMAGES images."""
         e = self.experiment
         patches = extract(self.canvases[:BANK_IMAGES], e.canvas_grid, e.bank.min_energy)
         settings = e.bank.model_copy(update={"shards": 1})
@@ -70,7 +70,7 @@ class Workload:
 def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Workload:
     """Reads at most QUICK_IMAGES or FULL_IMAGES training images from shards drawn at random, in random order.
 
-    The first images are therefore a random sample. Raises UserError if there are too few for the bank.
+    The first images are therefore a random sample. Raises UserError if the images are too few for the bank.
     """
     limit, rng = QUICK_IMAGES if quick else FULL_IMAGES, np.random.default_rng(experiment.seed)
     shards = open_source(experiment.data, experiment.seed).shards("train")
@@ -92,7 +92,7 @@ def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Wo
 
 @dataclass(frozen=True)
 class Subject:
-    """An experiment, a bank of its images, and parsed images, on which training and drawing are measured."""
+    """An experiment, a bank, and a batch of parsed images, on which training and drawing are measured."""
 
     experiment: Experiment
     bank: PartBank

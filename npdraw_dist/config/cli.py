@@ -1,6 +1,6 @@
-"""Builds command lines from typed fields by pydantic-settings.
+"""Builds the flags of commands from typed fields, with pydantic-settings.
 
-A user's mistake prints one line and exits with status 2.
+Invalid input exits with status 2 and a message of one line.
 """
 
 import argparse
@@ -69,15 +69,15 @@ class Command(BaseSettings):
 
     @classmethod
     def without_flags(cls, words: Sequence[str]) -> tuple[str, Mapping[str, Any]]:
-        """Returns where settings without a flag get their values, as a text, and these values, nested.
+        """The source (a text) and the nested values of the settings, before flags override them.
 
-        The help shows both. words: the command line, which can name the source.
+        The help shows both. words: the command line, which can name a preset or a file as the source.
         """
         return "", {}
 
 
 class PresetCommand(Command):
-    """A command whose settings come from a preset, then a config file, then flags."""
+    """A command whose settings come from a preset, which a config file and then flags override."""
 
     stray: ClassVar[str] = "a setting is written --section.name VALUE"
 
@@ -137,7 +137,7 @@ class Flags(argparse.ArgumentParser):
         return super().parse_known_args([self._spelled(word) for word in args], namespace)
 
     def _spelled(self, word: str) -> str:
-        """A flag as the parser knows it. `-` and `_` are the same, and `--no-x` becomes `--x=false`."""
+        """The parser's spelling of a flag: `-` and `_` are the same, and `--no-x` becomes `--x=false`."""
         flag, equals, value = word.partition("=")
         name = flag.removeprefix("--").replace("-", "_")
         known = {key.replace("-", "_"): key for key in self.actions}
@@ -160,7 +160,7 @@ class _HelpAll(argparse.Action):
 
 
 def _add_argument(actions: dict[str, argparse.Action], parser: Any, *flags: str, **options: Any) -> Any:
-    """Adds a flag to the parser and to `actions`.
+    """Adds a flag to `parser` and its action to `actions`.
 
     A switch needs no value, so `--dry-run` means `--dry-run true`. The flag of a one-letter field can also
     have two dashes, as in `--n 64`, although pydantic-settings gives it only one dash.
@@ -173,7 +173,7 @@ def _add_argument(actions: dict[str, argparse.Action], parser: Any, *flags: str,
 
 
 def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> dict[str, Any]:
-    """The given flags as a nested dictionary. Raises UserError.
+    """The given flags as a nested dictionary. Raises UserError on an invalid flag.
 
     The result leaves out `--quiet` and `--verbose`, which set what this process prints.
     """
@@ -185,7 +185,7 @@ def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> di
 
 
 def own_flags(options: type[Own], flags: dict[str, Any]) -> Own:
-    """Removes the fields of `options` from `flags` and builds `options` from them. Raises UserError."""
+    """Moves the fields of `options` from `flags` into `options`. Raises UserError on a wrong value."""
     names = set(options.model_fields)
     for field in options.model_fields.values():
         if isinstance(field.validation_alias, AliasChoices):
@@ -201,9 +201,9 @@ def dashed(default: Any, name: str, description: str) -> Any:
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
-    """Runs `main(argv)`. A user's mistake prints one line on stderr and exits with status 2.
+    """Runs `main(argv)` and exits. Invalid input gives status 2 and a message of one line on stderr.
 
-    After a failure of the storage it exits with status 75, since the same command can succeed later.
+    A failure of the storage gives status 75, since the same command can succeed later.
     """
     process.prepare_to_compute()
     try:
@@ -223,7 +223,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
 
 
 def validate(command: type[BaseModel], values: dict[str, Any]) -> Any:
-    """Builds `command` from parsed flags, with the image sizes of prepared data. Raises UserError."""
+    """Builds `command` from flags; adds image sizes of prepared data. Raises UserError on a wrong value."""
     return validated(command, with_sizes(values), "--")
 
 
@@ -235,7 +235,7 @@ def print_script(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) 
     """
     if len(words) != 1 or words[0] not in SHELLS:
         raise UserError(f"completion takes the name of a shell: {', '.join(SHELLS)}")
-    import shtab  # the script that it writes runs without Python
+    import shtab  # shtab's script completes without starting Python
 
     whole = argparse.ArgumentParser("npdraw")
     parsers = whole.add_subparsers()

@@ -1,4 +1,4 @@
-"""The sections `data`, `grid`, `bank` and `parse`, which define the images and how they become parses.
+"""The sections `data`, `grid`, `bank` and `parse`, which define the images and how they are parsed.
 
 Symbols of the paper: T steps, K parts, P patch side.
 """
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from npdraw_dist.core.grid import Grid
 
 Binarize = Literal["none", "dynamic", "threshold"]
-SHARD_BYTES, SHARD_ROWS = 8 << 20, 8192  # limits of a shard, so that a stream reads it by one request
-LEAST_GLYPH = 8  # smallest side in pixels of an image of source fonts
+SHARD_BYTES, SHARD_ROWS = 8 << 20, 8192  # limits of a shard, so that one request reads it
+LEAST_GLYPH = 8  # smallest side of an image of the source `fonts`, in pixels
 
 
 def _require_colour(text: str) -> str:
@@ -115,7 +115,7 @@ class GridConfig(Section):
     """colour of an empty canvas; white suits dark or coloured objects on white"""
 
     def sizes_of(self, image_shape: tuple[int, int, int], centred: bool = False) -> GridSizes:
-        """The sizes of the canvas of images (C, H, W). Raises ValueError if they do not fit.
+        """The grid's sizes on the canvas for images (C, H, W). Raises ValueError if they do not fit.
 
         centred: places extend beyond all edges, as in the authors' code, not only on the right and below.
         """
@@ -127,7 +127,7 @@ class GridConfig(Section):
         return GridSizes(height // scale, width // scale, self.patch, self.stride, centred, background)
 
     def of_canvas(self, image_shape: tuple[int, int, int], centred: bool = False) -> "Grid":
-        """The places of the canvas of images (C, H, W). Raises ValueError if the sizes do not fit."""
+        """The grid of places on the canvas for images (C, H, W). Raises ValueError if sizes do not fit."""
         from npdraw_dist.core.grid import Grid  # imports torch, which takes seconds
 
         return Grid(**asdict(self.sizes_of(image_shape, centred)))

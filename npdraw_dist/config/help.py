@@ -13,7 +13,7 @@ from pydantic import AliasChoices, BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import CLI_SUPPRESS
 
-WIDEST = 110  # columns
+WIDEST = 110  # largest width of the help, in columns
 TEXT_AT = 34  # largest column at which a description starts
 
 
@@ -47,7 +47,7 @@ def marked(model: type[BaseModel], mark: str) -> dict[str, Any]:
 
 
 def settings_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[Setting]:
-    """All settings of `model` that a user may set, including the settings of its sections."""
+    """Yields all settings of `model`, and of its sections, that a user may set."""
     for name, field in model.model_fields.items():
         inner: Any = field.annotation
         alias = field.validation_alias
@@ -59,7 +59,7 @@ def settings_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[
 
 
 def groups_of(command: Any, everything: bool) -> dict[str, Sequence[str]]:
-    """Title -> flags in the help of a `config.cli.Command`: the main flags, or all flags by section."""
+    """Title -> flags, for the help of a `config.cli.Command`, either main flags or all flags by section."""
     if everything:
         groups: dict[str, list[str]] = {}
         for one in settings_of(command):
@@ -71,7 +71,7 @@ def groups_of(command: Any, everything: bool) -> dict[str, Sequence[str]]:
 
 
 def render(parser: Any, everything: bool) -> str:
-    """The help of a `config.cli.Flags`: its main flags or all flags."""
+    """The help text of the parser, a `config.cli.Flags`, with its main flags or all flags."""
     command, prog = parser.command, parser.prog
     settings = {one.name: one for one in settings_of(command)}
     groups = groups_of(command, everything)

@@ -34,7 +34,7 @@ def nearest(word: str, known: Sequence[str]) -> str:
 
 
 def require_known(what: str, name: str, known: Sequence[str], why: str = "") -> None:
-    """Raises UserError, with a similar name as a hint, if `name` is not in `known`. why: note on `known`."""
+    """Raises UserError with a hint if `name` is not in `known`. why: text after the list of known names."""
     if name not in known:
         raise UserError(f"unknown {what} {name!r}{nearest(name, known)} (known: {', '.join(known)}{why})")
 
@@ -83,7 +83,7 @@ def explain(error: ValidationError, model: type[BaseModel] = Experiment, dashes:
 
 
 def validated(model: type[Model], values: Mapping[str, Any], dashes: str = "", where: str = "") -> Model:
-    """Builds `model` from nested `values`. Raises UserError with `where` before the message."""
+    """Builds `model` from nested `values`. Raises UserError on a wrong value; `where` starts the message."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -91,12 +91,12 @@ def validated(model: type[Model], values: Mapping[str, Any], dashes: str = "", w
 
 
 def build(values: Mapping[str, Any]) -> Experiment:
-    """Builds a config from nested `values`, with the image sizes of prepared data. Raises UserError."""
+    """Builds a config from `values`; adds image sizes of prepared data. Raises UserError on a wrong value."""
     return validated(Experiment, with_sizes(values))
 
 
 def with_changes(experiment: Experiment, *changes: Mapping[str, Any]) -> Experiment:
-    """`experiment` with nested `changes`, validated again. Raises UserError."""
+    """`experiment` with nested `changes`, validated again. Raises UserError if the result is impossible."""
     return build(merge(experiment.model_dump(mode="json"), *changes))
 
 
@@ -136,7 +136,7 @@ def read_file(path: Path) -> dict[str, Any]:
 def resolve(preset: str, config: Path | None, flags: Mapping[str, Any]) -> Experiment:
     """The experiment of a preset, overridden by init's model or bank, then by a file, then by flags.
 
-    Raises UserError.
+    Raises UserError if a value is wrong or a file cannot be read.
     """
     own, first = read_file(config) if config else {}, read_preset(preset)
     given = merge(first, own, flags)
@@ -169,7 +169,7 @@ def dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """The result of `dotted`, in which values other than numbers and bools are text."""
+    """Flattens nested settings as `dotted` does, and turns all values but numbers and bools into text."""
     plain = bool | int | float | str
     return {key: one if isinstance(one, plain) else str(one) for key, one in dotted(values).items()}
 

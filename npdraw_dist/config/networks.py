@@ -20,7 +20,7 @@ BlockKind = Literal["transformer", "lstm"]
 
 @dataclass(frozen=True)
 class Condition:
-    """A kind of condition; `core/vocabulary.py` has its vocabulary.
+    """A kind of condition, whose vocabulary is learned from the data (`core/vocabulary.py`).
 
     tokens: A, the number of its tokens. entries: what its vocabulary contains. phrase: its name in
     messages, such as "by class" in "conditioned by class".
@@ -40,7 +40,7 @@ HARD_SHARE = 0.33  # least share of the VAE's budget, at its end, that has hard 
 
 
 class PriorVocabulary(RunHalf):
-    """The vocabulary, which a run finds in its data or takes from `init.model`."""
+    """The vocabulary of conditions, which a run finds in its data or takes from `init.model`."""
 
     vocabulary: Annotated[tuple[str, ...], SUPPRESS] = ()
     """names of the classes, or words and pieces of words, of the training images"""
@@ -90,7 +90,7 @@ class PriorConfig(PriorNetwork):
 
 
 class ImageNetwork(Section):
-    """Encoder and decoder of every kind of model."""
+    """Settings of encoder and decoder that all kinds of models share."""
 
     likelihood: LikelihoodName = "bernoulli"
     """the distribution p(x|z) of an image"""
@@ -124,7 +124,7 @@ class VAENetwork(ImageNetwork):
 
     @property
     def latent_map(self) -> bool:
-        """Whether `latent_count` Gaussians belong to each 4x4 pixels of the canvas, not to the image."""
+        """Whether `latent_count` Gaussians are for each 4x4 pixels of the canvas, not for the whole image."""
         return isinstance(self.latents, str)
 
     @property
@@ -169,7 +169,7 @@ class VAEConfig(VAENetwork):
 
 
 # Constants of kind `authors` that are not settings.
-AUTHORS_HEAD_WIDTH, AUTHORS_MLP = 64, 2048  # the prior's channels of an attention head, width of an MLP
+AUTHORS_HEAD_WIDTH, AUTHORS_MLP = 64, 2048  # the prior's channels per attention head, and MLP width
 AUTHORS_PRIOR_BATCH = 64  # largest global batch in the stage of the prior
 
 

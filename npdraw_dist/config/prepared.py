@@ -1,6 +1,6 @@
-"""Reads the manifest of canonical shards, which states the sizes of the images.
+"""Reads the manifest of shards that `npdraw prepare` or a run wrote. It states the sizes of the images.
 
-pyarrow is slow to import and few commands need it, so only functions import modules that use it.
+Modules that use pyarrow are imported in functions, since pyarrow is slow to import and rarely needed.
 """
 
 import json
@@ -71,10 +71,10 @@ def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:
 
 
 def with_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds to the nested settings the image sizes from the manifest in data.path.
+    """Adds the image sizes from the manifest in data.path to the nested settings.
 
-    Given sizes stay; the source rejects wrong ones when it opens the data. Raises UserError if data.path
-    cannot be read.
+    Sizes that the user gave stay; the source rejects wrong sizes when it opens the data. Raises UserError if
+    data.path cannot be read.
     """
     data = values.get("data")
     if not isinstance(data, Mapping) or not isinstance(data.get("path"), str):

@@ -1,8 +1,8 @@
 """The names that a config can contain: data sources, likelihoods, kinds of models and orders.
 
-An entry gives the place of its code, as "module:attribute" below `npdraw_dist`, and the facts that a config
-needs before that code is imported. To add a source or a likelihood, write its code and add one line here; a
-kind of model is an entry point (docs/kinds.md).
+An entry has the facts that a config needs before the entry's code is imported. Some entries name
+their code, as "module:attribute" below `npdraw_dist`. A new source needs its code and a line here; a new
+likelihood also needs a line in `nn/likelihoods.py`. A kind of model is an entry point (docs/kinds.md).
 """
 
 import tomllib
@@ -39,10 +39,10 @@ class Likelihood:
 
 
 class _Kinds(Mapping[str, Any]):
-    """Name -> class of a kind of model, with the facts that `baselines/contract.py` lists.
+    """Name of a kind of model -> its class, whose attributes `baselines/contract.py` lists.
 
     Kinds are the entry points of the group GROUP in all installed packages. A class is imported when it is
-    looked up; the names alone import nothing. NP-DRAW comes first, then the others by name.
+    looked up; listing the names imports nothing. NP-DRAW comes first, then the others by name.
     """
 
     GROUP = "npdraw_dist.kinds"
@@ -98,7 +98,7 @@ SOURCES = {
     "imagefolder": Source("data.readers.files:open_imagefolder"),
     "webdataset": Source("data.readers.tars:open_webdataset", prepared=True),
     "parquet": Source("data.readers.tables:open_parquet", prepared=True),
-    "given": Source("data.readers.arrays:open_given"),  # the images of a call of `fit`
+    "given": Source("data.readers.arrays:open_given"),  # the images that are passed to `fit`
 }
 LIKELIHOODS = {
     "bernoulli": Likelihood(binary=True),
@@ -125,7 +125,7 @@ def in_order(variants: Iterable[str]) -> list[str]:
     return sorted(set(variants), key=lambda variant: (order.index(kind_of(variant)), variant))
 
 
-# Setting of section init, from which a run starts -> the class that reads it.
+# Setting of section `init` -> the class that reads the model or bank from which the run starts.
 STARTS = {"model": "pipeline.models:SourceModel", "bank": "pipeline.models:SourceBank"}
 # Order of the steps -> whether step t is place t. The orders' code, `core/orders.py`, imports torch.
 ORDERS = {"aligned": True, "raster": False, "ranked": False, "path": False}

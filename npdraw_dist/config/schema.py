@@ -1,7 +1,7 @@
-"""An experiment, which consists of all settings of a run and checks them.
+"""Defines `Experiment`, all settings of a run.
 
-The sections are in `config/data.py`, `networks.py` and `training.py`; this file checks settings
-against those of other sections.
+The sections are in `config/data.py`, `networks.py` and `training.py`; this file checks that the settings of
+different sections fit each other.
 Symbols of the paper: T steps, K parts, L places, P patch side. Budgets are in images.
 """
 
@@ -44,9 +44,9 @@ class EvalConfig(EvalRun):
 
 
 class InitRun(RunHalf):
-    """Paths of the model or bank to start from.
+    """Paths of the model or bank that a run starts from.
 
-    The paths may change, since `InitConfig.sha256` identifies the file.
+    A resumed run may change the paths, since `InitConfig.sha256` identifies the file.
     """
 
     model: str | None = None
@@ -70,12 +70,12 @@ class InitConfig(InitRun):
 
     @property
     def has_parts(self) -> bool:
-        """Whether a run of NP-DRAW starts from given parts, which it keeps."""
+        """Whether a run of NP-DRAW takes over the parts of `init.model` or `init.bank`."""
         return self.model is not None or self.bank is not None
 
 
 class Experiment(Section):
-    """A whole run. `--section.key value` on the command line sets a field."""
+    """All settings of a run. `--section.key value` on the command line sets a field."""
 
     seed: Seed = 0
     """seed of all random numbers"""
@@ -117,7 +117,7 @@ class Experiment(Section):
         return self.prior if stage == "prior" else self.vae
 
     def train_of(self, stage: str) -> TrainConfig:
-        """Section `train` for a stage; the authors' prior has a smaller batch."""
+        """The settings of section `train` for a stage. The authors' prior has a smaller batch."""
         if not (self.by_authors and stage == "prior"):
             return self.train
         batch = min(self.train.batch_size, AUTHORS_PRIOR_BATCH)
@@ -125,7 +125,7 @@ class Experiment(Section):
 
     @property
     def canvas_grid(self) -> "Grid":
-        """The places of the canvas. Raises ValueError if the sizes do not fit."""
+        """The grid of places on the canvas. Raises ValueError if the sizes do not fit."""
         return self.grid.of_canvas(self.data.shape, centred=self.by_authors)
 
     @property

@@ -1,4 +1,4 @@
-"""The base classes of the sections of the config, and types of the values of settings."""
+"""The base classes of the config's sections, and the types of setting values."""
 
 from typing import Annotated, Any
 
@@ -9,7 +9,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]  # the seeds that torch.Generator t
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
-# The value of a flag is text, which a Literal of numbers would reject.
+# Turns a flag's value, which is text, into a number, since a Literal of numbers rejects text.
 AsNumber = BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)
 
 
@@ -40,8 +40,8 @@ class Section(BaseModel):
 
 
 class RunHalf(Section):
-    """Base of classes with the settings that decide how a run works, not what it makes.
+    """Base of the classes of settings that decide how a run works, not what it makes.
 
-    A section inherits from the subclass of RunHalf with its settings of this sort. A resumed run may change
-    these settings, and no fingerprint contains them.
+    A section with such settings inherits from a subclass of RunHalf that contains them. A resumed run may
+    change these settings, and no fingerprint of a stage contains them.
     """

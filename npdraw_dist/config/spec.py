@@ -1,6 +1,7 @@
 """The settings from which the network of a model folder is rebuilt, without its training settings.
 
-A spec inherits its settings from sections of the config, so most of them are top-level keys of config.json.
+A spec inherits its settings from sections of the config. In the entry `spec` of config.json, most of them
+are keys without the name of their section.
 """
 
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from npdraw_dist.core.grid import Grid
 
 
 class SplitSpec(Section):
-    """How the training images of a model were separated from the images that were held out.
+    """The settings that separated a model's training images from the held-out images.
 
     inputs: the digest of the training images (`data.parquet.digest_of`); None if it is unknown.
     """
@@ -115,7 +116,7 @@ class ModelSpec(Spec, GridConfig, VAENetwork):
 
     @property
     def where_given(self) -> bool:
-        """Whether *where* is known, since step t is place t in every drawing."""
+        """Whether the step determines *where*, since step t is place t in every drawing."""
         return self.aligned and not self.authors
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The sections `train` and `scale`, which define how stages are trained and a run is spread over machines."""
+"""The sections `train` and `scale`, which define how stages train and how a run is spread over machines."""
 
 import math
 import re
@@ -45,7 +45,7 @@ class TrainConfig(TrainRun):
     """limit of a moved image's shear, the slope of an upright line"""
     mirror: Share = 0.0
     """probability that a moved image is mirrored, left to right"""
-    # Validation, and what a stage passes on
+    # Validation, and which weights a stage passes on
     eval_every_images: PositiveInt = 20_000
     """interval of validations and checkpoints; at least a thousandth of the budget"""
     eval_images: PositiveInt = 512
@@ -62,13 +62,13 @@ class TrainConfig(TrainRun):
 
     def made(self) -> dict[str, Any]:
         values = super().made()
-        if self.select == "last":  # the last checkpoint does not depend on the others
+        if self.select == "last":  # the last weights do not depend on earlier validations
             del values["eval_every_images"]
         return values
 
     @property
     def rate_scale(self) -> float:
-        """The factor of the peak learning rates.
+        """The factor that multiplies the peak learning rates.
 
         It follows the square-root scaling rule of Malladi, Lyu, Panigrahi and Arora 2022, "On the SDEs and
         scaling rules for adaptive gradient algorithms", but leaves Adam's decays and epsilon unchanged.

@@ -1,7 +1,7 @@
-"""Reads a source once and writes its canonical shards, for the stage `data` and for `npdraw prepare`.
+"""Reads a data source once and writes its canonical shards, for the stage `data` and for `npdraw prepare`.
 
-The folder also gets rejects.jsonl and, once all shards are written, manifest.json. The file .done/<shard>.ids
-has the hashes of a shard's ids. Shapes: C channels, H x W pixels.
+The folder of the shards also gets rejects.jsonl and, after all shards, manifest.json. Its file
+.done/<shard>.ids holds the hashes of a shard's ids. Shapes: C channels, H x W pixels.
 """
 
 import io
@@ -30,13 +30,13 @@ from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.distributed.tasks import Pool, map_items
 
 Format = Literal["parquet", "webdataset"]
-Encode = Callable[[Rows, str, Sequence[str]], bytes]  # takes rows, their split, and the names of the classes
+Encode = Callable[[Rows, str, Sequence[str]], bytes]  # (rows, split, names of classes) -> shard's file
 Show = Callable[[int, float], None]  # called with the number of images written so far, and images/s
-OF_FILES = ("path", "splits", "classes")  # facts that depend on the files of a source
+OF_FILES = ("path", "splits", "classes")  # keys of `Source.facts` that describe files; `stamp` covers them
 
 
 def encode_tar(rows: Rows, split: str, classes: Sequence[str]) -> bytes:
-    """Encodes WebDataset samples: png, cls, txt (words), and id if it differs from the key without dots."""
+    """Encodes a WebDataset tar with the members png, cls, txt (words), and id if the key is not the id."""
     buffer, labels, words = io.BytesIO(), rows.known_labels(), rows.words or [""] * len(rows)
     # Owners and times are fixed, so that the same rows give the same bytes. The PAX format allows long names.
     with TarWriter(buffer, user="", group="", mtime=0, encoder=False, format="PAX_FORMAT") as writer:
@@ -55,7 +55,7 @@ def encode_tar(rows: Rows, split: str, classes: Sequence[str]) -> bytes:
     return buffer.getvalue()
 
 
-# Format -> function that makes the files, and their suffix.
+# Format -> the function that encodes a shard, and the suffix of its file.
 FORMATS: dict[Format, tuple[Encode, str]] = {
     "parquet": (images_to_parquet, "parquet"),
     "webdataset": (encode_tar, "tar"),
@@ -70,12 +70,12 @@ def settings_print(source: Source, format: Format = "parquet") -> str:
 
 @dataclass(frozen=True)
 class Ingest:
-    """Writes the shards of a piece, one for each of its `splits`.
+    """Writes the shards of a piece, one for each split in `splits`.
 
     seed: shuffles the rows of training shards, since data are often sorted, and a stream mixes only rows that
-    it reads together. repeated: shard name -> hashes of ids that an earlier shard also has; if given, only
-    these shards are written, without these ids. spent: shard name -> CPU seconds that were spent on writing
-    the shard before.
+    it reads together. repeated: shard name -> hashes of ids that an earlier shard also has; unless it is
+    empty, only these shards are written, without these ids. spent: shard name -> CPU seconds that an earlier
+    write of the shard took.
     """
 
     folder: ShardFolder
@@ -87,7 +87,7 @@ class Ingest:
     spent: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, piece: Piece) -> list[ShardFacts] | UserError:
-        """Returns an error instead of raising it if the whole piece is unreadable, so that others go on."""
+        """Returns the error of an unreadable piece; raising it would stop the work on other pieces."""
         started, cpu_started, written = time.perf_counter(), time.thread_time(), list[ShardFacts]()
         splits = [s for s in self.splits if not self.repeated or piece.name(s) in self.repeated]
         try:
@@ -136,11 +136,11 @@ def ingest(
     show: Show = lambda images, rate: None,
     across_splits: bool = False,
 ) -> Written:
-    """Writes rejects.jsonl, and the shards of `splits` that are not written yet, in a claimed folder.
+    """Writes rejects.jsonl and the missing shards of `splits` to `folder`, which must be claimed.
 
-    If an id repeats in a split, or with `across_splits` in any split, only its first row is kept. Raises
-    UserError as soon as it is clear that the fraction of bad rows exceeds data.max_bad_fraction, and, after
-    all other pieces are written, if a whole piece is unreadable. Written shards stay.
+    If an id occurs twice in a split, or with `across_splits` in two splits, only its first row is kept.
+    Raises UserError as soon as too many rows are bad (`RejectLimit`). If a whole piece is unreadable, the
+    other pieces are written before UserError is raised. Written shards stay.
     """
     encode, _ = FORMATS[format]
     write = Ingest(folder, encode, tuple(source.classes), tuple(splits), seed)
@@ -191,9 +191,9 @@ def _count(limit: RejectLimit, splits: tuple[Split, ...], shards: Sequence[Shard
 def _reject_repeated(
     write: Ingest, pieces: Sequence[Piece], done: dict[str, ShardFacts], across_splits: bool
 ) -> float:
-    """Writes shards again without the ids that an earlier shard (of their split, or of any split) has.
+    """Rewrites each shard that repeats ids of an earlier shard, without these ids.
 
-    Returns the CPU seconds of this process.
+    across_splits: whether the earlier shard can be in another split. Returns this process's CPU seconds.
     """
     folder, driver_s = write.folder, 0.0
     repeated: dict[str, set[Hash]] = {}
@@ -219,7 +219,7 @@ def _reject_repeated(
 def manifest_of(
     source: Source, folder: ShardFolder, written: Written, data: DataConfig, format: Format = "parquet"
 ) -> dict[str, Any]:
-    """The manifest of canonical shards, as plain JSON; `config.prepared` reads it."""
+    """The manifest of canonical shards, as values for JSON; `config.prepared` reads it."""
     count = max((f.numbers.get("classes", 0) for f in written.shards if f.split == "train"), default=0)
     numbered = [str(number) for number in range(int(count))] if count <= MOST_CLASSES else []
     manifest = {

@@ -1,7 +1,7 @@
 """Lists the files of a data source as Arrow tables, since ten million Python objects would take gigabytes.
 
 Columns: path (below the root of the source, sorted), size in bytes, modified in ns since 1970 (null where
-the store has no times).
+the store records no times).
 """
 
 import hashlib
@@ -22,18 +22,18 @@ from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.distributed.tasks import map_items
 
 SCHEMA = pa.schema([("path", pa.large_string()), ("size", pa.int64()), ("modified", pa.int64())])
-ROWS = 1 << 16  # number of files that are Python objects at the same time
-MANY = 64  # tasks list the top folders if there are at least this many
-LISTED = 16  # number of folders that one task lists
+ROWS = 1 << 16  # largest number of files that are Python objects at the same time
+MANY = 64  # Ray tasks list the top folders if there are at least this many
+LISTED = 16  # number of top folders that one task lists
 File = tuple[str, int, int | None]
 
 
 def list_tree(filesystem: fs.FileSystem, root: str) -> pa.Table:
-    """The files below the folder `root`; no row if the folder does not exist.
+    """Lists the files below the folder `root`. The table is empty if the folder does not exist.
 
-    If Ray runs and there are many top folders, tasks list them, since a shared storage takes up to a
+    If Ray runs and `root` has many top folders, Ray tasks list them, since a shared storage takes up to a
     millisecond for each file. Links to local folders are followed, except back to a parent folder. A byte of
-    a local name that is not UTF-8 is escaped as \\xe9; `local_path` finds the file.
+    a local name that is not UTF-8 is written as an escape such as \\xe9; `local_path` finds the file.
     """
     local = isinstance(filesystem, fs.LocalFileSystem)
     files_in = partial(_walk, root) if local else partial(_select, filesystem, root)
@@ -56,7 +56,7 @@ def local_path(root: str, path: str) -> Path:
 
 
 def list_paths(filesystem: fs.FileSystem, root: str, paths: Sequence[str]) -> pa.Table:
-    """The files at `paths` below `root`, found without listing any folder."""
+    """Lists the files at `paths` below `root` without listing a folder. A missing file is left out."""
     infos = filesystem.get_file_info([f"{root}/{path}" if root else path for path in paths])
     found = zip(paths, infos, strict=True)
     return _table((p, i.size, i.mtime_ns) for p, i in found if i.type == fs.FileType.File).sort_by("path")
@@ -107,7 +107,7 @@ def _top_folders(filesystem: fs.FileSystem, root: str) -> list[str]:
 
 
 def _select(filesystem: fs.FileSystem, root: str, folder: str, deep: bool = True) -> Iterator[File]:
-    """Yields the files of a folder below `root` ("" is the root), as the store lists them."""
+    """Yields the files in a folder of a store. folder: path below `root`, or "" for `root` itself."""
     start = len(root) + 1 if root else 0
     for info in _infos(filesystem, "/".join(filter(None, (root, folder))), deep):
         if info.type == fs.FileType.File:
@@ -115,7 +115,7 @@ def _select(filesystem: fs.FileSystem, root: str, folder: str, deep: bool = True
 
 
 def _walk(root: str, folder: str, deep: bool = True, above: tuple[str, ...] = ()) -> Iterator[File]:
-    """Yields the files of a local folder below `root`. above: the real paths of the folders above it."""
+    """Yields the files in a local folder below `root`. above: real paths of its parents, to stop at loops."""
     where = os.path.join(root, folder)
     real = os.path.realpath(where)
     if real in above:
@@ -133,5 +133,5 @@ def _walk(root: str, folder: str, deep: bool = True, above: tuple[str, ...] = ()
 def _scan(folder: str) -> Iterator[os.DirEntry[str]]:
     try:
         yield from os.scandir(folder)
-    except (FileNotFoundError, NotADirectoryError, PermissionError):  # the last for lost+found of a disk
+    except (FileNotFoundError, NotADirectoryError, PermissionError):  # a disk's lost+found is unreadable
         return

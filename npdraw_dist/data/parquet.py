@@ -1,4 +1,4 @@
-"""The Parquet files of a run: canonical shards of images, and the parses of each shard in the same order.
+"""Encodes and reads a run's Parquet files: canonical shards of images, and their parses in the same order.
 
 Columns of images: id string, image fixed-size binary of C * H * W bytes, label int64 (-1 unknown), split
 string, and words string if any image has words. The schema's metadata states the shape. Columns of parses:
@@ -27,18 +27,18 @@ from npdraw_dist.core.storage import require_readable
 from npdraw_dist.data.rows import Rows
 
 ROW_GROUP_BYTES = 1 << 20  # bytes of the images in a row group of a file
-HUGGING_FACE = b"huggingface"  # key of a schema's metadata, under which `datasets` names classes
-SHAPE = b"shape"  # key of a schema's metadata: [C, H, W] of the images
+HUGGING_FACE = b"huggingface"  # key in a schema's metadata; `datasets` stores names of classes there
+SHAPE = b"shape"  # key in a schema's metadata, with the value [C, H, W]
 Z = ("whether", "where", "what")
 
 
 def rows_a_group(shape: tuple[int, int, int]) -> int:
-    """Number of rows in each row group of a file of images of this shape. The last group can have fewer."""
+    """The number of rows in a row group if images have this shape. The last group can have fewer."""
     return max(ROW_GROUP_BYTES // math.prod(shape), 1)
 
 
 def digest_of(rows: Rows) -> int:
-    """The sum modulo 2**128 of a hash of each row (id, image, label, words), independent of their order."""
+    """The sum modulo 2**128 of the rows' hashes (id, image, label, words), independent of their order."""
     total = 0
     words = rows.words or [""] * len(rows)
     for name, image, label, text in zip(rows.ids, rows.images, rows.known_labels(), words, strict=True):
@@ -49,7 +49,7 @@ def digest_of(rows: Rows) -> int:
 
 
 def images_to_parquet(rows: Rows, split: str, classes: Sequence[str] = ()) -> bytes:
-    """The bytes of a canonical shard's file. classes: names of the labels, in the format of `datasets`."""
+    """Encodes a canonical shard's file. classes: names of the labels, which are stored as in `datasets`."""
     shape = rows.images.shape[1:]
     size, pixels = math.prod(shape), pa.py_buffer(np.ascontiguousarray(rows.images))
     columns: dict[str, Any] = {
@@ -70,7 +70,7 @@ def images_to_parquet(rows: Rows, split: str, classes: Sequence[str] = ()) -> by
 def parses_to_parquet(
     ids: Sequence[str], z: PartSequence, squared_error: NDArray[np.float32], row_group: int
 ) -> bytes:
-    """The bytes of the file with the parses z (N, T) of a shard. where and what are 0 where whether is 0."""
+    """Encodes the file of a shard's parses z (N, T). where and what are 0 at steps with whether = 0."""
     z = z.to("cpu").canonical()
     columns = {
         "id": pa.array(ids, pa.string()),
@@ -87,14 +87,14 @@ def _written(table: pa.Table, row_group: int) -> bytes:
 
 
 def _lists(rows: NDArray[Any]) -> pa.FixedSizeListArray:
-    """(N, T) -> N lists of T entries. int64 is converted to an `index_type`."""
+    """(N, T) -> N lists of T entries. int64 entries are converted to an `index_type`."""
     if rows.dtype == np.int64:
         rows = rows.astype(index_type(int(rows.max(initial=0))))
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(rows).reshape(-1)), rows.shape[1])
 
 
 def index_type(largest: int) -> type[np.int16] | type[np.int32]:
-    """The type of *where* and *what* on disk, if no value is above `largest`."""
+    """The integer type of *where* and *what* on disk, for values up to `largest`."""
     return np.int16 if largest < 2**15 else np.int32
 
 
@@ -107,8 +107,8 @@ def opened(
 ) -> Iterator[pq.ParquetFile]:
     """Yields a Parquet file. footer: the footer of the file, if known.
 
-    Raises UserError, with the message `wrong`, if the file, or the part of it that the `with` block reads, is
-    damaged.
+    Raises UserError, with the message `wrong`, if the file is missing or damaged, even if only the `with`
+    block reads the damaged part.
     """
     try:
         # All columns are requested at once, since each request to a store has latency.
@@ -147,7 +147,7 @@ def rows_of(table: pa.Table) -> Rows:
 
 
 def class_names(schema: pa.Schema) -> tuple[str, ...]:
-    """The names of the labels, if the schema of a Parquet file states them."""
+    """The names of the labels that the schema of a Parquet file states; () if it states none."""
     try:
         stated = json.loads((schema.metadata or {})[HUGGING_FACE])["info"]["features"]["label"]["names"]
         return tuple(map(str, stated))

@@ -2,7 +2,7 @@
 
 A shard of parses has the rows of its shard of images in the same order and row groups (`data.parquet` names
 the columns). The images of a baseline have no parses.
-Shapes: N images, C channels, H x W pixels, T steps, G groups.
+Shapes: N images, C channels, H x W pixels, T steps, G groups, A tokens of a condition.
 """
 
 from collections import deque
@@ -31,8 +31,8 @@ from npdraw_dist.data.parquet import Z, images_of, lists_of, opened
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Canonical
 
-READ_BYTES = 12 << 20  # bytes of the rows in one read of a stream, enough for a shard of default size
-MOST_IDS = 1 << 20  # `sample` chooses from about this many ids
+READ_BYTES = 12 << 20  # bytes of rows that a stream reads at once, enough for a shard of default size
+MOST_IDS = 1 << 20  # `sample` chooses from at most about this many ids
 AHEAD = 3  # number of reads that a stream runs at the same time
 IMAGES_AT_ONCE = 256  # number of images that `some_images` yields at once
 FOOTERS = 4096  # number of file footers kept in memory
@@ -55,7 +55,7 @@ class RowRange(NamedTuple):
 
 @dataclass(frozen=True)
 class RowGroups:
-    """The rows of some files in groups, in the order of the files. Each group is part of one file.
+    """Groups of consecutive rows, each group within one file. They are not the row groups of Parquet.
 
     file, start, rows: (G,), the index of each group's file, its first row in that file, and its number of
     rows.
@@ -76,13 +76,13 @@ class RowGroups:
         return cls([file.path for file in files], file, start, np.minimum(sizes[file] - start, most))
 
     def reads(self, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]) -> Iterator[RowRange]:
-        """Yields the pieces of each range [start, stop) of rows, counted over the groups in `order`."""
+        """Yields the `RowRange`s of each range [start, stop) of rows, counted over the groups in `order`."""
         ends = self.rows[order].cumsum()
         for start, stop in ranges:
             position = int(ends.searchsorted(start, "right"))
             while start < stop:
                 group, end = int(order[position]), int(ends[position])
-                # Added to a row counted in `order`, it gives the row in the file.
+                # A row's number in its file, minus its number counted over the groups in `order`.
                 shift = int(self.start[group] + self.rows[group]) - end
                 yield RowRange(self.paths[self.file[group]], start + shift, min(stop, end) + shift)
                 start, position = end, position + 1
@@ -90,7 +90,7 @@ class RowGroups:
 
 @dataclass(frozen=True)
 class Conditions:
-    """Reads what the prior is conditioned on. classes: names of the labels of the data."""
+    """Reads the conditions of the prior. classes: names of the labels of the data."""
 
     vocabulary: Vocabulary
     classes: Sequence[str]
@@ -100,7 +100,7 @@ class Conditions:
         return self.vocabulary.column
 
     def read(self, table: pa.Table) -> Tensor:
-        """The tokens (N, A) of the rows of a table."""
+        """The conditions of the rows of a table, as tokens (N, A)."""
         known = self.column in table.column_names
         values = table[self.column].to_numpy() if known else [""] * len(table)
         return self.vocabulary.read(values, self.classes)
@@ -112,7 +112,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Parses:
-    """The images of one split with their parses; the rows are those of some shards, one after another.
+    """The images of one split with their parses. The rows are those of `files`, one after another.
 
     Only the names of the files and their numbers of rows are in memory. images: folder of the canonical
     shards. parses: folder of their parses; None if only the images are read. All methods raise UserError if a
@@ -132,7 +132,7 @@ class Parses:
         parses: tuple[fs.FileSystem, str] | None = None,
         conditions: Conditions | None = None,
     ) -> "Parses":
-        """The shards of a split, in the order of their names."""
+        """The rows of all shards of a split, in the order of the shards' names."""
         files = sorted(ShardFile(*item) for item in shards.manifest.files.get(split, {}).items())
         return cls(tuple(files), (shards.filesystem, shards.root), parses, conditions)
 
@@ -155,7 +155,7 @@ class Parses:
     def sample(self, limit: int, seed: int) -> Batch:
         """At most `limit` rows in random order. The ids and the seed determine the choice, not the shards.
 
-        With more than MOST_IDS rows, the choice is limited to some files, which the seed chooses.
+        If there are more than MOST_IDS rows, the seed first chooses some files, and then rows of these.
         """
         if len(self) > MOST_IDS and len(self.files) > 1:
             most = max(len(self.files) * max(MOST_IDS, limit) // len(self), 1)
@@ -166,12 +166,12 @@ class Parses:
         return self.at(order[chosen.numpy()])
 
     def find(self, image_id: str) -> int | None:
-        """The row of the image with this id; None if no image has it. Reads the ids of all files."""
+        """The number of the row with this id; None if no row has it. Reads the ids of all files."""
         row = pc.index(_joined(self._ids()), image_id).as_py()
         return None if row < 0 else int(row)
 
     def at(self, rows: NDArray[np.int64]) -> Batch:
-        """The given rows (n,), in the given order."""
+        """The rows with the numbers `rows` (n,), in that order."""
         order = np.argsort(rows, kind="stable")
         ends = np.cumsum([file.rows for file in self.files])
         number = np.searchsorted(ends, rows[order], side="right")  # the file of each row
@@ -181,7 +181,7 @@ class Parses:
             own = rows[order[number == index]] - (ends[index] - file.rows)
             first = self._first_rows(file.path)
             groups = np.searchsorted(first, own, side="right") - 1
-            for group in np.unique(groups):  # one group at a time in memory
+            for group in np.unique(groups):  # so a thread holds one row group at a time
                 batch = to_batch(self._read(file.path, self.columns, [int(group)]), self.conditions)
                 parts.append(batch[torch.from_numpy(own[groups == group] - first[group])])
             return Batch.cat(parts)
@@ -190,7 +190,7 @@ class Parses:
         return found[torch.from_numpy(np.argsort(order))]
 
     def some_images(self, limit: int, seed: int) -> Iterator[torch.Tensor]:
-        """Yields batches, uint8 (M, C, H, W), of at most `limit` images in total that the seed chooses."""
+        """Yields batches of images, uint8 (M, C, H, W). The seed chooses them, at most `limit` in total."""
         groups = RowGroups.of(self.files, IMAGES_AT_ONCE)
         order = np.random.default_rng(seed).permutation(len(groups.rows))
         alone = replace(self, parses=None, conditions=None)
@@ -198,13 +198,13 @@ class Parses:
             yield batch.images
 
     def groups(self, row_bytes: int) -> RowGroups:
-        """Groups of READ_BYTES of images each, for `stream`."""
+        """Divides the rows into groups of READ_BYTES for `stream`. row_bytes: size of a row."""
         return RowGroups.of(self.files, max(READ_BYTES // row_bytes, 1))
 
     def stream(
         self, groups: RowGroups, order: NDArray[np.int64], ranges: Sequence[tuple[int, int]]
     ) -> Iterator[Batch]:
-        """Yields the rows of each range [start, stop), counted over the groups in `order`.
+        """Yields the rows of each range [start, stop), counted over the groups in `order`, as batches.
 
         Threads read ahead. They leave the interpreter free for the training step, unlike a task of Ray Data
         in the same process; `docs/results` has the rates.
@@ -235,12 +235,12 @@ class Parses:
 
     @property
     def columns(self) -> list[str]:
-        """The columns that a batch is made of. A file may lack some."""
+        """The names of the columns from which a batch is made. A file may lack some."""
         condition = [] if self.conditions is None else [self.conditions.column]
         return ["image", *(Z if self.parses else ()), *condition]
 
     def texts(self, most: int) -> Iterator[list[str]]:
-        """Yields the words of the first files, about `most` images in total; nothing if they lack words."""
+        """Yields the words of one file after another, for about `most` images. Skips files without words."""
         for file in self.files:
             if most <= 0:
                 return
@@ -310,7 +310,7 @@ def _id_order(ids: list[pa.ChunkedArray]) -> NDArray[np.int64]:
 
 
 def to_batch(table: pa.Table, conditions: Conditions | None = None) -> Batch:
-    """The batch of a table, with the number types of the file. T is 0 if the table has no parses."""
+    """Converts a table to a batch and keeps its number types. T is 0 if the table has no parses."""
     images = torch.tensor(images_of(table))
     condition = () if conditions is None else (conditions.read(table),)
     if "whether" not in table.column_names:

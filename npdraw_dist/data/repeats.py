@@ -1,8 +1,8 @@
-"""Finds ids that occur in several shards, from the hashes of ids in a small file beside each shard.
+"""Finds ids that several shards contain. For each shard, a small file holds the hashes of its ids.
 
 Tasks first join the hashes of GROUP shards in one file. Then each task takes a range of hashes and reads that
-part of the joined files. So a shard's file is read once, and neither the memory of a task nor the work of the
-driver grows with the images. Shapes: N ids of a file.
+part of the joined files. So each small file is read once, and neither the memory of a task nor the work of
+the driver grows with the images. Shapes: N ids in a file.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from npdraw_dist.core.storage import in_threads, read_bytes, write_bytes
 from npdraw_dist.distributed.tasks import map_items
 
 Hash = tuple[int, int]  # 128 bits, so that no two of a billion ids have the same hash
-Hashes = NDArray[np.uint64]  # (N, 3): two halves of a hash, number of the shard; sorted by the first column
+Hashes = NDArray[np.uint64]  # (N, 3): two halves of a hash, index of the shard; sorted by the first column
 
 RANGES = 256  # largest number of ranges, one for each value of a hash's first byte
-IDS_AT_ONCE = 1 << 23  # number of ids that a task compares, of 24 bytes each
-GROUP = 512  # shards whose hashes are joined in one file
+IDS_AT_ONCE = 1 << 23  # number of ids that a task compares; each takes 24 bytes
+GROUP = 512  # number of shards whose hashes are joined in one file
 
 
 def hash_of(image_id: str) -> Hash:
@@ -41,8 +41,8 @@ def repeated_ids(
 ) -> dict[str, set[Hash]]:
     """Shard name -> hashes of its ids that an earlier shard also has.
 
-    shards: names of the files <folder>/<name>.ids, earlier ones first. ids: the approximate number of ids
-    in these files.
+    shards: names of the shards, earlier ones first; <folder>/<name>.ids has a shard's hashes. ids: the
+    approximate number of ids in these files.
     """
     starts = range(0, len(shards), GROUP)
     join = partial(_join, filesystem, folder, tuple(shards))
@@ -60,7 +60,7 @@ def repeated_ids(
 
 
 def _join(filesystem: fs.FileSystem, folder: str, shards: tuple[str, ...], start: int) -> str:
-    """Joins the hashes of GROUP shards from the number `start` on; returns the path of the file."""
+    """Joins the hashes of GROUP shards, beginning with index `start`, in one file. Returns its path."""
     own = shards[start : start + GROUP]
     contents = in_threads(lambda name: read_bytes(filesystem, f"{folder}/{name}.ids"), own)
     found = [np.frombuffer(content, "<u8").reshape(-1, 2) for content in contents]
@@ -74,10 +74,10 @@ def _join(filesystem: fs.FileSystem, folder: str, shards: tuple[str, ...], start
 
 
 def _find(filesystem: fs.FileSystem, joined: Sequence[str], ends: tuple[int, int]) -> dict[int, set[Hash]]:
-    """Shard index -> hashes that an earlier shard also has. ends: range [first, last) of first bytes."""
+    """Shard index -> hashes that an earlier shard also has. ends: range [first, last) of the first byte."""
     found = in_threads(lambda path: _read(filesystem, path, *ends), joined)
     hashes = np.concatenate([np.zeros((0, 3), np.uint64), *found])
-    hashes = hashes[np.lexsort(hashes.T[::-1])]  # equal hashes lie together, in the order of the shards
+    hashes = hashes[np.lexsort(hashes.T[::-1])]  # equal hashes are adjacent, in the order of the shards
     repeated: dict[int, set[Hash]] = {}
     for high, low, number in hashes[1:][(hashes[1:, :2] == hashes[:-1, :2]).all(1)].tolist():
         repeated.setdefault(number, set()).add((high, low))

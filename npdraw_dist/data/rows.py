@@ -21,12 +21,12 @@ from npdraw_dist.core.storage import write_text
 REJECTS = "rejects.jsonl"
 LEAST_ROWS = 1000  # least number of rows read before a stage may stop for bad rows, if the total is unknown
 
-RejectLine = dict[str, str]  # id, reason and shard, as in rejects.jsonl
+RejectLine = dict[str, str]  # a line of rejects.jsonl, with the keys id, reason and shard
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A row that was skipped, and why."""
+    """A row that was skipped, with the reason."""
 
     id: str
     reason: str
@@ -37,9 +37,9 @@ class Rows:
     """Images of one shard.
 
     ids: N strings, stable and unique. images: (N, C, H, W) uint8. labels: (N,) int64 with -1 for unknown, or
-    None. rejects: the rows that were skipped. left_out: reason -> how many other rows the source leaves out,
-    such as blank glyphs. words: N texts about the images, "" for none; or None. Raises ValueError if a field
-    has another form.
+    None. rejects: the rows that were skipped. left_out: reason -> number of other rows that the source leaves
+    out, such as blank glyphs. words: N texts about the images, "" for an image without words; None if no
+    image has any. Raises ValueError if a field has another type or shape.
     """
 
     ids: list[str]
@@ -65,7 +65,7 @@ class Rows:
 
     @classmethod
     def cat(cls, parts: Sequence["Rows"]) -> "Rows":
-        """The rows of one or more parts. A row whose id an earlier part also has is rejected."""
+        """Joins the rows of one or more parts. A row whose id an earlier part also has is rejected."""
         ids: dict[str, None] = {}
         kept, left_out = [], Counter[str]()
         for part in parts:
@@ -81,7 +81,7 @@ class Rows:
         return cls(list(ids), images, labels, rejects, dict(left_out), words)
 
     def known_labels(self) -> NDArray[np.int64]:
-        """The labels (N,), with -1 for unknown."""
+        """The labels (N,), with -1 for an unknown label."""
         return np.full(len(self), -1, np.int64) if self.labels is None else self.labels
 
     def values(self, column: str) -> Sequence[Any]:
@@ -90,18 +90,18 @@ class Rows:
         return known[column]
 
     def without(self, ids: Container[str]) -> "Rows":
-        """Rejects the rows whose id is in `ids`, since another shard has it."""
+        """Rejects the rows whose id is in `ids`, with the reason "duplicate id"."""
         kept = self.take([i for i, name in enumerate(self.ids) if name not in ids])
         repeated = [Reject(name, "duplicate id") for name in self.ids if name in ids]
         return replace(kept, rejects=[*self.rejects, *repeated])
 
     def __getitem__(self, index: slice) -> "Rows":
-        """Some of the rows. Only a slice from the start keeps the rejects and `left_out`."""
+        """The rows of a slice. Only a slice from row 0 keeps `rejects` and `left_out`."""
         part = self.take(np.arange(len(self))[index])
         return replace(part, rejects=[], left_out={}) if index.start else part
 
     def take(self, index: Sequence[int] | NDArray[Any]) -> "Rows":
-        """The rows at integer positions `index`, in that order. Rejects and `left_out` stay."""
+        """The rows at integer positions `index`, in that order, with the same `rejects` and `left_out`."""
         rows = np.asarray(index, dtype=np.int64)
         labels = None if self.labels is None else self.labels[rows]
         words = None if self.words is None else [self.words[i] for i in rows]
@@ -111,7 +111,7 @@ class Rows:
 
 
 class RowBuilder:
-    """Collects the rows of a shard. left_out: as in `Rows`; the caller counts these rows."""
+    """Collects the rows of a shard. shape: (C, H, W). left_out: as in `Rows`; the caller adds to it."""
 
     def __init__(self, shape: tuple[int, int, int]) -> None:
         self._shape, self.left_out = shape, Counter[str]()
@@ -121,9 +121,9 @@ class RowBuilder:
         self._rejects: list[Reject] = []
 
     def add(self, name: str, label: int, read: Callable[[], NDArray[np.uint8]], words: str = "") -> None:
-        """Adds the image that `read` returns, or rejects the row if it raises BadPicture.
+        """Adds the image that `read` returns, or rejects the row if `read` raises BadPicture.
 
-        label: the number of a class, -1 if it is unknown. Any other label rejects the row.
+        name: the id. label: number of a class, or -1 for unknown; any other label rejects the row.
         """
         try:
             if name in self._images:
@@ -151,7 +151,7 @@ def frame_of(data: DataConfig) -> Frame:
 
 
 def write_rejects(filesystem: fs.FileSystem, folder: str, lines: Sequence[RejectLine]) -> None:
-    """Writes rejects.jsonl, sorted by shard. Without rejects, it only empties the file of an earlier run."""
+    """Writes rejects.jsonl, sorted by shard. If there are no rejects, it only empties an existing file."""
     path = f"{folder}/{REJECTS}"
     if lines or filesystem.get_file_info(path).type == fs.FileType.File:
         in_order = sorted(lines, key=lambda line: line["shard"])
@@ -171,10 +171,9 @@ def check_rejects(rejects: int, total: int, data: DataConfig, listed: bool = Tru
 class RejectLimit:
     """Counts rows while pieces are read, in any order, and reports when too many are bad.
 
-    Too many rows are bad if their share exceeds `data.max_bad_fraction` even if all other rows are good.
-    splits: the splits of each piece. total: rows of all pieces. If it is None, it is estimated once
-    LEAST_ROWS rows are read: a piece that is not read yet counts as the mean of the pieces with
-    the same splits that are read.
+    Too many rows are bad if they exceed `data.max_bad_fraction` of all rows, read or not. splits: the splits
+    of each piece. total: number of rows of all pieces. If it is None, it is estimated once LEAST_ROWS rows
+    are read, as if each piece had the mean number of rows of the read pieces with the same splits.
     """
 
     def __init__(self, data: DataConfig, splits: Iterable[tuple[str, ...]], total: int | None) -> None:
@@ -184,7 +183,7 @@ class RejectLimit:
 
     @property
     def rows(self) -> int:
-        """The rows so far, rejects included."""
+        """The number of rows so far, including rejects."""
         return self.images + self.rejects
 
     def add(self, splits: tuple[str, ...], images: int, rejects: int) -> bool:

@@ -1,8 +1,8 @@
-"""A folder of canonical shards, or of their parses. A run that was killed can continue to write it.
+"""A folder of canonical shards, or of their parses, which a run that was killed can continue to write.
 
 <root>/<split>/<shard>.<suffix> is a shard. <root>/.done/<shard>.json is its sidecar, which is written after
 the shard; a shard without a sidecar is made again. <root>/.done/source.json records what the shards are made
-from. The driver reads and writes nothing that grows with the images.
+from. The driver of a resumed run reads the sidecars, not the shards.
 """
 
 import json
@@ -31,11 +31,11 @@ DONE, MARKER = ".done", "source.json"
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """What a sidecar says about a shard.
+    """The content of a shard's sidecar.
 
-    file: None if the shard has no good row. seconds, core_seconds: the time, and the CPU time of the thread,
-    to read, encode and write the shard. digest: hexadecimal `parquet.digest_of` its rows. left_out: as in
-    `Rows`. numbers: further values that the writer records, such as sums of errors.
+    file: path below the root; None if the shard has no good row. seconds, core_seconds: wall-clock time, and
+    CPU time of the thread, to read and encode the shard. digest: its `parquet.digest_of`, hexadecimal.
+    left_out: as in `Rows`. numbers: further values that the writer records, such as sums of errors.
     """
 
     shard: str
@@ -55,7 +55,7 @@ class ShardFacts:
 class ShardFolder:
     """A folder of shards.
 
-    made_from: fingerprint of what determines the content of the shards. suffix: end of their names.
+    made_from: fingerprint of what determines the content of the shards. suffix: suffix of their files.
     """
 
     filesystem: fs.FileSystem
@@ -64,7 +64,7 @@ class ShardFolder:
     suffix: str = "parquet"
 
     def owner(self) -> str | None:
-        """The fingerprint of the last claim; None if there was none. Raises UserError if it is damaged."""
+        """The fingerprint that `claim` last recorded, or None. Raises UserError if its file is damaged."""
         marker = f"{self.root}/{DONE}/{MARKER}"
         if not is_file(self.filesystem, marker):
             return None
@@ -74,7 +74,7 @@ class ShardFolder:
             raise UserError(f"{marker} is damaged ({error}); delete the folder {self.root}") from None
 
     def claim(self) -> None:
-        """Records `made_from`; removes shards that are made from something else, and partial files."""
+        """Records `made_from`. Removes partial files, and all files if they are made from something else."""
         if (owner := self.owner()) != self.made_from:
             if owner is not None:
                 self.filesystem.delete_dir(self.root)
@@ -85,13 +85,13 @@ class ShardFolder:
                 self.filesystem.delete_file(path)
 
     def landmarks(self) -> Landmarks | None:
-        """The file of a claimed folder that other nodes look for; None if the folder is at a URI."""
+        """The file by which other nodes check that they see a claimed folder; None for a folder at a URI."""
         if not isinstance(self.filesystem, fs.LocalFileSystem):
             return None
         return Landmarks.of("the folder", "--storage or --out", self.root, f"{DONE}/{MARKER}")
 
     def path(self, shard: str, split: str) -> str:
-        """The file of a shard, below the root."""
+        """The path of a shard's file below the root."""
         return f"{split}/{shard}.{self.suffix}"
 
     def write(self, facts: ShardFacts, content: bytes) -> ShardFacts:
@@ -120,9 +120,9 @@ class ShardFolder:
 
 @dataclass(frozen=True)
 class Written:
-    """All shards of the splits `of`. new: number of images that this call wrote.
+    """The shards of the splits `of` after a call of `ingest`. new: number of images that the call wrote.
 
-    driver_s: CPU seconds that this process spent on reading and writing the shards; 0 if Ray tasks do
+    driver_s: CPU seconds that this process spent on reading and encoding the shards; 0 if Ray tasks do
     this work.
     """
 
@@ -141,21 +141,21 @@ class Written:
 
     @property
     def left_out(self) -> dict[str, int]:
-        """How many images the source left out, by reason."""
+        """Reason -> number of images that the source left out."""
         return dict(sorted(sum((Counter(facts.left_out) for facts in self.shards), Counter()).items()))
 
     @property
     def splits(self) -> dict[str, int]:
-        """Number of images in each split."""
+        """Split -> number of images."""
         return {split: sum(f.rows for f in self.shards if f.split == split) for split in self.of}
 
     @property
     def digests(self) -> dict[str, str]:
-        """Hexadecimal digest of the rows of each split, independent of their order and shards."""
+        """Split -> hexadecimal digest of its rows, independent of their order and shards."""
         sums = {split: sum(int(f.digest, 16) for f in self.shards if f.split == split) for split in self.of}
         return {split: f"{total % 2**128:032x}" for split, total in sums.items()}
 
     def files(self) -> list[Mapping[str, object]]:
-        """Each file with its split, rows and bytes."""
+        """The path, split, number of rows and size in bytes of each file."""
         names = ("file", "split", "rows", "bytes")
         return [{name: getattr(s, name) for name in names} for s in self.shards if s.file is not None]

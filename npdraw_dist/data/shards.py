@@ -1,6 +1,6 @@
-"""Cuts a source of images into pieces, which the ingest reads. A piece is small and can be pickled.
+"""Divides a data source into pieces, which `ingest` reads. A piece holds no images and can be pickled.
 
-Each piece costs the driver requests, memory and a message, so a piece has many parts if the parts are small.
+Each piece costs the driver requests, memory and a message, so many small parts are grouped in one piece.
 """
 
 import math
@@ -25,15 +25,15 @@ from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import SPLITS, Split, named_split, stated_split, subset
 
 FEW = 1024  # up to this number of parts, each part is a piece, so that all cores have work
-MOST_BYTES = 64 << 20  # largest number of bytes of the images in a piece of several parts
-PARTS, LEAST_ROWS = 8, 2048  # number of shards of a small listed set, and least number of rows of each
+MOST_BYTES = 64 << 20  # largest size in bytes of the images in a piece of several parts
+PARTS, LEAST_ROWS = 8, 2048  # number of shards into which `listed` cuts a small set; least rows in each
 
-# Reads the rows of a part that are in some splits.
+# Reads the rows of a part that are in the requested splits.
 Read = Callable[[Collection[Split]], dict[Split, Rows]]
 
 
 class Part(NamedTuple):
-    """A file, or a part of a file. splits: the splits that its rows can be in. read: can be pickled."""
+    """A file or a part of a file. splits: the splits that its rows can be in. read: must allow pickling."""
 
     splits: tuple[Split, ...]
     read: Read
@@ -41,20 +41,20 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Parts of a source that are read together. number: is part of the names of the piece's shards."""
+    """Parts of a source that are read together. number: the names of the piece's shards contain it."""
 
     number: int
     splits: tuple[Split, ...]
     reads: tuple[Read, ...]
 
     def read(self, splits: Collection[Split]) -> dict[Split, Rows]:
-        """The rows in each of `splits`. Raises UserError if the whole piece is unreadable."""
+        """Reads the rows in each of `splits`. Raises UserError if the whole piece is unreadable."""
         wanted = [split for split in self.splits if split in splits]
         found = [read(wanted) for read in self.reads]
         return {split: Rows.cat([rows[split] for rows in found]) for split in wanted}
 
     def name(self, split: Split) -> str:
-        """The name of the shard with the piece's rows of a split, safe as a file name."""
+        """The name of the shard with the piece's rows in a split. It is valid as a file name."""
         return f"{split}-{self.number:05d}"
 
 
@@ -72,12 +72,12 @@ class Shard:
 
 @dataclass
 class Source:
-    """A data set in parts.
+    """A data set, divided into parts.
 
-    parts: all of the data set, in a fixed order. counts: number of images in each split before rejection;
-    None, or no entry, if it is known only after reading. stamp: changes with the files (`listing.stamp_of`).
+    parts: the whole data set, in a fixed order. counts: split -> number of images, including bad ones; None
+    or no entry if it is unknown before reading. stamp: changes with the files (`listing.stamp_of`).
     classes: names of the labels, in order, if known. canonical: the canonical shards, if the data set
-    consists of them. unique: whether no id can occur twice.
+    consists of them. unique: whether ids are certain to be unique.
     """
 
     data: DataConfig
@@ -90,8 +90,8 @@ class Source:
     unique: bool = False
 
     def pieces(self) -> list[Piece]:
-        """All pieces, in a fixed order. The number of a piece always stands for the same rows."""
-        # A part of unknown length counts as `data.rows_a_shard` images.
+        """All pieces, in a fixed order. A piece with a given number always has the same rows."""
+        # The length of a part is unknown, so each part counts as `data.rows_a_shard` images.
         most = MOST_BYTES // (self.data.rows_a_shard * math.prod(self.data.shape))
         each = 1 if self.canonical else max(min(len(self.parts) // FEW, most), 1)
         alike: dict[tuple[Split, ...], list[Read]] = {}
@@ -104,16 +104,16 @@ class Source:
         return found
 
     def shards(self, split: Split) -> list[Shard]:
-        """All shards of a split, in a fixed order. A name always stands for the same rows."""
+        """All shards of a split, in a fixed order. A shard with a given name always has the same rows."""
         return [Shard(p.name(split), split, p) for p in self.pieces() if split in p.splits]
 
     def count(self, *splits: Split) -> int | None:
-        """Number of images of `splits` (default: all) before rejection; None if known only after reading."""
+        """Number of images in `splits` (default: all), including bad ones; None if unknown before reading."""
         counts = [self.counts.get(split) for split in splits or SPLITS]
         return None if None in counts else sum(count or 0 for count in counts)
 
     def facts(self) -> dict[str, Any]:
-        """The facts that a manifest records, as plain JSON."""
+        """The facts that a manifest records, as values for JSON."""
         names = ("background", "fit", "split_by", "source", "path", "fraction", "valid_fraction")
         return {
             **{name: getattr(self.data, name) for name in (*names, "test_fraction")},
@@ -133,12 +133,12 @@ def listed(
     stamp: str,
     classes: Sequence[str] = (),
 ) -> Source:
-    """A source whose images are all listed, with exact splits and shards of at most `data.rows_a_shard` rows.
+    """Makes a source from a list of all images, with shards of at most `data.rows_a_shard` rows.
 
     A small set is cut into smaller shards to use the cores of a machine, unless `data.shard_rows` is given.
-    read: can be pickled. items: what `read` needs for each image of a split, as a list, or as a sequence with
-    a method `take`. `data.fraction` takes the first of the shuffled training items, so subsets are nested and
-    a shard mixes the classes. classes: names of the labels, in order, if they have any.
+    read: returns the rows of some items; must allow pickling. items: split -> what `read` needs for each
+    image, as a list, or as a sequence with a method `take`. The training items are shuffled, so a shard mixes
+    the classes, and `data.fraction` keeps the first ones. classes: names of the labels, in order, if any.
     """
     if not len(items["train"]):
         raise UserError(f"data.source {data.source} has no training image; see --data.path and fractions")
@@ -166,7 +166,7 @@ def of_files(
     stamp: str,
     classes: Sequence[str] = (),
 ) -> Source:
-    """A source of files, which only the workers read."""
+    """Makes a source from files, which only workers read. Raises UserError without a training part."""
     if not any("train" in part.splits for part in parts):
         raise UserError(f"data.path {data.path} has no training shard of data.source {data.source}")
     known: Mapping[Split, int | None] = counts if data.fraction == 1 else {**counts, "train": None}
@@ -174,7 +174,7 @@ def of_files(
 
 
 def packed(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
-    """Yields ranges (start, stop) of sizes whose sum is at most `most`. A size above it has its own range."""
+    """Cuts `sizes` into ranges (start, stop) with a sum of at most `most`. A larger size is a range alone."""
     start = total = 0
     for number, size in enumerate(sizes):
         if number > start and total + size > most:
@@ -187,7 +187,7 @@ def packed(sizes: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
 
 @dataclass(frozen=True)
 class Canonical:
-    """Canonical shards below a folder, as their manifest states them."""
+    """The canonical shards that the manifest of a folder lists."""
 
     filesystem: fs.FileSystem
     root: str
@@ -195,7 +195,7 @@ class Canonical:
 
     @classmethod
     def at(cls, filesystem: fs.FileSystem, root: str) -> "Canonical | None":
-        """The shards in the folder `root`; None without a manifest. Raises UserError if it is damaged."""
+        """The shards in `root`; None if no manifest lists any. Raises UserError on a damaged manifest."""
         manifest = read_prepared(filesystem, root)
         canonical = manifest is not None and manifest.format == "parquet"
         return cls(filesystem, root, manifest) if manifest is not None and canonical else None
@@ -222,9 +222,10 @@ class Canonical:
 
 
 class Layout(NamedTuple):
-    """The split of each file, if its folder, its name or a manifest of `prepare` states it.
+    """The split of each file, as its folder, its name or a manifest of `prepare` states it.
 
-    files: a table as `listing` returns it. own: all splits that are stated.
+    files: a table as `listing` returns it. stated: path -> split, or None if nothing states it. own: the
+    splits that the data define themselves. counts: see `Source`. prepared: the manifest, if there is one.
     """
 
     files: pa.Table
@@ -241,12 +242,12 @@ class Layout(NamedTuple):
 def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], root: str | None) -> Layout:
     """Takes the split of each file from the name of its folder, or else from the name of the file.
 
-    File names count only if some file is left for training, so a single file is a whole data set. A name
-    such as Hugging Face's `test-00000-of-00001.parquet` states a split. root: the folder of the files, which
-    may hold the manifest of `prepare`; None for a single file or a pattern.
+    A name such as Hugging Face's `test-00000-of-00001.parquet` states a split. Names are ignored if they
+    leave no file for training, so that a single file is a whole data set. root: the folder of the files,
+    which may hold the manifest of `prepare`; None for a single file or a pattern.
     Prepared data keep their splits. If they have no validation images, `data.valid_fraction` of the training
-    images is held out by the hash of the id; then the numbers of images in these two splits are unknown.
-    Raises UserError if the manifest states images of another shape than `data`.
+    images is held out by a hash of the id, and the numbers of images in these two splits are unknown. Raises
+    UserError if the manifest states images of another shape than `data`.
     """
     above, names = below_root(paths, root)
     of_folders = [stated_split(posixpath.basename(posixpath.dirname(name))) for name in names]
@@ -278,7 +279,7 @@ def require_shape(data: DataConfig, prepared: Prepared) -> None:
 
 
 def open_source(data: DataConfig, seed: int, download: bool = True) -> Source:
-    """The data set that `data` names, with splits drawn by `seed`. Raises UserError if it is missing.
+    """Opens the data set that `data` names, with splits drawn by `seed`. Raises UserError if it is missing.
 
     download: whether torchvision may download a known set that is missing.
     """

@@ -1,4 +1,4 @@
-"""Decides the split of each image, by a seeded permutation of listed images, or by a hash of the id."""
+"""Decides the split of each image, by a seeded permutation of listed images or by a hash of its id."""
 
 import hashlib
 import re
@@ -13,7 +13,7 @@ from npdraw_dist.config.schema import DataConfig
 
 Split = Literal["train", "valid", "test"]
 SPLITS: tuple[Split, ...] = ("train", "valid", "test")
-WORDS: dict[str, Split] = {  # as Hugging Face reads names of files and folders
+WORDS: dict[str, Split] = {  # words that Hugging Face recognises in names of files and folders
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
@@ -33,7 +33,7 @@ def shuffled(items: Sequence[Item], seed: int, purpose: str) -> list[Item]:
 
 
 def holdout(items: Sequence[Item], share: float, seed: int) -> tuple[list[Item], list[Item]]:
-    """Returns (kept, held out), in the order of `items`. A seeded permutation holds out round(share * N)."""
+    """Returns (kept, held out), each in order. A seeded permutation chooses the round(share * N) held out."""
     chosen = set(_generator(seed, "valid").permutation(len(items))[: round(share * len(items))].tolist())
     kept = [item for i, item in enumerate(items) if i not in chosen]
     return kept, [items[i] for i in sorted(chosen)]
@@ -62,10 +62,10 @@ def stratified(labels: NDArray[np.int64], shares: tuple[float, float], seed: int
 def grouped(
     keys: Sequence[Sequence[Hashable]], labels: NDArray[np.int64], shares: tuple[float, float], seed: int
 ) -> list[Split]:
-    """The split of each of N items. Items that share a key, directly or through others, are in one split.
+    """The split of each of N items. Items that share a key, directly or through others, form a group.
 
-    keys: at least one for each item. labels: (N,); a group has the label of its first item, and the
-    groups are `stratified`. shares: the shares of test and valid.
+    All items of a group are in one split. keys: at least one for each item. labels: (N,); a group has the
+    label of its first item, and `stratified` splits the groups. shares: the shares of test and valid.
     """
     from scipy.sparse import coo_array  # slow to import, and few sources need it
     from scipy.sparse.csgraph import connected_components
@@ -81,9 +81,9 @@ def grouped(
 
 
 def subset(items: Sequence[Item], fraction: float, seed: int) -> Sequence[Item]:
-    """The first round(fraction * N), at least 1, items of a seeded permutation, so that subsets are nested.
+    """The first round(fraction * N) items, at least 1, of a seeded permutation.
 
-    items: a list, or a sequence with a method `take(order)`.
+    A larger fraction contains a smaller one. items: a list, or a sequence with a method `take(order)`.
     """
     order = _generator(seed, "fraction").permutation(len(items))[: max(1, round(fraction * len(items)))]
     return items.take(order) if hasattr(items, "take") else [items[i] for i in order]
@@ -96,12 +96,12 @@ def unit_hash(seed: int, purpose: str, name: str) -> float:
 
 
 def stated_split(word: str | None) -> Split | None:
-    """The split that the name of a folder (`test`, `split=test`) or a column states, if any."""
+    """The split that a folder's name (`test`, `split=test`) or a value of a column states; None if none."""
     return None if word is None else WORDS.get(word.lower().removeprefix("split="))
 
 
 def named_split(path: str) -> Split | None:
-    """The split that a word in the name of a file states, such as `mnist-train-000000.tar`.
+    """The split that a word in a file's name states, such as `train` in `mnist-train-000000.tar`.
 
     None if no word states a split, or if words state different splits.
     """
@@ -112,9 +112,9 @@ def named_split(path: str) -> Split | None:
 
 @dataclass(frozen=True)
 class HashSplit:
-    """Splits rows independently, by a stable hash of the id. valid, test: shares of the rows.
+    """Decides the split of a row by a stable hash of its id alone. valid, test: shares of the rows.
 
-    TEST_SEED draws the test split, and `seed` the validation split.
+    fraction: kept share of the training rows. TEST_SEED draws the test split; `seed` draws all else.
     """
 
     seed: int
@@ -124,22 +124,22 @@ class HashSplit:
 
     @classmethod
     def of(cls, data: DataConfig, seed: int, own: Collection[str]) -> "HashSplit":
-        """own: the splits that the source defines. The other splits are taken from its training rows."""
+        """Makes a rule for `data`. own: splits that the source defines; others come from training rows."""
         valid = 0.0 if "valid" in own else data.valid_fraction
         return cls(seed, valid, 0.0 if "test" in own else data.test_fraction, data.fraction)
 
     def split_of(self, name: str, stated: Split | None = None) -> Split:
-        """The split of the row `name`. stated: its split as the source states it, or None."""
+        """The split of the row with the id `name`. stated: the split that the source states, or None."""
         if stated in ("valid", "test"):
             return stated
         if self.test and unit_hash(TEST_SEED, "split", name) < self.test:
             return "test"
-        # If the seed is TEST_SEED, the hashes of the remaining rows begin at `test`.
+        # If the seed is TEST_SEED, this hash is the same as above, so it is `test` or more.
         limit = self.test + self.valid if self.seed == TEST_SEED else self.valid / (1 - self.test)
         return "valid" if unit_hash(self.seed, "split", name) < limit else "train"
 
     def possible(self, stated: Split | None) -> tuple[Split, ...]:
-        """The splits that rows of a file can be in. stated: as in `split_of`."""
+        """The splits that `split_of` can return for rows with the split `stated`."""
         if stated in ("valid", "test"):
             return (stated,)
         return ("train", *(s for s in SPLITS[1:] if getattr(self, s) > 0))
@@ -150,6 +150,6 @@ class HashSplit:
         return split if self.in_fraction(name, split) else None
 
     def in_fraction(self, name: str, split: Split) -> bool:
-        """Whether `fraction` keeps the row. It leaves out only training rows."""
+        """Whether `fraction` keeps the row `name` of `split`. Only training rows can be left out."""
         whole = split != "train" or self.fraction >= 1
         return whole or unit_hash(self.seed, "fraction", name) < self.fraction

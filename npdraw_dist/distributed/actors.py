@@ -1,4 +1,4 @@
-"""Runs work in Ray actors, either on objects spread over the cluster or on a GPU for the driver."""
+"""Runs work in Ray actors: one actor for each of several objects, or one that holds a GPU for the driver."""
 
 import math
 import time
@@ -13,14 +13,14 @@ from npdraw_dist.core.process import COMPUTE, is_quiet, local_device
 from npdraw_dist.distributed import resources
 from npdraw_dist.distributed.start import can_grow, ray_runs
 
-SURVIVE: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3}  # deaths that an actor survives
+SURVIVE: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3}  # how many deaths an actor survives
 WAIT_S = 30.0  # seconds between two messages that no GPU is free
 
 Result = TypeVar("Result")
 
 
 class Actors:
-    """An actor with the object `kind(*arguments)` for each item of `arguments`.
+    """Ray actors, one with the object `kind(*item)` for each item of `arguments`.
 
     No call may change an object, since Ray restarts a dead actor with a new object. Each actor reserves a
     GPU, or a CPU if gpu is False or the cluster has no GPU. Actors share a GPU or CPU if there are too few.
@@ -36,7 +36,7 @@ class Actors:
         self._actors = [actor.remote(*each) for each in arguments]
 
     def call(self, method: str, *arguments: Any) -> list[Any]:
-        """The result of `method(*arguments)` from each actor. Raises the UserError that an actor raises."""
+        """The results of calling `method` in all actors. Raises UserError if one raises it or keeps dying."""
         import ray
 
         try:
@@ -87,7 +87,7 @@ def on_gpu(
 
     A separate process holds the GPU and ends with the work: the driver's node may have no GPU, and a CUDA
     context in the driver would occupy some hundred MB. Without a GPU, or with scale.num_workers 0, the work
-    runs in this process, and 0 seconds are returned. title: names the work in the message that it waits for a
+    runs in this process, and 0 seconds are returned. title: name of the work in messages while it waits for a
     GPU. Raises the UserError that `work` raises.
     """
     if scale.in_process or not has_gpu(scale, may_join=True):
@@ -130,6 +130,6 @@ class _Process:
 
 
 def _threads(nodes: list[resources.Node], share: float) -> int:
-    """The CPUs per share of a GPU on the node where they are fewest. The actor reserves only one CPU."""
+    """Threads for `on_gpu`, which reserves only one CPU: the fewest CPUs per share of a GPU on any node."""
     each = [node.cpus / node.gpus for node in nodes if resources.room([node], 1, share)]
     return max(int(min(each, default=1) * share), 1)

@@ -1,4 +1,4 @@
-"""The context of a training loop in a worker of Ray Train."""
+"""The environment of a training loop (`RayContext`) in a worker of Ray Train."""
 
 import math
 import os
@@ -32,7 +32,7 @@ LEAST_BUCKET_MB, LARGEST_BUCKET_MB = (
 
 
 def ddp_settings(module: nn.Module) -> dict[str, Any]:
-    """Makes DistributedDataParallel use about BUCKETS buckets. Buffers are equal, so it broadcasts none."""
+    """Settings of DistributedDataParallel: about BUCKETS buckets, no broadcast of buffers (all are equal)."""
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     size_mb = trained / BUCKETS / 2**20
     return {
@@ -43,7 +43,7 @@ def ddp_settings(module: nn.Module) -> dict[str, Any]:
 
 
 class RayContext(RunContext):
-    """A worker of the Ray Train (V2) run in `folder`. began: Unix time of the start of the stage."""
+    """A worker of the Ray Train (V2) run in `folder`. began: Unix time at which the stage began."""
 
     elastic = False  # whether the number of workers may change
     removes_saved = True  # training continues while a checkpoint is uploaded
@@ -58,7 +58,7 @@ class RayContext(RunContext):
     ) -> None:
         device = usable(ray.train.torch.get_device())
         show, say = mailbox.show.remote, mailbox.say.remote
-        display: Any = SimpleNamespace(show=show, say=say, record=say)  # the driver's display
+        display: Any = SimpleNamespace(show=show, say=say, record=say)  # sends all to the driver's display
         super().__init__(filesystem, folder, device, criterion, display)
         self.began, self._mailbox = began, mailbox
         context = ray.train.get_context()
@@ -99,7 +99,7 @@ class RayContext(RunContext):
         self._steps += 1
         if not self._watched or self._steps < self._gap:
             return False
-        notice = ray.train.get_preemption_info()  # asks all ranks
+        notice = ray.train.get_preemption_info()  # waits for all ranks
         # Rank 0 decides, so that all ranks save and look again at the same step.
         now = time.monotonic()
         due = self.rank == 0 and notice is not None and now - self._saved_at >= SAVE_EVERY_S
@@ -121,7 +121,7 @@ class RayContext(RunContext):
             raise Resized
 
     def publish(self, metrics: dict[str, Any], saved: Path | None, name: str, at_once: bool = False) -> None:
-        """Uploads the checkpoint folder `saved` during training, or before training goes on if `at_once`."""
+        """Uploads the checkpoint folder `saved` while training continues; if `at_once`, training waits."""
         score = self.criterion.name
         if not math.isfinite(metrics.get(score, 0.0)):
             metrics = {**metrics, score: self.criterion.worst}

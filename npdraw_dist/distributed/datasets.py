@@ -7,7 +7,7 @@ from pyarrow import fs
 from ray.data import Dataset, SaveMode
 from ray.data.datasource import FilenameProvider
 
-PART = "part-"  # prefix of the names of the files
+PART = "part-"  # prefix of the file names
 
 
 class _InOrder(FilenameProvider):
@@ -25,7 +25,7 @@ def write_dataset(
 ) -> None:
     """Writes `encode(row)` of each row to Parquet files, in the order of the rows."""
     encoded = dataset.map(encode)
-    options = encoded.context.execution_options  # shared with the user's dataset
+    options = encoded.context.execution_options  # the user's dataset shares this object
     before, options.preserve_order = options.preserve_order, True
     try:
         names = _InOrder()

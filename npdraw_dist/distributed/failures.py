@@ -12,15 +12,15 @@ from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.core.lease import LeaseError
 from npdraw_dist.training.checkpoint import by_age, named
 
-LONGEST = 500  # characters of a reason
+LONGEST = 500  # largest number of characters in a reason
 CAUSES = ("controller_failure", "health_check_failure", "cause")
 LOST = ("RayActorError", "OutOfMemoryError")  # Ray: a process ended without an exception of its own
 START_FAILED = "WorkerGroupStartupFailedError"  # Ray Train: a worker died before the process group was up
 SILENT = "WorkerHealthCheckTimeoutError"  # Ray Train: a worker does not answer
 TOO_LARGE = "InsufficientClusterResourcesError"  # a worker fits no type of node
-NOT_PLACED = "WorkerGroupStartupTimeoutError"  # the cluster has no room for the workers now
-STORAGE = ("OSError", "ObjectStoreFullError", "OutOfDiskError")  # Ray's store spills to the disk
-Chain = tuple[BaseException, ...]  # outermost first
+NOT_PLACED = "WorkerGroupStartupTimeoutError"  # the cluster has no room for the workers at present
+STORAGE = ("OSError", "ObjectStoreFullError", "OutOfDiskError")  # Ray's object store spills to the disk
+Chain = tuple[BaseException, ...]  # an error and its causes, outermost first
 
 
 def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
@@ -36,7 +36,7 @@ def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
 
 
 def _as_text(error: BaseException) -> OSError | None:
-    """Restores a storage error at the start of Ray Train's controller, of which Ray keeps only the text."""
+    """Restores a storage error that ended Ray Train's controller at its start; Ray keeps only its text."""
     if type(error).__name__ != "ActorDiedError":
         return None
     kinds = ("OSError: ", "PermissionError: ", "FileNotFoundError: ")
@@ -61,7 +61,7 @@ def storage_failed(stage: str, error: BaseException) -> StorageFailed | None:
 
 
 def is_of_storage(error: BaseException) -> bool:
-    """Whether a storage failure is a cause, after which the same work can succeed later."""
+    """Whether a storage failure is a cause of the error. If so, the same work can succeed later."""
     return cause_named(error, StorageFailed.__name__, *STORAGE) is not None
 
 
@@ -104,10 +104,10 @@ class Restarts:
     def __init__(self, filesystem: fs.FileSystem, folder: str, name: str, scale: ScaleConfig) -> None:
         self.filesystem, self.folder, self.name, self.most = filesystem, folder, name, scale.max_failures
         self.failures = 0
-        self.newest = -1  # step of the newest checkpoint at a failure
+        self.newest = -1  # largest step of a checkpoint at any failure so far
 
     def line_of(self, error: Exception) -> str | None:
-        """Why the workers restart; None if they still wait for free nodes, which is not a failure.
+        """The reason why the workers restart; None if they still wait for free nodes, which is not a failure.
 
         Raises UserError, StorageFailed or `error` if they do not restart.
         """
@@ -116,12 +116,12 @@ class Restarts:
         what = reason_of(error)
         mistake = cause_named(error, UserError.__name__)
         if mistake is not None and not isinstance(mistake, LeaseError):
-            raise UserError(str(mistake)) from None  # the same error would come again
+            raise UserError(str(mistake)) from None  # a restart would fail in the same way
         if cause_named(error, TOO_LARGE) is not None:
             raise UserError(f"stage {self.name} stopped: {what}") from None
         if is_preemption(error):
             return f"workers restart, a node was taken away: {what}"
-        # The step is read from the storage: a worker can die before Ray Train registers its checkpoint.
+        # The step is read from the storage, since a worker can die before Ray Train registers its checkpoint.
         newest = self._newest_step()
         self.failures = 1 if newest > self.newest else self.failures + 1
         self.newest = max(newest, self.newest)
@@ -142,7 +142,7 @@ class Restarts:
     def _newest_step(self) -> int:
         """The step of the newest checkpoint; -1 if there is none or the storage does not answer.
 
-        If a damaged checkpoint is written again, its name changes but not its step, so it is no progress.
+        A damaged checkpoint that is written again gets a new name but keeps its step, so it is not progress.
         """
         try:
             return max((named(path)[0] for path in by_age(self.filesystem, self.folder)), default=-1)

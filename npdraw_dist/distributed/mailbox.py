@@ -27,7 +27,7 @@ class Mailbox:
         return self.resizes
 
     def failed(self, line: str | None) -> None:
-        """line: why the workers restart; None if there is nothing to show to the user."""
+        """Records that the workers wait. line: why they restart; None if the user is to see nothing."""
         self.waits = True
         if line is not None:
             self.news.append(line)
@@ -36,17 +36,17 @@ class Mailbox:
         self.progress, self.waits = (images_seen, images_per_s, note), False
 
     def say(self, line: Any) -> None:
-        """line: a message to the user, or a row of metrics.jsonl or training.jsonl."""
+        """Adds a line: a message to the user, or a row of metrics.jsonl or training.jsonl."""
         self.news.append(line)
 
     def read(self) -> tuple[Progress, list[Any], bool]:
-        """The latest progress, what was added since the last call, and whether the workers wait to start."""
+        """The latest progress, the lines added since the last call, and whether the workers wait to start."""
         news, self.news = self.news, []
         return self.progress, news, self.waits
 
 
 def start_mailbox() -> Any:
-    """Starts the actor on this node. If it dies, Ray restarts it with no contents."""
+    """Starts the mailbox on this node. If the mailbox dies, Ray starts it again, empty."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -10,7 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.landmarks import Landmarks, differences, require_seen
 
-NODE_TIMEOUT_S = 120  # for a small task; a node may be busy, or read Python from a shared disk
+NODE_TIMEOUT_S = 120  # limit of a small task; a node may be busy, or load Python from a shared disk
 
 
 def require_shared(folders: Sequence[Landmarks]) -> None:
@@ -36,7 +36,7 @@ def require_shared(folders: Sequence[Landmarks]) -> None:
 
 
 def _answer(answer: Any, count: int) -> list[str | None]:
-    """The differences that a node found; all None if it died meanwhile, since no worker runs there."""
+    """The differences that a node found; all None if the node died, since no worker will run there."""
     try:
         return list(ray.get(answer))
     except ray.exceptions.RayError:
@@ -44,7 +44,7 @@ def _answer(answer: Any, count: int) -> list[str | None]:
 
 
 def require_on_this_node(folders: Sequence[Landmarks]) -> None:
-    """Raises BlindNode, with the address of this node, if it does not see one of the folders."""
+    """Raises BlindNode, with the address of this node, if this node does not see one of the folders."""
     for folder in folders:
         require_seen(folder, ray.util.get_node_ip_address())
 

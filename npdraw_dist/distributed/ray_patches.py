@@ -1,4 +1,4 @@
-"""A patch of Ray Train's private interface. A version of Ray with other private names stays unchanged."""
+"""Patches Ray Train's private interface. A version of Ray with other private names is left unchanged."""
 
 from typing import Any
 
@@ -8,14 +8,14 @@ from ray.util.state.exception import RayStateApiException
 
 
 class Trainer(TorchTrainer):  # type: ignore[misc]
-    """Ray's trainer. It frees the CPUs of a run whose controller is killed, even without Ray's dashboard."""
+    """Ray's trainer, which also frees the CPUs of a run with a killed controller if Ray has no dashboard."""
 
     def _create_default_callbacks(self) -> list[Any]:
         return replace_cleaner(super()._create_default_callbacks())
 
 
 def replace_cleaner(callbacks: list[Any]) -> list[Any]:
-    """Ray Train's callbacks, with a cleaner that needs no dashboard.
+    """Replaces the cleaner among Ray Train's callbacks by one that needs no dashboard.
 
     The cleaner (Ray's pull request 58515) frees the CPUs of a run whose controller is killed while its job
     continues, such as a stopped trial. Ray's own cleaner asks the dashboard whether the controller is alive.

@@ -27,11 +27,11 @@ class Node:
 
     @classmethod
     def of(cls, resources: Mapping[str, float], address: str = "") -> "Node":
-        """resources: Ray's mapping of names to amounts."""
+        """Makes a node from Ray's mapping: name of a resource -> amount."""
         return cls(int(resources.get("CPU", 0)), float(resources.get("GPU", 0)), address)
 
     def __str__(self) -> str:
-        """Such as `8 CPUs, 1 GPU`."""
+        """The resources as text, such as `8 CPUs, 1 GPU`."""
         gpus = f", {_counted(self.gpus, 'GPU')}" if self.gpus else ""
         return _counted(self.cpus, "CPU") + gpus
 
@@ -129,12 +129,12 @@ class Workers:
 
 
 def describe_gpus(gpus: float) -> str:
-    """`a GPU` or `1/4 of a GPU`."""
+    """The share of a GPU as text, such as `a GPU` or `1/4 of a GPU`."""
     return "a GPU" if per_gpu(gpus) == 1 else f"1/{per_gpu(gpus)} of a GPU"
 
 
 def fit(scale: ScaleConfig, nodes: Sequence[Node]) -> Workers:
-    """Fits the most workers possible, then the most CPUs for each. Raises UserError if too few fit."""
+    """Finds the most workers that fit, then the most CPUs for each. Raises UserError if too few fit."""
     least, gpus = scale.least_workers, scale.gpus_per_worker
     if scale.use_gpu is False or (scale.use_gpu is None and room(nodes, 1, gpus) < least):
         gpus = 0.0
@@ -182,7 +182,7 @@ def require_gpu(scale: ScaleConfig) -> None:
 def plan_workers(scale: ScaleConfig, say: Callable[[str], None] = print) -> Workers:
     """The workers that fit the cluster. If too few fit, requests nodes and waits up to scale.wait_s for them.
 
-    say: gets a message when the wait begins and every minute. Raises a UserError that names what is missing.
+    say: called with a message when the wait begins and every minute. Raises UserError if too few still fit.
     """
     from ray.autoscaler.sdk import request_resources
 
@@ -207,5 +207,5 @@ def plan_workers(scale: ScaleConfig, say: Callable[[str], None] = print) -> Work
             request_resources(bundles=[each] * scale.least_workers)
             time.sleep(POLL_S)
     finally:
-        if requested:  # a request would outlive the job; Ray Train makes its own
+        if requested:  # removed, since a request outlives the job; Ray Train makes its own
             request_resources(bundles=[])

@@ -1,4 +1,4 @@
-"""A Ray Train run: how its workers connect, start, report and end."""
+"""Runs training on Ray Train: connects, starts and restarts the workers, and shows what they report."""
 
 import _thread
 import json
@@ -50,7 +50,7 @@ def choose_gloo_interface() -> None:
 
 
 def backend_for(gpus: float) -> str | None:
-    """gloo if several workers share a GPU, which NCCL refuses; None leaves the choice to Ray."""
+    """`gloo` if workers share a GPU, which NCCL refuses; None leaves the choice to Ray."""
     return "gloo" if 0 < gpus < 1 < per_gpu(gpus) else None
 
 
@@ -73,7 +73,7 @@ class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
 
 
 class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]
-    """Connects Ray's process group by each node's own interface; uses NCCL only if all workers have a GPU."""
+    """Connects workers by the network interface of their node, with NCCL only if all have a usable GPU."""
 
     @property
     def backend_cls(self) -> type:
@@ -84,8 +84,8 @@ class ClusterTorchConfig(TorchConfig):  # type: ignore[misc]
 class TrainRun(Generic[Job, Result]):
     """The Ray Train run `storage`/`name`, in which each rank calls `worker` on the job.
 
-    job: fetched once by each node. criterion: the metric that ranks checkpoints. callbacks: called with each
-    report. folders: the folders that each node must see.
+    job: fetched once by each node. criterion: the metric that ranks checkpoints. callbacks: Ray Train calls
+    them on each report. folders: the folders that each node must see.
     """
 
     worker: Callable[[Job, Context], Result]
@@ -163,7 +163,7 @@ def _start_worker(config: dict[str, Any]) -> Any:
             return run.worker(job, context)
         began.mailbox.started.remote(context.world_size)
         what = f"stage {display_path(run.filesystem, run.folder)}"
-        waits_s = float(run.scale.timeout_s)  # longest wait for workers of an earlier attempt to end
+        waits_s = float(run.scale.timeout_s)  # longest wait for workers of an earlier command to end
         with Lease(run.filesystem, run.folder, what, wait_s=waits_s, group=began.command) as lease:
             context.check = lease.check
             return run.worker(job, context)
@@ -182,7 +182,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
 
     Workers that fail start again from the newest checkpoint, as often as `Restarts` allows.
     """
-    # Ray Train's controller reads these variables; the process group has its own time limit.
+    # Ray Train's controller reads these variables. `trainer` sets the time limit of the process group.
     os.environ["RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"] = str(run.scale.timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(run.scale.timeout_s)
     began = Began(start_mailbox(), ray.put(run.job), time.time(), uuid4().hex)
@@ -216,7 +216,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
 
 @contextmanager
 def own_interrupts() -> Iterator[None]:
-    """Ctrl-C raises KeyboardInterrupt in the block and after it, though Ray Train sets its own handler."""
+    """Makes Ctrl-C raise KeyboardInterrupt in and after the block, though Ray Train sets its own handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -250,7 +250,7 @@ class _Watch:
         self._ended.set()
         try:
             self._thread.join()
-        except KeyboardInterrupt:  # from `_run`, if the training ended before the interrupt came
+        except KeyboardInterrupt:  # raised by `_run` for a training that has ended meanwhile
             if self.failed is None:
                 raise
 
@@ -271,9 +271,9 @@ class _Watch:
                         self.display.say(item)
                     else:
                         self.display.record(item)
-            except BaseException as error:  # such as SystemExit of a callback
+            except BaseException as error:  # such as SystemExit from a callback
                 self.failed = error
-                if self._main and not last:  # in another thread, Ray Train gets no interrupt
+                if self._main and not last:  # outside the main thread, Ray Train gets no interrupt
                     _thread.interrupt_main()
                 return
             if progress[0]:
@@ -294,8 +294,8 @@ class _Watch:
 def remove_broken_snapshot(filesystem: fs.FileSystem, run: str) -> None:
     """Removes Ray Train's list of a run's checkpoints if it is damaged or names a missing checkpoint.
 
-    Ray Train rewrites the list in place and cannot resume from a damaged one. Training resumes from the
-    checkpoints themselves.
+    Ray Train rewrites the list in place, and cannot resume from a damaged list or one of another Ray version.
+    Training resumes from the checkpoints themselves.
     """
     path = f"{run}/{SNAPSHOT}"
     if filesystem.get_file_info(path).type != fs.FileType.File:

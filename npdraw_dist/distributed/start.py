@@ -17,16 +17,16 @@ CONNECT_S = 10
 
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # "0": Ray Train does not look for drained nodes
 
-# Settings with which a lost worker is noticed quickly.
+# Settings that make Ray Train notice a lost worker quickly.
 RAY = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # s; how often the controller checks the workers
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # s; how often it looks for nodes that the cloud takes back
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # s; then workers without a node are requested again
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # s; how often the controller looks for drained nodes
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "30",  # s; after it, workers without a node are requested again
 }
 
-# Set before a local Ray starts.
+# Set before Ray starts, and before this process joins a cluster.
 LOCAL_RAY = {
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray Data's actors cause a known warning of Ray's core
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # hides a known warning about Ray Data's actors
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
@@ -51,12 +51,12 @@ def ray_runs() -> bool:
 
 
 def is_local() -> bool:
-    """Whether this process will start a Ray of its own, as none runs and no cluster is named."""
+    """Whether this process will start a Ray of its own, since none runs and RAY_ADDRESS is not set."""
     return not os.environ.get("RAY_ADDRESS") and not ray_runs()
 
 
 def can_grow() -> bool:
-    """Whether nodes can join Ray. They cannot if a command started it on its own machine.
+    """Whether nodes can join Ray. They cannot join a Ray that a command started on its own machine.
 
     RAY_ADDRESS is set in the driver of a job, but not in its actors, such as a trial of a sweep.
     """
@@ -64,7 +64,7 @@ def can_grow() -> bool:
 
 
 def placed(scale: ScaleConfig) -> ScaleConfig:
-    """`scale` with a range `0:N` resolved: workers of the cluster if there is one, else this process."""
+    """Resolves a range `0:N` of workers: to `1:N` on a cluster or if a worker's size is set, else to 0."""
     return scale.placed(cluster=not is_local())
 
 

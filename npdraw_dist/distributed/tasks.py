@@ -42,7 +42,7 @@ class Pool:
 
 
 class Loaded(Generic[Item, Result]):
-    """Work by `kind(*arguments)`, an object slow to create, which each process creates at its first item."""
+    """Calls the object `kind(*arguments)`, which is slow to create, so each process creates it only once."""
 
     def __init__(self, kind: Callable[..., Callable[[Item], Result]], *arguments: Any) -> None:
         self.kind, self.arguments = kind, arguments
@@ -58,8 +58,8 @@ class Loaded(Generic[Item, Result]):
 class _Raised:
     """An error in a task. The task returns the error, and the driver raises it.
 
-    If the task raised the error, reference cycles would keep Ray Data's executor alive, and with it a pool's
-    CPUs: a driver that waits for CPUs allocates nothing, so Python's garbage collector does not run.
+    If the task raised the error, reference cycles would keep Ray Data's executor alive, which holds a pool's
+    CPUs. A driver that waits for CPUs allocates nothing, so Python's garbage collector would not run.
     """
 
     error: Exception
@@ -91,10 +91,10 @@ def map_items(
 ) -> Iterator[Result]:
     """Yields `work(item)` for each item, in any order; computes a few items ahead. Raises what `work` raises.
 
-    Without Ray this process does the work, on one core as in a task. With Ray all nodes do it, in tasks or in
-    a pool, and Ray repeats the items of a process that dies. folders: what each node must see; None
-    stands for data at a URI, for which several threads of a process run `work`. Raises BlindNode for the
-    first node that does not see a folder, before that node fails at many items.
+    Without Ray this process does the work, with one thread as in a task. With Ray all nodes do the work, in
+    tasks or in a pool, and Ray repeats the items of a process that dies. folders: the folders that each node
+    must see; None stands for data at a URI, for which several threads of a process run `work`. Raises
+    BlindNode for the first node that does not see a folder, before that node fails at many items.
     """
     far = any(folder is None for folder in folders)
     if not ray_runs() or not items:
@@ -125,7 +125,7 @@ def map_items(
             num_gpus=pool.gpus,
         )
     for row in dataset.iter_rows():
-        result = pickle.loads(row["result"])  # our own tasks wrote it
+        result = pickle.loads(row["result"])  # safe, since our own tasks wrote it
         if isinstance(result, _Raised):
             raise result.error
         yield result
@@ -133,7 +133,7 @@ def map_items(
 
 def map_in_process(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
     for item in items:
-        with one_thread():  # as in a task, so sums have the same order
+        with one_thread():  # as in a task, so that sums have the same order
             result = work(item)
         yield result
 
@@ -143,7 +143,7 @@ _free: ContextVar[int] = ContextVar("_free", default=0)  # torch's threads outsi
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Torch computes with one thread in the block."""
+    """Makes torch compute with one thread in the block."""
     threads, outside = torch.get_num_threads(), _free.set(free_threads())
     torch.set_num_threads(1)
     try:
@@ -160,7 +160,7 @@ def free_threads() -> int:
 
 def _map_far(items: Sequence[Item], work: Callable[[Item], Result]) -> Iterator[Result]:
     threads = torch.get_num_threads()
-    # Torch's number of threads is a setting of each thread.
+    # Each thread has its own setting of torch's number of threads, so the pool's threads set theirs.
     pool = ThreadPoolExecutor(AT_ONCE, "shard", initializer=torch.set_num_threads, initargs=(1,))
     try:
         rest = iter(items)

@@ -1,4 +1,4 @@
-"""npdraw edit: puts parts of one image on the canvas of another, or redraws places."""
+"""npdraw edit: puts parts of one image on the canvas of another, or lets the prior redraw places."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
@@ -86,7 +86,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _edit(command: Edit, edits: "Edits") -> None:
-    """Edits and writes the files. Raises UserError before writing if A, B or a region is invalid."""
+    """Makes an edit and writes its files. Raises UserError before writing if A, B or a region is invalid."""
     import torch
 
     from npdraw_dist.core.images import png

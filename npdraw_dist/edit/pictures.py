@@ -28,11 +28,11 @@ from npdraw_dist.nn.editing import parse_region
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import SplitImages, image_with_id
 
-EDIT_TILE = 224  # least side of an image, px
+EDIT_TILE = 224  # least side of an enlarged image, px
 
 
 class CompletionEntry(Section):
-    """Places of A that the prior redraws: the places `complete`, or all places except `keep`."""
+    """A completion of A, for which the prior redraws the places `complete`, or all places except `keep`."""
 
     a: str
     complete: str | None = None
@@ -46,7 +46,7 @@ class CompletionEntry(Section):
 
 
 class EditEntry(Section):
-    """Puts B's parts of a region on A's canvas. Drawings and places are written as flags of `edit`."""
+    """An edit that puts B's parts of a region on A's canvas. Values are written like flags of `edit`."""
 
     a: str
     b: str
@@ -54,7 +54,7 @@ class EditEntry(Section):
 
 
 class Posters(Section):
-    """A list of edits and completions to show. n: number of completions of each drawing."""
+    """The edits and completions that a file for --posters lists. n: number of completions of each drawing."""
 
     edits: Annotated[tuple[EditEntry, ...], Field(max_length=64)] = ()
     completions: Annotated[tuple[CompletionEntry, ...], Field(max_length=64)] = ()
@@ -75,13 +75,13 @@ def read_posters(path: str) -> Posters:
 
 
 class Edits:
-    """Edits drawings of `model`, which lies in `folder`. invert: image files show dark ink on white."""
+    """Edits drawings of `model`, loaded from `folder`. invert: whether image files are dark ink on white."""
 
     def __init__(self, model: NPDraw, folder: str, invert: bool = False) -> None:
         self.model, self.folder, self.invert = model, folder, invert
 
     def open(self, text: str) -> tuple[Drawings, Tensor]:
-        """A drawing and the image (C, H, W) from which it was encoded, or its decoded image if there is none.
+        """A drawing and its image (C, H, W), decoded if the drawing is a sample or from z.safetensors.
 
         text: a value of the flag --a. Raises UserError if it is invalid.
         """
@@ -104,7 +104,7 @@ class Edits:
         return drawing, drawing.images[0]
 
     def _image(self, text: str, kind: str, number: str) -> Tensor:
-        """The image that `text` names, uint8 (1, C, H, W). kind, number: before and after its colon."""
+        """The image that `text` names, uint8 (1, C, H, W). kind, number: `text` before and after a colon."""
         folder, spec = self.folder, self.model.spec
         try:
             if kind == "test":
@@ -124,7 +124,7 @@ class Edits:
         raise UserError(reason)
 
     def edit_row(self, a: Drawings, b: Drawings, made: Drawings, region: Tensor) -> EditRow:
-        """A row of the poster: A, B and the result."""
+        """The row of a poster that shows A, B and the result `made`."""
         whether, where, what = (values[0] for values in vars(a.z).values())
         each = (a, b, made)
         return EditRow(
@@ -138,7 +138,7 @@ class Edits:
     def complete(
         self, begun: Drawings, original: Tensor, keep: Tensor, n: int, seed: int, temperature: float | None
     ) -> tuple[Drawings, CompletionRow]:
-        """n drawings that keep the places `keep`, and the row that shows them beside the image (C, H, W)."""
+        """n completions of `begun` that keep the places `keep`, and a row that shows them and `original`."""
         completed = self.model.complete(begun.repeated(n), keep, seed=seed, temperature=temperature)
         kept = editing.remove(begun.z, ~keep.to(begun.canvas.device), self.model.spec.order)
         return completed, CompletionRow(original, self.model.render(kept)[0], keep, completed.images)
@@ -149,9 +149,9 @@ class Edits:
         return ~places if keep is None else places
 
     def write_posters(self, posters: Posters, folder: Path) -> Sequence[Path]:
-        """Writes edits.png and completions.png, each if the list has entries for it; returns their paths.
+        """Writes edits.png and completions.png, each only if `posters` has entries for it; returns the paths.
 
-        Raises UserError before writing if a drawing or a region of the list is invalid.
+        Raises UserError before writing if a drawing or a region is invalid.
         """
         model, grid = self.model, self.model.grid
         edits, completions, written = [], [], []

@@ -25,7 +25,7 @@ HATCH, HATCH_LINE, HATCH_STEP = (204, 204, 204), (150, 150, 150), 8
 
 @dataclass(frozen=True)
 class EditRow:
-    """An edit: A, B and the result. canvases: (3, C, h, w); images: (3, C, H, W).
+    """An edit with A, B and the result, in this order. canvases: (3, C, h, w). images: (3, C, H, W).
 
     region: (L,) bool, the edited places, which get a frame on the canvases of B and of the result.
     parts: (N, C, P, P), the parts of A. where: (N,), their places.
@@ -71,7 +71,7 @@ def save_edits(path: Path, rows: Sequence[EditRow], grid: Grid) -> None:
 
 
 def _apart(row: EditRow, grid: Grid, size: tuple[int, int]) -> Image.Image:
-    """The parts of A, each in the row and column of its place, as large as `size` allows."""
+    """Draws the parts of A, each in the row and column of its place, as large as `size` allows."""
     sides = [(size[0] + PART_GAP) // grid.columns, (size[1] + PART_GAP) // grid.rows]
     factor = max((min(sides) - PART_GAP) // grid.patch, 1)
     step = factor * grid.patch + PART_GAP

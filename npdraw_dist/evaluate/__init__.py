@@ -1,1 +1,1 @@
-"""The command `evaluate`: the numbers of a trained model on a data set, and tables of many models."""
+"""The command `evaluate`, which measures a trained model on a data set or compares models in a table."""

@@ -1,4 +1,4 @@
-"""npdraw evaluate: the numbers of a trained model and their protocol, or a table of runs."""
+"""npdraw evaluate: measures a trained model and records how, or writes a table of evaluated runs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from npdraw_dist.evaluate.settings import (
     spread,
 )
 
-# Torch and Ray take seconds to import, so each function checks its flags before it imports them.
+# Each function checks its flags before it imports torch and Ray, since these imports take seconds.
 
 
 def main(argv: Sequence[str]) -> None:

@@ -1,10 +1,10 @@
-"""`evaluate --asked`: how often drawings have the requested attributes, according to classifiers.
+"""Implements `evaluate --asked`, which measures how often drawings have the requested attributes.
 
-An attribute has alternatives, such as the tones of skin; for a model conditioned on a class, the classes are
-the alternatives. Each attribute has a classifier, trained on the training images that have the attribute. Its
-accuracy on held-out real images is the reference for its accuracy on drawings. A *seen* condition belongs to
-a training image. A *held out* condition belongs to validation images alone; its words are in the vocabulary.
-Shapes: n drawings of a condition, C channels, H x W image.
+An attribute, such as skin tone, has alternatives. For a model conditioned on a class, the alternatives are
+the classes. A classifier for each attribute is trained on the training images that have the attribute. The
+classifier's accuracy on validation images is the reference for its accuracy on drawings. A *seen* condition
+belongs to a training image. A *held out* condition belongs only to validation images, but all its words are
+in the vocabulary. Shapes: n drawings of a condition, C channels, H x W image.
 """
 
 import json
@@ -31,19 +31,19 @@ from npdraw_dist.pipeline.models import chosen_model, load_npdraw
 from npdraw_dist.pipeline.sample import local_folder, require_local_folder
 from npdraw_dist.pipeline.store import Store
 
-FEATURES, IMAGES = 64, 60_000  # features of a classifier; number of images that train it
-SHIFTS = [(0, 0), (2, 0), (-2, 0), (0, 2), (0, -2)]  # shifts of a classifier's training images, in pixels
-SHOWN, COLUMNS, TILE = 20, 4, 320  # conditions and columns of the sheet; least side of a tile in pixels
+FEATURES, IMAGES = 64, 60_000  # number of features of a classifier; number of images that it sees in training
+SHIFTS = [(0, 0), (2, 0), (-2, 0), (0, 2), (0, -2)]  # pixels by which training images are shifted (augmented)
+SHOWN, COLUMNS, TILE = 20, 4, 320  # in asked.png: conditions, columns, least side of an image in pixels
 
-Alternatives = Mapping[str, frozenset[str]]  # name -> its words
+Alternatives = Mapping[str, frozenset[str]]  # name of an alternative -> the words of the name
 
 
 def measure_conditions(settings: ConditionTest) -> list[str]:
-    """Writes asked.json and asked.png; returns the lines of the result.
+    """Writes asked.json and asked.png; returns the result as lines of text.
 
-    Raises UserError if the model takes no condition, or if the file of attributes does not fit it.
+    Raises UserError if the model takes no condition, or if the file of attributes does not fit the model.
     """
-    require_local_folder(settings.out)  # before the work, which takes minutes
+    require_local_folder(settings.out)  # checked first, since the measurement takes minutes
     folder = chosen_model(settings.model)
     model = load_npdraw(folder)
     model.vocabulary.require()
@@ -85,7 +85,7 @@ def measure_conditions(settings: ConditionTest) -> list[str]:
 def _chosen(
     texts: Sequence[str], data: "_Conditions", readers: Mapping[str, "_Reader"], settings: ConditionTest
 ) -> list[str]:
-    """At most settings.questions of the conditions that have an attribute."""
+    """Chooses, at random, at most settings.questions conditions that contain at least one attribute."""
     having = [
         text for text in texts if any(reader.requested(data.words(text)) >= 0 for reader in readers.values())
     ]
@@ -100,7 +100,7 @@ def _count(
     generator: torch.Generator,
     settings: ConditionTest,
 ) -> tuple[dict[str, tuple[int, int]], dict[str, Tensor]]:
-    """Attribute -> (drawings that are read right, all drawings); and the first drawing of each condition."""
+    """Returns attribute -> (drawings read as requested, all drawings), and condition -> its first drawing."""
     counts, first = dict.fromkeys(readers, (0, 0)), dict[str, Tensor]()
     for text in texts:
         given = model.given(text, settings.guidance)
@@ -131,9 +131,9 @@ def _attributes(path: str | None, model: NPDraw) -> Mapping[str, Alternatives]:
 
 
 class _Conditions:
-    """The images of the model's run, and the condition of each as a person would write it.
+    """The training and validation images of the model's run, and the condition of each image as text.
 
-    A text is "" if the condition contains pieces of words.
+    The text is "" if the condition contains pieces of words.
     """
 
     def __init__(self, model: NPDraw, folder: str) -> None:
@@ -163,7 +163,7 @@ def _texts(batch: Batch, entries: Sequence[str]) -> list[str]:
 
 
 class _Reader:
-    """A classifier of one attribute."""
+    """A classifier that predicts which alternative of one attribute an image shows."""
 
     def __init__(self, data: _Conditions, alternatives: Alternatives, seed: int) -> None:
         self.alternatives = alternatives
@@ -179,7 +179,7 @@ class _Reader:
         self.accuracy = accuracy(self.network, self.valid, generator)
 
     def requested(self, words: frozenset[str]) -> int:
-        """The index of the longest alternative whose words are all in `words`; -1 if none or several are."""
+        """Index of the longest alternative whose words are all in `words`; -1 if there is none or a tie."""
         sizes = [len(each) if each <= words else 0 for each in self.alternatives.values()]
         most = max(sizes)
         return sizes.index(most) if most and sizes.count(most) == 1 else -1
@@ -194,7 +194,7 @@ class _Reader:
         return self.network.logits(images).argmax(1)
 
     def facts(self) -> dict[str, Any]:
-        """What asked.json states; the accuracy is None if no validation image has the attribute."""
+        """The attribute's entry in asked.json; the accuracy is None without validation images."""
         return {
             "alternatives": list(self.alternatives),
             "training_images": len(self.train.labels),

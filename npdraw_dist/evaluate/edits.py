@@ -1,9 +1,9 @@
-"""Measures how well a model edits an image: it replaces a region of image A by the same region of image B.
+"""Measures how well a model replaces a region of image A by the same region of image B.
 
-The model swaps its latents of the region (`GenerativeModel.swapped`) and decodes them. The error is the
-difference from B inside the region, and from A outside. Two references are measured too: the
-reconstructions of A and B, as a lower bound of the error, and the reconstruction of the pasted pixels.
-Shapes: N edits, C channels, H x W image, D features.
+The model decodes A with its latents of the region taken from B (`GenerativeModel.swapped`). The error is the
+difference from B inside the region, and from A outside. Two references are measured too. The reconstructions
+of A and B show the least error to expect. The pasted image, which is A with the region's pixels taken from B,
+is reconstructed as a whole. Shapes: N images, E edits, C channels, H x W image.
 """
 
 import torch
@@ -15,23 +15,23 @@ from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.training.feed import noise_seed
 
 EDITS = 500  # number of edits that a comparison measures
-EDITING = 2**32 - 9  # key of the noise seed, distinct from those of shards
+EDITING = 2**32 - 9  # keeps the seed of edits apart from other seeds
 AT_ONCE = 64
 FEATURES, BETWEEN = ("edit_features", "pasted_features"), "between"
-LEAST, MOST = 0.25, 0.75  # sides of a region, as shares of the image's sides
+LEAST, MOST = 0.25, 0.75  # least and greatest side of a region, as a share of the image's side
 
 
 @torch.no_grad()
 def measure_edits(
     model: GenerativeModel, images: Tensor, count: int, seed: int, extract: Extract | None = None
 ) -> dict[str, float]:
-    """The mean errors of `count` random edits of pairs of uint8 images (N, C, H, W), by name.
+    """Returns the mean errors of `count` random edits by name. images: uint8 (N, C, H, W).
 
-    edit_inside, edit_outside: mean squared error to B in the region, and to A elsewhere. The prefixes
-    reconstructed_ and pasted_ instead of edit_ mark the same errors of the reconstructions of B and A, and of
-    the reconstruction of the pasted pixels. With an extractor, edit_features and pasted_features: squared
-    distance to the features of the pasted pixels, as a share of the squared distance between A and B. Raises
-    UserError if the model cannot edit a region, or if there are fewer than two images.
+    edit_inside, edit_outside: mean squared error to B in the region, and to A elsewhere. The prefix
+    reconstructed_ marks the same errors of the reconstructions of B and A; the prefix pasted_ marks those of
+    the reconstruction of the pasted image. With an extractor, edit_features and pasted_features: squared
+    distance from the features of the pasted image, divided by the squared distance between the features of A
+    and B. Raises UserError if the model cannot edit a region, or if there are fewer than two images.
     """
     if len(images) < 2:
         raise UserError(f"an edit takes two images, and there are {len(images)}")
@@ -65,7 +65,7 @@ def measure_edits(
 
 
 def random_regions(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
-    """(count, H, W) bool: random rectangles, whose sides are LEAST to MOST of the image's sides."""
+    """Masks (count, H, W) bool of random rectangles, with sides from LEAST to MOST of the image's sides."""
     inside = torch.ones(count, height, width, dtype=torch.bool)
     for axis, size in ((1, height), (2, width)):
         share = LEAST + (MOST - LEAST) * torch.rand(count, generator=generator)
@@ -78,7 +78,7 @@ def random_regions(count: int, height: int, width: int, generator: torch.Generat
 
 
 def _errors(name: str, made: Tensor, wanted: Tensor, inside: Tensor) -> dict[str, Tensor]:
-    """Mean squared error of each image (N,), in the region and elsewhere."""
+    """The mean squared error of each edit, (E,), in the region and elsewhere."""
     error = (made - wanted).square().mean(1)
     return {
         f"{name}_{where}": (error * mask).sum((1, 2)) / mask.sum((1, 2))

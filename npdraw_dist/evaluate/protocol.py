@@ -1,4 +1,4 @@
-"""The numbers of one model on a split, and the protocol by which they were measured."""
+"""Measures a model on a split of a data set, and records how it was measured (the protocol)."""
 
 import hashlib
 import json
@@ -33,10 +33,10 @@ from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 
 
 def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """`flags` with the data settings and the seed of the model's training where none are given.
+    """Adds to `flags` the data settings and the seed of the model's training that the user did not give.
 
-    These come from the model's run, or else from its own config. If the flags name another data source, no
-    data setting of the training is used.
+    These defaults come from the model's run, or else from the model's config.json. If the flags name another
+    data source, no data setting of the training is used.
     """
     run, spec = find_run(flags["model"]), read_spec(flags["model"])
     if run is not None:
@@ -51,10 +51,10 @@ def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def images_in(source: Source, split: Split, needed: int) -> int:
-    """The number of images of a split.
+    """The number of images in a split, or a lower bound if the source does not state the number.
 
-    If the source does not state the number, shards are read until they have more than `needed` images, and
-    more than the NEIGHBOURS that distances need. The number is then a lower bound.
+    For the bound, shards are read until they have more than `needed` images, and more than the NEIGHBOURS
+    that precision and recall need.
     """
     if (images := source.count(split)) is not None:
         return images
@@ -67,10 +67,10 @@ def images_in(source: Source, split: Split, needed: int) -> int:
 
 
 def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[dict[str, Any], list[str]]:
-    """Writes all numbers of a model and their `protocol` to `out`; returns them and the written paths.
+    """Measures a model; writes the numbers and their `protocol` to `out`; returns both and the written paths.
 
-    A model of parts also gets a picture of reconstructions. sized_pool: use at most scale.num_workers
-    actors. Raises UserError.
+    For NP-DRAW, also writes a picture of reconstructions. sized_pool: use at most scale.num_workers actors.
+    Raises UserError if the settings do not fit the model or its data.
     """
     started, scale, split = time.perf_counter(), settings.scale, settings.split
     model = load_model(settings.model)
@@ -82,7 +82,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     shards, total = source.shards(split), source.count(split)
     if not shards:
         raise UserError(f"the data have no split {split!r}: it has no image")
-    if file is not None:  # counted before the likelihood, which may take hours
+    if file is not None:  # checked before the likelihood is measured, which may take hours
         images = images_in(source, split, file.dimensions)
         real = min(images, settings.images or images)
         require_enough(real, settings.samples or real, file.dimensions)
@@ -134,7 +134,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
 
 
 def made_by() -> dict[str, Any]:
-    """The command, date and version that made a result."""
+    """The command of this process, the date (UTC) and the package's version, to record in a result."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return {"command": command_line(), "date": date, "version": npdraw_dist.__version__}
 
@@ -155,7 +155,7 @@ def _checked_data(settings: EvaluationSettings, spec: Spec) -> DataConfig:
 def _protocol(
     settings: EvaluationSettings, model: GenerativeModel, source: Source, inputs: str | None
 ) -> dict[str, Any]:
-    """How the numbers are measured. inputs: the digest of the training images; None if unknown."""
+    """How the numbers are measured. inputs: digest of the source's training images; None if unknown."""
     filesystem, path = open_filesystem(settings.model)
     known = None if model.spec.data is None else model.spec.data.inputs
     return {
@@ -194,7 +194,7 @@ def _distance_protocol(
 
 
 def summary_lines(result: Mapping[str, Any]) -> list[str]:
-    """The result and its protocol in a few lines."""
+    """The result and its protocol as a few lines of text."""
     protocol = result["protocol"]
     lines = [
         f"{result['n']:,} images of {protocol['data']['source']} {result['split']}, IWAE {result['k']}, "

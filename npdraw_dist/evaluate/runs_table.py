@@ -1,6 +1,6 @@
-"""`evaluate --compare`: a table and samples of evaluated runs that were measured by the same protocol.
+"""Implements `evaluate --compare`, a table and samples of runs that were evaluated by the same protocol.
 
-To add a column, set `compared` of a metric in measure/metrics.
+To add a column, set `compared=True` for a metric in measure/metrics.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,17 +23,18 @@ from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.store import Store
 
 SHOWN_SAMPLES = 12
-# The facts of the protocol that must be equal for two runs to be in one table.
+# The facts of the protocol that must be equal for all runs of a table.
 SAME = ("data", "split", "images", "ids_sha256", "binarize", "nll", "distance")
-# Data settings that may differ, since they describe a run's own training images or where its files are.
+# Data settings that may differ, since they describe a run's own training images or the place of its files.
 OWN = {"fraction", "valid_fraction", "path", "seed", "splits", "classes"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluated run. row: folder, kind, fraction, seed and the COMPARED numbers; None for missing ones.
+    """An evaluated run.
 
-    result: `n` and `protocol` of its evaluation.json.
+    row: the run's folder, kind, data.fraction and seed, and the COMPARED numbers, None where one is missing.
+    result: `n` and `protocol` from the run's evaluation.json.
     """
 
     row: Mapping[str, Any]
@@ -41,7 +42,7 @@ class Run:
 
     @property
     def label(self) -> list[str]:
-        """The folder, kind, fraction and seed of the run."""
+        """The first four cells of the run's row: folder, title of the kind, data.fraction and seed."""
         row = self.row
         return [row["run"], KINDS[row["kind"]].title, percent(row["fraction"]), str(row["seed"])]
 
@@ -56,7 +57,7 @@ class Run:
 
 
 def read_run(folder: str) -> Run:
-    """Reads an evaluated run. Raises UserError if the folder is no run folder, or was not evaluated."""
+    """Reads an evaluated run. Raises UserError if `folder` is no run, or has no readable evaluation.json."""
     run = find_run(f"{folder}/model")
     if run is None:
         raise UserError(f"--compare {folder} is no run folder: it has no config.yaml")
@@ -80,7 +81,7 @@ def read_run(folder: str) -> Run:
 
 
 def _training_cost(store: Store, config: Mapping[str, Any]) -> dict[str, float]:
-    """The images that a run's training saw, and the seconds of all its stages; empty if unknown."""
+    """The number of images that training saw, and the seconds of all stages but `sample`; {} if unknown."""
     seen, metrics = 0, store.metrics()
     for stage in ("prior", "vae"):
         if f"{stage}/seconds" in metrics:
@@ -92,7 +93,7 @@ def _training_cost(store: Store, config: Mapping[str, Any]) -> dict[str, float]:
 
 
 def require_same_protocol(runs: Sequence[Run]) -> None:
-    """Raises UserError, with the differences, if a run has another protocol than the first."""
+    """Raises UserError, which lists the differences, if a run has another protocol than the first run."""
     for run in runs[1:]:
         if changed := differences(runs[0].protocol(), run.protocol()):
             raise UserError(
@@ -104,7 +105,7 @@ def require_same_protocol(runs: Sequence[Run]) -> None:
 def compare_runs(folders: Sequence[str], out: str) -> list[str]:
     """Writes comparison.md, comparison.parquet and samples.png; returns their paths.
 
-    Raises UserError if a run was not evaluated, or was measured by another protocol.
+    Raises UserError if a run was not evaluated, or if the runs were measured by different protocols.
     """
     kinds = list(KINDS)
     runs = [read_run(folder) for folder in sorted(folders)]
@@ -119,7 +120,7 @@ def compare_runs(folders: Sequence[str], out: str) -> list[str]:
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """The table, followed by the protocol of all rows."""
+    """The table of the runs in Markdown, followed by their common protocol."""
     rows = [[*run.label, *(METRICS[name].format(run.row[name]) for name in COMPARED)] for run in runs]
     lines = markdown_table(["run", "model", "fraction", "seed", *COMPARED], rows)
     protocol = yaml.safe_dump(runs[0].protocol(), sort_keys=False)
@@ -128,7 +129,7 @@ def markdown(runs: Sequence[Run]) -> str:
 
 
 def _samples(runs: Sequence[Run]) -> bytes:
-    """A row of samples for each run, all with the same seed."""
+    """A PNG with a row of samples from each run's model, all drawn with the same seed."""
     rows = {}
     for run in runs:
         model = load_model(f"{run.row['run']}/model")

@@ -1,4 +1,4 @@
-"""The flags of `npdraw evaluate`: what is measured, on which data, and how."""
+"""The flags of `npdraw evaluate`, which set what is measured, on which data, and how."""
 
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
@@ -12,11 +12,11 @@ from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
 from npdraw_dist.config.section import Count
 from npdraw_dist.core.process import require_extra
 
-RESULT = "evaluation.json"  # in the run folder of a model
+RESULT = "evaluation.json"  # the file in a run folder that holds the result of `npdraw evaluate`
 
 
 class Measurement(BaseModel):
-    """The flags of every command that measures likelihood and distances."""
+    """The flags that set how likelihood and distances are measured."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -33,12 +33,12 @@ class Measurement(BaseModel):
 
     @property
     def extractor_flags(self) -> tuple[str | None, str | None]:
-        """The first arguments of `find_extractor`."""
+        """The arguments `weights` and `extractor` of `measure.features.find_extractor`."""
         return self.fid_weights, self.extractor
 
 
 def require_metrics(flags: Mapping[str, Any]) -> None:
-    """Raises UserError if an extractor is given and the extra `metrics` is not installed."""
+    """Raises UserError if the flags name an extractor, but the package's extra `metrics` is not installed."""
     for flag in ("fid-weights", "extractor"):
         if flag in flags:
             require_extra(f"--{flag}", "metrics", "torchmetrics", "torch_fidelity")
@@ -66,7 +66,7 @@ class EvaluationSettings(Measurement):
     data: DataConfig = DataConfig()
 
     def for_likelihood(self, likelihood: str) -> "EvaluationSettings":
-        """These settings with `auto` pixels replaced by those that fit the likelihood of a model."""
+        """Replaces pixels `auto` by `drawn` for a Bernoulli likelihood, and by `mean` for the others."""
         if self.pixels != "auto":
             return self
         pixels = "drawn" if likelihood == "bernoulli" else "mean"
@@ -74,7 +74,7 @@ class EvaluationSettings(Measurement):
 
 
 class Questions(BaseModel):
-    """The flags of `npdraw evaluate --asked` alone."""
+    """The flags that `npdraw evaluate` takes only with --asked."""
 
     attributes: str | None = Field(
         None,
@@ -89,7 +89,7 @@ class Questions(BaseModel):
 
 
 class ConditionTest(Questions):
-    """All flags of `npdraw evaluate --asked`. out: a folder. temperature: None for the model's own."""
+    """All flags of `npdraw evaluate --asked`. out: a folder. temperature: None means the model's default."""
 
     model_config = ConfigDict(allow_inf_nan=False, extra="forbid")
 
@@ -100,7 +100,7 @@ class ConditionTest(Questions):
 
 
 class Mode(BaseModel):
-    """Flags for what `npdraw evaluate` does instead of measuring one model, and where it writes."""
+    """The flags that select what `npdraw evaluate` does, and where it writes the result."""
 
     compare: list[str] = Field(
         [], description="run folders, each with an evaluation.json, to put into one table"
@@ -118,9 +118,9 @@ class Evaluate(Command, EvaluationSettings, Questions, Mode):  # type: ignore[mi
 
     Data settings that are not given are taken from the model's run. --compare RUN ... writes a table and
     samples of evaluated runs to the folder --out (`npdraw report` compares the models of a sweep). --asked
-    measures how often a model draws the requested condition: it requests conditions that training images
-    have (*seen*) and conditions that only validation images have (*held out*), and classifiers trained on the
-    run's images read the drawings. It writes asked.json and asked.png to the folder --out.
+    measures how often a model draws the requested condition, and writes asked.json and asked.png to the
+    folder --out. The conditions are those of training images (*seen*) and those that only validation images
+    have (*held out*). Classifiers that are trained on the run's images judge the drawings.
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (

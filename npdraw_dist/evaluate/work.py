@@ -1,7 +1,7 @@
-"""The work of an evaluation, done by a pool of processes or in this one: scores, features and edits.
+"""Computes scores, features and edits for an evaluation, in a pool of processes or in this process.
 
-A split has shards, and a shard has batches of BATCH images. The noise of a batch is seeded by its key, and
-results are sorted by key before they are summed, so the number of processes changes no result. No batch is
+A split has shards, and a shard has batches of BATCH images. Each batch has a `Key`, which seeds its noise.
+Results are sorted by key before they are summed, so the number of processes changes no result. No batch is
 padded. Shapes: B images of a batch, C channels, H x W pixels, N real images, M generated ones, D features.
 """
 
@@ -40,16 +40,17 @@ from npdraw_dist.pipeline.progress import console, stage_progress
 from npdraw_dist.pipeline.scores import BATCH, bank_usage, part_counts, score_images, summary
 from npdraw_dist.training.feed import noise_seed
 
-SAMPLES = 64  # samples of a batch; each batch has its own noise seed
-REAL, GENERATED = 2**32 - 3, 2**32 - 4  # keys of noise seeds, distinct from those of shards
+SAMPLES = 64  # number of samples in a batch; each batch has its own noise seed
+REAL, GENERATED = 2**32 - 3, 2**32 - 4  # keep the seeds for features and samples apart from other seeds
 
 Key = tuple[int, int]  # (shard in the split, batch in the shard); shard -1 stands for samples
 
 
 @dataclass
 class Found:
-    """The measurements of an item. images: the number of images. values: key of a batch -> name -> array.
+    """The results of one item of work. images: the number of images. ids: the ids of real images.
 
+    values: key of a batch -> name -> array. hashes: the smallest hashes of the ids, found by `_least_hashes`.
     rejects: the number of unreadable rows of the shard, which only one item of each shard reports.
     """
 
@@ -61,9 +62,9 @@ class Found:
 
 
 def pool_of(scale: ScaleConfig, sized: bool) -> Pool:
-    """One actor for each GPU or share of a GPU, else for each CPU. sized: limits them to scale.num_workers.
+    """A pool with an actor for each GPU (or share of a GPU) of the cluster; for each CPU if no GPU is used.
 
-    Waits for a first node, as a training stage does. Raises UserError if no node comes.
+    sized: at most scale.num_workers. Waits for room for one actor; raises UserError if none comes in wait_s.
     """
     if scale.in_process:
         return Pool(1, float(local_device(scale.use_gpu).type == "cuda"))
@@ -78,10 +79,10 @@ def pool_of(scale: ScaleConfig, sized: bool) -> Pool:
 
 
 def run(title: str, items: Sequence[Any], total: int, work: Any, pool: Pool | None = None) -> list[Any]:
-    """Returns `work(item)` of each item, in any order. Uses a pool or tasks on Ray, else this process.
+    """Returns `work(item)` for each item, in any order. Uses Ray (`pool`, or tasks), else this process.
 
-    Each result has `images`, which count towards the `total`. Prints a line if the pool has to wait for a
-    GPU. Raises the UserError that an item raises.
+    The progress display counts the `images` of the results, out of `total`. Prints a line if the pool has to
+    wait for a GPU. Raises what `work` raises.
     """
     gpus = pool.gpus if pool is not None and ray_runs() else 0
     if gpus and not resources.room([resources.free_now()], 0, gpus):
@@ -99,9 +100,9 @@ def run(title: str, items: Sequence[Any], total: int, work: Any, pool: Pool | No
 
 @dataclass(frozen=True)
 class ShardSlice:
-    """Every `stride`-th batch of a shard, from batch `first` on: one item of work.
+    """An item of work, which is every `stride`-th batch of a shard, from batch `first` on.
 
-    number: the shard's place in its split. threshold: only ids with at most this hash are taken.
+    number: the index of the shard in its split. threshold: images are left out if their id's hash is larger.
     """
 
     number: int
@@ -111,7 +112,7 @@ class ShardSlice:
     threshold: float = 1.0
 
     def batches(self, rows: Rows) -> Iterator[tuple[Key, Rows]]:
-        """Yields key and rows of each batch. rows: all rows of the shard."""
+        """Yields the key and the rows of each batch of the slice. rows: all rows of the shard."""
         if self.threshold < 1:
             rows = rows.take([i for i, name in enumerate(rows.ids) if _hash(name) <= self.threshold])
         for batch in range(self.first, -(-len(rows) // BATCH), self.stride):
@@ -119,32 +120,32 @@ class ShardSlice:
 
 
 class SampleBatch(NamedTuple):
-    """The `number`-th batch of samples, `samples` of them: one item of work."""
+    """An item of work that draws `samples` samples. number: the index of this batch of samples."""
 
     number: int
     samples: int
 
 
 class Work(NamedTuple):
-    """The slices of a split and the number of their images; 0 if it is known only after reading."""
+    """The slices of a split. images: the number of images in them; 0 if it is known only after reading."""
 
     slices: list[ShardSlice]
     images: int
 
 
 def _hash(name: str) -> float:
-    """The hash that decides which images are measured. It has no seed, so all evaluations agree."""
+    """The hash that decides whether an image is measured. The seed is fixed, so all evaluations agree."""
     return unit_hash(0, "evaluate", name)
 
 
 def _least_hashes(limit: int, shard: Shard) -> Found:
-    """The `limit` smallest hashes of a shard, so that the driver does not receive all hashes."""
+    """Finds the `limit` smallest hashes of a shard, so that the driver does not receive all hashes."""
     ids = shard.read().ids
     return Found(len(ids), hashes=nsmallest(limit, map(_hash, ids)))
 
 
 def plan_work(shards: Sequence[Shard], total: int | None, limit: int | None, actors: int) -> Work:
-    """All images of the shards, or the `limit` images with the smallest hash of the id.
+    """Divides all images of the shards, or the `limit` images with the smallest hash of the id, into slices.
 
     total: the number of images in the shards; None if it is known only after reading.
     """
@@ -155,16 +156,16 @@ def plan_work(shards: Sequence[Shard], total: int | None, limit: int | None, act
         images = sum(each.images for each in found)
         threshold = hashes[-1] if limit < images else 1.0
         total = min(limit, images)
-    stride = -(-2 * actors // len(shards))  # so that every actor has work; results do not depend on it
+    stride = -(-2 * actors // len(shards))  # at least two slices for each actor; does not change the results
     starts = product(enumerate(shards), range(stride))
     return Work([ShardSlice(*shard, first, stride, threshold) for shard, first in starts], total or 0)
 
 
 class Worker:
-    """Measures items with one model: scores images; with an extractor, finds features of images and samples.
+    """Scores images by a model or, if it has an extractor, computes features of images and samples.
 
-    settings.pixels: `drawn` binarizes images and draws samples from p(x|z), `mean` does neither.
-    conditions: gives the condition of each image, so that images are scored with and without it.
+    settings.pixels: for features, `drawn` binarizes images and draws samples from p(x|z); `mean` does
+    neither. conditions: reads the condition of each image, which is then scored with and without it.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class Worker:
         self.device = local_device(None if gpu else False)
         self.model, self.settings, self.conditions = model.to(self.device), settings, conditions
         self.extract = None if extractor is None else extractor.open(self.device)
-        self._read: tuple[str, Rows] | None = None  # the last shard
+        self._read: tuple[str, Rows] | None = None  # name and rows of the shard that was read last
 
     def __call__(self, item: ShardSlice | SampleBatch) -> Found:
         if isinstance(item, SampleBatch):
@@ -210,7 +211,7 @@ class Worker:
         return {name: values.numpy() for name, values in scores.items()}
 
     def features(self, images: Tensor, key: Sequence[int]) -> Tensor:
-        """uint8 (B, C, H, W) -> features (B, D), after the model's binarization, which `key` seeds."""
+        """uint8 images (B, C, H, W) -> features (B, D). `key` seeds the binarization of `drawn` pixels."""
         binarize = self.model.spec.binarize if self.settings.pixels == "drawn" else "none"
         return self._extracted(binarized(images.to(self.device), binarize, self._generator(key)))
 
@@ -234,7 +235,7 @@ def in_batch_order(results: Sequence[Found]) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model and the images that it is measured on. pool: None if this process alone does the work."""
+    """A model and the images on which it is measured. pool: None if this process alone does the work."""
 
     model: GenerativeModel
     settings: EvaluationSettings
@@ -255,13 +256,13 @@ class Evaluation:
         return run(title, items, total, worker, self.pool)
 
     def scores(self) -> list[Found]:
-        """`score_images` of all images; for a model of parts also `counts`, how often it uses each part."""
+        """Scores all images (`score_images`); for NP-DRAW, also counts how often each part is drawn."""
         return self._measured("evaluate")
 
     def likelihood(self) -> tuple[dict[str, Any], list[str]]:
-        """The `summary` of all images, the use of the bank and `rejected`, the number of unreadable rows.
+        """Returns the `summary` of all images, and the sorted ids of the images.
 
-        Also returns the sorted ids of the images.
+        The summary includes `rejected`, the number of unreadable rows, and NP-DRAW's use of the bank.
         """
         found = self.scores()
         values = in_batch_order(found)
@@ -275,13 +276,13 @@ class Evaluation:
         return {**numbers}, sorted(name for each in found for name in each.ids)
 
     def features(self, extractor: ExtractorFile, samples: int = 0) -> dict[str, Tensor]:
-        """`real` (N, D), the features of all images, and `generated` (M, D), those of `samples` samples."""
+        """The features of all images, `real` (N, D), and of M = `samples` samples, `generated` (M, D)."""
         starts = enumerate(range(0, samples, SAMPLES))
         batches = [SampleBatch(number, min(SAMPLES, samples - start)) for number, start in starts]
         return in_batch_order(self._measured("distance", batches, extractor))
 
     def distances(self, count: int, extractor: ExtractorFile) -> dict[str, Any]:
-        """Frechet and kernel distance, precision and recall of `count` samples to the images."""
+        """Frechet and kernel distance, precision and recall of `count` samples compared with the images."""
         values = self.features(extractor, count)
         real, generated = values["real"], values["generated"]
         found = all_distances(real, generated, self.settings.seed)
@@ -302,6 +303,6 @@ class Evaluation:
         return torch.cat([found[key] for key in sorted(found)])
 
     def edits(self, count: int, extractor: ExtractorFile | None) -> dict[str, float]:
-        """`measure_edits` of the images, in this process."""
+        """Measures `count` edits of the images in this process (`measure_edits`)."""
         extract = None if extractor is None else extractor.open(self.model.device)
         return measure_edits(self.model, self.images(), count, self.settings.seed, extract)

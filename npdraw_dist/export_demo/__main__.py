@@ -1,4 +1,4 @@
-"""npdraw export-demo: writes a model as one HTML file that draws in the browser alone."""
+"""npdraw export-demo: writes a model as one HTML file that draws in a browser without a server."""
 
 from collections.abc import Sequence
 from typing import ClassVar

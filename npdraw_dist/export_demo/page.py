@@ -1,9 +1,8 @@
-"""Makes the page: one HTML file with a model's settings for model.js, its weights, name and licence.
+"""Makes the demo, one HTML file with model.js and a model's settings, weights, name and licence.
 
 The weights are one sequence of bytes with only the tensors that sampling and decoding need. Tensors that are
 always used as one product are multiplied beforehand.
-Shapes: B batch, T steps, L places, K parts, C channels, P patch side, H x W image,
-W channels of a token, R rank.
+Shapes: L places, K parts, V entries of the vocabulary, W channels of a token, R rank of a table.
 """
 
 import base64
@@ -43,14 +42,14 @@ LIKELIHOODS = {
     DiscretizedLogistic: ("logistic", DiscretizedLogistic.START_LOG_SCALE),
     DiscretizedLogisticMixture: ("logistic_mixture", DiscretizedLogisticMixture.START_LOG_SCALE),
 }
-LICENSE = "apache-2.0"  # as the cards of this package say (`nn.hub`)
+LICENSE = "apache-2.0"  # licence in the model cards that `nn.hub` writes
 EDITED = ("aligned", "raster", "ranked", "path")  # orders whose edits model.js implements
 PRIOR_SIZES = ("table", "depth", "width", "attention_heads", "head_width")
-PIXELS = 64  # pixels of a drawing by which a browser checks its own computation
+PIXELS = 64  # about how many pixels of a drawing the page compares with those that it computes
 LARGEST = float(np.finfo(np.float16).max)
 _BLOCK = r"blocks\.\d+\.(norm1|norm2|qkv|out|mlp\.[023])"
 _RESIDUAL = r"(norm1|norm2|conv1|conv2)"
-# The networks that model.js computes, and the names of their layers. Other networks and layers are refused.
+# Networks that model.js computes -> pattern of the names of their weights. All others are refused.
 KNOWN: dict[type[nn.Module], str] = {
     Prior: rf"position|blank|told\.position|(last|norm|whether_head|where_head|what_state|what_head|part|"
     rf"place|chosen_place|drawn\.out|{_BLOCK})\.(weight|bias)",
@@ -60,7 +59,7 @@ KNOWN: dict[type[nn.Module], str] = {
     GlobalAppearance: r"(spread|out)\.(weight|bias)",
     LocalAppearance: rf"(of_canvas\.([024]|1\.{_RESIDUAL})|spread|out)\.(weight|bias)",
 }
-# Layers that are not exported: they belong to the posterior or are folded into other tensors.
+# Weights that are not exported, because they belong to the posterior or are folded into other tensors.
 LEFT_OUT = re.compile(
     r"(encoder|of_image|drawn\.(weight|place|code|(look|common|head|head_place).*)|bank_parts|told\.word)\b.*"
 )
@@ -77,7 +76,7 @@ class Facts:
 
 
 def demo_page(model: NPDraw, facts: Facts) -> str:
-    """One HTML file that loads nothing else. Raises UserError if it cannot reproduce the model exactly."""
+    """The HTML file, which loads nothing else. Raises UserError if model.js cannot compute the model."""
     packed = pack(model)
     files = resources.files("npdraw_dist.export_demo")
     style, code = ((files / name).read_text("utf-8") for name in ("demo.css", "model.js"))
@@ -142,7 +141,7 @@ def describe(model: NPDraw) -> dict[str, Any]:
 
 
 def _appearance(appearance: Appearance | None) -> dict[str, Any] | None:
-    """Settings of the appearance. latents: how many numbers u has per image (global) or per cell (local)."""
+    """Settings of the appearance u. latents: number of values of u per image (global) or per cell (local)."""
     if appearance is None:
         return None
     kind, sizes = "global" if appearance.standard else "local", ("size", "coarse_size")
@@ -152,7 +151,7 @@ def _appearance(appearance: Appearance | None) -> dict[str, Any] | None:
 
 @torch.no_grad()
 def reference(model: NPDraw) -> dict[str, Any]:
-    """A drawing with log p(z) and some pixels of its image, by which the page checks its own computation."""
+    """A drawing, its log p(z) and some pixels of its image, with which the page checks what it computes."""
     z = model.sample_prior(1, seed=0)
     pixels = model.decode(model.render(z)).flatten()
     every = max(len(pixels) // PIXELS, 1)
@@ -164,7 +163,7 @@ def reference(model: NPDraw) -> dict[str, Any]:
 
 
 def license_of(folder: str) -> str:
-    """The licence in the model's card, README.md, or LICENSE if there is no card."""
+    """The licence that the model's card, README.md, states; LICENSE if no card states one."""
     filesystem, path = open_filesystem(f"{folder.rstrip('/')}/README.md")
     if not is_file(filesystem, path):
         return LICENSE
@@ -185,13 +184,13 @@ class Packed:
     content: bytearray = field(default_factory=bytearray)
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Appends a tensor in float16. Raises UserError if a value is beyond its range."""
+        """Appends a tensor in float16. Raises UserError if a value is beyond the range of float16."""
         if not tensor.abs().max() <= LARGEST:
             raise UserError(f"export-demo keeps weights in float16, and {name} has values beyond its range")
         self._append(name, "float16", tensor, tensor.detach().cpu().numpy().astype("<f2"))
 
     def add_pixels(self, name: str, pixels: Tensor) -> None:
-        """Appends pixels in [0, 1]: as bytes if that is exact, as for patches of 8-bit images."""
+        """Appends pixels in [0, 1], as float32 or, if that is exact as for 8-bit images, as bytes."""
         as_bytes = (pixels * 255).round().clamp(0, 255)
         if torch.equal((as_bytes / 255), pixels):
             self._append(name, "bytes", pixels, as_bytes.cpu().numpy().astype("u1"))
@@ -199,14 +198,14 @@ class Packed:
             self._append(name, "float32", pixels, pixels.cpu().numpy().astype("<f4"))
 
     def _append(self, name: str, kind: str, tensor: Tensor, values: np.ndarray[Any, Any]) -> None:
-        self.content += bytes(-len(self.content) % 4)  # typed arrays start at multiples of their size
+        self.content += bytes(-len(self.content) % 4)  # a typed array starts at a multiple of its item size
         self.tensors[name] = {"shape": list(tensor.shape), "type": kind, "start": len(self.content)}
         self.content += values.tobytes()
 
 
 @torch.no_grad()
 def pack(model: NPDraw) -> Packed:
-    """The tensors of the model. Raises UserError if the page lacks one of its networks or layers."""
+    """Packs the tensors of the model. Raises UserError if model.js lacks one of its networks or weights."""
     packed = Packed()
     packed.add_pixels("bank", model.bank_parts)
     for name in ("prior", "decoder", "appearance"):
@@ -232,11 +231,11 @@ def _layers(network: nn.Module, name: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _folded(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that the prior's running sum adds: `table` (L * K, W); or `places` (L, R), `codes` (K, R).
+    """Yields the names and tensors from which a prior's running sum is computed; nothing for other networks.
 
-    A `PixelTable` also gives the weights of each part, under the names that trained weights have in other
-    tables. A prior with a condition also gives the tokens of its V vocabulary entries without their position,
-    `told.entry` (1 + V, W).
+    They are `table` (L * K, W), or `places` (L, R) and `codes` (K, R). A `PixelTable` adds its weights of
+    each part, under the names that trained weights have in other tables. A prior with a condition adds the
+    vectors of no word and of the V entries, without position, as `told.entry` (1 + V, W).
     """
     if not isinstance(network, Prior):
         return

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def bits_per_dim(nll_nats: float, dimensions: int) -> float:
-    """Negative log-likelihood of an image with `dimensions` values, in nats -> bits per value."""
+    """Converts the NLL of an image with `dimensions` values from nats to bits per value."""
     return nll_nats / (dimensions * math.log(2))
 
 
@@ -31,7 +31,7 @@ class LogMeanExp:
         self._log_sum: Tensor | None = None
 
     def add(self, log_w: Tensor) -> None:
-        """Adds (k', B) log-weights of the same B images."""
+        """Adds more log-weights of the same B images, (k', B)."""
         chunk = log_w.detach().double().logsumexp(0)
         self._log_sum = chunk if self._log_sum is None else torch.logaddexp(self._log_sum, chunk)
         self.count += len(log_w)

@@ -1,4 +1,4 @@
-"""Plots training curves, and declares which metrics of a run are shown, and under which names."""
+"""Plots training curves, and declares which metrics the plots show under which names."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ import numpy as np
 from npdraw_dist.config.registry import LIKELIHOODS
 from npdraw_dist.config.schema import Experiment
 
-if TYPE_CHECKING:  # matplotlib is imported at the end of a run, not at its start
+if TYPE_CHECKING:  # a run imports matplotlib only when it plots, at its end
     from matplotlib.axes import Axes
 
 Row = Mapping[str, Any]  # a row of a stage's metrics.jsonl
 Line = tuple[Sequence[float], Sequence[float]]  # images seen, values
-START = 0.2  # first share of a training run, in which points may be off the axis
+START = 0.2  # share of a run, from its start, whose points may be outside the axis limits
 LEAST = 3  # minimum number of points after START; if there are fewer, all points set the limits
-SURROGATE = "training, relaxed draws (no bound)"  # the label of a dashed line
-# Title -> metric -> name. train/surrogate has the steps with relaxed draws, train/elbo those with hard draws.
+SURROGATE = "training, relaxed draws (no bound)"  # the label of the dashed line
+# Title -> metric -> label. Steps with relaxed draws report train/surrogate, those with hard draws train/elbo.
 PRIOR = {"prior: -log p(z) of the parses": {"train/nll": "training", "valid/nll": "validation"}}
 BOUNDS = {
     "ELBO": {"train/surrogate": SURROGATE, "train/elbo": "training", "valid/elbo": "validation"},
@@ -31,9 +31,9 @@ KL, KL_TITLE = "valid/kl", "parts of KL(q || p), validation"
 
 @dataclass(frozen=True)
 class Panel:
-    """A plot. lines: name -> (images seen, values in nats).
+    """A plot. lines: label -> (images seen, values in nats).
 
-    dimensions: the number of values of an image, for an axis in bits/dim on the right; None for no such axis.
+    dimensions: the number of values in an image, for a second axis in bits/dim; None means no such axis.
     """
 
     title: str
@@ -42,9 +42,9 @@ class Panel:
 
 
 def panels(experiment: Experiment, records: Mapping[str, Sequence[Row]]) -> list[Panel]:
-    """The plots of a run that have points. records: stage -> the rows of its metrics.jsonl."""
+    """The plots of a run, without empty ones. records: stage -> the rows of the stage's metrics.jsonl."""
     prior, vae = records.get("prior", ()), records.get("vae", ())
-    # Models of 8-bit values are compared in bits/dim.
+    # Likelihoods of 8-bit values are usually stated in bits/dim, those of binary values in nats.
     binary = LIKELIHOODS[experiment.vae.likelihood].binary
     dimensions = None if binary else math.prod(experiment.data.shape)
     parts = sorted({key for row in vae for key, value in row.items() if key.startswith(KL) and value})
@@ -63,13 +63,13 @@ def _line(rows: Sequence[Row], key: str) -> Line:
 
 
 def save_curves(path: Path, panels: Sequence[Panel]) -> None:
-    """Saves a PNG of all panels, two in a row. Early points that would squash the rest are off the axis."""
+    """Saves all panels as a PNG, two in a row. `axis_limits` may leave early points outside the axes."""
     from matplotlib.figure import Figure
 
     rows = max(math.ceil(len(panels) / 2), 1)
     height = 2.9 * rows
     figure = Figure(figsize=(11, height), dpi=100)
-    # Fixed margins, since fitting them to the labels ("constrained") would draw everything twice.
+    # The margins are fixed, since fitting them to the labels ("constrained") would draw everything twice.
     inner = {"bottom": 0.45 / height, "top": 1 - 0.3 / height, "hspace": 0.75 / 2.15}
     grid = figure.add_gridspec(rows, 2, left=0.07, right=0.93, wspace=0.32, **inner)
     for index, panel in enumerate(panels):
@@ -97,7 +97,7 @@ def _draw(axes: "Axes", panel: Panel) -> None:
     axes.set_ylim(low, high)
     axes.set_title(note, fontsize=7, loc="right", color="0.4")
     if panel.dimensions is not None:
-        nats = panel.dimensions * math.log(2)  # nats in one bit per dimension
+        nats = panel.dimensions * math.log(2)  # nats per image that equal 1 bit/dim
         scales = (lambda y: np.asarray(y) / -nats, lambda y: np.asarray(y) * -nats)
         right = axes.secondary_yaxis("right", functions=scales)
         right.set_ylabel("bits/dim", fontsize=8)
@@ -105,10 +105,10 @@ def _draw(axes: "Axes", panel: Panel) -> None:
 
 
 def axis_limits(lines: Sequence[Line]) -> tuple[float | None, float | None, str]:
-    """The limits of an axis, and a note on the points off the axis, "" if there are none.
+    """The lower and upper limit of the y axis, and a note on points outside them, "" if there are none.
 
-    The limits include all finite points, except early ones that would squash the rest, and a margin of a
-    twentieth. They are None if no point is finite.
+    The limits include all finite points, except early ones that would squash the others, and a margin of a
+    twentieth. If no point is finite, both limits are None.
     """
     x, y = (np.concatenate([np.asarray(line[axis], float) for line in lines]) for axis in (0, 1))
     x, y = x[np.isfinite(y)], y[np.isfinite(y)]

@@ -22,7 +22,7 @@ AT_ONCE = 8 << 20  # largest number of pixels converted to floats at a time
 
 
 def _identity(features: Tensor) -> nn.Module:
-    """An extractor for torchmetrics that returns its input, which is features that workers have extracted."""
+    """An extractor for torchmetrics that returns its input, since workers have computed the features."""
     module = nn.Identity()
     module.__dict__["num_features"] = features.shape[1]
     return module
@@ -34,7 +34,7 @@ def require_enough(
     dimensions: int,
     advice: str = "--samples, --images, or an extractor of fewer features",
 ) -> None:
-    """Raises UserError, which ends with `advice`, on too few images for a covariance of full rank."""
+    """Raises UserError, with `advice` at its end, if the images are too few for a covariance of full rank."""
     least, needed = min(real, generated), max(dimensions, NEIGHBOURS) + 1
     if least < needed:
         which = "real" if real <= generated else "generated"
@@ -45,7 +45,7 @@ def require_enough(
 
 
 def frechet_distance(real: Tensor, generated: Tensor) -> float:
-    """(N, D), (M, D) -> |m1 - m2|^2 + tr(S1 + S2 - 2 sqrt(S1 S2)) (Heusel et al. 2017)."""
+    """Features (N, D), (M, D) -> |m1 - m2|^2 + tr(S1 + S2 - 2 sqrt(S1 S2)) (Heusel et al. 2017)."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     require_enough(len(real), len(generated), real.shape[1])
@@ -56,7 +56,7 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 
 
 def kernel_distance(real: Tensor, generated: Tensor, seed: int) -> tuple[float, float]:
-    """(N, D), (M, D) -> mean and deviation of the squared MMD over seeded subsets (Binkowski et al. 2018)."""
+    """(N, D), (M, D) -> mean and deviation of the squared MMD over random subsets (Binkowski et al. 2018)."""
     from torchmetrics.image.kid import KernelInceptionDistance
 
     size = min(KERNEL_SUBSET_SIZE, len(real), len(generated))
@@ -82,7 +82,7 @@ def precision_recall(real: Tensor, generated: Tensor) -> tuple[float, float]:
 
 def all_distances(real: Tensor, generated: Tensor, seed: int) -> dict[str, float]:
     """(N, D), (M, D) -> Frechet distance, kernel distance and its deviation, precision and recall."""
-    frechet = frechet_distance(real, generated)  # first, since it checks the number of images
+    frechet = frechet_distance(real, generated)  # computed first, since it checks the number of images
     names = ("frechet_distance", "kernel_distance", "kernel_distance_std", "precision", "recall")
     kernel, covered = kernel_distance(real, generated, seed), precision_recall(real, generated)
     return dict(zip(names, (frechet, *kernel, *covered), strict=True))
@@ -90,9 +90,10 @@ def all_distances(real: Tensor, generated: Tensor, seed: int) -> dict[str, float
 
 @dataclass(frozen=True)
 class Neighbours:
-    """nearest: (M, C, H, W) uint8, the image nearest to each sample. distance: (M,), the root mean squared
-    difference of their pixels in [0, 1]. chosen: (R, C, H, W) uint8, random images. searched: the number of
-    all images.
+    """The images `nearest` to M samples, (M, C, H, W) uint8, and R random ones, `chosen` (R, C, H, W) uint8.
+
+    distance: (M,), root mean squared pixel difference of sample and nearest image, in [0, 1]. searched: the
+    number of all images.
     """
 
     nearest: Tensor
@@ -102,10 +103,10 @@ class Neighbours:
 
 
 def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int) -> Neighbours:
-    """The image nearest to each sample by Euclidean distance of pixels, and at most `chosen` random images.
+    """Finds the image nearest to each sample in Euclidean distance, and at most `chosen` random images.
 
-    samples: (M, C, H, W) in [0, 1]. blocks: (N, C, H, W) uint8 each, one in memory at a time. Of equally near
-    images the first is taken. Raises ValueError if there is no image.
+    samples: (M, C, H, W) in [0, 1]. blocks: the images in pieces, each (N, C, H, W) uint8, with one piece in
+    memory at a time. Takes the first of equally near images. Raises ValueError if there is no image.
     """
     queries = samples.detach().float().flatten(1)
     own = queries.square().sum(1)[:, None]
@@ -123,7 +124,7 @@ def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int
             nearer = least < best
             best = torch.where(nearer, least, best)
             nearest[nearer] = part[index[nearer]]
-        # Images get random keys, and those with the least keys are kept, so all have the same chance.
+        # Each image gets a random key, and the smallest keys are kept, so all images have the same chance.
         keys = torch.cat([keys, torch.rand(len(block), generator=generator)])
         order = keys.argsort()[:chosen]
         kept, keys = torch.cat([kept, block])[order], keys[order]
@@ -133,9 +134,9 @@ def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int
 
 
 def save_neighbours(path: Path, samples: Tensor, found: Neighbours) -> None:
-    """Saves a row of samples (M, C, H, W), a row of their nearest training images and a row of random ones.
+    """Saves a picture with rows of samples (M, C, H, W), their nearest training images and random ones.
 
-    The random row is left out if it has fewer images than samples.
+    The row of random images is left out if there are fewer of them than samples.
     """
     rows = {"sample": samples, f"nearest of\n{found.searched:,}": to_float(found.nearest)}
     if len(found.chosen) >= len(samples):

@@ -1,4 +1,4 @@
-"""Feature extractors, which turn images into vectors; distances between vectors compare sets of images.
+"""Feature extractors, which turn images into vectors, for distances between sets of images.
 
 Shapes: N images, C channels, H x W pixels, D features.
 """
@@ -19,19 +19,19 @@ from torch import Tensor, nn
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 
-INCEPTION_FEATURES = 2048  # number of features of the FID that papers report
-FACTS = "facts.json"  # file inside a TorchScript file of `npdraw extractor`, with facts about it
+INCEPTION_FEATURES = 2048  # number of features from which papers compute the FID
+FACTS = "facts.json"  # the file with facts that `npdraw extractor` puts inside its TorchScript file
 
 Extract = Callable[[Tensor], Tensor]  # float images (N, C, H, W) in [0, 1] -> features (N, D)
 
 
 @dataclass(frozen=True)
 class ExtractorFile:
-    """An extractor that is not opened yet, so that it can be sent to workers.
+    """An extractor that is not loaded yet, so that it can be sent to workers.
 
-    kind: Inception weights (torch-fidelity's port of the original), a TorchScript file, or an attribute
-    `module:name` of Python code that is an nn.Module or returns one. sha256: the digest of the file
-    `content`. dimensions: D; 0 before `find_extractor` has tried the extractor.
+    kind: Inception weights (torch-fidelity's port of the original), a TorchScript file, or a Python attribute
+    `module:name` that is an nn.Module or returns one. content, sha256: the bytes of the file and their
+    digest. dimensions: D; 0 before `find_extractor` has run the extractor.
     """
 
     kind: Literal["inception", "torchscript", "attribute"]
@@ -52,7 +52,7 @@ class ExtractorFile:
         return inception if self.kind == "inception" else "none"
 
     def open(self, device: torch.device) -> Extract:
-        """Loads the extractor to `device`. Raises UserError, with one line, if that fails."""
+        """Loads the extractor to `device`. Raises UserError with a one-line message if this fails."""
         try:
             module = self._load().to(device).eval()
         except UserError:
@@ -81,7 +81,7 @@ class ExtractorFile:
         return _inception(self) if self.kind == "inception" else _attribute(self.name)
 
     def _checked(self, found: Any, count: int) -> Tensor:
-        """The features (N, D), float32 on the CPU. Raises UserError if the module returned anything else."""
+        """A module's output as float32 on the CPU. Raises UserError unless it is (N, D) and finite."""
         if isinstance(found, tuple | list) and len(found) == 1:
             found = found[0]
         tensor = isinstance(found, Tensor)
@@ -97,9 +97,9 @@ class ExtractorFile:
 def find_extractor(
     weights: str | None, extractor: str | None, shape: tuple[int, int, int]
 ) -> ExtractorFile | None:
-    """The extractor of --fid-weights or --extractor, tried on images of `shape`; None if neither is given.
+    """The extractor that --fid-weights or --extractor names; None if neither is given.
 
-    Raises UserError if it cannot be used.
+    Raises UserError if the extractor cannot be opened, or fails on images of `shape` (C, H, W).
     """
     if weights is not None and extractor is not None:
         raise UserError("--fid-weights and --extractor both name an extractor; give one")
@@ -124,7 +124,7 @@ def find_extractor(
 
 
 def facts_of(content: bytes) -> dict[str, Any]:
-    """The facts in a TorchScript file of `npdraw extractor`; {} for other TorchScript files.
+    """The facts that `npdraw extractor` put into a TorchScript file; {} for other TorchScript files.
 
     Raises UserError if `content` is no TorchScript file.
     """
@@ -139,7 +139,7 @@ def facts_of(content: bytes) -> dict[str, Any]:
 def _inception(file: ExtractorFile) -> nn.Module:
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    # torch-fidelity unpickles the file, which must hold nothing but tensors.
+    # torch-fidelity unpickles the file, which can run code, so this load first refuses all but tensors.
     torch.load(io.BytesIO(file.content), map_location="cpu", weights_only=True)
     with tempfile.NamedTemporaryFile(suffix=".pth") as copy, contextlib.redirect_stdout(io.StringIO()):
         copy.write(file.content)
@@ -149,7 +149,7 @@ def _inception(file: ExtractorFile) -> nn.Module:
 
 
 def _attribute(name: str) -> nn.Module:
-    """The module of a name such as `package.file:attribute`."""
+    """The nn.Module that an attribute such as `package.file:attribute` is or returns."""
     package, _, attribute = name.partition(":")
     found = getattr(importlib.import_module(package), attribute)
     module = found if isinstance(found, nn.Module) else found()
@@ -159,6 +159,6 @@ def _attribute(name: str) -> nn.Module:
 
 
 def _reason(error: Exception, line: int = 0) -> str:
-    """The kind of an error and one line of its text: 0 is the first line, -1 the last."""
+    """The type of an error and one line of its message. line: 0 is the first line, -1 the last."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[line]}"

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# bound: a bound on log p(x). term: a term of the ELBO. distance: from samples to images. edit: an error of
-# edits. parts: the use of parts. cost: the cost of a model in a comparison. run: the cost of a run.
+# bound: a bound on log p(x). term: a term of the ELBO. distance: a distance between samples and images. edit:
+# an error of edits. parts: the use of parts. cost: a model's cost in a comparison. run: the cost of a run.
 Group = Literal["bound", "term", "distance", "edit", "parts", "cost", "run"]
 Better = Literal["more", "less"]
 
@@ -19,11 +19,11 @@ Better = Literal["more", "less"]
 class Metric:
     """How a number is shown and compared.
 
-    title: its name in a line of text. unit: the text after the value. better: whether more or less is better;
-    None if neither is. standard_error: whether it is a mean over images, reported with its standard error
-    NAME_se. compared: whether the table of runs (`evaluate --compare`) has a column for it. tested: whether a
-    comparison tests its difference between models. published: whether model folders state it. scale: the
-    number by which a value is divided before it is shown.
+    title: the name in a line of text. unit: the text after the value. better: whether more or less is better;
+    None if neither is. standard_error: whether the number is a mean over images, with its standard error in
+    NAME_se. compared: whether the table of `evaluate --compare` has a column for the number. tested: whether
+    a comparison tests the number's difference between models. published: whether model folders state the
+    number. scale: the number by which a value is divided before it is shown.
     """
 
     title: str
@@ -38,12 +38,12 @@ class Metric:
     scale: float = 1
 
     def format(self, value: float | None) -> str:
-        """The value without its unit; "" for None."""
+        """The value as text, without its unit; "" for None."""
         return "" if value is None else f"{value / self.scale:,.{self.decimals}f}"
 
 
 def _bound(title: str, better: Better, **more: Any) -> Metric:
-    """A bound in nats, a mean over images."""
+    """Declares a bound in nats that is a mean over images."""
     return Metric(title, 2, "bound", "nats", better, standard_error=True, **more)
 
 

@@ -1,4 +1,4 @@
-"""The statistics of a comparison: differences paired by seed and image, Student's t and Holm's correction.
+"""Tests the differences between models, paired by seed and image, by Student's t with Holm's correction.
 
 Shapes: S seeds, N images.
 """
@@ -14,17 +14,17 @@ from scipy.stats import t as student
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.measure.bounds import standard_error
 
-LEVEL = 0.05  # chance of at least one false claim in a report; intervals cover 1 - LEVEL
+LEVEL = 0.05  # accepted chance of at least one false claim in a report; intervals have confidence 1 - LEVEL
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of a - b over S seeds and N images. Both a and b are trained once per seed.
+    """The mean of a - b, numbers of two models, over S seeds and N images. Each seed trains both models once.
 
-    se_images: its standard error over images; 0 for a number of a whole run, and 0 if each seed has its own
-    images, since se_seeds then includes their noise. se_seeds: its standard error over seeds; NaN with one.
+    se_images: standard error of the mean over images; 0 if a run has one number, or if each seed has its own
+    images, whose noise se_seeds then includes. se_seeds: standard error over seeds; NaN with one seed.
     """
 
     mean: float
@@ -40,7 +40,7 @@ class Difference:
 
     @property
     def degrees(self) -> float:
-        """Degrees of freedom of `error` (Satterthwaite 1946), at least S - 1; NaN with one seed."""
+        """Degrees of freedom of `error` (Satterthwaite 1946), at least min(S, N) - 1; NaN with one seed."""
         if self.seeds < 2:
             return math.nan
         if not self.error:
@@ -52,19 +52,19 @@ class Difference:
 
     @property
     def half(self) -> float:
-        """Half the width of the interval that covers 1 - LEVEL; NaN with one seed."""
+        """Half the width of the confidence interval of level 1 - LEVEL; NaN with one seed."""
         return float(student.ppf(1 - LEVEL / 2, self.degrees)) * self.error
 
     @property
     def p_value(self) -> float:
-        """Two-sided probability of a mean at least this large if the true mean is 0; NaN with one seed."""
+        """Probability of a mean at least this far from 0 if the true mean is 0; NaN with one seed."""
         if self.error == 0:
             return float(self.mean == 0)
         return float(2 * student.sf(abs(self.mean) / self.error, self.degrees))
 
 
 def paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Difference:
-    """The mean of a - b over S pairs of mappings image -> number. Raises UserError if their images differ."""
+    """The `Difference` of S pairs of mappings image -> number. Raises UserError if a pair's images differ."""
     if any(list(a) != list(b) for a, b in pairs):
         raise UserError("runs of the same seed were scored on other images")
     found = [np.array([a[image] - b[image] for image in a]) for a, b in pairs]
@@ -75,7 +75,7 @@ def paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> 
 
 
 def holm(p_values: Mapping[Key, float]) -> dict[Key, float]:
-    """Corrects the p-values of a family of claims (Holm 1979); a claim stands if its value is at most LEVEL.
+    """Corrects the p-values of claims (Holm 1979); a claim stands if its corrected value is at most LEVEL.
 
     NaN marks a claim that cannot be tested. Such a claim does not count towards the correction.
     """

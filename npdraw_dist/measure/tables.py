@@ -1,4 +1,4 @@
-"""Tables as text and as files."""
+"""Writes tables as Markdown and as Parquet."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -19,12 +19,12 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[s
 
 
 def parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A Parquet file of `rows`."""
+    """The bytes of a Parquet file with `rows`."""
     file = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(list(rows)), file)
     return file.getvalue()
 
 
 def percent(fraction: float) -> str:
-    """0.05 -> `5%`."""
+    """Formats a fraction as percent, such as 0.05 as `5%`."""
     return f"{100 * fraction:g}%"

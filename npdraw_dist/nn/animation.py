@@ -1,4 +1,4 @@
-"""Writes animated GIFs of drawings that grow part by part, or of any frames.
+"""Makes animated GIFs that show drawings part by part, or any other frames.
 
 Shapes: B batch, T steps, C channels (1 or 3), h x w canvas, H x W image.
 """
@@ -25,12 +25,12 @@ from npdraw_dist.core.pages import (
 )
 
 ANIMATED = 8  # largest number of samples in an animation
-GROWING_FRAMES = 40  # largest number of frames in which parts are drawn
+GROWING_FRAMES = 40  # largest number of frames that add parts, between the first and the last frame
 FIRST_FRAME_MS, LAST_FRAME_MS = 1200, 3000
 MAX_GIF_BYTES = 1_000_000
-GIF_GREYS = 128  # greys in the frames in which parts are drawn; more would make the file larger
-FIXED = (OUTLINE, PAPER, INK, (0, 0, 0), (255, 255, 255))  # a canvas may be black or white
-PALETTE_PIXELS = 60_000  # pixels from which the colours are chosen
+GIF_GREYS = 128  # number of greys in the palette that most frames share; more would make the file larger
+FIXED = (OUTLINE, PAPER, INK, (0, 0, 0), (255, 255, 255))  # exact colours; black and white are backgrounds
+PALETTE_PIXELS = 60_000  # number of pixels from which a palette's colours are chosen
 
 
 def generation_gif(
@@ -41,16 +41,15 @@ def generation_gif(
     images: Tensor,
     most_frames: int = GROWING_FRAMES,
 ) -> bytes:
-    """Makes an endless GIF of at most 8 samples, with growing canvases in a row above the decoded images.
+    """Makes a looping GIF of at most 8 samples, with a row of canvases above a row of decoded images.
 
-    steps: (B, T, C, h, w), the canvas after each step. whether: (B, T) bool. corners: (B, T, 2), the
-    top-left pixel (row, column) of each step's part. sides: (B, T), its side in pixels. images:
-    (B, T, C, H, W), the image decoded after each step.
+    steps: (B, T, C, h, w), the canvas after each step. whether: (B, T) bool, true if the step draws a part.
+    corners: (B, T, 2), the top-left pixel (row, column) of this part. sides: (B, T), the side of this part in
+    pixels. images: (B, T, C, H, W), the image decoded after each step.
 
     The first frame, which a web page shows before the GIF plays, and the last frame, which is shown for
-    longer, contain the finished pictures. The frames between, at most `most_frames`, show how each sample
-    draws its parts, and outline new parts. A file over 1 MB is made again with fewer frames, then with fewer
-    samples.
+    longer, contain the finished pictures. The frames between, at most `most_frames`, add the parts of each
+    sample, and outline new parts. A GIF over 1 MB is made again with fewer frames, then fewer samples.
     """
     boxes = torch.cat([corners, corners + sides[..., None]], -1)
     samples = min(len(steps), ANIMATED)
@@ -66,7 +65,7 @@ def generation_gif(
 
 
 def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most: int) -> list[Image.Image]:
-    """The RGB frames of `generation_gif`. boxes: (B, T, 4) as top, left, bottom, right."""
+    """The RGB frames of `generation_gif`. boxes: (B, T, 4), each as (top, left, bottom, right)."""
     batch, length = whether.shape
     assert steps.shape[:2] == boxes.shape[:2] == images.shape[:2] == (batch, length)
     tile = tile_side(images)
@@ -76,7 +75,7 @@ def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most:
     at_once = max(-(-parts // most), 1)
 
     def page(now: Sequence[int], new: Sequence[Sequence[int]], title: str) -> Image.Image:
-        """Shows each sample at its step in `now`, canvas above image, and outlines its `new` parts."""
+        """Shows each sample's canvas and image after its step in `now`, and outlines its `new` parts."""
         shown = [values[index, step] for values in (steps, images) for index, step in enumerate(now)]
         tiles = [enlarge(image, tile) for image in shown]
         for index, mine in enumerate(new):
@@ -89,13 +88,13 @@ def _frames(steps: Tensor, whether: Tensor, boxes: Tensor, images: Tensor, most:
     for start in range(0, parts, at_once):
         stop = min(start + at_once, parts)
         new = [mine[start:stop] for mine in drawn]
-        now = [mine[-1] if mine else length - 1 for mine in new]  # a sample with fewer parts is finished
+        now = [mine[-1] if mine else length - 1 for mine in new]  # without new parts, show the last step
         frames.append(page(now, new, f"part {stop} of {parts}"))
     return [*frames, finished]
 
 
 def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> bytes:
-    """Makes an endless GIF whose last frame, and with `poster` also its first frame, is shown for longer.
+    """Makes a looping GIF whose last frame, and with `poster` also its first frame, is shown for longer.
 
     The frames shown for longer have their own palettes, which are exact if `grey`. All other frames share one
     palette, so that colours do not flicker.
@@ -103,7 +102,7 @@ def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> byte
     shared = _palette(frames, grey)
     paletted = [_indexed(frame, shared) for frame in frames]
     for index in (0, -1) if poster else (-1,):
-        # A frame that is shown for longer has its own palette. Without outlines, all 256 greys fit in it.
+        # A grey frame without coloured outlines has at most 256 greys, which mode L stores exactly.
         last = frames[index]
         paletted[index] = last.convert("L") if grey else _indexed(last, _palette([last], grey))
     durations = [int(np.clip(6000 / len(frames), 80, 400))] * (len(frames) - 1) + [LAST_FRAME_MS]
@@ -115,14 +114,14 @@ def gif(frames: Sequence[Image.Image], grey: bool, poster: bool = False) -> byte
 
 
 def _palette(frames: Sequence[Image.Image], grey: bool) -> Image.Image:
-    """An image whose palette has the FIXED colours, then greys or the frames' commonest colours."""
+    """Returns an image whose palette has the FIXED colours, then greys, or colours taken from the frames."""
     palette = Image.new("P", (1, 1))
     if grey:
         colours = np.linspace(0, 255, GIF_GREYS).round().astype(int).repeat(3).tolist()
     else:
         pixels = np.concatenate([np.asarray(frame).reshape(-1, 3) for frame in frames])
         some = pixels[np.linspace(0, len(pixels) - 1, PALETTE_PIXELS).astype(int)]
-        # Median cut, then k-means, which halves the error.
+        # The k-means step after the median cut halves the error.
         reduced = Image.fromarray(some[None]).quantize(240, Image.Quantize.MEDIANCUT, kmeans=1)
         colours = reduced.getpalette() or []
     palette.putpalette([*chain.from_iterable(FIXED), *colours])
@@ -130,7 +129,7 @@ def _palette(frames: Sequence[Image.Image], grey: bool) -> Image.Image:
 
 
 def _indexed(frame: Image.Image, palette: Image.Image) -> Image.Image:
-    """The frame in colours of a `_palette`. FIXED colours are exact; Pillow rounds others to steps of 4."""
+    """Converts a frame to colours of `palette`. FIXED colours are exact; others are rounded to steps of 4."""
     pixels = np.asarray(frame)
     indices = np.array(frame.quantize(palette=palette, dither=Image.Dither.NONE))
     for index, colour in enumerate(FIXED):

@@ -1,8 +1,8 @@
 """Gaussian latents u for details that parts cannot express, such as slant. They are not in the paper.
 
-The decoder takes the canvas and u as inputs. In `GlobalAppearance`, u is a vector for each image, with
-p(u) = N(0, I). In `LocalAppearance`, u is a map with D numbers for each 4x4 pixels of the canvas, and a
-network computes its prior p(u|canvas).
+The decoder takes u and the canvas, on which the parts are drawn, as inputs. In `GlobalAppearance`, u is a
+vector for each image, with p(u) = N(0, I). In `LocalAppearance`, u is a map with D numbers for each cell of
+4x4 pixels of the canvas, and a network computes the prior p(u|canvas).
 Shapes: B batch, D latents, C channels, H x W image, h x w canvas, W channels of the decoder.
 """
 
@@ -33,7 +33,7 @@ COARSE = 8  # channels of the coarse feature map that `GlobalAppearance` compute
 
 @dataclass(frozen=True)
 class Inferred:
-    """q(u|x, canvas) and p(u|canvas). p: None means N(0, I), for which fewer operations are needed."""
+    """q(u|x, canvas) and p(u|canvas). p: None means N(0, I), which needs fewer operations."""
 
     q: Gaussian
     p: Gaussian | None
@@ -56,10 +56,10 @@ class Inferred:
 
 
 class Donor(NamedTuple):
-    """A drawing from which an edited drawing takes parts and u. A donor with B = 1 serves all drawings.
+    """The u and canvas of a drawing that an edit uses. A donor with B = 1 is used for all edited drawings.
 
-    u: (B, ...); None stands for the mean of p(u|canvas). canvas: (B, C, h, w). own: bool (B, 1, h, w), the
-    pixels where the edited drawing may take this u; None means all pixels.
+    u: (B, ...); None stands for the mean of p(u|canvas). canvas: (B, C, h, w). own: bool (B, 1, h, w), true
+    at pixels where the edited drawing may take this u; None means all pixels.
     """
 
     u: Tensor | None
@@ -68,7 +68,7 @@ class Donor(NamedTuple):
 
 
 class Appearance(nn.Module, ABC):
-    """Computes p(u|canvas), q(u|x, canvas), and features of u to add to the decoder's (initially zeros).
+    """Computes p(u|canvas), q(u|x, canvas), and features of u, which the decoder adds to its own features.
 
     standard: whether p(u|canvas) is N(0, I). shape: the shape of u for one image.
     """
@@ -93,18 +93,18 @@ class Appearance(nn.Module, ABC):
 
     @abstractmethod
     def features(self, u: Tensor) -> Tensor:
-        """u -> features that the decoder adds, (B, W, h / 2, w / 2), rounded up."""
+        """u -> features for the decoder, (B, W, h / 2, w / 2), sides rounded up; all 0 before training."""
 
     @abstractmethod
     def joined(self, canvas: Tensor, donors: Sequence[Donor]) -> Tensor:
-        """u (B, ...) for an edited canvas (B, C, h, w), taken from its donors."""
+        """Returns u (B, ...) for an edited canvas (B, C, h, w), taken from the donors."""
 
     def infer(self, x: Tensor, canvas: Tensor) -> Inferred:
         """x (B, C, H, W), canvas (B, C, h, w) -> q(u|x, canvas) and p(u|canvas)."""
         return Inferred(self.posterior(x, canvas), None if self.standard else self.prior(canvas))
 
     def cells(self, canvas: Tensor, x: Tensor | None = None) -> Tensor:
-        """Scales the canvas, and x if given, to [-1, 1], and stacks each cell of 2x2 canvas pixels."""
+        """Scales canvas, and x if given, to [-1, 1], and moves cells of 2x2 canvas pixels to the channels."""
         seen = canvas if x is None else torch.cat([F.pixel_unshuffle(x, self.scale), canvas], 1)
         odd = (0, seen.shape[-1] % 2, 0, seen.shape[-2] % 2)
         return F.pixel_unshuffle(F.pad(seen, odd, value=self.background) * 2 - 1, 2)
@@ -150,14 +150,14 @@ class GlobalAppearance(Appearance):
 
 
 class LocalAppearance(Appearance):
-    """A map u (B, D, h / 4, w / 4), rounded up, with D numbers for each cell of 4x4 pixels of the canvas."""
+    """A map u (B, D, h / 4, w / 4), sides rounded up, with D numbers for each cell of 4x4 canvas pixels."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__(spec)
         latents, width, cell = spec.latent_count, WIDTH, 4 * spec.image_shape[0]
         self.shape = (latents, *self.coarse_size)
         self.of_canvas = _coarse(cell, width, 2 * latents)
-        zeroed(self.of_canvas[-1])  # type: ignore[arg-type]  # an ExactConv2d
+        zeroed(self.of_canvas[-1])  # type: ignore[arg-type]  # this layer is an ExactConv2d
         self.of_image = _coarse(cell * (spec.downscale**2 + 1), width, 2 * latents)
         self.spread = nn.Conv2d(latents, width, 3, padding=1)
         self.out = zeroed(nn.ConvTranspose2d(width, spec.decoder_width, 4, 2, 1))
@@ -169,7 +169,7 @@ class LocalAppearance(Appearance):
         return _gaussian(self.of_image(self.cells(canvas, x)))
 
     def joined(self, canvas: Tensor, donors: Sequence[Donor]) -> Tensor:
-        """Each cell gets u from the first donor with an equal canvas there, else the mean of p(u|canvas)."""
+        """Each cell takes u from the first donor with an equal canvas in the cell, else the prior's mean."""
         joined = self.prior(canvas).mean
         for donor in reversed(donors):
             own = self.prior(donor.canvas).mean if donor.u is None else donor.u

@@ -1,4 +1,4 @@
-"""Layers that several networks share. None uses BatchNorm, whose statistics would differ between workers.
+"""Layers that several networks share. They avoid BatchNorm, as its statistics would differ between workers.
 
 bfloat16 has 8 significant bits, so a logit of 500 would be off by 1, which changes log q(z|x) by 1 nat. Thus
 layers that compute logits, log-probabilities or likelihood parameters are "exact": they stay in float32 under
@@ -26,14 +26,14 @@ def at_least_float32(x: Tensor) -> Tensor:
 
 
 def exactly(like: Tensor) -> AbstractContextManager[object]:
-    """Disables autocast on the device of `like`. Convert inputs by `at_least_float32` before computing."""
+    """A context that disables autocast on the device of `like`. Inputs also need `at_least_float32`."""
     kind = like.device.type
     on = kind != "meta" and torch.is_autocast_enabled(kind)  # the query raises an error for `meta`
     return torch.autocast(kind, enabled=False) if on else nullcontext()
 
 
 class _Exact(nn.Module):
-    """Makes a layer compute in float32 under autocast. The names of its weights do not change."""
+    """Mixin that makes a layer compute in float32 under autocast, and keeps its state_dict keys."""
 
     def forward(self, input: Tensor, *args: Any, **options: Any) -> Any:
         with exactly(input):
@@ -88,11 +88,11 @@ class ResidualBlock(nn.Module):
         return x + self.conv2(self.dropout(F.silu(self.norm2(h))))
 
 
-Cache = tuple[Tensor, Tensor]  # what a block remembers of the steps so far; the batch is the first axis
+Cache = tuple[Tensor, Tensor]  # the state of a block after the earlier steps; the batch is the first axis
 
 
 class CausalBlock(nn.Module, ABC):
-    """A pre-norm residual block that mixes the steps so far, and then applies an MLP to each step."""
+    """A pre-norm residual block that mixes each step with earlier steps, then applies an MLP to each step."""
 
     mlp: nn.Sequential
 
@@ -103,29 +103,29 @@ class CausalBlock(nn.Module, ABC):
 
     @abstractmethod
     def mixed(self, x: Tensor) -> Tensor:
-        """(B, T, W) -> (B, T, W); step t sees the steps up to t."""
+        """Mixes steps, (B, T, W) -> (B, T, W); the output of step t depends only on the steps up to t."""
 
     @abstractmethod
     def mixed_step(self, x: Tensor, step: int, cache: Cache) -> Tensor:
-        """`mixed` for one step, (B, 1, W) -> (B, 1, W). `cache` has the earlier steps; this step is added."""
+        """One step of `mixed`, (B, 1, W) -> (B, 1, W). Reads earlier steps from `cache`; adds this step."""
 
     @abstractmethod
     def cache(self, batch: int, steps: int, like: Tensor) -> Cache:
-        """An empty cache with the type and device of `like`."""
+        """The cache before the first step, with the dtype and device of `like`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, W) -> (B, T, W); step t sees the steps up to t."""
+        """(B, T, W) -> (B, T, W); the output of step t depends only on the steps up to t."""
         x = x + self.dropout(self.mixed(x))
         return x + self.dropout(self.mlp(self.norm2(x)))
 
     def step(self, x: Tensor, step: int, cache: Cache) -> Tensor:
-        """`forward` for one step (B, 1, W), with a cache as in `mixed_step`."""
+        """Computes one step of `forward` without dropout, (B, 1, W) -> (B, 1, W); cache: see `mixed_step`."""
         x = x + self.mixed_step(x, step, cache)
         return x + self.mlp(self.norm2(x))
 
 
 def _mlp(settings: PriorSpec, out: nn.Linear) -> nn.Sequential:
-    """A block's MLP. The initial weights of its last layer and of `out` are scaled by 1 / sqrt(2 depth)."""
+    """Makes a block's MLP. Scales the initial weights of its last layer and of `out` by 1 / sqrt(2 depth)."""
     first, last = nn.Linear(settings.width, settings.mlp), nn.Linear(settings.mlp, settings.width)
     with torch.no_grad():
         for layer in (out, last):
@@ -166,7 +166,7 @@ class TransformerBlock(CausalBlock):
         return q, k, v
 
     def _merged(self, attended: Tensor) -> Tensor:
-        """(B, H, T, D) -> (B, T, W)."""
+        """Concatenates and projects the heads, (B, H, T, D) -> (B, T, W)."""
         return self.out(attended.transpose(1, 2).flatten(2))
 
 

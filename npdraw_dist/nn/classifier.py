@@ -17,7 +17,7 @@ from npdraw_dist.nn.likelihoods import binarized
 
 WIDTHS = (32, 64)
 BATCH = 64
-STANDARD = 2048  # number of training images whose features get mean 0 and variance 1
+STANDARD = 2048  # number of training images from which `fit` standardizes the features
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.01
 
 
@@ -54,7 +54,7 @@ class Classifier(nn.Module):
         return (self.trunk(images * 2 - 1) - self.shift) / self.scale
 
     def logits(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> (B, N)."""
+        """(B, C, H, W) in [0, 1] -> logits of the classes (B, N)."""
         return self.head(F.relu(self.trunk(images * 2 - 1)))
 
     @torch.no_grad()
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Labelled:
-    """images: uint8 (M, C, H, W). labels: int64 (M,). binarize: the setting `data.binarize`."""
+    """M labelled images, uint8 (M, C, H, W). labels: int64 (M,). binarize: the setting `data.binarize`."""
 
     images: Tensor
     labels: Tensor
@@ -79,7 +79,7 @@ def fit(
 ) -> None:
     """Trains by cross-entropy on `budget` images in randomly drawn batches, then standardizes the features.
 
-    The data stay on the CPU, wherever the model is. show: is called with the number of images seen.
+    The data stay on the CPU, even if the model is on a GPU. show: called with the number of images seen.
     """
     device = model.shift.device
     optimizer = AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
@@ -110,7 +110,7 @@ def accuracy(model: Classifier, data: Labelled, generator: torch.Generator) -> f
 
 
 def _rate_factor(seen: int, budget: int) -> float:
-    """Learning rate / peak. It rises over a twentieth of the budget, then falls to 0 as a cosine."""
+    """Learning rate / peak, which rises over the first 1/20 of the budget, then falls to 0 as a cosine."""
     warmup = budget // 20
     if seen < warmup:
         return (seen + 1) / (warmup + 1)

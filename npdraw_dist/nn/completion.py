@@ -1,10 +1,10 @@
-"""Completes drawings: some places are kept, and the prior draws the others, z ~ p(z | kept places).
+"""Completes drawings. The prior draws the free places, which are not kept, by z ~ p(z | kept places).
 
 The prior is causal, but a kept place may come later than a free one. So a completion starts with sequential
-Monte Carlo (`nn.particles`) and continues with a Markov chain over the free places. Both are exact in the
-limit of many particles or steps; docs/how-it-works.md has measurements. In a free order the result is a
-well-formed drawing, with at most one part at each free place and all parts in the model's order.
-Shapes: B images, R of them at once, m candidates, T steps, L places, K parts.
+Monte Carlo (`nn.particles`) and continues with a Markov chain that visits free places. Both are exact in the
+limit of many particles or visits; docs/how-it-works.md has measurements. In a free order (`core.orders.Free`)
+the result has at most one part at each free place, and all parts are in the model's order.
+Shapes: B images, R of them at once, m candidates, T steps, L places, K parts, D = C * P * P pixels of a part.
 """
 
 import math
@@ -30,19 +30,19 @@ from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import log_prob
 
-STEPS = 2**15  # largest total number of steps in the sequences computed at once; limits their caches
-# A pixel is ink if it differs from the background by over INK; its noise has the deviation SKETCH_NOISE.
+STEPS = 2**15  # largest total number of steps in the sequences computed at once; limits memory
+# A sketch's pixel is ink if it differs from the background by more than INK. SKETCH_NOISE: see `evidence_of`.
 INK, SKETCH_NOISE = 0.4, 0.25
-UNIFORM = 0.1  # weight of the uniform distribution in the proposal q, so that every part is possible
+UNIFORM = 0.1  # weight of a uniform distribution in the proposal q, which makes every part possible
 
 
 @dataclass(frozen=True)
 class Effort:
-    """How closely a completion follows p(z | kept places). Time grows in proportion to each number.
+    """How closely a completion follows p(z | kept places). Higher numbers are more exact and take longer.
 
-    particles: number of particles in the first draw. visits: number of later visits, each of which redraws a
-    free place. candidates: number of parts among which a visit chooses. Raises ValueError if a number is too
-    small.
+    particles: number of particles of the first draw. visits: number of visits that follow, each of which
+    redraws a free place of each drawing. candidates: number of parts among which a visit chooses. Raises
+    ValueError if a number is too small.
     """
 
     particles: int = 128
@@ -62,7 +62,7 @@ class Completer:
         self.prior, self.spec, self.temperature, self.effort = prior, prior.spec, temperature, effort
         self.order = ORDERS[prior.spec.order]
         self.energy = self.spec.grid.ink(bank).square().sum((1, 2, 3))
-        # The part of median energy stands for a part that is not known yet.
+        # The part of median energy (sum of squared ink) is the placeholder for a part that is not known yet.
         self.typical = self.energy.argsort()[len(bank) // 2]
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class Completer:
         """z (B, T), keep (B, L) bool -> completed z (B, T). Raises ValueError as `require_kept` does.
 
         evidence: (B, L, K + 1), computed from a sketch by `evidence_of`, for order aligned only. With
-        evidence no place is redrawn later, because the weights of the particles are exact.
+        evidence there are no visits, because they would ignore it; the particles' weights include it.
         """
         kept = require_kept(z, keep, self.prior)
         effort = self.effort
@@ -87,7 +87,7 @@ class Completer:
             for rows in chunks
         ]
         drawn = PartSequence.cat(done)
-        # If all places are kept, the result is z itself, even if its steps are in another order.
+        # If all places are kept, the result is z itself, even if its steps are not in the model's order.
         every = keep.all(1)[:, None]
         pairs = zip(vars(z).values(), vars(drawn).values(), strict=True)
         return PartSequence(*(torch.where(every, old, new) for old, new in pairs))
@@ -148,7 +148,7 @@ class Completer:
     ) -> tuple[Tensor, Tensor]:
         """Draws *whether* and *what* at the place `site` (R,) given all other places; returns both, (R,).
 
-        It chooses among no part, the present part if there is one, and new parts from the proposal q. The
+        The choice is among no part, the present part if there is one, and new parts from the proposal q. The
         weights p(none) and p(part) / (m q(part)) keep the distribution invariant (Andrieu, Lee and Vihola
         2018, "i-SIR").
         """
@@ -171,7 +171,7 @@ class Completer:
         return chosen > 0, parts[at, (chosen - 1).clamp(min=0)]
 
     def _log_prob(self, kept: Kept, site: Tensor, drawn: Tensor, what: Tensor, parts: Tensor) -> Tensor:
-        """log p (R, m) of the drawings that have each of `parts` (R, m) at `site`."""
+        """log p, (R, m) nats, of the drawings with each candidate of `parts` (R, m) at the place `site`."""
         m = parts.shape[1]
         column = site.repeat_interleave(m)[:, None]
         each = what.repeat_interleave(m, 0).scatter(1, column, parts.flatten()[:, None])
@@ -199,9 +199,9 @@ def evidence_of(grid: Grid, bank: Tensor, canvas: Tensor, sketch: Tensor) -> Ten
 
 
 def require_kept(z: PartSequence, keep: Tensor, prior: StepPrior) -> Kept:
-    """The steps of z (B, T) at the places `keep` (B, L) bool. Assumes that the prior can draw z.
+    """Returns the steps of z (B, T) at the places `keep` (B, L) bool. Assumes that the prior can draw z.
 
-    Raises ValueError if z has two parts at a kept place in order aligned.
+    Raises ValueError if z has more than one part at a kept place in order aligned.
     """
     z = z.canonical()
     z = PartSequence(z.whether & keep.gather(1, z.where), z.where, z.what).canonical()

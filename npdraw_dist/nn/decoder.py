@@ -48,7 +48,7 @@ class Decoder(nn.Module):
             self.last.bias.copy_(start.bias)
 
     def forward(self, canvas: Tensor, added: Tensor | None = None) -> Tensor:
-        """added: (B, width, h / 2, w / 2), rounded up, features for details that the canvas does not show."""
+        """Decodes a canvas. added: features of more details, (B, width, h / 2, w / 2), sides rounded up."""
         height, width = canvas.shape[-2:]
         even = F.pad(canvas, (0, width % 2, 0, height % 2), value=self.background) * 2 - 1
         h = self.inlet(F.pixel_unshuffle(even, 2))

@@ -1,4 +1,4 @@
-"""Drawings that a model made, with their canvases and images, as arrays, in files and in a notebook.
+"""Drawings of a model, with their canvases and images, which can be saved or shown in a notebook.
 
 Shapes: B drawings, T steps, C channels, P patch side, h x w canvas, H x W image.
 """
@@ -27,11 +27,11 @@ COLUMNS, ENLARGED = 8, 2  # in the notebook's PNG: drawings per row, enlargement
 
 @dataclass(frozen=True)
 class Drawings:
-    """B drawings, and the images that a model makes of them.
+    """B drawings, and the images that a model decodes from them.
 
-    z: (B, T). canvas: (B, C, h, w), pixels in [0, 1]. u: (B, ...), the latent for details that parts cannot
-    express (`nn.appearance`); None if the model has no such latent, or if its value is unknown. model: the
-    model that drew them.
+    z: steps (B, T). canvas: (B, C, h, w), pixels in [0, 1]. u: (B, ...), the latent for details that parts
+    cannot express (`nn.appearance`); None if the model has no such latent, or if its value is unknown.
+    model: the model whose parts z refers to, and which decodes the images.
     """
 
     z: PartSequence
@@ -41,7 +41,7 @@ class Drawings:
 
     @cached_property
     def images(self) -> Tensor:
-        """The means of p(x|z, u), (B, C, H, W) in [0, 1], which are decoded at the first use."""
+        """The means of p(x|z, u), (B, C, H, W) in [0, 1], decoded on first access."""
         return self.model.decode(self.canvas, self.u)
 
     @property
@@ -53,7 +53,7 @@ class Drawings:
         return len(self.z)
 
     def __getitem__(self, index: Any) -> "Drawings":
-        """A batch of the drawings at `index`: a number (a batch of one), a slice or an int64 tensor (n,)."""
+        """Returns the drawings at `index` as a batch. index: a number, a slice or an int64 tensor (n,)."""
         if isinstance(index, int | np.integer) or (isinstance(index, Tensor) and index.ndim == 0):
             index = int(index)
             count = len(self)
@@ -71,7 +71,7 @@ class Drawings:
         return self[torch.zeros(n, dtype=torch.int64, device=self.canvas.device)]
 
     def to_pil(self) -> list[Image.Image]:
-        """The B images."""
+        """The B images as PIL images."""
         return to_pil(self.images)
 
     def numpy(self) -> NDArray[Any]:
@@ -79,7 +79,7 @@ class Drawings:
         return self.images.cpu().numpy()
 
     def save(self, path: str | Path) -> None:
-        """Writes a file, whose content depends on the suffix of its name.
+        """Writes the drawings to a file, whose content depends on the suffix of its name.
 
         .gif: an animation of the first 8 drawings, part by part. .png: canvas and image of each drawing.
         .npz: arrays `images`, `canvas`, `whether`, `where`, `what`, and `appearance` if u is known. Raises

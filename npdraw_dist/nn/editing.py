@@ -1,9 +1,9 @@
 """Edits drawings z: puts, removes, moves and swaps parts, and takes a region from another drawing.
 
-It also reads places that users give as text with rectangles, numbers, (row, column) pairs, or masks.
+It also parses places, which users give as rectangles in text, numbers, (row, column) pairs or masks.
 
-All functions are pure and take batches. `order`, a name in `core.orders.ORDERS`, arranges the steps of the
-result. In a free order several steps can draw at one place; `put` and `move` replace all parts of a place. If
+All functions are pure. `order`, a name in `core.orders.ORDERS`, selects the order of the result's
+steps. In a free order several steps can draw at one place; `put` and `move` replace all parts of a place. If
 more than T steps would draw, the last steps of the old drawing are dropped, and all added parts stay.
 Shapes: B batch, T steps, L places, S steps of all drawings that an edit combines, N drawings of an
 interpolation.
@@ -25,9 +25,9 @@ from npdraw_dist.core.parts import PartSequence
 
 
 def compose(z_a: PartSequence, z_b: PartSequence, mask: Tensor, order: str) -> PartSequence:
-    """Replaces A's parts by B's at the places of `mask`, (L,) or (B, L) bool.
+    """Replaces the parts of z_a by those of z_b at the places of `mask`, (L,) or (B, L) bool.
 
-    Raises ValueError if the shapes differ.
+    Raises ValueError if z_a and z_b have different shapes.
     """
     if z_a.whether.shape != z_b.whether.shape:
         raise ValueError(
@@ -57,14 +57,14 @@ def put(z: PartSequence, place: int, part: int, order: str) -> PartSequence:
 
 
 def move(z: PartSequence, source: int, target: int, order: str) -> PartSequence:
-    """Moves the parts at `source` to `target`, where they replace all parts."""
+    """Moves all parts from the place `source` to the place `target`, and removes the parts at `target`."""
     old = _steps(z, order)
     moved = old.only(old.where == source)._replace(where=torch.full_like(old.where, target))
     return _merge(old.only((old.where != source) & (old.where != target)), moved, order)
 
 
 def swap(z: PartSequence, first: int, second: int, order: str) -> PartSequence:
-    """Exchanges the parts of two places."""
+    """Exchanges the parts of the places `first` and `second`."""
     old = _steps(z, order)
     at_first, at_second = old.where == first, old.where == second
     where = torch.where(at_first, second, torch.where(at_second, first, old.where))
@@ -72,10 +72,10 @@ def swap(z: PartSequence, first: int, second: int, order: str) -> PartSequence:
 
 
 def interpolate(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -> PartSequence:
-    """Drawings (N, T) from A (1, T) to B (1, T), each with one more place from B, in raster order.
+    """Returns N drawings from z_a (1, T) to z_b (1, T); each takes one more place from z_b, in raster order.
 
-    The first drawing is A. The last is B, with B's own order of steps. Raises ValueError unless A and B are
-    one drawing each.
+    Only places where z_a and z_b differ count. The last drawing has the order of steps of z_b. Raises
+    ValueError unless z_a and z_b are one drawing each.
     """
     if len(z_a) != 1 or len(z_b) != 1:
         raise ValueError(f"interpolation is between two drawings, not {len(z_a)} and {len(z_b)}")
@@ -104,8 +104,8 @@ def dropped(made: PartSequence, *sources: tuple[PartSequence, Tensor]) -> int:
 def checked(z: PartSequence, steps: int, places: int, parts: int, where_given: bool) -> PartSequence:
     """Checks z, and sets where and what to 0 at steps that draw nothing.
 
-    where_given: whether step t can only draw at place t; then *where* is t at all steps. Raises ValueError
-    unless z has T `steps`, L `places` and K `parts`.
+    where_given: whether step t can only draw at place t; the result then has where = t at all steps. Raises
+    ValueError unless z has `steps` steps, *where* and *what* are within range, and `where_given` holds.
     """
     if z.steps != steps:
         raise ValueError(f"a drawing has {steps} steps, not {z.steps}")
@@ -137,7 +137,7 @@ class _Steps(NamedTuple):
 
 def _steps(z: PartSequence, order: str) -> _Steps:
     step = torch.arange(z.steps, device=z.where.device).expand(len(z), -1)
-    # A stored aligned drawing may have where = 0 at steps that draw nothing.
+    # In order aligned, z may have where = 0 at steps that draw nothing. Such a step t gets place t.
     where = torch.where(z.whether, z.where, step) if ORDERS[order].aligned else z.where
     return _Steps(z.whether, where, z.what, step)
 
@@ -147,7 +147,7 @@ def _at(mask: Tensor, where: Tensor) -> Tensor:
 
 
 def _merge(old: _Steps, new: _Steps | None, order: str) -> PartSequence:
-    """Merges two drawings into T steps. If they have more than T parts, `old` loses its last steps."""
+    """Merges steps into drawings of T steps. If more than T draw, the last steps of `old` are dropped."""
     steps = old.drawn.shape[1]
     if new is not None:
         old = old.only(old.drawn.cumsum(1) <= steps - new.drawn.sum(1, keepdim=True))
@@ -156,10 +156,10 @@ def _merge(old: _Steps, new: _Steps | None, order: str) -> PartSequence:
 
 
 def parse_region(text: str | None, grid: Grid) -> Tensor:
-    """`R0:R1,C0:C1` -> (L,) bool: the places in rows R0 to R1 - 1 and columns C0 to C1 - 1.
+    """`R0:R1,C0:C1` -> mask (L,) bool of the places in rows R0 to R1 - 1 and columns C0 to C1 - 1.
 
-    `;` separates several rectangles. A missing number means the grid's edge. If `text` is None, no place is
-    in the mask. Raises UserError on any other text.
+    `;` separates several rectangles. A missing number means the grid's edge. If `text` is None, the mask is
+    all False. Raises UserError on any other text.
     """
     mask = torch.zeros(grid.rows, grid.columns, dtype=torch.bool)
     for part in [] if text is None else text.split(";"):
@@ -185,7 +185,7 @@ def parse_move(text: str, grid: Grid) -> tuple[int, int]:
 
 
 def place_of(place: Any, grid: Grid) -> int:
-    """Converts a number or (row, column) to the place's number. Raises UserError if the place is invalid."""
+    """A number or (row, column) -> the place's number. Raises UserError if the grid has no such place."""
     numbers = tuple(place) if isinstance(place, Sequence) and not isinstance(place, str) else (place,)
     limits = (grid.rows, grid.columns) if len(numbers) == 2 else (grid.places,)
     whole = all(isinstance(number, int | np.integer) for number in numbers)
@@ -203,7 +203,7 @@ def mask_of(places: Any, grid: Grid, batch: int, name: str = "places") -> Tensor
 
     places: text as `parse_region` takes it; a list of places as `place_of` takes them; or a bool tensor or
     array (L,), (rows, columns), (B, L) or (B, rows, columns). Raises UserError on any other value; the
-    message calls the value `name`.
+    message refers to the value as `name`.
     """
     if isinstance(places, str):
         return parse_region(places, grid)

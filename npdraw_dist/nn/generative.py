@@ -1,6 +1,7 @@
-"""The base class of all kinds of models, and the classes of the scores and samples that models return.
+"""The base class of NP-DRAW and its baselines, and the classes of the scores and samples that they return.
 
-Shapes: k draws, B images, N samples, A animated samples, T steps, C channels, H x W image, h x w canvas.
+Shapes: k draws, B images, A tokens of a condition, N samples, F traced samples, T steps, L places,
+C channels, H x W image, h x w canvas.
 """
 
 from abc import ABC, abstractmethod
@@ -30,7 +31,7 @@ LEAST_TEMPERATURE = 1e-6  # lower temperatures are raised to this one
 
 @dataclass(frozen=True)
 class Importance:
-    """Scores of k draws z ~ q(z|x) for each of B images, in nats, each (k, B).
+    """Scores of k draws z ~ q(z|x) for each of B images. Each score is (k, B), in nats.
 
     log_w: log p(x|z) + log p(z) - log q(z|x). reconstruction: log p(x|z). kl: the terms of KL(q || p) by
     name, in closed form where one exists (`nn.steps`).
@@ -42,19 +43,19 @@ class Importance:
 
     @property
     def analytic(self) -> Tensor:
-        """The reconstruction minus the KL, (k, B). Only its mean over draws is a bound, the ELBO."""
+        """The reconstruction minus the KL, (k, B). Its expectation is the ELBO; one value is no bound."""
         return self.reconstruction - total_kl(self.kl)
 
 
 @dataclass(frozen=True)
 class SampleTrace:
-    """N samples, and the steps that made the first A of them.
+    """N samples, and the steps that made the first F of them.
 
     images: (N, C, H, W), means of p(x|z), in [0, 1]. canvas: (N, C, h, w); None if the model has no canvas.
-    steps: (A, T, C, h, w), the canvas after each step. decoded: (A, T, C, H, W), the image of each canvas.
-    drawn: (A, T) bool, whether a step draws. corners: (A, T, 2), the top-left pixel (row, column) of the
-    square that a step draws. sides: (A, T), the side of this square in pixels. codes: latents by name.
-    frames: largest number of GIF frames in which parts are drawn.
+    steps: (F, T, C, h, w), the canvas after each step. decoded: (F, T, C, H, W), the image of each canvas.
+    drawn: (F, T) bool, whether a step draws. corners: (F, T, 2), the top-left pixel (row, column) of the
+    square that a step draws. sides: (F, T), the side of this square in pixels. codes: latents by name.
+    frames: largest number of frames that add parts in the GIF.
     """
 
     images: Tensor
@@ -68,13 +69,13 @@ class SampleTrace:
     frames: int = GROWING_FRAMES
 
     def arrays(self) -> dict[str, Any]:
-        """Images, canvas and codes as arrays by name."""
+        """Images, canvas and codes by name, as NumPy arrays."""
         drawn = {} if self.canvas is None else {"canvas": self.canvas}
         found = {"images": self.images, **drawn, **self.codes}
         return {name: value.cpu().numpy() for name, value in found.items()}
 
     def gif(self) -> bytes:
-        """Makes a GIF of the first A samples: the canvas grows part by part above the decoded image."""
+        """Makes a GIF of the first F samples, in which the canvas gains parts above the decoded image."""
         boxes = (self.corners.cpu(), self.sides.cpu())
         return generation_gif(self.steps.cpu(), self.drawn.cpu(), *boxes, self.decoded.cpu(), self.frames)
 
@@ -82,9 +83,9 @@ class SampleTrace:
 class GenerativeModel(nn.Module, ABC):
     """A model p(x|z) p(z) with an encoder q(z|x)."""
 
-    title: ClassVar[str]  # the name of the kind in reports
+    title: ClassVar[str]  # the name of this kind of model in reports
     spec: Spec
-    has_regions: ClassVar[bool] = True  # whether some latents belong to a region, so that `swapped` works
+    has_regions: ClassVar[bool] = True  # whether some latents belong to image regions, as `swapped` needs
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
@@ -97,7 +98,7 @@ class GenerativeModel(nn.Module, ABC):
 
     @property
     def rows_at_once(self) -> int:
-        """The number of draws, of one or more images, computed at once. The noise depends on this number."""
+        """The largest number of draws computed at once, over all images. Draws from a seed depend on it."""
         _, height, width = self.spec.image_shape
         numbers = self.likelihood.parameters_per_pixel * height * width
         return max(min(CHUNK if self.device.type == "cpu" else GPU_CHUNK, CHUNK_NUMBERS // numbers), 1)
@@ -144,8 +145,8 @@ class GenerativeModel(nn.Module, ABC):
     def temperature_of(self, requested: float | None) -> float:
         """The requested temperature of samples, or else the spec's. Raises UserError unless it is above 0.
 
-        At LEAST_TEMPERATURE a step draws its most likely choice; logits divided by a lower temperature would
-        overflow.
+        A lower temperature than LEAST_TEMPERATURE is raised to it, because logits divided by the lower one
+        would overflow. At LEAST_TEMPERATURE a step draws its most likely choice.
         """
         if requested is not None and not requested > 0:
             raise UserError(f"temperature is {requested}; it must be above 0")
@@ -184,7 +185,7 @@ class GenerativeModel(nn.Module, ABC):
         """Decodes `a` with the latents of `b` in the region `inside`; returns mean images (B, C, H, W).
 
         a, b: images (B, C, H, W) as the encoder takes them. inside: (B, H, W) bool; a place or cell belongs
-        to the region if its centre lies in the region. A model without places swaps a share of its latents
+        to the region if the region contains its centre. A model without places swaps a share of its latents
         that equals the region's share of the image. With a = b the result is the reconstruction. Raises
         UserError if no latent belongs to a region.
         """
@@ -208,7 +209,7 @@ class GenerativeModel(nn.Module, ABC):
 
 
 class ModelObjective(Objective):
-    """The objective of a whole model."""
+    """The objective of stage `vae`, which trains a whole model."""
 
     model: GenerativeModel
     config: VAEConfig
@@ -225,7 +226,7 @@ def at_centres(inside: Tensor, centres: Tensor) -> Tensor:
 
 
 def seeded(device: torch.device, generator: Noise, seed: int | None) -> Noise:
-    """The generator, or a new one from `seed`. Raises UserError if both are given."""
+    """Returns `generator`, or a new one seeded with `seed`. Raises UserError if both are given."""
     if seed is None:
         return generator
     if generator is not None:

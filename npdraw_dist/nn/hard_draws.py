@@ -1,4 +1,4 @@
-"""The negative ELBO of hard draws of z, with an unbiased gradient. Shapes: B batch, k draws per image."""
+"""The negative ELBO over discrete (hard) draws of z, and its gradient. Shapes: B batch, k draws per image."""
 
 from torch import Tensor
 
@@ -20,12 +20,12 @@ def hard_loss(
     beta: float = 1.0,
     latent: float = 1.0,
 ) -> Loss:
-    """-log p(x|z, u) + beta KL(q || p), for k draws z ~ q(z|x), u ~ q(u|x, z) of each image x (B, C, H, W).
+    """-log p(x|z, u) + beta KL(q || p), the mean over k draws z ~ q(z|x), u ~ q(u|x, z) of each image x.
 
-    The gradient for the choices in z is the score-function estimator. The baseline of each draw is the mean
-    reward of the image's other draws (leave-one-out; Kool et al. 2019). A single draw trains the prior, the
-    decoder and q(u|x, z), but not q(z|x). condition: tokens (B, A). latent: an additional weight of the KL of
-    u in the loss.
+    The gradient for the choices in z is the unbiased score-function estimator, whose baseline for each draw
+    is the mean reward of the image's other draws (leave-one-out; Kool et al. 2019). A single draw trains the
+    prior, the decoder and q(u|x, z), but not q(z|x). x: (B, C, H, W). q: logits of q(z|x). condition: A
+    tokens for each image, (B, A). latent: multiplies the KL of u in the loss, in addition to beta.
     """
     q = q.tile(k) if k > 1 else q.map(Tensor.detach)
     z = model.sample_posterior(q.map(Tensor.detach), generator)
@@ -48,6 +48,6 @@ def hard_loss(
 
 
 def leave_one_out(rewards: Tensor, k: int) -> Tensor:
-    """rewards (k * B, ...), ordered by draw -> each minus the mean of the image's other k - 1 rewards."""
+    """rewards (k * B, ...), ordered by draw -> each reward minus the mean of its image's other k - 1."""
     each = rewards.view(k, -1, *rewards.shape[1:])
     return ((each - each.mean(0)) * (k / (k - 1))).view_as(rewards)

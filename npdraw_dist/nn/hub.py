@@ -28,8 +28,8 @@ from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.nn.generative import GenerativeModel
 
 SAMPLES_FILE = "samples.png"
-PROTOCOL = ("split", "n", "k", "protocol")  # keys of the results that are not rows in a card's table
-SAMPLES, COLUMNS, ENLARGED = 64, 8, 3  # a card's picture: samples, samples per row, enlargement factor
+PROTOCOL = ("split", "n", "k", "protocol")  # keys of `results` that are not rows in a model card's table
+SAMPLES, COLUMNS, ENLARGED = 64, 8, 3  # in a card's picture: samples, samples per row, enlargement factor
 
 Model = TypeVar("Model", bound="HubModel")
 
@@ -90,7 +90,7 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
             if count := card.get("samples", 0):
                 sheet = png(tiled(self.sample(count, seed=0), COLUMNS), ENLARGED)
                 Path(made, SAMPLES_FILE).write_bytes(sheet)
-            repo_id = others.pop("repo_id", None) or folder.name  # huggingface_hub's default
+            repo_id = others.pop("repo_id", None) or folder.name  # the same default as in huggingface_hub
             done = super().save_pretrained(
                 made, config=config, model_card_kwargs=card, repo_id=repo_id, **others
             )
@@ -137,7 +137,7 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
 
 
 def class_of(spec: Spec, base: type[Model]) -> type[Model]:
-    """The class of the spec's kind. Raises UserError unless it is a subclass of `base`."""
+    """The class of the model that `spec` describes. Raises UserError unless it is a subclass of `base`."""
     found: type = KINDS[spec.kind]
     if not issubclass(found, base):
         raise UserError(f"the kind {spec.kind} is a {found.__name__}, which is no {base.__name__}")
@@ -160,7 +160,7 @@ def load(where: str | Path) -> HubModel:
 
 
 def load_from(folder: str, label: str) -> HubModel:
-    """Loads the model in a folder or URI that `model_folder` found. Errors call the model `label`."""
+    """Loads the model in a folder or URI that `model_folder` found. label: its name in error messages."""
     config = read_config(folder, label)
     spec = spec_in(config, label)
     with readable(label), local_folder(folder) as local, torch.random.fork_rng(devices=[]):
@@ -183,7 +183,7 @@ def local_folder(folder: str) -> Iterator[str]:
 
 
 def read_config(folder: str, label: str) -> dict[str, Any]:
-    """Reads config.json in a model folder or URI. Errors call the model `label`."""
+    """Reads config.json in a model folder or URI. label: the model's name in error messages."""
     with readable(label):
         if "://" in folder:
             from npdraw_dist.core.storage import open_filesystem, read_bytes
@@ -196,12 +196,12 @@ def read_config(folder: str, label: str) -> dict[str, Any]:
 
 
 def read_spec(folder: str, label: str) -> ModelSpec | BaselineSpec:
-    """Reads the spec in config.json of a model folder or URI. Errors call the model `label`."""
+    """Reads the spec in config.json of a model folder or URI. label: the model's name in error messages."""
     return spec_in(read_config(folder, label), label)
 
 
 def spec_in(config: Mapping[str, Any], label: str) -> ModelSpec | BaselineSpec:
-    """Validates the spec that a config.json states. Errors call the model `label`."""
+    """Returns the spec in a config.json, validated. label: the model's name in error messages."""
     spec, made_by = config.get("spec"), config.get("made_by")
     if not isinstance(spec, dict):
         raise UserError(f"{label} holds another kind of model: its {CONFIG} has no spec")
@@ -216,7 +216,7 @@ def spec_in(config: Mapping[str, Any], label: str) -> ModelSpec | BaselineSpec:
 
 @contextlib.contextmanager
 def readable(label: str) -> Iterator[None]:
-    """Converts the errors that a damaged model folder causes into a one-line UserError."""
+    """Converts errors of a damaged model folder into a UserError. label: the model's name in its message."""
     try:
         yield
     except UserError:

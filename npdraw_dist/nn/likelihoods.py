@@ -1,6 +1,6 @@
 """The likelihoods p(x|z) of an image given the decoder's output (paper section 3.2).
 
-Images are in [0, 1]. The logistics work on y = 2x - 1, where one of the 256 values is 2/255 wide.
+Images x are in [0, 1]. Logistic likelihoods use y = 2x - 1, where the bin of a grey value is 2/255 wide.
 Shapes: B batch, C channels, Q decoder outputs per pixel, M mixture components, H x W image.
 """
 
@@ -17,19 +17,20 @@ from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.nn.relaxations import categorical_sample
 
 HALF_BIN = 1 / 255
-# These scales are a quarter of HALF_BIN and hundreds of times the range of y. Scales beyond fit no better.
+# exp(-7) is a quarter of HALF_BIN, exp(7) is 500 times the range of y. Scales outside would fit no better.
 MIN_LOG_SCALE, MAX_LOG_SCALE = -7.0, 7.0
 
 # Before training, a Bernoulli has the logit CANVAS_GAIN where the canvas is 1. A logistic has the canvas's
-# value as its location, and CANVAS_LOG_SCALE. All components of a mixture have this location, but different
-# scales. So they differ from the first step on, and wide components limit the cost of a wrong canvas.
+# value as its location, and the log-scale CANVAS_LOG_SCALE. The components of a mixture share this location,
+# but their log-scales span CANVAS_LOG_SCALES. So the components differ from the first training step on, and
+# wide components limit the loss where the canvas is wrong.
 CANVAS_GAIN = 3.0
 CANVAS_LOG_SCALE = -2.5
 CANVAS_LOG_SCALES = (-4.0, -1.0)
 
 
 class CanvasStart(NamedTuple):
-    """Weight (Q, C) and bias (Q,) of an affine map from a canvas in [-1, 1] to decoder outputs around it."""
+    """Weight (Q, C) and bias (Q,) that map a canvas in [-1, 1] to outputs whose mean image resembles it."""
 
     weight: Tensor
     bias: Tensor
@@ -43,16 +44,16 @@ class Likelihood(ABC):
 
     @property
     def parameters_per_pixel(self) -> int:
-        """Q, the channels of the decoder's output."""
+        """Q, the number of channels of the decoder's output."""
         return len(self.canvas_start().bias)
 
     @abstractmethod
     def canvas_start(self) -> CanvasStart:
-        """The map from a canvas to the decoder's output at initialisation."""
+        """The map from canvas to output that initialises the decoder's last layer."""
 
     @abstractmethod
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        """output (B, Q, H, W), x (B, C, H, W) in [0, 1] -> (B,) nats, summed over pixels and channels."""
+        """output (B, Q, H, W), x (B, C, H, W) in [0, 1] -> log p(x|z), (B,) nats."""
 
     @abstractmethod
     def mean(self, output: Tensor) -> Tensor:
@@ -60,11 +61,11 @@ class Likelihood(ABC):
 
     @abstractmethod
     def sample(self, output: Tensor, generator: Noise) -> Tensor:
-        """output (B, Q, H, W) -> an image (B, C, H, W) drawn from p(x|z), with values as in the data."""
+        """output (B, Q, H, W) -> image (B, C, H, W) drawn from p(x|z), with values that the data can have."""
 
 
 class Bernoulli(Likelihood):
-    """A Bernoulli for each value. For 0 < x < 1, `log_prob` is its mean over binary draws with mean x."""
+    """A Bernoulli for each value of x. For 0 < x < 1, `log_prob` is the mean over binary draws of mean x."""
 
     def canvas_start(self) -> CanvasStart:
         return CanvasStart(CANVAS_GAIN * torch.eye(self.channels), torch.zeros(self.channels))
@@ -81,7 +82,7 @@ class Bernoulli(Likelihood):
 
 
 class DiscretizedLogistic(Likelihood):
-    """A logistic for each value, integrated over the value's bin (Kingma et al. 2016, appendix C)."""
+    """A logistic for each value of x, integrated over the value's bin (Kingma et al. 2016, appendix C)."""
 
     START_LOG_SCALE = -1.0
 
@@ -106,7 +107,7 @@ class DiscretizedLogistic(Likelihood):
 
 
 class _Mixture(NamedTuple):
-    """logits (B, M, H, W); location, log_scale (B, C, M, H, W); coupling (B, C(C-1)/2, M, H, W)."""
+    """logits: (B, M, H, W). location, log_scale: (B, C, M, H, W). coupling: (B, C(C-1)/2, M, H, W)."""
 
     logits: Tensor
     location: Tensor
@@ -126,14 +127,14 @@ class DiscretizedLogisticMixture(Likelihood):
     """A mixture of discretised logistics, in which all channels of a pixel share a component.
 
     A channel's location is linear in the channels before it (PixelCNN++, Salimans et al. 2017, section 2.2).
-    At zero output the components lie side by side over [-1, 1], so the mixture is nearly uniform.
+    If the decoder's output is zero, the locations divide [-1, 1] evenly, so p(x|z) is nearly uniform.
     """
 
     START_LOG_SCALE = -2.0
 
     def canvas_start(self) -> CanvasStart:
         channels, components = self.channels, self.components
-        each = 1 + 2 * channels + channels * (channels - 1) // 2  # parameters of a component
+        each = 1 + 2 * channels + channels * (channels - 1) // 2  # number of parameters of a component
         weight = torch.zeros(each, components, channels)
         bias = torch.zeros(weight.shape[:2])
         weight[1 : 1 + channels] = torch.eye(channels)[:, None]  # logits come first, then locations
@@ -164,7 +165,7 @@ class DiscretizedLogisticMixture(Likelihood):
         return total.logsumexp(1).sum((1, 2))
 
     def mean(self, output: Tensor) -> Tensor:
-        """See `Likelihood.mean`. A channel uses means of earlier channels; exact unless values clip."""
+        """See `Likelihood.mean`. Uses the means of earlier channels, which is exact unless values clip."""
         mixture = self._split(output)
         means: list[Tensor] = []
         for channel in range(self.channels):
@@ -198,7 +199,7 @@ def make_likelihood(name: str, channels: int, components: int = 10) -> Likelihoo
 
 
 def binarized(images: Tensor, how: str, generator: Noise) -> Tensor:
-    """uint8 (B, C, H, W) -> x. `dynamic` draws Bernoulli(x), `threshold` takes x > 0.5, `none` keeps x."""
+    """uint8 (B, C, H, W) -> x in [0, 1] for `none`, Bernoulli(x) for `dynamic`, x > 0.5 for `threshold`."""
     x = to_float(images)
     if how == "dynamic":
         return (uniform(x.shape, generator, x) < x).float()
@@ -206,7 +207,7 @@ def binarized(images: Tensor, how: str, generator: Noise) -> Tensor:
 
 
 def _log_scale(raw: Tensor, start: float) -> Tensor:
-    """Decoder output -> log-scale; 0 gives `start`. Smooth at the lower bound, which training reaches."""
+    """Decoder output -> log-scale, 0 -> `start`. Smooth at the lower bound, because training reaches it."""
     smooth = MIN_LOG_SCALE + F.softplus(raw + math.log(math.expm1(start - MIN_LOG_SCALE)))
     return smooth.clamp(max=MAX_LOG_SCALE)
 
@@ -217,7 +218,7 @@ def _raw_scale(log_scale: Tensor, start: float) -> Tensor:
 
 
 def _log_mass(y: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
-    """The log-probability of the bin around y in [-1, 1], without differences of nearly equal numbers.
+    """The log-probability of the bin around y in [-1, 1], computed without numerical cancellation.
 
     With the bin's standardised ends a > b the result is logsigmoid(a) + logsigmoid(-b) + log(1 - exp(b - a)).
     """

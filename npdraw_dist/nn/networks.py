@@ -1,4 +1,4 @@
-"""NP-DRAW's networks in one module: bank, prior, posterior, canvas, decoder and likelihood.
+"""The `nn.Module` that combines bank, prior, posterior, decoder and likelihood of NP-DRAW.
 
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, h x w canvas, H x W image.
 """
@@ -33,16 +33,16 @@ from npdraw_dist.nn.posterior import Posterior, StepPosterior
 from npdraw_dist.nn.prior import GivenPrior, Prior, StepPrior
 from npdraw_dist.nn.steps import AlignedLayout, FreeLayout, StepLogits, log_prob
 
-CHOICES = ("whether", "where", "what")  # q has a temperature for each, though *where* seldom has logits
-ALIGNED_FRAMES = 16  # limits GIF frames in order aligned, where more frames would look like a slow printer
+CHOICES = ("whether", "where", "what")  # q has a temperature for each; *where* uses it only in kind `authors`
+ALIGNED_FRAMES = 16  # largest number of GIF frames in order aligned, where more would take too long to watch
 COLDEST = 0.05  # the lowest temperature of q
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Scores of one draw of u, (B,) nats.
+    """Scores of one draw of the latent u (`nn.appearance`) for each image, (B,) nats.
 
-    log_p: log p(x|z, u). kl: KL(q || p) of u, by name. log_ratio: log q(u) - log p(u).
+    log_p: log p(x|z, u). kl: KL(q || p) of u by name; empty without u. log_ratio: log q(u) - log p(u).
     """
 
     log_p: Tensor
@@ -60,7 +60,7 @@ class Networks(HubModel):
         super().__init__(spec)
         parts = torch.full((spec.parts, spec.image_shape[0], spec.patch, spec.patch), spec.grid.background)
         self.register_buffer("bank_parts", parts)
-        # Divides q's logits, one number per choice. `fit_temperature` sets it, and hard draws train it.
+        # Divides q's logits, one number per choice. Hard draws train it; then `fit_temperature` sets it.
         self.temperature = nn.Parameter(torch.ones(len(CHOICES)))
         self.prior = self.make_prior(spec)
         self.posterior = self.make_posterior(spec)
@@ -98,7 +98,7 @@ class Networks(HubModel):
 
     @property
     def plain_prior(self) -> StepPrior:
-        """The prior without a fixed condition, even if the model is conditioned."""
+        """The prior without the condition that `given` fixed, if there is one."""
         return self.prior.of if isinstance(self.prior, GivenPrior) else self.prior
 
     def given(self, condition: Condition | Sequence[Condition] | Tensor, guidance: float = 1.0) -> Self:
@@ -142,7 +142,7 @@ class Networks(HubModel):
         return PartBank(self.bank_parts)
 
     def set_bank(self, bank: PartBank) -> None:
-        """Copies the parts into the model. Raises ValueError if their shape is not the model's."""
+        """Copies the parts into the model. Raises ValueError if their shape differs from the model's."""
         if bank.parts.shape != self.bank_parts.shape:
             raise ValueError(
                 f"the model takes a bank {tuple(self.bank_parts.shape)}, not {tuple(bank.parts.shape)}"
@@ -184,7 +184,7 @@ class Networks(HubModel):
     @torch.no_grad()
     def decode(self, canvas: Tensor, u: Tensor | None = None) -> Tensor:
         """canvas (B, C, h, w) -> mean image (B, C, H, W) in [0, 1]; u as in `likelihood_of`."""
-        if len(canvas) == 0:  # torch's pixel_unshuffle does not change the shape of an empty batch
+        if len(canvas) == 0:  # the decoder would fail, as pixel_unshuffle does not reshape an empty batch
             return canvas.new_zeros(0, *self.spec.image_shape)
         return torch.cat([self.likelihood.mean(params) for params in self._in_chunks(canvas, u)])
 
@@ -216,7 +216,7 @@ class Networks(HubModel):
         return SampleTrace(*made, ALIGNED_FRAMES if self.spec.aligned else GROWING_FRAMES)
 
     def infer_appearance(self, x: Tensor, canvas: Tensor) -> Inferred | None:
-        """q(u|x, canvas) and p(u|canvas) of images and their canvases; None if the model has no u."""
+        """q(u|x, canvas) and p(u|canvas) for images and their canvases; None if the model has no u."""
         return None if self.appearance is None else self.appearance.infer(x, canvas)
 
     def sample_prior(
@@ -241,7 +241,7 @@ class Networks(HubModel):
         return self.prior.log_prob(self.checked(z).to(self.device))
 
     def checked(self, z: PartSequence) -> PartSequence:
-        """Sets unused steps of z to 0 (`editing.checked`). Raises ValueError if the model cannot draw z."""
+        """Clears steps without a part (`editing.checked`). Raises ValueError if the model cannot draw z."""
         spec = self.spec
         return editing.checked(z, spec.steps, spec.grid.places, spec.parts, spec.where_given)
 

@@ -1,4 +1,4 @@
-"""The user interface of NP-DRAW, whose methods take and return images or drawings.
+"""The model class that users call, with methods that take and return images or drawings.
 
 Images are of any type that `core.images.to_batch` takes; `nn.editing` describes how to specify places.
 Shapes: B drawings, N drawings of an interpolation, T steps, L places, K parts, C channels, h x w canvas,
@@ -30,7 +30,7 @@ from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.nn.prior import GivenPrior, StepPrior, dropped
 from npdraw_dist.nn.steps import log_prob_steps
 
-BANK = "bank_parts"  # the name of the buffer of parts in each network that has one
+BANK = "bank_parts"  # the name of the buffer with the parts, in every network that has such a buffer
 
 
 class NPDraw(Networks):
@@ -205,7 +205,7 @@ class NPDraw(Networks):
 
     @torch.no_grad()
     def between(self, a: Any, b: Any) -> Drawings:
-        """Interpolates by N drawings from a to b, each with one more place from b (`editing.interpolate`).
+        """Interpolates from a to b by N drawings, each with one more place from b (`editing.interpolate`).
 
         a, b: one image or drawing each, as `drawings` takes them; if they are equal, N = 1. u changes in
         equal steps from a's to b's; the mean of p(u|canvas) replaces an unknown u. Raises ValueError unless a
@@ -249,8 +249,8 @@ class NPDraw(Networks):
         used in place of a generator. condition, guidance: as `given` takes them; a sequence has length B.
 
         sketch: places that were drawn by hand. Unless kept, these places get parts that resemble their ink in
-        x and may extend over blank pixels (`nn.completion.evidence_of`). With a sketch, only
-        `effort.particles` has an effect.
+        x and may extend over blank pixels (`nn.completion.evidence_of`). With a sketch,
+        `effort.visits` and `effort.candidates` are ignored.
 
         Raises UserError on a sketch in a free order, ValueError on shapes, numbers or places that do not fit
         this model, such as more than T steps.
@@ -278,7 +278,7 @@ class NPDraw(Networks):
         else:
             each = one_each(condition, len(z))
         temperature, parts, order = self.temperature_of(temperature), [], list[int]()
-        for one in dict.fromkeys(each):  # group images by condition, which their particles share
+        for one in dict.fromkeys(each):  # images with the same condition share a batch
             rows = [row for row, other in enumerate(each) if other == one]
             prior = self.prior if one is None else self.given(one, guidance).prior
             completer = Completer(prior, self.bank_parts, temperature, effort or Effort())
@@ -305,7 +305,7 @@ class NPDraw(Networks):
         return torch.tensor(self.vocabulary.labels, device=self.device)[torch.cat(found)]
 
     def _class_of(self, x: Tensor, k: int, generator: Noise) -> Tensor:
-        """Scores the same draws under each class, since only log p(z|class) differs."""
+        """See `classify`. Scores the same draws for all classes, since only log p(z|class) differs."""
         q = self.infer(x).tile(k)
         z = self.sample_posterior(q, generator)
         scored = self.reconstruct_from(self.render(z), x.repeat(k, 1, 1, 1), generator)
@@ -325,8 +325,8 @@ class NPDraw(Networks):
 
         a, b: images or drawings, as `drawings` takes them, B of each, or a single one for all drawings of the
         other. places: as `nn.editing.mask_of` takes them. A map u is composed like the parts, and blank cells
-        at `places` also come from b. A vector u for the whole image comes from a. Raises ValueError on other
-        numbers of drawings.
+        at `places` also come from b. A vector u for the whole image comes from a. Raises ValueError if the
+        numbers of drawings do not match.
         """
         first, second = self.drawings(a), self.drawings(b)
         if len(first) != len(second) and 1 in (len(first), len(second)):

@@ -23,21 +23,21 @@ from npdraw_dist.nn.relaxations import binary_concrete, gumbel_softmax, soft_can
 from npdraw_dist.nn.steps import StepLogits
 
 # Parameters whose names contain one of these strings are tables, which AdamW trains without weight decay,
-# whatever their shape. They include the matrices of a `PixelTable`: Muon did not improve them, and took a
-# tenth more time.
+# whatever their shape. They include the matrices of a `PixelTable`, because Muon did not improve these
+# matrices and took a tenth more time.
 TABLES = (
     *("drawn", "part", "place", "position", "blank", "told"),
     *("codebook", "pseudo_inputs", "first_", "background"),
 )
 PRIOR_DECAY = 0.01  # AdamW's weight decay for the matrices of a prior over parts or codes
-# Temperature search: factor of a step, most steps in one direction (1.5^6 = 11), images computed at once.
+# Temperature search: factor of a step, most steps in one direction (1.5^6 = 11), images per batch.
 RATIO, TRIES, BATCH = 1.5, 6, 64
 TAU_START = 1.0  # temperature of Gumbel-softmax draws at the start of training
 TEMPERATURE_RATE = 0.02  # peak of Adam's learning rate for the temperatures of q
 
 
 class PriorObjective(Objective):
-    """-log p(z) of the parses, to train the prior by maximum likelihood."""
+    """-log p(z) of the parses, which trains the prior by maximum likelihood."""
 
     weight_decay: ClassVar[float] = PRIOR_DECAY
 
@@ -53,12 +53,12 @@ class PriorObjective(Objective):
         return nll, {"nll": nll}
 
     def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
-        """The negative log-probability of the parses, in nats."""
+        """-log p(z) of the parses, in nats."""
         return {"nll": -self.prior.log_prob(batch.z, conditions_of(self.prior.spec, batch))}
 
 
 class VAEObjective(ModelObjective):
-    """-log p(x|z) + beta KL(q || p) + lambda times -log q of the parse, its cross-entropy (paper eq. 6)."""
+    """-log p(x|z) + beta KL(q || p) - lambda log q(parse|x), a cross-entropy (paper eq. 6)."""
 
     model: Networks
 
@@ -71,7 +71,7 @@ class VAEObjective(ModelObjective):
         temperature = named.pop("temperature")
         rest = {n: p for n, p in named.items() if not n.startswith("prior.")}
         prior, config, until = self.model.prior.named_parameters(), self.config, list[ParameterGroup]()
-        if config.draws == 1:  # single hard draws do not train q(z|x)
+        if config.draws == 1:  # a single hard draw per image does not train q(z|x)
             q = {n: rest.pop(n) for n in list(rest) if n.startswith("posterior.")}
             until = decay_groups(q.items(), config.learning_rate, config.weight_decay)
             for group in until:
@@ -79,30 +79,30 @@ class VAEObjective(ModelObjective):
         return [
             *decay_groups(rest.items(), config.learning_rate, config.weight_decay),
             *until,
-            # The rate is high, since the temperatures change a lot when training switches to hard draws.
+            # The rate is high, since the best temperatures change a lot when training switches to hard draws.
             {"params": [temperature], "lr": TEMPERATURE_RATE, "weight_decay": 0.0, "matrices": False},
             *decay_groups(prior, config.prior_learning_rate, PRIOR_DECAY),
         ]
 
     @torch.no_grad()
     def after_step(self, gather: Gather) -> None:
-        self.model.temperature.clamp_(min=COLDEST)  # a lower temperature would have no gradient
+        self.model.temperature.clamp_(min=COLDEST)  # a lower one would get no gradient, as `infer` clamps it
 
     def forward(self, batch: Batch, progress: float, generator: Noise) -> Loss:
         config, model, parse = self.config, self.model, batch.z
         x = binarized(batch.images, model.spec.binarize, generator)
         latent = ramp(progress, 0.0, 1.0, config.latent_ramp)
         condition = training_conditions(model.spec, batch, generator)
-        if self.is_hard(progress):  # then the loss is only the negative bound
+        if self.is_hard(progress):  # then the loss does not contain the parse
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.draws > 1):
                 q = model.infer(x)
             loss, metrics = hard_loss(model, x, q, config.draws, generator, condition, config.beta, latent)
-            if config.draws == 1:  # DDP waits for a gradient of each parameter; it is 0 for q(z|x)
+            if config.draws == 1:  # DDP waits for a gradient of each parameter, so q(z|x) gets zeros
                 untrained = [model.temperature, *model.posterior.parameters()]
                 loss = loss + 0.0 * torch.stack([p.sum() for p in untrained]).sum()
             return loss, metrics
         done = progress / self.relaxed_share
-        # The temperature is not applied: relaxed draws favour a q that is too certain, and would lower it.
+        # Relaxed draws favour a q that is too certain. They would lower `temperature`, so they do not use it.
         q = model.posterior(x).float32()
         loss, metrics = self._relaxed(x, q, parse, done, generator, condition)
         if latent < 1 and "kl_appearance" in metrics:
@@ -129,7 +129,7 @@ class VAEObjective(ModelObjective):
         generator: Noise,
         condition: Tensor | None = None,
     ) -> Loss:
-        """The paper's surrogate. It is no bound, since the canvas mixes parts and draws some only partly."""
+        """The paper's surrogate loss. It is no bound, since relaxed draws mix parts and draw them partly."""
         model = self.model
         canvas, z = self._draw(q, done, generator)
         found = model.reconstruct_from(canvas, x, generator)
@@ -139,7 +139,7 @@ class VAEObjective(ModelObjective):
         return self.config.beta * kl - found.log_p, metrics
 
     def _draw(self, q: StepLogits, done: float, generator: Noise) -> tuple[Tensor, PartSequence]:
-        """Makes a relaxed draw of q. Returns the canvas, with gradients, and a hard z that the prior sees."""
+        """Makes a relaxed draw of q. Returns its canvas, with gradients, and a hard z for the prior."""
         tau = ramp(done, TAU_START, self.config.tau_end, 1.0)
         what, gate = gumbel_softmax(q.what, tau, generator), binary_concrete(q.whether, tau, generator)
         bank, steps = self.model.bank_parts, self.model.spec.steps
@@ -149,7 +149,7 @@ class VAEObjective(ModelObjective):
         return self.canvas(what, gate), z
 
     def canvas(self, what: Tensor, gate: Tensor) -> Tensor:
-        """The canvas (B, C, h, w) of a relaxed draw. The benchmark replaces this method by a dense one."""
+        """The canvas (B, C, h, w) of a relaxed draw. The benchmark overrides this method (`bench.dense`)."""
         return soft_canvas(self.model.bank_parts, what, gate, self.model.grid)
 
     def evaluate(self, batch: Batch, generator: Noise) -> dict[str, Tensor]:
@@ -202,8 +202,8 @@ def fit_temperature(model: Networks, x: Tensor, draws: int, seed: int) -> dict[s
 
     Relaxed draws make q more certain than is best for hard draws, so its logits are calibrated (Guo et al.
     2017, section 4.2). Each temperature in turn is multiplied by RATIO as long as this raises the ELBO of
-    `draws` hard draws per image; if multiplication does not help, division is tried. All trials use the same
-    noise.
+    `draws` hard draws per image, at most TRIES times; if multiplication does not help, it is divided. All
+    trials use the same noise.
     """
     best = _elbo(model, x, draws, seed)
     for index, name in enumerate(CHOICES):

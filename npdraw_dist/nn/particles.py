@@ -1,9 +1,9 @@
-"""Samples drawings with given parts from the prior, by sequential Monte Carlo.
+"""Samples drawings z ~ p(z | kept parts) by sequential Monte Carlo.
 
-Each of n particles takes only steps that can lead to a well-formed drawing with all kept parts. Its weight is
-the product, over its steps, of the total probability of all allowed steps. Particles of low weight are
-replaced by others (Doucet and Johansen 2009, section 3.5). As n grows, the distribution of a particle that is
-drawn in proportion to its weight approaches the conditional distribution.
+Each of n particles is a partial drawing that grows by steps drawn from the prior, but only by steps that can
+lead to a well-formed drawing with all kept parts. A particle's weight is the product, over its steps, of the
+total probability of all allowed steps. Particles of high weight replace those of low weight (Doucet and
+Johansen 2009, section 3.5). As n grows, a particle drawn in proportion to its weight tends to an exact draw.
 Shapes: B images, n particles per image, N = B * n, T steps, L places, K parts, W channels of a state.
 """
 
@@ -27,7 +27,7 @@ NONE, KEPT, OTHER = range(3)  # a step draws nothing, the next kept part, or ano
 
 @dataclass(frozen=True)
 class Kept:
-    """The kept steps and places. z: (B, T), where only kept steps draw. places: (B, L) bool, kept places."""
+    """The kept steps and places. z: (B, T), in which only kept steps draw. places: (B, L) bool."""
 
     z: PartSequence
     places: Tensor
@@ -43,12 +43,12 @@ class Kept:
         )
 
     def of_places(self) -> tuple[Tensor, Tensor]:
-        """drawn (B, L) bool, what (B, L): the first kept part at each place."""
+        """Returns drawn (B, L) bool, the places with a kept part, and what (B, L), the first one there."""
         return first_parts(self.z, self.places.shape[1])
 
 
 def first_parts(z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
-    """drawn (B, L) bool, what (B, L): the first part that z draws at each of L `places`."""
+    """Returns drawn (B, L) bool, the places where z draws, and what (B, L), the first part there."""
     where = torch.where(z.whether, z.where, places)  # steps that draw nothing go to a column that is dropped
     step = torch.arange(z.steps, device=where.device).expand(len(z), -1)
     first = step.new_full((len(z), places + 1), z.steps).scatter_reduce(1, where, step, "amin")[:, :places]
@@ -56,7 +56,7 @@ def first_parts(z: PartSequence, places: int) -> tuple[Tensor, Tensor]:
 
 
 class Rules:
-    """Determines the steps by which N particles can reach a well-formed drawing with all kept parts."""
+    """Determines which steps can lead N particles to a well-formed drawing with all kept parts."""
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float) -> None:
         self.prior, self.kept, self.temperature = prior, kept, temperature
@@ -69,7 +69,7 @@ class Rules:
         raise NotImplementedError
 
     def exchange(self, index: Tensor) -> None:
-        """Replaces each particle's state, if the rules have any, by the state of particle `index` (N,)."""
+        """Gives each particle the state of the particle `index` (N,). Rules without a state do nothing."""
 
     def logits(self, h: Tensor, where: Tensor) -> StepLogits:
         """Logits of whether (N,), of where (N, L) or None, and of what (N, K) given `where` (N,)."""
@@ -78,14 +78,14 @@ class Rules:
 
 
 class AlignedRules(Rules):
-    """Rules of an aligned order, in which step t draws at place t, even if the prior draws *where*."""
+    """Rules of an aligned order: step t draws at place t, even if the prior has logits of *where*."""
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float) -> None:
         super().__init__(prior, kept, temperature)
         self.drawn, self.what = kept.of_places()
 
     def chances(self, h: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """where (N,), log p of drawing there (N,) and of drawing nothing (N,), and logits of what (N, K)."""
+        """Returns where (N,), log p(draw there) (N,), log p(draw nothing) (N,), and logits of what (N, K)."""
         where = torch.full((len(h),), step, device=h.device)
         logits = self.logits(h, where)
         yes, no = F.logsigmoid(logits.whether), F.logsigmoid(-logits.whether)
@@ -127,10 +127,9 @@ class SketchRules(AlignedRules):
 class FreeRules(Rules):
     """Rules of a free order, in which each step draws the next part, until a step draws nothing.
 
-    Part k at place l has the key rank_k L + near_l, and parts are drawn by rising key, so a part that is not
-    kept may precede the next kept part only if its key is smaller. near_l is the value of `Free.next_key`.
-    Places whose keys are smaller than the last drawn key are closed. rank_k is the rank of the part's energy
-    if the gain decides the order, or else 0.
+    Part k at place l has the key rank_k L + near_l. If the gain decides the order, rank_k is the rank of the
+    part's energy, and near_l is l. Otherwise rank_k is 0, and near_l is the value of `Free.next_key`. Small
+    keys come first, so a part that is not kept may precede the next kept part only if its key is smaller.
     """
 
     def __init__(self, prior: StepPrior, kept: Kept, temperature: float, order: Free, energy: Tensor) -> None:
@@ -140,7 +139,7 @@ class FreeRules(Rules):
         self.left = kept.z.whether  # (N, T) kept steps that are not drawn yet
         self.open = ~kept.places  # (N, L) places not kept that may still be drawn
         self.last = torch.full((len(kept.places),), -1, device=energy.device)  # the last drawn place
-        self.key = self.last  # the last drawn key, if the gain decides the order
+        self.key = self.last  # the key of the last part, if the gain decides the order; else -1
         self.stopped = torch.zeros_like(self.last, dtype=torch.bool)
         self.rank = torch.zeros_like(energy, dtype=torch.int64)
         if not order.of_places:
@@ -175,13 +174,13 @@ class FreeRules(Rules):
         return choice != NONE, where, what, log_weight
 
     def _near(self) -> Tensor:
-        """near_l, the term of the key that depends on the place, (N, L)."""
+        """near_l, the term of the keys that depends on the place, (N, L)."""
         if self.order.next_key is not None:
             return self.order.next_key(self.last, self.grid)
         return torch.arange(self.grid.places, device=self.last.device).expand(len(self.last), -1)
 
     def _before(self, near: Tensor, limit: Tensor) -> Tensor:
-        """Whether a part that is not kept, with a key in (key, limit), may come next at a place, (N, L)."""
+        """Whether a place (N, L) is open and has a part whose key is above self.key and below `limit`."""
         places, last = self.grid.places, self.rank.max()
         least = ((self.key[:, None] - near) // places + 1).clamp(min=0)
         most = ((limit[:, None] - near - 1) // places).minimum(last)
@@ -190,7 +189,7 @@ class FreeRules(Rules):
     def _another(
         self, h: Tensor, others: Tensor, near: Tensor, limit: Tensor, generator: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws a part that is not kept. Returns its place, log p of any allowed part, and the part."""
+        """Draws a part that is not kept. Returns its place, log p(any allowed part | place), and the part."""
         where = categorical_sample(others, generator)  # an arbitrary place if none can be drawn
         logits = self.logits(h, where).what.log_softmax(-1)
         keys = near.gather(1, where[:, None]) + self.rank * self.grid.places  # (N, K)
@@ -199,7 +198,7 @@ class FreeRules(Rules):
         return where, logits.logsumexp(1), categorical_sample(logits, generator)
 
     def _advance(self, choice: Tensor, kept: Tensor, where: Tensor, near: Tensor, key: Tensor) -> None:
-        """Updates the state after a step that drew `kept`, another part at `where`, or nothing."""
+        """Updates the state after a step that drew kept step `kept`, another part at `where`, or nothing."""
         drawn, step = choice != NONE, torch.arange(self.left.shape[1], device=where.device)
         self.left = self.left & ~((step == kept[:, None]) & (choice == KEPT)[:, None])
         self.stopped = self.stopped | ~drawn
@@ -219,12 +218,12 @@ class FreeRules(Rules):
 def weighted_particles(
     prior: StepPrior, rules: Rules, particles: int, generator: Noise
 ) -> tuple[PartSequence, Tensor]:
-    """Runs the particles. Returns their drawings, (B * n, T), and their log-weights, (B, n)."""
+    """Draws all steps of the particles. Returns their drawings, (B * n, T), and log-weights, (B, n)."""
     shape = (len(rules.kept.places), prior.steps)
     where = torch.zeros(shape, dtype=torch.int64, device=rules.kept.places.device)
     z = PartSequence(where.bool(), where, where.clone())
     log_weight, index = torch.zeros(len(z), device=where.device), None
-    # `states` is closed even after an error, because the prior caches codes of parts while it is open.
+    # `states` is closed even after an error, because the prior caches the parts' codes until it is closed.
     with closing(prior.states(z)) as states:
         for t in range(prior.steps):
             h = states.send(index)

@@ -1,4 +1,4 @@
-"""The posterior q(z|x): whether a part is drawn at each place, and which part (paper section 3.2).
+"""The posterior q(z|x) of whether a part is drawn at each place, and which one (paper section 3.2).
 
 Its features lie on the grid of places. One convolution reads the image at each place, and residual blocks mix
 neighbours. `nn.steps` converts the choices into drawings, in any order.
@@ -25,10 +25,10 @@ from npdraw_dist.nn.blocks import (
 from npdraw_dist.nn.steps import StepLogits
 from npdraw_dist.nn.tables import PartCodes
 
-DEPTH = 2  # residual blocks on the grid of places
-# A part's probability is divided by e if its squared error (summed over pixels) grows by this value. Pixels
-# drawn from Bernoullis carry less information about their part than grey or colour pixels. If BERNOULLI_NOISE
-# is 0.05, the NLL after 120 s of training is 2 nats higher (docs/results/2026-11-30-method.md).
+DEPTH = 2  # number of residual blocks on the grid of places
+# Before training, a part's probability is divided by e if its squared error (summed over pixels) grows by
+# this value. The value for Bernoullis is larger, because binary pixels tell less about their part. If it is
+# 0.05, the NLL after 120 s of training is 2 nats higher (docs/results/2026-11-30-method.md).
 FIT_NOISE, BERNOULLI_NOISE = 0.02, 1.0
 
 
@@ -50,7 +50,7 @@ class Trunk(nn.Module):
 
 
 class FreeHead(nn.Module):
-    """Logits of *whether* and *what* with free weights for each part, also for the fit (`fit_of`)."""
+    """Computes logits of *whether* and *what*, and the fit (`fit_of`), with own weights for each part."""
 
     def __init__(self, spec: ModelSpec, fit_noise: float) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class FreeHead(nn.Module):
 
 
 class PixelHead(nn.Module):
-    """Logits of *whether* and *what* that depend on a part through its pixels alone, as in `PixelTable`.
+    """A head like `FreeHead` that depends on a part only through its pixels, as `PixelTable` does.
 
     The logit of *what* is the dot product of features and the part's code. All parts share the fit's weights.
     """
@@ -85,10 +85,10 @@ class PixelHead(nn.Module):
         grid, self.scale, self.fit_noise = spec.grid, spec.downscale, fit_noise
         shape, self.stride = (spec.image_shape[0], grid.patch, grid.patch), grid.stride * self.scale
         self.grid = grid
-        # A bias would add the same to the logits of all parts.
+        # A bias would change no probability, since it would add the same to the logits of all parts.
         self.look = PartCodes(spec.parts, shape, spec.encoder_width, bias=False)
         self.out = ExactLinear(spec.encoder_width, 1 + spec.encoder_width)
-        self.gain = nn.Parameter(torch.ones(2, *shape))  # for pixels, and for their squares
+        self.gain = nn.Parameter(torch.ones(2, *shape))  # factors of pixels, and of their squares
 
     def set_bank(self, parts: Tensor, ink: Tensor) -> None:
         """Copies the parts (K, C, P, P) of the training bank."""
@@ -136,8 +136,9 @@ class StepPosterior(nn.Module, ABC):
 class Posterior(StepPosterior):
     """Logits from 1x1 heads over the grid, plus a score of how well each part fits the place (`fit_of`).
 
-    Both are in float32. The fit is initialised from the bank, so q starts as a soft parse. If places overlap
-    by half or more, a part that fits need not be drawn, and *whether* starts at a probability of T / (2 L).
+    Both are in float32. The fit is initialised from the bank, so before training q prefers parts with a small
+    squared error. If places overlap by half or more, a part that fits need not be drawn, so the fit does not
+    enter *whether*, whose probability starts at T / (2 L).
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -157,12 +158,12 @@ class Posterior(StepPosterior):
         self.head.set_bank(parts, self.grid.ink(parts))
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> features on the grid (B, W, rows, columns)."""
+        """x (B, C, H, W) in [0, 1] -> features on the grid (B, W, rows, columns)."""
         return self.trunk(self.grid.ink(x))
 
     def forward(self, x: Tensor) -> StepLogits:
-        """(B, C, H, W) in [0, 1] -> whether (B, L), no where, what (B, L, K)."""
-        x = self.grid.ink(x)  # so that padding with 0 is background
+        """x (B, C, H, W) in [0, 1] -> logits whether (B, L) and what (B, L, K), without *where*."""
+        x = self.grid.ink(x)  # so that padding with 0 stands for background
         features = self.trunk(x).flatten(2).transpose(1, 2)
         whether, what, fit = self.head(features, F.pad(x, self.trunk.margin))
         if self.fit_draws:

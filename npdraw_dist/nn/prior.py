@@ -1,8 +1,8 @@
-"""The prior p(z): a causal Transformer over the canvas drawn so far (paper section 3.1, eq. 1-2).
+"""The prior p(z), a causal Transformer that reads the canvas drawn so far (paper section 3.1, eq. 1-2).
 
 p(z) = prod_t p(whether_t | h_t) p(where_t | whether_t, h_t) p(what_t | where_t, whether_t, h_t).
 The authors render the canvas before each step and embed it by convolutions (kind `authors`). This prior
-embeds the canvas as a running sum of vectors from a table, one for each pair of place and part.
+embeds the canvas as a running sum, to which each step adds the vector of its place and part from a table.
 A prior p(z|c) with a condition c, such as a class or words, reads tokens of c before the first step. Token 0
 means no word, and all zeros mean no condition. Training drops some conditions, so that one network learns
 both p(z|c) and p(z).
@@ -28,12 +28,12 @@ from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits, log_prob
 from npdraw_dist.nn.tables import START, TABLES, PixelTable
 
-# The probabilities that training drops a whole condition (Ho and Salimans 2022), and that it drops a word.
+# The probabilities with which training drops a whole condition (Ho and Salimans 2022), and a single word.
 DROPPED, WORD_DROPPED = 0.15, 0.1
 
 
 class StepPrior(nn.Module, ABC):
-    """p(z), computed from a state before each step, and its sampler. ahead: count of tokens before step 0."""
+    """Computes p(z) from a state before each step, and samples z. ahead: number of tokens before step 0."""
 
     ahead: int = 0
     position: nn.Parameter
@@ -58,10 +58,10 @@ class StepPrior(nn.Module, ABC):
     def tokens(
         self, z: PartSequence, condition: Tensor | None = None
     ) -> Generator[Tensor, Tensor | None, None]:
-        """Yields the `ahead` first tokens (B, W), then the token of each step.
+        """Yields the first `ahead` tokens (B, W), then the token of each step.
 
         After a step's token the caller fills this step of z. If the caller replaces the rows of z by its rows
-        `index` (B,), it sends `index`.
+        `index` (B,), it sends `index` to the generator.
         """
 
     def whether_logits(self, h: Tensor) -> Tensor:
@@ -139,7 +139,7 @@ class StepPrior(nn.Module, ABC):
                     caches = [(first[index], second[index]) for first, second in caches]
 
     def cached(self) -> AbstractContextManager[None]:
-        """A context in which values that several calls need are computed once; weights must not change."""
+        """A context that caches values which several calls need. Weights must not change inside it."""
         return nullcontext()
 
     def draw_step(
@@ -186,7 +186,7 @@ class Prior(StepPrior):
         self.part = None if by_pixels else nn.Embedding(parts, width)
         self.place = nn.Embedding(places, width)  # marks the place as covered
         self.blank = nn.Parameter(torch.randn(width) * 0.02)  # added if the previous step drew nothing
-        self.last = nn.Linear(width, width)  # the previous step, in addition to the sum
+        self.last = nn.Linear(width, width)  # maps the previous step's vector
         self.drawn.start()
         for table in (self.part, self.place):
             if table is not None:
@@ -213,7 +213,7 @@ class Prior(StepPrior):
         with self.cached():
             step = self._embed(z.whether, z.where, z.what)  # (B, T, W)
             before = F.pad(step, (0, 0, 1, 0))[:, :-1]
-            nothing = F.pad(~z.whether, (1, 0))[:, :-1]  # no step precedes the first
+            nothing = F.pad(~z.whether, (1, 0))[:, :-1]  # the first step has no previous one, so False
             x = self._token(before.cumsum(1), before, nothing, self.position)
             if self.told is not None:
                 x = torch.cat([self.told(condition, len(x)), x], 1)
@@ -297,8 +297,8 @@ class GivenPrior(StepPrior):
     """A trained prior with fixed conditions, which samples, completes and scores by p(z|c).
 
     Its logits are u + guidance (c - u), where c are the logits with the condition and u the logits without it
-    (Ho and Salimans 2022). Guidance 1 gives p(z|c), and guidance 0 gives p(z). Otherwise its state is the
-    pair of the states with and without the condition.
+    (Ho and Salimans 2022). Guidance 1 gives p(z|c), and guidance 0 gives p(z). With any other guidance,
+    a state consists of the states with and without the condition.
     """
 
     def __init__(self, prior: StepPrior, condition: Tensor, guidance: float = 1.0) -> None:

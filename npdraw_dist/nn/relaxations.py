@@ -1,4 +1,4 @@
-"""Discrete and Gaussian draws with a gradient, and KL divergences (paper section 3.2). Noise is float32.
+"""Relaxed, hard and Gaussian draws, and KL divergences (paper section 3.2). Noise is float32 or wider.
 
 Shapes: K classes on the last axis, `...` any axes before it; B batch, L places, K parts, C channels, P patch
 side, h x w canvas.
@@ -35,7 +35,7 @@ def straight_through(soft: Tensor) -> Tensor:
 
 
 def one_hot_like(soft: Tensor, index: Tensor) -> Tensor:
-    """soft (..., K), index (...) -> one-hot codes in the dtype of `soft`; `F.one_hot` waits for the GPU."""
+    """soft (..., K), index (...) -> one-hot codes, typed like `soft`. `F.one_hot` would wait for the GPU."""
     return torch.zeros_like(soft).scatter_(-1, index[..., None], 1.0)
 
 
@@ -113,7 +113,7 @@ class Gaussian:
     log_std: Tensor
 
     def sample(self, generator: Noise, temperature: float = 1.0) -> Tensor:
-        """A draw (..., Z), with gradients to mean and log_std. temperature: multiplies the deviations."""
+        """A draw (..., Z), with gradients to mean and log_std. temperature: multiplies the deviation."""
         return self.mean + temperature * self.log_std.exp() * normal(generator, self.mean)
 
     def standardised(self, z: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Log-probabilities and KLs of the steps of a drawing under the prior p and the posterior q.
 
 Under q, each place has its own *whether* and *what*, independent given the image. In order `aligned`, step t
-draws at place t. In a free order, `core.orders` arranges the drawn places, at most T, as a function of the
-places and their parts, so log q of the sequence is log q of the drawn places and parts. A set S of at most T
-places has the probability prod_{l in S} exp(w_l) / Z, where Z sums the product over all sets of at most T
-places.
+draws at place t. In a free order, at most T places are drawn. `core.orders` arranges them by a function of
+the places and their parts, so log q of the sequence is log q of the drawn places and parts. A set A of at
+most T places has the probability prod_{l in A} exp(w_l) / Z, where w_l is the logit of *whether* at place l,
+and Z sums the product over all such sets.
 Shapes: B batch, T steps, L places, K parts, S groups of choices, N tables, M entries of a table.
 """
 
@@ -64,7 +64,7 @@ def log_prob_steps(logits: StepLogits, z: PartSequence) -> Tensor:
 
 
 def chosen(logits: Tensor, index: Tensor) -> Tensor:
-    """The log-probability of `index` (B, T) under `logits` (B, T, N), (B, T)."""
+    """logits (B, T, N), index (B, T) -> the log-probability of each index, (B, T)."""
     # The logit minus `logsumexp` has a slower gradient, especially where probabilities are tiny.
     return logits.log_softmax(-1).gather(-1, index[..., None])[..., 0]
 
@@ -94,8 +94,8 @@ class Terms:
     """The quantities of a draw z ~ q that a bound and its gradient need, in nats.
 
     kl: the terms of KL(q || p) by name, each (B,); a term is averaged over its choice, given the others,
-    where this has a closed form. log_q: (B, S), log q of z in S groups of choices. dependent: (B, S), the sum
-    of the KL terms that depend on the choices of a group.
+    if this has a closed form. log_q: (B, S), log q of z in S groups of choices. dependent: (B, S), the sum of
+    the KL terms that depend on the choices of a group.
     """
 
     kl: dict[str, Tensor]
@@ -106,10 +106,10 @@ class Terms:
 class AlignedLayout:
     """Step t draws at place t, so q factorises over steps. q has logits whether (B, L), what (B, L, K)."""
 
-    steps = sys.maxsize  # largest number of parts in a drawing: only the number of places limits it
+    steps = sys.maxsize  # largest number of parts in a drawing; only the number of places limits it
 
     def sample(self, q: StepLogits, bank: Tensor, generator: Noise) -> PartSequence:
-        """One draw z ~ q for each row. bank: parts (K, C, P, P)."""
+        """Draws one z ~ q for each row. bank: parts (K, C, P, P)."""
         drawn = sample_subset(q.whether, self.steps, generator)
         return self.arranged(drawn, categorical_sample(q.what, generator), bank)
 
@@ -122,19 +122,19 @@ class AlignedLayout:
         return log_prob(q, z)
 
     def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
-        """The drawing of the parts `what` (B, L) at the places `drawn` (B, L) bool, at most T per image."""
+        """The drawing with parts `what` (B, L) at the places `drawn` (B, L) bool, at most T per image."""
         where = torch.arange(drawn.shape[1], device=drawn.device).repeat(len(drawn), 1)
         return PartSequence(drawn, where, what)
 
     def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
-        """Terms of KL(q || p), each (B,), for a hard draw z of q; ignores its effect on later steps."""
+        """Terms of KL(q || p), each (B,), for a hard draw z ~ q; ignores how z affects later steps."""
         return {name: value.sum(1) for name, value in kl_steps(q, p).items()}
 
     def terms(self, q: StepLogits, p: StepLogits, z: PartSequence) -> Terms:
         """The terms of a draw z. p: the prior's teacher-forced logits of each step of z."""
         parts = kl_steps(q, p)
         total = total_kl(parts)
-        later = total.flip(1).cumsum(1).flip(1) - total  # a step affects the prior of later steps
+        later = total.flip(1).cumsum(1).flip(1) - total  # a step changes p of later steps
         return Terms({name: value.sum(1) for name, value in parts.items()}, log_prob_steps(q, z), later)
 
 
@@ -145,7 +145,7 @@ class FreeLayout(AlignedLayout):
         self.order, self.grid, self.steps = order, grid, steps
 
     def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
-        energy = self.grid.ink(bank).square().sum((1, 2, 3))[what]  # replaces the gain of a parse
+        energy = self.grid.ink(bank).square().sum((1, 2, 3))[what]  # in place of a parse's gain
         whether, where = self.order.arrange(drawn, energy, self.grid, self.steps)
         return PartSequence(whether, where, what.gather(1, where)).canonical()
 
@@ -164,11 +164,11 @@ class FreeLayout(AlignedLayout):
         return q.what.gather(1, z.where[..., None].expand(-1, -1, q.what.shape[-1]))
 
     def surrogate_kl(self, q: StepLogits, p: StepLogits, z: PartSequence) -> dict[str, Tensor]:
-        """Terms of the KL, with the entropy of independent places, although at most T places are drawn."""
+        """See `AlignedLayout.surrogate_kl`. The entropy of q ignores that at most T places are drawn."""
         assert p.where is not None
         drawn = z.whether.to(p.whether.dtype)
         log_drawn = F.logsigmoid(q.whether).gather(1, z.where)
-        weight = drawn * (1 + log_drawn - log_drawn.detach())  # `drawn`, with the gradient of its probability
+        weight = drawn * (1 + log_drawn - log_drawn.detach())  # value `drawn`, gradient of `log_drawn`
         entropy = F.softplus(q.whether) - q.whether * torch.sigmoid(q.whether)
         stops = -F.logsigmoid(-p.whether) * (1 - drawn)
         draws = -F.logsigmoid(p.whether) * weight
@@ -195,7 +195,7 @@ class FreeLayout(AlignedLayout):
 
 
 def log_normalizer(logits: Tensor, most: int) -> Tensor:
-    """log Z, (B,), the sum over all sets of at most `most` places, for logits w (B, L)."""
+    """log Z, (B,), where Z sums over all sets of at most `most` places. logits: w, (B, L)."""
     if most >= logits.shape[1]:
         return F.softplus(logits).sum(1)
     return _totals(logits, most).logsumexp(1)
@@ -208,8 +208,8 @@ def sample_subset(logits: Tensor, most: int, generator: Noise) -> Tensor:
     if most >= logits.shape[1]:
         return noise < torch.sigmoid(logits)
     tables = _by_count(logits, most)
-    left = categorical_sample(tables[-1], generator)[:, None]  # elements still to be drawn
-    # Whether each element is drawn, for each possible number of elements that are still to be drawn.
+    left = categorical_sample(tables[-1], generator)[:, None]  # number of places still to be drawn
+    # Whether each place is drawn, for each possible number of places that are still to be drawn.
     draws = (noise.t()[:, :, None] >= (tables[:-1] - tables[1:]).exp()).long()
     drawn = []
     for draw in reversed(draws.unbind()):
@@ -226,7 +226,7 @@ def likeliest_subset(logits: Tensor, most: int) -> Tensor:
 
 
 def _totals(logits: Tensor, most: int) -> Tensor:
-    """The log total weight of the sets of j places, j = 0 to T, (B, T + 1), by log2(L) pairwise merges."""
+    """(B, T + 1): entry (:, j) is the log total weight of all sets of j places. Takes log2(L) merges."""
     size = 1 << (logits.shape[1] - 1).bit_length()
     with_it = F.pad(logits, (0, size - logits.shape[1]), value=NEVER)
     tables = torch.stack([torch.zeros_like(with_it), with_it], 2)  # (B, N, M)
@@ -239,7 +239,7 @@ def _totals(logits: Tensor, most: int) -> Tensor:
 
 @torch.no_grad()
 def _by_count(logits: Tensor, most: int) -> Tensor:
-    """The log total weight of the sets of j of the first l places, j = 0 to T, (L + 1, B, T + 1)."""
+    """(L + 1, B, T + 1): entry (l, :, j) is the log total weight of all sets of j of the first l places."""
     batch, count = logits.shape
     tables = logits.new_full((count + 1, batch, most + 2), NEVER)  # column 0 is for the impossible count -1
     tables[0, :, 1].zero_()

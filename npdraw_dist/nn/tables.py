@@ -17,7 +17,7 @@ from npdraw_dist.config.networks import TableKind
 from npdraw_dist.nn.blocks import at_least_float32, exactly
 
 RANK_PER_CHANNEL = 4  # R / W
-START = 0.02  # standard deviation of a table's initial numbers
+START = 0.02  # standard deviation of the numbers in a table's initial vectors
 # Standard deviations of the initial factors. Adam moves all numbers by about the same amount, so small
 # factors change faster in relation to their size.
 PLACE, CODE = 0.2, 0.3
@@ -30,7 +30,7 @@ class Table(nn.Module, ABC):
 
     @abstractmethod
     def start(self) -> None:
-        """Draws small initial vectors."""
+        """Initialises the vectors with small random numbers."""
 
     def set_bank(self, parts: Tensor) -> None:
         """Copies the parts (K, C, P, P) of the training bank, if the vectors depend on their pixels."""
@@ -40,12 +40,12 @@ class Table(nn.Module, ABC):
         """All vectors, (L * K, W), ordered by place, then by part."""
 
     def cached(self) -> AbstractContextManager[None]:
-        """A context in which values that several calls need are computed once; weights must not change."""
+        """A context that caches values which several calls need. Weights must not change inside it."""
         return nullcontext()
 
 
 class JointTable(Table):
-    """A free vector for each pair of place and part, L * K * W numbers. Unseen pairs keep initial values."""
+    """A trained vector for each pair of place and part. A pair not in the data keeps its initial vector."""
 
     def __init__(self, places: int, parts: int, width: int, shape: PartShape = None) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class PartCodes(nn.Module):
     moments: Tensor
 
     def __init__(self, parts: int, shape: tuple[int, int, int], rank: int, bias: bool = True) -> None:
-        """bias: whether a bias, the same for all parts, is added to the codes."""
+        """bias: whether the last layer has a bias, which is the same for all parts."""
         super().__init__()
         self.register_buffer("bank_parts", torch.zeros(parts, *shape))
         self.register_buffer("moments", torch.tensor([0.0, 1.0]))
@@ -124,7 +124,7 @@ class CodeTable(Table):
 class FactorisedTable(CodeTable):
     """Vectors `out`(place_l * code_k), with an elementwise product and R * (L + K) parameters.
 
-    A code is a free vector plus, if parts have pixels, a code of the part's pixels. So the vector of an
+    A code is a trained vector plus, if parts have pixels, a function of these pixels. So the vector of an
     unseen pair follows from its place and its part, and the vector of a rare part from similar parts.
     """
 
@@ -171,7 +171,7 @@ class PixelTable(CodeTable):
         self.place = nn.Parameter(PLACE * torch.randn(places, rank))
         self.out, self.common = (nn.Linear(rank, width, bias=False) for _ in range(2))
         self.head_place = nn.Parameter(torch.ones(places, width))
-        self.head = nn.Linear(rank, width + 1, bias=False)  # a bias would be the same for all parts
+        self.head = nn.Linear(rank, width + 1, bias=False)  # a bias would add the same to all logits
 
     def start(self) -> None:
         deviation = START / CODE / math.sqrt(self.out.in_features)

@@ -30,7 +30,7 @@ def windows(images: Tensor, patch: int, stride: int) -> Tensor:
 
 
 def best_rows(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores (K, N) -> the maximum (N,) of each column, and the first row (N,) int64 that has it."""
+    """scores (K, N) -> the maximum (N,) of each column, and the first row (N,) int64 with this maximum."""
     if scores.device.type != "cpu":
         largest, first = scores.max(0)
         return largest, first
@@ -56,7 +56,7 @@ class _Workspace:
 
 
 class EmptyCanvasGain:
-    """The gains of all parts at all places of an empty canvas; `best` may ignore gains below `least`."""
+    """Computes the gains of parts at places of an empty canvas; `best` may ignore gains below `least`."""
 
     def __init__(self, bank: PartBank, grid: Grid, least: float = 0.0) -> None:
         device, parts = bank.parts.device, bank.parts.flatten(1)
@@ -71,7 +71,7 @@ class EmptyCanvasGain:
         self.byte_weight = torch.cat([2 * parts / 255, -norms.T], 1)
         self.kind = F.one_hot(kind, len(kinds)).T.to(self.weight)  # (U, L)
         self.grid, self.channels = grid, bank.channels
-        # If no pixel of a place is brighter than `dim`, |x|^2 is below `least`, also after rounding.
+        # If no pixel of a place is brighter than `dim`, |x|^2 and so all gains round to less than `least`.
         self.dim = (1 - 1e-4) * sqrt(least / parts.shape[1])
         # On a GPU, counting the lit places would wait for the device; with few parts, skipping saves no time.
         self.skips = device.type == "cpu" and len(parts) >= SKIPS_FROM
@@ -100,7 +100,7 @@ class EmptyCanvasGain:
         return gain.view(self.grid.places, -1).t(), part.view(self.grid.places, -1).t(), energy
 
     def _best_of(self, lit: Tensor, work: _Workspace, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest score and its first row for each column in `lit`; 0 and 0 for the other columns."""
+        """The largest score and its first row for each column in `lit`; 0 and 0 for all other columns."""
         rows, count = len(work.scores), len(lit)
         scores = work.scores.flatten()[: rows * count].view(rows, count)
         best, first = best_rows(torch.mm(weight, work.columns.index_select(1, lit), out=scores))

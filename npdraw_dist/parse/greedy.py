@@ -1,8 +1,8 @@
 """Chooses overlapping parts greedily, exactly and lazily, for a canvas that is the maximum of its parts.
 
-Each step takes the (place, part) that reduces the squared error most on the canvas drawn so far. A paste
-changes only the gains of places that share a pixel with it. These gains are not linear in the parts, but a
-matrix product bounds them from above, and a place is scored only when its bound is the largest of its image.
+Each step pastes the (place, part) that reduces the squared error most on the canvas drawn so far. A paste
+changes only the gains of places that share a pixel with it. The new gains are not linear in the parts, but a
+matrix product bounds them from above. So a place is scored only when its bound is the largest of its image.
 Shapes: B batch, N (image, place) pairs, K parts, L places, M places around and including a place, C channels,
 P patch side, D = C P P, S pixels of all channels of a padded image.
 """
@@ -42,7 +42,7 @@ class GreedyChooser:
         self.bound_weight = torch.cat([self.parts, -self.parts.square()], 1)  # (K, 2D)
         self.largest = self.brightest()
         self.channels = bank.channels
-        reach = (grid.patch - 1) // grid.stride  # places on each side of a place that overlap it
+        reach = (grid.patch - 1) // grid.stride  # number of places on each side that overlap a place
         self.margin = reach * grid.stride
         self.size = (grid.padded_height + 2 * self.margin, grid.padded_width + 2 * self.margin)
         self._index(reach, bank.parts.device)
@@ -70,7 +70,7 @@ class GreedyChooser:
         self.around = torch.where(inside, row * grid.columns + column, grid.places).flatten(1)  # (L, M)
 
     def brightest(self) -> float:
-        """An upper bound of the parts' pixels; it is above 0."""
+        """An upper bound of the parts' pixel values, above 0."""
         return max(float(self.parts.max()), 1e-6)
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -110,12 +110,12 @@ class GreedyChooser:
         return planes[..., top : top + self.grid.height, left : left + self.grid.width]
 
     def start(self, images: Tensor) -> State:
-        """The first state of images (B, C, h, w), with an empty canvas."""
+        """The state before the first step, with empty canvases. images: (B, C, h, w)."""
         batch, places = len(images), self.grid.places
         pixels = self.channels * self.size[0] * self.size[1]
         image = images.new_zeros(batch, pixels)
         self._inner(image).copy_(images)
-        # Pixels beyond the edge are as bright as the brightest part, so that no part gains or loses there.
+        # The canvas beyond the edge is as bright as the brightest part, so that no part gains or loses there.
         canvas = torch.full_like(image, self.largest)
         self._inner(canvas).zero_()
         bounds = images.new_zeros(batch, 2, pixels)
@@ -154,7 +154,7 @@ class GreedyChooser:
         state.canvas.view(-1)[pixels] = drawn
         size = state.image.shape[1]
         p, s = bound_coefficients(state.image.take(pixels), drawn, self.largest)
-        at = pixels + rows * size  # an image has twice as many entries in (B, 2, S)
+        at = pixels + rows * size  # (B, 2, S) has twice as many entries per image as (B, S)
         bounds = state.bounds.view(-1)
         bounds[at], bounds[at + size] = p, s
         state.used[rows, place] = True
@@ -183,7 +183,7 @@ class StaticGreedyChooser(GreedyChooser):
 
     @property
     def numbers_an_image(self) -> int:
-        """Number of entries of the largest tensor for each image of a batch."""
+        """Number of entries per image in the largest tensor."""
         return len(self.parts) * max(self.parts.shape[1] * self.around.shape[1], self.grid.places)
 
     def brightest(self) -> float:
@@ -203,7 +203,7 @@ class StaticGreedyChooser(GreedyChooser):
         return self.result(state, images)
 
     def _pixels_of(self, places: Tensor) -> Tensor:
-        """places (B, N) -> indices (B, N, D) of pixels in a row of S. Place 0 replaces those off the grid."""
+        """places (B, N) -> indices (B, N, D) in a row of S pixels. Place 0 replaces places off the grid."""
         inside = places.where(places < self.grid.places, 0)
         return self.place_corner[inside][..., None] + self.place_pixels
 

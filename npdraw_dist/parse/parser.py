@@ -45,7 +45,7 @@ class DisjointChooser:
         self.empty = EmptyCanvasGain(bank, grid, min_gain)
 
     def choose(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, C, h, w) -> chosen (B, L) bool, what and gain (B, L), 0 if not chosen, and mean error (B,)."""
+        """(B, C, h, w) -> chosen (B, L) bool; what, gain (B, L), 0 if not chosen; mean squared error (B,)."""
         gain, what, energy = self.empty.best(images)
         gain = F.threshold(gain, self.too_little, 0)
         if self.steps < self.grid.places:
@@ -94,7 +94,7 @@ class Parser:
             self.chooser = StaticGreedyChooser(ink, of_ink, steps, min_gain)
             each = self.chooser.numbers_an_image
         most = max(1, (scores if on_cpu else _SCORES_GPU) // each)
-        # A power of two, as most batch sizes are, so that no last chunk of another size needs its own memory.
+        # A power of two divides most batch sizes. A smaller last chunk would need a new `_Workspace`.
         self.chunk = 1 << (most.bit_length() - 1)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Stage `bank`: clusters patches of the training images; the patch nearest to each centroid is a part."""
+"""Stage `bank`: clusters patches of training images; the patch nearest to each centroid becomes a part."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
 
 NAME = "bank"
-# The first pass reads PILOT to 2 * PILOT shards, or fewer that together have about PILOT_IMAGES images.
+# The first pass over the shards reads PILOT to 2 * PILOT of them, or fewer if these have PILOT_IMAGES images.
 PILOT, PILOT_IMAGES = 16, 100_000
 
 
@@ -63,12 +63,12 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
-    """The stage's numbers in the table at the end of a run."""
+    """Formats the stage's numbers for the table at the end of a run."""
     return "{k} parts of {patches:,} patches, objective {objective:.3f}".format_map(manifest)
 
 
 def load_bank(experiment: Experiment, store: Store) -> PartBank:
-    """The bank of a run. Raises UserError if the stage has not finished."""
+    """Loads the bank of a run. Raises UserError if the stage `bank` has not finished."""
     required(store, experiment, NAME)
     with store.reading(NAME, "bank.safetensors") as path:
         return PartBank.load(path)
@@ -93,7 +93,7 @@ def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBa
 def _build(
     device: torch.device, experiment: Experiment, patches: NDArray[np.uint8], gpu: bool | None
 ) -> tuple[PartBank, BankFacts]:
-    """Builds the bank. Ignores torch's `device`: FAISS may find a GPU that torch does not, or the reverse."""
+    """Builds the bank. Ignores `device`, since FAISS may find a GPU that torch does not, or the reverse."""
     return build_bank(patches, experiment.data.shape[0], experiment.bank, experiment.seed, gpu, _others())
 
 
@@ -102,7 +102,7 @@ def _others() -> Open | None:
 
 
 class Collected(NamedTuple):
-    """A seeded sample (M, D) of `seen` patches, and the CPU seconds that sampling took in other processes."""
+    """A seeded sample (M, D) of the `seen` patches, and the CPU seconds that other processes spent on it."""
 
     patches: NDArray[np.uint8]
     seen: int
@@ -110,14 +110,14 @@ class Collected(NamedTuple):
 
 
 def _collect(experiment: Experiment, shards: Canonical) -> Collected:
-    """Samples the patches of the training images."""
+    """Draws a uniform sample of at most `bank.max_patches` patches of the training images."""
     files = list(enumerate(shards.manifest.files["train"]))
     total = shards.manifest.splits["train"]
     sample, core_seconds, images = Reservoir(experiment.bank.max_patches), 0.0, 0
     show: Show
 
     def read(some: Sequence[tuple[int, str]], above: int = -1, limit: int = ALL) -> None:
-        """Adds the patches with keys above `above` and at most `limit` to the sample."""
+        """Adds the patches of some shards whose keys (see `draw`) are in (above, limit] to the sample."""
         nonlocal core_seconds, images
         for result in map_items(some, partial(shard_patches, experiment, shards, above, limit)):
             core_seconds += result.core_seconds if ray_runs() else 0.0
@@ -132,7 +132,7 @@ def _collect(experiment: Experiment, shards: Canonical) -> Collected:
     with stage_progress(NAME, total) as show:
         read(pilot)
         if others:
-            # Workers send only patches that may be in the sample.
+            # With the limit, workers send only patches that may be in the sample.
             limit = sample.limit(len(pilot) / len(files))
             read(others, limit=limit)
             if not sample.is_exact(limit):
@@ -141,7 +141,7 @@ def _collect(experiment: Experiment, shards: Canonical) -> Collected:
 
 
 class ShardPatches(NamedTuple):
-    """Patches of a shard, the number of its images, and the CPU seconds that reading and sampling took."""
+    """Patches drawn from a shard, its number of images, and the CPU seconds for reading and drawing."""
 
     drawn: Drawn
     images: int
@@ -151,9 +151,9 @@ class ShardPatches(NamedTuple):
 def shard_patches(
     experiment: Experiment, shards: Canonical, above: int, limit: int, item: tuple[int, str]
 ) -> ShardPatches:
-    """The patches of a shard with keys above `above` and at most `limit`. item: (number, file).
+    """Draws the patches of a shard whose keys are in (above, limit]. item: the shard's (number, file).
 
-    Patches count as seen in the first pass only, where `above` is -1.
+    If `above` is at least 0, the shard is read for the second time, so its patches are not counted again.
     """
     index, file = item
     cpu_started = time.thread_time()

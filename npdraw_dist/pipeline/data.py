@@ -1,6 +1,6 @@
 """Stage `data`: reads the source once and writes the canonical shards that all later stages read.
 
-A source that `npdraw prepare` wrote is canonical already, so the manifest only names its folder.
+Data that `npdraw prepare` wrote are canonical shards already, so the manifest only names their folder.
 """
 
 import contextlib
@@ -36,15 +36,15 @@ from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import CONFIG, VOCABULARY, Store, fingerprint_of, finished
 
 NAME = "data"
-MOST_TEXTS = 1 << 20  # largest number of images whose words are counted
+MOST_TEXTS = 1 << 20  # largest number of images whose words are counted for the vocabulary
 
 
 @dataclass(frozen=True)
 class Given:
-    """Images that the caller of `start` passes in place of `data.source`.
+    """Images that the caller of `run.start` passes in place of `data.source`.
 
-    counts: number of images in each split. stamp: a hash that changes with the images. open: opens the
-    source after the run is claimed. close: removes the files that `open` wrote to the run.
+    counts: number of images in each split, None if unknown. stamp: a hash that changes with the images. open:
+    opens the source, after `Store.claim`. close: removes the files that `open` wrote to the run folder.
     """
 
     counts: Mapping[Split, int | None]
@@ -55,15 +55,15 @@ class Given:
 
 
 class Costs:
-    """Measures the time of a stage. before: the manifest of an earlier command, whose costs are added."""
+    """Measures the time of a stage and adds the costs in `before`, the manifest of an earlier command."""
 
     def __init__(self, before: Mapping[str, Any] | None) -> None:
         self._before = before or {}
         self._started, self._cpu_started = time.perf_counter(), time.process_time()
 
     def numbers(self, images: int, driver_s: float, actors_s: float) -> dict[str, float]:
-        """The costs for the manifest. images: number read by this command. actors_s: CPU seconds of all
-        shards. driver_s: the part of actors_s that this process has spent."""
+        """The costs for the manifest. images: number read by this command. actors_s: CPU seconds spent on all
+        shards. driver_s: the part of actors_s that this process spent."""
         seconds, old = time.perf_counter() - self._started, self._before
         own_s = time.process_time() - self._cpu_started - driver_s
         own_s += old.get("core_seconds", 0.0) - old.get("actor_core_seconds", 0.0)
@@ -76,17 +76,17 @@ class Costs:
 
 
 class RunData:
-    """The source of a run's images, opened once. given: images that replace `data.source`."""
+    """The source of a run's images, which is opened only once. given: images that replace `data.source`."""
 
     def __init__(self, experiment: Experiment, given: Given | None = None) -> None:
         self._experiment, self._given = experiment, given
         self._source: Source | None = None
 
     def require_same(self, store: Store) -> None:
-        """Checks that a resumed run, if it has read its images, is continued with the same images.
+        """Checks that a resumed run that has read its images continues with the same images.
 
-        Raises UserError if the given images, or the images at a new `data.path`, differ. Warns if files at
-        the same `data.path` changed; the run then continues with the images that it has read.
+        Raises UserError if the given images, or the images at a new `data.path`, differ. Warns if files at an
+        unchanged `data.path` differ; the run then continues with the images that it has read.
         """
         manifest, experiment = done(self._experiment, store), self._experiment
         if manifest is None:
@@ -106,7 +106,7 @@ class RunData:
                     )
 
     def source(self, store: Store) -> Source:
-        """The opened source. Raises UserError if it is missing."""
+        """Returns the source, which the first call opens. Raises UserError if the source is missing."""
         if self._source is None and self._given is not None:
             self._source = self._given.open(store)
         if self._source is None:
@@ -114,12 +114,12 @@ class RunData:
         return self._source
 
     def close(self, store: Store) -> None:
-        """Removes the files that opening the source wrote to the run. Called after all images are read."""
+        """Removes the files that `Given.open` wrote to the run. Called after all images are read."""
         if self._given is not None:
             self._given.close(store)
 
     def counts(self, store: Store) -> dict[str, int | None]:
-        """The number of images of each split that the run reads; None if it is known only after reading."""
+        """The number of images in each split that the run reads; None if known only after reading."""
         if self._given is not None:
             return {split: self._given.counts.get(split) for split in needed_splits(self._experiment)}
         source = self.source(store)
@@ -136,17 +136,17 @@ def needed_splits(experiment: Experiment) -> tuple[Split, ...]:
 
 
 def done(experiment: Experiment, store: Store, stage: str = NAME) -> dict[str, Any] | None:
-    """The manifest of the finished stage; None if it is missing, or lacks a split that the run reads."""
+    """The manifest of the stage; None if it has not finished, or not for all splits that the run reads."""
     manifest = finished(store, experiment, stage)
     has_splits = manifest is not None and set(manifest["splits"]) >= set(needed_splits(experiment))
     return manifest if has_splits else None
 
 
 def run(experiment: Experiment, store: Store, data: RunData | None = None) -> dict[str, Any]:
-    """Writes data/ with the splits that the run reads; returns its manifest. data: the opened source."""
+    """Writes data/ with the splits that the run needs; returns the manifest. data: the source, if known."""
     if (manifest := done(experiment, store)) is not None:
         return manifest
-    before = finished(store, experiment, NAME)  # an earlier command can have read other splits
+    before = finished(store, experiment, NAME)  # an earlier command may have read other splits
     costs, data = Costs(before), data or RunData(experiment)
     source = data.source(store)
     if before is not None:
@@ -194,7 +194,7 @@ def follow(manifest: Mapping[str, Any], source: Source, experiment: Experiment, 
 
 
 def _named(experiment: Experiment, source: Source, shards: Canonical) -> dict[str, Any]:
-    """The manifest of a run whose shards lie outside the run folder. A later command can add a split."""
+    """The manifest for shards outside the run folder. It states only the splits that this command needs."""
     stated = shards.manifest
     splits = {split: stated.splits.get(split, 0) for split in needed_splits(experiment)}
     return {
@@ -214,7 +214,7 @@ def _named(experiment: Experiment, source: Source, shards: Canonical) -> dict[st
 def _vocabulary(shards: Canonical) -> dict[str, list[str]]:
     """Kind of entries -> the entries that a condition can name, from the training images."""
     counts = Counter[str]()
-    most = MOST_TEXTS if shards.manifest.has_words else 0  # with 0, no file is opened
+    most = MOST_TEXTS if shards.manifest.has_words else 0  # with 0, `texts` opens no file
     for texts in Parses.of_split(shards, "train").texts(most):
         for text in texts:
             counts.update(words_in(text))
@@ -223,7 +223,7 @@ def _vocabulary(shards: Canonical) -> dict[str, list[str]]:
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
-    """The stage's numbers in the table at the end of a run."""
+    """Formats the stage's numbers for the table at the end of a run."""
     splits = ", ".join(f"{name} {count:,}" for name, count in manifest["splits"].items())
     return splits + (f"; {manifest['rejected']:,} rejected" if manifest["rejected"] else "")
 
@@ -233,14 +233,14 @@ def prepare(
 ) -> dict[str, Any]:
     """Writes all splits of a source to `out`, a folder or URI; returns the manifest.
 
-    Resumes unfinished work. Raises UserError if the folder cannot be used, and as `ingest` does.
+    Resumes unfinished work. Raises UserError if `out` cannot be used, and in the cases that `ingest` names.
     """
     filesystem, root = open_filesystem(out)
     with Lease(filesystem, root, f"--out {out}") as lease:
         folder = _out_folder(out, source, format)
         with writing(out):
             folder.claim()
-        # No image of the test split may also be a training image, whatever its shard.
+        # `across_splits` keeps an id in one split only, so that no test image is also a training image.
         written = ingest(source, data, folder, seed, format=format, show=show, across_splits=True)
         manifest = manifest_of(source, folder, written, data, format)
         lease.check()
@@ -249,15 +249,15 @@ def prepare(
 
 
 def require_out(data: DataConfig, source: Source, out: str, format: Format) -> None:
-    """Raises UserError if the folder `out` cannot be written or holds something else."""
+    """Raises UserError if the folder `out` cannot be written or has files other than shards of `source`."""
     require_writable(out, folder=True)
-    if data.source == format and data.path is not None:  # the source would also read the new shards
+    if data.source == format and data.path is not None:  # otherwise the source would also read the new shards
         require_apart(data.path, *open_filesystem(out), "what is prepared", "--out")
     _out_folder(out, source, format)
 
 
 def _out_folder(out: str, source: Source, format: Format) -> ShardFolder:
-    """The folder for the shards. Raises UserError if it holds something else, or shards of changed files."""
+    """The folder for the shards. Raises UserError if it has other files, or shards of changed data files."""
     filesystem, root = open_filesystem(out)
     settings = settings_print(source, format)
     folder = ShardFolder(filesystem, root, f"{settings}/{source.stamp}", FORMATS[format][1])

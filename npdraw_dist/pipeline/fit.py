@@ -1,6 +1,6 @@
-"""`npdraw_dist.fit` trains a model on images of any Python kind.
+"""Defines `npdraw_dist.fit`, which trains a model on a folder, an array, a data set or a list of images.
 
-Shapes: N images, C channels, S side of the square.
+Shapes: N images, C channels, H x W image.
 """
 
 import tempfile
@@ -33,10 +33,10 @@ from npdraw_dist.pipeline.stage import Watcher
 from npdraw_dist.pipeline.store import CONFIG, Store
 from npdraw_dist.training.metrics_log import read_metrics
 
-BINARY, NEAR_BINARY = 0.02, 0.3  # largest shares of grey values in binary and in nearly binary images
+BINARY, NEAR_BINARY = 0.02, 0.3  # largest shares of grey pixels in binary and in nearly binary images
 PATCHES_OF_A_PART = 50
-TRAINED = ("prior", "vae")  # stages
-BUDGETS = ("images", "relaxed_images", "plain_images")  # settings of these stages
+TRAINED = ("prior", "vae")  # the stages that train networks
+BUDGETS = ("images", "relaxed_images", "plain_images")  # settings of these stages, each a number of images
 
 
 def fit(
@@ -59,29 +59,30 @@ def fit(
 ) -> GenerativeModel:
     """Trains a model on `images`; returns it in eval mode on the CPU, with its `history`.
 
-    images: a folder of pictures, which each node of a cluster has to see; an array or tensor (N, H, W),
+    images: a folder of pictures that every node of a cluster can read; an array or tensor (N, H, W),
     (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]; a Ray Dataset with a column `image`, which its
     cluster writes to the storage; or a sequence, such as a torch Dataset, of arrays, tensors, PIL images,
-    paths, or dicts or tuples with one of these. Up to 256 pictures of a folder, 1,000 rows of a Ray Dataset,
-    or all images of another kind decide sizes, likelihood and preset, which are printed. Unreadable images
-    are skipped and listed in data/rejects.jsonl of the run.
+    paths, or dicts or tuples with one of these. `fit` chooses sizes, likelihood and preset from up to 256
+    pictures of a folder, 1,000 rows of a Ray Dataset, or all images of another kind, and prints its choice.
+    Unreadable images are skipped and listed in data/rejects.jsonl of the run.
 
-    labels: a class (number or name) or words for each image, for `NPDraw.draw(condition=)`; names that seldom
-    repeat are words, unless `prior.condition` is set. Unknown labels are None, NaN, or -1 among numbers.
-    Without labels a picture's folder is its class if `prior.condition` is `class`. valid, valid_labels:
-    validation images of any kind, and their labels; None: a tenth of the images is held out.
+    labels: a class (number or name) or words for each image, for `NPDraw.draw(condition=)`. Unless
+    `prior.condition` is set, texts are words if more than half are distinct, else class names. A missing
+    label is None, NaN, or -1 among numbers. Without labels a picture's folder is its class if
+    `prior.condition` is `class`. valid, valid_labels: validation images of any of these kinds, and their
+    labels. Without them, a tenth of the images is held out.
 
-    image_size: the side, up to 128, to which pictures are padded (with `data.fit` cropped) and resized. name,
-    storage: name and parent of the run folder, which `npdraw train` or the same call resumes; without both
-    the folder is temporary. num_workers, ray: 0 and False train in this process; any other value trains on
-    Ray, on the cluster at RAY_ADDRESS. minutes: approximate time of training in this process; None: 24,000
-    images per stage, or the preset's budgets for nearly binary pictures. init: a trained model, or an
-    argument of `npdraw_dist.load`; the run starts from its network and parts. bank: a part bank to draw with,
-    or the path of a bank from `npdraw bank`; a mapping is the section `bank` of the settings. callbacks:
-    called as `callback(row, stage)` with each row of training or validation metrics and its `images_seen`; an
-    exception ends the training, and the same call resumes a named run. settings: flags of the command, as in
-    `fit(images, vae={"images": 60_000})` or `fit(images, **{"vae.images": 60_000})`. Raises UserError on
-    images or settings that cannot be used.
+    image_size: side in pixels, up to 128, to which pictures are resized. They are padded to squares before,
+    or cropped if `data.fit` is crop. name, storage: name and parent of the run folder, which `npdraw train`
+    or the same call resumes; without both the folder is temporary. num_workers, ray: 0 and False train in
+    this process; any other value trains on Ray, on the cluster at RAY_ADDRESS. minutes: approximate time of
+    training in this process; without it, a stage trains on 24,000 images, or on the preset's number if the
+    pictures are nearly binary. init: a trained model, or an argument of `npdraw_dist.load`; the run starts
+    from its network and parts. bank: a part bank to draw with, the path of a bank from `npdraw bank`, or a
+    mapping with the settings of the section `bank`. callbacks: called as `callback(row, stage)` with each row
+    of training or validation metrics and its `images_seen`; an exception ends the training, and the same call
+    resumes a named run. settings: flags of `npdraw train`, as in `fit(images, vae={"images": 60_000})` or
+    `fit(images, **{"vae.images": 60_000})`. Raises UserError on images or settings that cannot be used.
     """
     nested = _nested({**settings, "bank": bank} if isinstance(bank, Mapping) else settings)
     if image_size is not None:
@@ -104,7 +105,7 @@ def fit(
 
 
 def _require_settings(data: Mapping[str, Any], minutes: float | None) -> None:
-    """Raises UserError if `data` sets a value that the images decide, or if a number is not positive."""
+    """Raises UserError if `data` sets a value that the images decide, or if a number is not above 0."""
     if taken := {"source", "path", "channels"} & data.keys():
         raise UserError(f"data.{min(taken)} follows from the images; leave it out")
     for name, value in (("minutes", minutes), ("image_size", data.get("image_size"))):
@@ -137,7 +138,7 @@ def _experiment(
 
 
 def _chosen(looked: Looked, nested: Mapping[str, Any], workers: int | str) -> tuple[str, dict[str, Any]]:
-    """The preset and the settings that suit the images and the user's `nested` settings."""
+    """Chooses preset and settings for the images. nested: the user's settings, which limit the choice."""
     preset, chosen = suited(looked.pictures, looked.count)
     if nested["init"].get("model") is not None:  # the model decides the network
         budgets = {
@@ -154,7 +155,7 @@ def _chosen(looked: Looked, nested: Mapping[str, Any], workers: int | str) -> tu
 
 
 def _trained(store: Store) -> GenerativeModel:
-    """The model of a finished run, with its history."""
+    """Loads the model of a finished run and adds its history of metrics."""
     with store.reading("model") as folder:
         model = load_model(str(folder))
     assert isinstance(model, HubModel)
@@ -164,7 +165,7 @@ def _trained(store: Store) -> GenerativeModel:
 
 
 def _require_probe(experiment: Experiment, nested: Mapping[str, Any]) -> None:
-    """Raises UserError if a probe cannot find budgets, or if the user's `nested` settings state budgets."""
+    """Raises UserError if `minutes` cannot be turned into budgets, or if `nested` settings state budgets."""
     if not experiment.has_parts:
         raise UserError(
             f"minutes is for NP-DRAW, and the model is of kind {experiment.model.kind}: call fit without "
@@ -194,7 +195,7 @@ def _start_from(
     run: Store,
     where: str,
 ) -> dict[str, str]:
-    """The section `init` of the settings. A model or bank in memory is saved beside the run at `where`."""
+    """The section `init` of the settings. A model or bank in memory is first saved beside the run `where`."""
     found = dict[str, str]()
     if isinstance(init, HubModel):
         found["model"] = _beside(run, where, "init", WEIGHTS, init.save_pretrained)
@@ -210,10 +211,10 @@ def _start_from(
 
 
 def _beside(run: Store, where: str, what: str, file: str, save: Callable[[Path], object]) -> str:
-    """Saves the model or bank that a run starts from in a folder beside the run; returns the folder.
+    """Saves a run's initial model or bank to a folder beside the run; returns the path or URI of the folder.
 
     The folder's name has a hash of the content, so calls with the same run name never overwrite each other.
-    where: the path or URI of the run. Raises UserError if the run began with other content.
+    where: the path or URI of the run. Raises UserError if the run began with another model or bank.
     """
     with tempfile.TemporaryDirectory() as local:
         save(Path(local))
@@ -231,7 +232,7 @@ def _beside(run: Store, where: str, what: str, file: str, save: Callable[[Path],
 
 
 def _budgets(experiment: Experiment, minutes: float, run: Store) -> dict[str, Any]:
-    """The settings for a training of `minutes`. A run that has begun keeps its first budgets."""
+    """The settings with which training takes about `minutes`. A resumed run keeps its budgets."""
     if not run.has(CONFIG):
         return budgets(experiment, minutes)
     console.print(f"fit: {run.shown()} goes on with the budgets that it began with, whatever minutes is")
@@ -256,7 +257,7 @@ def _say(experiment: Experiment, preset: str, looked: Looked) -> None:
 
 
 def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """{"vae.images": 5} or {"vae": {"images": 5}} -> {"vae": {"images": 5}}. Raises UserError on others."""
+    """{"vae.images": 5} or {"vae": {"images": 5}} -> {"vae": {"images": 5}}. Raises UserError otherwise."""
     nested: dict[str, Any] = {}
     for key, value in settings.items():
         section, dot, field = key.partition(".")
@@ -267,7 +268,7 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def suited(pictures: Rows, count: int | None = None) -> tuple[str, dict[str, Any]]:
-    """The preset for these pictures, or for `count` similar ones, and the settings to change in it."""
+    """The preset for `count` images like `pictures`, and its overrides. Raises UserError on a bad size."""
     shown, channels, size, _ = pictures.images.shape
     count = count or shown
     scale = canvas_scale(size)
@@ -279,7 +280,7 @@ def suited(pictures: Rows, count: int | None = None) -> tuple[str, dict[str, Any
     pixels = pictures.images
     edges = float(pixels[..., [0, -1], :].mean() + pixels[..., [0, -1]].mean()) / 2
     grid = {"downscale": scale, "background": "white" if edges > 127 else "black"}
-    shades = float(((pixels > 25) & (pixels < 230)).mean())  # share of values neither near 0 nor near 1
+    shades = float(((pixels > 25) & (pixels < 230)).mean())  # share of values neither near 0 nor near 255
     own: dict[str, Any]
     if channels == 1 and shades < NEAR_BINARY:
         preset, parts, own = "digits", 100, {"vae": {"likelihood": "bernoulli"}}

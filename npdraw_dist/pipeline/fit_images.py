@@ -1,6 +1,6 @@
-"""Reads images of any Python kind for `fit`, with their labels.
+"""Reads the images that a user passes to `fit`, with their labels.
 
-Shapes: N images, C channels, S side of the square.
+Shapes: N images, C channels, H x W image.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,11 +36,11 @@ from npdraw_dist.pipeline.models import SourceModel
 
 SMALL, LARGE = 32, 64  # the sides to which pictures of mixed or large sizes are resized
 LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # largest side of a canvas; largest ratio of image side to canvas side
-KEYS = ("image", "img", "pixel_values")  # keys of a dict; the picture is under the first that exists
-SEEN = 1000  # rows of a Ray Dataset that decide sizes and settings
-# Up to HEADERS headers of a folder decide the side, and up to SAMPLED of its pictures the settings.
+KEYS = ("image", "img", "pixel_values")  # keys of a dict for its picture; the first that exists is used
+SEEN = 1000  # number of rows of a Ray Dataset that decide sizes and settings
+# Headers of up to HEADERS files of a folder decide the side; up to SAMPLED pictures decide the settings.
 HEADERS, SAMPLED = 10_000, 256
-SHOWN = 3  # names of skipped pictures in a warning
+SHOWN = 3  # largest number of skipped pictures that a warning names
 UNSPLIT = DataConfig(valid_fraction=0.0, test_fraction=0.0)
 
 Labels = Sequence[int | str | None] | None  # the class or the words of each image
@@ -51,8 +51,8 @@ Picture = Path | bytes | Image.Image
 class Folder:
     """A local folder of pictures, as the source `imagefolder` reads it.
 
-    splits: taken from the names of the top folders; without such names all pictures are for training.
-    stamp: a hash that changes with the files.
+    splits: the pictures by split. Names of the top folders, such as `valid`, state the split; without such
+    names all pictures are for training. stamp: a hash that changes with the files.
     """
 
     root: str
@@ -62,7 +62,7 @@ class Folder:
 
     @classmethod
     def at(cls, folder: str | Path) -> "Folder":
-        """Lists a folder. Raises UserError if it has no picture for training."""
+        """Lists a folder. Raises UserError if it is at a URI or has no picture for training."""
         if "://" in str(folder):
             raise UserError(
                 f"images are at {folder}; copy them here, or give `npdraw train` that --data.path"
@@ -84,19 +84,19 @@ class Folder:
         return files.take(np.sort(order))
 
     def read(self, frame: Frame, whole: bool) -> Rows:
-        """Reads all pictures if `whole`, else a sample of SAMPLED training pictures."""
+        """Reads all pictures if `whole`, else a sample of at most SAMPLED training pictures."""
         files = self.splits.values() if whole else [self.some(SAMPLED)]
         return Rows.cat([read_files(LOCAL, self.root, frame, False, some) for some in files])
 
 
 @dataclass(frozen=True)
 class Looked:
-    """What `fit` knows of its images before it trains.
+    """Facts about the images of `fit`, found before training.
 
     pictures: the images that decide the settings (a sample of a folder, the first rows of a Ray Dataset, or
-    all images). classes: names of the classes; empty without classes. validation: the user's images for
-    validation. count: the number of all images. condition: `class` or `words`, the kind of the user's list
-    of labels; None without a list. folder, dataset: the source, if it is a folder or a Ray Dataset.
+    all images). classes: names of the classes, if any. validation: the user's images for validation, if
+    any. count: the number of all images. condition: `class` or `words`, the kind of the user's list of
+    labels; None without a list. folder, dataset: the source, if it is a folder or a Ray Dataset.
     """
 
     pictures: Rows
@@ -111,9 +111,10 @@ class Looked:
 def look(
     images: tuple[Any, Labels], valid: tuple[Any, Labels], settings: Mapping[str, Mapping[str, Any]]
 ) -> Looked:
-    """Reads the images that decide the settings, and the validation images; each argument has its labels.
+    """Reads the images that decide the settings, and the validation images.
 
-    settings: the user's settings by section. Raises UserError on images or labels that cannot be used.
+    images, valid: (images, their labels) as passed to `fit`. settings: the user's settings by section. Raises
+    UserError on images or labels that cannot be used.
     """
     (given, labels), data = images, settings.get("data", {})
     framed = {key: data[key] for key in ("image_size", "fit", "background") if key in data}
@@ -153,13 +154,13 @@ def pictures_of(
     """Reads `images`, which are a folder, an array or tensor, a Ray Dataset, or any sequence of images.
 
     An array is (N, H, W), (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]. An item of a sequence,
-    such as a torch Dataset, is an array, a tensor, a PIL image, a path or an encoded picture. It is passed
-    alone, before its label in a tuple, or under one of KEYS beside `label` in a dict. The label of a file in
-    a folder is the number of its subfolder. Pictures are opened one at a time, first for their sizes. Each
-    is padded with the background (`crop`: cropped to the centre) and resized, or rejected if it cannot be
-    read. image_size: None: as in `_side`. channels: 1 or 3; None: 1 if all pictures are grey. whole: reads
-    all pictures of a folder instead of a sample. Raises UserError on other types, and if no picture can be
-    read.
+    such as a torch Dataset, is a picture, a tuple (picture, label), or a dict with the picture under one of
+    KEYS and the label under `label`. A picture is an array, a tensor, a PIL image, a path or an encoded
+    picture. The label of a file in a folder is the number of its subfolder. Pictures are opened one at a
+    time, once for their sizes and once for their pixels. Each is padded with `background`, or cropped to its
+    centre, and resized; unreadable ones are rejected. image_size: if None, `_side` chooses it. channels: 1 or
+    3; if None, 1 for grey pictures, else 3. whole: whether to read all pictures of a folder, not a sample.
+    Raises UserError on other types, and if no picture can be read.
     """
     if isinstance(images, str | Path):
         images = Folder.at(images)
@@ -177,7 +178,7 @@ def pictures_of(
         raise UserError(
             "there are no images to fit" + (f" ({reasons(rows.rejects)})" if rows.rejects else "")
         )
-    # Only the pixels show whether a transparent picture is grey.
+    # The header of a transparent picture does not show whether the picture is grey, but its pixels do.
     if channels is None and False not in kinds and (rows.images == rows.images[:, :1]).all():
         return replace(rows, images=np.ascontiguousarray(rows.images[:, :1]))
     return rows
@@ -194,7 +195,7 @@ def _read(items: Iterable[tuple[str, Picture, int]], frame: Frame) -> Rows:
 
 
 def _label(given: Any) -> Any:
-    """Turns a whole float into int and NaN into None, since tables store these if some labels are missing."""
+    """Turns a whole float into int and NaN into None, since tables with missing labels store floats."""
     if not isinstance(given, float):
         return given
     if isnan(given):
@@ -216,7 +217,7 @@ def labelled(
     `classes`, or no label is known.
     """
     given = [_label(label) for label in as_python(labels)]
-    if all(label is None or type(label) is int for label in given):  # True and False are names
+    if all(label is None or type(label) is int for label in given):  # True and False are names of classes
         given = [None if label == -1 else label for label in given]
     if len(given) != len(pictures) + len(pictures.rejects):
         raise UserError(f"there are {len(given)} labels for {len(pictures) + len(pictures.rejects)} images")
@@ -247,7 +248,7 @@ def validation_rows(
     classes: Sequence[str],
     framed: Mapping[str, Any],
 ) -> Rows:
-    """The images for validation, with the channels, side and classes of the training images.
+    """Reads the images for validation, with the channels, side and classes of the training images.
 
     has_labels: whether the user gave a list of labels of the training images. Raises UserError if an image
     has a class that no training image has, or if labels are missing.
@@ -290,15 +291,15 @@ def reasons(skipped: Sequence[Reject]) -> str:
 
 
 def _items_of(images: Any) -> Callable[[], Iterator[tuple[str, Picture, int]]]:
-    """Returns a function; each call iterates over (id, picture, label) of all items."""
-    if isinstance(images, Mapping):  # such as the splits of a Hugging Face data set
+    """Returns a function that yields (id, picture, label) of all items at each call."""
+    if isinstance(images, Mapping):  # for example, the splits of a Hugging Face data set
         raise UserError(f"images are a mapping of {', '.join(map(str, images))}; give one of these")
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim not in (3, 4):
         raise UserError(f"images are (N, H, W), (N, H, W, C) or (N, C, H, W), not {tuple(images.shape)}")
     if hasattr(images, "iter_rows"):  # a Ray Dataset of validation images
         rows = images.iter_rows
     elif hasattr(images, "__len__"):
-        by_place = getattr(images, "iloc", images)  # by position in pandas, whose index can have any labels
+        by_place = getattr(images, "iloc", images)  # `iloc` indexes the rows of pandas from 0
         rows = partial(map, by_place.__getitem__, range(len(images)))
     else:
         kind = type(images).__name__
@@ -309,7 +310,7 @@ def _items_of(images: Any) -> Callable[[], Iterator[tuple[str, Picture, int]]]:
 
 
 def picture_and_label(value: Any, name: str) -> tuple[Picture, int]:
-    """The picture of an item, whose file is not read yet, and its label; -1 if the label is unknown."""
+    """The picture of an item (a path is not opened) and its label, -1 if unknown. name: for messages."""
     label: Any = -1
     if isinstance(value, tuple) and value:
         value, label = value[0], value[1] if len(value) > 1 else -1
@@ -318,7 +319,7 @@ def picture_and_label(value: Any, name: str) -> tuple[Picture, int]:
         if key is None:
             raise UserError(f"image {name} has none of {', '.join(KEYS)}, but {', '.join(map(str, value))}")
         value, label = value[key], value.get("label", -1)
-    if isinstance(value, Mapping) and value.get("bytes") is not None:  # the format of Hugging Face
+    if isinstance(value, Mapping) and value.get("bytes") is not None:  # as Hugging Face encodes a picture
         value = value["bytes"]
     label = as_python(label)
     number = label if isinstance(label, int) else -1
@@ -335,12 +336,12 @@ def picture_and_label(value: Any, name: str) -> tuple[Picture, int]:
         if (fault := pixel_fault(array)) is not None:
             raise BadPicture(fault)
         return array_picture(array), number
-    except BadPicture as error:  # raised, not skipped, since the caller can correct an array
+    except BadPicture as error:  # an error, since the caller can correct an array
         raise UserError(f"image {name} has {error}") from None
 
 
 def _header(picture: Picture) -> tuple[tuple[int, int], bool | None] | None:
-    """Size and whether the picture is grey (None: only the pixels show this); None if it is unreadable."""
+    """The size, and whether the picture is grey (None if only pixels show it). None if it is unreadable."""
     if isinstance(picture, Image.Image):
         return picture.size, is_grey(picture)
     try:

@@ -24,13 +24,13 @@ from npdraw_dist.pipeline.data import Given
 from npdraw_dist.pipeline.fit_images import Looked, picture_and_label
 from npdraw_dist.pipeline.store import Store
 
-RAW = "given"  # folder of a run, to which a Ray Dataset is written
+RAW = "given"  # subfolder of the run, to which a Ray Dataset is written
 
 Images = Files | Rows
 
 
 def given(looked: Looked, experiment: Experiment) -> Given:
-    """The source of the images in `looked`. Raises UserError if there is only one image."""
+    """Makes the source of the images in `looked`. Raises UserError as `split_train` does."""
     if looked.dataset is not None:
         return _of_dataset(looked, experiment)
     folder, validation, data = looked.folder, looked.validation, experiment.data
@@ -53,9 +53,9 @@ def split_train(
 ) -> dict[Split, Images]:
     """Splits images by a hash of their id into training images and the splits that are not `stated`.
 
-    If the hash leaves training or validation without an image, the validation split gets the images with the
-    smallest hashes, and all copies of them. seen: readable images among `items` with their pixels; copies of
-    other images are not found. Raises UserError if no training image is left.
+    If the hash leaves training or validation without an image, the validation split gets the images of `seen`
+    with the smallest hashes, and all their copies in `seen`. seen: the images of `items` that have been
+    read. stated: splits with their own images. Raises UserError if no training image is left.
     """
     rule, seed = HashSplit.of(experiment.data, experiment.seed, stated), experiment.seed
 
@@ -67,7 +67,7 @@ def split_train(
     if rule.valid and not {train, valid} <= set(splits.tolist()):
         splits[splits == valid] = train
         place = {name: number for number, name in enumerate(names())}
-        copies: dict[bytes, list[int]] = {}  # pixels -> places in `items`
+        copies: dict[bytes, list[int]] = {}  # pixels of an image -> its positions in `items`
         for name, image in sorted(
             zip(seen.ids, seen.images, strict=True), key=lambda pair: unit_hash(seed, "split", pair[0])
         ):
@@ -95,7 +95,7 @@ def _read(root: str, frame: Frame, items: Images) -> Rows:
 def _of_dataset(looked: Looked, experiment: Experiment) -> Given:
     """The source of a Ray Dataset. Ray writes the dataset to the run, where the stage `data` reads it once.
 
-    A resumed run compares the number of images, the first images and the validation images.
+    The stamp depends on the number of images, the first images and the validation images.
     """
     first, validation = looked.pictures, looked.validation
     conditions = f"{first.known_labels().tolist()}{first.words}{looked.count}".encode()

@@ -25,9 +25,9 @@ SEEN: tuple[Split, ...] = ("train", "valid")
 
 
 def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
-    """The run folder that holds a model folder, and its config; None if the model is in no run.
+    """The run folder that contains a model folder, and the run's config; None if the model is in no run.
 
-    Every run has OPENINGS; a config.yaml alone may belong to another program.
+    Every run has the file OPENINGS; a config.yaml without it may belong to another program.
     """
     filesystem, path = open_filesystem(model)
     folder = path.rpartition("/")[0]
@@ -35,7 +35,7 @@ def find_run(model: str) -> tuple[str, dict[str, Any]] | None:
     if not (is_file(filesystem, config) and is_file(filesystem, f"{folder}/{OPENINGS}")):
         return None
     values = read_yaml(read_bytes(filesystem, config).decode(), display_path(filesystem, config))
-    is_local = isinstance(filesystem, fs.LocalFileSystem)  # a local path may be a link, or "."
+    is_local = isinstance(filesystem, fs.LocalFileSystem)  # `folder` is resolved; `model` may be "."
     return folder if is_local else model.rstrip("/").rpartition("/")[0], values
 
 
@@ -77,7 +77,7 @@ def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) ->
 
 
 class SplitImages:
-    """The images of a split, from the model's run if it has read them, else from the source in the spec.
+    """The images of a split, from the model's run if the run has read them, else from the original source.
 
     The length is 0 if the source needs an unknown path or a download. Reading the first test image is
     recorded in the run as an opening of the test split by `command`.
@@ -88,7 +88,7 @@ class SplitImages:
         self._parses = read_images(model_folder, split)
         self._source = _source(model_folder, spec) if self._parses is None else None
         self._opened = split != "test"
-        self._lengths: dict[int, int] = {}  # number of a shard that was read -> its length
+        self._lengths: dict[int, int] = {}  # number of a shard -> its length, once it was read
         self._shard = lru_cache(1)(self._read)
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class SplitImages:
 
 
 def read_images(model_folder: str, split: Split) -> Parses | None:
-    """The images of a split that the run of a model has read; None if the run has not read the split."""
+    """The images of a split in a model's run; None if there is no run, or the run has not read the split."""
     filesystem, path = open_filesystem(model_folder)
     store = Store(filesystem, path.rpartition("/")[0])
     shards = read_shards(store, split) if store.has(OPENINGS) else None
@@ -147,12 +147,12 @@ def read_shards(store: Store, split: Split) -> Canonical | None:
         return None
     try:
         return store.shards()
-    except UserError:  # prepared data outside the run were deleted
+    except UserError:  # prepared data outside the run may be deleted
         return None
 
 
 def open_images(model: str, data: DataConfig, seed: int, split: Split) -> tuple[Source, str | None]:
-    """The source of `data` for a split, and the digest of its training images, None if unknown.
+    """The source from which to read a split of `data`, and the digest of its training images, if known.
 
     The source is the shards of the model's run if the run has read this split of the same data, else
     `data.source`. Raises UserError if `data.source` is missing.

@@ -1,4 +1,4 @@
-"""Finds and loads trained models and banks, also those that a run starts from; writes results of models."""
+"""Finds and loads trained models and banks; checks those that a run starts from; writes models' results."""
 
 import contextlib
 import json
@@ -40,14 +40,14 @@ STATED = ("n", "k", *PUBLISHED)
 
 
 def chosen_model(model: str | None) -> str:
-    """The model folder or URI of --model: a run, a model folder, a URI or an id of the hub.
+    """The model folder or URI for a value of --model, which is a run, a model folder, a URI or a hub id.
 
-    None: the model of the run under ./runs that finished last, or OF_PACKAGE if there is no run. Raises
-    UserError if there is no model.
+    Without a value, it is the last model that a run under ./runs wrote, or OF_PACKAGE if there is none.
+    Raises UserError if there is no model.
     """
     if model is not None:
         return model_folder(model, f"--model {model}")
-    # The age of the weights counts, since an evaluation rewrites config.json.
+    # Models are sorted by the time of their weights, since an evaluation rewrites config.json.
     models = sorted(Path(RUNS).glob(f"*/model/{WEIGHTS}"), key=lambda path: path.stat().st_mtime)
     if not models:
         print(f"no --model given, and no run under {RUNS}/: taking {OF_PACKAGE}, a model of the package")
@@ -57,7 +57,7 @@ def chosen_model(model: str | None) -> str:
 
 
 def name_of(where: str) -> str:
-    """The last name in the path, URI or hub id; the run's name for the folder `model` of a run."""
+    """The last name in a path, URI or hub id. For the folder `model` of a run, it is the run's name."""
     path = str(Path(where).resolve()) if "://" not in where and Path(where).exists() else where
     names = [name for name in path.split("/") if name not in ("", "model")]
     return names[-1] if names else "NP-DRAW"
@@ -135,8 +135,8 @@ class SourceModel:
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The nested settings that the model decides. given: the settings of the user and the preset.
 
-        Training starts with hard draws, as the model's own training ended. The exception is vae.draws 1, with
-        which only relaxed draws train q(z|x).
+        Training starts with hard draws of z, with which the model's own training ended. The exception is
+        vae.draws 1, with which only relaxed draws train q(z|x).
         """
         given = dotted(given)
         values: dict[str, dict[str, Any]] = {"model": {"kind": self.spec.kind}, **_network(self.spec)}
@@ -149,7 +149,7 @@ class SourceModel:
         return values
 
     def require_fit(self, experiment: Experiment) -> None:
-        """Raises UserError if the network of `experiment` differs from the model's. The message says how."""
+        """Raises UserError if the network of `experiment` differs from the model's. The message lists how."""
         own = self.spec
         if experiment.model.kind != own.kind:
             kind = "a model of parts" if own.kind == "npdraw" else f"of kind {own.kind}"
@@ -193,7 +193,7 @@ class SourceBank:
     def settings(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """The nested settings that the bank decides, which are the number and the side of the parts.
 
-        The side becomes grid.patch and stride, unless `given` has it as grid.patch and no larger stride.
+        The side becomes grid.patch and grid.stride, unless `given` sets this patch and no larger stride.
         """
         side, given = self.bank.parts.shape[-1], dotted(given)
         known = given.get("grid.patch") == side and int(given.get("grid.stride", side)) <= side
@@ -201,7 +201,7 @@ class SourceBank:
         return {"bank": {"size": len(self.bank)}, **grid}
 
     def require_fit(self, experiment: Experiment) -> None:
-        """Raises UserError if `experiment` has no parts, or parts of another number or size."""
+        """Raises UserError if `experiment` has no parts, or if the bank's parts differ in number or size."""
         channels, side = self.bank.parts.shape[1:3]
         wanted = experiment.data.shape[0], experiment.grid.patch
         if not experiment.has_parts:
@@ -216,7 +216,7 @@ class SourceBank:
 
 
 def _network(spec: ModelSpec | BaselineSpec) -> dict[str, dict[str, Any]]:
-    """The nested settings of a network with this spec."""
+    """The nested settings that define a network with this spec."""
     values, prior = spec.model_dump(mode="json"), spec.prior
     found: dict[str, dict[str, Any]] = {"data": {"binarize": spec.binarize}}
     if prior is not None:
@@ -237,12 +237,12 @@ def _size(spec: ModelSpec | BaselineSpec) -> str:
 
 
 def source_model(experiment: Experiment) -> GenerativeModel:
-    """The model of init.model. Raises UserError if it is gone, damaged or changed."""
+    """Loads the model of init.model. Raises UserError if it is gone, damaged or changed."""
     return load_model(SourceModel.read(str(experiment.init.model), experiment.init.sha256).folder)
 
 
 def source_parts(experiment: Experiment) -> PartBank:
-    """The parts of init.bank, else of the NP-DRAW model init.model. Raises UserError if they are gone."""
+    """The parts of init.bank, or else of init.model. Raises UserError if its file is gone or changed."""
     init = experiment.init
     if init.bank is not None:
         return SourceBank.read(init.bank, init.sha256).bank
@@ -254,8 +254,8 @@ def source_parts(experiment: Experiment) -> PartBank:
 def write_results(filesystem: fs.FileSystem, folder: str, results: Mapping[str, Any]) -> bool:
     """Writes `results` to config.json of the model in `folder`; returns whether it wrote them.
 
-    Earlier results stay if they rank higher. The test split ranks above other splits, then more images rank
-    higher, then more importance samples.
+    Earlier results stay if they rank higher. Results rank by split (the test split is highest), then by
+    number of images, then by number of importance samples.
     """
 
     def strength(some: Mapping[str, Any]) -> tuple[bool, int, int]:
@@ -273,10 +273,10 @@ def write_results(filesystem: fs.FileSystem, folder: str, results: Mapping[str, 
 def publish(model: str, evaluation: Mapping[str, Any]) -> str | None:
     """Writes the result of `evaluate` to the folder or URI `model`; returns the path of its config.json.
 
-    Nothing is written, and None returned, if the model comes with the package, is a download of the hub or
-    is read-only, if the training used other data, or if the folder has better numbers (`write_results`).
+    Writes nothing and returns None if the model comes with the package, is a download of the hub or is
+    read-only, if it was trained on other data, or if its results rank higher (`write_results`).
     """
-    fixed = (ZOO.resolve(), Path(HF_HUB_CACHE).resolve())  # a download belongs to a commit on the hub
+    fixed = (ZOO.resolve(), Path(HF_HUB_CACHE).resolve())  # folders of models that must not change
     not_ours = "://" not in model and any(map(Path(model).resolve().is_relative_to, fixed))
     if not_ours or evaluation["protocol"]["data_of_training"] != "same":
         return None

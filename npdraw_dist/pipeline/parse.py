@@ -37,15 +37,15 @@ SHOWN = 16  # training images in preview.png
 
 
 def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
-    """The manifest of the finished stage; None if it is missing, or lacks a split that the run reads."""
+    """The manifest of the stage; None if it has not finished, or not for all splits that the run reads."""
     return data.done(experiment, store, NAME)
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
-    """Parses the splits that the run reads into parses/<split>/<shard>.parquet; returns the manifest."""
+    """Parses the splits that the run needs into parses/<split>/<shard>.parquet; returns the manifest."""
     if (manifest := done(experiment, store)) is not None:
         return manifest
-    before = finished(store, experiment, NAME)  # an earlier command can have parsed other splits
+    before = finished(store, experiment, NAME)  # an earlier command may have parsed other splits
     bank, shards = load_bank(experiment, store), store.shards()
     costs = Costs(before)
     written, new, driver_s = _write(experiment, store, shards, bank)
@@ -72,7 +72,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
-    """The stage's numbers in the table at the end of a run."""
+    """Formats the stage's numbers for the table at the end of a run."""
     return format_metrics(manifest, "canvas_mse", "mean_parts")
 
 
@@ -86,7 +86,7 @@ class ParseWriter:
     parts: NDArray[np.float32]
 
     def __call__(self, item: tuple[Split, str]) -> ShardFacts:
-        """item: the split, and the shard's file below the root of the images."""
+        """Parses one shard. item: its split, and its file below the root of the images."""
         split, file = item
         started, cpu_started = time.perf_counter(), time.thread_time()
         rows = self.shards.read(file)
@@ -109,13 +109,13 @@ class ParseWriter:
 
     @cached_property
     def parser(self) -> Parser:
-        """The parser, made once per actor, on a CPU, since reading and writing take most of the time."""
+        """The actor's parser, made once. It uses a CPU, since reading and writing take most of the time."""
         if ray_runs():
-            torch.set_num_threads(1)  # an actor holds one CPU
+            torch.set_num_threads(1)  # an actor reserves one CPU
         return Parser.of(self.experiment, PartBank(torch.tensor(self.parts)))
 
     def parse(self, images: NDArray[np.uint8]) -> tuple[PartSequence, NDArray[np.float32]]:
-        """uint8 images (N, C, H, W), N > 0 -> z (N, T) and mean squared error of the canvas (N,)."""
+        """uint8 images (N, C, H, W), N > 0 -> z (N, T), and the mean squared error of each canvas (N,)."""
         canvases = canvas_bytes(torch.tensor(images), self.experiment.grid.downscale)
         found = [self.parser(some) for some in canvases.split(AT_ONCE)]
         z = PartSequence.cat([parse.z for parse in found])

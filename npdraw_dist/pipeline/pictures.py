@@ -1,11 +1,11 @@
-"""Draws a run's bank and parses.
+"""Draws pictures of a run's bank and of its parses.
 
 To add a picture of a run, write a function in this file, call it in the stage that has its inputs, and name
-the picture in that stage's STAGE. `core.pages` has the layout, `nn.animation` GIFs, `measure.posters` edits
-and `measure.curves` plots.
+the picture in that stage's STAGE. `core.pages` lays out pages, `nn.animation` makes GIFs, `edit.posters`
+draws edits and `measure.curves` plots metrics.
 
 Shapes: N images, K parts, C channels (1 or 3), P patch side, h x w canvas, H x W image. Images are floats in
-[0, 1]; each pixel of an image becomes a square of pixels of the file ("px").
+[0, 1]; each of their pixels becomes a square of file pixels.
 """
 
 import math
@@ -22,7 +22,7 @@ from npdraw_dist.core.parts import PartBank
 
 PART_TILE = 50
 PREVIEWS = 16
-GREY_CHROMA = 0.06  # a part looks grey if its pixels' largest and least channels differ by less on average
+GREY_CHROMA = 0.06  # a part is grey if its mean chroma (largest minus smallest channel of a pixel) is lower
 HUES = 12  # number of groups of similar hues, each 30 degrees wide
 LUMA = torch.tensor([0.299, 0.587, 0.114])  # weights of red, green and blue (Rec. 601)
 # Colours of the differences 0, 1/2 and 1: white, red and dark red.
@@ -31,7 +31,7 @@ DIFFERENCE_FACTORS = (32, 16, 8, 4, 2)
 
 
 def save_bank(path: Path, bank: PartBank, sizes: Sequence[int]) -> None:
-    """Draws all parts: grey parts in the bank's order, colour parts sorted by colour, with their indices.
+    """Draws all parts of a bank. Colour parts are sorted by colour and captioned with their indices.
 
     sizes: (K,), the number of patches of each part, written below the part.
     """
@@ -44,7 +44,7 @@ def save_bank(path: Path, bank: PartBank, sizes: Sequence[int]) -> None:
 
 
 def short(number: int) -> str:
-    """12345 -> 12k, in at most four characters, so that it fits under a narrow tile."""
+    """Shortens a number (12345 -> 12k) to at most four characters, which fit under a narrow tile."""
     for unit, size in (("M", 1_000_000), ("k", 1_000)):
         if number >= size:
             return f"{number / size:.1f}{unit}" if number < 10 * size else f"{number // size}{unit}"
@@ -52,9 +52,9 @@ def short(number: int) -> str:
 
 
 def colour_order(parts: Tensor) -> list[int]:
-    """(K, 3, P, P) -> their indices: greys first, then groups of equal hue; each group from dark to light.
+    """Sorts parts (K, 3, P, P) into greys, then similar hues, each group from dark to light; returns indices.
 
-    The hue weights pixels by their chroma, so a leaf on white paper counts as green.
+    A pixel counts for the hue in proportion to its chroma, so a leaf on white paper counts as green.
     """
     from matplotlib.colors import rgb_to_hsv  # slow to import
 
@@ -69,17 +69,17 @@ def colour_order(parts: Tensor) -> list[int]:
 
 
 def looks_order(parts: Tensor) -> list[int]:
-    """(K, C, P, P) -> their indices, with similar parts near each other.
+    """Sorts parts (K, C, P, P) so that similar parts are near each other; returns indices.
 
-    Coloured parts are in `colour_order`. Grey parts form about sqrt(K) equal groups from dark to light, and
-    each group is sorted by the first principal component.
+    Coloured parts are sorted by `colour_order`. Grey parts form about sqrt(K) equal groups from dark to
+    light, and each group is sorted by the first principal component.
     """
     if parts.shape[1] == 3:
         return colour_order(parts)
     pixels = parts.flatten(1)
     off = pixels - pixels.mean(0)
     direction = torch.linalg.svd(off, full_matrices=False).Vh[0]
-    # The SVD does not determine the sign of the direction.
+    # The SVD leaves the sign of the direction open, so its largest component is made positive.
     along = off @ (direction * direction[direction.abs().argmax()].sign())
     rank = pixels.mean(1).argsort(stable=True).argsort()
     group = rank // math.ceil(math.sqrt(len(parts)))
@@ -89,7 +89,7 @@ def looks_order(parts: Tensor) -> list[int]:
 def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
     """Draws three rows: at most 16 images (N, C, H, W), their canvases (N, C, h, w) and the differences.
 
-    The differences are at the size of the canvas, as in the parser, and are captioned with their MSE.
+    The differences are computed at the size of the canvas, as in the parser, and captioned with their MSE.
     """
     images, canvases = images[:PREVIEWS].cpu(), canvases[:PREVIEWS].cpu()
     difference = to_canvas(images, images.shape[-1] // canvases.shape[-1]) - canvases
@@ -101,13 +101,13 @@ def save_parse_preview(path: Path, images: Tensor, canvases: Tensor) -> None:
 
 
 def difference_factor(difference: Tensor) -> int:
-    """The factor that makes differences visible and lifts at most one pixel in a hundred above 1."""
+    """The largest of DIFFERENCE_FACTORS that lifts at most 1% of the pixels above 1, or else the smallest."""
     largest = float(difference.abs().flatten().sort().values[int(0.99 * (difference.numel() - 1))])
     return next((factor for factor in DIFFERENCE_FACTORS if factor * largest <= 1), DIFFERENCE_FACTORS[-1])
 
 
 def difference_colours(difference: Tensor, factor: int) -> Tensor:
-    """(N, C, H, W) -> (N, 3, H, W). Zero is white, and larger differences are darker red."""
+    """Differences (N, C, H, W) -> colours (N, 3, H, W); 0 is white, and larger differences are darker red."""
     size = (factor * difference.abs().amax(1, keepdim=True)).clamp(0, 1) * 2
     white, red, dark = DIFFERENCE_COLOURS.view(3, 1, 3, 1, 1)
     return torch.where(size < 1, white + size * (red - white), red + (size - 1) * (dark - red))

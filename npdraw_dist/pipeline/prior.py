@@ -22,7 +22,7 @@ from npdraw_dist.pipeline.train_stage import fall_note, run_stage
 from npdraw_dist.training import checkpoint
 
 NAME, PREFIX = "prior", "prior."
-SCORED = 2048  # least number of parses for the final NLL
+SCORED = 2048  # least number of parses for the final NLL, if the split has as many
 
 
 def run(experiment: Experiment, store: Store, watch: Watch | None = None) -> dict[str, Any]:
@@ -47,14 +47,14 @@ def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
-    """The stage's numbers in the table at the end of a run."""
+    """Formats the stage's numbers for the table at the end of a run."""
     found = manifest.get("valid_nll")
     nll = None if found is None else f"validation NLL {found:.2f} nats"
     return "; ".join(filter(None, (nll, fall_note(manifest))))
 
 
 def make_objective(experiment: Experiment, start: Start) -> PriorObjective:
-    """Makes the objective. start: tensors of a trained model, `bank_parts` if the prior reads them, or {}."""
+    """Makes the prior and its loss. start: a model's tensors, `bank_parts` if the prior reads them, or {}."""
     prior = make_prior(experiment)
     if "bank_parts" in start:
         prior.set_bank(start["bank_parts"])
@@ -64,20 +64,20 @@ def make_objective(experiment: Experiment, start: Start) -> PriorObjective:
 
 
 def make_prior(experiment: Experiment) -> StepPrior:
-    """An untrained prior of the run's kind of model."""
+    """Makes an untrained prior for the run's kind of model."""
     spec = ModelSpec.of(experiment)
     return class_of(spec, NPDraw).make_prior(spec)
 
 
 def trained_weights(experiment: Experiment, store: Store) -> dict[str, Tensor]:
-    """The state dict of the finished stage's prior."""
+    """The state dict of the prior that the finished stage trained."""
     manifest = required(store, experiment, NAME)
     with store.reading(NAME, manifest["checkpoint"]) as folder:
         return checkpoint.weights(checkpoint.read(folder)[0], PREFIX)
 
 
 def scored(experiment: Experiment, store: Store) -> tuple[StepPrior, Batch]:
-    """The trained prior, and the sample of parses of `eval.split` on which `mean_nll` measures the prior."""
+    """The trained prior, and a sample of the parses of `eval.split`, which are the inputs of `mean_nll`."""
     prior = make_prior(experiment).eval()
     prior.load_state_dict(trained_weights(experiment, store))
     rows = max(experiment.eval.images, SCORED)
@@ -86,7 +86,7 @@ def scored(experiment: Experiment, store: Store) -> tuple[StepPrior, Batch]:
 
 @torch.no_grad()
 def mean_nll(prior: StepPrior, data: Batch, device: torch.device) -> float:
-    """Mean -log p(z) of the parses, in nats per image, conditioned if the prior takes conditions."""
+    """The mean of -log p(z) over the parses, in nats, given their conditions if the prior takes them."""
     prior = prior.to(device)
     parts = [data[start : start + 256].to(device) for start in range(0, len(data), 256)]
     return float(

@@ -1,4 +1,4 @@
-"""Measures the training time per image in a few steps; finds the budgets for a given time."""
+"""Measures the training time per image in a few steps; computes how many images fit into a given time."""
 
 import math
 import time
@@ -18,20 +18,20 @@ from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import flushed_denormals, timed
 from npdraw_dist.training.loop import Run
 
-PROBE_S = 2.0  # seconds of steps of each kind
-# OTHER_SHARE: share of the time for bank, parses, validations and samples. PRIOR_SHARE: share of the rest.
+PROBE_S = 2.0  # seconds for which steps of each kind are measured
+# OTHER_SHARE: time share of bank, parses, validations, samples. PRIOR_SHARE: the prior's share of the rest.
 PRIOR_SHARE, OTHER_SHARE = 0.12, 0.25
 VALIDATIONS = 8
 LEAST_STEPS = 20
-MANY = 1 << 30  # images; one step is a negligible share of a budget this large
+MANY = 1 << 30  # a budget (images) of which one step is a negligible share
 
 
 @dataclass(frozen=True)
 class Cost:
     """Seconds of training per image.
 
-    prior: cost in the stage `prior`; 0 for a kind without this stage. relaxed, hard: costs in the stage `vae`
-    with relaxed and with hard draws of z; equal for a baseline.
+    prior: cost in the stage `prior`; 0 for a kind of model without this stage. relaxed, hard: costs in the
+    stage `vae` with relaxed and with hard draws of z; equal for a baseline.
     """
 
     prior: float
@@ -39,13 +39,12 @@ class Cost:
     hard: float
 
     def vae(self, relaxed_share: float) -> float:
-        """Seconds per image of the stage `vae`, which trains on `relaxed_share` of its images with relaxed
-        draws."""
+        """Seconds per image of the stage `vae`. relaxed_share: the share of images with relaxed draws."""
         return relaxed_share * self.relaxed + (1 - relaxed_share) * self.hard
 
 
 def cost(experiment: Experiment, cores: bool = False) -> Cost:
-    """Measures the cost by a few training steps of a new model on random images, in this process.
+    """Measures the cost in this process, by a few training steps of a new model on random images.
 
     cores: measures CPU seconds of this process, which other load hardly changes, instead of elapsed seconds.
     """
@@ -68,9 +67,9 @@ def cost(experiment: Experiment, cores: bool = False) -> Cost:
 
 
 def budgets(experiment: Experiment, minutes: float) -> dict[str, dict[str, Any]]:
-    """The settings of prior and VAE for a training of about `minutes` in this process.
+    """The settings with which a run in this process takes about `minutes`.
 
-    The shares of relaxed and of plain images are the same as in `experiment`.
+    The budget of the VAE has the same shares of relaxed and of plain images as in `experiment`.
     """
     vae, an_image, size = experiment.vae, cost(experiment), experiment.train.batch_size
 
@@ -99,7 +98,7 @@ def timed_step(run: Run, batch: Batch, hard: bool = False) -> float:
 def _seconds(
     objective: Objective, batch: Batch, experiment: Experiment, cores: bool, hard: bool = False
 ) -> float:
-    """The least seconds per image among some runs of `timed_step`."""
+    """The least seconds per image over several calls of `timed_step`, after a first call as warm-up."""
     settings, context = experiment.train, Context(local_device(experiment.scale.use_gpu))
     run = Run(objective, settings, experiment.seed, context)
     batch = batch.to(context.device)

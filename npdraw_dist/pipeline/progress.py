@@ -1,4 +1,4 @@
-"""Shows progress and messages of a run on the console, as a bar or as lines, and writes them to log.txt."""
+"""Shows the progress (a bar or lines) and the messages of a run on the console; writes them to log.txt."""
 
 import contextlib
 import threading
@@ -20,15 +20,15 @@ from npdraw_dist.core.storage import read_bytes, write_text
 from npdraw_dist.pipeline.store import Store
 
 LINE_EVERY_S = 15.0
-LOG, LOG_WIDTH = "log.txt", 160  # columns of its tables
-STORED_EVERY_S = 60.0  # least time between two writes to an object store, which replace the whole text
+LOG, LOG_WIDTH = "log.txt", 160  # file name; width of the file's tables, in columns
+STORED_EVERY_S = 60.0  # least time between two writes to an object store, since each writes the whole log
 
 
 class LoggedConsole(Console):
-    """A console that also writes all printed text to the log, as plain text, even if it shows nothing.
+    """A console that also writes all printed text to the log, as plain text, even text that it does not show.
 
-    to_log: receives the texts of all consoles within a block of `logged`. shown: returns whether the console
-    shows what is printed.
+    to_log: called with the texts of all consoles within a block of `logged`. shown: returns whether the
+    console shows printed text.
     """
 
     to_log: ClassVar[Callable[[str], None] | None] = None
@@ -65,7 +65,7 @@ class Show(Protocol):
 
 @contextmanager
 def stage_progress(stage: str, total: int) -> Iterator[Show]:
-    """Yields a function that shows the progress towards `total` images. total: 0 if it is not known."""
+    """Yields a function that shows the progress towards `total` images. total: 0 if the number is unknown."""
     out = console.note if console.is_terminal else _print
     out(f"{stage}: started" + (f" ({total:,} images)" if total else ""))
     line = _lines(stage, total, out)
@@ -97,7 +97,7 @@ def _print(line: str) -> None:
 
 
 def _lines(stage: str, total: int, out: Callable[[str], None]) -> Show:
-    """Returns a function that passes a line of progress to `out` every LINE_EVERY_S seconds."""
+    """Returns a function that passes a line of progress to `out`, at most every LINE_EVERY_S seconds."""
     last = time.monotonic()
 
     def show(done: int, rate: float = 0.0, note: str = "") -> None:
@@ -115,10 +115,10 @@ def _lines(stage: str, total: int, out: Callable[[str], None]) -> Show:
 def logged(store: Store) -> Iterator[None]:
     """Within the block, writes to log.txt what the consoles print, and the error that ends the block.
 
-    The run continues if the storage cannot be written.
+    If the log cannot be written, the run continues without it.
     """
     path, lock = store.path(LOG), threading.Lock()  # Ray prints its workers' lines from another thread
-    stored_at, whole = -STORED_EVERY_S, ""  # the whole text, kept for an object store
+    stored_at, whole = -STORED_EVERY_S, ""  # the whole log, since an object store cannot append
     if not store.is_local and store.has(LOG):
         with contextlib.suppress(OSError):
             whole = read_bytes(store.filesystem, path).decode()

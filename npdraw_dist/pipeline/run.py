@@ -1,4 +1,4 @@
-"""Makes all checks of a run, runs its missing stages in order, and prints a table of their numbers.
+"""Checks a run, runs its missing stages in order, and prints a table of their numbers.
 
 A user's mistake that can be detected before any computation is reported within seconds, not after hours.
 """
@@ -31,14 +31,14 @@ from npdraw_dist.pipeline.store import CONFIG, FOLDERS, VOCABULARY, Store
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import plan
 
-Counts = Mapping[str, int | None]  # images of each split; None if only reading the source gives the number
+Counts = Mapping[str, int | None]  # images in each split; None if known only after reading
 
 STAGES: dict[str, Stage] = {
     stage.name: stage for stage in (data.STAGE, bank.STAGE, parse.STAGE, prior.STAGE, vae.STAGE, sample.STAGE)
 }
 TRAINING = ("prior", "vae")
 LIKE_OWN = ("imagefolder", "parquet")  # sources that would also read the files of a run
-SHOWN = 5  # class names in a message
+SHOWN = 5  # largest number of class names in a message
 
 
 def start(
@@ -51,10 +51,10 @@ def start(
     watchers: Sequence[Watcher] = (),
     given: Given | None = None,
 ) -> Store:
-    """Runs those of `stages` that lack their output in the run `storage`/`name`, which is new or resumed.
+    """Begins or resumes the run `storage`/`name`, and runs those of `stages` that lack their output.
 
-    track: the service to which the run is sent. watchers: called with each row of metrics. given: images
-    that replace `data.source`. Raises UserError on a mistake, if possible before anything is written.
+    track: the service that receives the metrics. watchers: called with each row of metrics. given: images
+    that replace `data.source`. Raises UserError on invalid input, if possible before anything is written.
     """
     experiment = experiment.model_copy(update={"scale": placed(experiment.scale)})
     images, store = RunData(experiment, given), Store.open(storage, name)
@@ -103,7 +103,7 @@ def check_run(
 
 @contextmanager
 def removed_if_refused(store: Store, lease: Lease) -> Iterator[None]:
-    """Removes the folder of a new run if a user's mistake ends the block and the folder has nothing of value.
+    """Removes the folder of a new run if a user's mistake ends the block and no stage folder `is_of_value`.
 
     lease: the lease of the run. Raises LeaseLost if another driver took over the run.
     """
@@ -112,17 +112,17 @@ def removed_if_refused(store: Store, lease: Lease) -> Iterator[None]:
     except StorageFailed:
         raise
     except UserError:
-        lease.check()  # else the folder belongs to another driver
+        lease.check()  # raises LeaseLost if the folder belongs to another driver now
         if not any(is_of_value(store, folder) for folder in FOLDERS.values()):
             store.remove()
         raise
 
 
 def is_of_value(store: Store, folder: str) -> bool:
-    """Whether the folder of a stage contains a list of bad rows, or output that a later command can use.
+    """Whether a stage's folder contains a list of rejected images, or output that a later command can use.
 
-    The images of the stage `data` do not count. The next stage may find a mistake in the config, and a run
-    that is kept would refuse the corrected config.
+    The images of the stage `data` do not count, since the next stage may find a mistake in the config, and an
+    existing run would refuse the corrected config.
     """
     if store.has(folder, REJECTS):
         return True
@@ -154,7 +154,7 @@ def run_stages(
             lease.check()
             if name == data.NAME:
                 manifests[name] = manifest = data.run(experiment, store, images)
-                # The number of images in each split, and the classes, may be known only now.
+                # Some sources give the number of images in each split, and the classes, only during reading.
                 require_images(experiment, manifest["splits"], [one for one in stages if one != name])
                 if not manifest["source"]["classes"]:
                     require_classes(experiment, manifest["classes"])
@@ -174,7 +174,7 @@ def run_stages(
 
 
 def report(store: Store, manifests: Mapping[str, Manifest], list_pictures: bool = True) -> None:
-    """Prints the table (stage, seconds, images/s, numbers), and then the paths of the pictures."""
+    """Prints a table of the stages (seconds, images/s, numbers), and the paths of the run's pictures."""
     numbers = [Column(name, justify="right") for name in ("seconds", "images/s")]
     table = Table("stage", *numbers, "numbers")
     for name, manifest in manifests.items():
@@ -189,14 +189,14 @@ def report(store: Store, manifests: Mapping[str, Manifest], list_pictures: bool 
 
 
 def unfinished(experiment: Experiment, store: Store, stages: Sequence[str]) -> list[str]:
-    """The stages that lack their output. Raises UserError if one was finished with another config."""
+    """Those of `stages` that lack their output. Raises UserError if one finished with another config."""
     return [stage for stage in stages if STAGES[stage].done(experiment, store) is None]
 
 
 def check(experiment: Experiment, store: Store, stages: Sequence[str], images: RunData | None = None) -> None:
     """Raises UserError if `stages`, which all lack their output, cannot run.
 
-    images: the source, if it is open already. The workers of a cluster are checked after Ray has started.
+    images: the source, if known already. The workers of a cluster are checked later, when Ray has started.
     """
     source, reads = experiment.data, data.NAME in stages
     images = images or RunData(experiment)
@@ -224,13 +224,13 @@ def require_inputs(experiment: Experiment, store: Store, stages: Sequence[str]) 
 
 
 def read_counts(store: Store) -> Counts:
-    """The number of images in each split that a run has read; {} if it has read none."""
+    """The number of images in each split that a run has read; {} if the run has read no images."""
     has = store.has("data", MANIFEST)
     return dict(store.read_json("data", MANIFEST)["splits"]) if has else {}
 
 
 def read_classes(store: Store) -> Sequence[str]:
-    """The class names of the images that a run has read; [] if it has read none or they have no classes."""
+    """The class names of the images that a run has read; [] if there are no images or no classes."""
     has = store.has("data", VOCABULARY)
     return list(store.read_json("data", VOCABULARY)["classes"]) if has else []
 
@@ -264,10 +264,9 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
 
 
 def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
-    """Raises UserError if init.model knows none of the classes of the images; warns if it lacks some.
+    """Raises UserError if init.model knows none of the images' classes; warns if it knows only some.
 
-    Images of a class that init.model lacks are used without a class. Without init.model all classes are
-    learned.
+    Images of other classes are used without a class. Without init.model, the prior learns all classes.
     """
     reads_label = VOCABULARIES[experiment.prior.condition].column == "label"
     entries = experiment.prior.vocabulary if reads_label else ()
@@ -286,7 +285,7 @@ def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
 
 
 def require_workers(experiment: Experiment, stages: Sequence[str]) -> Workers:
-    """The workers of the stages in the running Ray, in the local Ray that will start, or in this process.
+    """Plans the workers in the running Ray, in the local Ray that will start, or in this process.
 
     Raises UserError if resources are too few. In a cluster that can grow, the first stage that trains
     requests its workers, since GPUs would idle until then; a line says if they are not there yet.

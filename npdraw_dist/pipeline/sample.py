@@ -37,12 +37,12 @@ from npdraw_dist.training.metrics_log import read_metrics
 NAME = "sample"
 SAMPLES = 64  # number of images in samples.png
 PICTURES = ("samples.png", "generation.gif", "reconstructions.png", "neighbours.png", "curves.png")
-SHARDS = 32  # largest number of training files that neighbours.png opens
+SHARDS = 32  # largest number of training shards that neighbours.png reads
 SEARCHED, SEARCHED_BYTES = 10_000, 256 << 20  # limits on the training images searched for neighbours
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
-    """Writes the pictures and metrics.json; returns the metrics."""
+    """Writes the pictures and metrics.json; returns the content of metrics.json."""
     manifests = {stage: required(store, experiment, stage) for stage in experiment.stage_names[:-1]}
     if (metrics := done(experiment, store)) is not None:
         return metrics
@@ -88,7 +88,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
 
 
 def _publish(experiment: Experiment, store: Store, metrics: Mapping[str, Any]) -> None:
-    """Writes numbers and samples to the model folder: config.json and samples.png."""
+    """Writes the scores to config.json, and the samples to samples.png, in the model folder."""
     split = experiment.eval.split
     results = {
         "split": split,
@@ -107,7 +107,7 @@ def _draw_and_score(
     experiment: Experiment,
     scored: tuple[StepPrior, Batch] | None,
 ) -> tuple[dict[str, bytes], Tensor, Numbers]:
-    """Pictures by name, samples (N, C, H, W) for neighbours.png, and numbers of the model.
+    """Returns pictures by name, samples (N, C, H, W) for neighbours.png, and scores of the model by name.
 
     data: the images to score. scored: the prior, and the parses for its NLL; None for a baseline.
     """
@@ -116,7 +116,7 @@ def _draw_and_score(
         folder = Path(name)
         started = time.perf_counter()
         trace = model.sample_trace(SAMPLES, seeded(model.device, None, seed))
-        trace.images.cpu()  # waits for a GPU
+        trace.images.cpu()  # waits until a GPU has finished
         drawing_s = time.perf_counter() - started
         samples = write_samples(trace, folder)[:PREVIEWS]
         if isinstance(model, NPDraw):
@@ -129,7 +129,7 @@ def _draw_and_score(
 
 
 def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
-    """The content of metrics.json if it has the numbers of this config on `eval.split`; else None."""
+    """The content of metrics.json if it has scores of this config on `eval.split`; else None."""
     found = _before(experiment, store)
     return found if f"{experiment.eval.split}/nll_iwae" in found else None
 
@@ -141,14 +141,14 @@ def _before(experiment: Experiment, store: Store) -> dict[str, Any]:
 
 
 def describe(metrics: Mapping[str, Any]) -> str:
-    """The stage's numbers in the table at the end of a run, on the test split if it was scored."""
+    """Formats the scores for the table at the end of a run, on the test split if it was scored."""
     split = "test" if "test/nll_iwae" in metrics else "valid"
     bounds = format_metrics(metrics, "nll_iwae", "elbo", "bits_per_dim", prefix=f"{split}/")
     return f"{bounds} (IWAE {metrics[f'{split}/k']}, {metrics[f'{split}/n']:,} {split} images)"
 
 
 def write_neighbours(experiment: Experiment, store: Store, samples: Tensor) -> None:
-    """Writes neighbours.png: 16 samples (N, C, H, W), their nearest and some random training images."""
+    """Writes neighbours.png, with 16 `samples` (N, C, H, W), the nearest training images and random ones."""
     seed, samples = experiment.seed, samples[:PREVIEWS]
     train = store.parses("train").some(SHARDS, seed)
     limit = min(SEARCHED, max(SEARCHED_BYTES // samples[0].numel(), PREVIEWS))
@@ -157,7 +157,7 @@ def write_neighbours(experiment: Experiment, store: Store, samples: Tensor) -> N
 
 
 def require_local_folder(out: str) -> None:
-    """Raises UserError if --out is no local folder that can be written. Creates nothing."""
+    """Raises UserError if --out is not a local folder that can be written. Creates nothing."""
     if not out:
         raise UserError("--out is empty; is a variable unset?")
     if "://" in out:
@@ -167,7 +167,7 @@ def require_local_folder(out: str) -> None:
 
 @contextmanager
 def local_folder(out: str) -> Iterator[Path]:
-    """Makes and yields the folder of a command's --out. Raises UserError if it cannot be written."""
+    """Creates and yields the folder of a command's --out. Raises UserError if it cannot be written."""
     require_local_folder(out)
     folder = Path(out).expanduser()
     with writing(out):
@@ -176,14 +176,14 @@ def local_folder(out: str) -> Iterator[Path]:
 
 
 def reconstructions(model: NPDraw, images: Tensor) -> bytes:
-    """uint8 images (N, C, H, W) -> a PNG of 16 images, and canvas and image of their most likely z and u."""
+    """uint8 images (N, C, H, W) -> PNG of 16 images, with canvas and image of their most likely z and u."""
     x = model.as_input(images[:PREVIEWS])
     drawn = model.drawings(x)
     return rows_png({"image": x.cpu(), "canvas": drawn.canvas.cpu(), "reconstruction": drawn.images.cpu()})
 
 
 def write_samples(trace: SampleTrace, folder: Path) -> Tensor:
-    """Writes samples.png, generation.gif and samples.npz; returns the images (n, C, H, W)."""
+    """Writes samples.png, generation.gif and samples.npz; returns the images (N, C, H, W)."""
     images = trace.images.cpu()
     save_samples(folder / "samples.png", images, None if trace.canvas is None else trace.canvas.cpu())
     (folder / "generation.gif").write_bytes(trace.gif())

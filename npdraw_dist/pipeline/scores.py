@@ -1,4 +1,4 @@
-"""Scores a model on held-out images by bounds and their terms, in nats per image.
+"""Scores a model on held-out images by bounds on the log-likelihood, in nats per image.
 
 Shapes: k importance samples, B or N images, K parts of the bank, C channels, H x W image.
 """
@@ -33,15 +33,14 @@ def score_images(
     *batch: int,
     condition: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """uint8 images (B, C, H, W) -> numbers by name, each (B,) float64 on the CPU.
+    """uint8 images (B, C, H, W) -> scores by name, each (B,) float64 on the CPU.
 
-    nll_iwae: the negative importance-weighted bound with k samples, in nats. elbo and its terms:
-    reconstruction, and analytic KL terms conditioned on the steps before. authors_estimator:
-    -log mean exp(reconstruction - analytic KL) as in the authors' code, which is not a bound.
-    effective_samples: (sum w)^2 / sum w^2, from 1 to k. The noise is seeded by (seed, batch), so equal
-    images with equal batch numbers have equal scores on any worker. condition: tokens (B, A), which add
-    nll_iwae_given, the bound of -log p(x|condition) with the same noise, and condition_gain, which is
-    nll_iwae - nll_iwae_given.
+    nll_iwae: the negative importance-weighted bound with k samples, in nats. elbo, reconstruction and the KL
+    terms (analytic, each conditioned on the steps before) are means over the samples. authors_estimator:
+    -log mean exp(reconstruction - analytic KL) as in the authors' code; this is not a bound.
+    effective_samples: (sum w)^2 / sum w^2, from 1 to k. (seed, batch) seeds the noise, so equal images with
+    equal batch numbers have equal scores on any worker. condition: tokens (B, A), which add nll_iwae_given,
+    the bound on -log p(x|condition) with the same noise, and condition_gain, nll_iwae - nll_iwae_given.
     """
     generator = torch.Generator(model.device)
     generator.manual_seed(noise_seed(seed, SCORING, *batch))
@@ -74,7 +73,7 @@ def score_images(
 
 
 def _describe_encoding(model: GenerativeModel, images: Tensor, x: Tensor) -> dict[str, Tensor]:
-    """Parts and canvas MSE of the most likely z of each image, each (B,); a baseline uses its `describe`."""
+    """Number of parts and canvas MSE of each image's most likely z, each (B,); a baseline uses `describe`."""
     if not isinstance(model, NPDraw):
         return model.describe(x)
     z = model.encode(x)
@@ -85,7 +84,7 @@ def _describe_encoding(model: GenerativeModel, images: Tensor, x: Tensor) -> dic
 
 @torch.no_grad()
 def part_counts(model: NPDraw, images: Tensor, seed: int, *batch: int) -> Tensor:
-    """uint8 images (B, C, H, W) -> (K,), how often each part is drawn in their most likely z."""
+    """uint8 images (B, C, H, W) -> (K,), how often the images' most likely z draw each part."""
     generator = torch.Generator(model.device)
     generator.manual_seed(noise_seed(seed, SCORING, *batch))
     z = model.encode(binarized(images.to(model.device), model.spec.binarize, generator))
@@ -109,7 +108,7 @@ def summary(values: Mapping[str, Tensor], k: int, dimensions: int) -> Numbers:
 
 
 def score(model: GenerativeModel, data: Batch, k: int, seed: int) -> Numbers:
-    """The `summary` of the scores of `data`, computed in this process."""
+    """Scores `data` in this process; returns the `summary`."""
     scores = []
     for number, start in enumerate(range(0, len(data), BATCH)):
         some = data[start : start + BATCH]

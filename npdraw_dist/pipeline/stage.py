@@ -8,15 +8,15 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.pipeline.store import Store
 
 Manifest = dict[str, Any]
-Watcher = Callable[[Mapping[str, float], str], None]  # takes a row of metrics and the name of its stage
+Watcher = Callable[[Mapping[str, float], str], None]  # called with a row of metrics and the name of its stage
 
 
 @dataclass(frozen=True)
 class Stage:
     """A stage of a run.
 
-    needs: the stages whose output it reads, if the model's kind has them. done: returns the manifest of the
-    finished stage, or None; raises UserError if it was made from another config. run: makes the
+    needs: the stages whose output this stage reads, if the model's kind has them. done: returns the manifest,
+    or None if the stage has not finished; raises UserError if another config made the output. run: makes the
     missing output and returns the manifest. describe: formats the numbers for the table at the end of a run.
     pictures: the files of its pictures in the run folder.
     """
@@ -32,7 +32,7 @@ class Stage:
 class Watch:
     """Passes each row of metrics to all watchers.
 
-    ray_callbacks: callbacks for Ray Train, which calls them on each report. failed: the error of a watcher.
+    ray_callbacks: callbacks that Ray Train calls on each report. failed: the error that a watcher raised.
     """
 
     def __init__(self, watchers: Sequence[Watcher] = (), ray_callbacks: Sequence[Any] = ()) -> None:

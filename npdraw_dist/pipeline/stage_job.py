@@ -1,4 +1,4 @@
-"""The work of each rank in the stages `prior` and `vae`, with its feed, augmentation and pictures.
+"""Defines the work of each rank in the stages `prior` and `vae`, with its feed, augmentation and pictures.
 
 Training data up to `data.cache_mb` are sent to the memory of each worker; larger data are streamed.
 Shapes: B, N images, K parts, C channels, P patch side, H x W pixels.
@@ -33,15 +33,15 @@ from npdraw_dist.training.context import Context
 from npdraw_dist.training.feed import Feed, MemoryFeed, Share, StreamFeed
 from npdraw_dist.training.loop import Budget, Data, Paint, train
 
-Start = dict[str, Tensor]  # some tensors of the model by name, from which the weights of a stage start
+Start = dict[str, Tensor]  # initial values of some of the model's tensors, by name
 MakeObjective = Callable[[Experiment, Start], Objective]
 
-# The metric that compares the checkpoints of a stage.
+# Stage -> the metric that ranks its checkpoints.
 CRITERIA = {
     "prior": checkpoint.Criterion("valid/nll", "min"),
     "vae": checkpoint.Criterion("valid/elbo", "max"),
 }
-PICTURED = 16  # number of samples, and of reconstructions, in a validation's pictures
+PICTURED = 16  # number of samples, and of parses or reconstructions, in a validation's pictures
 # A stream's shuffle window has at least two batches, at least SHUFFLE_BYTES, and at least SHUFFLE_BYTES_EACH
 # for each image of a batch. All workers together hold three windows in memory.
 SHUFFLE_BYTES, SHUFFLE_BYTES_EACH = 64 << 20, 256 << 10
@@ -52,7 +52,7 @@ class StageJob:
     """The input of every worker of a stage.
 
     train: the training images; None if they are streamed from `parses`. parts: the bank's parts
-    (K, C, P, P); None if the stage neither moves nor draws images with them.
+    (K, C, P, P); None if neither augmentation nor pictures need them.
     """
 
     stage: str
@@ -81,7 +81,7 @@ def work(job: StageJob, context: Context) -> dict[str, Any]:
 
 
 def make_feed(data: Batch | Parses, share: Share, size: int) -> Feed:
-    """The feed of one rank, from a batch in memory or from parses that are streamed. size: bytes of a row."""
+    """The feed of a rank, which reads a batch in memory or streams parses. size: bytes of a row."""
     if isinstance(data, Batch):
         return MemoryFeed(data, share)
     batch = share.batch_size
@@ -91,7 +91,7 @@ def make_feed(data: Batch | Parses, share: Share, size: int) -> Feed:
 
 
 def row_bytes(experiment: Experiment) -> int:
-    """The bytes of an image and its parse in a `Batch`."""
+    """The bytes of a row of a `Batch`, which is an image and its parse."""
     steps = experiment.steps if "bank" in experiment.stage_names else 0
     index = np.dtype(index_type(max(experiment.bank.size, experiment.canvas_grid.places) - 1)).itemsize
     return math.prod(experiment.data.shape) + steps * (1 + 2 * index)
@@ -108,14 +108,14 @@ def is_streamed(experiment: Experiment, stage: str, rows: int) -> bool:
 
 @dataclass(frozen=True)
 class Moves:
-    """Moves a share of a batch's images, then parses the batch. parser: None for a model without parts."""
+    """Augments a batch by moving some images, then parses it again. parser: None if a model has no parts."""
 
     experiment: Experiment
     stage: str
     parser: Parser | None
 
     def __call__(self, batch: Batch, progress: float, noise: Noise) -> Batch:
-        """progress: the share of the stage's budget that has been seen, in [0, 1]."""
+        """The new batch, or `batch` during the final `plain_images`. progress: share of the budget done."""
         experiment, own = self.experiment, self.experiment.section_of(self.stage)
         if progress >= 1 - own.plain_images / own.images:
             return batch
@@ -126,7 +126,7 @@ class Moves:
 
 
 def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | None:
-    """The moves of a stage's training images; None if the run moves none."""
+    """The augmentation of a stage's training images; None if the run has none."""
     if not experiment.train.augmented:
         return None
     return Moves(experiment, stage, None if bank is None else Parser.of(experiment, bank))
@@ -135,8 +135,8 @@ def moves(experiment: Experiment, bank: PartBank | None, stage: str) -> Moves | 
 def moved(images: Tensor, settings: TrainConfig, noise: Noise, background: float = 0.0) -> Tensor:
     """Moves uint8 images (B, C, H, W) by random affine maps, each with probability `settings.augmented`.
 
-    Pixels are interpolated bilinearly, or copied from the nearest pixel with `whole_pixels`. The uncovered
-    edge is filled with the background, 0.0 (black) or 1.0 (white).
+    Pixels are interpolated bilinearly or, with `whole_pixels`, copied from the nearest pixel. `background`,
+    0.0 (black) or 1.0 (white), fills the uncovered edge.
     """
     batch, _, height, width = images.shape
     drawn = uniform((batch, 8), noise, torch.empty((), device=images.device))
@@ -148,23 +148,23 @@ def moved(images: Tensor, settings: TrainConfig, noise: Noise, background: float
     right, lower = aside * 2 * settings.shift / width, below * 2 * settings.shift / height
     side = 1 - 2 * mirrored.float()
     cos, sin, aspect = angle.cos(), angle.sin(), height / width
-    # Maps places of the moved image to places of the image, both in [-1, 1]; `aspect` keeps pixel angles.
+    # Maps points of the moved image to points of the original, both in [-1, 1]; `aspect` keeps angles right.
     rows = [
         [side * cos * across, (slope - sin) * down * aspect, right],
         [side * sin * across / aspect, cos * down, lower],
     ]
     places = torch.stack([torch.stack(row, -1) for row in rows], 1)
     grid = F.affine_grid(places, [batch, 1, height, width], align_corners=False)
-    inked = ink(images, background).float()  # grid_sample fills with 0
+    inked = ink(images, background).float()  # grid_sample fills with 0, which means background in ink
     how = "nearest" if settings.whole_pixels else "bilinear"
     new = F.grid_sample(inked, grid, how, align_corners=False).round().clamp(0, 255).to(torch.uint8)
     return torch.where(chosen[:, None, None, None], ink(new, background), images)
 
 
 def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
-    """Returns a function that draws samples, and parses or reconstructions of the validation images if any.
+    """Returns a function that makes pictures of samples, and of validation images' parses or reconstructions.
 
-    bank: the run's bank, on the training device. Returns None for a model of parts without a bank.
+    bank: the run's bank, on the training device. Returns None if a model that draws parts has no bank.
     """
     if bank is None and "bank" in experiment.stage_names:
         return None

@@ -1,6 +1,6 @@
 """The run folder <storage>/<name>, where each stage finds its input and writes its output.
 
-The manifest of a stage states a fingerprint: a hash of the settings that decide its output and of those that
+The manifest of a stage states a fingerprint, a hash of the settings that decide its output and of those that
 decide the output of the stages before it.
 """
 
@@ -40,15 +40,15 @@ from npdraw_dist.data.shards import Canonical
 
 CONFIG, METRICS, OPENINGS = "config.yaml", "metrics.json", "test_split.json"
 VOCABULARY = "vocabulary.json"  # in data/: the classes and words that a condition can name
-PROBE = ".writable"  # a file that is written and deleted, to learn whether the storage can be written
-LONGEST_NAME = 200  # bytes; file systems take 255
+PROBE = ".writable"  # a file that is written and deleted, to test whether the storage can be written
+LONGEST_NAME = 200  # bytes; file systems allow 255
 FOLDERS = {"data": "data", "bank": "bank", "parse": "parses", "prior": "prior", "vae": "vae"}  # by stage
 
 
 class Store:
     """A run folder on any filesystem that pyarrow or fsspec knows. Paths are relative to the folder.
 
-    elsewhere: the roots of the folders that lie outside the run folder (the trials of a sweep share stages).
+    elsewhere: stage folder -> folder that contains it instead of the run (trials of a sweep share stages).
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Store:
         return isinstance(self.filesystem, fs.LocalFileSystem)
 
     def landmarks(self) -> list[Landmarks]:
-        """The file by which other nodes check that they see the run folder; none if the run is at a URI."""
+        """The file by which other nodes check that they see the run folder; [] if the run is at a URI."""
         if not self.is_local:
             return []
         # A shared stage of a sweep, in <run>/cache/<stage>, has no config of its own.
@@ -88,7 +88,7 @@ class Store:
         return "/".join((root, *parts))
 
     def shown(self, *parts: str) -> str:
-        """The path as messages show it, which has the scheme if the run is in an object store."""
+        """The path for messages; it begins with the URI's scheme if the run is in an object store."""
         return display_path(self.filesystem, self.path(*parts))
 
     def has(self, *parts: str) -> bool:
@@ -97,7 +97,7 @@ class Store:
     def parses(self, split: str, experiment: Experiment | None = None) -> Parses:
         """The images of a split, with their parses if the run has any.
 
-        experiment: from `with_vocabulary`, if the batches must contain the conditions of its prior.
+        experiment: from `with_vocabulary`; needed if the batches must contain the prior's conditions.
         """
         conditions = None
         if experiment is not None and experiment.takes_condition:
@@ -115,7 +115,7 @@ class Store:
         return found
 
     def with_vocabulary(self, experiment: Experiment) -> Experiment:
-        """`experiment` with the classes or words of the images, unless init.model decides them.
+        """Adds the classes or words of the images to `experiment`, unless init.model has set them.
 
         Raises UserError if the prior takes a condition that the images do not have.
         """
@@ -132,7 +132,7 @@ class Store:
         return with_changes(experiment, {"prior": {"vocabulary": found}})
 
     def require_own(self) -> None:
-        """Raises UserError if a new run's folder has files that a killed start would not leave."""
+        """Raises UserError if a new run's folder has files other than those that a killed start leaves."""
         own = (LEASE_FOLDER, OPENINGS, CONFIG, PROBE)  # also prefixes of the names of unfinished files
         with contextlib.suppress(OSError):  # `make_folder` reports the error
             found = self.filesystem.get_file_info(fs.FileSelector(self.root, allow_not_found=True))
@@ -172,14 +172,14 @@ class Store:
         return self.read_json(METRICS) if self.has(METRICS) else {}
 
     def openings(self) -> list[dict[str, str]] | None:
-        """Each time the test split was opened (`when` in UTC, `by`, `command`), oldest first.
+        """A record (`when` in UTC, `by`, `command`) of each opening of the test split, oldest first.
 
         None if the run keeps no record.
         """
         return list(self.read_json(OPENINGS)["opened"]) if self.has(OPENINGS) else None
 
     def record_opening(self, by: str) -> None:
-        """Records that `by` opens the test split. Call it before the first test image is read."""
+        """Records that `by` opens the test split. Called before the first test image is read."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         new = {"when": now, "by": by, "command": command_line()}
         self.write_json({"opened": [*(self.openings() or []), new]}, OPENINGS)
@@ -190,7 +190,7 @@ class Store:
 
     @contextlib.contextmanager
     def writing(self, *parts: str) -> Iterator[Path]:
-        """A local path for a new file or folder, which is copied into the run at the end of the block."""
+        """Yields a local path for a new file or folder, and copies it to the run at the end of the block."""
         with tempfile.TemporaryDirectory() as folder:
             local = Path(folder) / parts[-1]
             yield local
@@ -199,7 +199,7 @@ class Store:
             copy(fs.LocalFileSystem(), str(local), self.filesystem, self.path(*parts))
 
     def reading(self, *parts: str) -> AbstractContextManager[Path]:
-        """A local path of a file or folder of the run: the path itself if it is local, else a copy."""
+        """A context with the local path of a file or folder of the run, or of a copy if the run is remote."""
         return local_copy(self.filesystem, self.path(*parts))
 
     def config(self) -> Experiment:
@@ -212,7 +212,7 @@ class Store:
             raise UserError(text) from None
 
     def lease(self, what: str = "run") -> Lease:
-        """A lease that keeps other drivers off the run. Creates the folder. Raises UserError on failure."""
+        """A lease that lets one driver write at a time. Creates the folder. Raises UserError on failure."""
         if not self.has(CONFIG):
             self.make_folder()
         return Lease(self.filesystem, self.root, f"{what} {self.shown()}")
@@ -243,14 +243,14 @@ def fingerprint_of(experiment: Experiment, stage: str) -> str:
 
 
 def _made(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """The settings that decide the output of each stage, by stage, in order."""
+    """Stage -> the settings that decide its output, in the order of the stages."""
     e = experiment.made()
-    binarize = e["data"].pop("binarize")  # only the likelihood sees binarised images
+    binarize = e["data"].pop("binarize")  # only the likelihood uses binarised images
     data = {"data": e["data"], "seed": e["seed"]}
     vae = {"vae": e["vae"], "binarize": binarize, "model": e["model"]}
     sample = {"eval": e["eval"]}
     if not experiment.has_parts:
-        # A baseline without places uses only the grid's background, which fills the edge of moved images.
+        # Of the grid, a baseline without places uses only the background, which fills edges of moved images.
         edge = {"background": e["grid"]["background"]}
         kind = KINDS[experiment.model.kind]
         if kind.has_places:
@@ -276,7 +276,7 @@ def _made(experiment: Experiment) -> dict[str, dict[str, Any]]:
 def finished(store: Store, experiment: Experiment, stage: str) -> dict[str, Any] | None:
     """The manifest of a stage, or None if it has not finished.
 
-    Raises UserError if the stage was made from another config, other images, or in another format.
+    Raises UserError if the output was made from another config or other images, or has another format.
     """
     folder = FOLDERS[stage]
     if not store.has(folder, MANIFEST):

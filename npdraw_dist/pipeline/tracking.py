@@ -1,7 +1,7 @@
 """Sends the settings, metrics and final numbers of a run to Weights & Biases or MLflow (`--track`).
 
-Only the driver calls the service, at the address that the service's own environment variables state. The
-id of the run in the service is kept in tracking.json, so that a resumed run continues there.
+Only the driver calls the service, at the address in the service's own environment variables. The file
+tracking.json keeps the run's id in the service, by which a resumed run continues the same record.
 """
 
 import contextlib
@@ -23,28 +23,28 @@ PROJECT = "npdraw_dist"
 
 
 class Tracker(Protocol):
-    """A run in a service. id: the id by which a resumed run finds its record again."""
+    """The record of a run in a service. id: the id by which a resumed run finds the record."""
 
     id: str
 
     def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
-        """Sends metrics of a stage by name (`valid/nll`). After a restart, some are sent again."""
+        """Sends metrics of a stage by name (`valid/nll`). After a restart, some rows are sent again."""
 
     def finish(self, numbers: Mapping[str, float], failed: bool) -> None:
-        """Ends the run, with the final numbers if the run has some."""
+        """Ends the record, and adds the final numbers of the run, if any."""
 
 
 @contextlib.contextmanager
 def tracked(experiment: Experiment, store: Store, name: str) -> Iterator[Watcher]:
-    """Yields a function that sends rows of metrics to the service `name`. Raises UserError if this fails.
+    """Yields a function that sends rows of metrics to the service `name`.
 
-    A service that fails later is reported once, and the run goes on without it.
+    Raises UserError if the service cannot start. If it fails later, the run continues and a message says so.
     """
     ids = store.read_json(IDS) if store.has(IDS) else {}
     make: type[Tracker] = _Wandb if name == "wandb" else _Mlflow
     try:
         tracker = make(experiment, store, ids.get(name))  # type: ignore[call-arg]
-    except Exception as error:  # these packages do not document the types of their errors
+    except Exception as error:  # the packages do not document the types of their errors
         raise UserError(f"--track {name} cannot start: {_line(error)}") from None
     if name not in ids:
         store.write_json({**ids, name: tracker.id}, IDS)
@@ -115,7 +115,7 @@ class _Mlflow:
 
     def log(self, values: Mapping[str, float], images_seen: int, stage: str) -> None:
         named = {f"{stage}/{name}": value for name, value in values.items()}
-        self._mlflow.log_metrics(named, images_seen, run_id=self.id)  # run_id works in all threads
+        self._mlflow.log_metrics(named, images_seen, run_id=self.id)  # run_id makes it work in all threads
 
     def finish(self, numbers: Mapping[str, float], failed: bool) -> None:
         self._mlflow.log_metrics(dict(numbers), 0, run_id=self.id)

@@ -1,4 +1,4 @@
-"""Code that the stages `prior` and `vae` share for their job, the training run and its summary."""
+"""Trains the stage `prior` or `vae` and selects its checkpoint. Both stages share this code."""
 
 import math
 import time
@@ -31,7 +31,7 @@ from npdraw_dist.training.context import RunContext, run_in_process
 from npdraw_dist.training.early_stopping import fall_text
 from npdraw_dist.training.metrics_log import Events, Record, read_metrics
 
-STOPPED = "stopped"  # folder of the last finite model of a stage whose loss became non-finite
+STOPPED = "stopped"  # folder for the last finite weights of a stage whose loss became non-finite
 LARGEST_BANK = 400  # largest number of parts in TensorBoard's picture of a bank
 # The manifest of a finished training, and the tensors and metrics of the selected checkpoint.
 Trained = tuple[dict[str, Any], checkpoint.Tensors, Record]
@@ -49,7 +49,7 @@ class StageDisplay:
         self.bar(images_seen, images_per_s, note)
 
     def say(self, line: str) -> None:
-        console.print(f"{self.stage}: {line}", markup=False)  # an error's text can look like markup
+        console.print(f"{self.stage}: {line}", markup=False)  # the text of an error can look like markup
 
     def record(self, row: Record) -> None:
         self.watch(row, self.stage)
@@ -63,10 +63,10 @@ def run_stage(
     start: stage_job.Start,
     watch: Watch | None = None,
 ) -> Trained:
-    """Trains a stage as a Ray Train run, or in this process; returns its best or last checkpoint.
+    """Trains a stage as a Ray Train run, or in this process; returns its selected checkpoint.
 
-    `train.select` decides which. start: the tensors that `make_objective` starts from, sent to the workers
-    once. Raises UserError if the loss became non-finite.
+    `train.select` selects the best or the last one. start: the tensors from which `make_objective` starts,
+    sent to each worker only once. Raises UserError if the loss became non-finite.
     """
     watch = watch or Watch()
     scale, criterion = experiment.scale, CRITERIA[stage]
@@ -98,7 +98,7 @@ def run_stage(
                 folders=tuple(store.landmarks()),
             )
             summary = run_training(run, display)
-    # Seconds are of this process's clock, since the clocks of the workers' machines can differ.
+    # This process measures the seconds, since the clocks of the workers' machines can differ.
     return _trained(experiment, store, stage, summary, time.perf_counter() - started)
 
 
@@ -113,7 +113,7 @@ def _require_precision(precision: str, store: Store) -> None:
 
 
 def plan(scale: ScaleConfig) -> Workers:
-    """The workers of the running Ray, or this process. Raises UserError if too few workers fit."""
+    """Plans the workers in the running Ray, or in this process. Raises UserError if too few workers fit."""
     if scale.in_process:
         return worker_in_process(scale)
     return plan_workers(scale, lambda line: console.print(line, markup=False))
@@ -122,7 +122,7 @@ def plan(scale: ScaleConfig) -> Workers:
 def _trained(
     experiment: Experiment, store: Store, stage: str, summary: dict[str, Any], seconds: float
 ) -> Trained:
-    """The result of a training from the summary that rank 0 returned. Prints a warning if validation fell."""
+    """Loads the result of a training; warns if validation fell. Raises UserError as `run_stage` does."""
     select, step = experiment.train.select, summary.get("stopped_at_step")
     if step is None:
         found = selected_checkpoint(store, stage, select)
@@ -152,7 +152,7 @@ def _trained(
 def keep_stopped(experiment: Experiment, store: Store, stage: str) -> str:
     """Writes the newest checkpoint with finite weights as the model `stopped/`; returns advice for the user.
 
-    Networks that no stage has trained yet get random weights.
+    Networks of the model that no stage has trained yet get random weights.
     """
     lower, run = f"--{stage}.learning_rate", (store.filesystem, store.path(stage))
     try:
@@ -189,7 +189,7 @@ def _finite(stage: str, folder: Path) -> tuple[checkpoint.Tensors, Record]:
 
 
 def fall_note(manifest: Mapping[str, Any]) -> str | None:
-    """States how far the validation of a stage ended below its best; None if it ended at its best."""
+    """States how far validation ended below its best; None if it did not end far below (`far_below`)."""
     fall = manifest.get("fell_from_best")
     ended = "; training ended there" if manifest.get("ended_early") else ""
     return None if fall is None else f"validation fell: {fall_text(fall)}{ended}"
@@ -209,7 +209,7 @@ def _make_job(
         f"{stage}: {len(parses):,} training images of {size:,.1f} MB are "
         f"{'streamed' if streamed else 'read into memory'} (data.cache_mb {experiment.data.cache_mb:g})"
     )
-    # A prior can be trained on parses without a bank, unless images are moved.
+    # A prior can be trained on parses without a bank, unless images are augmented.
     needs_bank = experiment.train.augmented > 0 or store.has("bank", "manifest.json")
     bank = load_bank(experiment, store) if needs_bank and "bank" in experiment.stage_names else None
     pictures = {}
@@ -230,9 +230,9 @@ def _make_job(
 
 
 def validation_images(store: Store, count: int, seed: int, experiment: Experiment | None = None) -> Batch:
-    """A random sample of the validation split, since its first rows can all have one class.
+    """A random sample of the validation split, whose first rows may all have one class.
 
-    Empty if the split is empty. experiment: as in `Store.parses`.
+    The sample is empty if the split is empty. experiment: as in `Store.parses`.
     """
     parses = store.parses("valid", experiment)
     if len(parses) == 0:
@@ -243,7 +243,7 @@ def validation_images(store: Store, count: int, seed: int, experiment: Experimen
 def selected_checkpoint(
     store: Store, stage: str, select: str
 ) -> checkpoint.Found[tuple[checkpoint.Tensors, checkpoint.Progress]]:
-    """The best or the last readable checkpoint of a stage. Prints the checkpoints that cannot be read."""
+    """The best or the last readable checkpoint of a stage. Prints which checkpoints are damaged."""
     run = store.filesystem, store.path(stage)
     paths = checkpoint.by_score(*run, CRITERIA[stage]) if select == "best" else checkpoint.by_age(*run)
     found = checkpoint.first_readable(*run, paths, checkpoint.read)
@@ -261,7 +261,7 @@ def selected_record(store: Store, stage: str) -> Record:
 
 
 def _shares(experiment: Experiment, stage: str, workers: Workers) -> str:
-    """States which workers train, and how they divide the global batch, whose size they do not change."""
+    """States which workers train, and how they divide the global batch, whose size is always the same."""
     settings = experiment.train_of(stage)
     shares = sorted({-(-settings.batch_size // count) for count in (workers.least, workers.most)})
     own = f"this process, {workers.cpus} thread{'s' * (workers.cpus > 1)}"

@@ -29,7 +29,7 @@ from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
 
 NAME = "vae"
-CALIBRATED, CALIBRATED_DRAWS = 128, 4  # validation images for fitting q's temperatures, draws of z per image
+CALIBRATED, CALIBRATED_DRAWS = 128, 4  # validation images for fitting q's temperatures; draws of z per image
 CALIBRATION = 2**32 - 3  # keeps the seeds of calibration apart from those of training and scoring
 
 
@@ -57,19 +57,19 @@ def run(experiment: Experiment, store: Store, watch: Watch | None = None) -> dic
 
 
 def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
-    """The manifest, if the stage has finished and the model exists. Raises UserError as `finished` does."""
+    """The manifest; None if the stage has not finished or the model is missing. Raises as `finished` does."""
     return finished(store, experiment, NAME) if store.has("model", WEIGHTS) else None
 
 
 def describe(manifest: Mapping[str, Any]) -> str:
-    """The stage's numbers in the table at the end of a run."""
+    """Formats the stage's numbers for the table at the end of a run."""
     return "; ".join(filter(None, (f"{manifest['parameters']:,} parameters", fall_note(manifest))))
 
 
 def calibrate(model: NPDraw, experiment: Experiment, store: Store) -> dict[str, Any]:
     """Fits the posterior's temperatures on validation images; returns the manifest's entries.
 
-    Returns {} if there are no validation images, or the model is the authors'.
+    Returns {} if there are no validation images, or if the kind of model is `authors`.
     """
     started = time.perf_counter()
     images = validation_images(store, CALIBRATED, experiment.seed).images

@@ -134,7 +134,7 @@ def restore(
 
 
 def weights(tensors: Tensors, prefix: str = "", kind: str = "model") -> Tensors:
-    """The state dict of the module at `prefix` (such as "prior.") in a checkpoint's tensors."""
+    """The state dict of the module at `prefix` (such as "prior.") in a checkpoint. kind: model or trained."""
     start = f"{kind}/{prefix}"
     return {name[len(start) :]: value for name, value in tensors.items() if name.startswith(start)}
 
@@ -186,7 +186,7 @@ def by_score(filesystem: fs.FileSystem, run: str, criterion: Criterion) -> list[
 
 
 class Found(NamedTuple, Generic[Loaded]):
-    """A readable checkpoint: what `load` returned, its path, and a line for each damaged one before it."""
+    """A readable checkpoint. loaded: result of `load`. damaged: a message for each damaged one before it."""
 
     loaded: Loaded
     path: str
@@ -194,9 +194,9 @@ class Found(NamedTuple, Generic[Loaded]):
 
 
 class FirstDamaged(UserError):
-    """All checkpoints of a run are of one step and damaged, so its stage starts again from scratch."""
+    """All checkpoints of a run are damaged and of the same step, so the stage starts again from scratch."""
 
-    generation: int  # the generation in the names of the next checkpoints
+    generation: int  # suffix of the names of the next checkpoints (`Newest`)
 
 
 def first_readable(
@@ -230,10 +230,10 @@ def first_readable(
 
 
 class Newest(NamedTuple):
-    """The newest undamaged checkpoint: its `progress` and `path`, or {} and None if training starts again.
+    """`progress` and `path` of the newest undamaged checkpoint, or {} and None if training starts again.
 
-    generation: suffix of the next checkpoints, so that none has the name of a damaged one. lines: messages to
-    the user.
+    generation: suffix of the next checkpoints' names, which makes them differ from the damaged ones' names.
+    lines: messages to the user.
     """
 
     progress: Progress

@@ -1,4 +1,4 @@
-"""Measures the time that a stage takes over all its restarts. Checkpoints store it."""
+"""Measures the time that a stage takes over all its restarts. Checkpoints store this time."""
 
 import time
 from collections.abc import Iterator
@@ -14,13 +14,13 @@ PAUSED, FREE_S = (
 
 @dataclass
 class Totals:
-    """The time that a stage has taken, in seconds. Work that a restart repeats counts once.
+    """The seconds that a stage has taken. Work that a restart repeats counts once, except in `seconds`.
 
     trained_s: training, which includes first_waits_s of waiting for the first batch of each start, and
     waited_s of waiting for later batches. core_seconds: CPU time of all ranks, which includes
     validation_core_seconds of validation, pictures and checkpoints. seconds: wall-clock time of all commands,
-    which includes earlier_s of earlier commands. began: Unix time at which the present command began.
-    first_step_at: Unix time of the stage's first step. first_wait_s: the wait for the batch of that step.
+    which includes earlier_s of earlier commands. began: Unix time at which the present command began the
+    stage. first_step_at: Unix time of the stage's first step. first_wait_s: the wait for that step's batch.
     """
 
     trained_s: float = 0.0
@@ -35,7 +35,7 @@ class Totals:
     first_wait_s: float | None = None
 
     def rates(self, images: int) -> dict[str, float]:
-        """The entries images_per_s and data_wait_share of a record after `images` images."""
+        """The metrics images_per_s and data_wait_share after training on `images` images."""
         after_first = self.trained_s - self.first_waits_s
         return {
             "images_per_s": images / self.trained_s if self.trained_s else 0.0,
@@ -46,8 +46,8 @@ class Totals:
 class Clock:
     """Measures one start of a stage on one rank, and adds it to the time of earlier starts.
 
-    progress: read from the checkpoint from which training resumes. began: Unix time at which the command
-    began the stage.
+    progress: read from the checkpoint from which training resumes, or {}. began: Unix time at which the
+    present command began the stage.
     """
 
     def __init__(self, progress: dict[str, Any], began: float) -> None:
@@ -61,7 +61,7 @@ class Clock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts the block as a wait for a batch."""
+        """Counts the time of the block as a wait for a batch."""
         start = time.perf_counter()
         yield
         seconds = time.perf_counter() - start
@@ -75,7 +75,7 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Counts the block as validation or checkpoints, not as training."""
+        """Counts the time of the block as validation or saving, not as training."""
         start, self._pause_began = time.perf_counter(), time.process_time()
         yield
         self._paused_s += time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""The environment of a training loop (`Context`) in one process. `distributed.context` has Ray's."""
+"""The environment of a training loop (`Context`) in one process. `distributed.context` defines it for Ray."""
 
 import contextlib
 import math
@@ -45,7 +45,7 @@ class Display(Protocol):
 
 
 class Context:
-    """The only rank of a run, in a process without Ray. It saves nothing, but its subclasses do."""
+    """The environment of a run's only rank, without Ray. This class saves nothing; its subclasses do."""
 
     rank, world_size = 0, 1
     gpu_share = 1.0  # share of the GPU that this rank has
@@ -54,7 +54,7 @@ class Context:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
         self.began = time.time()  # Unix time at which the command began the stage
-        self.cpu_started = time.process_time()  # not 0, since this process may have run other tasks before
+        self.cpu_started = time.process_time()  # CPU seconds; not 0 if this process ran other tasks before
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Moves `module` to the device and lets ranks average its gradients."""
@@ -92,14 +92,14 @@ class Context:
         """Saves pictures of a validation; `row` has its `step` and `images_seen`. Called by rank 0."""
 
     def show_progress(self, images_seen: int, images_per_s: float, note: Note) -> None:
-        """Called after every step."""
+        """Shows the progress. Called after every step."""
 
 
 class RunContext(Context):
     """A rank of the run in `folder`, on any filesystem. Rank 0 writes the metrics to this folder.
 
-    An object of this class, not of a subclass, is the only rank and runs without Ray. Debuggers can stop in
-    it. criterion: the metric that ranks checkpoints.
+    This class itself is for a run of one rank without Ray, in which a debugger can stop; `RayContext` is for
+    Ray. criterion: the metric that ranks checkpoints.
     """
 
     check: Callable[[], None] = staticmethod(lambda: None)  # raises if another process owns the run
@@ -126,11 +126,11 @@ class RunContext(Context):
             self.rows.add(metrics)
         self.publish(metrics, saved, name)
         if self.rank == 0:
-            self.display.record(metrics)  # last, since a callback may end the training
+            self.display.record(metrics)  # last, since a user's callback may end the training
 
     def save(self, saved: Path | None, name: str) -> None:
         self.check()
-        # If lower is better, Ray Train ranks a missing metric best; `publish` ranks the NaN here worst.
+        # If lower is better, Ray Train ranks a missing metric best; `RayContext.publish` ranks NaN worst.
         self.publish({self.criterion.name: math.nan}, saved, name, at_once=True)  # the node is preempted
 
     def log(self, row: Record) -> None:
@@ -169,7 +169,7 @@ class RunContext(Context):
         return found
 
     def publish(self, metrics: dict[str, Any], saved: Path | None, name: str, at_once: bool = False) -> None:
-        """Stores rank 0's checkpoint folder `saved`; if `at_once`, before training continues."""
+        """Stores the folder `saved`, then deletes all checkpoints but the KEPT best and the newest."""
         assert saved is not None
         if isinstance(self.filesystem, fs.LocalFileSystem):
             move_in(saved, Path(self.folder) / name)

@@ -1,7 +1,7 @@
 """The parts of a training step that differ on a GPU: precision, and batches that are prepared in advance.
 
-A CPU always computes in float32: without bfloat16 instructions, products in bfloat16 are a hundred times
-slower.
+A CPU always computes in float32, since products in bfloat16 are a hundred times slower on a CPU without
+bfloat16 instructions.
 """
 
 import time
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 
 def usable(device: torch.device) -> torch.device:
-    """`device`, or the CPU if torch finds no GPU, as in a build for CPUs or if Ray only simulates the GPU."""
+    """`device`, or the CPU if torch finds no GPU, as in a CPU build or if Ray only simulates the GPU."""
     return device if device.type != "cuda" or torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -58,7 +58,7 @@ def autocast_dtype(device: torch.device, precision: Precision) -> torch.dtype | 
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[object]:
-    """Computes matrix products in `dtype`. Weights, sums, norms, losses and `nn.blocks` stay in float32."""
+    """A context for matmuls in `dtype`. Weights, sums, norms, losses and exact layers stay in float32."""
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 

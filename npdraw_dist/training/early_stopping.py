@@ -5,25 +5,25 @@ from typing import Any
 
 from npdraw_dist.training.checkpoint import Criterion
 
-FAR_NATS = 2.0  # a smaller fall can be noise from a few hundred validation images
-FAR_SHARE = 0.02  # share of the best value; the limit for images with thousands of nats
+FAR_NATS = 2.0  # least fall that counts; a smaller one can be noise of a few hundred validation images
+FAR_SHARE = 0.02  # least fall as a share of the best value, for images with thousands of nats
 
 
 def fall_text(fall: Mapping[str, Any]) -> str:
-    """A line that reports a fall. `metric` is `now` after `now_at` images, and was `best` after `best_at`."""
+    """A message about `fall`, whose metric is `now` after `now_at` images and was `best` after `best_at`."""
     now = f"{fall['metric']} is {fall['now']:.2f} after {fall['now_at']:,} images"
     return f"{now}; its best was {fall['best']:.2f} after {fall['best_at']:,}"
 
 
 def far_below(best: float, now: float) -> bool:
-    """Whether the score `now` (higher is better) is worse than `best` by over 2 nats and 2% of `best`."""
+    """Whether the score `now` (higher is better) is below `best` by more than 2 nats and more than 2%."""
     return now < best - max(FAR_NATS, FAR_SHARE * abs(best))
 
 
 class EarlyStopping:
     """Compares each validation that has the criterion's metric with the best one.
 
-    progress: read from the checkpoint from which training resumes. patience: training has `ended` after this
+    progress: read from the checkpoint from which training resumes, or {}. patience: training ends after this
     many validations far below the best one, with none near the best in between. A validation that is better
     than the previous one is not counted. If patience is 0, training never ends early.
     """
@@ -41,7 +41,7 @@ class EarlyStopping:
         return 0 < self.patience <= self._far
 
     def see(self, record: dict[str, Any], may_end: bool = True) -> str | None:
-        """Adds a validation; returns a message if it fell. may_end: whether it counts for the patience."""
+        """Adds a validation; returns a message if it is far below the best. may_end: see `Objective`."""
         if self.criterion.name not in record:
             return None
         before = self._last
@@ -52,7 +52,7 @@ class EarlyStopping:
         if not may_end or fall is None:
             self._far = 0
         elif before is None or not self._score(self._last) > self._score(before):
-            self._far += 1  # a rise is not counted, since training recovers, as after too large a step
+            self._far += 1  # a rise is not counted, since training then recovers, as after too large a step
         if fall is not None and self.ended:
             ended = f"training ends, after {self._far} such validations (train.patience)"
             return f"{fall_text(fall)}; {ended}"
@@ -69,7 +69,7 @@ class EarlyStopping:
         return f"validation {self.criterion.name.partition('/')[2]} {self._last['value']:.2f}{best}"
 
     def line(self, record: dict[str, Any]) -> str:
-        """A line about the last validation. record: its metrics."""
+        """A message about the last validation, whose metrics are in `record`."""
         loss = f"loss {record['train/loss']:.2f}" if "train/loss" in record else ""
         found = ", ".join(filter(None, (loss, self.note())))
         return f"after {record['images_seen']:,} images: {found or 'a checkpoint'}"
@@ -83,7 +83,7 @@ class EarlyStopping:
         return {"metric": self.criterion.name, **best, **now}
 
     def summary(self) -> dict[str, Any]:
-        """Facts for a stage's manifest: its final fall or None, and `ended_early` if it ended training."""
+        """Entries for the stage's manifest: its final fall or None, and `ended_early` if it ended early."""
         return {"fell_from_best": self.fall(), **({"ended_early": True} if self.ended else {})}
 
     def as_json(self) -> dict[str, Any]:

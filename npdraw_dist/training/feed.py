@@ -1,4 +1,4 @@
-"""The training data of each rank, which takes some rows of the global batch of each step.
+"""Feeds each rank its rows of the global batch of each step.
 
 The split does not change the image or the noise of a row, so the number of workers may change at any step.
 Shapes: B rows in a step, N images in total.
@@ -47,12 +47,12 @@ class Share:
 
 
 def noise_seed(seed: int, *path: int) -> int:
-    """The seed (63 well mixed bits) of all random draws at one point, such as a step."""
+    """Hashes `seed` and `path` (such as a step's number) to a seed of 63 bits for random draws."""
     return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class MemoryFeed:
-    """Keeps all data in memory; (seed, epoch) shuffles them in each epoch. A batch may span two epochs."""
+    """Feeds data from memory, shuffled by (seed, epoch) in each epoch. A batch may span two epochs."""
 
     def __init__(self, data: Batch, share: Share) -> None:
         self.data, self.share = data, share
@@ -78,8 +78,8 @@ class MemoryFeed:
         return self._order[epoch]
 
 
-RING = 2**31  # in the seed that orders an epoch's groups, so that it differs from the seeds of windows
-LANE = 8  # rows of a lane in a step; few, since two ranks that share a lane both read it
+RING = 2**31  # part of the seed of an epoch's order of groups; no seed of a window contains it
+LANE = 8  # rows of a lane (`StreamFeed`) in a step; few, since two ranks that share a lane both read it
 
 # read(order, ranges) yields rows [start, stop) of each range in turn, in batches of any sizes. Rows are
 # numbered along the groups in `order`.
@@ -90,11 +90,11 @@ Read = Callable[[NDArray[np.int64], Sequence[Range]], Iterator[Batch]]
 class StreamFeed:
     """Training data that is read in groups of rows and shuffled within windows. No epoch is kept in memory.
 
-    A batch consists of lanes of at most 8 rows. The groups of an epoch, in an order drawn from (seed, epoch),
-    form a ring of N rows that starts at a random row. The ring is cut into windows, and each window into one
-    piece for each lane, shuffled by (seed, lane, epoch, window). So the rows of a lane do not depend on the
-    number of ranks. All ranks take the same number of steps, and together they see each row once per epoch
-    (each lane sees N divided by the number of lanes, rounded).
+    The rows of a batch form lanes of at most 8 rows, and a rank reads the lanes that contain its rows. The
+    groups of an epoch, in an order drawn from (seed, epoch), form a ring of N rows that starts at a random
+    row. The ring is cut into windows, and each window into one piece for each lane, shuffled by (seed, lane,
+    epoch, window). So the rows of a lane do not depend on the number of ranks. In an epoch, each row is used
+    once, and each lane has N divided by the number of lanes, rounded to whole rows.
 
     rows: number of images in each group. window: minimum rows of a window; with fewer than twice as many rows
     in total, there is one window. lane: rows of a lane in each step; if this does not divide the batch size,
@@ -117,11 +117,11 @@ class StreamFeed:
         assert total >= count, "each lane needs a row"
         shares = np.diff(np.arange(count + 1) * total // count)  # rows of each lane in an epoch
         self.windows = max(total // window, 1)
-        # (window + 1, lane): how many rows of the lane's share come before each window
+        # (windows + 1, lanes): number of rows of each lane that come before each window
         self._before = np.arange(self.windows + 1)[:, None] * shares // self.windows
         sizes = np.diff(self._before, axis=0)
         ends = sizes.cumsum().reshape(sizes.shape)
-        self._starts, self._ends = ends - sizes, ends  # (window, lane): places on the ring
+        self._starts, self._ends = ends - sizes, ends  # (windows, lanes): each piece's limits on the ring
 
     def steps(self, first: int) -> Iterator[Rows]:
         # During training on a window, the next one is ready and the one after that is being read.
@@ -168,7 +168,7 @@ class StreamFeed:
         return epoch, window, offset - int(before[window])
 
     def _read(self, epoch: int, pieces: Sequence[tuple[int, int]]) -> Iterator[Batch]:
-        """Reads the rows of each (window, lane) in turn."""
+        """Yields the rows of each piece (window, lane) in turn, in batches of any sizes."""
         generator = np.random.default_rng([self.share.seed, epoch, RING])
         groups = generator.permutation(len(self.groups))
         turn = int(generator.integers(int(self.groups.sum())))
@@ -183,7 +183,7 @@ class StreamFeed:
 
 
 class _Rows:
-    """A queue of rows, first from batches that were added, then from `batches`, of any sizes."""
+    """A queue of rows. Added batches fill it; if they are too few, it reads more from `batches`."""
 
     def __init__(self, batches: Iterable[Batch] = ()) -> None:
         self.batches = iter(batches)
@@ -198,7 +198,7 @@ class _Rows:
         self.queue.append(batch)
 
     def take(self, count: int) -> Batch:
-        """The next `count` rows."""
+        """Removes and returns the next `count` rows."""
         while self.count < count:
             batch = next(self.batches, None)
             assert batch is not None, "the files hold fewer rows than their metadata says"

@@ -40,7 +40,7 @@ from npdraw_dist.training.muon import Muon
 # Steps whose gradient is not finite are skipped. A stage ends after SKIPPED_IN_ROW skipped steps in a row, or
 # if more than one step in SKIPPED_ONE_OF is skipped.
 SKIPPED_IN_ROW, SKIPPED_ONE_OF = 10, 1000
-LOGGED = 50  # rows of `training.jsonl` in a stage
+LOGGED = 50  # number of rows of `training.jsonl` in a stage
 RATE_FALL = 0.4  # share of the budget, at its end, during which the learning rates fall to 0
 MOST_REPORTS = 1000  # largest number of validations of a stage
 VALIDATED = 64  # validation images that a rank computes at once
@@ -57,7 +57,7 @@ Paint = Callable[[Objective, Batch, torch.Generator], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Data:
-    """A rank's training data, and the validation images of all ranks.
+    """A rank's training data, and the validation images, which are the same on all ranks.
 
     augment: changes each micro-batch. paint: makes rank 0's pictures of the model, at most PAINTED times.
     """
@@ -178,9 +178,9 @@ class Run:
         self.meters = Meters()
         self.logged: dict[str, list[float]] = {}  # sum and count of each metric at the last log
         self.loss: Tensor | None = None  # a moving mean on the device; reading it waits for the device
-        self.averaged = 0  # number of micro-batches since this start
+        self.averaged = 0  # number of micro-batches in the moving mean
         self.first = 0  # the step at which this start began
-        # Numbers of skipped steps, in a row until now and since this start, on the device like the loss.
+        # (2,), on the device: number of skipped steps in a row until now, and in total since this start.
         self.skipped = torch.zeros(2, device=context.device)
 
     def resume(self, budget: Budget) -> int:
@@ -204,8 +204,8 @@ class Run:
     def is_broken(self, done: int) -> bool:
         """Whether too many steps of this start had no finite gradient. done: steps of the stage until now.
 
-        The share of skipped steps is that of this start, since earlier starts may have had another learning
-        rate.
+        Only the steps of this start count for the share of skipped steps, since earlier starts may have had
+        another learning rate.
         """
         in_row, total = self.skipped.tolist()
         own = done - self.first
@@ -223,7 +223,7 @@ class Run:
         fall = RATE_FALL * images if stepping.falls else 0.0
         factor = learning_rate_factor(images_seen, images, stepping.warmup * images, fall)
         for group, peak in zip(self.optimizer.param_groups, self.peak_rates, strict=True):
-            # With a rate of 0, momentum does not change the weights either.
+            # A rate of 0 freezes the weights; a gradient of 0 would not, because of momentum.
             group["lr"] = peak * factor if images_seen / images < group.get("until", math.inf) else 0.0
 
         # gradients
@@ -297,7 +297,7 @@ class Run:
         self.context.log(row)
 
     def report(self, record: dict[str, Any], valid: Batch, may_end: bool) -> None:
-        """Adds the metrics of training and validation to `record`; publishes it with a checkpoint."""
+        """Validates, adds metrics to `record`, publishes it with a checkpoint. may_end: see `Objective`."""
         sums = summed(self.meters, self.context)
         record |= {f"train/{name}": total / count for name, (total, count) in sums.items()}
         with nullcontext() if self.average is None else self.average.in_place():
@@ -366,7 +366,7 @@ class Run:
         try:
             checkpoint.save(folder, self.objective, self.optimizer, progress, self.average)
             yield folder, name
-        except BaseException:  # each restart on a full disk would otherwise leave a folder
+        except BaseException:  # otherwise each restart on a full disk would leave a folder
             shutil.rmtree(folder, ignore_errors=True)
             raise
         if not self.context.removes_saved:
@@ -380,7 +380,7 @@ class Run:
         return spent, paused
 
     def summary(self, steps: int) -> dict[str, Any]:
-        """What `train` returns after `steps` steps of the stage."""
+        """The summary that `train` returns after `steps` steps of the stage."""
         totals, images = self.clock.totals(*self._core_seconds()), steps * self.config.batch_size
         first = {"first_wait_s": totals.first_wait_s, "first_step_at": totals.first_step_at}
         return {

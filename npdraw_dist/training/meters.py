@@ -1,4 +1,4 @@
-"""Means of metrics, and the learning rate of a step.
+"""Computes means of metrics, and the schedule of the learning rate.
 
 Metrics are kept as (sum, count) and divided once, so that batches of any sizes have the right weights.
 """
@@ -13,7 +13,7 @@ class Meters:
     """Running sums and counts of named quantities. Sums stay on the device until they are read."""
 
     def __init__(self) -> None:
-        self._sums: dict[tuple[str, ...], Tensor] = {}  # names of one call of `add` -> (names,) float64
+        self._sums: dict[tuple[str, ...], Tensor] = {}  # names in a call of `add` -> sums (names,) float64
         self._counts: dict[str, float] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
@@ -37,7 +37,7 @@ class Meters:
         return sorted(self._counts)
 
     def stacked(self) -> Tensor:
-        """(names, 2) float64: sum and count in the order of `names`. Ranks add their tables."""
+        """The sum and count of each of `names`, (names, 2) float64. Ranks add these tables."""
         names, first = self.names(), next(iter(self._sums.values()))
         table = torch.zeros(len(names), 2, dtype=torch.float64)
         table[:, 1] = torch.tensor([self._counts[name] for name in names], dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Writes the metrics of a training run: `metrics.jsonl` with a row per validation, and TensorBoard events.
 
-`training.jsonl` has the training metrics between validations. A new row replaces all rows from its step on,
-since training that resumes writes them again. Shapes: C channels, H x W pictures.
+`training.jsonl` has the training metrics between validations. A new row replaces all rows of its step and
+later steps, since resumed training repeats these steps. Shapes: C channels, H x W pictures.
 """
 
 import io
@@ -28,7 +28,7 @@ Setting = bool | int | float | str
 
 
 def read_metrics(filesystem: fs.FileSystem, folder: str, rows: str = ROWS) -> list[Record]:
-    """The rows of the run in `folder`, oldest first; [] if there are none."""
+    """The rows of the file `rows`.jsonl in `folder`, oldest first; [] if there is no such file."""
     path = f"{folder}/{rows}.jsonl"
     if filesystem.get_file_info(path).type != fs.FileType.File:
         return []
@@ -55,8 +55,8 @@ class Events:
     """Adds TensorBoard events to the run in `folder`. Each start of training writes its own files.
 
     images_seen: images before this start; TensorBoard hides events of earlier starts with more images. Events
-    are built in memory, so that a storage failure does not end the run; events that could not be written are
-    written with the next event. After a failure, TensorBoard's `SummaryWriter` prints a traceback at exit.
+    are built in memory, so that a storage failure does not end the run; they are then written with the next
+    event. TensorBoard's `SummaryWriter` is not used, since it prints a traceback at exit after a failure.
     """
 
     def __init__(self, filesystem: fs.FileSystem, folder: str, images_seen: int = 0) -> None:
@@ -91,7 +91,7 @@ class Events:
         self._write()
 
     def _begin(self, number: int) -> None:
-        """Begins a file. The first file of a start states from which image on it replaces earlier events."""
+        """Begins a file. The first file of a start states the image from which it replaces earlier events."""
         from tensorboardX import record_writer
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -120,7 +120,7 @@ class Events:
         self._written = len(content)
 
     def begin(self, settings: Mapping[str, Setting], metric: str, pictures: Pictures) -> None:
-        """Writes pictures, and settings for the tab TEXT and for HPARAMS, which compares runs by `metric`."""
+        """Writes pictures, and settings for the tabs TEXT and HPARAMS; HPARAMS compares runs by `metric`."""
         from tensorboardX.summary import hparams, image, text
 
         self._begin(0)  # a stage has one such file, before all others

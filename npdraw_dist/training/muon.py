@@ -19,10 +19,9 @@ QUINTIC, ITERATIONS = (3.4445, -4.7750, 2.0315), 5
 
 
 class Muon(AdamW):
-    """Muon for the large matrices of groups with `matrices` true, AdamW for all other parameters.
+    """Trains large matrices in groups with `matrices` true by Muon, and all other parameters by AdamW.
 
-    found_inf: a tensor, as for fused AdamW; if it is 1, the step changes nothing. No step waits for the
-    device.
+    found_inf: a tensor, as for fused AdamW; if it is 1, a step changes nothing. No step waits for a GPU.
     """
 
     def __init__(self, groups: list[dict[str, Any]], **options: Any) -> None:

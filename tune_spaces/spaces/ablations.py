@@ -1,20 +1,20 @@
-"""Ablations of NP-DRAW on digits: each variant lacks one idea. Every model has ten trials and five seeds.
+"""Ablates NP-DRAW on digits: each variant lacks one idea. Every model has ten trials and five seeds.
 
 Answers, as the paper's ablations do: how much does the model gain from attention (against an LSTM), from the
 parser (which trains the prior, and gives the VAE a cross-entropy), and from a bank of real patches (against
-Gaussian parts)? Ranges and budgets are written down here before anything is trained.
+Gaussian parts)? This file fixes ranges and budgets before anything is trained.
 
-Cost: a model takes 21 times `core_seconds`: 10 trials, 5 seeds, and up to 2 + 4 times the time for the row
-"until it stops improving". Four models take 3 hours of a core at 100%, and a fifth more for rates and scores.
-Known results: docs/results/2026-12-01-ablations.md at 40 core-seconds, and
-docs/results/2026-12-02-ablations.md at 120 core-seconds without a search.
+Cost: a model takes at most 21 times `core_seconds`: 10 for trials, 5 for seeds, 2 + 4 for the report's row
+"until it stops improving". Four models take 3 core-hours with all images, and a fifth more for measurements.
+Known results: docs/results/2026-12-01-ablations.md with 40 core-seconds for each training, and
+docs/results/2026-12-02-ablations.md with 120 core-seconds and without a search.
 """
 
 from tune_spaces.space import Choice, Kinds, Settings, Space
 from tune_spaces.spaces.comparison import COMMON, SEQUENCE, SETTINGS, Fields
 from tune_spaces.spaces.comparison import SPACE as DIGITS
 
-# The stage `prior` trains on one batch, and no cross-entropy makes q imitate parses.
+# The stage `prior` trains on only one batch, and the VAE's loss has no cross-entropy with the parses.
 NO_PARSER: Settings = {"vae.parse_weight": 0.0, "vae.parse_weight_end": 0.0, "prior.images": 1}
 
 OURS = dict(DIGITS.spaces["npdraw"].fields)

@@ -1,14 +1,14 @@
-"""Compares all kinds of models: each has ten random trials of the same counted time, and then more seeds.
+"""Compares all kinds of models, by ten random trials each and new seeds of the best trial.
 
-Answers: which kind has the best likelihood, and the best samples, at 100%, 10% and 1% of the images? Ranges
-and budgets are written down here before anything is trained. Trials are chosen on validation images, a fifth
-of the images of the fraction; the test split stays closed until `npdraw report` opens it once.
+Answers: which kind has the best likelihood, and the best samples, when it trains on 100%, 10% or 1% of the
+images, for the same time? This file fixes ranges and budgets before anything is trained. A fifth of the
+images is held out to choose the best trial. Only `npdraw report` opens the test split, once.
 
-Cost: a kind takes 21 times `core_seconds`: 10 trials, 5 seeds of the winner (source mnist; 3 elsewhere), and
-up to 2 + 4 times the time for the row "until it stops improving". Seven kinds take 10 hours of a core at
-100%, 5 at 10%, 2.5 at 1%, and a fifth more for cost measurements and scores.
-Best known result, ten trials a kind: at 100% of MNIST-8k, docs/results/2026-12-01-comparison.md, and at four
-times the budget docs/results/2026-12-02-four-times.md; at 10% and 1%, docs/results/2026-11-30-comparison.md.
+Cost: a kind takes at most 21 times `core_seconds`: 10 for trials, 5 for seeds (3 if the source is not mnist),
+2 + 4 for the report's row "until it stops improving". Seven kinds take 10 core-hours with 100% of the
+images, 5 with 10%, 2.5 with 1%, and a fifth more for cost measurements and scores.
+Best known results on MNIST-8k, ten trials of each kind: docs/results/2026-12-01-comparison.md with 100%,
+2026-12-02-four-times.md with 100% and four times the budget, 2026-11-30-comparison.md with 10% and 1%.
 """
 
 from tune_spaces.space import Choice, Kinds, Range, Settings, Space
@@ -21,7 +21,7 @@ COMMON: Fields = {
     "vae.learning_rate": Range(1e-3, 8e-3, log=True),
     "vae.dropout": Choice((0.0, 0.1, 0.2)),
     "vae.weight_decay": Choice((0.0, 0.01, 0.1)),
-    "vae.latent_ramp": Choice((0.0, 0.4)),  # warm-up of the KL
+    "vae.latent_ramp": Choice((0.0, 0.4)),  # warm-up of the KL's weight
     "train.augmented": Choice((0.5, 0.0)),
     "train.average_images": Choice((0.0, 4000.0)),
 }
@@ -34,18 +34,18 @@ SEQUENCE: Fields = {
 }
 
 DRAW = ("baseline.steps", "baseline.latents", "baseline.hidden", "baseline.read", "baseline.write")
-# Sizes that train within the counted time; the paper's 64 steps of 100 Gaussians would see too few images.
+# Sizes for which the counted time is enough; it is too short for the DRAW paper's 64 steps of 100 Gaussians.
 DRAWS: tuple[Settings, ...] = tuple(
     dict(zip(DRAW, size, strict=True))
     for size in ((5, 20, 256, 12, 14), (10, 10, 256, 12, 14), (10, 10, 128, 5, 8))
 )
 
-# Settings over the preset, for all trainings.
+# Settings that override the preset in all trainings.
 SETTINGS: Settings = {
     "train.optimizer": "muon",
     "vae.prior_learning_rate": 4e-3,
     "prior.learning_rate": 4e-3,
-    "vae.images": 60_000,  # only its ratio to prior.images matters, since the counted seconds set the budget
+    "vae.images": 60_000,  # only its ratio to prior.images matters; core_seconds sets the real number
     "prior.images": 30_000,
     "vae.relaxed_images": None,
     "train.select": "best",
@@ -61,11 +61,11 @@ SPACE = Kinds(
             {
                 **COMMON,
                 **SEQUENCE,
-                "bank.size": Choice((25, 50, 100)),  # K
-                "vae.parse_weight": Range(5.0, 50.0, log=True),  # lambda
+                "bank.size": Choice((25, 50, 100)),  # the number of parts K
+                "vae.parse_weight": Range(5.0, 50.0, log=True),  # the paper's lambda
                 "places": Choice(
                     ({"grid.patch": 5, "grid.stride": 5}, {"grid.patch": 7, "grid.stride": 7})
-                ),  # T
+                ),  # sets the number of steps T
                 "vae.latents": Choice((16, "map:2", "map:4")),
                 "vae.decoder_width": Choice((32, 64)),
                 "vae.encoder_width": Choice((32, 64)),

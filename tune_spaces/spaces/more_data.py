@@ -1,17 +1,17 @@
 """Trains NP-DRAW and a VAE, each on several shares of the training images, for equal numbers of steps.
 
-Answers: how much do ten times as many real images help? The shares are nested. All trials see the same
-number of images in batches of the same size, and the weights with the best validation score are scored on the
-same validation and test images. No choice depends on the test split: no trial is stopped early, and curve.png
+Answers: how much do ten times as many real images help? Each share contains the smaller ones. All trials
+have batches of the same size, and the weights with the best validation score are scored on the same
+validation and test images. No choice depends on the test split: no trial is stopped early, and curve.png
 shows all trials.
 
 With the glyphs of Debian's Noto fonts (1,212,459 for training), the shares are about 1,200, 12,000, 121,000
 and all glyphs. Prepare the glyphs once, then give `--data.source parquet --data.path GLYPHS`:
 `npdraw prepare --data.source fonts --data.path FONTS --data.image_size 28 --out GLYPHS`
 
-Cost: with the budgets of the preset `glyphs`, each of the eight trials takes about an hour of a core; it
-takes a tenth of that with `--prior.images 50000 --vae.images 50000 --vae.relaxed_images 10000`.
-Best known result: docs/results/2026-11-27-scale.md, at a fifth of the budgets.
+Cost: with the budgets of the preset `glyphs`, each of the eight trials takes about one core-hour; it takes a
+tenth of that with `--prior.images 50000 --vae.images 50000 --vae.relaxed_images 10000`.
+Best known result: docs/results/2026-11-27-scale.md, with a fifth of the budgets.
 """
 
 from tune_spaces.space import Choice, Settings, Space
@@ -27,7 +27,7 @@ SPACE = Space(
     samples=len(CASES),
     preset="glyphs",
     budgets={
-        # A share that fits into memory is read once. As a stream, a small share would be read many times.
+        # With this cache a small share is read into memory once; as a stream it would be read in each epoch.
         "glyphs": {**CASES[0], "scale.num_workers": 1, "data.cache_mb": 256},
         "digits": {**CASES[0], "scale.num_workers": 1},
     },

@@ -1,9 +1,9 @@
-"""Searches the structure of a sequence: bank size K, number and size of the parts, depth of the Transformer.
+"""Searches the bank size K, the number and size of an image's parts, and the depth of the Transformer prior.
 
 Answers: which bank size, number and size of parts, and depth of the prior are worth their cost? Three layouts
-may draw a part at each place (`aligned`, T = number of places), with parts of side 5, 7 and 4. One draws only
-the 24 best parts, of side 5. One draws 16 parts of side 7 at overlapping places. Trials of different depths
-share bank and parses.
+may draw a part at each place (`aligned`, T = number of places), with parts of 5x5, 7x7 and 4x4 pixels. One
+draws only the 24 best parts of 5x5 pixels. One draws 16 parts of 7x7 pixels at overlapping places. Trials
+that differ only in depth share bank and parses.
 
 Cost: 12 trials of the preset `digits` take 13 minutes on 2 cores, two trials at a time.
 Best known result: docs/results/2026-11-25-structure.md.

@@ -1,9 +1,9 @@
-"""Searches the training of the VAE: lambda, beta, tau, and the decoder's width.
+"""Searches settings of the VAE: lambda (`parse_weight`), beta, the last tau, and the decoder's width.
 
-Answers: how should posterior and decoder be trained on a given prior? All trials share one bank, its parses
+Answers: how should posterior and decoder be trained with a given prior? All trials share one bank, its parses
 and one prior.
 
-Cost: a trial of the preset `digits` takes 1 to 2 minutes of a core; the first trials wait for the prior.
+Cost: a trial of the preset `digits` takes 1 to 2 minutes of a core; the first trials also wait for the prior.
 Best known result: none yet.
 """
 

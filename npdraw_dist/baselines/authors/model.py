@@ -1,7 +1,7 @@
-"""Kind `authors`: NP-DRAW with the networks and the training of the authors' released code.
+"""The kind `authors`, NP-DRAW with the networks and the training of the authors' released code.
 
-The constants are those of their MNIST script. Draws of *what* stay relaxed to the end, and the frozen
-prior sees the same canvases, with mixtures of parts, as the decoder. Draws of *where* and *whether* are hard
+The constants are those of the authors' MNIST script. Draws of *what* stay relaxed to the end. Decoder and
+frozen prior take the same canvases as input, with mixtures of parts. Draws of *where* and *whether* are hard
 and get no gradient from the reconstruction; in the authors' code this gradient is 0 in float32. The KL of
 *what* and *where* counts only at steps that draw. Teacher forcing replaces *what* and *where* by the parse.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, h x w canvas, H x W image.
@@ -43,19 +43,19 @@ from npdraw_dist.nn.relaxations import (
 from npdraw_dist.nn.steps import StepLogits, kl_steps
 
 STEPPING = Stepping(beta2=0.999, clip=math.inf, warmup=0.0, falls=False)
-DECODER_RATE = 1e-4  # Adam's rate for the decoder; the posterior has vae.learning_rate
-# Shares of the budget. The authors count epochs instead: 50 and 20 of 661.
-TAU_FALL = 0.0756430  # over this share tau falls exponentially to vae.tau_end
-TEACHER_FALL = 0.0302572  # after this share the chance of teacher forcing, 1 at first, is 1 / e
+DECODER_RATE = 1e-4  # Adam's learning rate for the decoder; vae.learning_rate is that of the posterior
+# Shares of the budget; in the authors' code, 50 and 20 of 661 epochs.
+TAU_FALL = 0.0756430  # share over which the temperature tau falls exponentially to vae.tau_end
+TEACHER_FALL = 0.0302572  # share over which the chance of teacher forcing falls from 1 to 1 / e
 
 
 def gumbel_temperature(config: VAEConfig, done: float) -> float:
-    """tau of the Gumbel-softmax draws of *what* after this share of the budget."""
+    """The temperature of the Gumbel-softmax draws of *what* after the share `done` of the budget."""
     return TAU_START * math.exp(math.log(config.tau_end / TAU_START) * ramp(done, 0.0, 1.0, TAU_FALL))
 
 
 def teacher_chance(done: float) -> float:
-    """The chance that *what* and *where* are taken from the parse, not drawn from q."""
+    """The chance of teacher forcing of an image, whose *what* and *where* then come from the parse, not q."""
     return math.exp(-((done / TEACHER_FALL) ** 2))
 
 
@@ -96,7 +96,7 @@ class AuthorsObjective(VAEObjective):
         model = self.model
         assert isinstance(model.prior, CanvasPrior)
         what, gate, where = self._choices(q, parse, done, generator)
-        shown = what.detach().sum(-1) > 0.5  # a forced step without a part in the parse shows nothing
+        shown = what.detach().sum(-1) > 0.5  # false at a forced step where the parse draws no part
         z = PartSequence((gate > 0.5) & shown, where, what.argmax(-1))
         canvases = soft_canvases(model.bank_parts, what * gate[..., None], where, model.grid)
         found = model.reconstruct_from(canvases[:, -1], x, generator)
@@ -109,7 +109,7 @@ class AuthorsObjective(VAEObjective):
     def _choices(
         self, q: StepLogits, parse: PartSequence, done: float, generator: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draws from q, or takes the parse: *what* as weights (B, T, K), *whether* and *where* (B, T)."""
+        """*What* as weights (B, T, K), *whether* and *where* (B, T), from q or, if forced, from the parse."""
         assert q.where is not None
         what = gumbel_softmax(q.what, gumbel_temperature(self.config, done), generator)
         gate = bernoulli_sample(q.whether, generator)
@@ -121,7 +121,7 @@ class AuthorsObjective(VAEObjective):
 
 
 def soft_canvases(bank: Tensor, what: Tensor, where: Tensor, grid: Grid) -> Tensor:
-    """Differentiable canvases of ink after each step, (B, T, C, h, w): what (B, T, K) >= 0, where (B, T).
+    """The canvas after each step, (B, T, C, h, w), differentiable in what (B, T, K) >= 0. where: (B, T).
 
     The gradient of a pixel goes to the step that is visible there.
     """
@@ -161,7 +161,7 @@ class AuthorsNPDraw(NPDraw):
         return AuthorsObjective(self, config)
 
     def with_bank(self, bank: PartBank) -> NPDraw:
-        """Raises UserError: these networks have free weights for their parts."""
+        """Raises UserError, since these networks have free weights for their parts."""
         raise UserError(
             "the model has free weights for its parts (the authors' model); train one with "
             "--prior.table pixels"

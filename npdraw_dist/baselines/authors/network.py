@@ -1,7 +1,7 @@
 """Prior, posterior and decoder of the authors' released code (kind `authors`), rewritten from its structure.
 
-Differences: GroupNorm replaces BatchNorm, whose output for an image depends on the batch; a step that draws
-nothing covers nothing, while in the authors' VAE training it covers the place *where*.
+There are two differences. GroupNorm replaces BatchNorm, whose output for an image depends on the batch. A
+step that draws nothing covers nothing; in the authors' VAE training, such a step covers the place *where*.
 Shapes: B batch, T steps, L places, K parts, C channels, h x w canvas, H x W image, W channels of a token, Q
 likelihood parameters per pixel.
 """
@@ -30,18 +30,18 @@ from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import AlignedLayout, StepLogits
 
-CHANNELS = 16  # in the prior's two convolutions
-HALVINGS = 4  # convolutions of stride 2 in the posterior
-SIDE = 2  # side of the posterior's last feature map: 28 pixels halved four times
+CHANNELS = 16  # channels of the prior's two convolutions
+HALVINGS = 4  # number of convolutions of stride 2 in the posterior
+SIDE = 2  # side of the posterior's last feature map, for images of 28 pixels
 
 
 def two_layers(width: int, outputs: int) -> nn.Sequential:
-    """A head that computes logits."""
+    """A head with two linear layers, which computes logits."""
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), ExactLinear(width, outputs))
 
 
 class PlainBlock(TransformerBlock):
-    """A vision Transformer block. q, k, v have no bias, initial weights are torch's, the MLP has dropout."""
+    """A vision Transformer block with torch's initial weights, no bias in q, k and v, dropout in the MLP."""
 
     def __init__(self, settings: PriorSpec) -> None:
         super().__init__(settings)
@@ -88,7 +88,7 @@ class CanvasPrior(StepPrior):
         return self.given(canvases, z)
 
     def given(self, canvases: Tensor, z: PartSequence) -> StepLogits:
-        """Logits given z and the canvas after each step, (B, T, C, h, w), which may mix parts."""
+        """Logits of each step from z and the canvas after each step, (B, T, C, h, w), which may mix parts."""
         area = z.whether[:, :, None, None, None].to(canvases.dtype)
         area = area.expand(-1, -1, 1, self.grid.patch, self.grid.patch)
         seen = torch.cat([self.grid.ink(canvases), paste_steps(area, z.where, self.grid.of_ink)], 2)
@@ -114,7 +114,7 @@ class CanvasPrior(StepPrior):
 
 
 class FlatTrunk(nn.Module):
-    """Image (B, C, H, W) -> a vector (B, W), in float32, since bfloat16 changes signs before its ReLUs."""
+    """Ink (B, C, H, W) -> a vector (B, W), in float32, since bfloat16 would change signs before the ReLUs."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -144,21 +144,21 @@ class FlatPosterior(StepPosterior):
         self.what = two_layers(width, spec.steps * spec.parts)
 
     def set_bank(self, parts: Tensor) -> None:
-        """Does nothing: this network does not look at the parts."""
+        """Does nothing, since this network does not use the parts."""
 
     def features(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) in [0, 1] -> (B, W)."""
-        return self.trunk(self.grid.ink(x))  # its convolutions pad with 0, the background's ink
+        """Images (B, C, H, W) in [0, 1] -> features (B, W)."""
+        return self.trunk(self.grid.ink(x))  # the trunk's convolutions pad with 0, the background's ink
 
     def forward(self, x: Tensor) -> StepLogits:
-        """(B, C, H, W) in [0, 1] -> whether (B, T), where (B, T, L), what (B, T, K)."""
+        """Images (B, C, H, W) in [0, 1] -> logits of whether (B, T), where (B, T, L) and what (B, T, K)."""
         h, shape = self.features(x), (len(x), self.steps, -1)
         where = self.where(h).view(shape)
         return StepLogits(self.whether(h), where, self.what(h).view(shape))
 
 
 class PlacedLayout(AlignedLayout):
-    """T = L steps, each of which may draw at any place, even a place drawn before, so q factorises."""
+    """A layout of T = L steps, each at any place, even one drawn before, so q factorises over steps."""
 
     def sample(self, q: StepLogits, bank: Tensor, generator: Noise) -> PartSequence:
         assert q.where is not None
@@ -191,8 +191,8 @@ class _Residual(nn.Module):
 class StridedDecoder(nn.Module):
     """Canvas (B, C, h, w) in [0, 1] -> likelihood parameters (B, Q, h * upscale, w * upscale).
 
-    It sees the canvas only through strided convolutions, so before training its image is grey. The
-    convolutions take ink, and pad with 0 (no ink); sides are padded to multiples of 4 below and on the right.
+    The canvas enters only through strided convolutions, so before training the image is grey. The input of
+    the convolutions is ink, padded with 0 (background), at the bottom and right also to multiples of 4.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""Readers of data sets. Each family of data sets has one file, which finds and reads its images."""
+"""Readers of data sets. Each family of data sets has one module, which finds and reads its images."""

@@ -54,7 +54,7 @@ CLASSES = {
 }
 CIFAR_BATCHES = (*(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
 CIFAR_LAYOUT = "cifar-10-batches-py/data_batch_1 to data_batch_5 and test_batch"
-# All classes in a pickle of a NumPy array, written by Python 2 (the published files) or 3.
+# All classes that a pickled NumPy array needs, if Python 2 (the published files) or Python 3 wrote it.
 ALLOWED = {
     *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
     *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
@@ -63,7 +63,7 @@ ALLOWED = {
 
 
 def read_rows(arrays: Callable[[str], Arrays], ids: str, items: Sequence[tuple[str, int]]) -> Rows:
-    """The rows of `items`, pairs (part of the set, row). arrays: reads a part. ids: format of an id."""
+    """Reads the rows of `items`, pairs (part of the set, index). arrays: reads a part. ids: format of ids."""
     parts = {part: arrays(part) for part in sorted({part for part, _ in items})}
     images = np.stack([parts[part][0][i] for part, i in items])
     labels = np.array([parts[part][1][i] for part, i in items], dtype=np.int64)
@@ -77,7 +77,7 @@ def _with_own_test(
     sizes: Mapping[str, int],
     stamp: str,
 ) -> Source:
-    """A source whose last part is its test split; validation is a seeded share of the other parts."""
+    """Makes a source. Its last part is the test split; a seeded share of the others is for validation."""
     *own, test = ([(part, i) for i in range(size)] for part, size in sizes.items())
     train, valid = holdout([row for rows in own for row in rows], data.valid_fraction, seed)
     splits: dict[Split, list[tuple[str, int]]] = {"train": train, "valid": valid, "test": test}
@@ -86,7 +86,7 @@ def _with_own_test(
 
 @cache
 def load_digits() -> Arrays:
-    """1,797 real handwritten digits (UCI), (N, 8, 8) in 0..16, from scikit-learn's file.
+    """1,797 handwritten digits (UCI), (N, 8, 8) in 0..16, and their labels, from scikit-learn's file.
 
     scikit-learn is not imported if the file is found, since the import takes as long as that of torch.
     """
@@ -98,7 +98,7 @@ def load_digits() -> Arrays:
             return rows[:, :-1].reshape(-1, 8, 8), rows[:, -1]
     from sklearn import datasets
 
-    raw = datasets.load_digits()  # a later version may store another file
+    raw = datasets.load_digits()  # a later version may store the digits elsewhere
     return raw.images.astype(np.uint8), raw.target.astype(np.uint8)
 
 
@@ -113,7 +113,7 @@ def digits(part: str = "") -> Arrays:
 
 
 def open_digits(data: DataConfig, seed: int) -> Source:
-    """The digits, split by label. They need no file."""
+    """Opens the digits, `stratified` by label. data.path is ignored."""
     if data.path is not None:
         warnings.warn("data.path is ignored: the digits come with scikit-learn", stacklevel=2)
     images, labels = load_digits()
@@ -126,12 +126,12 @@ def open_digits(data: DataConfig, seed: int) -> Source:
 
 
 def open_given(data: DataConfig, seed: int) -> Source:
-    """Raises UserError, since only a call of `fit` can provide the images."""
+    """Raises UserError, since only a call of `npdraw_dist.fit` can provide the images."""
     raise UserError("the images of this run were given to npdraw_dist.fit; call it again with them")
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of an IDX file of bytes. Raises UserError on any other file."""
+    """The array of an IDX file whose values are bytes. Raises UserError on any other file."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         if len(content) < 4 or content[:3] != IDX_BYTES:
@@ -193,7 +193,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 @kept(maxsize=6)
 def _cifar(root: Path, part: str) -> Arrays:
-    """The arrays of a batch file. Raises UserError on any other file."""
+    """The images and labels of a batch file. Raises UserError on any other file."""
     try:
         with (root / part).open("rb") as file:
             batch = _ArrayUnpickler(file, encoding="latin1").load()
@@ -201,7 +201,7 @@ def _cifar(root: Path, part: str) -> Arrays:
         labels = np.asarray(batch["labels"], dtype=np.int64)
         if pixels.dtype != np.uint8 or pixels.shape != (len(labels), 3 * 32 * 32):
             raise ValueError(f"data is {pixels.dtype} {pixels.shape} for {len(labels)} labels")
-    except Exception as error:  # a damaged pickle raises anything
+    except Exception as error:  # a damaged pickle raises errors of any type
         raise UserError(f"{root / part} is no readable CIFAR-10 batch ({error}); get it again") from None
     return pixels.reshape(-1, 3, 32, 32), labels
 

@@ -1,5 +1,6 @@
-"""Reads the pictures of a colour bitmap font, such as Noto Color Emoji (4,082, 136 x 128 pixels, OFL 1.1).
+"""Reads the pictures of a colour bitmap font.
 
+Noto Color Emoji (OFL 1.1) has 4,082 pictures of 136 x 128 pixels.
 Each picture is drawn on `data.background` in a square and resized. Its class is the Unicode group.
 Shapes: N pictures, C channels, S image side.
 """
@@ -36,15 +37,15 @@ ADVICE = (
     "give --data.path FONT.ttf, a font with colour bitmaps, or install one (Debian and Ubuntu: "
     "apt install fonts-noto-color-emoji)"
 )
-MOST_NESTED = 8  # depth of ligatures that consist of ligatures; a greater depth means a loop
+MOST_NESTED = 8  # largest depth of ligatures that consist of ligatures; a greater one means a loop
 
 
 class NoBitmapFont(Exception):
-    """The reason why a file cannot be used."""
+    """A file cannot be used as a font with colour bitmaps. The message is the reason."""
 
 
 class Bitmap(NamedTuple):
-    """A picture of a font. code_points: the text that shows it, in the font's order; () if there is none."""
+    """A picture of a font. code_points: the text that the picture shows, in the font's order; () if none."""
 
     glyph: str
     png: bytes
@@ -52,10 +53,9 @@ class Bitmap(NamedTuple):
 
 
 def open_emoji(data: DataConfig, seed: int) -> Source:
-    """The pictures of a font. All variants of an emoji, and all pictures equal to one of them, share a split.
+    """Opens a font. All variants of an emoji, and all pictures equal to one of them, are in one split.
 
     Each split has about its share of each Unicode group.
-
     `data.split_by variant` splits variants independently, to hold out new combinations of known elements.
     """
     place = data.path
@@ -111,7 +111,7 @@ def _read_pictures(
 
 @kept(maxsize=1)  # all shards read the same font
 def _bitmaps(content: bytes) -> list[Bitmap]:
-    """The pictures of a font file at its largest size, in the order of its glyphs. Raises NoBitmapFont."""
+    """The pictures of a font at its largest size, in the order of its glyphs. May raise NoBitmapFont."""
     try:
         with TTFont(io.BytesIO(content), lazy=True, fontNumber=0) as font:
             pictures, text_of = _pictures(font), _texts(font)
@@ -141,7 +141,7 @@ def _pictures(font: TTFont) -> dict[str, bytes]:
 
 
 def _texts(font: TTFont) -> Callable[[str], tuple[int, ...]]:
-    """Returns a function that finds a glyph's code points in the character map or in its first ligature."""
+    """Returns a function that finds a glyph's code points in the character map or through ligatures."""
     known: dict[str, tuple[int, ...]] = {}
     for code_point, glyph in sorted((font.getBestCmap() or {}).items()):
         known.setdefault(glyph, (code_point,))

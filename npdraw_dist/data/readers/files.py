@@ -25,8 +25,8 @@ from npdraw_dist.data.splits import SPLITS, TEST_SEED, HashSplit, Split, holdout
 from npdraw_dist.distributed.tasks import free_threads
 
 LOCAL = fs.LocalFileSystem()
-WORDS = ".txt"  # suffix of the file beside a picture that has words about it
-CELEBA_CROP = 148  # side of the crop of aligned faces, resized to 64x64 as the authors do
+WORDS = ".txt"  # suffix of a file that has words about the picture of the same name beside it
+CELEBA_CROP = 148  # px; side of the square that is cut from an aligned face and resized, as the authors do
 PARTITION = "list_eval_partition.txt"
 CELEBA_LAYOUT = f"celeba/img_align_celeba/*.jpg and celeba/{PARTITION}"
 OMNIGLOT_PARTS = ("images_background", "images_evaluation")
@@ -46,7 +46,7 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Files:
-    """N image files. paths: below the root. labels: (N,). words: (N,), whether each has a NAME.txt."""
+    """N image files. paths: below the root. labels: (N,). words: (N,), whether NAME.txt is beside each."""
 
     paths: pa.LargeStringArray
     labels: NDArray[np.int64]
@@ -70,7 +70,7 @@ class Files:
 def read_files(
     filesystem: fs.FileSystem, root: str, frame: Frame, invert: bool, items: Iterable[Item]
 ) -> Rows:
-    """The rows of `items`. The path is the id. invert: whether dark ink becomes bright.
+    """Reads the rows of `items`. The path is the id. invert: whether dark ink becomes bright.
 
     Several threads decode the pictures, since Pillow releases the interpreter lock.
     """
@@ -91,11 +91,11 @@ def read_files(
 
 
 def _content(filesystem: fs.FileSystem, root: str, path: str) -> bytes:
-    """Raises BadPicture if the file cannot be read, and OSError if the storage fails."""
+    """Reads a file. Raises BadPicture if it cannot be read, and OSError if the storage fails."""
     try:
         return _bytes(filesystem, root, path)
     except (PermissionError, FileNotFoundError) as error:
-        if not filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):  # not mounted
+        if not filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True)):  # `root` is not mounted
             raise
         raise BadPicture(f"unreadable file: {error}") from None
 
@@ -107,11 +107,11 @@ def _bytes(filesystem: fs.FileSystem, root: str, path: str) -> bytes:
 
 
 def open_imagefolder(data: DataConfig, seed: int) -> Source:
-    """Images in folders at any depth. The first folder is the class; NAME.txt describes NAME.png.
+    """Opens images in folders at any depth. The first folder is the class; NAME.txt describes NAME.png.
 
     Top folders with the names of splits (`splits.WORDS`) contain the folders of the classes. But if `train`
-    is the only such name and there are other folders, it is a class, of vehicles. A split without a folder is
-    taken from the training images by a hash of the path.
+    is the only such name and there are other folders, it is a class (railway trains). A split without a
+    folder is taken from the training images by a hash of the path.
     """
     if data.path is None:
         raise UserError("data.source imagefolder needs --data.path, a folder of images")
@@ -125,7 +125,7 @@ def open_imagefolder(data: DataConfig, seed: int) -> Source:
 
 
 def pictures_in(listing: pa.Table) -> pa.Table:
-    """The rows of a table from `list_tree` that are pictures, or words beside a picture."""
+    """The rows of a table from `list_tree` that are pictures, or files with words about them."""
     paths = listing["path"].combine_chunks()
     pictures = are_pictures(paths)
     words = pc.is_in(paths, value_set=_words_of(paths.filter(pictures)))
@@ -133,12 +133,12 @@ def pictures_in(listing: pa.Table) -> pa.Table:
 
 
 def _words_of(names: pa.LargeStringArray) -> pa.LargeStringArray:
-    """The paths at which files with words about the pictures may lie."""
+    """The paths where files with words about the pictures `names` would be."""
     return pc.replace_substring_regex(names, r"\.[^.]*$", WORDS)
 
 
 def by_split(paths: pa.LargeStringArray, data: DataConfig, seed: int) -> tuple[dict[Split, Files], list[str]]:
-    """The pictures among the paths of `pictures_in`, by split, and the names of the classes."""
+    """Returns (split -> pictures, names of the classes). paths: those that `pictures_in` returns."""
     is_words = pc.ends_with(paths, WORDS)
     names, texts = paths.filter(pc.invert(is_words)), paths.filter(is_words)
     beside = pc.is_in(_words_of(names), value_set=texts)
@@ -193,7 +193,7 @@ def open_celeba(data: DataConfig, seed: int) -> Source:
 
 
 def open_omniglot(data: DataConfig, seed: int) -> Source:
-    """Omniglot, with a label for each character. A smaller set is split in the same proportion."""
+    """Omniglot, with a label for each character. A copy with fewer images is split in the same proportion."""
 
     def complete(root: Path) -> bool:
         return all((root / part).is_dir() for part in OMNIGLOT_PARTS)

@@ -2,7 +2,7 @@
 
 A glyph is drawn with antialiasing and an em of S - 2 x MARGIN pixels, and its bounding box is centred. A
 glyph that would leave a margin below MARGIN is drawn smaller. Blank glyphs and twins are left out and
-counted. A twin is a character with the glyph of an earlier character of the file, or with the image of an
+counted. A twin is a character that has the glyph of an earlier character of the file, or the image of an
 earlier character of the same range and split.
 Shapes: S image side.
 """
@@ -54,7 +54,7 @@ class Face:
 
 
 def open_fonts(data: DataConfig, seed: int) -> Source:
-    """All faces of the font files below data.path, in ranges of data.rows_a_shard characters.
+    """Opens all faces of the font files below data.path, in ranges of data.rows_a_shard characters.
 
     `data.split_by face` holds out families, so that the faces of a family, and of a file, are in one split.
     `data.split_by character` holds out the same characters of all faces. A broken file counts as one rejected
@@ -101,7 +101,7 @@ def _rejected(
 
 
 def _faces(root: str, file: Mapping[str, Any]) -> tuple[list[Face], str | None]:
-    """The faces of a file that have characters, or the reason why it cannot be used.
+    """The faces of a file that have characters, or the reason why the file cannot be used.
 
     file: a row of `list_paths`. Raises OSError if the storage fails, since the font may be intact.
     """
@@ -132,7 +132,7 @@ def _faces(root: str, file: Mapping[str, Any]) -> tuple[list[Face], str | None]:
 
 
 def _open(content: bytes, index: int, em: int) -> ImageFont.FreeTypeFont:
-    """Raises OSError or ValueError if FreeType cannot open the face."""
+    """Opens a face at an em of `em` px. Raises OSError or ValueError if FreeType cannot open it."""
     return ImageFont.truetype(io.BytesIO(content), em, index, layout_engine=ImageFont.Layout.BASIC)
 
 
@@ -143,7 +143,7 @@ def _content(file: str, version: Version) -> bytes:
 
 @kept(maxsize=2)
 def _characters(file: str, version: Version) -> list[tuple[list[int], set[int]]]:
-    """For each face of a file, its code points in order, and the set of those that repeat a glyph."""
+    """For each face of a file, its code points in order, and those that share the glyph of an earlier one."""
     blob, seen, found = hb.Blob(_content(file, version)), set[tuple[bytes, int]](), []
     for index in range(hb.Face(blob, 0).count):
         face = hb.Face(blob, index)
@@ -158,7 +158,7 @@ def _characters(file: str, version: Version) -> list[tuple[list[int], set[int]]]
 
 
 def _tables(face: hb.Face) -> bytes:
-    """A digest of the outlines, which several faces of a collection may share."""
+    """A digest of the tables of outlines, which several faces of a collection may share."""
     digest = hashlib.blake2b(str(face.upem).encode(), digest_size=16)
     for name in sorted({"loca", *OUTLINES} & set(face.table_tags)):
         digest.update(face.reference_table(name).data)

@@ -1,4 +1,4 @@
-"""Finds or downloads the folder of a known data set, and caches what a worker reads for the next shard.
+"""Finds or downloads the folder of a known data set, and caches what a worker needs for several shards.
 
 The folder is data.path, or a folder in the user's cache, to which the set is downloaded once.
 """
@@ -30,12 +30,12 @@ def find_data(
     dataset: str,
     *arguments: Mapping[str, object],
 ) -> Path:
-    """The absolute folder of a data set, which is data.path or one of its folders `inner`.
+    """The absolute path of the folder with a data set's files, in data.path or else in the user's cache.
 
-    complete: tells whether a folder has all files. layout: a description of the files. Without data.path,
-    torchvision's class `dataset`, called with each of `arguments`, downloads the set to
-    `$XDG_CACHE_HOME/npdraw_dist/<source>`, by default under `~/.cache`. Raises UserError if the files are
-    missing and not downloaded.
+    inner: subfolders that can have the files. complete: returns whether a folder has all files. layout:
+    describes the files in messages. Without data.path, torchvision's class `dataset`, called with each of
+    `arguments`, downloads the set once to `$XDG_CACHE_HOME/npdraw_dist/<source>`, by default under
+    `~/.cache`. Raises UserError if files are missing and not downloaded.
     """
 
     def found(folder: Path) -> Path | None:
@@ -74,7 +74,7 @@ def find_data(
 
 
 def kept(maxsize: int) -> Callable[[Callable[Given, Made]], Callable[Given, Made]]:
-    """`lru_cache` for threads that read shards of one file. One thread calls `make`; others wait."""
+    """A decorator like `lru_cache`, but while one thread calls the function, others wait for its result."""
 
     def decorated(make: Callable[Given, Made]) -> Callable[Given, Made]:
         lock = threading.RLock()

@@ -3,8 +3,7 @@
 Optional columns are `id`, `label`, `split`, `shape`, and `words` or `caption`.
 `image` is a fixed-shape tensor; a list of values, whose shape is the column `shape` or else (C, H, W); the
 bytes of a PNG or JPEG (alone, or as the field `bytes` of a struct, as Hugging Face writes them); or the
-fixed-size binary of a canonical shard, whose schema states the shape. Pixel values are uint8, or floats in
-[0, 1].
+fixed-size binary of a canonical shard, whose schema states the shape. Values are uint8, or floats in [0, 1].
 """
 
 import json
@@ -34,9 +33,9 @@ NO_TABLE = "is no readable Parquet file ({}); write it again"
 
 
 def _footer(filesystem: fs.FileSystem, path: str) -> tuple[list[int], bool, tuple[str, ...]]:
-    """The rows of each row group, whether there is a column `split`, and the names of the labels, if stated.
+    """The number of rows of each row group, whether there is a column `split`, and the stated label names.
 
-    Raises UserError if the file is damaged, or its columns cannot be images.
+    Raises UserError if the file is damaged, or if its column `image` or `label` has an unusable type.
     """
     with opened(path, filesystem, wrong=NO_TABLE) as file:
         schema, metadata = file.schema_arrow, file.metadata
@@ -63,8 +62,8 @@ def _is_bytes(kind: pa.DataType) -> bool:
 class TableReader:
     """Reads the rows of the requested splits from some row groups of a file.
 
-    first: position of the first of these rows in the file. Positions are part of the ids if there is no
-    column `id`.
+    first: position of the first of these rows in the file. A row without an `id` gets its id from `name`
+    and its position. stated: the split that the file's folder or name states, or None.
     """
 
     filesystem: fs.FileSystem
@@ -116,7 +115,7 @@ class TableReader:
         return from_array(numbers.reshape(sides), self.frame)
 
     def _tensor(self, values: pa.Array, kind: pa.FixedShapeTensorType) -> NDArray[Any]:
-        """Returns a tensor of any shape. If it has three axes, channels are first or last."""
+        """The array of a tensor of any shape. If it has three axes, the channels are first or last."""
         if values.null_count:
             raise BadPicture("an empty value in the tensor")
         stored = values.to_numpy(zero_copy_only=False).reshape(kind.shape)
@@ -138,7 +137,7 @@ def _cells(table: pa.Table) -> Iterator[tuple[Any, ...]]:
 
 
 def open_parquet(data: DataConfig, seed: int) -> Source:
-    """Returns canonical shards unchanged, or else a source whose parts are some row groups of a file.
+    """Opens Parquet files. A part of the source is some row groups of a file, or a whole canonical shard.
 
     The column `split`, the folder or the name of the file states the split of a row; otherwise a hash of the
     id determines it.

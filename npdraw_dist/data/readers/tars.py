@@ -27,7 +27,7 @@ LABEL = re.compile(rb"-?\d{1,18}")  # numbers that fit an int64
 
 
 def find_tars(pattern: str) -> tuple[fs.FileSystem, list[str], str | None]:
-    """The filesystem, the path of each tar, and the folder, or None if `pattern` is no folder.
+    """The filesystem, the path of each tar, and the folder `pattern`, or None if it is not a folder.
 
     `pattern` is a tar, a folder of tars or a brace pattern, local or a URI. Raises UserError if a tar is
     missing.
@@ -62,10 +62,10 @@ def _key(member: str) -> str:
 def _samples(
     filesystem: fs.FileSystem, path: str, cut: list[str], repeated: set[str]
 ) -> Iterator[dict[str, Any]]:
-    """Yields the samples of a tar. Raises UserError if it is no tar.
+    """Yields the samples of a tar. Raises UserError if the file is not a tar.
 
-    Adds to `cut` the key at which a truncated tar ends, and to `repeated` each key with two members of the
-    same name.
+    Adds the key at which a truncated tar ends to `cut`, and each key with two members of the same name to
+    `repeated`.
     """
     last = ""
 
@@ -107,7 +107,7 @@ def _read_tar(
 ) -> dict[Split, Rows]:
     def image(sample: dict[str, Any]) -> NDArray[np.uint8]:
         names = [name for name in sample if f".{name}".endswith(SUFFIXES)]
-        names = [name for name in names if "." not in name] or names  # takes `jpg` rather than `mask.png`
+        names = [name for name in names if "." not in name] or names  # prefers `jpg` to `mask.png`
         if not names:
             raise BadPicture("no image member")
         if len(names) > 1:
@@ -140,7 +140,7 @@ def _read_tar(
 
 
 def open_webdataset(data: DataConfig, seed: int) -> Source:
-    """Tar files. The folder or name of a tar states the split of its images; otherwise a hash of the id does.
+    """Opens tars. A tar's folder or name states the split of its images; otherwise a hash of the id decides.
 
     The id is the member `id`, or the key if there is no such member.
     """
