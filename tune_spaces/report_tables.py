@@ -67,7 +67,7 @@ class ReportData:
         return in_order(run.entry.kind for run in self.measured)
 
     def leading(self, fraction: float) -> list[Measured]:
-        """The runs at a fraction whose curve and samples are shown, one of each kind."""
+        """One run of each kind at this fraction; the report shows its curve and samples."""
         return [run for run in self.measured if run.entry.fraction == fraction and run.entry.leading]
 
     def runs(self, fraction: float, kind: str, role: str = "seed") -> list[Measured]:

@@ -1,7 +1,7 @@
-"""How many workers an elastic run starts with, and when it grows.
+"""Decides how many workers an elastic run starts with, and when it grows.
 
-Ray Train's own elastic policy counts what nodes have, also what other jobs hold there. So it requests workers
-that find no place, again and again. Each start here requests a fixed number, which is free.
+Ray Train's own elastic policy counts all resources of the nodes, also those that other jobs use. So it
+requests workers that find no place, again and again. Here each start requests what is free.
 """
 
 import time
@@ -27,8 +27,8 @@ class Size:
     def start(self) -> int:
         """The number for the next start: what is free now, at least `workers.least`.
 
-        The free resources of all nodes together can have more room than the nodes, so a number that found no
-        place (`not_placed`) is not requested again until workers have started.
+        The sum of free resources can fit more workers than the single nodes do. So a number of workers that
+        found no place (`not_placed`) is not requested again until workers have started.
         """
         workers = self.workers
         if workers.least < workers.most:
@@ -64,6 +64,6 @@ class Size:
             request_resources(bundles=[self.workers.resources] * count)
 
     def _free(self, more: bool = False) -> int:
-        """At most how many workers find room in what is free; with `more`, beside those that train."""
+        """An upper bound on the workers that fit into free resources. more: beside the workers that train."""
         nodes = room(living_nodes(), self.workers.cpus, self.workers.gpus) - self.count * more
         return min(room([free_now()], self.workers.cpus, self.workers.gpus), nodes)

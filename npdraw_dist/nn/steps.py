@@ -145,7 +145,7 @@ class FreeLayout(AlignedLayout):
         self.order, self.grid, self.steps = order, grid, steps
 
     def arranged(self, drawn: Tensor, what: Tensor, bank: Tensor) -> PartSequence:
-        energy = self.grid.ink(bank).square().sum((1, 2, 3))[what]  # in place of a parse's gain
+        energy = self.grid.ink(bank).square().sum((1, 2, 3))[what]  # a parse orders its parts by gain instead
         whether, where = self.order.arrange(drawn, energy, self.grid, self.steps)
         return PartSequence(whether, where, what.gather(1, where)).canonical()
 
