@@ -1,7 +1,7 @@
 """The exceptions that a command reports in one line, and their exit statuses."""
 
 MISTAKE = 2  # exit status of a command after a UserError
-TRY_AGAIN = 75  # exit status after StorageFailed: EX_TEMPFAIL of sysexits.h (`os` defines it on Unix only)
+TRY_AGAIN = 75  # exit status after StorageFailed, equal to EX_TEMPFAIL, which `os` defines on Unix only
 
 
 class UserError(ValueError):

@@ -1,4 +1,4 @@
-"""Computes the corner and the pixels of each place of a canvas.
+"""Computes the corner and the pixels of each place, a square of the canvas where a part can be drawn.
 
 Only this file and `grid_sizes.py` define how places are laid out.
 
@@ -22,7 +22,7 @@ class Grid(GridSizes):
 
     @cached_property
     def corners(self) -> Tensor:
-        """(L, 2) int64: row and column of each place's top-left pixel; negative outside the canvas."""
+        """(L, 2) int64: row and column of each place's top-left pixel, negative if outside the canvas."""
         return self.padded_corners - torch.tensor([self.top, self.left])
 
     def centres(self, scale: int) -> Tensor:
@@ -31,7 +31,7 @@ class Grid(GridSizes):
 
     @cached_property
     def padded_corners(self) -> Tensor:
-        """(L, 2) int64: `corners` in the padded canvas, never negative."""
+        """(L, 2) int64: `corners` in coordinates of the padded canvas, never negative."""
         rows = torch.arange(self.rows) * self.stride
         columns = torch.arange(self.columns) * self.stride
         return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
@@ -44,12 +44,12 @@ class Grid(GridSizes):
         return (self.padded_corners[:, :1] * self.padded_width + self.padded_corners[:, 1:]) + offsets
 
     def ink(self, pixels: Pixels) -> Pixels:
-        """|pixels - background| of any shape; see `core.images.ink`."""
+        """The ink |pixels - background| of pixels of any shape; see `core.images.ink`."""
         return ink(pixels, self.background)
 
     @cached_property
     def of_ink(self) -> "Grid":
-        """The same places on a black canvas, for maps of ink and coverage."""
+        """The same places on a black canvas, for canvases that hold ink or coverage, not pixels."""
         return replace(self, background=0.0) if self.background else self
 
     def pad(self, images: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Grid(GridSizes):
         )
 
     def fold_sum(self, patches: Tensor) -> Tensor:
-        """(B, L, C, P, P) -> (B, C, H, W): adds each patch at its place, as the adjoint of `unfold`."""
+        """(B, L, C, P, P) -> (B, C, H, W): sums the patches at their places; the adjoint of `unfold`."""
         batch, _, channels = patches.shape[:3]
         if self.disjoint:
             tiles = patches.view(batch, self.rows, self.columns, channels, self.patch, self.patch)

@@ -1,4 +1,4 @@
-"""The number of places of a canvas, and its padding.
+"""Computes how many places a canvas has, and its padding.
 
 The config uses this module to check settings. So, unlike `grid.py`, it must not import torch.
 """

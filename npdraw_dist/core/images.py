@@ -23,7 +23,7 @@ from npdraw_dist.core.pictures import BadPicture, Frame, is_grey, pixel_fault, t
 
 Pixels = TypeVar("Pixels", Tensor, NDArray[np.uint8])
 KINDS = "arrays, tensors or PIL images, or a list of them"
-SHOWN = 128  # least side of an image on a page, px
+SHOWN = 128  # least length of the longer side of an image in HTML, px
 
 
 def to_float(images: NDArray[np.uint8] | Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def to_float(images: NDArray[np.uint8] | Tensor) -> Tensor:
 
 
 def ink(pixels: Pixels, background: float) -> Pixels:
-    """|pixels - background| of any shape, float in [0, 1] or uint8.
+    """The ink |pixels - background| of pixels of any shape, float in [0, 1] or uint8.
 
     Applied twice, it returns the pixels, up to rounding. background: 0.0 (black) or 1.0 (white).
     """
@@ -48,7 +48,7 @@ def to_canvas(images: Tensor, downscale: int) -> Tensor:
 
 
 def canvas_bytes(images: Tensor, downscale: int) -> Tensor:
-    """uint8 (N, C, H, W) -> uint8 (N, C, h, w), never binarised. The bank and the parser read these bytes."""
+    """uint8 images (N, C, H, W) -> unbinarised uint8 canvases (N, C, h, w), for bank and parser."""
     return images if downscale == 1 else to_canvas(images.float(), downscale).round().to(torch.uint8)
 
 
@@ -79,7 +79,7 @@ def to_batch(images: Any, shape: tuple[int, int, int], background: float = 0.0) 
 
 
 def shape_of(images: Any) -> tuple[int, int, int]:
-    """(C, H, W) of images of any kind. Raises UserError if there is no such shape, or more than one."""
+    """(C, H, W) of images of any kind. Raises UserError if they have no such shape, or several."""
     if isinstance(images, Image.Image):
         return (1 if is_grey(images) else 3, images.height, images.width)
     if not hasattr(images, "shape"):
@@ -98,7 +98,7 @@ def shape_of(images: Any) -> tuple[int, int, int]:
 
 
 def require_images(x: Tensor, shape: tuple[int, int, int]) -> None:
-    """Raises UserError if x is not (B, C, H, W) of `shape` (C, H, W), B at least 1."""
+    """Raises UserError if x is not (B, C, H, W) of `shape` (C, H, W) with B >= 1."""
     if x.ndim != 4 or tuple(x.shape[1:]) != shape:
         one = "; pass one image as image[None]" if tuple(x.shape) == shape else ""
         raise UserError(f"images are (B, {', '.join(map(str, shape))}), not {tuple(x.shape)}{one}")
@@ -135,7 +135,7 @@ def _of_picture(picture: Image.Image, shape: tuple[int, int, int], background: f
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """(B, C, H, W) or (C, H, W), floats in [0, 1] or uint8 -> PIL images of mode L (C 1) or RGB."""
+    """(B, C, H, W) or (C, H, W), floats in [0, 1] or uint8 -> PIL images of mode L (if C is 1) or RGB."""
     batch = images[None] if images.ndim == 3 else images
     if batch.ndim != 4 or batch.shape[1] not in (1, 3):
         raise UserError(f"images are (B, 1 or 3, H, W), not {tuple(images.shape)}")
@@ -157,7 +157,7 @@ def inline(image: Tensor, least: int = SHOWN, title: str = "") -> str:
 
 
 def png(image: Tensor, factor: int = 1) -> bytes:
-    """(C, H, W) in [0, 1] -> a PNG file, enlarged by a whole factor."""
+    """(C, H, W) in [0, 1] -> a PNG file, enlarged `factor` times."""
     (picture,) = to_pil(image)
     file = io.BytesIO()
     picture.resize((factor * picture.width, factor * picture.height), 0).save(file, "PNG")

@@ -18,10 +18,10 @@ class BlindNode(UserError):
 class Landmarks:
     """A file in a folder that other nodes must see too.
 
-    what: the folder's name in messages, such as "the storage". setting: the flag that sets the
-    folder, for the advice. file: path in the folder. size, modified (seconds since 1970): None if nodes may
-    have copies of the folder. Otherwise both are compared, since a node's own disk can hold an older run of
-    the same name.
+    what: the folder's name in messages, such as "the storage". setting: the flag that sets the folder, as
+    messages name it. file: path in the folder. size, modified (seconds since 1970): None if nodes may have
+    copies of the folder. Otherwise both are compared, since a node's own disk can hold an older run of the
+    same name.
     """
 
     what: str
@@ -42,7 +42,7 @@ class Landmarks:
 
     @classmethod
     def of_data(cls, path: str | None) -> "Landmarks | None":
-        """One entry of the folder `path`, of which nodes may have copies; None if there is no entry."""
+        """Any entry of the data folder `path`, of which nodes may have copies; None if there is no entry."""
         if path is None or not os.path.isdir(path):
             return None
         with os.scandir(path) as entries:
@@ -77,7 +77,7 @@ def differences(landmarks: Sequence[Landmarks]) -> list[str | None]:
     return [landmark.difference() for landmark in landmarks]
 
 
-@cache  # a process checks a folder once
+@cache  # each process checks each folder only once
 def require_seen(landmark: Landmarks, node: str) -> None:
     """Raises BlindNode if this process, on the node with address `node`, does not see the folder.
 

@@ -4,7 +4,7 @@ A lease is the file <folder>/.lease/<generation, 8 digits>.json. If the highest 
 owner is dead, a process takes the lease by creating the next generation, which only one process can do. The
 highest generation is never deleted, so an owner that was suspended and replaced finds a higher one and stops.
 
-The process table tells whether an owner on this machine is dead. An owner on another machine counts as
+The process table shows whether an owner on this machine is dead. An owner on another machine counts as
 dead if its beat counter does not change for DEAD_AFTER_S seconds on the observer's own clock. The
 clocks of two machines are never compared.
 
@@ -32,15 +32,15 @@ from npdraw_dist.core.process_table import Process, World, this_process
 from npdraw_dist.core.storage import PARTIAL, impatient, read_bytes, write_text
 
 LEASE_FOLDER = ".lease"
-BEAT_S = 5.0  # interval of an owner's beats
-DEAD_AFTER_S = 30.0  # time without a new beat after which an owner on another machine is dead
+BEAT_S = 5.0  # seconds between an owner's beats
+DEAD_AFTER_S = 30.0  # seconds without a new beat after which an owner on another machine counts as dead
 POLL_S = 1.0  # interval at which the lease of another owner is read
-ABANDONED_AFTER_S = 30.0  # an announcement that exists for longer was left by a dead process
+ABANDONED_AFTER_S = 30.0  # an announcement that exists for longer counts as left by a dead process
 ANNOUNCED_POLL_S = 0.2
 
 
 def is_lease(path: str) -> bool:
-    """Whether a file belongs to a lease, not to the content of its folder."""
+    """Whether the file `path` is part of a lease, not of the content of the folder that it protects."""
     return f"/{LEASE_FOLDER}/" in path
 
 
@@ -61,7 +61,7 @@ class Holder:
 
     @classmethod
     def read(cls, text: str) -> "Holder":
-        """Parses `text`. Unreadable text counts as an owner elsewhere that lives while the text changes."""
+        """Parses `text`. Unreadable text is a remote owner, which counts as alive while the text changes."""
         try:
             values = json.loads(text)
             return cls(**{**values, "process": Process(**values["process"])})
@@ -113,7 +113,7 @@ class Lease:
         self.filesystem, self.folder, self.what = impatient(filesystem), f"{folder}/{LEASE_FOLDER}", what
         self.wait_s, self.world = wait_s, world or World(this_process())
         self.own = Holder(uuid.uuid4().hex, self.world.process, group)
-        self.generation = 0  # 0: not taken
+        self.generation = 0  # 0 until the lease is taken
         self._taken = self._renewed = 0.0  # readings of `world.now`
         self._rivals: dict[str, float] = {}
         self._lock = threading.RLock()
@@ -134,16 +134,16 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         assert self._thread is not None
-        with contextlib.suppress(KeyboardInterrupt):  # from `_keep`
+        with contextlib.suppress(KeyboardInterrupt):  # from the signal that `_keep` sends
             self._thread.join(BEAT_S)
         if self._lost is not None:
             raise self._lost from None
-        if not self._thread.is_alive():  # no release while the thread waits for the storage
+        if not self._thread.is_alive():  # else it waits for the storage, with the lock that `release` needs
             with contextlib.suppress(OSError, pa.ArrowException):
                 self.release()
 
     def take(self) -> None:
-        """Takes the lease. Raises LeaseHeld if another owner lives."""
+        """Takes the lease. Raises LeaseHeld if another owner still lives after `wait_s` seconds."""
         seen: tuple[str, int] | None = None  # owner and beat at the last poll
         since = started = self.world.now()  # since: when `seen` was first read
         while True:
@@ -164,13 +164,13 @@ class Lease:
             self.world.sleep(POLL_S)
 
     def _runs(self, holder: Holder | None) -> bool | None:
-        """Whether the owner lives; None if only its beat can tell."""
+        """Whether the owner lives; None if only its beats can show it."""
         if holder is None or holder.released or (holder.group and holder.group == self.own.group):
             return False
         return self.world.is_running(holder.process)
 
     def _create(self, generation: int) -> bool:
-        """Creates the lease of this generation. Returns whether it did so and no higher one exists."""
+        """Creates the lease of this generation. Returns whether it did and no higher generation exists."""
         path, text = self._path(generation), self.own.text()
         if not create_exclusively(self.filesystem, path, text, self.own.owner, self._rivals, self.world):
             return False
@@ -220,7 +220,7 @@ class Lease:
                 self._write(released=True)
 
     def _keep(self, interrupt: bool) -> None:
-        """Beats until the block ends or the lease is lost."""
+        """Writes a beat every BEAT_S seconds until the block ends or the lease is lost."""
         while not self._stop.wait(BEAT_S):
             try:
                 self.beat()
@@ -229,7 +229,7 @@ class Lease:
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
                 return
             except (OSError, pa.ArrowException):
-                continue  # the storage fails, so no other process can take the lease
+                continue  # the storage fails; the next beat will find out if the lease was taken over
 
     def _write(self, **changes: Any) -> None:
         self.own = replace(self.own, **changes)
@@ -270,7 +270,7 @@ def create_exclusively(
     write_text(filesystem, announcement, "")
     try:
         while True:
-            others = _announced(filesystem, path, own, seen, world)  # must come before the test of `path`
+            others = _announced(filesystem, path, own, seen, world)  # must be listed before `path` is tested
             if filesystem.get_file_info(path).type != fs.FileType.NotFound:
                 return False
             if not others:
@@ -278,7 +278,7 @@ def create_exclusively(
                 return True
             if others[0] < announcement:
                 return False
-            world.sleep(ANNOUNCED_POLL_S)  # each of the other processes will withdraw or write
+            world.sleep(ANNOUNCED_POLL_S)  # until each other process has withdrawn or written
     finally:
         with contextlib.suppress(FileNotFoundError):
             filesystem.delete_file(announcement)

@@ -10,11 +10,11 @@ from typing import Any
 from npdraw_dist import __version__
 from npdraw_dist.core.errors import OtherFormat
 
-FORMAT = 2  # rises with each change after which an older version would misread a file
+FORMAT = 2  # increases if an older version would misread the new files
 
 
 def stamp() -> dict[str, Any]:
-    """The keys that name the writer of a manifest, a checkpoint or a model."""
+    """The package version and file format, which each manifest, checkpoint and model records."""
     return {"version": __version__, "format": FORMAT}
 
 
@@ -33,7 +33,7 @@ def version_of(values: Mapping[str, Any], where: str) -> str | None:
 
 
 def fingerprint(facts: Mapping[str, object]) -> str:
-    """16 hexadecimal digits of the SHA-256 of `facts` as sorted JSON."""
+    """The first 16 hexadecimal digits of the SHA-256 of `facts` as sorted JSON."""
     text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

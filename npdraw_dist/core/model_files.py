@@ -10,13 +10,13 @@ from typing import Any
 from npdraw_dist.core.errors import UserError
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-MODEL = "model"  # subfolder of a run
+MODEL = "model"  # the model's folder inside the folder of a run
 ZOO = Path(__file__).parents[1] / "zoo"  # models that come with the package
 HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?")
 
 
 def model_folder(where: str | Path, said: str | None = None, **options: Any) -> str:
-    """The folder or URI with the config.json of a model. A model on the hub is downloaded.
+    """Returns the folder or URI with the config.json of a model. A model on the hub is downloaded first.
 
     where: a model folder, the folder of a run, the URI of either, a name of `zoo_names`, or an id of the hub.
     said: the name of the model in messages. options: passed to `huggingface_hub.snapshot_download`. Raises
@@ -36,7 +36,7 @@ def model_folder(where: str | Path, said: str | None = None, **options: Any) -> 
         raise UserError(f"{said} is a run that has no model yet; repeat its command to finish it")
     if text in zoo_names():
         return str(ZOO / text)
-    head = Path(*Path(text).parts[:1])  # it is "." for paths such as "./"
+    head = Path(*Path(text).parts[:1])  # the first component; "." if there is none, as in "./"
     if HUB_ID.fullmatch(text) and str(head) not in (".", "..") and not head.exists():
         return _download(text, said, options)
     raise UserError(
@@ -84,6 +84,6 @@ def _download(text: str, said: str, options: dict[str, Any]) -> str:
 
 
 def first_fact(error: Exception) -> str:
-    """The first line of an error's text, or the second if the first ends with a colon, as torch errors do."""
+    """The first line of an error's text, or the second if the first ends with a colon, as torch's do."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[1] if len(lines) > 1 and lines[0].endswith(":") else (lines or [type(error).__name__])[0]

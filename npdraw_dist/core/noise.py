@@ -1,4 +1,4 @@
-"""Random numbers from a generator or, in training, from a hash of seed, step and row.
+"""Random numbers from a generator or, in training, from a hash of the step's seed and the row.
 
 The hash makes the noise of a row independent of how a batch is split into micro-batches and among workers.
 Shapes: B rows, n = k B rows in k copies.
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 # splitmix64 (Steele et al. 2014): its stride and multipliers, as signed integers.
 STRIDE, FIRST, SECOND = -7046029254386353131, -4658895280553007687, -7723592293110685705
-NEXT = (STRIDE * 2**40 + 2**63) % 2**64 - 2**63  # 2^40 strides, more than any draw uses
+NEXT = (STRIDE * 2**40 + 2**63) % 2**64 - 2**63  # a draw advances the keys by 2^40 strides and uses fewer
 
 
 class RowNoise:
@@ -70,14 +70,14 @@ def uniform(shape: Sequence[int], noise: Noise, like: Tensor) -> Tensor:
 
 
 def normal(noise: Noise, like: Tensor) -> Tensor:
-    """Standard normal draws of the shape of `like`."""
+    """Standard normal draws with the shape, type and device of `like`."""
     if isinstance(noise, RowNoise):
         return noise.uniform(like.shape).mul_(2).sub_(1).erfinv_().mul_(math.sqrt(2)).to(like.dtype)
     return torch.randn(like.shape, generator=noise, device=like.device, dtype=like.dtype)
 
 
 def gumbel(noise: Noise, like: Tensor) -> Tensor:
-    """Standard Gumbel draws of the shape of `like`, always finite."""
+    """Standard Gumbel draws, always finite, with the shape, type and device of `like`."""
     if isinstance(noise, RowNoise):
         return noise.uniform(like.shape).log_().neg_().log_().neg_().to(like.dtype)
     exponential = torch.empty(like.shape, device=like.device, dtype=like.dtype)

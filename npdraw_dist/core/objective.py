@@ -17,7 +17,7 @@ class ParameterGroup(TypedDict):
     """Parameters that the optimizer treats alike. `params` may be empty.
 
     lr: peak learning rate. matrices: whether the parameters map features to features, so that Muon may train
-    them. until: share of the budget after which the parameters do not change.
+    them. until: share of the training budget after which the parameters do not change.
     """
 
     params: list[nn.Parameter]
@@ -54,11 +54,11 @@ class Objective(nn.Module, ABC):
     def forward(self, batch: Batch, progress: float, generator: Noise) -> tuple[Tensor, dict[str, Tensor]]:
         """The training loss (B,) and metrics by name, each (B,).
 
-        progress: share of the budget that is used, in [0, 1]. generator: source of the noise of z and x.
+        progress: share of the budget that is used, in [0, 1]. generator: for draws of z and binary pixels.
         """
 
     def after_step(self, gather: Gather) -> None:
-        """Changes weights without a gradient, in the same way on all ranks, after each optimizer step."""
+        """Changes weights after each optimizer step, by a rule without gradients, the same on all ranks."""
 
     def may_end(self, progress: float) -> bool:
         """Whether a validation at this share of the budget may end the training early."""

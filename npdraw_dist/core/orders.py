@@ -22,9 +22,9 @@ class Aligned:
     aligned = True
 
     def arrange(self, chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> tuple[Tensor, Tensor]:
-        """Arranges a parse: chosen (B, L) bool, gain (B, L) -> whether (B, T) bool, where (B, T) int64.
+        """Orders a parse: chosen (B, L) bool, gain (B, L) -> whether (B, T) bool, where (B, T) int64.
 
-        At most T places of an image are chosen.
+        At most T places of an image are chosen. gain: reduction of the squared error by each place's part.
         """
         assert steps == grid.places
         return chosen, torch.arange(steps, device=chosen.device).expand(len(chosen), -1)
@@ -77,7 +77,7 @@ class Free:
 
 
 def by_gain(chosen: Tensor, gain: Tensor) -> Tensor:
-    """(B, L), (B, L) -> (B, L) int64, the chosen places by descending gain, with ties in raster order."""
+    """(B, L) int64, the chosen places by descending gain (ties in raster order), then the other places."""
     return gain.masked_fill(~chosen, -torch.inf).sort(dim=1, descending=True, stable=True).indices
 
 
@@ -86,7 +86,7 @@ def _row_by_row(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
 
 
 def _nearest_next(chosen: Tensor, gain: Tensor, grid: Grid, steps: int) -> Tensor:
-    """The first chosen place, then repeatedly the nearest one left (by corners), ties in raster order."""
+    """The first chosen place, then each time the nearest remaining one (by corners; ties in raster order)."""
     distances = squared_distances_on(grid, chosen.device)
     far = grid.padded_height**2 + grid.padded_width**2  # more than any distance
     penalty = chosen.logical_not().to(distances.dtype) * far  # drawn and unchosen places count as far away

@@ -1,7 +1,7 @@
-"""Lays out pages of images with captions, labels and titles, such as pages of samples or of named rows.
+"""Lays out images on a page with captions, row labels and a title.
 
-Shapes: N images, C channels (1 or 3), h x w canvas, H x W image. Images are floats in [0, 1]; each of their
-pixels becomes a square of file pixels ("px").
+Shapes: N images, C channels (1 or 3), h x w canvas, H x W image. Images are floats in [0, 1]. Each image
+pixel becomes a square of page pixels, which are called px.
 """
 
 import io
@@ -15,9 +15,9 @@ from torch import Tensor
 from npdraw_dist.core.images import to_pil
 
 GUTTER = 4
-TILE = 100  # least side of an enlarged image, px
-SMALL_TILE = 80  # least side if many images are side by side, px
-WIDTH = 1720  # largest width of a page that fits a screen, px
+TILE = 100  # least length of an enlarged image's longer side, px
+SMALL_TILE = 80  # TILE for pages with many images in a row, px
+WIDTH = 1720  # largest width of a page, so that it fits on a screen, px
 FONT = ImageFont.load_default(13)
 LINE = 20  # height of a line of text, px
 PAPER, INK, OUTLINE = (236, 236, 236), (70, 70, 70), (240, 60, 40)
@@ -25,13 +25,13 @@ MOST = 256  # largest number of samples on a page; viewers do not open much larg
 
 
 def enlarge(image: Tensor, tile: int) -> Image.Image:
-    """(C, H, W) -> RGB. Each pixel becomes a square, and the longer side has at least `tile` px."""
+    """(C, H, W) -> an RGB image. Each pixel becomes a square, and the longer side has at least `tile` px."""
     picture = to_pil(image)[0].convert("RGB")
     return ImageOps.scale(picture, math.ceil(tile / max(picture.size)), Image.Resampling.NEAREST)
 
 
 def tile_side(images: Tensor, least: int = TILE) -> int:
-    """The longer side of enlarged images (..., H, W), in px."""
+    """The longer side, in px, of images (..., H, W) after `enlarge` with the tile `least`."""
     longer = max(images.shape[-2:])
     return longer * math.ceil(least / longer)
 
@@ -47,9 +47,9 @@ def arrange(
     captions: Sequence[str] | None = None,
     gutter: int = GUTTER,
 ) -> Image.Image:
-    """A page of equal tiles in reading order, with gutters between and around them.
+    """A page of tiles of one size in reading order, with gutters between and around them.
 
-    Each caption is below its tile, and all captions have as many lines as the first.
+    Each caption is below its tile. All captions must have as many lines as the first.
     """
     width, height = tiles[0].size
     columns = min(columns, len(tiles))
@@ -66,7 +66,7 @@ def arrange(
 
 
 def write(page: Image.Image, text: str, x: float, middle: float, anchor: str) -> None:
-    """Writes lines of text around the height `middle`. anchor: Pillow's anchor of each line."""
+    """Writes lines of text, centred vertically at y = `middle`. anchor: Pillow's text anchor of each line."""
     lines = text.split("\n")
     for number, line in enumerate(lines):
         y = middle + LINE * (number - (len(lines) - 1) / 2)
@@ -74,7 +74,7 @@ def write(page: Image.Image, text: str, x: float, middle: float, anchor: str) ->
 
 
 def label_margin(labels: Sequence[str]) -> int:
-    """The width in px of the labels on the left of a page."""
+    """The width, in px, that the labels need on the left of a page."""
     lines = [line for label in labels for line in label.split("\n")]
     return math.ceil(max(FONT.getlength(line) for line in lines)) + 2 * GUTTER
 
@@ -82,7 +82,7 @@ def label_margin(labels: Sequence[str]) -> int:
 def label_rows(
     page: Image.Image, labels: Sequence[str], middles: Sequence[float] | None = None
 ) -> Image.Image:
-    """`page` with labels on the left, at the heights `middles` or in the middle of equal rows."""
+    """`page` with row labels on its left, at the y values `middles` or centred on rows of equal height."""
     margin, each = label_margin(labels), page.height / len(labels)
     page = ImageOps.expand(page, (margin, 0, 0, 0), PAPER)
     for row, label in enumerate(labels):
@@ -100,10 +100,10 @@ def with_title(page: Image.Image, title: str) -> Image.Image:
 
 
 def frame(canvas: Image.Image, box: Sequence[int], scale: int, width: int = 2) -> None:
-    """Outlines a box (top, left, bottom, right), in canvas pixels, as far as it lies on the canvas."""
+    """Outlines a box, clipped to a canvas enlarged `scale` times. box: unscaled top, left, bottom, right."""
     top, left = (max(scale * value, 0) for value in box[:2])
     bottom, right = min(scale * box[2], canvas.height) - 1, min(scale * box[3], canvas.width) - 1
-    if right > left and bottom > top:  # an attention window of DRAW may be outside
+    if right > left and bottom > top:  # an attention window of DRAW may be outside the canvas
         ImageDraw.Draw(canvas).rectangle((left, top, right, bottom), outline=OUTLINE, width=width)
 
 
@@ -136,7 +136,7 @@ def rows_png(
     """A PNG with a row of N images for each name, all enlarged to about the size of the largest.
 
     captions: for each row the texts below its images, or None. Rows that are wider than a page are cut into
-    blocks, each with all labels and a gap above it.
+    blocks, which are stacked with gaps; each block has all labels.
     """
     largest = max(rows.values(), key=lambda images: max(images.shape[-2:]))
     count, margin = len(largest), label_margin(list(rows))

@@ -1,4 +1,4 @@
-"""Data that all subpackages exchange: banks of parts, sequences of steps, batches of images with parses.
+"""The data types that all subpackages exchange: part banks, sequences of steps, and batches for training.
 
 Shapes: B batch, T steps, L places, K parts, C channels, P patch side, H x W image.
 """
@@ -20,13 +20,13 @@ from torch import Tensor
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, png, tiled
 
-# `PartBank.of` imports this function by name, since `bank` imports this file and needs more libraries.
+# `PartBank.of` imports this function when called, since `bank` imports this file and needs more libraries.
 CLUSTERING = "npdraw_dist.bank.build:bank_of"
-SHEET = 400  # least side of a bank on a page, px
+SHEET = 400  # least length of the longer side of a bank's picture, px
 
 
 class _Saved:
-    """Base of dataclasses of tensors that are saved as a safetensors file."""
+    """Base class of dataclasses of tensors that can be saved as a safetensors file."""
 
     title: ClassVar[str]
     fix: ClassVar[str] = ""
@@ -49,7 +49,7 @@ class _Saved:
 
 @dataclass(frozen=True)
 class PartBank(_Saved):
-    """A bank of K parts, which are real image patches: the codebook of *what*.
+    """A bank of K parts, which are real image patches. It is the codebook of *what*.
 
     parts: (K, C, P, P) float32 in [0, 1]. Raises ValueError on any other shape or type.
     """
@@ -62,10 +62,10 @@ class PartBank(_Saved):
     def of(
         cls, images: Any, size: int, patch: int, *, background: str = "black", seed: int = 0
     ) -> "PartBank":
-        """Clusters images of any kind into `size` parts of side `patch`, in pixels; see `bank.build.bank_of`.
+        """Clusters patches of images into `size` parts of `patch` x `patch` pixels; see `bank.build.bank_of`.
 
-        If a model's canvas is smaller than its images (`spec.downscale`), give images of the canvas's size.
-        background: the background of the model's grid.
+        images: of any kind (`core.images`), and of the size of the model's canvas, which is smaller than its
+        images if `spec.downscale` is above 1. background: "black" or "white", as in the model's grid.
         """
         bank: PartBank = resolve_name(CLUSTERING)(images, size, patch, background, seed)
         return bank
@@ -119,7 +119,7 @@ def _require_steps(whether: Tensor, where: Tensor, what: Tensor, of: str = "") -
 
 
 class _Rows:
-    """Base of dataclasses of tensors that share the batch axis."""
+    """Base class of dataclasses whose tensors all have the batch as their first axis."""
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Applies `function` to each tensor."""
@@ -179,10 +179,10 @@ class PartSequence(_Rows, _Saved):
 
 @dataclass(frozen=True)
 class Batch(_Rows):
-    """Images, their parses and the conditions of the prior, as both training stages read them.
+    """Images, their parses z and the conditions of the prior; the input of both training stages.
 
     images: (B, C, H, W) uint8. whether: (B, T) bool. where, what: (B, T) in the narrow integer type of the
-    files, which `z` converts to int64. condition: (B, A) int64 tokens, or (B, 0).
+    stored parses, which the property `z` converts to int64. condition: (B, A) int64 tokens, or (B, 0).
     Raises ValueError on other shapes or types.
     """
 
@@ -209,13 +209,13 @@ class Batch(_Rows):
 
     @classmethod
     def of(cls, images: Tensor, z: PartSequence, condition: Tensor | None = None) -> "Batch":
-        """The batch of images and their parses."""
+        """Makes a batch of images, their parses z and, if given, their condition tokens."""
         given = () if condition is None else (condition,)
         return cls(images, z.whether, z.where, z.what, *given)
 
     @property
     def z(self) -> PartSequence:
-        """The parses as int64. Use it after `to`, so that the narrow types are copied to the device."""
+        """The parses, with int64 where and what. Read it after `to`, so that `to` copies narrow types."""
         return PartSequence(self.whether, self.where.long(), self.what.long())
 
     def __len__(self) -> int:
@@ -234,5 +234,5 @@ class Batch(_Rows):
 
 
 def _batch_of_arrays(*arrays: NDArray[Any]) -> Batch:
-    """Builds a batch of copies, since arrays in Ray's object store are read-only."""
+    """Builds a batch from copies of `arrays`, since arrays in Ray's object store are read-only."""
     return Batch(*(torch.tensor(array) for array in arrays))

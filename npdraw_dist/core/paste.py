@@ -19,7 +19,7 @@ def gather_parts(bank: Tensor, z: PartSequence, grid: Grid) -> Tensor:
 
 
 def paste(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
-    """parts (B, T, C, P, P), where (B, T) -> canvas (B, C, H, W), with the most ink of any part at a pixel.
+    """parts (B, T, C, P, P), where (B, T) -> canvas (B, C, H, W), the most ink of any part at each pixel.
 
     Differentiable in `parts`: the gradient of a pixel goes to the part that is visible there.
     """
@@ -33,7 +33,7 @@ def paste(parts: Tensor, where: Tensor, grid: Grid) -> Tensor:
 
 
 def paste_aligned(parts: Tensor, grid: Grid) -> Tensor:
-    """`paste` where step t is place t (T = L): (B, L, C, P, P) -> (B, C, H, W)."""
+    """`paste` for drawings whose step t draws at place t (T = L): (B, L, C, P, P) -> (B, C, H, W)."""
     if grid.disjoint:
         return grid.fold_sum(parts)
     where = torch.arange(grid.places, device=parts.device).expand(len(parts), -1)

@@ -117,9 +117,8 @@ def from_array(values: NDArray[Any], frame: Frame) -> NDArray[np.uint8]:
 def array_picture(values: NDArray[Any], channels: int | None = None) -> Image.Image:
     """(C, H, W), (H, W, C) or (H, W) without a `pixel_fault` -> a picture of mode L, RGB or RGBA.
 
-    channels: the likely number of channels, which is used if both the first and the last axis could be the
-    channels.
-    Raises BadPicture on any other shape.
+    channels: the expected number of channels. A first axis of this size is the channel axis, even if the
+    last one could be it too. Raises BadPicture on any other shape.
     """
     pixels = values
     if pixels.ndim == 3 and (
@@ -142,7 +141,7 @@ def pixel_fault(values: Any) -> str | None:
         return f"values of type {kind}; give uint8, or floats in [0, 1]"
     if not math.prod(values.shape) or getattr(values, "is_meta", False):
         return None
-    low, high = float(values.min()), float(values.max())  # NaN if any is NaN
+    low, high = float(values.min()), float(values.max())  # both are NaN if any value is NaN
     if not (math.isfinite(low) and math.isfinite(high)):
         return "NaN or infinite values"
     if low < 0 or high > 1:
@@ -161,7 +160,7 @@ def _rounded(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def is_grey(picture: Image.Image) -> bool | None:
-    """Whether a picture has no colours, by its header; None if only its pixels can tell."""
+    """Whether a picture has no colours, according to its header; None if only its pixels show it."""
     if picture.has_transparency_data:
         return None
     return picture.mode in GREY or picture.mode.startswith("I")

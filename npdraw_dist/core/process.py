@@ -21,13 +21,13 @@ FLAGS = {
 }
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
 
-# By default glibc returns the memory of large tensors to the kernel, and the next step faults it in again.
-# This costs more than the arithmetic: a VAE step took 24-37 s with the defaults and 10 s with these values.
-# Variable of a new process -> the number of the parameter in malloc.h, and its value.
+# By default glibc returns the memory of large tensors to the kernel, and the next step maps it again page by
+# page. This costs more than the arithmetic: a VAE step took 24-37 s by default and 10 s with these values.
+# Environment variable of a new process -> number of the parameter in malloc.h, and its value.
 ALLOCATOR = {
-    "MALLOC_MMAP_MAX_": (-4, 0),  # no mapping for each tensor
-    "MALLOC_TRIM_THRESHOLD_": (-1, -1),  # freed memory is kept
-    "MALLOC_TOP_PAD_": (-2, 64 << 20),  # bytes by which the heap grows
+    "MALLOC_MMAP_MAX_": (-4, 0),  # large tensors are allocated in the heap, not in mappings of their own
+    "MALLOC_TRIM_THRESHOLD_": (-1, -1),  # freed memory is not returned to the kernel
+    "MALLOC_TOP_PAD_": (-2, 64 << 20),  # extra bytes that the heap requests when it grows
     "MALLOC_ARENA_MAX": (-8, 1),  # Ray Train trains in a thread, and a thread's own arena is capped at 64 MiB
 }
 
@@ -64,7 +64,7 @@ def cpu_count() -> int:
 
 
 def local_device(use_gpu: bool | None = None, flag: str = "scale.use_gpu") -> "torch.device":
-    """The GPU or the CPU of this machine, set up without TF32 (GPU) or by `keep_memory` (CPU).
+    """Returns this machine's GPU, after turning off TF32, or its CPU, after calling `keep_memory`.
 
     use_gpu: None takes a GPU if there is one. Raises UserError if use_gpu is true and there is no GPU.
     """
@@ -93,12 +93,12 @@ def keep_memory() -> None:
 
 
 def prepare_to_compute() -> None:
-    """Sets variables that libraries read when they are loaded; a command calls it before it imports torch."""
+    """Sets up memory and threads for the libraries of a command, which calls it before it imports torch."""
     keep_memory()
-    if "OMP_WAIT_POLICY" not in os.environ:  # the variables of SPIN would override it
+    if "OMP_WAIT_POLICY" not in os.environ:  # a user's choice, which the variables of SPIN would override
         for name, value in SPIN.items():
             os.environ.setdefault(name, value)
-    # Ray limits the command of a job to one thread, as it does any process without reserved CPUs.
+    # Without reserved CPUs, as in a job's command, Ray sets OMP_NUM_THREADS=1. Undo it unless a user set it.
     job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "null"))
     given = job is None or THREADS in (job.get("runtime_env") or {}).get("env_vars", {})
     if not given and os.environ.get(THREADS) == "1":
@@ -115,7 +115,7 @@ def refuse_tf32(device: "torch.device") -> None:
 
 
 def background_threads(count: int, name: str) -> ThreadPoolExecutor:
-    """A pool for work beside a training step. In each of its threads torch computes on one thread.
+    """A thread pool for work beside a training step. In each of its threads, torch uses only that thread.
 
     Otherwise OpenMP starts a team of threads for each thread of the pool. With more threads than cores,
     libgomp stops all spinning, and a step of many small operations takes a fifth longer (`docs/results`).
@@ -127,7 +127,7 @@ def _compute_alone() -> None:
     import torch
     from threadpoolctl import threadpool_limits
 
-    torch.get_num_threads()  # the first call in a new thread sets the thread's count
+    torch.get_num_threads()  # must be first, since a thread's first call sets its count
     threadpool_limits(1, "openmp")  # torch.set_num_threads would also change later threads
 
 
@@ -135,7 +135,7 @@ def is_there(module: str) -> bool:
     """Whether `module` can be imported, without importing it."""
     try:
         return find_spec(module) is not None
-    except (ImportError, ValueError):  # a missing parent, or a module without a spec
+    except (ImportError, ValueError):  # a missing parent package, or a module without a spec
         return False
 
 

@@ -1,4 +1,4 @@
-"""Tells a lease which processes run on this machine and what time it is.
+"""Finds which processes run on this machine, and reads a monotonic clock, for leases.
 
 It does not use psutil, whose start time of a process changes when the system clock is corrected.
 """
@@ -34,7 +34,7 @@ def _boot() -> str:
 
 
 def process_of(pid: int) -> Process:
-    """A running process of this machine."""
+    """The running process with the id `pid` on this machine."""
     boot = _boot()
     return Process(socket.gethostname(), boot, pid, _state(pid)[1] if boot else 0)
 
@@ -47,12 +47,12 @@ def _state(pid: int) -> tuple[str, int]:
     """A process's state (a letter) and start (ticks). Raises OSError if it has ended or is hidden."""
     fields = (
         Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    )  # the program's name can contain anything
+    )  # the program's name in parentheses can contain anything, also spaces
     return fields[0], int(fields[19])
 
 
 def is_running(process: Process) -> bool | None:
-    """Whether the process lives; None if this machine cannot know."""
+    """Whether the process lives; None if this machine cannot see it."""
     if not process.boot or process.boot != _boot():
         return None
     try:

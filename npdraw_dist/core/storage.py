@@ -1,8 +1,8 @@
-"""Files on this machine and at URIs, through pyarrow's filesystems (fsspec's for other schemes).
+"""Reads and writes local files and files at URIs with pyarrow's filesystems, or fsspec's for other schemes.
 
 Credentials come from the environment (AWS_ACCESS_KEY_ID, AWS_PROFILE, the role of an instance ...), never
 from a URI, since URIs are written to config.yaml and to logs. AWS_ENDPOINT_URL sets another S3 server.
-pyarrow repeats failed requests to S3 and Google Cloud; for other storages their libraries do.
+pyarrow repeats failed requests to S3 and Google Cloud. For other storages, their own libraries do.
 """
 
 import contextlib
@@ -27,24 +27,24 @@ from pyarrow import fs
 from npdraw_dist.core.errors import UserError
 
 PARTIAL = ".part"  # suffix of a file that is still being written
-COPIERS = 8  # threads that send the files of a folder
+COPIERS = 8  # threads that copy the files of a folder
 READERS = 16  # threads that read many small files
 
-# pyarrow's name of a filesystem -> scheme. In an object store, a file appears as a whole when its upload is
-# complete, a rename is a copy, and folders need not be created.
+# pyarrow's name of an object store -> its URI scheme. In an object store, a file appears as a whole when its
+# upload is complete, a rename is a copy, and folders need not be created.
 OBJECT_STORES = {"s3": "s3", "gcs": "gs", "abfs": "abfs"}
-CONNECT_S = 5  # time limit of a server's first answer; there are three attempts
+CONNECT_S = 5  # seconds that a server has to respond to each of the three attempts of `impatient`
 # A failed request is repeated for at least RETRY_S seconds. The environment variable RETRY_VARIABLE, which
 # subprocesses inherit, sets another time.
 RETRY_VARIABLE, RETRY_S = "NPDRAW_STORAGE_RETRY_S", 300.0
-FIRST_PAUSE_S = 0.025  # first pause of the AWS library's default strategy; each later one is twice as long
+FIRST_PAUSE_S = 0.025  # AWS's default pause, in seconds, before the first retry; each later pause is doubled
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
 class PatientS3(fs.S3FileSystem):  # type: ignore[misc]
-    """S3 that repeats a failed request for `limit_s` seconds. options: arguments of `fs.S3FileSystem`.
+    """Repeats a failed request to S3 for `limit_s` seconds. options: arguments of `fs.S3FileSystem`.
 
     Unlike pyarrow's class, it is pickled with its retry strategy, so that other processes also repeat
     requests.
@@ -97,7 +97,7 @@ def _of_uri(uri: str) -> tuple[fs.FileSystem, str]:
     except pa.ArrowInvalid as error:
         if "Unrecognized filesystem type" not in str(error):
             raise
-    import fsspec  # it knows the other schemes, and is slow to load
+    import fsspec  # for schemes that pyarrow does not know; slow to load
 
     other, path = fsspec.core.url_to_fs(uri)
     return fs.PyFileSystem(fs.FSSpecHandler(other)), path
@@ -115,7 +115,7 @@ def _refuse_password(uri: str) -> None:
 def _check_bucket(filesystem: fs.FileSystem, path: str) -> None:
     """Raises ValueError or OSError within seconds if `path` is unusable.
 
-    Without this check, the first use of `path` would fail after minutes.
+    Without this check, the first use of `path` would fail only after minutes of retries.
     """
     bucket = path.partition("/")[0]
     if not bucket:
@@ -133,7 +133,7 @@ def _options(filesystem: fs.FileSystem) -> dict[str, Any]:
 
 
 def impatient(filesystem: fs.FileSystem) -> fs.FileSystem:
-    """The same filesystem, with few retries and short time limits."""
+    """The same S3 or Google Cloud with few retries and short time limits; any other filesystem unchanged."""
     if filesystem.type_name == "gcs":
         patience = {"retry_time_limit": timedelta(seconds=3 * CONNECT_S)}
         return fs.GcsFileSystem(**{**_options(filesystem), **patience})
@@ -198,10 +198,10 @@ def require_readable(filesystem: fs.FileSystem, path: str) -> None:
 
 
 def write_atomically(filesystem: fs.FileSystem, path: str, write: Callable[[Any], object]) -> None:
-    """Calls `write(stream)` on a temporary file and renames it to `path`, so that readers see whole files.
+    """Calls `write(stream)` on a temporary file and renames it to `path`, so readers see only whole files.
 
-    An object store gets the whole content at once, since closing a stream after an error would publish a
-    truncated file.
+    An object store gets the content only after `write` has returned, since closing a stream after an error
+    would publish a truncated file.
     """
     if is_object_store(filesystem):
         buffer = io.BytesIO()
@@ -230,9 +230,9 @@ def write_text(filesystem: fs.FileSystem, path: str, text: str) -> None:
 
 
 def copy(source: fs.FileSystem, start: str, target: fs.FileSystem, end: str) -> None:
-    """Copies the file or folder `start` to `end`, without empty folders. Raises OSError.
+    """Copies the file or folder `start` to `end`, without empty folders. Raises OSError if the storage fails.
 
-    `fs.copy_files` would first request each parent folder, which an object store does not have.
+    It does not use `fs.copy_files`, which first requests each parent folder; object stores have no folders.
     """
 
     def copy_one(path: str) -> None:
@@ -292,7 +292,7 @@ def require_writable(out: str, folder: bool = False) -> None:
 
 
 def require_apart(folder: str, filesystem: fs.FileSystem, path: str, what: str, flag: str) -> None:
-    """Raises UserError if `path` is in the folder of the data, since files there would be read as data.
+    """Raises UserError if `path` is inside the data's `folder`, since files there would be read as data.
 
     what: the output at `path`. flag: the flag that sets `path`.
     """
@@ -304,7 +304,7 @@ def require_apart(folder: str, filesystem: fs.FileSystem, path: str, what: str, 
 
 @contextmanager
 def writing(out: str) -> Iterator[None]:
-    """Turns an error of the block, which writes to `out`, into a UserError."""
+    """Turns a storage error in the block, which writes to `out`, into a UserError."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:

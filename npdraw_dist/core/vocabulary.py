@@ -57,15 +57,15 @@ def one_each(given: Any, count: int) -> list[Condition]:
 
 
 def words_in(text: str) -> list[str]:
-    """The words of a text in lower case, such as man, dark, skin, tone of `Man: dark skin tone`."""
+    """The words of a text in lower case, such as man, dark, skin, tone for `Man: dark skin tone`."""
     return WORD.findall(text.lower())
 
 
 class Vocabulary:
     """The conditions that a prior takes (`config.networks.PriorNetwork`).
 
-    entries: names of classes, or words and pieces. tokens: A. column: the column of the data with the
-    conditions.
+    entries: names of classes, or words and pieces. tokens: A, tokens per condition. column: the column of the
+    data that contains the conditions.
     """
 
     kind: ClassVar[str] = "none"
@@ -109,7 +109,7 @@ class Vocabulary:
         raise NotImplementedError
 
     def read(self, values: Sequence[Any], classes: Sequence[str] = ()) -> Tensor:
-        """B values of the data's column -> (B, A), 0 for an unknown value. classes: names of the labels."""
+        """B values of the data's column -> (B, A) tokens, 0 if unknown. classes: name of each label."""
         raise NotImplementedError
 
     def words_of(self, text: str) -> frozenset[str]:
@@ -122,7 +122,7 @@ class Vocabulary:
         return {}
 
     def inner(self) -> Tensor:
-        """(1 + V, INNER): for each token the pieces of its word, padded with 0."""
+        """int64 (1 + V, INNER): for each token, the tokens of its word's pieces, padded with 0."""
         return torch.zeros(1 + len(self.entries), INNER, dtype=torch.int64)
 
     def _nearest(self, name: str) -> str:
@@ -161,7 +161,7 @@ class Classes(Vocabulary):
         raise UserError(f"the model does not know the class {name!r}{self._nearest(name)}")
 
     def read(self, values: Sequence[Any], classes: Sequence[str] = ()) -> Tensor:
-        """values: labels. Without `classes`, the name of a label is its number."""
+        """values: labels. Without `classes`, the name of a class is its label."""
         names = classes or [str(number) for number in range(len(self.entries))]
         labels = torch.tensor(values)
         numbers = torch.tensor([*(self.numbers.get(name, 0) for name in names), 0])
@@ -200,9 +200,10 @@ class Words(Vocabulary):
         return torch.tensor([self._padded(row) for row in rows], dtype=torch.int64).view(-1, self.tokens)
 
     def pieces(self, word: str, longest: int | None = None) -> list[int]:
-        """Cuts a word into entries, each the longest that fits; a letter without an entry is dropped.
+        """Cuts a word into entries, each the longest that fits, and returns their tokens.
 
-        longest: largest number of letters in the first piece. With None, a known word is one piece.
+        A letter without an entry is dropped. longest: largest number of letters in the first piece. With
+        None, a known word is one piece.
         """
         found, start = list[int](), 0
         while start < len(word):
@@ -233,9 +234,9 @@ VOCABULARIES = {of.kind: of for of in (Vocabulary, Classes, Words)}
 
 
 def learned(counts: Mapping[str, int]) -> tuple[str, ...]:
-    """The entries of a vocabulary: words by frequency, then pieces by byte-pair merges.
+    """The entries of a vocabulary of words: words by frequency, then the pieces of a byte-pair encoding.
 
-    counts: word -> number of times that it occurs. Merges: Sennrich et al. 2016.
+    counts: word -> number of times that it occurs. Encoding: Sennrich et al. 2016.
     """
     if not counts:
         return ()

@@ -1,4 +1,4 @@
-"""The studio: its page and its HTTP API. This file defines the command's flags without torch or Ray."""
+"""The studio, a web page and an HTTP API for one model. This file defines its flags without torch or Ray."""
 
 from typing import ClassVar
 
@@ -37,6 +37,6 @@ class Serve(Command):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """The accepted values of the header Host."""
+        """The accepted values of the HTTP header Host; "*" accepts any."""
         own = tuple(f"[{host}]" if ":" in host else host for host in LOOPBACK)
         return own if self.host in LOOPBACK else ("*",)

@@ -1,4 +1,4 @@
-"""npdraw serve: the studio in the browser and its HTTP API.
+"""Serves the studio, a web page with an HTTP API (the command `npdraw serve`).
 
 This process serves one copy of the model. Ray Serve serves several copies, or one copy on a cluster.
 """
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.serve.local import require_free
 
     folder = chosen_model(command.model)
-    model = load_npdraw(folder)  # here an error is one line; in a replica it would be a long traceback
+    model = load_npdraw(folder)  # an error in this process is one line; in a replica, a long traceback
     token = command.token or os.environ.get(TOKEN) or None
     if token and not (token.isascii() and token.isprintable() and not set(token) & set(" &%")):
         raise UserError("a token is of ASCII without spaces, & and %, since clients encode these differently")

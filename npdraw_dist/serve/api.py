@@ -46,7 +46,7 @@ router = APIRouter(prefix="/v1", responses=REFUSED)
 
 
 def build_app(replica: Callable[[], Replica], options: Serve, at_once: int | None = None) -> FastAPI:
-    """The application. replica: called at each request. at_once: the limit on requests in `Guard`."""
+    """Builds the application. replica: called at each request for its replica. at_once: see `Guard`."""
     app = FastAPI(
         title=TITLE,
         description=DESCRIPTION,
@@ -65,7 +65,7 @@ def build_app(replica: Callable[[], Replica], options: Serve, at_once: int | Non
 
 
 async def _explain(_: Request, error: Exception) -> JSONResponse:
-    """Answers 422 with the errors in one line, without the request, which may contain anything."""
+    """Responds with 422 and the errors in one line. It omits the request, which may contain anything."""
     assert isinstance(error, RequestValidationError)
     items = [
         f"{'.'.join(str(part) for part in item['loc'][1:]) or 'body'}: {item['msg']}"
@@ -75,7 +75,7 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
 
 
 async def _refuse(_: Request, error: Exception) -> JSONResponse:
-    """Answers 422 for the ValueError that the engine raises on a request that does not fit the model."""
+    """Responds with 422 to a request for which the engine raised ValueError, as it does not fit the model."""
     if isinstance(error, StorageFailed | ValidationError):  # the server's failure, not the user's
         raise error
     return JSONResponse({"detail": str(error)}, 422)
@@ -94,7 +94,7 @@ Served = Annotated[Replica, Depends(_replica)]
 
 @cache
 def studio_page() -> tuple[str, str]:
-    """page.html with the style sheet and the scripts that it names, and its content security policy.
+    """Returns page.html with its style sheet and scripts inserted, and its content security policy.
 
     One request loads the whole page. The policy allows its scripts and styles by digest, and no other source.
     """
@@ -148,7 +148,7 @@ async def bank(replica: Served) -> schemas.BankResponse:
 async def _encoded(
     replica: Replica, encode: Callable[[Any], tuple[Drawings, str]], image: Any
 ) -> dict[str, Any]:
-    """The fields of an EncodeResponse. encode: picture -> its drawing, and the picture that it encoded."""
+    """The fields of an EncodeResponse. encode: image -> its drawing, and as base64 the image that it read."""
     drawing, original = await replica.run(encode, image)
     return {**dict(await replica.respond(drawing)), "original": original}
 
@@ -259,7 +259,7 @@ async def steps(request: schemas.DecodeRequest, replica: Served) -> schemas.Step
 
 
 def _file(path: str, kind: str, summary: str) -> Callable[[Route], Route]:
-    """The decorator of a route that responds with a file. kind: its media type."""
+    """The decorator of a POST route that responds with a file. kind: the media type of the file."""
     answers: dict[int | str, dict[str, Any]] = {200: {"content": {kind: {}}, "description": summary}}
     return router.post(path, summary=summary, response_class=Response, responses=answers)
 
@@ -267,7 +267,7 @@ def _file(path: str, kind: str, summary: str) -> Callable[[Route], Route]:
 async def _download(
     z: schemas.Latents, replica: Replica, make: Callable[..., bytes], kind: str, name: str
 ) -> Response:
-    """Responds with a file of the drawing. make: model and drawing -> its content. kind: its media type."""
+    """Responds with a file of the drawing. make: (model, drawing) -> content. kind: media type."""
     drawing = await replica.run(replica.engine.drawing, z)
     content = await replica.run(make, replica.engine.model, drawing)
     headers = {"Content-Disposition": f'attachment; filename="{name}"'}

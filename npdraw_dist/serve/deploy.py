@@ -1,4 +1,4 @@
-"""The studio as a Ray Serve application: replicas of a model behind one HTTP proxy.
+"""Serves the studio as a Ray Serve application, with replicas of a model behind one HTTP proxy.
 
 Each replica answers HTTP itself. A request gets 503 at once if all slots and the short queue are full.
 """

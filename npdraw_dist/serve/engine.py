@@ -47,8 +47,8 @@ OUTLINE = "#d6336c"
 class Engine:
     """Samples, encodes, edits and decodes with `model`.
 
-    folder: the model's folder, by which the images of its run are found. Methods raise ValueError if a
-    request does not fit the model's sizes.
+    folder: the model's folder, used to find the images of its run. Methods raise ValueError if a request
+    does not fit the model's sizes.
     """
 
     def __init__(self, model: NPDraw, folder: str | None = None) -> None:
@@ -111,7 +111,7 @@ class Engine:
         return self.model.drawings(z, None if given.u is None else self._appearance(given.u))
 
     def _appearance(self, text: str) -> Tensor:
-        """Decodes the details u of one drawing, (1, ...), from base64."""
+        """Decodes a request's u, the details that parts cannot express, from base64 to (1, ...)."""
         if self.model.appearance is None:
             raise ValueError("u: this model has no such numbers; leave it out")
         shape, content = self.model.appearance.shape, _bytes("u", text)
@@ -190,14 +190,14 @@ class Engine:
         return self.model.drawings(x), _text(png(x[0]))
 
     def compose(self, request: schemas.ComposeRequest) -> tuple[Drawings, int]:
-        """A with B's parts at the requested places, and the number of A's other parts that were dropped."""
+        """A with B's parts at the requested places, and how many other parts of A had no step left."""
         a, b = self.drawing(request.a), self.drawing(request.b)
         made = self.model.compose(a, b, request.places)
         mask = mask_of(request.places, self.grid, 1)
         return made, editing.dropped(made.z, (a.z, ~mask), (b.z, mask))
 
     def edit(self, request: schemas.EditRequest) -> tuple[Drawings, int]:
-        """The edited drawing, and the number of dropped parts, for which no step was left."""
+        """The edited drawing, and the number of parts that were dropped because no step was left."""
         before, edit = self.drawing(request.z), self.model.edit
         match request.edit:
             case schemas.Remove(places=places):
@@ -241,7 +241,7 @@ class Engine:
     def examples(self) -> schemas.ExamplesResponse:
         """Samples and reconstructed validation images, chosen by `proposals.likely`."""
         origins = {"sample": self.model.draw(proposals.CANDIDATE_DRAWINGS, seed=0)}
-        with contextlib.suppress(UserError, IndexError, OSError):  # samples alone are enough
+        with contextlib.suppress(UserError, IndexError, OSError):  # if validation images are missing
             if valid := self.valid_images:  # test images are not shown, so the test split stays held out
                 seen = torch.cat([valid[index] for index in range(min(len(valid), SEEN_IMAGES))])
                 origins["validation image"] = self.model.drawings(seen)
@@ -256,7 +256,7 @@ class Engine:
         return schemas.ExamplesResponse(examples=examples)
 
     def frames(self, given: schemas.Latents) -> schemas.StepsResponse:
-        """A drawing after each of its steps, from the empty canvas on."""
+        """The empty canvas, then the drawing after each of its steps that draw."""
         drawing = self.drawing(given)
         z, (drawn, canvases, images) = drawing.z, steps(self.model, drawing)
         made = [(0, None, None)] + [(t + 1, int(z.where[0, t]), int(z.what[0, t])) for t in drawn]
@@ -268,7 +268,7 @@ class Engine:
 
 
 def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw | None = None) -> Engine:
-    """The engine of a model folder or URI. Raises UserError if there is no model of parts.
+    """The engine of a model folder or URI. Raises UserError if it contains no NP-DRAW model.
 
     model: the model of that folder, if it has been loaded already.
     """
@@ -278,7 +278,7 @@ def open_engine(folder: str, device: torch.device | str = "cpu", model: NPDraw |
 
 
 def steps(model: NPDraw, drawing: Drawings) -> tuple[list[int], Tensor, Tensor]:
-    """The N steps that draw, and N + 1 canvases (C, h, w) and images: the empty one, then one per step."""
+    """The N steps that draw, N + 1 canvases (C, h, w) from the empty one to the last, and their images."""
     drawn = drawing.z.whether[0].nonzero()[:, 0]
     canvases = model.render(drawing.z, steps=True)[0]
     canvases = torch.cat([torch.full_like(canvases[:1], model.grid.background), canvases[drawn]])
@@ -287,7 +287,7 @@ def steps(model: NPDraw, drawing: Drawings) -> tuple[list[int], Tensor, Tensor]:
 
 
 def gif(model: NPDraw, drawing: Drawings) -> bytes:
-    """The drawing step by step as an animation."""
+    """The drawing step by step, as an animated GIF."""
     return model.trace(drawing.z, u=drawing.u).gif()
 
 
@@ -295,7 +295,7 @@ def strip(model: NPDraw, drawing: Drawings, frames: int) -> bytes:
     """The canvas above the image, after at most `frames` of the drawing's steps, as a PNG."""
     drawn, canvases, images = steps(model, drawing)
     count = min(frames, len(drawn))
-    shown = [round((k + 1) * len(drawn) / count) for k in range(count)] or [0]  # numbers of drawn parts
+    shown = [round((k + 1) * len(drawn) / count) for k in range(count)] or [0]  # parts on each shown canvas
     captions = [f"{parts} of {len(drawn)}" for parts in shown]
     return rows_png({"canvas": canvases[shown].cpu(), "image": images[shown].cpu()}, [None, captions])
 

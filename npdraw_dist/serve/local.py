@@ -1,4 +1,4 @@
-"""The studio in this process: one copy of the model behind uvicorn, without Ray."""
+"""Serves the studio in this process, with one copy of the model behind uvicorn and without Ray."""
 
 import socket
 import threading
@@ -15,7 +15,7 @@ from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.replica import ONGOING, QUEUED, REQUEST_S, SHUTDOWN_S, THREADS, Replica
 
-START_S = 30  # time limit of the start
+START_S = 30  # seconds that the server may take to start
 
 
 def serve_in_process(engine: Engine, options: Serve) -> Callable[[], None]:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from npdraw_dist.serve.uploads import MAX_BYTES
 
 MAX_JSON_BYTES = 1 << 20
-FORM_BYTES = 1 << 16  # most bytes that a form adds to its file
+FORM_BYTES = 1 << 16  # largest number of bytes that a form adds to its file
 BODY_S = 60  # time limit for receiving a body, in seconds
 UPLOADS = ("/v1/encode",)
 OPEN_PATHS = ("/", "/healthz")  # they reveal nothing about the model, so they need no token
@@ -28,7 +28,7 @@ HEADERS = {
 
 
 class Guard:
-    """Refuses requests without the token (401), too many at once (503), and too large or slow bodies.
+    """Refuses requests without the token (401), above `at_once` (503), or with a too large or slow body.
 
     token: None if requests need no token. at_once: limit on requests that run or wait; None if another server
     limits them. Reading a body stops at the limits of size and time. HEADERS are set unless a route sets its
@@ -64,7 +64,7 @@ class Guard:
                 latest = None  # later messages only report that the client has disconnected
             seen += len(message.get("body", b""))
             if seen > limit:
-                raise HTTPException(413, too_large)  # FastAPI turns other exceptions here into 400
+                raise HTTPException(413, too_large)  # FastAPI would turn another exception into 400
             return message
 
         refusal = self._refusal(scope)

@@ -1,4 +1,4 @@
-"""Proposals of the prior for a drawing: completions, the next part, and likely drawings to begin with.
+"""Computes proposals of the prior: the next part of a drawing, and likely drawings to begin with.
 
 A drawing is a `PartSequence` of one image, (1, T). Shapes: B drawings, M particles, T steps, L places,
 K parts, C candidates of a place, h x w canvas.
@@ -16,15 +16,15 @@ from npdraw_dist.nn.particles import AlignedRules, first_parts, weighted_particl
 from npdraw_dist.nn.steps import log_prob
 from npdraw_dist.serve.schemas import NextResponse, PartChance
 
-# A user waits for completions, so they are computed with less effort than `Effort()`.
+# A user waits for completions, so they are computed with less effort than the default, `Effort()`.
 QUICK = Effort(particles=16, visits=0, candidates=1)
-PARTICLES = 64  # the standard error of the heat map is at most 0.06
-CONTEXTS, CANDIDATES = 3, 8  # particles and candidate parts in the ranking of parts at a place
+PARTICLES = 64  # so the standard error of each place's probability is at most 0.06
+CONTEXTS, CANDIDATES = 3, 8  # numbers of particles and of candidate parts that rank the parts of a place
 CANDIDATE_DRAWINGS = 64  # samples from which examples are chosen
 
 
 def next_part(model: NPDraw, z: PartSequence, place: int | None, n: int) -> NextResponse:
-    """Where the prior draws next on z (1, T), and the n likeliest parts at `place` or the likeliest place.
+    """Where the prior draws next in z (1, T), and the n likeliest parts at `place` (None: the likeliest).
 
     The parts that z has at `place` are removed first. In a free order the answer is p(whether) p(where) of
     the first step that does not draw, and p(what | where) (paper eq. 1-2). In `aligned` order the prior
@@ -84,7 +84,7 @@ def _answer(places: Tensor, stop: float, place: int, parts: Tensor, chances: Ten
 def _parts_of_place(model: NPDraw, z: PartSequence, place: int, n: int) -> tuple[Tensor, Tensor]:
     """The n likeliest parts at `place` given the other places of drawings z (B, L), and their probabilities.
 
-    Each drawing is weighted by its probability that a part is drawn there.
+    Each drawing is weighted by its probability that a part is drawn at `place`.
     """
     count = min(max(n, CANDIDATES), model.spec.parts)
     past = model.prior(z).float32().what[:, place].softmax(-1).mean(0)
@@ -95,7 +95,7 @@ def _parts_of_place(model: NPDraw, z: PartSequence, place: int, n: int) -> tuple
     rows[-1].whether[:, place] = False
     each = PartSequence.cat(rows)
     log_p = log_prob(model.prior(each).float32(), each).double().view(count + 1, len(z))
-    drawn = log_p.softmax(0)[:-1].sum(1)  # (C,): summed over the drawings
+    drawn = log_p.softmax(0)[:-1].sum(1)  # (C,), summed over the drawings
     share = past[candidates].sum().double()  # the other parts share the remaining probability
     best = (drawn / drawn.sum() * share).topk(n)
     return candidates[best.indices], best.values
@@ -129,9 +129,9 @@ def likely(model: NPDraw, drawings: Drawings, count: int) -> tuple[Tensor, Tenso
 
 @torch.no_grad()
 def extent(model: NPDraw) -> float:
-    """The share of the canvas's side that a drawing's longer side takes: the median of prior samples.
+    """The share of the canvas's side that a drawing's longer side takes, as the median of prior samples.
 
-    1.0 if nothing is drawn.
+    It is 1.0 if no sample draws anything.
     """
     z = model.sample_prior(CANDIDATE_DRAWINGS, torch.Generator(model.device).manual_seed(0))
     sides = []

@@ -1,4 +1,4 @@
-"""One copy of the model in the process that serves it: its threads, and its batches of drawings."""
+"""Runs requests on one copy of the model, in threads and in batches of drawings."""
 
 import asyncio
 from collections.abc import Callable
@@ -13,7 +13,7 @@ BATCH = 32  # drawings decoded at once
 REQUEST_S = 60  # time limit of a request
 SHUTDOWN_S = 5  # time that a replica has to finish its requests
 THREADS = 2  # with one thread, an animation would delay a decoding
-ONGOING, QUEUED = 32, 64  # most running and most waiting requests of a replica; further requests get 503
+ONGOING, QUEUED = 32, 64  # limits on a replica's running and waiting requests; others get 503
 
 Result = TypeVar("Result")
 
@@ -68,7 +68,7 @@ class Replica:
         return await asyncio.shield(asyncio.wrap_future(self.begin(function)))
 
     def begin(self, function: Callable[[], Result]) -> Future[Result]:
-        """Starts the function unless it is running or has succeeded already."""
+        """Starts the function, unless it is running or has succeeded already, and returns its future."""
         found = self._begun.get(function)
         if found is None or (found.done() and found.exception() is not None):
             found = self._begun[function] = self._threads.submit(function)

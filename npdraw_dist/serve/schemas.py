@@ -1,4 +1,4 @@
-"""The bodies of HTTP requests and responses. Images are PNGs in base64, so one response holds all of them.
+"""The bodies of HTTP requests and responses. Images are PNGs in base64, so a response can hold several.
 
 Shapes: T steps, L places, K parts. `engine` checks requests against the sizes of the model.
 """
@@ -71,7 +71,7 @@ class ComposeRequest(InterpolateRequest):
 
 
 class Put(Request):
-    """Makes the place hold this part and nothing else."""
+    """Replaces all parts of the place by this part."""
 
     kind: Literal["put"]
     place: Index
@@ -79,7 +79,7 @@ class Put(Request):
 
 
 class Remove(Request):
-    """Empties the places."""
+    """Removes all parts at the places."""
 
     kind: Literal["remove"]
     places: Places
@@ -149,7 +149,7 @@ class EncodeResponse(DrawingResponse):
 
 
 class Placement(BaseModel):
-    """How an upload became an image of the model."""
+    """How an upload was converted to an image of the model's size."""
 
     inverted: bool
     cropped: Annotated[list[int], Field(min_length=4, max_length=4)] = Field(
@@ -197,7 +197,7 @@ class NextResponse(BaseModel):
 
 
 class SurpriseResponse(BaseModel):
-    """How little the prior expected each part."""
+    """The negative log-probability of the drawing's steps under the prior, by place."""
 
     places: list[float] = Field(description="L nats: -log p of the steps that draw there")
 

@@ -26,12 +26,12 @@ MOST_INK_AT_EDGES = 0.1  # if a larger share of the outer pixels is ink, the pap
 def place_picture(
     content: bytes, frame: Frame, invert: Choice, extent: float | None = None
 ) -> tuple[Tensor, Placement]:
-    """An encoded picture -> uint8 (1, C, H, W), and how it was placed. frame: shape and background.
+    """An encoded picture -> uint8 (1, C, H, W), and how it was converted. frame: shape and background.
 
     invert: `auto` inverts a grey picture whose paper (or whose ink, if the paper is transparent) has the
     wrong brightness; pictures in colour are only inverted by `yes`. extent: ink on plain paper is centred,
-    and its longer side takes this share of the image's side. Without plain paper, or if extent is None, the
-    centre square is taken. Raises BadPicture, before decoding if the picture is too large.
+    and its longer side takes this share of the image's side. Without plain paper or ink, or if extent is
+    None, the centre square is taken. Raises BadPicture, before decoding if the picture is too large.
     """
     if not content:
         raise BadPicture("the file is empty")
@@ -58,7 +58,7 @@ def place_picture(
 
 
 def _is_negative(picture: Image.Image, white: bool) -> bool:
-    """Whether the paper is bright and the model's background black, or vice versa."""
+    """Whether the paper contrasts with the model's background or, if it is transparent, the ink does not."""
     if picture.has_transparency_data:
         small = picture.convert("RGBA")
         small.thumbnail((256, 256))
@@ -72,7 +72,7 @@ def _is_negative(picture: Image.Image, white: bool) -> bool:
 
 
 def _edges(values: NDArray[Any]) -> NDArray[Any]:
-    """(h, w) or (h, w, 3) -> (n,) or (n, 3): the outer pixels."""
+    """(h, w) or (h, w, 3) -> (n,) or (n, 3), the pixels of the first and last rows and columns."""
     rows, columns = values[[0, -1]], values[:, [0, -1]]
     tail = values.shape[2:]
     return np.concatenate([rows.reshape(-1, *tail), columns.reshape(-1, *tail)])
@@ -95,13 +95,13 @@ def _box_of_ink(values: NDArray[np.uint8], extent: float) -> Box | None:
 
 
 def _is_ink(values: NDArray[np.uint8], paper: NDArray[Any]) -> NDArray[np.bool_]:
-    """Whether pixels differ from the paper: (h, w) or (n,), without the axis of colours."""
+    """Whether each pixel differs from the paper: bool (h, w) or (n,), without the axis of colours."""
     off = np.abs(values.astype(np.int16) - np.asarray(paper).astype(np.int16)) > INK
     return off if np.ndim(paper) == 0 else np.asarray(off.any(-1))
 
 
 def _cut(flat: Image.Image, box: Box, size: tuple[int, int]) -> Image.Image:
-    """Crops and scales the box to `size` (width, height); outside the picture it has the paper's colour."""
+    """Crops and scales the box to `size` (width, height). Beyond the picture, it has the paper's colour."""
     left, top, right, bottom = box
     across, down = size[0] / (right - left), size[1] / (bottom - top)
     inner = (max(left, 0), max(top, 0), min(right, flat.width), min(bottom, flat.height))
