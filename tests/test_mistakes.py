@@ -47,6 +47,7 @@ train --parse.steps 12 | parse.order aligned & parse.steps 36 & raster
 train --grid.stride 6 | grid.stride is 6; 1 to grid.patch (5)
 train --grid.patch 40 | grid.patch is 40; a 28x28 canvas takes 1 to 28
 train --grid.downscale 3 | grid.downscale 3 does not divide a 28x28 image
+train --train.micro_batch many | train.micro_batch is 'many'; give a number above 0, or auto
 train --scale.num_workers two | scale.num_workers is 'two'; give a number such as 2
 train --scale.num_workers 2:0 | scale.num_workers is '2:0'; & a range such as 1:2
 train --scale.num_workers 4:2 | scale.num_workers is 4:2; write the smaller number first

@@ -11,8 +11,17 @@ from npdraw_dist.config.section import Count, NonNegative, RunHalf, Share
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
+def _micro_batch(value: object) -> int | str:
+    """Validates a number of rows above 0, or `auto`. The value of a flag is text."""
+    if value == "auto":
+        return "auto"
+    if re.fullmatch(r"[1-9][0-9]*", str(value), re.ASCII) is None:
+        raise ValueError(f"train.micro_batch is {value!r}; give a number above 0, or auto")
+    return int(str(value))
+
+
 class TrainRun(RunHalf):
-    micro_batch: PositiveInt | Literal["auto"] = "auto"
+    micro_batch: Annotated[int | Literal["auto"], BeforeValidator(_micro_batch)] = "auto"
     """largest number of images in one forward pass of a worker, which does not change the result. auto: what
     the memory of a GPU allows, by one measured step; 32 on a CPU"""
     precision: Precision = "auto"
