@@ -33,9 +33,10 @@ class Size:
         workers = self.workers
         if workers.least < workers.most:
             deadline = time.monotonic() + SETTLE_S
-            while (found := self._free()) < self._most and time.monotonic() < deadline:
+            most = min(self._most, self._room())
+            while (found := self._free()) < most and time.monotonic() < deadline:
                 time.sleep(POLL_S)
-            self.count = max(workers.least, min(found, self._most))
+            self.count = max(workers.least, min(found, most))
         self._looked_at, self._had_room = time.monotonic(), False
         return self.count
 
@@ -53,7 +54,7 @@ class Size:
             return False
         self._looked_at = time.monotonic()
         self.request(self._most)
-        had_room, self._had_room = self._had_room, self._free(more=True) > 0
+        had_room, self._had_room = self._had_room, min(self._free(), self._room() - self.count) > 0
         return had_room and self._had_room
 
     def request(self, count: int) -> None:
@@ -63,7 +64,10 @@ class Size:
         if self.workers.least < self.workers.most:
             request_resources(bundles=[self.workers.resources] * count)
 
-    def _free(self, more: bool = False) -> int:
-        """An upper bound on the workers that fit into free resources. more: beside the workers that train."""
-        nodes = room(living_nodes(), self.workers.cpus, self.workers.gpus) - self.count * more
-        return min(room([free_now()], self.workers.cpus, self.workers.gpus), nodes)
+    def _room(self) -> int:
+        """The number of workers that fit on the nodes if nothing else runs there."""
+        return room(living_nodes(), self.workers.cpus, self.workers.gpus)
+
+    def _free(self) -> int:
+        """An upper bound on the number of workers that fit into free resources."""
+        return room([free_now()], self.workers.cpus, self.workers.gpus)

@@ -54,6 +54,12 @@ def test_a_start_waits_until_the_workers_before_it_have_freed_their_gpus(
     assert cluster.now < 5
 
 
+def test_a_start_does_not_wait_for_more_than_the_nodes_have(cluster: Cluster) -> None:
+    cluster.nodes, cluster.free = [Node(8, 4.0)], Node(8, 4.0)
+    assert Size(Workers(2, 8, 1, 1.0)).start() == 4
+    assert cluster.now == 0
+
+
 def test_a_number_that_found_no_place_is_not_requested_again_until_workers_run(cluster: Cluster) -> None:
     """Such as GPUs that are free on nodes without a free CPU."""
     size = Size(Workers(2, 8, 1, 1.0))
