@@ -63,14 +63,14 @@ class Searcher:
 
 def has_gpu() -> bool:
     """Whether FAISS is installed and finds a GPU."""
-    if not is_for_gpus():
+    if not faiss_is_for_gpus():
         return False
     import faiss
 
     return bool(faiss.get_num_gpus() > 0)
 
 
-def is_for_gpus() -> bool:
+def faiss_is_for_gpus() -> bool:
     """Whether FAISS is installed and built for GPUs, which this machine need not have."""
     if not is_there("faiss"):
         return False

@@ -26,7 +26,7 @@ class Mailbox:
     def must_resize(self) -> bool:
         return self.resizes
 
-    def failed(self, line: str | None) -> None:
+    def ended(self, line: str | None) -> None:
         """Records that the workers wait. line: why they restart; None if the user is to see nothing."""
         self.waits = True
         if line is not None:

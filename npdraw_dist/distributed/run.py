@@ -197,11 +197,11 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
                     result: Result = run.trainer(began, size.start()).fit().return_value
                     if result != RESIZED:
                         break
-                    began.mailbox.failed.remote(None)
+                    began.mailbox.ended.remote(None)
                 except ray.train.TrainingFailedError as error:
                     if cause_named(error, NOT_PLACED) is not None:
                         size.not_placed()
-                    began.mailbox.failed.remote(restarts.line_of(error))
+                    began.mailbox.ended.remote(restarts.line_of(error))
     except KeyboardInterrupt:
         if watch.failed is None:
             raise

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from npdraw_dist.bank.build import BankFacts, Open, build_bank, keep_bank
 from npdraw_dist.bank.patches import ALL, Drawn, Reservoir, draw, extract
-from npdraw_dist.bank.search import is_for_gpus
+from npdraw_dist.bank.search import faiss_is_for_gpus
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import PartBank
@@ -83,8 +83,8 @@ def _cluster(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBa
     if experiment.init.has_parts:
         bank = source_parts(experiment)
         return bank, keep_bank(bank, patches)
-    gpu = None if has_gpu(scale) and is_for_gpus() else False
-    if gpu is False or (settings.shards > 1 and not scale.in_process):  # then actors hold the GPUs
+    gpu = None if has_gpu(scale) and faiss_is_for_gpus() else False
+    if gpu is False or (settings.shards > 1 and not scale.in_process):  # the shards' actors hold GPUs
         return _build(torch.device("cpu"), experiment, patches, gpu)
     (bank, facts), elsewhere = on_gpu(scale, NAME, _build, experiment, patches, gpu)
     return bank, replace(facts, actor_core_seconds=facts.actor_core_seconds + elsewhere)

@@ -6,10 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-PAUSED, FREE_S = (
-    0.2,
-    60.0,
-)  # largest share of validations in the time of a stage; seconds that are always free
+PAUSED = 0.2  # largest share of a stage's time that pauses, such as validations, may take
+FREE_S = 60.0  # seconds of pauses that are never too long
 
 
 @dataclass

@@ -80,7 +80,7 @@ Play = Callable[[list[Fit], int], tuple[Any, list[str | None]]]
 def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     """play(what each call of `fit` does, scale.max_failures): the result or the error, and the lines."""
     lines: list[str | None] = []
-    mailbox = SimpleNamespace(failed=SimpleNamespace(remote=lines.append))
+    mailbox = SimpleNamespace(ended=SimpleNamespace(remote=lines.append))
     monkeypatch.setattr(run, "start_mailbox", lambda: mailbox)
     monkeypatch.setattr(ray, "kill", lambda actor: None)
     monkeypatch.setattr(ray, "put", lambda job: job)
