@@ -209,7 +209,8 @@ class Testbed:
                     self.kill_node(number)  # what its Ray left
                     self._launch(number)
                 elif ended or late:
-                    raise UserError(f"node {number} did not start: {' '.join(text.split())[-1000:]}")
+                    head = f"; the head: {self._log(0).read_text()[-300:]}" if number else ""
+                    raise UserError(f"node {number} did not start: {' '.join((text + head).split())[-1300:]}")
                 time.sleep(0.1)
 
     def _log(self, number: int) -> Path:

@@ -67,8 +67,11 @@ def undisturbed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Un
 
 
 def breaks(marker: Path, share: float, rank: int, fault: Fault) -> MakeObjective:
-    """The prior's objective; `fault` happens once on a rank, when `share` of the budget is seen."""
-    make = prior.make_objective
+    """The prior's objective; `fault` happens once on a rank, when `share` of the budget is seen.
+
+    It waits for the checkpoint of half the budget, which Ray Train saves in the background.
+    """
+    make, saved = prior.make_objective, marker.parent / "broken/prior/checkpoint_000000004/progress.json"
 
     def make_objective(experiment: Experiment, bank: Any) -> Objective:
         import ray.train
@@ -79,6 +82,7 @@ def breaks(marker: Path, share: float, rank: int, fault: Fault) -> MakeObjective
 
         def failing(batch: Any, seen: float, generator: Any) -> Any:
             if mine and seen >= share and not marker.exists():
+                until(saved.exists)
                 marker.touch()
                 fault()
             return forward(batch, seen, generator)
