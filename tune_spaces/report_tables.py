@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from npdraw_dist.config.registry import in_order, title_of
 from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.storage import write_files
-from npdraw_dist.data.splits import unit_hash
+from npdraw_dist.evaluate.work import id_hash
 from npdraw_dist.measure.bounds import bits_per_dim, standard_error
 from npdraw_dist.measure.metrics import METRICS, TESTED, group
 from npdraw_dist.measure.paired import LEVEL, Difference, holm, paired
@@ -35,7 +35,7 @@ Row = Mapping[str, Any]
 
 def served(ids: Sequence[str], count: int) -> NDArray[np.bool_]:
     """True for the `count` images that `evaluate --images` takes, since they may have served for choices."""
-    hashes = np.array([unit_hash(0, "evaluate", name) for name in ids])
+    hashes = np.array([id_hash(name) for name in ids])
     chosen = np.zeros(len(ids), bool)
     chosen[np.argsort(hashes, kind="stable")[:count]] = True
     return chosen
