@@ -30,14 +30,6 @@ def varied(results: Sequence[TrialResult]) -> list[str]:
     return [key for key in keys if len({str(result.settings.get(key)) for result in results}) > 1]
 
 
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Whether each (cost, loss) is on the front, i.e. no other point is as good in both and better in one."""
-    return [
-        not any(a <= cost and b <= loss and (a < cost or b < loss) for a, b in points)
-        for cost, loss in points
-    ]
-
-
 def field_plots(results: Sequence[TrialResult], metric: str) -> Figure:
     """The metric against each setting that differs, with a dot for each trial and a line of medians.
 
@@ -101,13 +93,15 @@ def pareto_plot(results: Sequence[TrialResult], metric: str, costs: Sequence[str
     """The metric against each cost; a line joins the trials on the Pareto front, and labels name them."""
     figure, axes = _panels(1, len(costs), (5.5, 4.4))
     for axis, cost in zip(axes, costs, strict=True):
-        points = [(result.numbers[cost], result.numbers[metric]) for result in results]
-        axis.scatter([x for x, _ in points], [y for _, y in points], s=24, color="0.6")
-        named = zip(points, results, pareto_front(points), strict=True)
-        best = sorted((x, y, result.trial) for (x, y), result, on_front in named if on_front)
-        xs, ys, _ = zip(*best, strict=True)
+        points = sorted((result.numbers[cost], result.numbers[metric], result.trial) for result in results)
+        axis.scatter([x for x, *_ in points], [y for _, y, _ in points], s=24, color="0.6")
+        front: list[tuple[float, float, str]] = []  # each point is better than all that cost less
+        for point in points:
+            if not front or point[1] < front[-1][1]:
+                front.append(point)
+        xs, ys, _ = zip(*front, strict=True)
         axis.step(xs, ys, where="post", marker="o", label="Pareto front")
-        for x, y, name in best:
+        for x, y, name in front:
             axis.annotate(name[:6], (x, y), xytext=(3, 3), textcoords="offset points", fontsize=8)
         axis.set(xlabel=cost, ylabel=f"{metric} (nats)")
         axis.legend()
