@@ -6,6 +6,7 @@ The report uses only the stored numbers of the runs, so it can be written again 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import nsmallest
 from itertools import product
 from typing import Any
 
@@ -35,10 +36,7 @@ Row = Mapping[str, Any]
 
 def served(ids: Sequence[str], count: int) -> NDArray[np.bool_]:
     """True for the `count` images that `evaluate --images` takes, since they may have served for choices."""
-    hashes = np.array([id_hash(name) for name in ids])
-    chosen = np.zeros(len(ids), bool)
-    chosen[np.argsort(hashes, kind="stable")[:count]] = True
-    return chosen
+    return np.isin(ids, nsmallest(count, ids, key=id_hash))
 
 
 @dataclass(frozen=True)
