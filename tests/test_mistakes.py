@@ -111,7 +111,7 @@ sweep --space smoke --core-seconds 9 | --core-seconds is a flag of --space compa
 sweep --space comparison --scheduler asha | --scheduler is no flag of a comparison
 sweep --space comparison --kinds npdraw,vea | unknown kind 'vea'; did you mean vae?
 sweep --space comparison --kinds vae | two kinds or more
-sweep --space comparison --longest 1 | --longest 1 leaves no longer training
+sweep --space comparison --longest 1 | --longest: & greater than or equal to 2
 sweep --space comparison --eval.split test | never opens the test split; npdraw report opens it once
 sweep --space comparison --vae.images 5 | vae.images is decided by the comparison
 sweep --space comparison --train.batch_size 128 --dry-run | train.batch_size varies in the space of

@@ -44,6 +44,8 @@ from tune_spaces.trials import TrialResult, claim_facts, forget_failed, label, r
 PLAN, OPENED = "comparison.json", "opened.json"  # the plan; the protocol that opened the test split
 FAIR = (0.75, 1.33)  # allowed median time of a kind's trials: least and largest, as shares of core_seconds
 CLOSE = 0.1  # a winner that misses core_seconds by a larger share gets a corrected budget
+# Lengths of more trainings of a best trial, as multiples, for the report's row "until it stops improving".
+LONGER = (2, 4)
 GAIN = 0.0025  # a longer training counts as better if it lowers the NLL by at least this share
 
 Probe = Callable[[Sequence[Job]], Mapping[str, float | str]]  # returns: name of a job -> its `ms_an_image`
@@ -67,7 +69,7 @@ class Comparison:
         that a comparison does not take, or on an impossible config.
         """
         options.refuse(NOT_OF_KINDS, "is no flag of a comparison: all kinds have one chance")
-        self.space = space.until(options.longest)
+        self.longer = [factor for factor in LONGER if factor <= options.longest]
         self.base = base_config(space, options.preset, options.file(), flags)
         data, preset = self.base.data, options.preset or space.preset
         name = options.name or f"{Path(options.space).stem}-{preset}-{100 * data.fraction:g}"
@@ -135,14 +137,13 @@ class Comparison:
 
     def note(self) -> str:
         """The cost of the whole comparison, in a line."""
-        trainings = self.count + self.seeds + sum(self.space.longer)  # a kind's largest cost / core_seconds
+        trainings = self.count + self.seeds + sum(self.longer)  # a kind's largest cost / core_seconds
         hours = trainings * len(self.kinds) * self.core_seconds / 3600
-        times = " + ".join(map(str, self.space.longer))
-        longer = f" and up to {times} times as long until it stops improving" if times else ""
+        times = " + ".join(map(str, self.longer))
         return (
-            f"{len(self.kinds)} kinds, each {self.count} trials, {self.seeds} seeds of the best{longer}, "
-            f"{self.core_seconds:g} counted seconds of a core each: at most {hours:.1f} hours of a core, "
-            "besides scores"
+            f"{len(self.kinds)} kinds, each {self.count} trials, {self.seeds} seeds of the best and up to "
+            f"{times} times as long until it stops improving, {self.core_seconds:g} counted seconds of a "
+            f"core each: at most {hours:.1f} hours of a core, besides scores"
         )
 
     def train(self, jobs: Sequence[Job], with_scores: bool = True) -> list[Job]:
@@ -251,7 +252,7 @@ class Comparison:
         improving = dict.fromkeys(winners, True)
         seed_of = {kind: job.experiment.seed for kind, job in best.items()}
         failed: dict[str, str | None] = dict.fromkeys(winners)
-        for factor in self.space.longer:
+        for factor in self.longer:
             jobs = [
                 job.with_images(factor * (job.budget or 0), "longer", f"{job.name}-x{factor}", seed_of[kind])
                 for kind, job in winners.items()
@@ -269,7 +270,6 @@ class Comparison:
             *(
                 self._final(best[k], "longest", still_improving=improving[k], failed=failed[k])
                 for k in winners
-                if self.space.longer
             ),
         ]
 

@@ -159,9 +159,9 @@ def source_of(entry: Entry, split: Split, fraction: float | None = None) -> Sour
     return source
 
 
-def images_of(entry: Entry, split: Split, fraction: float | None = None) -> Rows:
-    """All images of a split. fraction, errors: as for `source_of`."""
-    return Rows.cat([shard.read() for shard in source_of(entry, split, fraction).shards(split)])
+def images_of(entry: Entry, split: Split) -> Rows:
+    """All images of a split. Raises the errors of `source_of`."""
+    return Rows.cat([shard.read() for shard in source_of(entry, split).shards(split)])
 
 
 @torch.no_grad()

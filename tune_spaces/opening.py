@@ -142,7 +142,7 @@ def _report(folders: Sequence[str], settings: EvaluationSettings, served: int, o
     entries = [entry for sweep in sweeps for entry in sweep.entries()]
     specs = [read_spec(f"{sweep.entries()[0].folder}/model") for sweep in sweeps]
     require_one_of_each(sweeps)
-    extractor = find_extractor(*settings.extractor_flags, specs[0].image_shape)
+    extractor = find_extractor(settings.fid_weights, settings.extractor, specs[0].image_shape)
     needed = max(served, 0 if extractor is None else extractor.dimensions)
     images = min(images_in(source_of(sweep.entries()[0], "test"), "test", needed) for sweep in sweeps)
     if served >= images:

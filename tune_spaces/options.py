@@ -50,10 +50,8 @@ class Options(BaseModel):
         "core-seconds",
         "space comparison: counted seconds of a core of each training; default: the space's",
     )
-    longest: PositiveInt | None = Field(
-        None,
-        description="space comparison: longest training of a best trial, as a multiple of its time; "
-        "default: the space's",
+    longest: int = Field(
+        4, ge=2, description="space comparison: longest training of a best trial, as a multiple of its time"
     )
     retry_failed: bool = dashed(False, "retry-failed", "run failed trials again")
     dry_run: bool = dashed(False, "dry-run", "print the trials and stop")

@@ -15,15 +15,13 @@ from matplotlib.figure import Figure
 
 from npdraw_dist.config.registry import KINDS, in_order, title_of
 from npdraw_dist.measure.tables import percent
-from tune_spaces.space import Value
 from tune_spaces.trials import TrialResult
 
 COLUMNS = 3
+MOST_NAMES = 6  # more distinct numbers than this are positions on an axis of numbers
 LOG_SPAN = 10.0  # positive numbers that span more than this factor get a logarithmic axis
 VERDICTS = {"better": "tab:green", "worse": "tab:red", "open": "0.5"}  # verdict on a difference -> colour
 APART = 1.06  # factor between neighbouring kinds on the axis of fractions, so that no point covers another
-
-Ticks = list[tuple[float, str]]
 
 
 def varied(results: Sequence[TrialResult]) -> list[str]:
@@ -32,44 +30,29 @@ def varied(results: Sequence[TrialResult]) -> list[str]:
     return [key for key in keys if len({str(result.settings.get(key)) for result in results}) > 1]
 
 
-def positions(values: Sequence[Value]) -> tuple[list[float], Ticks | None]:
-    """The positions of values on an axis, and its ticks; None lets matplotlib choose the ticks.
-
-    More than six distinct numbers are their own positions, with ticks None. Other values are spread evenly.
-    """
-    numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
-    numeric = len(numbers) == len(values)
-    distinct: list[Value] = [*sorted(set(numbers))] if numeric else sorted(set(values), key=str)
-    if numeric and len(distinct) > 6:
-        return [float(v) for v in numbers], None
-    index = {value: float(rank) for rank, value in enumerate(distinct)}
-    return [index[v] for v in values], [(index[v], f"{v:g}" if numeric else str(v)) for v in distinct]
-
-
-def pareto_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Whether each (cost, loss) is on the front, i.e. no other point is as good in both and better in one."""
-    return [
-        not any(a <= cost and b <= loss and (a < cost or b < loss) for a, b in points)
-        for cost, loss in points
-    ]
-
-
 def field_plots(results: Sequence[TrialResult], metric: str) -> Figure:
-    """The metric against each setting that differs, with a dot for each trial and a line of medians."""
+    """The metric against each setting that differs, with a dot for each trial and a line of medians.
+
+    Values are spread evenly, but more than MOST_NAMES distinct numbers have an axis of numbers and no line.
+    """
     keys = varied(results) or ["trial"]
     rows, columns = math.ceil(len(keys) / COLUMNS), min(len(keys), COLUMNS)
     figure, axes = _panels(rows, columns, (4.2, 3.4))
     losses = [result.numbers[metric] for result in results]
     for axis, key in zip(axes, keys, strict=False):
-        xs, ticks = positions([result.settings.get(key, result.trial) for result in results])
-        axis.scatter(xs, losses, s=24, alpha=0.8)
-        if ticks is not None:
-            at = [position for position, _ in ticks]
-            axis.set_xticks(at, [text for _, text in ticks])
-            groups = [[loss for x, loss in zip(xs, losses, strict=True) if x == position] for position in at]
-            axis.plot(at, [statistics.median(group) for group in groups])
-        elif min(xs) > 0 and max(xs) / min(xs) > LOG_SPAN:
-            axis.set_xscale("log")
+        values = [result.settings.get(key, result.trial) for result in results]
+        numbers = [v for v in values if isinstance(v, int | float) and not isinstance(v, bool)]
+        numeric = len(numbers) == len(values)
+        if numeric and len(set(numbers)) > MOST_NAMES:
+            axis.scatter(numbers, losses, s=24, alpha=0.8)
+            if min(numbers) > 0 and max(numbers) / min(numbers) > LOG_SPAN:
+                axis.set_xscale("log")
+        else:  # matplotlib spreads names evenly, in the order in which the line has them
+            names = [f"{v:g}" for v in numbers] if numeric else [str(v) for v in values]
+            order = sorted(set(names), key=float if numeric else str)
+            groups = [[loss for x, loss in zip(names, losses, strict=True) if x == name] for name in order]
+            axis.plot(order, [statistics.median(group) for group in groups])
+            axis.scatter(names, losses, s=24, alpha=0.8)
         axis.set(xlabel=key, ylabel=f"{metric} (nats)")
     for axis in axes[len(keys) :]:
         axis.set_visible(False)
@@ -110,13 +93,15 @@ def pareto_plot(results: Sequence[TrialResult], metric: str, costs: Sequence[str
     """The metric against each cost; a line joins the trials on the Pareto front, and labels name them."""
     figure, axes = _panels(1, len(costs), (5.5, 4.4))
     for axis, cost in zip(axes, costs, strict=True):
-        points = [(result.numbers[cost], result.numbers[metric]) for result in results]
-        axis.scatter([x for x, _ in points], [y for _, y in points], s=24, color="0.6")
-        named = zip(points, results, pareto_front(points), strict=True)
-        best = sorted((x, y, result.trial) for (x, y), result, on_front in named if on_front)
-        xs, ys, _ = zip(*best, strict=True)
+        points = sorted((result.numbers[cost], result.numbers[metric], result.trial) for result in results)
+        axis.scatter([x for x, *_ in points], [y for _, y, _ in points], s=24, color="0.6")
+        front: list[tuple[float, float, str]] = []  # each point is better than all that cost less
+        for point in points:
+            if not front or point[1] < front[-1][1]:
+                front.append(point)
+        xs, ys, _ = zip(*front, strict=True)
         axis.step(xs, ys, where="post", marker="o", label="Pareto front")
-        for x, y, name in best:
+        for x, y, name in front:
             axis.annotate(name[:6], (x, y), xytext=(3, 3), textcoords="offset points", fontsize=8)
         axis.set(xlabel=cost, ylabel=f"{metric} (nats)")
         axis.legend()

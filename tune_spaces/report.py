@@ -8,7 +8,6 @@ from pydantic import Field, PositiveInt
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import Seed
 from npdraw_dist.config.section import Count
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.evaluate.settings import EvaluationSettings, Measurement, require_metrics, spread
 
 
@@ -27,8 +26,8 @@ class Report(Command, Measurement):  # type: ignore[misc]  # pydantic-settings n
         "--sweeps runs/comparison-mnist_cpu-100 --extractor classifier.pt --out report",
     )
 
-    sweeps: list[str] = Field([], description="folders of comparisons that have finished, on the same data")
-    out: str | None = Field(None, description="the folder to write to")
+    sweeps: list[str] = Field(description="folders of comparisons that have finished, on the same data")
+    out: str = Field(description="the folder to write to")
     k: PositiveInt = Field(100, description="importance samples of the likelihood")
     samples: PositiveInt | None = Field(10_000, description="samples for the distances")
     served: Count = Field(
@@ -40,9 +39,6 @@ class Report(Command, Measurement):  # type: ignore[misc]  # pydantic-settings n
 def main(argv: Sequence[str]) -> None:
     flags: dict[str, Any] = parse_flags(Report, "tune_spaces.report", spread(argv, "--sweeps"))
     require_metrics(flags)
-    for flag, what in (("sweeps", "the folder of a finished comparison"), ("out", "the report's folder")):
-        if not flags.get(flag):
-            raise UserError(f"--{flag} is missing: {what}")
     found: Report = validate(Report, flags)
 
     # Torch and Ray take seconds to import, so the flags are checked first.
@@ -50,7 +46,6 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.distributed.start import placed
     from tune_spaces.opening import report
 
-    assert found.out is not None
     require_writable(found.out, folder=True)
     own = {name: getattr(found, name) for name in Measurement.model_fields}
     settings = EvaluationSettings(**{**own, "model": found.sweeps[0], "scale": placed(found.scale)})

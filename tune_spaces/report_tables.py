@@ -6,6 +6,7 @@ The report uses only the stored numbers of the runs, so it can be written again 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import nsmallest
 from itertools import product
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from npdraw_dist.config.registry import in_order, title_of
 from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.storage import write_files
-from npdraw_dist.data.splits import unit_hash
+from npdraw_dist.evaluate.work import id_hash
 from npdraw_dist.measure.bounds import bits_per_dim, standard_error
 from npdraw_dist.measure.metrics import METRICS, TESTED, group
 from npdraw_dist.measure.paired import LEVEL, Difference, holm, paired
@@ -35,10 +36,7 @@ Row = Mapping[str, Any]
 
 def served(ids: Sequence[str], count: int) -> NDArray[np.bool_]:
     """True for the `count` images that `evaluate --images` takes, since they may have served for choices."""
-    hashes = np.array([unit_hash(0, "evaluate", name) for name in ids])
-    chosen = np.zeros(len(ids), bool)
-    chosen[np.argsort(hashes, kind="stable")[:count]] = True
-    return chosen
+    return np.isin(ids, nsmallest(count, ids, key=id_hash))
 
 
 @dataclass(frozen=True)

@@ -51,24 +51,6 @@ def _of_test(results: Sequence[TrialResult]) -> list[str]:
     return [name for name in OF_TEST if any(name in result.numbers for result in results)]
 
 
-def results_table(results: Sequence[TrialResult]) -> pa.Table:
-    """A row for each trial: trial, status, the settings that vary, NUMBERS (null if missing), reason.
-
-    Where trials are scored on the test split, the columns of OF_TEST follow NUMBERS.
-    """
-    keys = dict.fromkeys(key for result in results for key in result.settings)
-    names = [*NUMBERS, *_of_test(results)]
-    return pa.table(
-        {
-            "trial": pa.array([result.trial for result in results], pa.string()),
-            "status": pa.array([result.status for result in results], pa.string()),
-            **{key: _column([result.settings.get(key) for result in results]) for key in keys},
-            **{name: pa.array([r.numbers.get(name) for r in results], pa.float64()) for name in names},
-            "reason": pa.array([result.reason for result in results], pa.string()),
-        }
-    )
-
-
 def _column(values: Sequence[Any]) -> pa.Array:
     """The values of a setting, all as text if one of them is text, since vae.latents may be 16 or map:8."""
     if any(isinstance(value, str) for value in values):
@@ -77,9 +59,23 @@ def _column(values: Sequence[Any]) -> pa.Array:
 
 
 def write_table(run: Store, results: Sequence[TrialResult], metric: str) -> list[TrialResult]:
-    """Writes results.parquet; returns the results in the table's order."""
+    """Writes results.parquet; returns the results in the table's order.
+
+    A row has trial, status, the settings that vary, NUMBERS (null if missing) and reason. Where trials are
+    scored on the test split, the columns of OF_TEST follow NUMBERS.
+    """
     order = ranked(results, metric)
-    table = results_table(order)
+    keys = dict.fromkeys(key for result in order for key in result.settings)
+    names = [*NUMBERS, *_of_test(order)]
+    table = pa.table(
+        {
+            "trial": pa.array([result.trial for result in order], pa.string()),
+            "status": pa.array([result.status for result in order], pa.string()),
+            **{key: _column([result.settings.get(key) for result in order]) for key in keys},
+            **{name: pa.array([r.numbers.get(name) for r in order], pa.float64()) for name in names},
+            "reason": pa.array([result.reason for result in order], pa.string()),
+        }
+    )
     write_atomically(
         run.filesystem, run.path("results.parquet"), lambda stream: pq.write_table(table, stream)
     )

@@ -6,7 +6,7 @@ space's name.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any, Literal
 from zlib import crc32
@@ -179,8 +179,7 @@ class Kinds:
     kinds that are not in `spaces`; each such kind adds the ranges in its `Kind.searched`. settings: settings
     that override the preset for all kinds. core_seconds: fraction of the training images -> length of a
     training in counted seconds (`trainings.core_seconds`). seeds: data.source -> number of seeds for the best
-    trial of a kind; `other_seeds` for all other sources. longer: lengths of more trainings of the best trial,
-    as multiples, for the report's row "until it stops improving"; if empty, there is no such row.
+    trial of a kind; `other_seeds` for all other sources.
     """
 
     spaces: Mapping[str, Space]
@@ -190,7 +189,6 @@ class Kinds:
     preset: str = "mnist_cpu"
     seeds: Mapping[str, int] = field(default_factory=dict)
     other_seeds: int = 3
-    longer: tuple[int, ...] = (2, 4)
     common: Mapping[str, Choice | Range] = field(default_factory=dict)
 
     def seconds_of(self, fraction: float) -> float:
@@ -202,17 +200,6 @@ class Kinds:
         if not larger:
             raise UserError(f"the space has no seconds for the fraction {fraction:g}; give --core-seconds")
         return self.core_seconds[min(larger)]
-
-    def until(self, longest: int | None) -> "Kinds":
-        """A copy that keeps the factors in `longer` up to `longest`; None keeps all factors.
-
-        Raises UserError if no factor is left.
-        """
-        left = tuple(factor for factor in self.longer if longest is None or factor <= longest)
-        if longest is not None and not left:
-            all_of = ", ".join(map(str, self.longer)) or "none"
-            raise UserError(f"--longest {longest} leaves no longer training; the space has {all_of}")
-        return replace(self, longer=left)
 
     def of(self, kind: str) -> Space:
         """The space of one kind."""

@@ -21,7 +21,7 @@ from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.distributed.failures import is_of_storage, lost, reason_of
 from npdraw_dist.distributed.nodes import require_on_this_node
 from npdraw_dist.distributed.start import RAY, quiet_logs
-from npdraw_dist.pipeline import bank, data, parse, prior, sample, vae
+from npdraw_dist.pipeline.run import STAGES
 from npdraw_dist.pipeline.stage import Watch
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.pipeline.train_stage import selected_record
@@ -95,9 +95,9 @@ def _train(
 
     for shared in plan.cache.stages(experiment):
         shared.ensure(partial(_build, shared.stage, experiment, watch(shared.stage), folders))
-    vae.run(experiment, store, watch("vae"))
+    STAGES["vae"].run(experiment, store, watch("vae"))
     for split in ("valid", "test") if plan.space.curve else ("valid",):
-        sample.run(with_changes(experiment, {"eval": {"split": split}}), store)
+        STAGES["sample"].run(with_changes(experiment, {"eval": {"split": split}}), store)
     return tune_report(selected_record(store, metric.stage), metric), trial_numbers(store, experiment)
 
 
@@ -110,11 +110,10 @@ def _build(
 ) -> None:
     """Runs a shared stage. All but the prior run in a task, which is not bound to Tune's placement group."""
     if stage == "prior":
-        prior.run(experiment, store, watch)
+        STAGES[stage].run(experiment, store, watch)
         return
     task: Any = ray.remote(num_cpus=0)(build_alone).options(scheduling_strategy="DEFAULT")
-    run = {"data": data.run, "bank": bank.run, "parse": parse.run}[stage]
-    ray.get(task.remote(run, experiment, store, folders))
+    ray.get(task.remote(STAGES[stage].run, experiment, store, folders))
 
 
 def trial_numbers(store: Store, experiment: Experiment) -> dict[str, float]:

@@ -87,15 +87,6 @@ class Bench(PresetCommand, Options):  # type: ignore[misc]  # pydantic-settings 
     train: TrainConfig = TrainConfig()
 
 
-def parse(argv: Sequence[str]) -> tuple[Options, dict[str, Any]]:
-    """Returns the bench's own flags, and the config's. Raises UserError if --out cannot be a file."""
-    flags: dict[str, Any] = parse_flags(Bench, "npdraw_dist.bench", argv)
-    options = own_flags(Options, flags)
-    if options.out is not None and (options.out.is_dir() or not options.out.parent.is_dir()):
-        raise UserError(f"--out {options.out} is not a file in an existing folder")
-    return options, flags
-
-
 def chosen(only: str | None) -> list[str]:
     """The sections in `only`, and `machine`; all sections if it is None. Raises UserError on unknown ones."""
     if only is None:
@@ -105,7 +96,10 @@ def chosen(only: str | None) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    options, flags = parse(argv)
+    flags: dict[str, Any] = parse_flags(Bench, "npdraw_dist.bench", argv)
+    options = own_flags(Options, flags)
+    if options.out is not None and (options.out.is_dir() or not options.out.parent.is_dir()):
+        raise UserError(f"--out {options.out} is not a file in an existing folder")
     experiment, names = resolve(options.preset, None, flags), chosen(options.only)
 
     # Torch and Ray take seconds to import, so the flags are checked first.

@@ -2,8 +2,10 @@
 
 import platform
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
@@ -21,7 +23,7 @@ def run(work: Workload) -> Facts:
     """Returns hardware, versions, commit, date (UTC), `sgemm_gflops` and, on a GPU, `bf16_gflops`."""
     gpu, repeats = local_device().type == "cuda", 3 if work.quick else 9
     types = {"sgemm": torch.float32, **({"bf16": torch.bfloat16} if gpu else {})}
-    products = {name: MatrixProduct(dtype) for name, dtype in types.items()}
+    products = {name: matrix_product(dtype) for name, dtype in types.items()}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -40,24 +42,19 @@ def run(work: Workload) -> Facts:
         "pixels": work.images[0].size,
         "quick": int(work.quick),
         **{
-            f"{name}_gflops": product.flops / median_seconds([product], repeats)[0] / 1e9
-            for name, product in products.items()
+            f"{name}_gflops": flops / median_seconds([product], repeats)[0] / 1e9
+            for name, (product, flops) in products.items()
         },
     }
 
 
-class MatrixProduct:
-    """A product of square matrices, written into an existing buffer, without TF32 as in training."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        side = SIDE if local_device().type == "cpu" else GPU_SIDE
-        self.flops = 2 * side**3
-        self.a, self.b = torch.rand(2, side, side, device=local_device()).to(dtype)
-        self.out = torch.empty_like(self.a)
-        self()
-
-    def __call__(self) -> None:
-        torch.mm(self.a, self.b, out=self.out)
+def matrix_product(dtype: torch.dtype) -> tuple[Callable[[], object], int]:
+    """A product of square matrices into an existing buffer, without TF32 as in training; its operations."""
+    side = SIDE if local_device().type == "cpu" else GPU_SIDE
+    a, b = torch.rand(2, side, side, device=local_device()).to(dtype)
+    product = partial(torch.mm, a, b, out=torch.empty_like(a))
+    product()
+    return product, 2 * side**3
 
 
 def memory_mb() -> float:

@@ -76,13 +76,13 @@ def _beside_product(trainers: Trainers, work: Workload) -> Figures:
     size = experiment.train.batch_size
     dtype = autocast_dtype(local_device(), experiment.train.precision) or torch.float32
     flops = {kind: trainers[kind].call("flops", size) for kind in kinds}
-    product = machine.MatrixProduct(dtype)
+    product, operations = machine.matrix_product(dtype)
     steps: dict[str, Callable[[], float]] = {"product": lambda: timed(product)[1]}
     steps |= {kind: partial(trainers[kind].call, "update", size) for kind in kinds}
     if experiment.vae.relaxed_share < 1:
         steps["vae_hard"] = partial(trainers["vae"].call, "update", size, True)
     seconds = _in_turns(steps, QUICK_REPEATS if work.quick else REPEATS)
-    peak = product.flops / seconds.pop("product")
+    peak = operations / seconds.pop("product")
     figures: Figures = {
         "step_batch": size,
         "step_peak_gflops": peak / 1e9,

@@ -16,11 +16,11 @@ from npdraw_dist.config.schema import Seed
 from npdraw_dist.config.section import Section
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
-from npdraw_dist.core.pages import arrange, enlarge, frame, label_rows, tile_side
+from npdraw_dist.core.pages import arrange, enlarge, label_rows, tile_side
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import BadPicture, Frame, read_picture
 from npdraw_dist.core.storage import open_filesystem, read_bytes
-from npdraw_dist.edit.posters import CompletionRow, EditRow, save_completions, save_edits
+from npdraw_dist.edit.posters import CompletionRow, EditRow, framed, save_completions, save_edits
 from npdraw_dist.nn import editing
 from npdraw_dist.nn.animation import gif
 from npdraw_dist.nn.drawings import Drawings
@@ -177,15 +177,11 @@ def save_edit(
 ) -> None:
     """Writes canvases (N, C, h, w) above images (N, C, H, W), a column for each name.
 
-    region: (L,) bool, the places whose bounding box is framed on each canvas.
+    region: (L,) bool, the places that are framed on each canvas.
     """
     tile = tile_side(images, EDIT_TILE)
-    tiles = [enlarge(image, tile) for image in (*canvases, *images)]
-    if region.any():
-        corners = grid.corners.to(region.device)[region]
-        box = torch.cat([corners.amin(0), corners.amax(0) + grid.patch]).tolist()
-        for canvas in tiles[: len(canvases)]:
-            frame(canvas, box, canvas.width // grid.width)
+    tiles = [framed(enlarge(canvas, tile), region, grid) for canvas in canvases]
+    tiles += [enlarge(image, tile) for image in images]
     page = arrange(tiles, len(names), captions=[*[""] * len(names), *names])
     label_rows(page, ["canvas", "image"]).save(path, optimize=True)
 

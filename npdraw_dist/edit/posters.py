@@ -53,21 +53,24 @@ class CompletionRow:
 
 def save_edits(path: Path, rows: Sequence[EditRow], grid: Grid) -> None:
     """Saves a row for each edit: A's parts shown separately, then canvas and image of A, B and the result."""
-    from scipy.ndimage import binary_erosion  # slow to import
-
     tile = max(tile_side(rows[0].images), (grid.patch + PART_GAP) * max(grid.rows, grid.columns))
     tiles = []
     for row in rows:
         shown = []
         for index, (canvas, image) in enumerate(zip(row.canvases, row.images, strict=True)):
             left = enlarge(canvas, tile)
-            if index > 0:
-                region = _enlarged(covered(row.region, grid), left.width // grid.width)
-                inside = binary_erosion(region, np.ones((2 * FRAME + 1, 2 * FRAME + 1)))
-                left = _painted(left, region & ~inside, OUTLINE)
-            shown += [left, enlarge(image, tile)]
+            shown += [framed(left, row.region, grid) if index > 0 else left, enlarge(image, tile)]
         tiles += [_apart(row, grid, shown[0].size), *shown]
     _save(path, tiles, EDIT_COLUMNS)
+
+
+def framed(canvas: Image.Image, region: Tensor, grid: Grid) -> Image.Image:
+    """The enlarged canvas with a frame along the edge of the places `region`, (L,) bool."""
+    from scipy.ndimage import binary_erosion  # slow to import
+
+    pixels = _enlarged(covered(region, grid), canvas.width // grid.width)
+    inside = binary_erosion(pixels, np.ones((2 * FRAME + 1, 2 * FRAME + 1)))
+    return _painted(canvas, pixels & ~inside, OUTLINE)
 
 
 def _apart(row: EditRow, grid: Grid, size: tuple[int, int]) -> Image.Image:

@@ -76,7 +76,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     model = load_model(settings.model)
     settings = settings.for_likelihood(model.spec.likelihood)
     data = _checked_data(settings, model.spec)
-    file = find_extractor(*settings.extractor_flags, model.spec.image_shape)
+    file = find_extractor(settings.fid_weights, settings.extractor, model.spec.image_shape)
     split_seed = require_split(settings.model, model.spec, data, settings.split_seed)
     source, inputs = open_images(settings.model, data, split_seed, split)
     shards, total = source.shards(split), source.count(split)

@@ -92,25 +92,21 @@ def _training_cost(store: Store, config: Mapping[str, Any]) -> dict[str, float]:
     return {"train_seconds": seconds, "images_seen": seen} if metrics else {}
 
 
-def require_same_protocol(runs: Sequence[Run]) -> None:
-    """Raises UserError, which lists the differences, if a run has another protocol than the first run."""
-    for run in runs[1:]:
-        if changed := differences(runs[0].protocol(), run.protocol()):
-            raise UserError(
-                f"{runs[0].row['run']} and {run.row['run']} were not measured the same way "
-                f"({'; '.join(changed)})"
-            )
-
-
 def compare_runs(folders: Sequence[str], out: str) -> list[str]:
     """Writes comparison.md, comparison.parquet and samples.png; returns their paths.
 
-    Raises UserError if a run was not evaluated, or if the runs were measured by different protocols.
+    Raises UserError if a run was not evaluated, or if a run has another protocol than the first one.
     """
     kinds = list(KINDS)
     runs = [read_run(folder) for folder in sorted(folders)]
     runs.sort(key=lambda run: (run.row["fraction"], kinds.index(run.row["kind"]), run.row["seed"]))
-    require_same_protocol(runs)
+    first = runs[0]
+    for run in runs[1:]:
+        if changed := differences(first.protocol(), run.protocol()):
+            raise UserError(
+                f"{first.row['run']} and {run.row['run']} were not measured the same way "
+                f"({'; '.join(changed)})"
+            )
     files = {
         "comparison.md": markdown(runs).encode(),
         "comparison.parquet": parquet([{**run.row, "kind": run.label[1]} for run in runs]),

@@ -31,11 +31,6 @@ class Measurement(BaseModel):
     seed: Seed = Field(0, description="seed of noise and samples; if not given, the run's")
     scale: ScaleConfig = ScaleConfig()
 
-    @property
-    def extractor_flags(self) -> tuple[str | None, str | None]:
-        """The arguments `weights` and `extractor` of `measure.features.find_extractor`."""
-        return self.fid_weights, self.extractor
-
 
 def require_metrics(flags: Mapping[str, Any]) -> None:
     """Raises UserError if the flags name an extractor, but the package's extra `metrics` is not installed."""

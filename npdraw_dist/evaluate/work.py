@@ -114,7 +114,7 @@ class ShardSlice:
     def batches(self, rows: Rows) -> Iterator[tuple[Key, Rows]]:
         """Yields the key and the rows of each batch of the slice. rows: all rows of the shard."""
         if self.threshold < 1:
-            rows = rows.take([i for i, name in enumerate(rows.ids) if _hash(name) <= self.threshold])
+            rows = rows.take([i for i, name in enumerate(rows.ids) if id_hash(name) <= self.threshold])
         for batch in range(self.first, -(-len(rows) // BATCH), self.stride):
             yield (self.number, batch), rows.take(range(batch * BATCH, min((batch + 1) * BATCH, len(rows))))
 
@@ -133,7 +133,7 @@ class Work(NamedTuple):
     images: int
 
 
-def _hash(name: str) -> float:
+def id_hash(name: str) -> float:
     """The hash that decides whether an image is measured. The seed is fixed, so all evaluations agree."""
     return unit_hash(0, "evaluate", name)
 
@@ -141,7 +141,7 @@ def _hash(name: str) -> float:
 def _least_hashes(limit: int, shard: Shard) -> Found:
     """Finds the `limit` smallest hashes of a shard, so that the driver does not receive all hashes."""
     ids = shard.read().ids
-    return Found(len(ids), hashes=nsmallest(limit, map(_hash, ids)))
+    return Found(len(ids), hashes=nsmallest(limit, map(id_hash, ids)))
 
 
 def plan_work(shards: Sequence[Shard], total: int | None, limit: int | None, actors: int) -> Work:

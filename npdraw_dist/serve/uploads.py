@@ -84,14 +84,13 @@ def _box_of_ink(values: NDArray[np.uint8], extent: float) -> Box | None:
     paper = np.median(edges, axis=0)
     if _is_ink(edges, paper).mean() > MOST_INK_AT_EDGES:
         return None
-    ink = _is_ink(values, paper)
-    rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
-    if not len(rows):
+    box = Image.fromarray(_is_ink(values, paper)).getbbox()
+    if box is None:
         return None
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    left, top, right, bottom = box
     side = max(round(max(bottom - top, right - left) / extent), 1)
     first_row, first_column = round((top + bottom - side) / 2), round((left + right - side) / 2)
-    return int(first_column), int(first_row), int(first_column + side), int(first_row + side)
+    return first_column, first_row, first_column + side, first_row + side
 
 
 def _is_ink(values: NDArray[np.uint8], paper: NDArray[Any]) -> NDArray[np.bool_]:

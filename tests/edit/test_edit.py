@@ -17,7 +17,6 @@ from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.edit import pictures
-from npdraw_dist.nn import editing
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.editing import parse_move, parse_region
 from npdraw_dist.nn.npdraw import NPDraw
@@ -130,52 +129,44 @@ def test_the_appearance_of_an_image_stays_and_a_saved_drawing_has_none(with_u: P
     np.testing.assert_array_equal(shown(tmp_path), as_bytes(model.decode(canvas)[0]))
 
 
-def test_rows_of_posters_have_what_an_edit_shows(with_u: Path) -> None:
-    model = load_npdraw(str(with_u))
-    edits = pictures.Edits(model, str(with_u))
-    (a, image), (b, _) = (edits.open(f"sample:{seed}") for seed in (1, 2))
-    region = parse_region("0:3,:", model.grid)
-    made = model.compose(a, b, region)
-    row = edits.edit_row(a, b, made, region)
-    assert torch.equal(row.canvases, model.render(PartSequence.cat([a.z, b.z, made.z])))
-    assert torch.equal(row.where, a.z.where[a.z.whether])
-    assert torch.equal(row.parts, model.bank_parts[a.z.what[a.z.whether]])
-    for shown, canvas, u in zip(row.images, row.canvases, (a.u, b.u, a.u), strict=True):
-        assert torch.equal(shown, model.decode(canvas[None], u)[0])
-    completed, found = edits.complete(a, image, ~region, 2, 0, 1.0)
-    assert torch.equal(found.original, row.images[0])
-    assert torch.equal(found.canvas, model.render(editing.remove(a.z, region, model.spec.order))[0])
-    torch.testing.assert_close(found.images, completed.images)
-
-
-POSTERS = """
+EDITED = "2:4,1:3;4:5,:"  # a region
+POSTERS = f"""
 edits:
-  - {a: "sample:1", b: "sample:2", region: "0:2,:"}
-  - {a: "sample:2", b: "sample:1", region: "2:4,1:3;4:5,:"}
+  - {{a: "sample:1", b: "sample:2", region: "0:2,:"}}
+  - {{a: "sample:2", b: "sample:1", region: "{EDITED}"}}
 completions:
-  - {a: "sample:3", keep: "0:2,:"}
-  - {a: "sample:3", complete: "2:,:"}
+  - {{a: "sample:3", keep: "0:2,:"}}
+  - {{a: "sample:3", complete: "2:,:"}}
 n: 3
 seed: 4
 """
 
 
-def test_posters_show_single_edits(grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_posters_show_single_edits(with_u: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     edits, completions = (Mock(wraps=getattr(pictures, name)) for name in ("save_edits", "save_completions"))
     monkeypatch.setattr(pictures, "save_edits", edits)
     monkeypatch.setattr(pictures, "save_completions", completions)
     (tmp_path / "list.yaml").write_text(POSTERS)
     posters, out = tmp_path / "posters", tmp_path / "out"
-    edit.main(["--model", str(grey), "--out", str(posters), "--posters", str(tmp_path / "list.yaml")])
+    edit.main(["--model", str(with_u), "--out", str(posters), "--posters", str(tmp_path / "list.yaml")])
     assert sorted(f.name for f in posters.iterdir()) == ["completions.png", "edits.png"]
     rows = edits.call_args.args[1]
     assert len(rows) == 2
-    edited(grey, out, "--a", "sample:2", "--b", "sample:1", "--region", "2:4,1:3;4:5,:")
+    edited(with_u, out, "--a", "sample:2", "--b", "sample:1", "--region", EDITED)
     np.testing.assert_array_equal(shown(out), as_bytes(rows[1].images[2]))
+    model = load_npdraw(str(with_u))
+    a, b, begun = (model.draw(1, seed=seed) for seed in (2, 1, 3))
+    assert torch.equal(rows[1].canvases, torch.cat([a.canvas, b.canvas, model.compose(a, b, EDITED).canvas]))
+    assert torch.equal(rows[1].images[:2], torch.cat([a.images, b.images]))
+    where, what = zip(*drawn(a.z), strict=True)
+    assert rows[1].where.tolist() == [*where]
+    assert torch.equal(rows[1].parts, model.bank_parts[[*what]])
     first, second = completions.call_args.args[1]
     assert len(first.images) == len(second.images) == 3
     assert torch.equal(first.keep, second.keep)
-    edited(grey, out, "--a", "sample:3", "--keep", "0:2,:", "--n", "3", "--seed", "4")
+    assert torch.equal(first.original, begun.images[0])
+    assert torch.equal(first.canvas, model.edit(begun, remove="2:,:").canvas[0])
+    edited(with_u, out, "--a", "sample:3", "--keep", "0:2,:", "--n", "3", "--seed", "4")
     np.testing.assert_array_equal(shown(out), as_bytes(first.images[0]))
     assert not torch.equal(first.images, second.images)  # each row has a seed of its own
 

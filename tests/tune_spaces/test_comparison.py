@@ -139,7 +139,9 @@ def test_the_steps_of_a_kind_are_timed(kind: str, monkeypatch: pytest.MonkeyPatc
 
 def test_a_dry_run_lists_a_line_a_trial(capsys: pytest.CaptureFixture[str]) -> None:
     sweep.main(["--space", "comparison", "--dry-run", "--data.fraction", "0.01"])
-    lines = capsys.readouterr().out.splitlines()
+    out, note = capsys.readouterr()
+    assert "each 10 trials, 5 seeds of the best and up to 2 + 4 times as long" in note
+    lines = out.splitlines()
     assert Counter(line.split()[0] for line in lines) == dict.fromkeys(load_kinds("comparison").spaces, 10)
     assert all("60 core-seconds" in line for line in lines)
 
@@ -240,17 +242,6 @@ def test_the_longest_training_is_bounded_and_a_second_start_may_go_further(tmp_p
     finals = compare(tmp_path, again)["finals"]
     assert [job.name for job in again.trained] == [f"{kind}-2-x4" for kind in KINDS]
     assert [f["run"] for f in finals if f["role"] == "longest"] == [f"longer/{kind}-2-x4" for kind in KINDS]
-
-
-def test_a_space_without_longer_trainings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    space = replace(load_kinds("comparison"), longer=())
-    options = Options(space="comparison", storage=str(tmp_path), name="c", seeds=2, dry_run=True)
-    comparison.run(options, space, {})
-    assert "2 seeds of the best, " in capsys.readouterr().err
-    finals = compare(tmp_path, space=space)["finals"]
-    assert Counter(f["role"] for f in finals) == {"seed": 2 * len(KINDS)}
-    with pytest.raises(UserError, match="--longest 2 leaves no longer training; the space has none"):
-        compare(tmp_path, space=space, longest=2)
 
 
 @pytest.mark.parametrize(

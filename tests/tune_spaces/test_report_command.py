@@ -1,6 +1,7 @@
 """A small comparison as a user runs it: trainings in processes of their own, then the report, without Ray."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.store import OPENINGS, Store
 from tests.helpers.runs import Refused
-from tune_spaces import measured, report, sweep
+from tune_spaces import measured, report, sweep, trainings
+from tune_spaces.budgets import Job
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -29,11 +31,10 @@ SPACE = Kinds(
         **{"train.batch_size": 16, "train.micro_batch": 16, "train.eval_images": 32},
         **{"scale.num_workers": 0, "eval.temperature": 0.5},
     },
-    core_seconds={1.0: 2.0},
+    core_seconds={1.0: 3.0},
     trials=1,
     preset="digits",
     other_seeds=2,
-    longer=(2,),
 )
 """
 
@@ -52,15 +53,45 @@ class Pixels(nn.Module):
         return nn.functional.adaptive_avg_pool2d(images, 8).flatten(1)
 
 
+def require_seconds(run: Path, plan: dict[str, Any], processor_s: dict[str, float]) -> None:
+    """Fails unless each training took its seconds, which are no more than its process had of the cores.
+
+    Other work on the cores can double them.
+    """
+    spent = {f"trials/{name}": seconds for name, seconds in plan["spent"].items()}
+    spent |= {final["run"]: final["core_seconds"] for final in plan["finals"]}
+    for path, stated in spent.items():
+        manifests = [json.loads(file.read_text()) for file in (run / path).glob("*/manifest.json")]
+        seconds = sum(m["core_seconds"] - m.get("validation_core_seconds", 0) for m in manifests)
+        assert stated == pytest.approx(seconds, abs=0.06)
+        target_s = 6.0 if path.startswith("longer") else 3.0
+        assert 0.4 * target_s < seconds < 2.5 * target_s, path
+        assert seconds < processor_s[path]
+    longer = json.loads((run / "longer" / "vae-0-x2" / "vae" / "manifest.json").read_text())
+    assert longer["images"] == 2 * plan["budgets"]["vae"]
+
+
 def test_a_small_comparison_from_trials_to_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     (tmp_path / "space.py").write_text(SPACE)
     monkeypatch.setattr(measured, "KS", (1, 5, 20))  # 5,000 draws take a while
+    train, processor_s = trainings.train, dict[str, float]()
+
+    def timed(run: Store, job: Job, with_scores: bool) -> str:
+        before = os.times()
+        ended = train(run, job, with_scores)
+        after = os.times()
+        processor_s[job.path] = sum(after[2:4]) - sum(before[2:4])
+        return ended
+
+    monkeypatch.setattr(trainings, "train", timed)
     command = ["--space", str(tmp_path / "space.py"), "--storage", str(tmp_path), "--name", "c"]
+    command += ["--longest", "2"]
     sweep.main([*command, "--data.fraction", "0.5"])
     plan = json.loads((tmp_path / "c" / "comparison.json").read_text())
     assert len(plan["finals"]) == 6
+    require_seconds(tmp_path / "c", plan, processor_s)
     records = list((tmp_path / "c").glob("*/*/" + OPENINGS))
     assert len(records) == 2 + 2 + 4 + 2  # rates, trials, seeds, longer
     assert all(json.loads(record.read_text())["opened"] == [] for record in records)

@@ -12,7 +12,7 @@ from pyarrow import fs
 
 from npdraw_dist.config.load import build, read_preset
 from npdraw_dist.pipeline.store import Store
-from tune_spaces.plots import curve_plot, field_plots, pareto_front, pareto_plot, positions
+from tune_spaces.plots import curve_plot, field_plots, pareto_plot
 from tune_spaces.results import write_results
 from tune_spaces.trials import TrialResult, forget_failed, read_results, write_result
 
@@ -112,24 +112,23 @@ def test_each_field_has_its_panel_with_medians() -> None:
     assert found == [[0, 70], [1, 60], [1, 90], [2, 80]]
 
 
+def test_many_numbers_have_an_axis_of_numbers() -> None:
+    many = [finished(str(n), 70.0, prior__dropout=0.1 * n, prior__depth=n % 5) for n in range(9)]
+    dropout, depth = field_plots(many, METRIC).axes[:2]
+    np.testing.assert_allclose(np.asarray(dropout.collections[0].get_offsets())[:, 0], 0.1 * np.arange(9))
+    assert [text.get_text() for text in depth.get_xticklabels()] == list("01234")
+
+
 def test_the_front_is_what_none_beats_and_is_drawn() -> None:
-    rng = np.random.default_rng(0)
-    points = [(float(a), float(b)) for a, b in rng.integers(0, 6, (40, 2))]
-    expected = []
-    for a in points:
-        beaten = any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in points)
-        expected.append(not beaten)
-    assert 1 < sum(expected) < 40
-    assert pareto_front(points) == expected
+    costs, more = np.random.default_rng(0).integers(0, 12, (2, 40)).tolist()
+    points = [(a, 12 - a + b) for a, b in zip(costs, more, strict=True)]  # some are equal
+    best = {a for a in points if not any(b != a and b[0] <= a[0] and b[1] <= a[1] for b in points)}
+    assert 2 < len(best) < 40
+    (axis,) = pareto_plot([finished("t", nll, cost) for cost, nll in points], METRIC, ["parameters"]).axes
+    assert [*zip(*first_line(axis), strict=True)] == sorted(best)
     parameters, seconds = pareto_plot(DONE, METRIC, ("parameters", "seconds")).axes
     assert sorted(zip(*first_line(parameters), strict=True)) == [(10, 70), (30, 60)]
     assert sorted(zip(*first_line(seconds), strict=True)) == [(4, 80), (9, 60)]
-
-
-def test_numbers_and_names_have_positions() -> None:
-    assert positions([50, 25, 50]) == ([1.0, 0.0, 1.0], [(0.0, "25"), (1.0, "50")])
-    assert positions(["b", "a"]) == ([1.0, 0.0], [(0.0, "a"), (1.0, "b")])
-    assert positions([0.1 * n for n in range(9)])[1] is None
 
 
 def test_a_curve_has_a_line_for_each_kind_by_images(curve: list[TrialResult]) -> None:

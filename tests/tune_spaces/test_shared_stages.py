@@ -105,17 +105,6 @@ def test_a_build_waits_for_the_one_before_but_not_for_ever(run: Store) -> None:
     assert done == [store]
 
 
-def test_a_trial_reads_shared_stages_from_the_cache_and_writes_its_own(run: Store) -> None:
-    trial = structure(1)[0]
-    store = Cache(run).trial_store(trial, "t0")
-    bank = SharedStage(Cache(run), trial, "bank").store
-    assert store.path("bank", "bank.png") == bank.path("bank", "bank.png")
-    assert bank.root == run.path("cache", f"bank-{fingerprint_of(trial, 'bank')}")
-    assert store.path("parses", "test").startswith(run.path("cache", "parse-"))
-    for own in ((), ("vae",), ("model",), ("config.yaml",), ("metrics.json",)):
-        assert store.path(*own) == run.path("trials", "t0", *own)
-
-
 def test_where_the_path_varies_a_stage_is_of_one_path(run: Store) -> None:
     trial = structure(1)[0]
     other = trial.model_copy(update={"data": trial.data.model_copy(update={"path": "elsewhere"})})
