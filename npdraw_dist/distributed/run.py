@@ -17,7 +17,7 @@ import ray
 import ray.train
 import torch
 from pyarrow import fs
-from ray.train.torch import TorchConfig
+from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import remove_placement_group
 
 from npdraw_dist.config.schema import ScaleConfig
@@ -28,9 +28,8 @@ from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.distributed.context import RayContext
 from npdraw_dist.distributed.elastic import Size
 from npdraw_dist.distributed.failures import NOT_PLACED, Restarts, cause_named
-from npdraw_dist.distributed.mailbox import start_mailbox
+from npdraw_dist.distributed.mailbox import end_mailbox, start_mailbox
 from npdraw_dist.distributed.nodes import require_on_this_node, unusable_gpu
-from npdraw_dist.distributed.ray_patches import Trainer
 from npdraw_dist.distributed.resources import Workers, free_now, listed, living_nodes, per_gpu
 from npdraw_dist.distributed.start import can_grow, quiet_logs
 from npdraw_dist.training.checkpoint import KEPT, Criterion, by_age
@@ -56,12 +55,12 @@ def backend_for(gpus: float) -> str | None:
 
 class _Backend(TorchConfig().backend_cls):  # type: ignore[misc]
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        group = worker_group.execute_single(0, ray.util.get_current_placement_group)
         try:
             self.connect(worker_group, backend_config)
         except Exception:
             # Otherwise Ray Train would keep the CPUs and GPUs, and the next start would wait for them.
-            handle = worker_group.get_worker_group_state().placement_group_handle
-            remove_placement_group(handle.placement_group)
+            remove_placement_group(group)
             raise
 
     def connect(self, worker_group: Any, backend_config: TorchConfig) -> None:
@@ -103,9 +102,9 @@ class TrainRun(Generic[Job, Result]):
     def folder(self) -> str:
         return f"{self.storage}/{self.name}"
 
-    def trainer(self, began: "Began", count: int) -> Trainer:
+    def trainer(self, began: "Began", count: int) -> TorchTrainer:
         """A trainer with `count` workers."""
-        return Trainer(
+        return TorchTrainer(
             _start_worker,
             train_loop_config={"run": replace(self, job=None, callbacks=()), "began": began},  # type: ignore[arg-type]
             scaling_config=ray.train.ScalingConfig(
@@ -150,6 +149,7 @@ def _start_worker(config: dict[str, Any]) -> Any:
     """Trains on one worker. Rank 0 owns the lease on the run, since workers can outlive a killed driver."""
     run: TrainRun[Any, Any] = config["run"]
     began: Began = config["began"]
+    began.mailbox.hold.remote(ray.util.get_current_placement_group())
     quiet_logs()
     require_on_this_node(run.folders)
     torch.set_num_threads(run.workers.cpus)
@@ -208,7 +208,7 @@ def run_training(run: TrainRun[Job, Result], display: Display) -> Result:
     finally:
         watch.stop()
         size.request(0)
-        ray.kill(began.mailbox)
+        end_mailbox(began.mailbox)
     if watch.failed is not None:
         raise watch.failed
     return result

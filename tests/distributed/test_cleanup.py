@@ -1,18 +1,23 @@
 """The workers of a run end if its controller is killed, also on a machine that runs another Ray."""
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
-import ray.train
-from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from pyarrow import fs
 
-from npdraw_dist.distributed.ray_patches import Trainer, replace_cleaner
-from tests.helpers.processes import until
+from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.distributed.resources import Workers
+from npdraw_dist.distributed.run import TrainRun, run_training
+from npdraw_dist.training.checkpoint import Criterion
+from tests.helpers.local_context import Silent
+from tests.helpers.processes import family, title, until
 
 LIMIT_S = 90
 OTHER = """
@@ -33,40 +38,29 @@ def another_ray() -> Iterator[None]:
     process.communicate("\n")
 
 
-def waits(config: dict[str, str]) -> None:
-    Path(config["started"]).touch()
+def waits(job: str, context: Any) -> None:
+    Path(job, "started").touch()
     time.sleep(10 * LIMIT_S)
 
 
 @ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
 def drive(folder: str) -> None:
-    Trainer(
-        waits,
-        train_loop_config={"started": f"{folder}/started"},
-        scaling_config=ray.train.ScalingConfig(num_workers=1, resources_per_worker={"CPU": 1}),
-        run_config=ray.train.RunConfig(name="run", storage_path=folder),
-    ).fit()
+    who = Workers(1, 1, 1, 0.0), ScaleConfig(), Criterion("valid/nll", "min")
+    run: Any = TrainRun(waits, folder, *who, fs.LocalFileSystem(), folder, "prior")
+    run_training(run, Silent())
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)
 @pytest.mark.usefixtures("local_ray", "another_ray")
-def test_the_workers_of_a_killed_controller_end(tmp_path: Path) -> None:
+def test_the_workers_of_a_killed_driver_end(tmp_path: Path) -> None:
+    """So does the mailbox, which outlives the driver to free their CPU."""
     free = ray.available_resources()["CPU"]
     driver = drive.remote(str(tmp_path))
     until((tmp_path / "started").exists, LIMIT_S)
     assert ray.available_resources()["CPU"] == free - 1
+    assert any("Mailbox" in title(pid) for pid in family(os.getpid()))
     ray.cancel(driver, force=True)
     until(lambda: ray.available_resources()["CPU"] == free, LIMIT_S)
-
-
-@pytest.mark.parametrize(
-    "moved", ["callbacks.placement_group_callback", "execution.controller.placement_group_cleaner"]
-)
-def test_a_ray_of_other_names_is_left_as_it_is(moved: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    callbacks = [PlacementGroupCleanerCallback()]
-    assert type(replace_cleaner(callbacks)[0]) is not PlacementGroupCleanerCallback
-    monkeypatch.setitem(sys.modules, f"ray.train.v2._internal.{moved}", None)
-    monkeypatch.delattr(f"ray.train.v2._internal.{moved}")
-    assert replace_cleaner(callbacks) == callbacks
+    until(lambda: not any("Mailbox" in title(pid) for pid in family(os.getpid())), LIMIT_S)

@@ -14,17 +14,10 @@ from npdraw_dist.distributed import run as ray_run
 from npdraw_dist.distributed.resources import Workers
 from npdraw_dist.distributed.run import ClusterTorchConfig, TrainRun, run_training
 from npdraw_dist.training.checkpoint import Criterion
+from tests.helpers.local_context import Silent
 from tests.helpers.processes import until
 
 MOST = 9  # starts that fail
-
-
-class Silent:
-    """In place of the display of a stage."""
-
-    def say(self, line: str) -> None: ...
-    def record(self, row: Any) -> None: ...
-    def show(self, images_seen: int, images_per_s: float, note: str) -> None: ...
 
 
 @pytest.mark.slow

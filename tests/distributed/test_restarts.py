@@ -82,7 +82,7 @@ def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
     lines: list[str | None] = []
     mailbox = SimpleNamespace(ended=SimpleNamespace(remote=lines.append))
     monkeypatch.setattr(run, "start_mailbox", lambda: mailbox)
-    monkeypatch.setattr(ray, "kill", lambda actor: None)
+    monkeypatch.setattr(run, "end_mailbox", lambda actor: None)
     monkeypatch.setattr(ray, "put", lambda job: job)
     monkeypatch.setattr(run._Watch, "_run", lambda self: None)
     folder = tmp_path / "prior"

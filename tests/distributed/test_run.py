@@ -55,6 +55,9 @@ class Group:
     def __init__(self, cuda: list[bool]) -> None:
         self.cuda = cuda
 
+    def execute_single(self, rank: int, function: Callable[[], Any]) -> None:
+        return None
+
     def execute(self, function: Callable[[], Any]) -> list[Any]:
         return self.cuda if function is torch.cuda.is_available else [None] * len(self.cuda)
 

@@ -1,4 +1,4 @@
-"""A training context for tests that lists the reports and keeps all checkpoints in a folder."""
+"""A display and a context of a training for tests."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,16 @@ from npdraw_dist.training.context import Context, move_in
 from npdraw_dist.training.metrics_log import Journal
 
 
+class Silent:
+    """In place of the display of a stage."""
+
+    def say(self, line: str) -> None: ...
+    def record(self, row: Any) -> None: ...
+    def show(self, images_seen: int, images_per_s: float, note: str) -> None: ...
+
+
 class LocalContext(Context):
-    """Checkpoints and metrics go below `folder`; without a folder none are kept."""
+    """Lists the reports. Checkpoints and metrics go below `folder`; without a folder none are kept."""
 
     def __init__(self, folder: Path | None = None, device: str = "cpu") -> None:
         super().__init__(device)
