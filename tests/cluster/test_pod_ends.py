@@ -1,9 +1,10 @@
-"""Kubernetes ends a pod: its `preStop`, as raycluster.yaml has it, runs on a node where a worker trains."""
+"""Kubernetes ends a pod on which a worker trains: by our `preStop`, or only by the signal to `ray start`."""
 
+import signal
 import sys
-import time
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.helpers.cluster_job import MARKS, ROOT, Job, job_of, workers
@@ -15,30 +16,33 @@ IMAGES = 131072
 LIMIT_S = 20  # in place of the file's, for a shorter test
 
 
-def pre_stop() -> list[str]:
-    """The command for the workers' pods, with this machine's paths and a shorter limit."""
+def pre_stop(bed: Testbed) -> list[str]:
+    """The command that raycluster.yaml has for workers, with this machine's paths and a shorter limit."""
     cluster = yaml.safe_load((ROOT / "cluster" / "raycluster.yaml").read_text())["spec"]
     (container,) = cluster["workerGroupSpecs"][0]["template"]["spec"]["containers"]
     python, script, flag, _ = container["lifecycle"]["preStop"]["exec"]["command"]
     assert (python, flag) == ("python", "--now")
-    return [sys.executable, str(ROOT / "cluster" / Path(script).name), flag, str(LIMIT_S)]
+    command = [sys.executable, str(ROOT / "cluster" / Path(script).name), flag, str(LIMIT_S)]
+    return ["env", f"PYTHONPATH={ROOT}", f"RAY_ADDRESS={bed.address}", *command]
 
 
-def test_a_run_saves_at_once_and_goes_on_without_the_pod(tmp_path: Path) -> None:
-    """Without the notice nothing would be saved yet, and a lost worker would end the run."""
+@pytest.mark.parametrize("by", ["preStop", "SIGTERM"])
+def test_a_run_saves_at_once_and_goes_on_without_the_pod(by: str, tmp_path: Path) -> None:
+    """Without a notice nothing would be saved yet, and a lost worker would end the run."""
     words = job_of(prior__images=IMAGES, train__eval_every_images=IMAGES, scale__num_workers="1:2")
     words += ["--scale.max_failures", "0", "--stages", "data,bank,parse,prior"]
     with Testbed(count=2) as bed:
         job = Job(bed, tmp_path / "log", *words, "--storage", str(tmp_path), "--name", "pod")
         job.until(lambda: sorted(workers(bed).values()) == [0, 1] and "prior: started" in job.said())
-        env = ["env", f"PYTHONPATH={ROOT}", f"RAY_ADDRESS={bed.address}"]
-        started = time.monotonic()
-        hook = bed.popen([*env, *pre_stop()], 1)
+        if by == "preStop":
+            ends = bed.popen(pre_stop(bed), 1)
+        else:
+            (ends,) = bed.nodes[1].processes  # `ray start`
+            ends.send_signal(signal.SIGTERM)
         saved = tmp_path / "pod" / "prior"
         job.until(lambda: list(saved.glob("checkpoint_*/progress.json")))
-        print(f"saved after {time.monotonic() - started:.1f} s")
-        assert hook.wait(LIMIT_S + 30) == 0
-        print(f"hook ended after {time.monotonic() - started:.1f} s")
+        status = ends.wait(LIMIT_S + 60)
+        assert by == "SIGTERM" or status == 0
         bed.kill_node(1)
         status, out = job.end()
     assert status == 0, out
