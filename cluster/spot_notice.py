@@ -1,21 +1,25 @@
-"""Reports to Ray that the cloud takes back this machine: `python spot_notice.py --cloud aws`.
+"""Reports to Ray that this machine is taken back: `python spot_notice.py --cloud aws`, for a pod `--now 50`.
 
-The command runs next to Ray on the workers of aws.yaml and gcp.yaml. Ray then drains the node; training saves
-a checkpoint at once and continues without the node, which does not count as a failure (docs/cluster.md).
+With --cloud the command runs next to Ray on the workers of aws.yaml and gcp.yaml and waits for the cloud's
+notice. With --now Kubernetes runs it before it ends a pod (raycluster.yaml, rayjob.yaml). Ray then drains the
+node; training saves a checkpoint at once and continues without the node, which does not count as a failure
+(docs/cluster.md).
 """
 
+import contextlib
 import http.client
+import socket
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import psutil
 import ray
-from pydantic import Field
+from pydantic import Field, PositiveInt, model_validator
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 
@@ -67,42 +71,82 @@ CLOUDS = {
 class Flags(Command):
     """Waits for the cloud's notice that it takes this machine back, and reports it to Ray on this machine."""
 
-    cloud: Literal["aws", "google"] = Field(description="the cloud of this machine")
+    cloud: Literal["aws", "google"] | None = Field(None, description="the cloud of this machine")
     metadata: str | None = Field(
         None, description="address of the metadata service; if not given, the cloud's"
     )
+    now: PositiveInt | None = Field(
+        None,
+        description="in place of --cloud: report it now, and wait at most N seconds for the end of Ray here",
+    )
+
+    @model_validator(mode="after")
+    def _has_one(self) -> Self:
+        if (self.cloud is None) == (self.now is None):
+            raise ValueError("give --cloud or --now")
+        return self
 
 
-def this_node() -> tuple[str, str]:
-    """Ray's id of this machine, and the address of its cluster."""
+@dataclass(frozen=True)
+class Node:
+    """Ray's id of this machine, the address of its cluster, and the host and port of Ray on this machine."""
+
+    id: str
+    cluster: str
+    raylet: tuple[str, int]
+
+
+def this_node() -> Node:
     own = {address.address for card in psutil.net_if_addrs().values() for address in card}
     ray.init(address="auto", log_to_driver=False)
     try:
-        node = next(n["NodeID"] for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] in own)
-        return node, ray.get_runtime_context().gcs_address
+        node = next(n for n in ray.nodes() if n["Alive"] and n["NodeManagerAddress"] in own)
+        raylet = node["NodeManagerAddress"], int(node["NodeManagerPort"])
+        return Node(node["NodeID"], ray.get_runtime_context().gcs_address, raylet)
     finally:
         ray.shutdown()
 
 
-def drain(node: str, address: str, seconds: int) -> None:
+def drain(node: Node, seconds: int) -> None:
     """Makes Ray drain the node, which ends in `seconds`. Raises CalledProcessError if Ray's command fails.
 
-    address: address of the cluster, which Ray needs if this machine also runs another cluster.
+    The command names the cluster, since this machine may also run another one.
     """
-    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "the cloud takes it back"]
+    reason = ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "this machine is taken back"]
     limit = ["--deadline-remaining-seconds", str(seconds)]
-    command = [*RAY, "drain-node", "--address", address, "--node-id", node]
+    command = [
+        *RAY,
+        "drain-node",
+        "--address",
+        node.cluster,
+        "--node-id",
+        node.id,
+    ]
     subprocess.run([*command, *reason, *limit], check=True)
+
+
+def wait_for_end(node: Node, seconds: float) -> None:
+    """Waits at most `seconds` for the end of Ray here: a drained node ends when no work is left on it."""
+    deadline = time.monotonic() + seconds
+    with contextlib.suppress(OSError):
+        while time.monotonic() < deadline:
+            socket.create_connection(node.raylet, TIMEOUT_S).close()
+            time.sleep(POLL_S)
 
 
 def main(argv: Sequence[str]) -> None:
     flags = validate(Flags, parse_flags(Flags, "cluster.spot_notice", argv))
+    node = this_node()  # looked up before the notice, since this takes seconds
+    if flags.now is not None:
+        drain(node, flags.now)
+        wait_for_end(node, flags.now)
+        return
+    assert flags.cloud is not None
     cloud = CLOUDS[flags.cloud]
-    node, address = this_node()  # looked up before the notice, since this takes seconds
     while not cloud.notice(flags.metadata or cloud.metadata):
         time.sleep(POLL_S)
-    print(f"{flags.cloud} takes this machine back: node {node} is drained", flush=True)
-    drain(node, address, cloud.warns_s)
+    print(f"{flags.cloud} takes this machine back: node {node.id} is drained", flush=True)
+    drain(node, cloud.warns_s)
 
 
 if __name__ == "__main__":

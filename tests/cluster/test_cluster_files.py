@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import tomllib
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from cluster import spot_notice
 from npdraw_dist.bench.__main__ import Bench
-from npdraw_dist.config.cli import Command, parse_flags
+from npdraw_dist.config.cli import Command, parse_flags, validate
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.prepared import Prepared
 from npdraw_dist.config.schema import Experiment
@@ -32,6 +34,7 @@ KUBERAY = {"rayjob": "ray.io_rayjobs.yaml", "raycluster": "ray.io_rayclusters.ya
 FILES = [path for pattern in ("*.yaml", "*.sh", "Dockerfile") for path in sorted(CLUSTER.glob(pattern))]
 DOCKERFILE = (CLUSTER / "Dockerfile").read_text()
 PAGE = (ROOT / "docs" / "cluster.md").read_text()
+EXISTING = (ROOT / "docs" / "existing-cluster.md").read_text()
 PROJECT = (ROOT / "pyproject.toml").read_text()
 COMMANDS: dict[str, type[Command]] = {
     "npdraw_dist.bench": Bench,
@@ -108,15 +111,28 @@ def closed(schema: Any) -> Any:
     return result
 
 
-@pytest.mark.slow  # the schemas are large
-@pytest.mark.parametrize("name", KUBERAY)
-def test_kuberay_files_follow_the_crd(name: str) -> None:
+def crd(name: str) -> dict[str, Any]:
+    """KubeRay's schema of a kind of manifest. Skips the test if the schemas are not beside the repository."""
     file = CRDS / KUBERAY[name]
     if not file.is_file():
         pytest.skip(f"KubeRay's CRD schema {file.name} is not beside the repository")
-    crd = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    (version,) = [item for item in crd["spec"]["versions"] if item["name"] == "v1"]
-    schema, manifest = closed(version["schema"]["openAPIV3Schema"]), read(name)
+    found = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    (version,) = [item for item in found["spec"]["versions"] if item["name"] == "v1"]
+    return dict(closed(version["schema"]["openAPIV3Schema"]))
+
+
+@pytest.mark.slow  # the schemas are large
+def test_the_ray_job_for_a_cluster_that_is_there_follows_the_crd() -> None:
+    (block,) = re.findall(r"^```yaml\n(apiVersion: .*?)^```", EXISTING, re.M | re.S)
+    job = yaml.safe_load(block)
+    jsonschema.Draft202012Validator(crd("rayjob")).validate(job)
+    assert yaml.safe_load(job["spec"]["runtimeEnvYAML"])["pip"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KUBERAY)
+def test_kuberay_files_follow_the_crd(name: str) -> None:
+    schema, manifest = crd(name), read(name)
     assert manifest["apiVersion"] == "ray.io/v1"
     jsonschema.Draft202012Validator(schema).validate(manifest)
     spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
@@ -157,6 +173,43 @@ def test_kuberay_clusters_scale_share_storage_and_ask_for_the_token(name: str) -
         assert 0.3 < int(shared["sizeLimit"].removesuffix("Gi")) / int(limit.removesuffix("Gi")) < 0.5
 
 
+@pytest.mark.parametrize("name", KUBERAY)
+def test_ray_drains_a_pod_before_it_ends(name: str) -> None:
+    """The head is never drained. The wait ends before Kubernetes kills the pod."""
+    (script,) = re.findall(r"^COPY --chown=\S+ cluster/spot_notice.py (\S+)$", DOCKERFILE, re.M)
+    for group, pod in pods(name).items():
+        (container,) = pod["containers"]
+        if group == "head":
+            assert "lifecycle" not in container
+            continue
+        python, path, *words = container["lifecycle"]["preStop"]["exec"]["command"]
+        assert (python, path) == ("python", f"{script}spot_notice.py")
+        flags = validate(spot_notice.Flags, parse_flags(spot_notice.Flags, "cluster.spot_notice", words))
+        assert flags.now is not None
+        assert flags.now < pod["terminationGracePeriodSeconds"]
+
+
+def most_gpus(name: str) -> int:
+    """The GPUs of a launch file's workers if all are there."""
+    if name in KUBERAY:
+        groups = ray_cluster(name)["workerGroupSpecs"]
+        limits = [pods(name)[group["groupName"]]["containers"][0]["resources"]["limits"] for group in groups]
+        gpus = [int(limit.get("nvidia.com/gpu", 0)) for limit in limits]
+        return sum(gpu * group["maxReplicas"] for gpu, group in zip(gpus, groups, strict=True))
+    config = read(name)
+    workers = {key: node for key, node in config["available_node_types"].items() if key != "head"}
+    assert config["max_workers"] >= sum(node["max_workers"] for node in workers.values())
+    return sum(node["resources"].get("GPU", 0) * node["max_workers"] for node in workers.values())
+
+
+@pytest.mark.parametrize("name", [*CLOUDS, *KUBERAY])
+@pytest.mark.parametrize("preset", ["mnist_cluster", "celeba_cluster"])
+def test_the_nodes_have_the_gpus_that_a_preset_takes_at_most(preset: str, name: str) -> None:
+    scale = resolve(preset, None, {}).scale
+    assert scale.use_gpu
+    assert most_gpus(name) >= scale.most_workers * scale.gpus_per_worker
+
+
 def test_the_ray_job_fits_its_own_pods_and_resumes() -> None:
     job = read("rayjob")["spec"]
     assert job["backoffLimit"] >= 1
@@ -182,6 +235,7 @@ def test_all_files_name_the_image_and_the_ray_that_the_dockerfile_builds() -> No
     (version,) = re.findall(r'^version = "(.+)"$', PROJECT, re.M)
     name = f"registry.example.com/npdraw_dist:{version}"
     assert built == {name, f"{name}-gpu"}
+    assert set(re.findall(r"npdraw_dist-(\d[\d.]*)-", EXISTING)) == {version}  # the name of the wheel
     for file in (*LAUNCHER, *KUBERAY):
         assert images(file) == built or (file == "local" and images(file) < built)
     for file in KUBERAY:
@@ -191,6 +245,38 @@ def test_all_files_name_the_image_and_the_ray_that_the_dockerfile_builds() -> No
     rays = [Requirement(text) for text in re.findall(r'"(ray\[[^"]+)"', PROJECT)]
     assert all(ray.specifier.contains(version) for ray in rays)
     assert {ray_cluster(name)["rayVersion"] for name in KUBERAY} == {version}
+
+
+def test_one_dockerfile_builds_for_cpus_and_for_each_cuda_that_the_page_names() -> None:
+    """All are Ray's CPU image in the end. PyTorch's index and the extras follow the argument."""
+    text = without_comments(CLUSTER / "Dockerfile")
+    arguments = dict(re.findall(r"^ARG (\w+)=(\S+)$", text, re.M))
+    stages = {stage: base for base, stage in re.findall(r"^FROM (\S+) AS (\S+)$", text, re.M)}
+    assert re.findall(r"^FROM (\S+)$", text, re.M) == ["${CUDA}"]  # the image is the stage that CUDA names
+    named = set(re.findall(r"^\| `(cpu|cu\d+)` \|", PAGE, re.M))
+    assert named == set(re.findall(r"^#   (cpu|cu\d+) ", DOCKERFILE, re.M)) == set(stages) - {"gpu"}
+    assert arguments["CUDA"] == "cpu"
+    for stage in named:
+        while stage in stages:
+            stage = stages[stage]
+        assert stage == "rayproject/ray:${RAY_VERSION}-${PYTHON}-cpu"
+    before, _, last = text.rpartition("FROM ")
+    for argument in arguments:  # a stage sees an argument only if it repeats it
+        assert f"${{{argument}}}" in before + last.splitlines()[0]
+    assert all(f"ARG {name}\n" in last for name in re.findall(r"\$\{(\w+)\}", last)[1:] if name in arguments)
+    floor = re.findall(r'^requires-python = ">=3\.(\d+)"$', PROJECT, re.M)
+    assert arguments["PYTHON"] == f"py3{floor[0]}"
+
+
+def test_the_packages_of_the_image_are_those_of_the_project() -> None:
+    text = without_comments(CLUSTER / "Dockerfile")
+    project = tomllib.loads(PROJECT)["project"]
+    needed = {Requirement(line).name: Requirement(line).specifier for line in project["dependencies"]}
+    for package in ("torch", "torchvision"):  # from PyTorch's own index, so that pip does not replace them
+        assert f'"{package}{needed[package]}"' in text
+    assert '".[${extras}]"' in text
+    (first, second) = re.findall(r"extras=(\w+)\$\(.* \|\| echo ,(\w+)\)", text)[0]
+    assert {first, second} <= set(project["optional-dependencies"])
 
 
 def test_the_image_holds_what_exists_runs_without_root_and_has_no_token() -> None:
@@ -270,7 +356,17 @@ def experiment_of(argv: list[str]) -> Experiment:
     return resolve(flags.pop("preset", "digits"), None, flags)
 
 
-@pytest.mark.parametrize("file", ["README.md", "submit.sh", "slurm.sh", "rayjob.yaml", "../docs/cluster.md"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "README.md",
+        "submit.sh",
+        "slurm.sh",
+        "rayjob.yaml",
+        "../docs/cluster.md",
+        "../docs/existing-cluster.md",
+    ],
+)
 def test_every_command_has_flags_that_the_parser_knows(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No bucket is opened; a stub gives the sizes of the images in it."""
     mnist = Prepared("parquet", (1, 28, 28), {}, {}, {})
@@ -286,3 +382,13 @@ def test_every_command_has_flags_that_the_parser_knows(file: str, monkeypatch: p
             assert experiment_of(argv).scale.least_workers >= 1
         else:
             parse_flags(COMMANDS[module], module, argv)
+
+
+@pytest.mark.parametrize(
+    "file", ["README.md", "docs/cluster.md", "docs/existing-cluster.md", "cluster/submit.sh"]
+)
+def test_every_submitted_job_brings_its_code(file: str) -> None:
+    text = re.sub(r"\\\n", "", without_comments(ROOT / file))
+    for job in re.findall(r"ray job submit (.*) -- ", text):
+        assert "--working-dir " in job
+        assert "--runtime-env " in job

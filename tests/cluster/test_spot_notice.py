@@ -1,6 +1,7 @@
-"""A cloud gives notice that it takes a machine back. In test_blind_nodes.py, Ray drains a real node."""
+"""A machine is taken back. In test_blind_nodes.py and test_pod_ends.py, Ray drains a real node."""
 
 import json
+import socket
 import subprocess
 import threading
 import time
@@ -10,7 +11,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from cluster import spot_notice
-from cluster.spot_notice import aws_notice, google_notice
+from cluster.spot_notice import Node, aws_notice, google_notice
+from npdraw_dist.core.errors import UserError
+
+NODE = Node("abc", "10.0.0.1:6379", ("127.0.0.1", 9))  # nobody answers at that port
 
 
 class Metadata(BaseHTTPRequestHandler):
@@ -70,7 +74,7 @@ def test_the_node_is_drained_once_the_notice_is_there(metadata: str, monkeypatch
         assert drained == []
         Metadata.taken = True
 
-    monkeypatch.setattr(spot_notice, "this_node", lambda: ("abc", "10.0.0.1:6379"))
+    monkeypatch.setattr(spot_notice, "this_node", lambda: NODE)
     monkeypatch.setattr(subprocess, "run", lambda command, check: drained.append(command))
     monkeypatch.setattr(time, "sleep", wait)
     spot_notice.main(["--cloud", "aws", "--metadata", metadata])
@@ -80,3 +84,27 @@ def test_the_node_is_drained_once_the_notice_is_there(metadata: str, monkeypatch
     assert flags["--node-id"] == "abc"
     assert flags["--address"] == "10.0.0.1:6379"  # another Ray may run on the machine
     assert int(flags["--deadline-remaining-seconds"]) > 0
+
+
+def test_a_pod_waits_for_the_end_of_ray_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    drained: list[list[str]] = []
+    pauses: list[float] = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: drained.append(command))
+    monkeypatch.setattr(time, "sleep", pauses.append)
+    monkeypatch.setattr(spot_notice, "this_node", lambda: NODE)
+    spot_notice.main(["--now", "50"])
+    assert drained[0][-2:] == ["--deadline-remaining-seconds", "50"]
+    assert pauses == []  # Ray has ended
+
+    with socket.create_server(("127.0.0.1", 0)) as raylet:
+        clock = iter(range(1000))
+        monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+        monkeypatch.setattr(spot_notice, "this_node", lambda: Node("abc", "", raylet.getsockname()))
+        spot_notice.main(["--now", "5"])
+    assert len(pauses) == 4
+
+
+@pytest.mark.parametrize("flags", [[], ["--cloud", "aws", "--now", "5"]])
+def test_either_a_cloud_or_now_is_given(flags: list[str]) -> None:
+    with pytest.raises(UserError, match="give --cloud or --now"):
+        spot_notice.main(flags)
