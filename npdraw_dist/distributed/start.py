@@ -14,6 +14,7 @@ from npdraw_dist.core.process import COMPUTE
 
 OBJECT_STORE_MB = 512  # size of Ray's object store if Ray runs on this machine alone
 CONNECT_S = 10
+TRIED = ("2.59", "2.60")  # the minor versions of Ray with which the tests pass
 
 PREEMPTION_WATCHER = "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"  # "0": Ray Train does not look for drained nodes
 
@@ -79,6 +80,8 @@ def start_ray(scale: ScaleConfig, object_store_mb: int = OBJECT_STORE_MB) -> Non
 
     if ray.is_initialized():
         return
+    if (line := untried(ray.__version__)) is not None:
+        print(line, file=sys.stderr)
     for name, value in {**LOCAL_RAY, **RAY}.items():
         os.environ.setdefault(name, value)
     verbose = process.is_verbose()
@@ -105,6 +108,13 @@ def start_ray(scale: ScaleConfig, object_store_mb: int = OBJECT_STORE_MB) -> Non
         except ValueError as error:  # the object store exceeds the memory, or there is too little memory
             raise UserError(f"Ray cannot start on this machine: {error}") from None
     quiet_logs()
+
+
+def untried(version: str) -> str | None:
+    """A line about a version of Ray that was never tried; None if it was."""
+    if version.rpartition(".")[0] in TRIED:
+        return None
+    return f"Ray {version} was not tried with this package, only {' and '.join(TRIED)}; it should work"
 
 
 def _require_answer(address: str) -> None:

@@ -17,7 +17,7 @@ from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.errors import UserError
 from npdraw_dist.distributed.resources import Workers
 from npdraw_dist.distributed.run import ClusterTorchConfig, backend_for, choose_gloo_interface, own_interrupts
-from npdraw_dist.distributed.start import start_ray
+from npdraw_dist.distributed.start import start_ray, untried
 
 
 def test_too_little_memory_for_ray_is_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +30,20 @@ def test_too_little_memory_for_ray_is_a_users_error(monkeypatch: pytest.MonkeyPa
         pytest.raises(UserError, match=r"cannot start .* greater than the total available memory"),
     ):
         start_ray(ScaleConfig())
+
+
+def test_a_ray_that_was_never_tried_gets_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert untried("2.59.1") is None
+    assert untried("2.6.0") is not None
+    monkeypatch.setattr(ray, "__version__", "3.1.0")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", mock.Mock())
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with mock.patch.dict(os.environ):
+        start_ray(ScaleConfig())
+    assert capsys.readouterr().err.startswith("Ray 3.1.0 was not tried")
 
 
 @pytest.mark.usefixtures("interruptible")
