@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from npdraw_dist.core.noise import Ahead, RowNoise
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.process import background_threads
 
@@ -49,6 +50,13 @@ class Share:
 def noise_seed(seed: int, *path: int) -> int:
     """Hashes `seed` and `path` (such as a step's number) to a seed of 63 bits for random draws."""
     return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def noise_of_rows(
+    seed: int, first: int, count: int, device: torch.device, ahead: Ahead | None = None
+) -> RowNoise:
+    """The noise of rows [first, first + count) of a step's global batch, or of the validation images."""
+    return RowNoise(seed, torch.arange(first, first + count, device=device), ahead)
 
 
 class MemoryFeed:

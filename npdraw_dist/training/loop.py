@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
 from npdraw_dist.config.schema import TrainConfig
-from npdraw_dist.core.noise import Noise, RowNoise, dropout_noise
+from npdraw_dist.core.noise import Ahead, Noise, dropout_noise
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.process import refuse_tf32
@@ -32,7 +32,7 @@ from npdraw_dist.training.device import (
     prepare_ahead,
 )
 from npdraw_dist.training.early_stopping import EarlyStopping
-from npdraw_dist.training.feed import Feed, Rows, noise_seed
+from npdraw_dist.training.feed import Feed, Rows, noise_of_rows, noise_seed
 from npdraw_dist.training.meters import Meters, learning_rate_factor
 from npdraw_dist.training.metrics_log import RECENT
 from npdraw_dist.training.muon import Muon
@@ -174,6 +174,7 @@ class Run:
         self.peak_rates = [group["lr"] * config.rate_scale for group in self.optimizer.param_groups]
         every = config.average_images
         self.micro_batch = MicroBatch(config.micro_batch, context.device, context.gpu_share)
+        self.ahead = None if context.device.type == "cpu" else Ahead()
         self.average = Average(objective, every, config.batch_size) if every else None
         self.meters = Meters()
         self.logged: dict[str, list[float]] = {}  # sum and count of each metric at the last log
@@ -233,7 +234,7 @@ class Run:
         start, progress = 0, images_seen / images
         while start < len(batch):
             some = batch[start : start + self.micro_batch.rows].to(self.context.device)
-            noise = noise_of_rows(seed, first + start, len(some), self.context)
+            noise = noise_of_rows(seed, first + start, len(some), self.context.device, self.ahead)
             start += len(some)
             with self._apart(start < len(batch)), self.micro_batch.computing(len(some)):
                 if self.augment is not None:
@@ -322,7 +323,7 @@ class Run:
             rows = range(len(valid))[rank * len(valid) // ranks : (rank + 1) * len(valid) // ranks]
             for start in rows[::VALIDATED]:
                 batch = valid[start : min(start + VALIDATED, rows.stop)].to(context.device)
-                noise = noise_of_rows(noise_seed(self.seed, 2**32 - 1), start, len(batch), context)
+                noise = noise_of_rows(noise_seed(self.seed, 2**32 - 1), start, len(batch), context.device)
                 meters.add(objective.evaluate(batch, noise))
         objective.train()
         return {name: total / count for name, (total, count) in summed(meters, context).items()}
@@ -393,11 +394,6 @@ class Run:
             **{name: value for name, value in first.items() if value is not None},
             **self.stopping.summary(),
         }
-
-
-def noise_of_rows(seed: int, first: int, count: int, context: Context) -> RowNoise:
-    """The noise of rows [first, first + count) of a step's global batch, or of the validation images."""
-    return RowNoise(seed, torch.arange(first, first + count, device=context.device))
 
 
 def summed(meters: Meters, context: Context) -> dict[str, list[float]]:

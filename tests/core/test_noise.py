@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from npdraw_dist.core.noise import Dropout, RowNoise, dropout_noise, gumbel, normal, uniform
+from npdraw_dist.core.noise import Ahead, Dropout, RowNoise, dropout_noise, gumbel, normal, uniform
 
 LIKE = torch.empty(64, 500)
 DRAWS = {
@@ -58,6 +58,22 @@ def test_a_row_has_its_noise_however_the_batch_is_cut(draw: Callable[..., Tensor
                 starts = np.cumsum((0, *cut[:-1])).tolist()
                 parts = [drawn(rows(start, size), size) for start, size in zip(starts, cut, strict=True)]
                 torch.testing.assert_close(torch.cat(parts, 2), whole, rtol=0, atol=0)
+
+
+def test_words_hashed_ahead_are_those_of_each_draw() -> None:
+    """Also in a micro-batch of other rows, and in one that draws other numbers than the one before."""
+    ahead = Ahead()
+
+    def drawn(noise: RowNoise, size: int, more: bool) -> list[Tensor]:
+        shapes = [(4, size), (8, 3), *([(4, 50)] if more else [(4, 5), (4, 50)])]
+        return [noise.integers((4, 7), torch.int8), *map(noise.uniform, shapes)]
+
+    for step, (size, more) in enumerate(
+        [(9, True), (9, True), (9, False), (9, False), (2, False), (9, True)]
+    ):
+        places = torch.arange(4 * step, 4 * step + 4)
+        found, alone = (drawn(RowNoise(step, places, to), size, more) for to in (ahead, None))
+        torch.testing.assert_close(found, alone, rtol=0, atol=0)
 
 
 def test_dropout_draws_by_row_and_what_all_rows_share_once() -> None:
