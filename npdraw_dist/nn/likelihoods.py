@@ -6,11 +6,12 @@ Shapes: B batch, C channels, Q decoder outputs per pixel, M mixture components, 
 
 import math
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from npdraw_dist.core.images import to_float
 from npdraw_dist.core.noise import Noise, uniform
@@ -81,7 +82,40 @@ class Bernoulli(Likelihood):
         return (uniform(chance.shape, generator, chance) < chance).float()
 
 
-class DiscretizedLogistic(Likelihood):
+class _LogProb(torch.autograd.Function):
+    """log p(x|z) of a logistic likelihood, with the derivative computed beside it.
+
+    Autograd would keep ten planes of the size of the parameters, and write as many in the backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, x: Tensor, likelihood: "_Logistic") -> Tensor:
+        slope = torch.empty_like(output) if ctx.needs_input_grad[0] else None
+        log_p = likelihood.differentiated(output, x, slope)
+        if slope is not None:
+            ctx.save_for_backward(slope)
+        return log_p
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * gradient.view(-1, 1, 1, 1), None, None
+
+
+class _Logistic(Likelihood):
+    """A likelihood with its derivative."""
+
+    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
+        found: Tensor = _LogProb.apply(output.float(), x, self)
+        return found
+
+    @abstractmethod
+    def differentiated(self, output: Tensor, x: Tensor, slope: Tensor | None) -> Tensor:
+        """output (B, Q, H, W), x (B, C, H, W) -> log p(x|z), (B,). Writes its derivative to `slope`."""
+
+
+class DiscretizedLogistic(_Logistic):
     """A logistic for each value of x, integrated over the value's bin (Kingma et al. 2016, appendix C)."""
 
     START_LOG_SCALE = -1.0
@@ -96,8 +130,10 @@ class DiscretizedLogistic(Likelihood):
         location, raw = output.float().chunk(2, 1)
         return location, _log_scale(raw, self.START_LOG_SCALE)
 
-    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        return _log_mass(2 * x - 1, *self._split(output)).sum((1, 2, 3))
+    def differentiated(self, output: Tensor, x: Tensor, slope: Tensor | None) -> Tensor:
+        location, raw = output.chunk(2, 1)
+        by = None if slope is None else _Slopes(*slope.chunk(2, 1))
+        return _log_mass(2 * x - 1, location, raw, self.START_LOG_SCALE, by).sum((1, 2, 3))
 
     def mean(self, output: Tensor) -> Tensor:
         return (_clipped_mean(*self._split(output)) + 1) / 2
@@ -123,7 +159,7 @@ class _Mixture(NamedTuple):
         return location
 
 
-class DiscretizedLogisticMixture(Likelihood):
+class DiscretizedLogisticMixture(_Logistic):
     """A mixture of discretised logistics, in which all channels of a pixel share a component.
 
     A channel's location is linear in the channels before it (PixelCNN++, Salimans et al. 2017, section 2.2).
@@ -155,14 +191,34 @@ class DiscretizedLogisticMixture(Likelihood):
         location = location + self._spread(output.device).view(-1, 1, 1)
         return _Mixture(logits[:, 0], location, _log_scale(raw, self.START_LOG_SCALE), torch.tanh(coupling))
 
-    def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        mixture = self._split(output)
-        y = list((2 * x - 1).unsqueeze(2).unbind(1))  # C tensors (B, 1, H, W)
-        total = mixture.logits.log_softmax(1)
-        for channel in range(self.channels):
-            location = mixture.located(channel, y[:channel])
-            total = total + _log_mass(y[channel], location, mixture.log_scale[:, channel])
-        return total.logsumexp(1).sum((1, 2))
+    def differentiated(self, output: Tensor, x: Tensor, slope: Tensor | None) -> Tensor:
+        channels = self.channels
+        parts = [1, channels, channels, channels * (channels - 1) // 2]
+        table = output.unflatten(1, (-1, self.components))  # (B, sum of parts, M, H, W)
+        logits, location, raw, coupling = table.split(parts, 1)
+        y = (2 * x - 1).unsqueeze(2)
+        location = location + self._spread(output.device).view(-1, 1, 1)
+        coupling = coupling.tanh()
+        pairs = [(channel, earlier) for channel in range(channels) for earlier in range(channel)]
+        for pair, (channel, earlier) in enumerate(pairs):
+            location[:, channel].addcmul_(coupling[:, pair], y[:, earlier])
+        if slope is None:
+            mass = _log_mass(y, location, raw, self.START_LOG_SCALE)
+            return (logits[:, 0].log_softmax(1) + mass.sum(1)).logsumexp(1).sum((1, 2))
+        by_logits, by_location, by_raw, by_coupling = slope.unflatten(1, (-1, self.components)).split(
+            parts, 1
+        )
+        mass = _log_mass(y, location, raw, self.START_LOG_SCALE, _Slopes(by_location, by_raw))
+        log_weight = logits[:, 0].log_softmax(1)
+        joint = mass.sum(1).add_(log_weight)
+        posterior = joint.softmax(1)  # p(component | x, z) of each pixel
+        torch.sub(posterior, log_weight.exp_(), out=by_logits[:, 0])
+        by_location.mul_(posterior.unsqueeze(1))
+        by_raw.mul_(posterior.unsqueeze(1))
+        rise = coupling.square_().neg_().add_(1)  # the derivative of tanh
+        for pair, (channel, earlier) in enumerate(pairs):
+            torch.mul(by_location[:, channel], y[:, earlier], out=by_coupling[:, pair]).mul_(rise[:, pair])
+        return joint.logsumexp(1).sum((1, 2))
 
     def mean(self, output: Tensor) -> Tensor:
         """See `Likelihood.mean`. Uses the means of earlier channels, which is exact unless values clip."""
@@ -206,29 +262,60 @@ def binarized(images: Tensor, how: str, generator: Noise) -> Tensor:
     return (x > 0.5).float() if how == "threshold" else x
 
 
+# The softplus of WIDEST is MAX_LOG_SCALE - MIN_LOG_SCALE.
+WIDEST = math.log(math.expm1(MAX_LOG_SCALE - MIN_LOG_SCALE))
+
+
+def _offset(start: float) -> float:
+    """The number whose softplus is start - MIN_LOG_SCALE."""
+    return math.log(math.expm1(start - MIN_LOG_SCALE))
+
+
 def _log_scale(raw: Tensor, start: float) -> Tensor:
     """Decoder output -> log-scale, 0 -> `start`. Smooth at the lower bound, because training reaches it."""
-    smooth = MIN_LOG_SCALE + F.softplus(raw + math.log(math.expm1(start - MIN_LOG_SCALE)))
-    return smooth.clamp(max=MAX_LOG_SCALE)
+    return MIN_LOG_SCALE + F.softplus((raw + _offset(start)).clamp(max=WIDEST))
 
 
 def _raw_scale(log_scale: Tensor, start: float) -> Tensor:
     """The decoder output for which `_log_scale` gives `log_scale`."""
-    return torch.log(torch.expm1(log_scale - MIN_LOG_SCALE)) - math.log(math.expm1(start - MIN_LOG_SCALE))
+    return torch.log(torch.expm1(log_scale - MIN_LOG_SCALE)) - _offset(start)
 
 
-def _log_mass(y: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
+class _Slopes(NamedTuple):
+    """Where `_log_mass` writes its derivatives by location and raw scale, each with the shape of the mass."""
+
+    location: Tensor
+    raw: Tensor
+
+
+def _log_mass(
+    y: Tensor, location: Tensor, raw: Tensor, start: float, slopes: _Slopes | None = None
+) -> Tensor:
     """The log-probability of the bin around y in [-1, 1], computed without numerical cancellation.
 
-    With the bin's standardised ends a > b the result is logsigmoid(a) + logsigmoid(-b) + log(1 - exp(b - a)).
+    With the bin's standardised ends a > -b it is logsigmoid(a) + logsigmoid(b) + log(1 - exp(-a - b)). At the
+    lowest value b is infinite, and at the highest a. start: the log-scale of a raw scale of 0. Few planes of
+    memory are written, since these and not the arithmetic decide the speed.
     """
-    inverse = torch.exp(-log_scale)
-    centred, half = (y - location) * inverse, HALF_BIN * inverse
-    lowest, highest = y < HALF_BIN - 1, y > 1 - HALF_BIN
-    below = F.logsigmoid(centred + half).masked_fill(highest, 0.0)
-    above = F.logsigmoid(half - centred).masked_fill(lowest, 0.0)
-    inside = torch.log(-torch.expm1(-2 * half)).masked_fill(lowest | highest, 0.0)
-    return below + above + inside
+    above = torch.where(y > 1 - HALF_BIN, math.inf, HALF_BIN)
+    below = torch.where(y < HALF_BIN - 1, math.inf, HALF_BIN)
+    # exp(-softplus(w)) is sigmoid(-w): the inverse scale needs no logarithm.
+    w = (raw + _offset(start)).clamp_(max=WIDEST)
+    inverse = w.neg().sigmoid_().mul_(math.exp(-MIN_LOG_SCALE))
+    distance = y - location
+    a = (distance + above).mul_(inverse)
+    b = (below - distance).mul_(inverse)
+    inside = (inverse * (above + below)).neg_().expm1_().neg_()
+    mass = F.logsigmoid(a).add_(F.logsigmoid(b)).add_(inside.log())
+    if slopes is not None:
+        a, b = a.neg_().sigmoid_(), b.neg_().sigmoid_()
+        difference = torch.sub(b, a, out=slopes.location)
+        # minus the derivative by log(inverse), without the factor -inverse
+        by_scale = inside.reciprocal_().sub_(1).mul_(2).add_(a).add_(b).mul_(-HALF_BIN)
+        by_scale.addcmul_(difference, distance).mul_(inverse)
+        torch.mul(by_scale, w.sigmoid().masked_fill_(w >= WIDEST, 0.0), out=slopes.raw)
+        difference.mul_(inverse)
+    return mass
 
 
 def _clipped_mean(location: Tensor, log_scale: Tensor) -> Tensor:

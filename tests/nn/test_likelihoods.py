@@ -34,7 +34,7 @@ def random_image(channels: int) -> torch.Tensor:
 
 
 def reference_scale(raw: Array, start: float) -> Array:
-    return np.exp(-7 + np.logaddexp(0, raw + math.log(math.expm1(start + 7))))
+    return np.exp(np.minimum(7, -7 + np.logaddexp(0, raw + math.log(math.expm1(start + 7)))))
 
 
 def reference_mass(x: Array, location: Array, scale: Array) -> Array:
@@ -44,7 +44,8 @@ def reference_mass(x: Array, location: Array, scale: Array) -> Array:
     # On the side where the survival function is small the difference keeps its digits.
     flip = lower > 0
     a, b = np.where(flip, -lower, upper), np.where(flip, -upper, lower)
-    inner = np.log(np.maximum(expit(a) - expit(b), 1e-300))
+    larger, smaller = stats.logistic.logcdf(a), stats.logistic.logcdf(b)
+    inner = larger + np.log(-np.expm1(smaller - larger))
     low, high = stats.logistic.logcdf(upper), stats.logistic.logsf(lower)
     return np.where(x < 0.5 / 255, low, np.where(x > 1 - 0.5 / 255, high, inner))
 
@@ -156,3 +157,36 @@ def test_colour_draws_follow_the_pixel_distribution() -> None:
         ours, exact = np.cumsum(counts) / len(draws), np.cumsum(marginal)
         assert np.abs(ours - exact).max() < 1.95 / math.sqrt(len(draws))
     assert float((draws.mean(0) - likelihood.mean(output)[0, :, 0, 0]).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("spread", [1.0, 4.0])
+@pytest.mark.parametrize(
+    ("name", "channels"), [("logistic", 3), ("logistic_mixture", 1), ("logistic_mixture", 3)]
+)
+def test_the_derivative_is_that_of_scipys_values(name: str, channels: int, spread: float) -> None:
+    likelihood = make_likelihood(name, channels, components=3)
+    output, x = random_output(likelihood, spread=spread).requires_grad_(), random_image(channels)
+    grain = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    (likelihood.log_prob(output, x) * grain).sum().backward()
+
+    def value(at: Array) -> Array:
+        if name == "logistic_mixture":
+            return reference_mixture(at, x.double().numpy(), 3, channels)
+        location, raw = np.split(at, 2, 1)
+        return reference_mass(x.double().numpy(), location, reference_scale(raw, -1.0)).sum(1)
+
+    assert output.grad is not None
+    at = output.detach().double().numpy()
+    for index in range(likelihood.parameters_per_pixel):  # all pixels at once: none depends on another
+        move = np.zeros_like(at)
+        move[:, index] = 1e-5
+        slope = (value(at + move) - value(at - move)) / 2e-5 * grain.numpy()[:, None, None]
+        np.testing.assert_allclose(output.grad[:, index], slope, rtol=1e-3, atol=1e-4)
+
+
+def test_a_scale_at_its_limit_has_no_derivative() -> None:
+    likelihood = DiscretizedLogistic(1)
+    output = torch.tensor([[0.0, 20.0]]).view(1, 2, 1, 1).requires_grad_()
+    likelihood.log_prob(output, torch.full((1, 1, 1, 1), 0.3)).sum().backward()
+    assert output.grad is not None
+    assert float(output.grad[0, 1]) == 0
