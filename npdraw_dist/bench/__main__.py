@@ -24,7 +24,7 @@ from npdraw_dist.core.errors import UserError
 if TYPE_CHECKING:
     from npdraw_dist.bench.workload import Facts
 
-SECTIONS = ("machine", "bank", "parse", "drawing", "step", "training")
+SECTIONS = ("machine", "bank", "parse", "drawing", "step", "operations", "training")
 
 # Figure -> its aim, which the table shows beside the value.
 AIMS = {
@@ -75,6 +75,7 @@ class Bench(PresetCommand, Options):  # type: ignore[misc]  # pydantic-settings 
     examples: ClassVar[tuple[str, ...]] = (
         "--quick --out bench.json",
         "--only bank,step --preset mnist --data.path MNIST_FOLDER",
+        "--only operations --preset celeba_cluster",
     )
 
     seed: Seed = Field(0, description="seed of all random choices")
@@ -103,8 +104,8 @@ def main(argv: Sequence[str]) -> None:
     experiment, names = resolve(options.preset, None, flags), chosen(options.only)
 
     # Torch and Ray take seconds to import, so the flags are checked first.
-    from npdraw_dist.bench import machine, method, steps, training_loop
-    from npdraw_dist.bench.workload import Workload, open_workload
+    from npdraw_dist.bench import machine, method, operations, steps, training_loop
+    from npdraw_dist.bench.workload import Workload
     from npdraw_dist.pipeline.progress import console
 
     sections: dict[str, Callable[[Workload], Mapping[str, float | str | None]]] = {
@@ -113,9 +114,10 @@ def main(argv: Sequence[str]) -> None:
         "parse": method.parse,
         "drawing": method.drawing,
         "step": steps.run,
+        "operations": operations.run,
         "training": training_loop.run,
     }
-    work = open_workload(experiment, options.quick, options.against == "dense")
+    work = Workload(experiment, options.quick, options.against == "dense")
     found: dict[str, Facts] = {}
     for name in names:
         console.print(f"measuring {name} ...")

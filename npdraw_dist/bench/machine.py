@@ -1,5 +1,6 @@
 """Section `machine`, which states hardware and software, and measures matrix products and memory."""
 
+import math
 import platform
 import subprocess
 from collections.abc import Callable
@@ -38,8 +39,7 @@ def run(work: Workload) -> Facts:
         # FAISS is published as packages of several names.
         "faiss": next((version(d) for d in packages_distributions().get("faiss", ())), None),
         "source": work.experiment.data.source,
-        "bench_images": len(work.images),
-        "pixels": work.images[0].size,
+        "pixels": math.prod(work.experiment.data.shape),
         "quick": int(work.quick),
         **{
             f"{name}_gflops": flops / median_seconds([product], repeats)[0] / 1e9

@@ -53,6 +53,7 @@ def bank(work: Workload) -> Figures:
             "--bank.size or --bank.min_energy"
         )
     return {
+        "bench_images": len(canvases),
         "patches_per_s": len(canvases) * experiment.canvas_grid.places / seconds,
         **_against_sklearn(patches, settings.size, experiment.seed),
     }

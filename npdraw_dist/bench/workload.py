@@ -6,6 +6,7 @@ Shapes: N images, C channels, H x W pixels, h x w canvas.
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -44,15 +45,39 @@ def median_seconds(functions: Sequence[Callable[[], object]], repeats: int, warm
 
 @dataclass(frozen=True)
 class Workload:
-    """The settings, training images (N, C, H, W) uint8 of their source, and how much to measure.
+    """The settings, and how much to measure.
 
     quick: measure fewer images and repeats. dense: measure the VAE step of the dense reference too.
     """
 
     experiment: Experiment
-    images: NDArray[np.uint8]
     quick: bool
     dense: bool = True
+
+    @cached_property
+    def images(self) -> NDArray[np.uint8]:
+        """At most QUICK_IMAGES or FULL_IMAGES training images (N, C, H, W) of the source.
+
+        They are read at the first use, from shards drawn at random, in random order, so the first images are
+        a random sample. Raises UserError if they are too few for the bank.
+        """
+        experiment, limit = self.experiment, QUICK_IMAGES if self.quick else FULL_IMAGES
+        rng = np.random.default_rng(experiment.seed)
+        shards = open_source(experiment.data, experiment.seed).shards("train")
+        found: list[NDArray[np.uint8]] = []
+        for number in rng.permutation(len(shards)):
+            if len(found) >= LEAST_SHARDS and sum(map(len, found)) >= limit:
+                break
+            found.append(shards[number].read().images)
+        images = np.concatenate(found)
+        images = images[rng.permutation(len(images))[:limit]]
+        k, places = experiment.bank.size, experiment.canvas_grid.places
+        if k > len(images) * places:
+            raise UserError(
+                f"bank.size is {k}, but the bench's {len(images):,} images of {places} places have at most "
+                f"{len(images) * places:,} patches; lower it"
+            )
+        return images
 
     @property
     def canvases(self) -> NDArray[np.uint8]:
@@ -65,29 +90,6 @@ class Workload:
         patches = extract(self.canvases[:BANK_IMAGES], e.canvas_grid, e.bank.min_energy)
         settings = e.bank.model_copy(update={"shards": 1})
         return Parser.of(e, build_bank(patches, e.data.shape[0], settings, e.seed)[0])
-
-
-def open_workload(experiment: Experiment, quick: bool, dense: bool = True) -> Workload:
-    """Reads at most QUICK_IMAGES or FULL_IMAGES training images from shards drawn at random, in random order.
-
-    The first images are therefore a random sample. Raises UserError if the images are too few for the bank.
-    """
-    limit, rng = QUICK_IMAGES if quick else FULL_IMAGES, np.random.default_rng(experiment.seed)
-    shards = open_source(experiment.data, experiment.seed).shards("train")
-    found: list[NDArray[np.uint8]] = []
-    for number in rng.permutation(len(shards)):
-        if len(found) >= LEAST_SHARDS and sum(map(len, found)) >= limit:
-            break
-        found.append(shards[number].read().images)
-    images = np.concatenate(found)
-    images = images[rng.permutation(len(images))[:limit]]
-    k, places = experiment.bank.size, experiment.canvas_grid.places
-    if k > len(images) * places:
-        raise UserError(
-            f"bank.size is {k}, but the bench's {len(images):,} images of {places} places have at most "
-            f"{len(images) * places:,} patches; lower it"
-        )
-    return Workload(experiment, images, quick, dense)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,9 @@ def opened(monkeypatch: pytest.MonkeyPatch, shards: int, rows: int) -> tuple[Wor
     monkeypatch.setattr(
         workload, "open_source", lambda data, seed: SimpleNamespace(shards=lambda split: found)
     )
-    return workload.open_workload(Experiment(), quick=True), reads
+    work = Workload(Experiment(), quick=True)
+    assert len(work.images) > 0
+    return work, reads
 
 
 def test_measured_images_come_from_many_shards(monkeypatch: pytest.MonkeyPatch) -> None:

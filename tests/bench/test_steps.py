@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from npdraw_dist.bench import machine
+from npdraw_dist.bench import machine, operations
+from npdraw_dist.bench.operations import Counter, count
 from npdraw_dist.bench.steps import Trainer, WorkerProcess, flop_counter
-from npdraw_dist.bench.workload import Subject, open_workload
+from npdraw_dist.bench.workload import Subject, Workload
 from npdraw_dist.config.load import build
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core.errors import UserError
@@ -38,13 +39,34 @@ def test_a_hard_step_is_past_the_relaxed_draws(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # a Trainer sets it for its process
     prior, vae = {"width": 16, "depth": 1}, {"encoder_width": 16, "decoder_width": 16}
     experiment = build({"bank": {"size": 5}, "prior": prior, "vae": vae})
-    trainer = Trainer(Subject.of(open_workload(experiment, quick=True), 64), "vae", 1)
+    trainer = Trainer(Subject.of(Workload(experiment, quick=True), 64), "vae", 1)
     shares: list[float] = []
     monkeypatch.setattr(trainer.run, "update", lambda step, chunks, images: shares.append(step / images))
     trainer.update(64)
     trainer.update(64, hard=True)
     assert shares[0] == 0
     assert experiment.vae.relaxed_share < shares[1] * experiment.train.batch_size < 1
+
+
+def test_operations_and_bytes_that_a_gpu_would_start() -> None:
+    a, b = torch.empty(4, 8, device="meta"), torch.empty(8, 2, device="meta")
+    with Counter() as counter:
+        product = a @ b  # reads 32 and 16 numbers, writes 8
+        product.view(8).t().add_(1)  # views start nothing; the sum reads and writes 8 numbers
+        torch.empty_like(product)
+    assert (counter.operations, counter.bytes) == (2, 4 * (32 + 16 + 8 + 8 + 8))
+
+
+def test_a_step_is_counted_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All noise takes one hash. More rows take more bytes, but no more operations."""
+    experiment = build({"bank": {"size": 5}, "prior": {"depth": 1, "dropout": 0.1}})
+    found = count(experiment, 0.0)
+    monkeypatch.setattr(operations, "ROWS", 2 * operations.ROWS)
+    doubled = count(experiment, 0.0)
+    assert doubled.operations == found.operations
+    assert 1.9 < doubled.bytes / found.bytes < 2
+    monkeypatch.setattr(operations, "Ahead", lambda: None)
+    assert count(experiment, 0.0).operations > found.operations + 50
 
 
 class Megabytes:
