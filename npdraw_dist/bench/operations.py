@@ -7,6 +7,8 @@ of mixed precision and the optimizer are left out: a fused optimizer is one oper
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -42,6 +44,16 @@ class Counter(TorchDispatchMode):
         return found
 
 
+class FusedAttention(TorchFunctionMode):
+    """Computes attention in its block by a GPU's kernel, which `meta` divides into its parts."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        kernel = torch.ops.aten._scaled_dot_product_efficient_attention
+        return kernel(*args, None, compute_log_sumexp=True, **kwargs)[0]
+
+
 def run(work: Workload) -> Figures:
     """Counts forward and backward passes of a micro-batch of ROWS rows, with relaxed and with hard draws."""
     figures: Figures = {"operations_rows": ROWS}
@@ -60,7 +72,7 @@ def count(experiment: Experiment, progress: float) -> Counter:
         batch, ahead = Batch(images, index.bool(), index, index), Ahead()
     for _ in range(3):
         objective.zero_grad()
-        with Counter() as counter:
+        with Counter() as counter, FusedAttention():
             noise = noise_of_rows(0, 0, ROWS, META, ahead)
             with dropout_noise(objective, noise):
                 loss, _ = objective(batch, progress, noise)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from npdraw_dist.bench import machine, operations
-from npdraw_dist.bench.operations import Counter, count
+from npdraw_dist.bench.operations import Counter, FusedAttention, count
 from npdraw_dist.bench.steps import Trainer, WorkerProcess, flop_counter
 from npdraw_dist.bench.workload import Subject, Workload
 from npdraw_dist.config.load import build
@@ -55,6 +55,13 @@ def test_operations_and_bytes_that_a_gpu_would_start() -> None:
         product.view(8).t().add_(1)  # views start nothing; the sum reads and writes 8 numbers
         torch.empty_like(product)
     assert (counter.operations, counter.bytes) == (2, 4 * (32 + 16 + 8 + 8 + 8))
+
+
+def test_attention_is_one_operation_as_on_a_gpu() -> None:
+    q, k, v = torch.empty(3, 2, 4, 6, 8, device="meta", requires_grad=True).unbind()
+    with Counter() as counter, FusedAttention():
+        torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert counter.operations == 1
 
 
 def test_a_step_is_counted_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
