@@ -2,7 +2,8 @@
 
 Run after run of the same command meets faults from a seeded bag until the time is up; a command that ends
 early is given again. Each must end with the bytes of the calm run. Linux only. Faults of the disk need root.
-With --nodes each run is a job on a test bed of so many nodes, and nodes are lost too.
+With --nodes each run is a job on a test bed of so many nodes, whose GPUs Ray only pretends. Nodes are lost
+too, and another job takes GPUs for some seconds.
 """
 
 import argparse
@@ -27,11 +28,20 @@ from pyarrow import fs
 from npdraw_dist.training.metrics_log import read_metrics
 from tests.helpers.processes import POLL_S, is_same, send, title
 from tests.helpers.soak_runs import SETTINGS, JobRun, Run
-from tests.helpers.testbed import Testbed
+from tests.helpers.testbed import Size, Testbed
 
 DISK_MB = 64
 RUN_LIMIT_S = 900.0  # a run that takes longer is stuck
 REMOUNT_S = 5.0
+GPUS = 2  # on each node; a worker takes one
+NODE = Size(cpus=1, gpus=GPUS)
+# Another job: address, GPUs and seconds. It ends if the GPUs are not free in time.
+HOLD = """
+import sys, time, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+hold = ray.remote(num_cpus=0, num_gpus=int(sys.argv[2]))(time.sleep)
+ray.wait([hold.remote(int(sys.argv[3]))], timeout=3 * int(sys.argv[3]))
+"""
 PAUSE_S = (1.0, 8.0)  # between the first save after a fault and the next fault
 TIMES = ("_s", "seconds", "_share")  # ends of the names of metrics that measure time
 
@@ -66,7 +76,20 @@ def lose_a_node(run: Run, rng: random.Random) -> str:
     alive = [number for number, node in enumerate(run.testbed.nodes) if number and node.running()]
     lost = rng.choice(alive)
     run.testbed.kill_node(lost)
-    return f"node {lost}, node {run.testbed.add_node()} joins"
+    return f"node {lost}, node {run.testbed.add_node(size=NODE)} joins"
+
+
+def share_gpus(run: Run, rng: random.Random) -> str:
+    """Another job takes GPUs as soon as they are free, and holds them for some seconds.
+
+    A worker that dies meanwhile restarts when the GPUs are free again.
+    """
+    if not isinstance(run, JobRun):
+        return ""
+    gpus, seconds = rng.randint(1, GPUS), rng.randint(5, 30)
+    words = [sys.executable, "-c", HOLD, run.testbed.address, str(gpus), str(seconds)]
+    run.testbed.popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return f"{gpus} for {seconds} s, and killed {kill_a_worker(run, rng) or 'no worker'}"
 
 
 def suspend_a_worker(run: Run, rng: random.Random) -> str:
@@ -134,7 +157,7 @@ def remounted(disk: Path, mode: str) -> bool:
 
 FAULTS: list[Fault] = [kill_a_worker, kill_the_driver, suspend_a_worker, damage_the_newest_checkpoint]
 OF_THE_DISK: list[Fault] = [fill_the_disk, refuse_writes]
-OF_NODES: list[Fault] = [lose_a_node]
+OF_NODES: list[Fault] = [lose_a_node, share_gpus]
 
 
 @contextlib.contextmanager
@@ -284,7 +307,7 @@ def main(argv: list[str]) -> int:
         own = cleanup.enter_context(own_disk(folder / "disk"))
         if not own:
             log("no disk of its own can be mounted here: no faults of the disk")
-        testbed = cleanup.enter_context(Testbed(options.nodes)) if options.nodes else None
+        testbed = cleanup.enter_context(Testbed(sizes=[NODE] * options.nodes)) if options.nodes else None
         soak = Soak(folder, own, random.Random(options.seed), testbed)
         began = time.monotonic()
         calm = soak.calm()
