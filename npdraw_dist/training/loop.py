@@ -24,13 +24,7 @@ from npdraw_dist.training import checkpoint
 from npdraw_dist.training.checkpoint import Average
 from npdraw_dist.training.clock import Clock
 from npdraw_dist.training.context import Context
-from npdraw_dist.training.device import (
-    MicroBatch,
-    autocast,
-    autocast_dtype,
-    flushed_denormals,
-    prepare_ahead,
-)
+from npdraw_dist.training.device import MicroBatch, autocast, autocast_dtype, flushed_denormals, prepare_ahead
 from npdraw_dist.training.early_stopping import EarlyStopping
 from npdraw_dist.training.feed import Feed, Rows, noise_of_rows, noise_seed
 from npdraw_dist.training.meters import Meters, learning_rate_factor
