@@ -15,7 +15,7 @@ ROWS = (
     ("commands", "tune_spaces", "evaluate", "edit", "serve", "export_demo", "bench"),
     ("pipeline",),
     ("distributed", "training", "data", "bank", "parse", "baselines", "nn", "measure"),
-    ("config", "core"),
+    ("config", "core", "system"),
 )
 WIDTH, HEIGHT = 11.0, 5.2  # inches
 ROUND = {"boxstyle": "round,pad=0,rounding_size=0.02"}

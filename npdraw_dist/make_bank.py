@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from npdraw_dist.config.cli import PRESET, PresetCommand, own_flags, parse_flags, run_command
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 STAGE = "bank"
 

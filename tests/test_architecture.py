@@ -15,32 +15,29 @@ import yaml
 import npdraw_dist
 
 ROOT = Path(__file__).resolve().parents[1]
+GROUND = {"system", "core", "config"}
 MIDDLE = {"data", "bank", "parse", "nn", "measure", "training"}
 COMMAND_ROOMS = {"evaluate", "edit", "serve", "export_demo", "bench"}  # a command each; none imports another
 
 # What each room may import beside itself: rooms, or single files where no more is needed.
 ALLOWED: dict[str, set[str]] = {
-    "core": set(),
-    "config": {
-        *("core.errors", "core.grid", "core.grid_sizes", "core.model_files", "core.process", "core.storage"),
-    },
-    **{room: {"core", "config"} for room in MIDDLE},
-    "data": {"core", "config", "distributed.start", "distributed.tasks"},  # shards are worked on in tasks
-    "nn": {"core", "config", "measure.metrics"},  # the card of a model names units
-    "baselines": {"core", "config", "nn"},
-    "distributed": {"core", "config", "training"},  # it runs what it is given
-    "pipeline": {"core", "config", "distributed"} | MIDDLE,
-    **{
-        room: {"core", "config", "distributed", "pipeline"} | MIDDLE
-        for room in COMMAND_ROOMS - {"export_demo"}
-    },
-    "export_demo": {"core", "config", "pipeline", "baselines"} | MIDDLE,
+    "system": set(),
+    "core": {"system.errors"},
+    "config": {"system", "core.grid", "core.grid_sizes"},
+    **dict.fromkeys(MIDDLE, GROUND),
+    "data": GROUND | {"distributed.start", "distributed.tasks"},  # shards are worked on in tasks
+    "nn": GROUND | {"measure.metrics"},  # the card of a model names units
+    "baselines": GROUND | {"nn"},
+    "distributed": GROUND | {"training"},  # it runs what it is given
+    "pipeline": GROUND | {"distributed"} | MIDDLE,
+    **{room: GROUND | {"distributed", "pipeline"} | MIDDLE for room in COMMAND_ROOMS - {"export_demo"}},
+    "export_demo": GROUND | {"pipeline", "baselines"} | MIDDLE,
     # A comparison takes the numbers of each of its models from `evaluate`.
-    "tune_spaces": {"core", "config", "distributed", "pipeline", "evaluate"} | MIDDLE,
+    "tune_spaces": GROUND | {"distributed", "pipeline", "evaluate"} | MIDDLE,
     "cluster": {"config"},
 }
 # A command that is one file.
-COMMAND = {"core", "config", "pipeline", "distributed.start"}
+COMMAND = GROUND | {"pipeline", "distributed.start"}
 FILES: dict[str, set[str]] = {
     "__init__": {"core.images", "core.parts", "nn.drawings", "nn.hub", "nn.npdraw", "pipeline.fit"},
     "prepare": COMMAND | {"data.shards"},
@@ -179,6 +176,8 @@ def test_imports_run_one_way() -> None:
         ("npdraw_dist/training/x.py", "from npdraw_dist.distributed import start", 1),
         ("npdraw_dist/train.py", "import ray", 1),
         ("npdraw_dist/core/x.py", "resolve_name('npdraw_dist.bank.build:bank_of')", 1),
+        ("npdraw_dist/core/x.py", "from npdraw_dist.system import errors, storage", 1),
+        ("npdraw_dist/system/x.py", "from npdraw_dist.core import grid", 1),
         ("npdraw_dist/config/x.py", "{'model': 'pipeline.models:SourceModel'}", 1),
     ],
 )

@@ -14,7 +14,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pydantic import Field, PositiveFloat
 
 from npdraw_dist.config.cli import Command, Model, parse_flags, run_command, validate
 from npdraw_dist.config.schema import Seed
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 if TYPE_CHECKING:
     from npdraw_dist.edit.pictures import Edits

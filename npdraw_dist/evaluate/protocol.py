@@ -12,9 +12,6 @@ import torch
 import npdraw_dist
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.config.spec import Spec
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.made_by import command_line
-from npdraw_dist.core.storage import open_filesystem, sha256, write_bytes, write_text, writing
 from npdraw_dist.data.parses import Conditions
 from npdraw_dist.data.rows import check_rejects
 from npdraw_dist.data.shards import Source
@@ -30,6 +27,9 @@ from npdraw_dist.pipeline.inputs import find_run, open_images, record_opening_of
 from npdraw_dist.pipeline.models import load_model, read_spec
 from npdraw_dist.pipeline.sample import reconstructions
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.made_by import command_line
+from npdraw_dist.system.storage import open_filesystem, sha256, write_bytes, write_text, writing
 
 
 def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,11 +19,11 @@ from pydantic import ValidationError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import npdraw_dist
-from npdraw_dist.core.errors import StorageFailed
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.serve import Serve, engine, schemas
 from npdraw_dist.serve.middleware import Guard
 from npdraw_dist.serve.replica import Replica
+from npdraw_dist.system.errors import StorageFailed
 
 TITLE = "NP-DRAW studio"
 DESCRIPTION = """Sample, encode, complete, edit and decode with one model. The server keeps nothing: a drawing

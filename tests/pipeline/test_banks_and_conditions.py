@@ -12,12 +12,12 @@ import pytest
 
 from npdraw_dist import NPDraw, PartBank, make_bank, sample
 from npdraw_dist.config.load import merge, resolve
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.pipeline import run
 from npdraw_dist.pipeline.models import read_bank
 from npdraw_dist.pipeline.run import start
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import UserError
 from tests.helpers.runs import Refused
 from tests.helpers.tiny_fit import SMALL, strokes
 from tests.helpers.tiny_models import tiny_model, tiny_spec

@@ -16,8 +16,6 @@ from npdraw_dist import NPDraw, fit_folder
 from npdraw_dist.baselines.vqvae import VQVAE
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import LeaseHeld
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.data import rows
 from npdraw_dist.data.splits import Split
@@ -28,6 +26,8 @@ from npdraw_dist.pipeline.fit import suited
 from npdraw_dist.pipeline.fit_images import pictures_of
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.lease import LeaseHeld
 from tests.helpers.in_process import Stopped
 from tests.helpers.tiny_fit import (
     GREY,

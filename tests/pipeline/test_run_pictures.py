@@ -17,7 +17,6 @@ from pyarrow import fs
 import npdraw_dist
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.measure.curves import SURROGATE, panels
 from npdraw_dist.nn.npdraw import NPDraw
@@ -25,6 +24,7 @@ from npdraw_dist.pipeline import models, sample
 from npdraw_dist.pipeline.models import publish
 from npdraw_dist.pipeline.sample import write_neighbours, write_samples
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.storage import write_bytes
 from tests.helpers.rows import Parsed, write_run
 from tests.helpers.tiny_models import seeded, tiny_model, tiny_spec
 
