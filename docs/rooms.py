@@ -12,7 +12,7 @@ from matplotlib.patches import FancyBboxPatch
 ROOT = Path(__file__).resolve().parents[1]
 # A room may import the rooms of lower rows, and only as an exception those of its own row.
 ROWS = (
-    ("commands", "tune_spaces", "evaluate", "edit", "serve", "export_demo", "bench"),
+    ("commands", "fitting", "tune_spaces", "evaluate", "edit", "serve", "export_demo", "bench"),
     ("pipeline",),
     ("distributed", "training", "data", "bank", "parse", "baselines", "nn", "measure"),
     ("config", "core", "system"),

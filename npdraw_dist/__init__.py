@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from npdraw_dist.core.images import to_pil
     from npdraw_dist.core.parts import PartBank, PartSequence
+    from npdraw_dist.fitting.fit import fit
     from npdraw_dist.nn.drawings import Drawings
     from npdraw_dist.nn.hub import load
     from npdraw_dist.nn.npdraw import NPDraw
-    from npdraw_dist.pipeline.fit import fit
 
 __version__ = "0.3.0"
 __all__ = ["Drawings", "NPDraw", "PartBank", "PartSequence", "fit", "load", "to_pil"]
@@ -20,7 +20,7 @@ _MODULES = {
     "NPDraw": "nn.npdraw",
     "PartBank": "core.parts",
     "PartSequence": "core.parts",
-    "fit": "pipeline.fit",
+    "fit": "fitting.fit",
     "load": "nn.hub",
     "to_pil": "core.images",
 }

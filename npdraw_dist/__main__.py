@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "train": Entry("npdraw_dist.train:Train", "train a model, or resume its training"),
-    "fit": Entry("npdraw_dist.fit_folder:Fit", "train on a folder of your pictures, in ten minutes"),
+    "fit": Entry("npdraw_dist.fitting.__main__:Fit", "train on a folder of your pictures, in ten minutes"),
     "sample": Entry("npdraw_dist.sample:Sample", "draw samples of a model, and their animation"),
     "edit": Entry(
         "npdraw_dist.edit.__main__:Edit",

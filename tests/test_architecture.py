@@ -1,6 +1,7 @@
 """The rooms and their one-way imports, the packages that they need, and the files about the project."""
 
 import ast
+import importlib
 import re
 import sys
 import tomllib
@@ -17,7 +18,8 @@ import npdraw_dist
 ROOT = Path(__file__).resolve().parents[1]
 GROUND = {"system", "core", "config"}
 MIDDLE = {"data", "bank", "parse", "nn", "measure", "training"}
-COMMAND_ROOMS = {"evaluate", "edit", "serve", "export_demo", "bench"}  # a command each; none imports another
+# A command each; none imports another.
+COMMAND_ROOMS = {"fitting", "evaluate", "edit", "serve", "export_demo", "bench"}
 
 # What each room may import beside itself: rooms, or single files where no more is needed.
 ALLOWED: dict[str, set[str]] = {
@@ -39,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
 # A command that is one file.
 COMMAND = GROUND | {"pipeline", "distributed.start"}
 FILES: dict[str, set[str]] = {
-    "__init__": {"core.images", "core.parts", "nn.drawings", "nn.hub", "nn.npdraw", "pipeline.fit"},
+    "__init__": {"core.images", "core.parts", "nn.drawings", "nn.hub", "nn.npdraw", "fitting.fit"},
     "prepare": COMMAND | {"data.shards"},
     "extractor": COMMAND
     | {"data", "distributed.tasks", "measure.features", "nn.classifier", "training.feed"},
@@ -261,6 +263,13 @@ def test_an_install_of_any_extras_has_one_faiss() -> None:
 def test_the_citation_names_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == PROJECT["version"] == npdraw_dist.__version__
+
+
+def test_no_room_hides_a_public_name() -> None:
+    """The import of a submodule sets the attribute of the package that has its name."""
+    importlib.import_module("npdraw_dist.fitting.__main__")
+    assert npdraw_dist.fit is importlib.import_module("npdraw_dist.fitting.fit").fit
+    assert not {path.stem for path in (ROOT / "npdraw_dist").iterdir()} & PUBLIC.keys()
 
 
 def test_links_lead_to_files_and_headings() -> None:

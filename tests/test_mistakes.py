@@ -25,7 +25,7 @@ MODULES = {
     **{name: f"tune_spaces.{name}" for name in ("sweep", "report")},
     "bank": "npdraw_dist.make_bank",
     "export": "npdraw_dist.export_demo.__main__",
-    "fit": "npdraw_dist.fit_folder",
+    "fit": "npdraw_dist.fitting.__main__",
 }
 OWN = "--data.image_size 28 --data.channels 1"
 # Flags and config files.

@@ -16,7 +16,7 @@ from npdraw_dist.core.pictures import Frame, read_picture
 from npdraw_dist.data.parquet import images_to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
-from npdraw_dist.pipeline.fit_images import pictures_of
+from npdraw_dist.fitting.fit_images import pictures_of
 from npdraw_dist.system.errors import UserError
 from tests.helpers import mixed_folder
 from tests.helpers.image_files import write_tar

@@ -13,7 +13,7 @@ import npdraw_dist
 from npdraw_dist import train
 from npdraw_dist.config.prepared import MANIFEST
 from npdraw_dist.data.rows import REJECTS
-from npdraw_dist.pipeline import fit, fit_images
+from npdraw_dist.fitting import fit, fit_images
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.system.errors import UserError

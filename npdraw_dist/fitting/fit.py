@@ -18,10 +18,10 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.vocabulary import VOCABULARIES
 from npdraw_dist.data.rows import Rows
+from npdraw_dist.fitting.fit_images import LARGEST_CANVAS, Labels, Looked, canvas_scale, look, reasons
+from npdraw_dist.fitting.fit_source import given
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
-from npdraw_dist.pipeline.fit_images import LARGEST_CANVAS, Labels, Looked, canvas_scale, look, reasons
-from npdraw_dist.pipeline.fit_source import given
 from npdraw_dist.pipeline.models import BANK, load_model
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.progress import console, results

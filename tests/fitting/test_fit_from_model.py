@@ -15,8 +15,9 @@ import npdraw_dist
 from npdraw_dist import NPDraw, PartBank, train
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.fitting import fit
 from npdraw_dist.nn.objective import VAEObjective
-from npdraw_dist.pipeline import bank, data, fit, parse, prior, vae
+from npdraw_dist.pipeline import bank, data, parse, prior, vae
 from npdraw_dist.pipeline.models import source_model
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.pipeline.train_stage import validation_images
