@@ -50,8 +50,8 @@ def main(argv: Sequence[str]) -> None:
     # Torch takes seconds to import, so the flags are checked first.
     import torch
 
-    from npdraw_dist.pipeline.models import chosen_model, load_model, load_npdraw, read_bank
     from npdraw_dist.pipeline.sample import local_folder, write_samples
+    from npdraw_dist.pipeline.trained_models import chosen_model, load_model, load_npdraw, read_bank
     from npdraw_dist.system.process import local_device
 
     device = local_device(command.use_gpu, "use_gpu")

@@ -49,7 +49,8 @@ FILES: dict[str, set[str]] = {
 # What files import when it is used, by strings such as "npdraw_dist.bank.build:bank_of".
 BY_NAME: dict[str, set[str]] = {
     "npdraw_dist/__main__.py": {"tune_spaces.sweep", "tune_spaces.report"},  # and commands, files beside it
-    "npdraw_dist/config/registry.py": {"data", "pipeline.models"},  # sources, and what a run starts from
+    # Sources, and what a run starts from.
+    "npdraw_dist/config/registry.py": {"data", "pipeline.trained_models"},
     "npdraw_dist/core/parts.py": {"bank.build"},  # for the public `PartBank.of`
 }
 # Rooms and files that may import Ray. All others call `distributed`, and local runs work without Ray.
@@ -180,7 +181,7 @@ def test_imports_run_one_way() -> None:
         ("npdraw_dist/core/x.py", "resolve_name('npdraw_dist.bank.build:bank_of')", 1),
         ("npdraw_dist/core/x.py", "from npdraw_dist.system import errors, storage", 1),
         ("npdraw_dist/system/x.py", "from npdraw_dist.core import grid", 1),
-        ("npdraw_dist/config/x.py", "{'model': 'pipeline.models:SourceModel'}", 1),
+        ("npdraw_dist/config/x.py", "{'model': 'pipeline.trained_models:SourceModel'}", 1),
     ],
 )
 def test_the_walk_sees_wrong_edges(file: str, source: str, wrong: int) -> None:

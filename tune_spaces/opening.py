@@ -22,9 +22,9 @@ from npdraw_dist.evaluate.protocol import images_in, made_by
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import require_enough
 from npdraw_dist.measure.features import ExtractorFile, find_extractor
-from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.trained_models import read_spec
 from npdraw_dist.system.errors import UserError
 from npdraw_dist.system.storage import open_filesystem, read_bytes
 from tune_spaces.comparison import OPENED, PLAN

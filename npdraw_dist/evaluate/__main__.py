@@ -41,7 +41,7 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
     from npdraw_dist.distributed.start import placed
     from npdraw_dist.evaluate import protocol
     from npdraw_dist.pipeline.inputs import find_run
-    from npdraw_dist.pipeline.models import chosen_model, publish
+    from npdraw_dist.pipeline.trained_models import chosen_model, publish
     from npdraw_dist.system.storage import require_writable
 
     flags["model"] = chosen_model(flags["model"])

@@ -25,9 +25,9 @@ from npdraw_dist.evaluate.settings import ConditionTest
 from npdraw_dist.nn.classifier import Classifier, Labelled, accuracy, fit
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import find_run
-from npdraw_dist.pipeline.models import chosen_model, load_npdraw
 from npdraw_dist.pipeline.sample import local_folder, require_local_folder
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.trained_models import chosen_model, load_npdraw
 from npdraw_dist.system.errors import UserError
 from npdraw_dist.system.storage import open_filesystem
 

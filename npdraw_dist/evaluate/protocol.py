@@ -24,9 +24,9 @@ from npdraw_dist.measure.metrics import METRICS, format_metrics, group
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import find_run, open_images, record_opening_of, require_split
-from npdraw_dist.pipeline.models import load_model, read_spec
 from npdraw_dist.pipeline.sample import reconstructions
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
+from npdraw_dist.pipeline.trained_models import load_model, read_spec
 from npdraw_dist.system.errors import UserError
 from npdraw_dist.system.made_by import command_line
 from npdraw_dist.system.storage import open_filesystem, sha256, write_bytes, write_text, writing

@@ -17,8 +17,8 @@ from npdraw_dist.evaluate.settings import RESULT
 from npdraw_dist.measure.metrics import COMPARED, METRICS
 from npdraw_dist.measure.tables import markdown_table, parquet, percent
 from npdraw_dist.pipeline.inputs import find_run
-from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.trained_models import load_model
 from npdraw_dist.system.errors import UserError
 from npdraw_dist.system.storage import open_filesystem, write_files
 

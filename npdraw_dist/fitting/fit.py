@@ -22,12 +22,12 @@ from npdraw_dist.fitting.fit_images import LARGEST_CANVAS, Labels, Looked, canva
 from npdraw_dist.fitting.fit_source import given
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
-from npdraw_dist.pipeline.models import BANK, load_model
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.progress import console, results
 from npdraw_dist.pipeline.run import start
 from npdraw_dist.pipeline.stage import Watcher
 from npdraw_dist.pipeline.store import CONFIG, Store
+from npdraw_dist.pipeline.trained_models import BANK, load_model
 from npdraw_dist.system.errors import UserError
 from npdraw_dist.system.model_files import WEIGHTS
 from npdraw_dist.system.storage import is_file, open_filesystem, require_apart, sha256, write_bytes

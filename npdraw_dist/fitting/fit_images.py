@@ -31,7 +31,7 @@ from npdraw_dist.data.listing import list_tree, local_path, stamp_of
 from npdraw_dist.data.readers.files import LOCAL, Files, by_split, pictures_in, read_files
 from npdraw_dist.data.rows import Reject, RowBuilder, Rows
 from npdraw_dist.data.splits import Split
-from npdraw_dist.pipeline.models import SourceModel
+from npdraw_dist.pipeline.trained_models import SourceModel
 from npdraw_dist.system.errors import UserError
 
 SMALL, LARGE = 32, 64  # the sides to which pictures of mixed or large sizes are resized

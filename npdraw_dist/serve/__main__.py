@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     require_extra("serve", "serve", "fastapi", "python_multipart", "uvicorn")
 
     # Torch takes seconds to import, so the flags are checked first.
-    from npdraw_dist.pipeline.models import chosen_model, load_npdraw
+    from npdraw_dist.pipeline.trained_models import chosen_model, load_npdraw
     from npdraw_dist.serve.local import require_free
 
     folder = chosen_model(command.model)

@@ -30,8 +30,8 @@ from npdraw_dist.nn.editing import mask_of, place_of
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.inputs import SplitImages
-from npdraw_dist.pipeline.models import load_npdraw, name_of
 from npdraw_dist.pipeline.pictures import looks_order
+from npdraw_dist.pipeline.trained_models import load_npdraw, name_of
 from npdraw_dist.serve import proposals, schemas
 from npdraw_dist.serve.uploads import place_picture
 from npdraw_dist.system.errors import UserError

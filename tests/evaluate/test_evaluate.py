@@ -26,8 +26,8 @@ from npdraw_dist.evaluate.work import GENERATED
 from npdraw_dist.measure.distances import all_distances
 from npdraw_dist.measure.features import facts_of
 from npdraw_dist.pipeline.inputs import require_split
-from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.scores import BATCH, score_images
+from npdraw_dist.pipeline.trained_models import load_npdraw
 from npdraw_dist.system.errors import UserError
 from npdraw_dist.training.feed import noise_seed
 from tests.helpers.runs import IN_PROCESS, TINY, Refused

@@ -18,9 +18,9 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.fitting import fit
 from npdraw_dist.nn.objective import VAEObjective
 from npdraw_dist.pipeline import bank, data, parse, prior, vae
-from npdraw_dist.pipeline.models import source_model
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.pipeline.train_stage import validation_images
+from npdraw_dist.pipeline.trained_models import source_model
 from npdraw_dist.system.errors import UserError
 from tests.helpers.in_process import Stopped
 from tests.helpers.tiny_baselines import TINY_PRIOR, tiny_baseline

@@ -14,9 +14,9 @@ from npdraw_dist import NPDraw, PartBank, make_bank, sample
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.pipeline import run
-from npdraw_dist.pipeline.models import read_bank
 from npdraw_dist.pipeline.run import start
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.trained_models import read_bank
 from npdraw_dist.system.errors import UserError
 from tests.helpers.runs import Refused
 from tests.helpers.tiny_fit import SMALL, strokes

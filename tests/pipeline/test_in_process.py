@@ -22,10 +22,10 @@ from npdraw_dist.config.load import resolve, with_changes
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.distributed.tasks import AT_ONCE, map_items
 from npdraw_dist.pipeline import prior
-from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.stage_job import CRITERIA
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.train_stage import STOPPED, keep_stopped, selected_checkpoint
+from npdraw_dist.pipeline.trained_models import load_npdraw
 from npdraw_dist.system.errors import UserError
 from npdraw_dist.system.lease import Lease
 from npdraw_dist.training.checkpoint import KEPT

@@ -25,9 +25,9 @@ from npdraw_dist.pipeline import data as stage
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.data import RunData
 from npdraw_dist.pipeline.inputs import SplitImages, find_run
-from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.train_stage import validation_images
+from npdraw_dist.pipeline.trained_models import read_spec
 from npdraw_dist.system.errors import UserError
 from tests.helpers.image_files import SIDE, change_one, images, put_back
 from tests.helpers.in_process import Stopped, interfering, killed, stopped
