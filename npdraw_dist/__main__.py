@@ -46,7 +46,7 @@ COMMANDS = {
     "export-demo": Entry(
         "npdraw_dist.export_demo.__main__:ExportDemo", "write a page that draws in the browser alone"
     ),
-    "bank": Entry("npdraw_dist.make_bank:MakeBank", "cluster images into a bank of parts"),
+    "bank": Entry("npdraw_dist.bank.__main__:MakeBank", "cluster images into a bank of parts"),
     "models": Entry("npdraw_dist.models:Models", "list the trained models that come with the package"),
     "presets": Entry("npdraw_dist.presets:Presets", "list the presets of `npdraw train`"),
     "prepare": Entry("npdraw_dist.prepare:Prepare", "write a data set once as Parquet or tar shards"),

@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "tune_spaces": GROUND | {"distributed", "pipeline", "evaluate"} | MIDDLE,
     "cluster": {"config"},
 }
-# A command that is one file.
+# A command that is one file; also the `__main__.py` of a room that is no command's.
 COMMAND = GROUND | {"pipeline", "distributed.start"}
 FILES: dict[str, set[str]] = {
     "__init__": {"core.images", "core.parts", "nn.drawings", "nn.hub", "nn.npdraw", "fitting.fit"},
@@ -128,6 +128,8 @@ def place_of(path: Path) -> tuple[str, set[str] | None]:
         return parts[0], ALLOWED.get(parts[0])
     if len(parts) == 2:
         return parts[1], FILES.get(parts[1], COMMAND)
+    if parts[2] == "__main__" and parts[1] not in COMMAND_ROOMS:
+        return parts[1], COMMAND
     return parts[1], ALLOWED.get(parts[1])
 
 
@@ -178,6 +180,8 @@ def test_imports_run_one_way() -> None:
         ("npdraw_dist/distributed/x.py", "from npdraw_dist.pipeline import store", 1),
         ("npdraw_dist/training/x.py", "from npdraw_dist.distributed import start", 1),
         ("npdraw_dist/train.py", "import ray", 1),
+        ("npdraw_dist/bank/build.py", "from npdraw_dist.pipeline import run", 1),
+        ("npdraw_dist/bank/__main__.py", "from npdraw_dist.pipeline import run", 0),
         ("npdraw_dist/core/x.py", "resolve_name('npdraw_dist.bank.build:bank_of')", 1),
         ("npdraw_dist/core/x.py", "from npdraw_dist.system import errors, storage", 1),
         ("npdraw_dist/system/x.py", "from npdraw_dist.core import grid", 1),

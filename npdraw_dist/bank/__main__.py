@@ -39,7 +39,7 @@ class MakeBank(PresetCommand, Options, Experiment):  # type: ignore[misc]  # pyd
 
 
 def main(argv: Sequence[str]) -> None:
-    flags: dict[str, Any] = parse_flags(MakeBank, "npdraw_dist.make_bank", argv)
+    flags: dict[str, Any] = parse_flags(MakeBank, "npdraw_dist.bank", argv)
     own = own_flags(Options, flags)
     storage, slash, name = own.out.rstrip("/").rpartition("/")
     if not name.strip(".") or storage.endswith(":/"):
