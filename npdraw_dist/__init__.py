@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from npdraw_dist.system.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from npdraw_dist.core.images import to_pil
     from npdraw_dist.core.parts import PartBank, PartSequence
@@ -11,7 +13,6 @@ if TYPE_CHECKING:
     from npdraw_dist.nn.hub import load
     from npdraw_dist.nn.npdraw import NPDraw
 
-__version__ = "0.3.0"
 __all__ = ["Drawings", "NPDraw", "PartBank", "PartSequence", "fit", "load", "to_pil"]
 
 # These names are imported on first use, since `--help` and `--dry-run` need neither torch nor a model.

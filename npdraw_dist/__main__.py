@@ -6,9 +6,9 @@ from functools import partial
 from importlib import import_module
 from typing import NamedTuple
 
-from npdraw_dist import __version__
 from npdraw_dist.config.cli import print_script, run_command
 from npdraw_dist.config.load import require_known
+from npdraw_dist.system.version import __version__
 
 
 class Entry(NamedTuple):

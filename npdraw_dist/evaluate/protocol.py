@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-import npdraw_dist
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.config.spec import Spec
 from npdraw_dist.data.parses import Conditions
@@ -30,6 +29,7 @@ from npdraw_dist.pipeline.trained_models import load_model, read_spec
 from npdraw_dist.system.errors import UserError
 from npdraw_dist.system.made_by import command_line
 from npdraw_dist.system.storage import open_filesystem, sha256, write_bytes, write_text, writing
+from npdraw_dist.system.version import __version__
 
 
 def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
 def made_by() -> dict[str, Any]:
     """The command of this process, the date (UTC) and the package's version, to record in a result."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"command": command_line(), "date": date, "version": npdraw_dist.__version__}
+    return {"command": command_line(), "date": date, "version": __version__}
 
 
 def _checked_data(settings: EvaluationSettings, spec: Spec) -> DataConfig:

@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from npdraw_dist import __version__
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, Spec, spec_type
 from npdraw_dist.core.images import png, tiled
@@ -26,6 +25,7 @@ from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.system.errors import UserError
 from npdraw_dist.system.made_by import stamp, version_of
 from npdraw_dist.system.model_files import CARD, CONFIG, WEIGHTS, first_fact, model_folder
+from npdraw_dist.system.version import __version__
 
 SAMPLES_FILE = "samples.png"
 PROTOCOL = ("split", "n", "k", "protocol")  # keys of `results` that are not rows in a model card's table

@@ -9,7 +9,6 @@ from itertools import chain
 
 from rich.table import Column, Table
 
-from npdraw_dist import __version__
 from npdraw_dist.config.prepared import MANIFEST
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.vocabulary import VOCABULARIES
@@ -30,6 +29,7 @@ from npdraw_dist.system.errors import StorageFailed, UserError
 from npdraw_dist.system.lease import Lease
 from npdraw_dist.system.process import require_extra
 from npdraw_dist.system.storage import list_files, require_apart
+from npdraw_dist.system.version import __version__
 
 Counts = Mapping[str, int | None]  # images in each split; None if known only after reading
 

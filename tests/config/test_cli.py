@@ -10,7 +10,6 @@ from pkgutil import resolve_name
 import pytest
 import yaml
 
-from npdraw_dist import __version__
 from npdraw_dist.__main__ import COMMANDS
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.help import settings_of
@@ -22,6 +21,7 @@ from npdraw_dist.sample import Sample
 from npdraw_dist.system import process
 from npdraw_dist.system.errors import StorageFailed, UserError
 from npdraw_dist.system.made_by import command_line
+from npdraw_dist.system.version import __version__
 from npdraw_dist.train import Train, chosen_stages, main
 
 Printed = pytest.CaptureFixture[str]
