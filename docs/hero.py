@@ -16,9 +16,9 @@ from PIL import Image
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.images import to_pil
-from npdraw_dist.core.model_files import ZOO
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
+from npdraw_dist.system.model_files import ZOO
 from tests.helpers.serving import serving
 from tests.helpers.studio import open_chromium
 

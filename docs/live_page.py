@@ -4,9 +4,9 @@ from typing import Any
 
 from mkdocs.structure.files import File, Files
 
-from npdraw_dist.core.model_files import model_folder
 from npdraw_dist.export_demo.page import Facts, demo_page, license_of
-from npdraw_dist.pipeline.models import load_npdraw
+from npdraw_dist.pipeline.trained_models import load_npdraw
+from npdraw_dist.system.model_files import model_folder
 
 NAME = "emoji"
 

@@ -12,21 +12,25 @@ from matplotlib.patches import FancyBboxPatch
 ROOT = Path(__file__).resolve().parents[1]
 # A room may import the rooms of lower rows, and only as an exception those of its own row.
 ROWS = (
-    ("commands", "tune_spaces", "evaluate", "edit", "serve", "export_demo", "bench"),
+    ("commands", "fitting", "tune_spaces", "evaluate", "edit", "serve", "export_demo", "bench"),
     ("pipeline",),
     ("distributed", "training", "data", "bank", "parse", "baselines", "nn", "measure"),
     ("config", "core"),
+    ("system",),
 )
-WIDTH, HEIGHT = 11.0, 5.2  # inches
+WIDTH, HEIGHT = 11.0, 6.4  # inches
 ROUND = {"boxstyle": "round,pad=0,rounding_size=0.02"}
 
 
 def room_of(path: Path) -> str | None:
-    """The room of a file, `commands` for a command of one file, or None if no row of the picture has it."""
+    """The room of a file, `commands` for a command of one file, or None if no row of the picture has it.
+
+    The package's `__init__.py` is in no room: it names what a user imports, and no file imports it.
+    """
     parts = path.relative_to(ROOT).parts
-    inner = parts[1] if len(parts) > 2 else "commands"
+    inner = parts[1] if len(parts) > 2 and parts[1:] != ("bank", "__main__.py") else "commands"
     room = inner if parts[0] == "npdraw_dist" else parts[0]
-    return room if any(room in row for row in ROWS) else None
+    return room if any(room in row for row in ROWS) and parts[1:] != ("__init__.py",) else None
 
 
 def imported(tree: ast.AST) -> Iterator[str]:

@@ -3,15 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from npdraw_dist.system.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from npdraw_dist.core.images import to_pil
     from npdraw_dist.core.parts import PartBank, PartSequence
+    from npdraw_dist.fitting.fit import fit
     from npdraw_dist.nn.drawings import Drawings
     from npdraw_dist.nn.hub import load
     from npdraw_dist.nn.npdraw import NPDraw
-    from npdraw_dist.pipeline.fit import fit
 
-__version__ = "0.3.0"
 __all__ = ["Drawings", "NPDraw", "PartBank", "PartSequence", "fit", "load", "to_pil"]
 
 # These names are imported on first use, since `--help` and `--dry-run` need neither torch nor a model.
@@ -20,7 +21,7 @@ _MODULES = {
     "NPDraw": "nn.npdraw",
     "PartBank": "core.parts",
     "PartSequence": "core.parts",
-    "fit": "pipeline.fit",
+    "fit": "fitting.fit",
     "load": "nn.hub",
     "to_pil": "core.images",
 }

@@ -6,9 +6,9 @@ from functools import partial
 from importlib import import_module
 from typing import NamedTuple
 
-from npdraw_dist import __version__
 from npdraw_dist.config.cli import print_script, run_command
 from npdraw_dist.config.load import require_known
+from npdraw_dist.system.version import __version__
 
 
 class Entry(NamedTuple):
@@ -30,7 +30,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "train": Entry("npdraw_dist.train:Train", "train a model, or resume its training"),
-    "fit": Entry("npdraw_dist.fit_folder:Fit", "train on a folder of your pictures, in ten minutes"),
+    "fit": Entry("npdraw_dist.fitting.__main__:Fit", "train on a folder of your pictures, in ten minutes"),
     "sample": Entry("npdraw_dist.sample:Sample", "draw samples of a model, and their animation"),
     "edit": Entry(
         "npdraw_dist.edit.__main__:Edit",
@@ -46,7 +46,7 @@ COMMANDS = {
     "export-demo": Entry(
         "npdraw_dist.export_demo.__main__:ExportDemo", "write a page that draws in the browser alone"
     ),
-    "bank": Entry("npdraw_dist.make_bank:MakeBank", "cluster images into a bank of parts"),
+    "bank": Entry("npdraw_dist.bank.__main__:MakeBank", "cluster images into a bank of parts"),
     "models": Entry("npdraw_dist.models:Models", "list the trained models that come with the package"),
     "presets": Entry("npdraw_dist.presets:Presets", "list the presets of `npdraw train`"),
     "prepare": Entry("npdraw_dist.prepare:Prepare", "write a data set once as Parquet or tar shards"),

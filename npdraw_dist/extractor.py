@@ -10,7 +10,7 @@ from pydantic import Field, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 if TYPE_CHECKING:  # torch and Ray take seconds to import, so the flags are checked first
     from npdraw_dist.data.rows import Rows
@@ -51,13 +51,13 @@ def train_extractor(settings: Extractor) -> dict[str, Any]:
     """
     import torch
 
-    from npdraw_dist.core.process import local_device
-    from npdraw_dist.core.storage import open_filesystem, require_writable, write_bytes, writing
     from npdraw_dist.data.shards import open_source
     from npdraw_dist.distributed.start import placed, start_ray
     from npdraw_dist.measure.features import FACTS
     from npdraw_dist.nn.classifier import Classifier, accuracy, fit
     from npdraw_dist.pipeline.progress import stage_progress
+    from npdraw_dist.system.process import local_device
+    from npdraw_dist.system.storage import open_filesystem, require_writable, write_bytes, writing
     from npdraw_dist.training.feed import noise_seed
 
     started, data = time.perf_counter(), settings.data

@@ -7,7 +7,7 @@ import yaml
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.networks import CONDITIONS
-from npdraw_dist.core.model_files import CONFIG, WEIGHTS, ZOO, zoo_names
+from npdraw_dist.system.model_files import CONFIG, WEIGHTS, ZOO, zoo_names
 
 FACTS = "models.yaml"  # name -> what it draws, the licence of its data, the command that trains it
 

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import Command, Model, parse_flags, run_command, validate
 from npdraw_dist.config.schema import Seed
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 
 class Sample(Command):
@@ -50,9 +50,9 @@ def main(argv: Sequence[str]) -> None:
     # Torch takes seconds to import, so the flags are checked first.
     import torch
 
-    from npdraw_dist.core.process import local_device
-    from npdraw_dist.pipeline.models import chosen_model, load_model, load_npdraw, read_bank
     from npdraw_dist.pipeline.sample import local_folder, write_samples
+    from npdraw_dist.pipeline.trained_models import chosen_model, load_model, load_npdraw, read_bank
+    from npdraw_dist.system.process import local_device
 
     device = local_device(command.use_gpu, "use_gpu")
     folder = chosen_model(command.model)

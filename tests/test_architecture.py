@@ -1,6 +1,7 @@
 """The rooms and their one-way imports, the packages that they need, and the files about the project."""
 
 import ast
+import importlib
 import re
 import sys
 import tomllib
@@ -15,34 +16,40 @@ import yaml
 import npdraw_dist
 
 ROOT = Path(__file__).resolve().parents[1]
+GROUND = {"system", "core", "config"}
 MIDDLE = {"data", "bank", "parse", "nn", "measure", "training"}
-COMMAND_ROOMS = {"evaluate", "edit", "serve", "export_demo", "bench"}  # a command each; none imports another
+# A command each; none imports another.
+COMMAND_ROOMS = {"fitting", "evaluate", "edit", "serve", "export_demo", "bench"}
 
 # What each room may import beside itself: rooms, or single files where no more is needed.
 ALLOWED: dict[str, set[str]] = {
-    "core": set(),
-    "config": {
-        *("core.errors", "core.grid", "core.grid_sizes", "core.model_files", "core.process", "core.storage"),
-    },
-    **{room: {"core", "config"} for room in MIDDLE},
-    "data": {"core", "config", "distributed.start", "distributed.tasks"},  # shards are worked on in tasks
-    "nn": {"core", "config", "measure.metrics"},  # the card of a model names units
-    "baselines": {"core", "config", "nn"},
-    "distributed": {"core", "config", "training"},  # it runs what it is given
-    "pipeline": {"core", "config", "distributed"} | MIDDLE,
-    **{
-        room: {"core", "config", "distributed", "pipeline"} | MIDDLE
-        for room in COMMAND_ROOMS - {"export_demo"}
-    },
-    "export_demo": {"core", "config", "pipeline", "baselines"} | MIDDLE,
+    "system": set(),
+    "core": {"system.errors"},
+    "config": {"system", "core.grid", "core.grid_sizes"},
+    **dict.fromkeys(MIDDLE, GROUND),
+    "data": GROUND | {"distributed.start", "distributed.tasks"},  # shards are worked on in tasks
+    "nn": GROUND | {"measure.metrics"},  # the card of a model names units
+    "baselines": GROUND | {"nn"},
+    "distributed": GROUND | {"training"},  # it runs what it is given
+    "pipeline": GROUND | {"distributed"} | MIDDLE,
+    **{room: GROUND | {"distributed", "pipeline"} | MIDDLE for room in COMMAND_ROOMS - {"export_demo"}},
+    "export_demo": GROUND | {"pipeline", "baselines"} | MIDDLE,
     # A comparison takes the numbers of each of its models from `evaluate`.
-    "tune_spaces": {"core", "config", "distributed", "pipeline", "evaluate"} | MIDDLE,
+    "tune_spaces": GROUND | {"distributed", "pipeline", "evaluate"} | MIDDLE,
     "cluster": {"config"},
 }
-# A command that is one file.
-COMMAND = {"core", "config", "pipeline", "distributed.start"}
+# A command that is one file; also the `__main__.py` of a room that is no command's.
+COMMAND = GROUND | {"pipeline", "distributed.start"}
 FILES: dict[str, set[str]] = {
-    "__init__": {"core.images", "core.parts", "nn.drawings", "nn.hub", "nn.npdraw", "pipeline.fit"},
+    "__init__": {
+        "system.version",
+        "core.images",
+        "core.parts",
+        "nn.drawings",
+        "nn.hub",
+        "nn.npdraw",
+        "fitting.fit",
+    },
     "prepare": COMMAND | {"data.shards"},
     "extractor": COMMAND
     | {"data", "distributed.tasks", "measure.features", "nn.classifier", "training.feed"},
@@ -50,7 +57,8 @@ FILES: dict[str, set[str]] = {
 # What files import when it is used, by strings such as "npdraw_dist.bank.build:bank_of".
 BY_NAME: dict[str, set[str]] = {
     "npdraw_dist/__main__.py": {"tune_spaces.sweep", "tune_spaces.report"},  # and commands, files beside it
-    "npdraw_dist/config/registry.py": {"data", "pipeline.models"},  # sources, and what a run starts from
+    # Sources, and what a run starts from.
+    "npdraw_dist/config/registry.py": {"data", "pipeline.trained_models"},
     "npdraw_dist/core/parts.py": {"bank.build"},  # for the public `PartBank.of`
 }
 # Rooms and files that may import Ray. All others call `distributed`, and local runs work without Ray.
@@ -128,18 +136,23 @@ def place_of(path: Path) -> tuple[str, set[str] | None]:
         return parts[0], ALLOWED.get(parts[0])
     if len(parts) == 2:
         return parts[1], FILES.get(parts[1], COMMAND)
+    if parts[2] == "__main__" and parts[1] not in COMMAND_ROOMS:
+        return parts[1], COMMAND
     return parts[1], ALLOWED.get(parts[1])
 
 
 def own_edge(name: str) -> str | None:
-    """`room.file` of a name within this repository, `tune_spaces` for the sweeps, else None."""
+    """`room.file` of a name within this repository, `tune_spaces` for the sweeps, else None.
+
+    `__init__` if the name is taken from the package itself, which is for users.
+    """
     parts = name.split(".")
     if parts[0] in ("tune_spaces", "cluster", "tests"):
         return parts[0]
     if parts[0] != "npdraw_dist":
         return None
-    if len(parts) > 1 and parts[1] in PUBLIC:
-        return PUBLIC[parts[1]]
+    if len(parts) == 1 or parts[1] in {*PUBLIC, "__version__"}:
+        return "__init__"
     return ".".join(parts[1:3])
 
 
@@ -153,7 +166,7 @@ def wrong_edges(path: Path, source: str) -> list[str]:
         if name.split(".")[0] == "ray" and not {room, name_of(path)} & RAY:
             wrong.append(f"{name_of(path)} imports ray")
         edge = own_edge(name)
-        if edge in (None, "", "__version__") or (edge.split(".")[0] == room and not command):
+        if edge in (None, "") or (edge.split(".")[0] == room and not command):
             continue
         if edge not in allowed and edge.split(".")[0] not in allowed:
             wrong.append(f"{name_of(path)} imports {edge}")
@@ -178,8 +191,13 @@ def test_imports_run_one_way() -> None:
         ("npdraw_dist/distributed/x.py", "from npdraw_dist.pipeline import store", 1),
         ("npdraw_dist/training/x.py", "from npdraw_dist.distributed import start", 1),
         ("npdraw_dist/train.py", "import ray", 1),
+        ("npdraw_dist/train.py", "import npdraw_dist\nfrom npdraw_dist import NPDraw, __version__", 3),
+        ("npdraw_dist/bank/build.py", "from npdraw_dist.pipeline import run", 1),
+        ("npdraw_dist/bank/__main__.py", "from npdraw_dist.pipeline import run", 0),
         ("npdraw_dist/core/x.py", "resolve_name('npdraw_dist.bank.build:bank_of')", 1),
-        ("npdraw_dist/config/x.py", "{'model': 'pipeline.models:SourceModel'}", 1),
+        ("npdraw_dist/core/x.py", "from npdraw_dist.system import errors, storage", 1),
+        ("npdraw_dist/system/x.py", "from npdraw_dist.core import grid", 1),
+        ("npdraw_dist/config/x.py", "{'model': 'pipeline.trained_models:SourceModel'}", 1),
     ],
 )
 def test_the_walk_sees_wrong_edges(file: str, source: str, wrong: int) -> None:
@@ -262,6 +280,13 @@ def test_an_install_of_any_extras_has_one_faiss() -> None:
 def test_the_citation_names_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == PROJECT["version"] == npdraw_dist.__version__
+
+
+def test_no_room_hides_a_public_name() -> None:
+    """The import of a submodule sets the attribute of the package that has its name."""
+    importlib.import_module("npdraw_dist.fitting.__main__")
+    assert npdraw_dist.fit is importlib.import_module("npdraw_dist.fitting.fit").fit
+    assert not {path.stem for path in (ROOT / "npdraw_dist").iterdir()} & PUBLIC.keys()
 
 
 def test_links_lead_to_files_and_headings() -> None:

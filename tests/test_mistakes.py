@@ -23,9 +23,9 @@ MODULES = {
     **{name: f"npdraw_dist.{name}" for name in ("train", "prepare", "sample", "extractor")},
     **{name: f"npdraw_dist.{name}.__main__" for name in ("evaluate", "edit", "serve", "bench")},
     **{name: f"tune_spaces.{name}" for name in ("sweep", "report")},
-    "bank": "npdraw_dist.make_bank",
+    "bank": "npdraw_dist.bank.__main__",
     "export": "npdraw_dist.export_demo.__main__",
-    "fit": "npdraw_dist.fit_folder",
+    "fit": "npdraw_dist.fitting.__main__",
 }
 OWN = "--data.image_size 28 --data.channels 1"
 # Flags and config files.

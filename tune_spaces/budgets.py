@@ -7,9 +7,9 @@ from typing import Any
 from npdraw_dist.config.load import build, merge, read_preset, with_changes
 from npdraw_dist.config.registry import kind_of
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.distributed.failures import reason_of
 from npdraw_dist.pipeline.probe import cost
+from npdraw_dist.system.errors import UserError
 from tune_spaces.space import Kinds, Point, Value, nested, refuse_settings, require_scratch, setting_of
 
 RATE_IMAGES = 640  # number of images in the short training that measures the fixed cost

@@ -15,8 +15,6 @@ from typing import Any
 
 from npdraw_dist.config.load import dump, with_changes
 from npdraw_dist.config.prepared import MANIFEST
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import OBJECT_STORES, write_text
 from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.distributed.tasks import map_items
 from npdraw_dist.pipeline.data import RunData, follow
@@ -24,6 +22,8 @@ from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.run import check
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import OBJECT_STORES, write_text
 from tune_spaces.budgets import Job, Rate, base_config, draw_trials, ms_an_image
 from tune_spaces.options import NOT_OF_KINDS, Options
 from tune_spaces.results import write_table

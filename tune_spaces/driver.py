@@ -9,14 +9,14 @@ from typing import Any
 
 from npdraw_dist.config.load import merge, with_changes
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import Lease
-from npdraw_dist.core.process import require_extra
 from npdraw_dist.distributed.start import MANY_PROCESSES, is_local
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.run import check, removed_if_refused
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.lease import Lease
+from npdraw_dist.system.process import require_extra
 from tune_spaces import comparison
 from tune_spaces.options import OF_KINDS, Options, load_space
 from tune_spaces.results import ranked, write_results

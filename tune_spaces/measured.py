@@ -17,9 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from npdraw_dist.config.prepared import MANIFEST
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_float
-from npdraw_dist.core.storage import open_filesystem, read_bytes, write_bytes
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Source, open_source
 from npdraw_dist.data.splits import Split
@@ -33,9 +31,11 @@ from npdraw_dist.measure.metrics import group
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.pipeline.inputs import read_shards
-from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.trained_models import load_model
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import open_filesystem, read_bytes, write_bytes
 from npdraw_dist.training.feed import noise_seed
 
 FOLDER, ARRAYS = "comparison", "arrays.npz"

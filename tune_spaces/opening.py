@@ -16,17 +16,17 @@ import pyarrow.parquet as pq
 
 from npdraw_dist.config.load import differences
 from npdraw_dist.config.prepared import MANIFEST
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.distributed.start import start_ray
 from npdraw_dist.distributed.tasks import map_items
 from npdraw_dist.evaluate.protocol import images_in, made_by
 from npdraw_dist.evaluate.settings import EvaluationSettings
 from npdraw_dist.measure.distances import require_enough
 from npdraw_dist.measure.features import ExtractorFile, find_extractor
-from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.trained_models import read_spec
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import open_filesystem, read_bytes
 from tune_spaces.comparison import OPENED, PLAN
 from tune_spaces.measured import CURVE_IMAGES, KS, Entry, measure, read, references, source_of
 from tune_spaces.report_tables import ReportData, write_report

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.cli import dashed
 from npdraw_dist.config.load import nearest, read_file
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 from tune_spaces import spaces
 from tune_spaces.space import Kinds, Space
 

@@ -42,8 +42,8 @@ def main(argv: Sequence[str]) -> None:
     found: Report = validate(Report, flags)
 
     # Torch and Ray take seconds to import, so the flags are checked first.
-    from npdraw_dist.core.storage import require_writable
     from npdraw_dist.distributed.start import placed
+    from npdraw_dist.system.storage import require_writable
     from tune_spaces.opening import report
 
     require_writable(found.out, folder=True)

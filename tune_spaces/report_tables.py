@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from npdraw_dist.config.registry import in_order, title_of
 from npdraw_dist.core.pages import rows_png
-from npdraw_dist.core.storage import write_files
 from npdraw_dist.evaluate.work import id_hash
 from npdraw_dist.measure.bounds import bits_per_dim, standard_error
 from npdraw_dist.measure.metrics import METRICS, TESTED, group
 from npdraw_dist.measure.paired import LEVEL, Difference, holm, paired
 from npdraw_dist.measure.tables import markdown_table, parquet, percent
+from npdraw_dist.system.storage import write_files
 from tune_spaces.measured import Measured
 from tune_spaces.plots import by_fraction, intervals, picture
 

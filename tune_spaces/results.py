@@ -10,10 +10,10 @@ from rich.table import Table
 
 from npdraw_dist.config.load import dump
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.storage import write_atomically, write_text
 from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.storage import write_atomically, write_text
 from tune_spaces.plots import curve_plot, field_plots, pareto_plot, varied
 from tune_spaces.space import IMAGES, SCORE
 from tune_spaces.trials import TrialResult, label

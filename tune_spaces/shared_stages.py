@@ -16,12 +16,12 @@ from pyarrow import fs
 
 from npdraw_dist.config.prepared import MANIFEST
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.landmarks import Landmarks
-from npdraw_dist.core.lease import Lease, LeaseHeld
-from npdraw_dist.core.made_by import fingerprint
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.pipeline.data import follow
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of, finished
+from npdraw_dist.system.landmarks import Landmarks
+from npdraw_dist.system.lease import Lease, LeaseHeld
+from npdraw_dist.system.made_by import fingerprint
 
 SHARED = ("data", "bank", "parse", "prior")  # a kind of model may lack some of these
 POLL_S = 0.5

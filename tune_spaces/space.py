@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from npdraw_dist.config.load import build, explain, merge, names_in, read_preset, require_known, with_changes
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import OF_PARTS, Experiment
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 # The keys of a report to Tune: the metric that ranks the trials, and the images seen so far.
 SCORE, IMAGES = "score", "images"

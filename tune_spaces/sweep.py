@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from npdraw_dist.config.cli import Command, own_flags, parse_flags, run_command
 from npdraw_dist.config.help import marked
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 from tune_spaces.options import Options
 
 

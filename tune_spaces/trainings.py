@@ -19,11 +19,11 @@ from pyarrow import fs
 
 from npdraw_dist.config.load import dump
 from npdraw_dist.config.prepared import MANIFEST
-from npdraw_dist.core.errors import TRY_AGAIN
-from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.pipeline import sample
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.store import CONFIG, FOLDERS, Store, finished
+from npdraw_dist.system.errors import TRY_AGAIN
+from npdraw_dist.system.landmarks import Landmarks
 from tune_spaces.budgets import JOB_FOLDERS, Job
 from tune_spaces.trials import TrialResult, write_result
 

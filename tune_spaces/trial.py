@@ -17,7 +17,6 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.distributed.failures import is_of_storage, lost, reason_of
 from npdraw_dist.distributed.nodes import require_on_this_node
 from npdraw_dist.distributed.start import RAY, quiet_logs
@@ -25,6 +24,7 @@ from npdraw_dist.pipeline.run import STAGES
 from npdraw_dist.pipeline.stage import Watch
 from npdraw_dist.pipeline.store import FOLDERS, Store
 from npdraw_dist.pipeline.train_stage import selected_record
+from npdraw_dist.system.landmarks import Landmarks
 from tune_spaces.shared_stages import build_alone
 from tune_spaces.space import IMAGES, SCORE, SWEEP_METRICS, Point, SweepMetric
 from tune_spaces.trials import Plan, Trial, find_result, write_result

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 from npdraw_dist.config.load import differences
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import list_files, read_bytes
 from npdraw_dist.pipeline.store import Store, fingerprint_of
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import list_files, read_bytes
 from tune_spaces.shared_stages import Cache
 from tune_spaces.space import SCORE, SWEEP_METRICS, Point, Space, SweepMetric, Value, setting_of
 

@@ -13,8 +13,6 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.landmarks import Landmarks
 from npdraw_dist.distributed.failures import is_of_storage, reason_of
 from npdraw_dist.distributed.resources import (
     Node,
@@ -27,6 +25,8 @@ from npdraw_dist.distributed.resources import (
     room,
 )
 from npdraw_dist.pipeline.progress import console
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.landmarks import Landmarks
 from npdraw_dist.training.metrics_log import read_metrics
 from tune_spaces.options import Options
 from tune_spaces.space import IMAGES, SCORE, Choice, Space

@@ -22,9 +22,9 @@ from npdraw_dist.bank.shards import LocalShards, PatchShard, Shards, arguments_o
 from npdraw_dist.config.data import GridConfig
 from npdraw_dist.config.load import validated
 from npdraw_dist.config.schema import BankConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import shape_of, to_batch
 from npdraw_dist.core.parts import PartBank
+from npdraw_dist.system.errors import UserError
 
 CHUNK = 16_384  # number of patches whose distances are computed at once
 

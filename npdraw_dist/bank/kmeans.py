@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from npdraw_dist.bank.patches import unique_rows
 from npdraw_dist.bank.search import quantized
 from npdraw_dist.bank.shards import Candidates, LocalShards, Shards, Sums
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 ITERATIONS = 25  # largest number of iterations over all patches
 SEED_PATCHES_PER_PART = 32

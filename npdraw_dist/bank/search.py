@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import is_there
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import is_there
 
 # By default FAISS takes 1.5 GiB of a GPU, which other processes may share. A chunk of patches needs 50 MB.
 TEMPORARY_BYTES = 256 << 20

@@ -12,7 +12,6 @@ from torch import Tensor
 from npdraw_dist.baselines.contract import Kind
 from npdraw_dist.baselines.latents import PriorDraws
 from npdraw_dist.config.schema import VAEConfig
-from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.objective import Gather, ParameterGroup, ramp
 from npdraw_dist.core.parts import Batch
@@ -22,6 +21,7 @@ from npdraw_dist.nn.hard_draws import Loss
 from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.objective import PRIOR_DECAY, decay_groups
 from npdraw_dist.nn.relaxations import total_kl
+from npdraw_dist.system.errors import UserError, require_positive
 
 
 class Baseline(Kind):

@@ -19,7 +19,7 @@ from npdraw_dist.config.schema import (
     TrainConfig,
     VAEConfig,
 )
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 if TYPE_CHECKING:
     from npdraw_dist.bench.workload import Facts

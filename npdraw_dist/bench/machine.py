@@ -14,7 +14,7 @@ import psutil
 import torch
 
 from npdraw_dist.bench.workload import Facts, Workload, median_seconds
-from npdraw_dist.core.process import cpu_count, local_device
+from npdraw_dist.system.process import cpu_count, local_device
 
 PACKAGES = ("torch", "numpy", "scikit-learn", "ray")
 SIDE, GPU_SIDE = 2048, 8192  # sides of the matrices; larger on a GPU, which small products do not keep busy

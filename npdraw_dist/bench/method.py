@@ -19,10 +19,10 @@ from npdraw_dist.bank.search import has_gpu
 from npdraw_dist.bank.shards import LocalShards
 from npdraw_dist.bench import dense
 from npdraw_dist.bench.workload import Figures, Subject, Workload, median_seconds
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import cpu_count
 from npdraw_dist.distributed.tasks import one_thread
 from npdraw_dist.pipeline.parse import AT_ONCE
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import cpu_count
 from npdraw_dist.training.device import timed
 
 # Each pair has the number with --quick and the number without it.

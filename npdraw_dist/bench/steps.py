@@ -20,10 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_f
 from npdraw_dist.bench import machine
 from npdraw_dist.bench.dense import DenseVAEObjective
 from npdraw_dist.bench.workload import Figures, Subject, Workload
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import local_device
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.pipeline.probe import timed_step
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import local_device
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import autocast_dtype, timed
 from npdraw_dist.training.loop import Run

@@ -17,8 +17,8 @@ from typing import Any
 from npdraw_dist.bench.workload import Figures, Workload
 from npdraw_dist.config.load import dump, with_changes
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import COMPUTE, cpu_count
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import COMPUTE, cpu_count
 from npdraw_dist.training.device import CPU_ROWS
 
 QUICK_IMAGES, FULL_IMAGES = 1_000, 5_000

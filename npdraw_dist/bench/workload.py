@@ -16,13 +16,13 @@ from npdraw_dist.bank.build import build_bank
 from npdraw_dist.bank.patches import extract
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import Batch, PartBank
-from npdraw_dist.core.process import local_device
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import local_device
 from npdraw_dist.training.device import timed
 
 QUICK_IMAGES, FULL_IMAGES = 4_000, 60_000

@@ -18,12 +18,12 @@ from pydantic import AliasChoices, BaseModel, Field
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
-from npdraw_dist import __version__
 from npdraw_dist.config.help import render, settings_of
 from npdraw_dist.config.load import merge, nearest, preset_names, read_file, read_preset, validated
 from npdraw_dist.config.prepared import with_sizes
-from npdraw_dist.core import process
-from npdraw_dist.core.errors import MISTAKE, TRY_AGAIN, StorageFailed, UserError
+from npdraw_dist.system import process
+from npdraw_dist.system.errors import MISTAKE, TRY_AGAIN, StorageFailed, UserError
+from npdraw_dist.system.version import __version__
 
 BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # system errors that a user's path can cause
 PRESET = "digits"  # the default preset

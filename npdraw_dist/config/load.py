@@ -15,7 +15,7 @@ from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.config.registry import STARTS
 from npdraw_dist.config.registry import load as load_code
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from npdraw_dist.config.registry import SOURCES
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -57,7 +57,7 @@ class Prepared:
 
 def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:
     """The manifest of `folder`; None if this package wrote none. Raises UserError if it is damaged."""
-    from npdraw_dist.core.storage import display_path, is_file, read_bytes
+    from npdraw_dist.system.storage import display_path, is_file, read_bytes
 
     path = f"{folder}/{MANIFEST}"
     if not is_file(filesystem, path):
@@ -84,7 +84,7 @@ def with_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
     if source is None or not source.prepared or len(given) == len(SIZES):
         return dict(values)
 
-    from npdraw_dist.core.storage import open_filesystem
+    from npdraw_dist.system.storage import open_filesystem
 
     try:
         found = read_prepared(*open_filesystem(data["path"]))

@@ -14,7 +14,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Literal
 
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def in_order(variants: Iterable[str]) -> list[str]:
 
 
 # Setting of section `init` -> the class that reads the model or bank from which the run starts.
-STARTS = {"model": "pipeline.models:SourceModel", "bank": "pipeline.models:SourceBank"}
+STARTS = {"model": "pipeline.trained_models:SourceModel", "bank": "pipeline.trained_models:SourceBank"}
 # Order of the steps -> whether step t is place t. The orders' code, `core/orders.py`, imports torch.
 ORDERS = {"aligned": True, "raster": False, "ranked": False, "path": False}
 

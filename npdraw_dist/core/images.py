@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import BadPicture, Frame, is_grey, pixel_fault, to_image
+from npdraw_dist.system.errors import UserError
 
 Pixels = TypeVar("Pixels", Tensor, NDArray[np.uint8])
 KINDS = "arrays, tensors or PIL images, or a list of them"

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, png, tiled
+from npdraw_dist.system.errors import UserError
 
 # `PartBank.of` imports this function when called, since `bank` imports this file and needs more libraries.
 CLUSTERING = "npdraw_dist.bank.build:bank_of"

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 Condition: TypeAlias = int | str  # a class by number or name, or words
 WORD = re.compile(r"\w+")

@@ -16,9 +16,6 @@ from webdataset.writer import TarWriter
 
 from npdraw_dist.config.prepared import MAKER, Prepared
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.landmarks import Landmarks
-from npdraw_dist.core.made_by import fingerprint
 from npdraw_dist.core.vocabulary import MOST_CLASSES
 from npdraw_dist.data.parquet import digest_of, images_to_parquet
 from npdraw_dist.data.repeats import Hash, hash_of, repeated_ids, write_hashes
@@ -28,6 +25,9 @@ from npdraw_dist.data.shards import Piece, Source
 from npdraw_dist.data.splits import SPLITS, Split
 from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.distributed.tasks import Pool, map_items
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.landmarks import Landmarks
+from npdraw_dist.system.made_by import fingerprint
 
 Format = Literal["parquet", "webdataset"]
 Encode = Callable[[Rows, str, Sequence[str]], bytes]  # (rows, split, names of classes) -> shard's file

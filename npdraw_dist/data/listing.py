@@ -17,9 +17,9 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import fs
 
-from npdraw_dist.core.storage import path_of
 from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.distributed.tasks import map_items
+from npdraw_dist.system.storage import path_of
 
 SCHEMA = pa.schema([("path", pa.large_string()), ("size", pa.int64()), ("modified", pa.int64())])
 ROWS = 1 << 16  # largest number of files that are Python objects at the same time

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.core.storage import require_readable
 from npdraw_dist.data.rows import Rows
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import require_readable
 
 ROW_GROUP_BYTES = 1 << 20  # bytes of the images in a row group of a file
 HUGGING_FACE = b"huggingface"  # key in a schema's metadata; `datasets` stores names of classes there

@@ -22,14 +22,14 @@ from numpy.typing import NDArray
 from pyarrow import fs
 from torch import Tensor
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.core.process import background_threads
-from npdraw_dist.core.storage import in_threads
 from npdraw_dist.core.vocabulary import Vocabulary
 from npdraw_dist.data.parquet import Z, images_of, lists_of, opened
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Canonical
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import background_threads
+from npdraw_dist.system.storage import in_threads
 
 READ_BYTES = 12 << 20  # bytes of rows that a stream reads at once, enough for a shard of default size
 MOST_IDS = 1 << 20  # `sample` chooses from at most about this many ids

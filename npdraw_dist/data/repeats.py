@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pyarrow import fs
 
-from npdraw_dist.core.storage import in_threads, read_bytes, write_bytes
 from npdraw_dist.distributed.tasks import map_items
+from npdraw_dist.system.storage import in_threads, read_bytes, write_bytes
 
 Hash = tuple[int, int]  # 128 bits, so that no two of a billion ids have the same hash
 Hashes = NDArray[np.uint64]  # (N, 3): two halves of a hash, index of the shard; sorted by the first column

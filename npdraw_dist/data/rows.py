@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import BadPicture, Frame
-from npdraw_dist.core.storage import write_text
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import write_text
 
 REJECTS = "rejects.jsonl"
 LEAST_ROWS = 1000  # least number of rows read before a stage may stop for bad rows, if the total is unknown

@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, field
 
 from pyarrow import fs
 
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.landmarks import Landmarks
-from npdraw_dist.core.storage import (
+from npdraw_dist.data.rows import RejectLine
+from npdraw_dist.data.splits import Split
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.landmarks import Landmarks
+from npdraw_dist.system.storage import (
     PARTIAL,
     in_threads,
     is_file,
@@ -23,8 +25,6 @@ from npdraw_dist.core.storage import (
     write_bytes,
     write_text,
 )
-from npdraw_dist.data.rows import RejectLine
-from npdraw_dist.data.splits import Split
 
 DONE, MARKER = ".done", "source.json"
 

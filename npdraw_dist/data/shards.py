@@ -16,13 +16,13 @@ from pyarrow import fs
 from npdraw_dist.config.prepared import Prepared, read_prepared
 from npdraw_dist.config.registry import SOURCES, load
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import display_path
 from npdraw_dist.data.listing import below_root, list_paths, stamp_of
 from npdraw_dist.data.parquet import opened, rows_of
 from npdraw_dist.data.readers.known import DOWNLOADS
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import SPLITS, Split, named_split, stated_split, subset
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import display_path
 
 FEW = 1024  # up to this number of parts, each part is a piece, so that all cores have work
 MOST_BYTES = 64 << 20  # largest size in bytes of the images in a piece of several parts

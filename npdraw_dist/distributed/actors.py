@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import torch
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import COMPUTE, is_quiet, local_device
 from npdraw_dist.distributed import resources
 from npdraw_dist.distributed.start import can_grow, ray_runs
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import COMPUTE, is_quiet, local_device
 
 SURVIVE: dict[str, Any] = {"max_restarts": 3, "max_task_retries": 3}  # how many deaths an actor survives
 WAIT_S = 30.0  # seconds between two messages that no GPU is free

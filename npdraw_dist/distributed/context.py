@@ -14,8 +14,8 @@ import torch
 from pyarrow import fs
 from torch import Tensor, nn
 
-from npdraw_dist.core.storage import local_copy
 from npdraw_dist.distributed.start import PREEMPTION_WATCHER
+from npdraw_dist.system.storage import local_copy
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import Resized, RunContext
 from npdraw_dist.training.device import usable

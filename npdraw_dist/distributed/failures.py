@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pyarrow import fs
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.errors import StorageFailed, UserError
-from npdraw_dist.core.lease import LeaseError
+from npdraw_dist.system.errors import StorageFailed, UserError
+from npdraw_dist.system.lease import LeaseError
 from npdraw_dist.training.checkpoint import by_age, named
 
 LONGEST = 500  # largest number of characters in a reason

@@ -5,8 +5,8 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from npdraw_dist.core.process_table import Process, is_running, this_process
 from npdraw_dist.distributed.start import can_grow
+from npdraw_dist.system.process_table import Process, is_running, this_process
 
 POLL_S = 1.0  # how often the mailbox looks whether its driver runs
 END_S = 10.0  # the longest wait for a mailbox that ends

@@ -7,8 +7,8 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.landmarks import Landmarks, differences, require_seen
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.landmarks import Landmarks, differences, require_seen
 
 NODE_TIMEOUT_S = 120  # limit of a small task; a node may be busy, or load Python from a shared disk
 

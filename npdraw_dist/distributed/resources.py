@@ -8,9 +8,9 @@ from operator import attrgetter
 import torch
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import local_device
 from npdraw_dist.distributed.start import can_grow, is_local, local_cpus
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import local_device
 
 UNITS = 10_000  # Ray counts resources in units of 1e-4
 BINARY = 2**16

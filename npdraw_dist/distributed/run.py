@@ -21,10 +21,6 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util import remove_placement_group
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.landmarks import Landmarks
-from npdraw_dist.core.lease import Lease, LeaseError
-from npdraw_dist.core.process import COMPUTE
-from npdraw_dist.core.storage import display_path, read_bytes
 from npdraw_dist.distributed.context import RayContext
 from npdraw_dist.distributed.elastic import Size
 from npdraw_dist.distributed.failures import NOT_PLACED, Restarts, cause_named
@@ -32,6 +28,10 @@ from npdraw_dist.distributed.mailbox import end_mailbox, start_mailbox
 from npdraw_dist.distributed.nodes import require_on_this_node, unusable_gpu
 from npdraw_dist.distributed.resources import Workers, free_now, listed, living_nodes, per_gpu
 from npdraw_dist.distributed.start import can_grow, quiet_logs
+from npdraw_dist.system.landmarks import Landmarks
+from npdraw_dist.system.lease import Lease, LeaseError
+from npdraw_dist.system.process import COMPUTE
+from npdraw_dist.system.storage import display_path, read_bytes
 from npdraw_dist.training.checkpoint import KEPT, Criterion, by_age
 from npdraw_dist.training.context import Context, Display, Job, Resized, Result
 

@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core import process
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import COMPUTE
+from npdraw_dist.system import process
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import COMPUTE
 
 OBJECT_STORE_MB = 512  # size of Ray's object store if Ray runs on this machine alone
 CONNECT_S = 10

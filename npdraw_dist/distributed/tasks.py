@@ -16,9 +16,9 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from npdraw_dist.core.landmarks import Landmarks, require_seen
 from npdraw_dist.distributed.resources import living_nodes
 from npdraw_dist.distributed.start import ray_runs
+from npdraw_dist.system.landmarks import Landmarks, require_seen
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -7,7 +7,7 @@ from pydantic import Field, PositiveFloat
 
 from npdraw_dist.config.cli import Command, Model, parse_flags, run_command, validate
 from npdraw_dist.config.schema import Seed
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 if TYPE_CHECKING:
     from npdraw_dist.edit.pictures import Edits
@@ -72,8 +72,8 @@ def main(argv: Sequence[str]) -> None:
 
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.edit import pictures
-    from npdraw_dist.pipeline.models import chosen_model, load_npdraw
     from npdraw_dist.pipeline.sample import local_folder
+    from npdraw_dist.pipeline.trained_models import chosen_model, load_npdraw
 
     posters = None if command.posters is None else pictures.read_posters(command.posters)
     folder = chosen_model(command.model)

@@ -14,12 +14,10 @@ from torch import Tensor
 from npdraw_dist.config.load import read_file, validated
 from npdraw_dist.config.schema import Seed
 from npdraw_dist.config.section import Section
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.pages import arrange, enlarge, label_rows, tile_side
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import BadPicture, Frame, read_picture
-from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.edit.posters import CompletionRow, EditRow, framed, save_completions, save_edits
 from npdraw_dist.nn import editing
 from npdraw_dist.nn.animation import gif
@@ -27,6 +25,8 @@ from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.editing import parse_region
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import SplitImages, image_with_id
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import open_filesystem, read_bytes
 
 EDIT_TILE = 224  # least side of an enlarged image, px
 

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from npdraw_dist.config.cli import own_flags, parse_flags, run_command, validate
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import local_device
 from npdraw_dist.evaluate.settings import (
     RESULT,
     ConditionTest,
@@ -16,6 +14,8 @@ from npdraw_dist.evaluate.settings import (
     require_metrics,
     spread,
 )
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import local_device
 
 # Each function checks its flags before it imports torch and Ray, since these imports take seconds.
 
@@ -38,11 +38,11 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
-    from npdraw_dist.core.storage import require_writable
     from npdraw_dist.distributed.start import placed
     from npdraw_dist.evaluate import protocol
     from npdraw_dist.pipeline.inputs import find_run
-    from npdraw_dist.pipeline.models import chosen_model, publish
+    from npdraw_dist.pipeline.trained_models import chosen_model, publish
+    from npdraw_dist.system.storage import require_writable
 
     flags["model"] = chosen_model(flags["model"])
     settings: EvaluationSettings = validate(EvaluationSettings, protocol.with_defaults(flags))
@@ -82,8 +82,8 @@ def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:
         raise UserError("--compare needs --out, the folder of what it writes")
     for flag in flags:
         raise UserError(f"--compare takes --out only, not --{flag}: the runs are evaluated already")
-    from npdraw_dist.core.storage import require_writable
     from npdraw_dist.evaluate.runs_table import compare_runs
+    from npdraw_dist.system.storage import require_writable
 
     require_writable(out, folder=True)
     print("\n".join(compare_runs(runs, out)))

@@ -17,19 +17,19 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.config.load import build, read_file
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pages import sheet
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.core.storage import open_filesystem
 from npdraw_dist.core.vocabulary import PIECE, words_in
 from npdraw_dist.data.splits import shuffled
 from npdraw_dist.evaluate.settings import ConditionTest
 from npdraw_dist.nn.classifier import Classifier, Labelled, accuracy, fit
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import find_run
-from npdraw_dist.pipeline.models import chosen_model, load_npdraw
 from npdraw_dist.pipeline.sample import local_folder, require_local_folder
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.trained_models import chosen_model, load_npdraw
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import open_filesystem
 
 FEATURES, IMAGES = 64, 60_000  # number of features of a classifier; number of images that it sees in training
 SHIFTS = [(0, 0), (2, 0), (-2, 0), (0, 2), (0, -2)]  # pixels by which training images are shifted (augmented)

@@ -9,9 +9,9 @@ is reconstructed as a whole. Shapes: N images, E edits, C channels, H x W image.
 import torch
 from torch import Tensor
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.measure.features import Extract
 from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.system.errors import UserError
 from npdraw_dist.training.feed import noise_seed
 
 EDITS = 500  # number of edits that a comparison measures

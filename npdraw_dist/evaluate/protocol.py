@@ -9,12 +9,8 @@ from typing import Any
 
 import torch
 
-import npdraw_dist
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.config.spec import Spec
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.made_by import command_line
-from npdraw_dist.core.storage import open_filesystem, sha256, write_bytes, write_text, writing
 from npdraw_dist.data.parses import Conditions
 from npdraw_dist.data.rows import check_rejects
 from npdraw_dist.data.shards import Source
@@ -27,9 +23,13 @@ from npdraw_dist.measure.metrics import METRICS, format_metrics, group
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import find_run, open_images, record_opening_of, require_split
-from npdraw_dist.pipeline.models import load_model, read_spec
 from npdraw_dist.pipeline.sample import reconstructions
 from npdraw_dist.pipeline.scores import BATCH, K_CHUNK
+from npdraw_dist.pipeline.trained_models import load_model, read_spec
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.made_by import command_line
+from npdraw_dist.system.storage import open_filesystem, sha256, write_bytes, write_text, writing
+from npdraw_dist.system.version import __version__
 
 
 def with_defaults(flags: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
 def made_by() -> dict[str, Any]:
     """The command of this process, the date (UTC) and the package's version, to record in a result."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"command": command_line(), "date": date, "version": npdraw_dist.__version__}
+    return {"command": command_line(), "date": date, "version": __version__}
 
 
 def _checked_data(settings: EvaluationSettings, spec: Spec) -> DataConfig:

@@ -12,15 +12,15 @@ import yaml
 
 from npdraw_dist.config.load import differences
 from npdraw_dist.config.registry import KINDS
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pages import rows_png
-from npdraw_dist.core.storage import open_filesystem, write_files
 from npdraw_dist.evaluate.settings import RESULT
 from npdraw_dist.measure.metrics import COMPARED, METRICS
 from npdraw_dist.measure.tables import markdown_table, parquet, percent
 from npdraw_dist.pipeline.inputs import find_run
-from npdraw_dist.pipeline.models import load_model
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.trained_models import load_model
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import open_filesystem, write_files
 
 SHOWN_SAMPLES = 12
 # The facts of the protocol that must be equal for all runs of a table.

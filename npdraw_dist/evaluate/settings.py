@@ -10,7 +10,7 @@ from npdraw_dist.config.cli import Command, dashed
 from npdraw_dist.config.help import marked
 from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
 from npdraw_dist.config.section import Count
-from npdraw_dist.core.process import require_extra
+from npdraw_dist.system.process import require_extra
 
 RESULT = "evaluation.json"  # the file in a run folder that holds the result of `npdraw evaluate`
 

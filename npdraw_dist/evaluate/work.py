@@ -20,8 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import local_device
 from npdraw_dist.data.parses import Conditions
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
@@ -38,6 +36,8 @@ from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.progress import console, stage_progress
 from npdraw_dist.pipeline.scores import BATCH, bank_usage, part_counts, score_images, summary
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import local_device
 from npdraw_dist.training.feed import noise_seed
 
 SAMPLES = 64  # number of samples in a batch; each batch has its own noise seed

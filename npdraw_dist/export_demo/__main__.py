@@ -38,9 +38,9 @@ def main(argv: Sequence[str]) -> None:
     command: ExportDemo = validate(ExportDemo, parse_flags(ExportDemo, "npdraw_dist.export_demo", argv))
 
     # Torch takes seconds to import, so the flags are checked first.
-    from npdraw_dist.core.storage import open_filesystem, require_writable, write_text
     from npdraw_dist.export_demo.page import Facts, demo_page, license_of
-    from npdraw_dist.pipeline.models import chosen_model, load_npdraw, name_of
+    from npdraw_dist.pipeline.trained_models import chosen_model, load_npdraw, name_of
+    from npdraw_dist.system.storage import open_filesystem, require_writable, write_text
 
     require_writable(command.out)
     folder = chosen_model(command.model)

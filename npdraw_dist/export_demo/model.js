@@ -643,7 +643,7 @@ const NPDraw = (() => {
       return meanOf(this.spec, this.decoder(canvas, added));
     }
 
-    // ------------------------------------------------------------ edits, as core/editing.py has them
+    // ------------------------------------------------------------ edits, as nn/editing.py has them
     listed(z) { return z.whether.flatMap((drawn, step) => drawn ? [{where: z.where[step], what: z.what[step], step}] : []); }
     held(z, place) { return this.listed(z).filter((one) => one.where === place).map((one) => one.what); }
     // If both have more than T steps, the last of `old` are dropped.

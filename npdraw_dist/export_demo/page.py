@@ -19,11 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from npdraw_dist import __version__
 from npdraw_dist.baselines.authors.network import CanvasPrior, StridedDecoder
 from npdraw_dist.config.registry import SOURCES
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import is_file, open_filesystem, read_bytes
 from npdraw_dist.nn.appearance import LOG_STD, Appearance, GlobalAppearance, LocalAppearance
 from npdraw_dist.nn.decoder import Decoder
 from npdraw_dist.nn.likelihoods import (
@@ -36,6 +33,9 @@ from npdraw_dist.nn.likelihoods import (
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import Prior
 from npdraw_dist.nn.tables import FactorisedTable, JointTable, PixelTable
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import is_file, open_filesystem, read_bytes
+from npdraw_dist.system.version import __version__
 
 LIKELIHOODS = {
     Bernoulli: ("bernoulli", 0.0),

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_float
 from npdraw_dist.core.pages import rows_png
+from npdraw_dist.system.errors import UserError
 
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE = 100, 1000
 NEIGHBOURS = 3

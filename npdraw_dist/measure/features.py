@@ -16,8 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import open_filesystem, read_bytes
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import open_filesystem, read_bytes
 
 INCEPTION_FEATURES = 2048  # number of features from which papers compute the FID
 FACTS = "facts.json"  # the file with facts that `npdraw extractor` puts inside its TorchScript file

@@ -11,8 +11,8 @@ from typing import TypeVar
 import numpy as np
 from scipy.stats import t as student
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.measure.bounds import standard_error
+from npdraw_dist.system.errors import UserError
 
 LEVEL = 0.05  # accepted chance of at least one false claim in a report; intervals have confidence 1 - LEVEL
 

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, png, tiled, to_pil
 from npdraw_dist.core.pages import save_samples
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.networks import Networks
+from npdraw_dist.system.errors import UserError
 
 SHOWN = 16  # largest number of drawings that a notebook shows
 COLUMNS, ENLARGED = 8, 2  # in the notebook's PNG: drawings per row, enlargement factor

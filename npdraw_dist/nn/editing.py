@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.system.errors import UserError
 
 
 def compose(z_a: PartSequence, z_b: PartSequence, mask: Tensor, order: str) -> PartSequence:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.networks import VAEConfig
 from npdraw_dist.config.spec import Spec
-from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.images import require_images, to_batch
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.nn.animation import GROWING_FRAMES, generation_gif
 from npdraw_dist.nn.likelihoods import binarized, make_likelihood
 from npdraw_dist.nn.relaxations import total_kl
+from npdraw_dist.system.errors import UserError, require_positive
 
 # Largest number of images computed at once. On a CPU, the activations of more images do not fit in the cache.
 # With fewer images, a GPU waits for kernel launches.

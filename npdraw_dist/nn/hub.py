@@ -1,6 +1,6 @@
 """Makes models from a spec, saves them as folders, and loads them from a folder, run, URI or Hugging Face id.
 
-`core.storage` is imported only for a URI, so that a local folder and a hub id do not need pyarrow.
+`system.storage` is imported only for a URI, so that a local folder and a hub id do not need pyarrow.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_model
 
-from npdraw_dist import __version__
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, Spec, spec_type
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import png, tiled
-from npdraw_dist.core.made_by import stamp, version_of
-from npdraw_dist.core.model_files import CARD, CONFIG, WEIGHTS, first_fact, model_folder
 from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.made_by import stamp, version_of
+from npdraw_dist.system.model_files import CARD, CONFIG, WEIGHTS, first_fact, model_folder
+from npdraw_dist.system.version import __version__
 
 SAMPLES_FILE = "samples.png"
 PROTOCOL = ("split", "n", "k", "protocol")  # keys of `results` that are not rows in a model card's table
@@ -176,7 +176,7 @@ def local_folder(folder: str) -> Iterator[str]:
     if "://" not in folder:
         yield str(Path(folder).expanduser())
         return
-    from npdraw_dist.core.storage import local_copy, open_filesystem
+    from npdraw_dist.system.storage import local_copy, open_filesystem
 
     with local_copy(*open_filesystem(folder)) as local:
         yield str(local)
@@ -186,7 +186,7 @@ def read_config(folder: str, label: str) -> dict[str, Any]:
     """Reads config.json in a model folder or URI. label: the model's name in error messages."""
     with readable(label):
         if "://" in folder:
-            from npdraw_dist.core.storage import open_filesystem, read_bytes
+            from npdraw_dist.system.storage import open_filesystem, read_bytes
 
             content = read_bytes(*open_filesystem(f"{folder}/{CONFIG}"))
         else:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.images import require_images
 from npdraw_dist.core.noise import Noise
@@ -32,6 +31,7 @@ from npdraw_dist.nn.likelihoods import CanvasStart
 from npdraw_dist.nn.posterior import Posterior, StepPosterior
 from npdraw_dist.nn.prior import GivenPrior, Prior, StepPrior
 from npdraw_dist.nn.steps import AlignedLayout, FreeLayout, StepLogits, log_prob
+from npdraw_dist.system.errors import UserError
 
 CHOICES = ("whether", "where", "what")  # q has a temperature for each; *where* uses it only in kind `authors`
 ALIGNED_FRAMES = 16  # largest number of GIF frames in order aligned, where more would take too long to watch

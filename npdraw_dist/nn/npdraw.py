@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.config.networks import VAEConfig
-from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.images import to_canvas
 from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartBank, PartSequence
@@ -29,6 +28,7 @@ from npdraw_dist.nn.networks import Networks
 from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.nn.prior import GivenPrior, StepPrior, dropped
 from npdraw_dist.nn.steps import log_prob_steps
+from npdraw_dist.system.errors import UserError, require_positive
 
 BANK = "bank_parts"  # the name of the buffer with the parts, in every network that has such a buffer
 

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from npdraw_dist.config.spec import ModelSpec, PriorSpec
-from npdraw_dist.core.errors import UserError, require_positive
 from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.vocabulary import Vocabulary
@@ -27,6 +26,7 @@ from npdraw_dist.nn.blocks import CausalBlock, ExactLinear, causal_blocks
 from npdraw_dist.nn.relaxations import categorical_sample
 from npdraw_dist.nn.steps import StepLogits, log_prob
 from npdraw_dist.nn.tables import START, TABLES, PixelTable
+from npdraw_dist.system.errors import UserError, require_positive
 
 # The probabilities with which training drops a whole condition (Ho and Salimans 2022), and a single word.
 DROPPED, WORD_DROPPED = 0.15, 0.1

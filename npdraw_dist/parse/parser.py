@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS, by_gain
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.parse.cost import EmptyCanvasGain
 from npdraw_dist.parse.greedy import GreedyChooser, StaticGreedyChooser
+from npdraw_dist.system.errors import UserError
 
 MIN_GAIN = 0.05  # a part must reduce the squared error by at least this
 # Largest number of scores in one chunk of images. The scores of disjoint places then stay in a CPU's cache.

@@ -20,11 +20,11 @@ from npdraw_dist.data.shards import Canonical
 from npdraw_dist.distributed.actors import Actors, has_gpu, on_gpu
 from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.distributed.tasks import map_items
-from npdraw_dist.pipeline.models import source_parts
 from npdraw_dist.pipeline.pictures import save_bank
 from npdraw_dist.pipeline.progress import Show, stage_progress
 from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
+from npdraw_dist.pipeline.trained_models import source_parts
 
 NAME = "bank"
 # The first pass over the shards reads PILOT to 2 * PILOT of them, or fewer if these have PILOT_IMAGES images.

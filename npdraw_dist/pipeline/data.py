@@ -15,16 +15,6 @@ from npdraw_dist.config.load import dump, with_changes
 from npdraw_dist.config.networks import CONDITIONS
 from npdraw_dist.config.prepared import MANIFEST, Prepared
 from npdraw_dist.config.schema import DataConfig, Experiment
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import Lease, is_lease
-from npdraw_dist.core.storage import (
-    list_files,
-    open_filesystem,
-    require_apart,
-    require_writable,
-    write_text,
-    writing,
-)
 from npdraw_dist.core.vocabulary import VOCABULARIES, words_in
 from npdraw_dist.data.ingest import FORMATS, Format, Show, ingest, manifest_of, settings_print
 from npdraw_dist.data.parses import Parses
@@ -34,6 +24,16 @@ from npdraw_dist.data.splits import SPLITS, Split
 from npdraw_dist.pipeline.progress import results, stage_progress
 from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import CONFIG, VOCABULARY, Store, fingerprint_of, finished
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.lease import Lease, is_lease
+from npdraw_dist.system.storage import (
+    list_files,
+    open_filesystem,
+    require_apart,
+    require_writable,
+    write_text,
+    writing,
+)
 
 NAME = "data"
 MOST_TEXTS = 1 << 20  # largest number of images whose words are counted for the vocabulary

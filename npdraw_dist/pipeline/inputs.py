@@ -13,13 +13,13 @@ from npdraw_dist.config.load import read_yaml
 from npdraw_dist.config.prepared import MANIFEST
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.config.spec import Spec
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import display_path, is_file, open_filesystem, read_bytes
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Canonical, Source, open_source
 from npdraw_dist.data.splits import Split
 from npdraw_dist.pipeline.store import CONFIG, OPENINGS, Store
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import display_path, is_file, open_filesystem, read_bytes
 
 SEEN: tuple[Split, ...] = ("train", "valid")
 

@@ -14,11 +14,11 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective, conditions_of
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline.bank import load_bank
-from npdraw_dist.pipeline.models import source_model
 from npdraw_dist.pipeline.stage import Stage, Watch
 from npdraw_dist.pipeline.stage_job import Start
 from npdraw_dist.pipeline.store import Store, finished, required
 from npdraw_dist.pipeline.train_stage import fall_note, run_stage
+from npdraw_dist.pipeline.trained_models import source_model
 from npdraw_dist.training import checkpoint
 
 NAME, PREFIX = "prior", "prior."

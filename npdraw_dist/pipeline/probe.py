@@ -11,9 +11,9 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import spec_of
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch, PartBank
-from npdraw_dist.core.process import local_device
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.system.process import local_device
 from npdraw_dist.training.context import Context
 from npdraw_dist.training.device import flushed_denormals, timed
 from npdraw_dist.training.loop import Run

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.control import Control
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from npdraw_dist.core import process
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import read_bytes, write_text
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system import process
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import read_bytes, write_text
 
 LINE_EVERY_S = 15.0
 LOG, LOG_WIDTH = "log.txt", 160  # file name; width of the file's tables, in columns

@@ -9,13 +9,8 @@ from itertools import chain
 
 from rich.table import Column, Table
 
-from npdraw_dist import __version__
 from npdraw_dist.config.prepared import MANIFEST
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import StorageFailed, UserError
-from npdraw_dist.core.lease import Lease
-from npdraw_dist.core.process import require_extra
-from npdraw_dist.core.storage import list_files, require_apart
 from npdraw_dist.core.vocabulary import VOCABULARIES
 from npdraw_dist.data.rows import REJECTS
 from npdraw_dist.data.shard_folder import DONE, MARKER
@@ -30,6 +25,11 @@ from npdraw_dist.pipeline.stage import Manifest, Stage, Watch, Watcher
 from npdraw_dist.pipeline.store import CONFIG, FOLDERS, VOCABULARY, Store
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import plan
+from npdraw_dist.system.errors import StorageFailed, UserError
+from npdraw_dist.system.lease import Lease
+from npdraw_dist.system.process import require_extra
+from npdraw_dist.system.storage import list_files, require_apart
+from npdraw_dist.system.version import __version__
 
 Counts = Mapping[str, int | None]  # images in each split; None if known only after reading
 

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pages import rows_png, save_samples
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.core.storage import require_writable, writing
 from npdraw_dist.distributed.actors import on_gpu
 from npdraw_dist.measure.curves import panels, save_curves
 from npdraw_dist.measure.distances import neighbours, save_neighbours
@@ -26,12 +24,14 @@ from npdraw_dist.nn.hub import SAMPLES_FILE
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.prior import StepPrior
 from npdraw_dist.pipeline import prior
-from npdraw_dist.pipeline.models import STATED, load_model, write_results
 from npdraw_dist.pipeline.pictures import PREVIEWS
 from npdraw_dist.pipeline.progress import stage_progress
 from npdraw_dist.pipeline.scores import Numbers, score
 from npdraw_dist.pipeline.stage import Stage
 from npdraw_dist.pipeline.store import METRICS, Store, fingerprint_of, required
+from npdraw_dist.pipeline.trained_models import STATED, load_model, write_results
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import require_writable, writing
 from npdraw_dist.training.metrics_log import read_metrics
 
 NAME = "sample"

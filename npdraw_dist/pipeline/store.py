@@ -21,11 +21,14 @@ from npdraw_dist.config.networks import CONDITIONS, PriorNetwork
 from npdraw_dist.config.prepared import MANIFEST
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import StorageFailed, UserError
-from npdraw_dist.core.landmarks import Landmarks
-from npdraw_dist.core.lease import LEASE_FOLDER, Lease
-from npdraw_dist.core.made_by import command_line, fingerprint, stamp, version_of
-from npdraw_dist.core.storage import (
+from npdraw_dist.core.vocabulary import Vocabulary
+from npdraw_dist.data.parses import Conditions, Parses
+from npdraw_dist.data.shards import Canonical
+from npdraw_dist.system.errors import StorageFailed, UserError
+from npdraw_dist.system.landmarks import Landmarks
+from npdraw_dist.system.lease import LEASE_FOLDER, Lease
+from npdraw_dist.system.made_by import command_line, fingerprint, stamp, version_of
+from npdraw_dist.system.storage import (
     copy,
     display_path,
     is_object_store,
@@ -34,9 +37,6 @@ from npdraw_dist.core.storage import (
     read_bytes,
     write_text,
 )
-from npdraw_dist.core.vocabulary import Vocabulary
-from npdraw_dist.data.parses import Conditions, Parses
-from npdraw_dist.data.shards import Canonical
 
 CONFIG, METRICS, OPENINGS = "config.yaml", "metrics.json", "test_split.json"
 VOCABULARY = "vocabulary.json"  # in data/: the classes and words that a condition can name

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 
 from npdraw_dist.config.load import flat
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.stage import Watcher
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import UserError
 
 IDS = "tracking.json"
 PROJECT = "npdraw_dist"

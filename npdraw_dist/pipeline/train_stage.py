@@ -14,9 +14,7 @@ import torch.nn.functional as F
 from npdraw_dist.config.load import flat
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.config.spec import spec_of
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.core.process import local_device
 from npdraw_dist.distributed.resources import Workers, plan_workers, worker_in_process
 from npdraw_dist.nn.hub import make_model
 from npdraw_dist.nn.npdraw import NPDraw
@@ -26,6 +24,8 @@ from npdraw_dist.pipeline.progress import Show, console, results, stage_progress
 from npdraw_dist.pipeline.stage import Watch
 from npdraw_dist.pipeline.stage_job import CRITERIA, StageJob
 from npdraw_dist.pipeline.store import CONFIG, Store, fingerprint_of
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import local_device
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.context import RunContext, run_in_process
 from npdraw_dist.training.early_stopping import fall_text

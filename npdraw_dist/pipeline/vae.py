@@ -9,7 +9,6 @@ from torch import Tensor
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import spec_of
-from npdraw_dist.core.model_files import WEIGHTS
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.distributed.actors import on_gpu
 from npdraw_dist.nn.generative import ModelObjective
@@ -20,11 +19,12 @@ from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import fit_temperature
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.bank import load_bank
-from npdraw_dist.pipeline.models import source_model
 from npdraw_dist.pipeline.stage import Stage, Watch
 from npdraw_dist.pipeline.stage_job import Start
 from npdraw_dist.pipeline.store import Store, finished
 from npdraw_dist.pipeline.train_stage import fall_note, run_stage, validation_images
+from npdraw_dist.pipeline.trained_models import source_model
+from npdraw_dist.system.model_files import WEIGHTS
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.feed import noise_seed
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from npdraw_dist.config.cli import parse_flags, run_command, validate
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import require_extra
 from npdraw_dist.serve import TOKEN, Serve
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import require_extra
 
 if TYPE_CHECKING:
     from npdraw_dist.nn.npdraw import NPDraw
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     require_extra("serve", "serve", "fastapi", "python_multipart", "uvicorn")
 
     # Torch takes seconds to import, so the flags are checked first.
-    from npdraw_dist.pipeline.models import chosen_model, load_npdraw
+    from npdraw_dist.pipeline.trained_models import chosen_model, load_npdraw
     from npdraw_dist.serve.local import require_free
 
     folder = chosen_model(command.model)
@@ -52,19 +52,19 @@ def main(argv: Sequence[str]) -> None:
 
 def _in_process(folder: str, model: "NPDraw", options: Serve) -> Callable[[], None]:
     """Serves in this process. Returns the function that stops the server."""
-    from npdraw_dist.core.process import local_device
     from npdraw_dist.serve.engine import open_engine
     from npdraw_dist.serve.local import serve_in_process
+    from npdraw_dist.system.process import local_device
 
     return serve_in_process(open_engine(folder, local_device(options.use_gpu, "use_gpu"), model), options)
 
 
 def _on_ray(folder: str, options: Serve) -> Callable[[], None]:
     """Serves on Ray Serve. Returns the function that stops the application."""
-    from npdraw_dist.core.storage import display_path, open_filesystem
     from npdraw_dist.distributed.resources import local_resources
     from npdraw_dist.distributed.start import is_local, start_ray
     from npdraw_dist.serve import deploy
+    from npdraw_dist.system.storage import display_path, open_filesystem
 
     scale = ScaleConfig(num_workers=options.replicas)
     if is_local():

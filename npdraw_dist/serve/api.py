@@ -18,12 +18,12 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from pydantic import ValidationError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-import npdraw_dist
-from npdraw_dist.core.errors import StorageFailed
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.serve import Serve, engine, schemas
 from npdraw_dist.serve.middleware import Guard
 from npdraw_dist.serve.replica import Replica
+from npdraw_dist.system.errors import StorageFailed
+from npdraw_dist.system.version import __version__
 
 TITLE = "NP-DRAW studio"
 DESCRIPTION = """Sample, encode, complete, edit and decode with one model. The server keeps nothing: a drawing
@@ -50,7 +50,7 @@ def build_app(replica: Callable[[], Replica], options: Serve, at_once: int | Non
     app = FastAPI(
         title=TITLE,
         description=DESCRIPTION,
-        version=npdraw_dist.__version__,
+        version=__version__,
         docs_url=None,  # FastAPI's page loads its script from another host
         redoc_url=None,
     )
@@ -129,7 +129,7 @@ async def studio() -> HTMLResponse:
 @facts.head("/healthz", include_in_schema=False)
 @facts.get("/healthz", summary="Whether the server answers")
 async def healthz() -> schemas.HealthResponse:
-    return schemas.HealthResponse(version=npdraw_dist.__version__)
+    return schemas.HealthResponse(version=__version__)
 
 
 @router.get("/model", summary="The sizes of the model: image, canvas, grid of places, bank")

@@ -12,11 +12,11 @@ import torch
 from fastapi import FastAPI
 from ray import serve
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.serve import Serve
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import open_engine
 from npdraw_dist.serve.replica import ONGOING, QUEUED, REQUEST_S, SHUTDOWN_S, Replica
+from npdraw_dist.system.errors import UserError
 
 NAME = "npdraw_studio"
 

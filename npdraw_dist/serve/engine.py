@@ -20,23 +20,23 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import canvas_bytes, png, tiled, to_pil
-from npdraw_dist.core.made_by import fingerprint
 from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import Frame
-from npdraw_dist.core.process import refuse_tf32
 from npdraw_dist.nn import editing
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.editing import mask_of, place_of
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline.inputs import SplitImages
-from npdraw_dist.pipeline.models import load_npdraw, name_of
 from npdraw_dist.pipeline.pictures import looks_order
+from npdraw_dist.pipeline.trained_models import load_npdraw, name_of
 from npdraw_dist.serve import proposals, schemas
 from npdraw_dist.serve.uploads import place_picture
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.made_by import fingerprint
+from npdraw_dist.system.process import refuse_tf32
 
 EXAMPLES = 6  # number of examples from samples; as many again come from validation images
 SEEN_IMAGES = 64  # validation images from which examples are chosen

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 import uvicorn
 
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import cpu_count
 from npdraw_dist.serve import Serve
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.replica import ONGOING, QUEUED, REQUEST_S, SHUTDOWN_S, THREADS, Replica
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import cpu_count
 
 START_S = 30  # seconds that the server may take to start
 

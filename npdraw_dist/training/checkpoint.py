@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from npdraw_dist.core.errors import OtherFormat, UserError
-from npdraw_dist.core.made_by import stamp, version_of
-from npdraw_dist.core.storage import display_path, local_copy, read_bytes, sha256
+from npdraw_dist.system.errors import OtherFormat, UserError
+from npdraw_dist.system.made_by import stamp, version_of
+from npdraw_dist.system.storage import display_path, local_copy, read_bytes, sha256
 
 Loaded = TypeVar("Loaded")
 Tensors = dict[str, Tensor]

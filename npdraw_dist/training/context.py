@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.schema import ScaleConfig
 from npdraw_dist.core.images import png
-from npdraw_dist.core.lease import Lease
-from npdraw_dist.core.storage import copy, display_path, write_bytes
+from npdraw_dist.system.lease import Lease
+from npdraw_dist.system.storage import copy, display_path, write_bytes
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.checkpoint import KEPT, Criterion
 from npdraw_dist.training.metrics_log import RECENT_ROWS, Events, Journal, Pictures, Record

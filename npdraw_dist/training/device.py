@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 import torch
 
 from npdraw_dist.config.training import Precision
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 from npdraw_dist.training.feed import Rows, prefetched
 
 BFLOAT16_SINCE = (8, 0)  # lowest compute capability with bfloat16 (Ampere)

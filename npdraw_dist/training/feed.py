@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from npdraw_dist.core.noise import Ahead, RowNoise
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.core.process import background_threads
+from npdraw_dist.system.process import background_threads
 
 Item = TypeVar("Item")
 Rows = tuple[int, Batch]  # consecutive rows of a global batch, and the place of the first

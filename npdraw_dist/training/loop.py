@@ -19,7 +19,7 @@ from npdraw_dist.config.schema import TrainConfig
 from npdraw_dist.core.noise import Ahead, Noise, dropout_noise
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.core.parts import Batch
-from npdraw_dist.core.process import refuse_tf32
+from npdraw_dist.system.process import refuse_tf32
 from npdraw_dist.training import checkpoint
 from npdraw_dist.training.checkpoint import Average
 from npdraw_dist.training.clock import Clock

@@ -15,7 +15,7 @@ from typing import Any
 from pyarrow import fs
 from torch import Tensor
 
-from npdraw_dist.core.storage import list_files, read_bytes, write_bytes, write_text
+from npdraw_dist.system.storage import list_files, read_bytes, write_bytes, write_text
 
 ROWS, RECENT_ROWS = "metrics", "training"  # names of the files NAME.jsonl
 RECENT = "recent"  # prefix of means over the images since the previous row in `training.jsonl`

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from npdraw_dist.bank import shards as shard_file
 from npdraw_dist.bank.kmeans import Clustering, kmeans, lloyd, plus_plus, snap
 from npdraw_dist.bank.shards import CHUNK, LocalShards, PatchShard, sums, sums_on
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 
 def clustering(patches: np.ndarray, k: int, seed: int) -> Clustering:

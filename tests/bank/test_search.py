@@ -14,7 +14,7 @@ from npdraw_dist.bank import shards as shard_file
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.bank.search import STEPS_PER_PIXEL_UNIT, Assigner, Searcher, quantized
 from npdraw_dist.config.schema import BankConfig
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 SETTINGS = BankConfig(size=20)
 

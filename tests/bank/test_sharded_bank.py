@@ -14,9 +14,9 @@ from npdraw_dist.bank.build import build_bank, keep_bank, nearest_parts
 from npdraw_dist.bank.kmeans import kmeans, snap
 from npdraw_dist.bank.shards import LocalShards, PatchShard, arguments_of
 from npdraw_dist.config.schema import BankConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.distributed.actors import Actors
+from npdraw_dist.system.errors import UserError
 
 SETTINGS = BankConfig(size=20)
 

@@ -13,9 +13,9 @@ from npdraw_dist.bench.steps import Trainer, WorkerProcess, flop_counter
 from npdraw_dist.bench.workload import Subject, Workload
 from npdraw_dist.config.load import build
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.nn.prior import Prior
+from npdraw_dist.system.errors import UserError
 
 
 def test_operations_of_the_prior() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from cluster import spot_notice
 from cluster.spot_notice import Node, aws_notice, google_notice
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 NODE = Node("abc", "10.0.0.1:6379", ("127.0.0.1", 9))  # nobody answers at that port
 

@@ -10,18 +10,18 @@ from pkgutil import resolve_name
 import pytest
 import yaml
 
-from npdraw_dist import __version__
 from npdraw_dist.__main__ import COMMANDS
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.help import settings_of
 from npdraw_dist.config.load import build
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core import process
-from npdraw_dist.core.errors import StorageFailed, UserError
-from npdraw_dist.core.made_by import command_line
 from npdraw_dist.edit.__main__ import Edit
 from npdraw_dist.evaluate.__main__ import Evaluate
 from npdraw_dist.sample import Sample
+from npdraw_dist.system import process
+from npdraw_dist.system.errors import StorageFailed, UserError
+from npdraw_dist.system.made_by import command_line
+from npdraw_dist.system.version import __version__
 from npdraw_dist.train import Train, chosen_stages, main
 
 Printed = pytest.CaptureFixture[str]
@@ -229,7 +229,7 @@ def test_completion_knows_commands_flags_and_choices(tmp_path: Path) -> None:
     ("start", "expected"), [(["-m", "shows"], "python -m shows"), (["shown.py"], "python shown.py")]
 )
 def test_a_command_line_can_be_typed_again(start: list[str], expected: str, tmp_path: Path) -> None:
-    shown = "from npdraw_dist.core.made_by import command_line\nprint(command_line())\n"
+    shown = "from npdraw_dist.system.made_by import command_line\nprint(command_line())\n"
     (tmp_path / "shown.py").write_text(shown)
     (tmp_path / "shows").mkdir()
     (tmp_path / "shows/__main__.py").write_text(shown)

@@ -21,9 +21,9 @@ from npdraw_dist.config.registry import KINDS, LIKELIHOODS, ORDERS, SOURCES, loa
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.config.spec import ModelSpec
 from npdraw_dist.core import orders
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.nn.likelihoods import make_likelihood
 from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.system.errors import UserError
 from npdraw_dist.training.loop import report_interval
 
 CLUSTER = {"mnist_cluster": "mnist", "celeba_cluster": "celeba"}

@@ -12,9 +12,9 @@ from npdraw_dist.config.cli import parse_flags, validate
 from npdraw_dist.config.load import build, resolve, with_changes
 from npdraw_dist.config.prepared import MAKER
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.evaluate.__main__ import Evaluate
 from npdraw_dist.evaluate.settings import EvaluationSettings
+from npdraw_dist.system.errors import UserError
 from tests.helpers.runs import Refused
 from tests.helpers.spaces import load_space
 from tune_spaces import driver, sweep

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import inline, to_batch, to_pil
 from npdraw_dist.core.parts import PartBank
+from npdraw_dist.system.errors import UserError
 
 GREY = np.random.default_rng(0).integers(0, 256, (2, 5, 6), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (2, 3, 5, 6), dtype=np.uint8)

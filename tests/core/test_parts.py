@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartBank, PartSequence
+from npdraw_dist.system.errors import UserError
 from tests.helpers.tiny_models import same
 
 FLAG, INDEX = torch.zeros(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.int64)

@@ -27,10 +27,10 @@ from PIL import Image
 
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.readers import emoji, emoji_names
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS, Split
+from npdraw_dist.system.errors import UserError
 from tests.helpers.rows import by_id, concat, read_all
 
 NOTO = Path(emoji.PLACES[0])

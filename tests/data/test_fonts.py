@@ -13,12 +13,12 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from fontTools.ttLib import TTCollection, TTFont
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.readers import fonts as fonts_reader
 from npdraw_dist.data.readers.fonts import SCRIPTS
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
+from npdraw_dist.system.errors import UserError
 from tests.helpers.rows import by_id, read_all
 
 A, B, C, ALPHA, SPACE, SHIN = 0x41, 0x42, 0x43, 0x391, 0x20, 0x5E9

@@ -17,8 +17,6 @@ import pytest
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import copy, list_files, open_filesystem, write_bytes
 from npdraw_dist.data import ingest as module
 from npdraw_dist.data import repeats, shards
 from npdraw_dist.data.ingest import ingest, manifest_of
@@ -28,6 +26,8 @@ from npdraw_dist.data.rows import Reject, RejectLimit, Rows
 from npdraw_dist.data.shard_folder import ShardFolder, Written
 from npdraw_dist.data.shards import Canonical, Part, Source
 from npdraw_dist.data.splits import SPLITS, Split
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import copy, list_files, open_filesystem, write_bytes
 from tests.helpers.counting import Counting
 from tests.helpers.in_process import interfering, killed, map_in_process
 from tests.helpers.s3 import flaky_proxy, s3_server

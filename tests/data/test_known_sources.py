@@ -20,11 +20,11 @@ from sklearn.datasets import load_digits
 from torchvision import datasets
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.listing import stamp_of
 from npdraw_dist.data.readers import arrays, files
 from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.shards import open_source
+from npdraw_dist.system.errors import UserError
 from tests.helpers.rows import read_all
 
 

@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import Frame, read_picture
 from npdraw_dist.data.parquet import images_to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
-from npdraw_dist.pipeline.fit_images import pictures_of
+from npdraw_dist.fitting.fit_images import pictures_of
+from npdraw_dist.system.errors import UserError
 from tests.helpers import mixed_folder
 from tests.helpers.image_files import write_tar
 from tests.helpers.mixed_folder import BAD, SIDE, bad_contents, contents

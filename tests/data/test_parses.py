@@ -16,12 +16,12 @@ import torch
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch, PartSequence
 from npdraw_dist.data import parses as module
 from npdraw_dist.data.parquet import images_of, images_to_parquet, rows_a_group, rows_of
 from npdraw_dist.data.parses import READ_BYTES, Conditions, Parses, RowGroups, to_batch
 from npdraw_dist.data.rows import Rows
+from npdraw_dist.system.errors import UserError
 from tests.helpers.counting import Counting
 from tests.helpers.rows import Parsed, numbered, numbers_of, open_parses, write_run
 from tests.helpers.tiny_models import same

@@ -17,12 +17,12 @@ import pytest
 from numpy.typing import NDArray
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import parquet
 from npdraw_dist.data.readers import files, tars
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
+from npdraw_dist.system.errors import UserError
 from tests.helpers.image_files import write_tar
 from tests.helpers.rows import by_id, read_all
 from tests.helpers.studio_models import png_of

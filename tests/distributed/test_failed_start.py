@@ -9,10 +9,10 @@ import ray
 from pyarrow import fs
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.distributed import run as ray_run
 from npdraw_dist.distributed.resources import Workers
 from npdraw_dist.distributed.run import ClusterTorchConfig, TrainRun, run_training
+from npdraw_dist.system.errors import UserError
 from npdraw_dist.training.checkpoint import Criterion
 from tests.helpers.local_context import Silent
 from tests.helpers.processes import until

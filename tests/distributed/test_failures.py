@@ -9,9 +9,9 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, OutOfMemoryErr
 from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.distributed.failures import cause_chains, is_preemption, reason_of, storage_failed
 from npdraw_dist.distributed.tasks import Pool, map_items
+from npdraw_dist.system.errors import UserError
 from tests.helpers.processes import until
 
 # As Ray 2.60 writes it.

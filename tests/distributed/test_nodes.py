@@ -10,11 +10,11 @@ import ray
 import torch
 from pyarrow import fs
 
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.landmarks import BlindNode, Landmarks
 from npdraw_dist.distributed import nodes
 from npdraw_dist.distributed.tasks import Pool, map_items
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.landmarks import BlindNode, Landmarks
 
 
 def known(root: Path) -> Landmarks:

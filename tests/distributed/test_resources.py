@@ -9,10 +9,10 @@ import pytest
 import ray
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.distributed import resources, start
 from npdraw_dist.distributed.resources import Workers, plan_workers
 from npdraw_dist.distributed.start import OWN_RAY, can_grow
+from npdraw_dist.system.errors import UserError
 from tests.conftest import nodes
 
 CPUS = [2, 8]

@@ -15,11 +15,11 @@ from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.distributed import failures, run
 from npdraw_dist.distributed.elastic import Size
 from npdraw_dist.distributed.resources import Workers
 from npdraw_dist.distributed.run import WAIT_S, TrainRun, run_training
+from npdraw_dist.system.errors import StorageFailed, UserError
 from npdraw_dist.training.checkpoint import Criterion
 
 LOCAL = fs.LocalFileSystem()

@@ -14,10 +14,10 @@ from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.distributed.resources import Workers
 from npdraw_dist.distributed.run import ClusterTorchConfig, backend_for, choose_gloo_interface, own_interrupts
 from npdraw_dist.distributed.start import start_ray, untried
+from npdraw_dist.system.errors import UserError
 
 
 def test_too_little_memory_for_ray_is_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.editing import parse_move, parse_region
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.inputs import image_with_id
-from npdraw_dist.pipeline.models import load_npdraw
+from npdraw_dist.pipeline.trained_models import load_npdraw
 from tests.helpers.rows import Parsed, write_run
 from tests.helpers.runs import Refused
 from tests.helpers.studio_models import GREY, WITH_U, as_bytes, pixels, png_of, save_model

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.evaluate import edits
 from npdraw_dist.evaluate.edits import measure_edits, random_regions
 from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.system.errors import UserError
 from tests.helpers.tiny_baselines import strokes, tiny_baseline
 from tests.helpers.tiny_models import seeded, tiny_model, tiny_spec
 

@@ -16,7 +16,6 @@ from PIL import Image
 from npdraw_dist import extractor, train
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.config.spec import SplitSpec
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import unit_hash
 from npdraw_dist.distributed import start
@@ -27,8 +26,9 @@ from npdraw_dist.evaluate.work import GENERATED
 from npdraw_dist.measure.distances import all_distances
 from npdraw_dist.measure.features import facts_of
 from npdraw_dist.pipeline.inputs import require_split
-from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.scores import BATCH, score_images
+from npdraw_dist.pipeline.trained_models import load_npdraw
+from npdraw_dist.system.errors import UserError
 from npdraw_dist.training.feed import noise_seed
 from tests.helpers.runs import IN_PROCESS, TINY, Refused
 from tests.helpers.tiny_models import tiny_spec

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Piece, Shard
 from npdraw_dist.data.splits import Split, unit_hash
 from npdraw_dist.distributed.tasks import Pool
 from npdraw_dist.evaluate.work import Found, ShardSlice, in_batch_order, plan_work, pool_of
 from npdraw_dist.pipeline.scores import BATCH
+from npdraw_dist.system.errors import UserError
 
 
 def rows(n: int) -> Rows:

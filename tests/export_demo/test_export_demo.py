@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.export_demo import __main__ as export_demo
 from npdraw_dist.export_demo.page import Facts, demo_page, describe, license_of, pack
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.models import name_of
+from npdraw_dist.pipeline.trained_models import name_of
+from npdraw_dist.system.errors import UserError
 from tests.helpers.studio_models import GREY, save_model
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 

@@ -15,13 +15,13 @@ from pyarrow import fs
 from npdraw_dist.config.prepared import MAKER
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.core.storage import is_file, write_bytes, write_text
 from npdraw_dist.data import parquet
 from npdraw_dist.data.parquet import digest_of, images_to_parquet, parses_to_parquet, rows_a_group
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Canonical, open_source
 from npdraw_dist.data.splits import SPLITS, Split
+from npdraw_dist.system.storage import is_file, write_bytes, write_text
 
 
 def concat(rows: Sequence[Rows]) -> Rows:

@@ -13,7 +13,7 @@ import torch
 from starlette.testclient import TestClient
 
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.pipeline.models import load_npdraw
+from npdraw_dist.pipeline.trained_models import load_npdraw
 from npdraw_dist.serve import Serve
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import open_engine

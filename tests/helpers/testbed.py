@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 from pydantic import Field, PositiveInt
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 from tests.helpers.network import clean, make_folder, open_network
 from tests.helpers.processes import kill_all, known
 

@@ -11,10 +11,10 @@ import npdraw_dist
 from npdraw_dist.config.load import merge
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.pipeline import fit, fit_images
+from npdraw_dist.fitting import fit, fit_images
+from npdraw_dist.fitting.fit import suited
+from npdraw_dist.fitting.fit_images import pictures_of
 from npdraw_dist.pipeline.data import Given
-from npdraw_dist.pipeline.fit import suited
-from npdraw_dist.pipeline.fit_images import pictures_of
 from tests.helpers.in_process import Stopped
 
 GREY = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)

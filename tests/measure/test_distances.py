@@ -9,7 +9,6 @@ import torch
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.measure import distances
 from npdraw_dist.measure.distances import (
     frechet_distance,
@@ -18,6 +17,7 @@ from npdraw_dist.measure.distances import (
     precision_recall,
     require_enough,
 )
+from npdraw_dist.system.errors import UserError
 
 
 def sets(n: int = 60, m: int = 80, d: int = 5) -> tuple[Tensor, Tensor]:

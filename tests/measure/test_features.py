@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.measure.features import ExtractorFile, facts_of
+from npdraw_dist.system.errors import UserError
 
 CPU = torch.device("cpu")
 MODULE = """

@@ -9,9 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from npdraw_dist import PartBank
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_pil
 from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.system.errors import UserError
 from tests.helpers.tiny_models import (
     GREY,
     all_drawings,

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartSequence
@@ -20,6 +19,7 @@ from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.particles import FreeRules, Kept, weighted_particles
 from npdraw_dist.nn.prior import StepPrior
+from npdraw_dist.system.errors import UserError
 from tests.helpers.tiny_models import (
     every_arranged,
     random_sequence,

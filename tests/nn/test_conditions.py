@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.core.vocabulary import Classes, Words, learned
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.objective import PriorObjective
 from npdraw_dist.nn.prior import DROPPED, WORD_DROPPED, dropped
+from npdraw_dist.system.errors import UserError
 from tests.helpers.tiny_models import (
     all_sequences,
     assert_draws_follow,

@@ -9,13 +9,13 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.nn import editing
 from npdraw_dist.nn.editing import mask_of
+from npdraw_dist.system.errors import UserError
 from tests.helpers.tiny_models import seeded
 
 GRID = Grid(6, 7, 3, 2)  # 3 x 3 places that overlap and hang over the edge

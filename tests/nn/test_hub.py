@@ -21,10 +21,10 @@ import npdraw_dist
 from npdraw_dist import sample
 from npdraw_dist.baselines.vae import ConvVAE
 from npdraw_dist.config.spec import SplitSpec
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.made_by import stamp
 from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.made_by import stamp
 from tests.helpers.tiny_baselines import tiny_baseline
 from tests.helpers.tiny_models import tiny_model, tiny_spec
 

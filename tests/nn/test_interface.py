@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.images import to_pil
 from npdraw_dist.nn import editing
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.system.errors import UserError
 from tests.helpers.tiny_baselines import tiny_baseline
 from tests.helpers.tiny_models import COLOUR, GREY, random_drawings, seeded, tiny_model, tiny_spec
 

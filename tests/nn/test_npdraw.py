@@ -12,12 +12,12 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical
 
 import npdraw_dist
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.nn import generative
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.nn.steps import StepLogits
+from npdraw_dist.system.errors import UserError
 from tests.helpers.tiny_models import (
     COLOUR,
     GREY,

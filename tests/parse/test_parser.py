@@ -7,13 +7,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.orders import ORDERS
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.paste import render
 from npdraw_dist.parse.greedy import GreedyChooser, StaticGreedyChooser
 from npdraw_dist.parse.parser import Parser
+from npdraw_dist.system.errors import UserError
 from tests.helpers.gpu import Waits
 from tests.helpers.tiny_models import same, seeded
 

@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from npdraw_dist import NPDraw, PartBank, make_bank, sample
+from npdraw_dist import NPDraw, PartBank, sample
+from npdraw_dist.bank import __main__ as bank_command
 from npdraw_dist.config.load import merge, resolve
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.pipeline import run
-from npdraw_dist.pipeline.models import read_bank
 from npdraw_dist.pipeline.run import start
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.trained_models import read_bank
+from npdraw_dist.system.errors import UserError
 from tests.helpers.runs import Refused
 from tests.helpers.tiny_fit import SMALL, strokes
 from tests.helpers.tiny_models import tiny_model, tiny_spec
@@ -57,11 +58,13 @@ def test_the_classes_of_the_data_reach_the_model(store: Store, model: NPDraw) ->
 
 def test_commands_make_a_bank_and_draw_with_it(store: Store, model: NPDraw, tmp_path: Path) -> None:
     sizes = ["--bank.size", "12", "--grid.patch", "4", "--grid.stride", "4", "--data.fraction", "0.1"]
-    make_bank.main([*sizes, "--scale.num_workers", "0", "--out", str(tmp_path / "other")])
+    bank_command.main([*sizes, "--scale.num_workers", "0", "--out", str(tmp_path / "other")])
     bank = read_bank(str(tmp_path / "other"))
     assert bank.parts.shape == (12, 1, 4, 4)
     with pytest.raises(UserError, match=r"another config \(seed: 0 -> 1\); take another --out"):
-        make_bank.main([*sizes, "--seed", "1", "--scale.num_workers", "0", "--out", str(tmp_path / "other")])
+        bank_command.main(
+            [*sizes, "--seed", "1", "--scale.num_workers", "0", "--out", str(tmp_path / "other")]
+        )
     drawn = ["--model", store.path("model"), "--n", "6", "--seed", "3", "--out", str(tmp_path / "drawn")]
     sample.main([*drawn, "--bank", str(tmp_path / "other"), "--condition", "7", "--guidance", "2"])
     found = np.load(tmp_path / "drawn" / "samples.npz")
@@ -124,7 +127,7 @@ def test_a_class_that_only_test_images_have_is_none(tmp_path: Path) -> None:
 def test_a_bank_is_written_to_out(out: str, where: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     found = list[tuple[str, str]]()
     monkeypatch.setattr(run, "start", lambda _, storage, name, __: found.append((storage, name)))
-    make_bank.main(["--out", out])
+    bank_command.main(["--out", out])
     assert found == [where]
 
 

@@ -10,7 +10,7 @@ import pytest
 from npdraw_dist import Drawings, train
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.pipeline import fit
+from npdraw_dist.fitting import fit
 from tests.helpers.notebooks import run as run_cells
 from tests.helpers.tiny_fit import FITTED, fit_few
 from tests.pipeline.test_readme import PAGES, ROOT, blocks

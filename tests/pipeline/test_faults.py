@@ -20,11 +20,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.objective import Objective
 from npdraw_dist.distributed.start import PREEMPTION_WATCHER
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import UserError
 from npdraw_dist.training.metrics_log import read_metrics
 from tests.helpers.processes import until
 from tests.helpers.runs import TINY, random_parses, tiny

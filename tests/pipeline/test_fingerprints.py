@@ -8,11 +8,11 @@ import pytest
 
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.distributed import run as ray_run
 from npdraw_dist.distributed.resources import Workers
 from npdraw_dist.pipeline import train_stage
 from npdraw_dist.pipeline.store import Store, fingerprint_of
+from npdraw_dist.system.errors import UserError
 from tests.helpers.in_process import Stopped, stopped
 
 STAGES = ["data", "bank", "parse", "prior", "vae", "sample"]

@@ -20,14 +20,14 @@ from safetensors.torch import load_file, save_file
 from npdraw_dist import train
 from npdraw_dist.config.load import resolve, with_changes
 from npdraw_dist.config.schema import Experiment, ScaleConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import Lease
 from npdraw_dist.distributed.tasks import AT_ONCE, map_items
 from npdraw_dist.pipeline import prior
-from npdraw_dist.pipeline.models import load_npdraw
 from npdraw_dist.pipeline.stage_job import CRITERIA
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.train_stage import STOPPED, keep_stopped, selected_checkpoint
+from npdraw_dist.pipeline.trained_models import load_npdraw
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.lease import Lease
 from npdraw_dist.training.checkpoint import KEPT
 from npdraw_dist.training.context import RunContext, run_in_process
 from npdraw_dist.training.loop import Run

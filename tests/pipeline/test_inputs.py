@@ -16,7 +16,6 @@ from pyarrow import fs
 from npdraw_dist import train
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import DataConfig, Experiment
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import ingest
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Shard
@@ -26,9 +25,10 @@ from npdraw_dist.pipeline import data as stage
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.data import RunData
 from npdraw_dist.pipeline.inputs import SplitImages, find_run
-from npdraw_dist.pipeline.models import read_spec
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.train_stage import validation_images
+from npdraw_dist.pipeline.trained_models import read_spec
+from npdraw_dist.system.errors import UserError
 from tests.helpers.image_files import SIDE, change_one, images, put_back
 from tests.helpers.in_process import Stopped, interfering, killed, stopped
 from tests.helpers.prepared import prepare

@@ -12,7 +12,6 @@ import torch
 from npdraw_dist import train
 from npdraw_dist.config.load import with_changes
 from npdraw_dist.config.schema import STAGES, DataConfig, Experiment, ScaleConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.distributed import actors
 from npdraw_dist.distributed.actors import has_gpu, on_gpu
 from npdraw_dist.distributed.resources import Node, Workers
@@ -21,6 +20,7 @@ from npdraw_dist.pipeline import data
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of
+from npdraw_dist.system.errors import UserError
 from tests.helpers.prepared import prepare
 from tests.helpers.runs import IN_PROCESS, TINY, Refused, tiny
 

@@ -11,13 +11,13 @@ import pytest
 
 from npdraw_dist import prepare as command
 from npdraw_dist.config.schema import DataConfig, ScaleConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import is_lease
 from npdraw_dist.data import ingest
 from npdraw_dist.data.parquet import digest_of, rows_a_group
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.lease import is_lease
 from tests.helpers.image_files import SIDE, change_one
 from tests.helpers.in_process import Stopped, interfering, killed
 from tests.helpers.prepared import prepare

@@ -16,7 +16,6 @@ import torch
 from npdraw_dist import train
 from npdraw_dist.bank.build import build_bank
 from npdraw_dist.config.schema import BankConfig, ScaleConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.distributed import actors, elastic, resources
 from npdraw_dist.distributed.actors import on_gpu
 from npdraw_dist.distributed.resources import living_nodes
@@ -24,6 +23,7 @@ from npdraw_dist.distributed.start import start_ray
 from npdraw_dist.distributed.tasks import Loaded, Pool
 from npdraw_dist.evaluate.work import Found, pool_of
 from npdraw_dist.evaluate.work import run as run_items
+from npdraw_dist.system.errors import UserError
 from tests.helpers.processes import until
 from tests.helpers.runs import TINY
 

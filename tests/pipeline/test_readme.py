@@ -17,7 +17,7 @@ from npdraw_dist.bench.__main__ import Bench
 from npdraw_dist.config.cli import parse_flags, validate
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.evaluate.settings import Evaluate, spread
-from npdraw_dist.fit_folder import Fit
+from npdraw_dist.fitting.__main__ import Fit
 from tests.helpers.notebooks import run as run_cells
 from tests.helpers.runs import TINY
 from tests.helpers.tiny_fit import fit_few
@@ -73,7 +73,7 @@ def test_the_commands_run(tiny_run: Path, users_folder: Path, capsys: pytest.Cap
             parse_flags(Bench, module, argv)
         elif module == "npdraw_dist.train":
             main([*argv, *TINY])
-        elif module == "npdraw_dist.fit_folder":
+        elif module == "npdraw_dist.fitting":
             validate(Fit, parse_flags(Fit, module, ["--pictures", *argv]))
         elif module == "npdraw_dist.extractor":
             main([*argv, "--images", "640"])

@@ -17,14 +17,14 @@ from pyarrow import fs
 import npdraw_dist
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartSequence
-from npdraw_dist.core.storage import write_bytes
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.measure.curves import SURROGATE, panels
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline import models, sample
-from npdraw_dist.pipeline.models import publish
+from npdraw_dist.pipeline import sample, trained_models
 from npdraw_dist.pipeline.sample import write_neighbours, write_samples
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.trained_models import publish
+from npdraw_dist.system.storage import write_bytes
 from tests.helpers.rows import Parsed, write_run
 from tests.helpers.tiny_models import seeded, tiny_model, tiny_spec
 
@@ -181,6 +181,6 @@ def test_better_numbers_stay_and_those_of_the_test_split_replace_others(
         assert publish(str(folder), {**numbers, "nll_iwae": 1.0}) is None
     for name in ("HF_HUB_CACHE", "ZOO"):  # a download stays as it is, and so does a model of the package
         with monkeypatch.context() as patch:
-            patch.setattr(models, name, folder.parent)
+            patch.setattr(trained_models, name, folder.parent)
             assert publish(str(folder), evaluation(nll_iwae=10.0)) is None
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -9,14 +9,14 @@ from pyarrow import fs
 
 from npdraw_dist import train
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import copy, open_filesystem
 from npdraw_dist.data.ingest import Show
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.data.splits import SPLITS
 from npdraw_dist.pipeline.data import prepare
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import copy, open_filesystem
 from tests.helpers.image_files import images
 from tests.helpers.rows import concat
 from tests.helpers.runs import IN_PROCESS, Refused

@@ -11,10 +11,10 @@ from ray.train import TrainingFailedError
 
 from npdraw_dist import sample, train
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.lease import is_lease
-from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes
 from npdraw_dist.distributed import start
 from npdraw_dist.pipeline import prior
+from npdraw_dist.system.lease import is_lease
+from npdraw_dist.system.storage import list_files, open_filesystem, read_bytes
 from tests.helpers.in_process import stopped
 from tests.helpers.runs import TINY, Refused
 from tests.helpers.s3 import BUCKET, SECRET, Fault, Faults, flaky_proxy, s3_server

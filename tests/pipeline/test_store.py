@@ -19,14 +19,14 @@ from npdraw_dist import prepare, train
 from npdraw_dist.config.cli import parse_flags
 from npdraw_dist.config.load import resolve, with_changes
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import OtherFormat, UserError
-from npdraw_dist.core.lease import Lease, LeaseLost
-from npdraw_dist.core.made_by import FORMAT, stamp
-from npdraw_dist.core.process_table import World, process_of, this_process
 from npdraw_dist.distributed.run import SNAPSHOT, remove_broken_snapshot
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.run import removed_if_refused, run_stages
 from npdraw_dist.pipeline.store import CONFIG, OPENINGS, Store, fingerprint_of, finished
+from npdraw_dist.system.errors import OtherFormat, UserError
+from npdraw_dist.system.lease import Lease, LeaseLost
+from npdraw_dist.system.made_by import FORMAT, stamp
+from npdraw_dist.system.process_table import World, process_of, this_process
 from tests.helpers.in_process import Stopped, stopped
 from tests.helpers.runs import IN_PROCESS, TINY, Refused, tiny
 from tests.helpers.s3 import s3_server

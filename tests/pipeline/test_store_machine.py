@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.lease import BEAT_S, DEAD_AFTER_S, Lease, LeaseHeld, LeaseLost
-from npdraw_dist.core.process_table import Process, World
-from npdraw_dist.core.storage import read_bytes, write_bytes, write_text
 from npdraw_dist.data.repeats import write_hashes
 from npdraw_dist.data.shard_folder import ShardFacts, ShardFolder
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.lease import BEAT_S, DEAD_AFTER_S, Lease, LeaseHeld, LeaseLost
+from npdraw_dist.system.process_table import Process, World
+from npdraw_dist.system.storage import read_bytes, write_bytes, write_text
 from tests.helpers.runs import tiny
 
 SHARDS = ("train-0", "train-1", "test-0")

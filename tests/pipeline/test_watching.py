@@ -21,7 +21,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from npdraw_dist import train
 from npdraw_dist.config.load import with_changes
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline import prior, progress, stage_job, tracking
 from npdraw_dist.pipeline.progress import console, logged, stage_progress
 from npdraw_dist.pipeline.stage import Watch
@@ -29,6 +28,7 @@ from npdraw_dist.pipeline.stage_job import painter
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.pipeline.tracking import tracked
 from npdraw_dist.pipeline.train_stage import StageDisplay
+from npdraw_dist.system.errors import UserError
 from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics
 from tests.helpers.runs import IN_PROCESS, TINY, random_parses, tiny
 from tests.helpers.tiny_presets import bank_of, batch_of, objective_of, tiny_preset
@@ -202,7 +202,7 @@ def test_a_missing_package_or_a_service_that_refuses_gives_one_line(
     tmp_path: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("npdraw_dist.core.process.is_there", lambda name: False)
+        patch.setattr("npdraw_dist.system.process.is_there", lambda name: False)
         error = refused(train.main, "--storage", str(tmp_path), *TINY, *IN_PROCESS, "--track", "mlflow")
     assert "--track mlflow needs npdraw_dist[mlflow]" in error
     assert not list(tmp_path.iterdir())

@@ -10,12 +10,12 @@ from safetensors import safe_open
 
 import npdraw_dist
 from npdraw_dist import models
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.model_files import WEIGHTS, ZOO, zoo_names
 from npdraw_dist.data.readers.emoji import PLACES
 from npdraw_dist.evaluate import __main__ as evaluate
 from npdraw_dist.nn.npdraw import NPDraw
-from npdraw_dist.pipeline.models import chosen_model
+from npdraw_dist.pipeline.trained_models import chosen_model
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.model_files import WEIGHTS, ZOO, zoo_names
 
 NAMES = zoo_names()
 MOST_MB = 25

@@ -17,7 +17,7 @@ from npdraw_dist.edit import __main__ as edit
 from npdraw_dist.nn.drawings import Drawings
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
-from npdraw_dist.pipeline.models import load_npdraw
+from npdraw_dist.pipeline.trained_models import load_npdraw
 from npdraw_dist.serve import proposals
 from npdraw_dist.serve.engine import Engine, open_engine
 from npdraw_dist.serve.schemas import Latents

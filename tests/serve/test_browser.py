@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.pipeline.models import load_npdraw
+from npdraw_dist.pipeline.trained_models import load_npdraw
 from tests.helpers.serving import Served, serving
 from tests.helpers.studio import Studio
 

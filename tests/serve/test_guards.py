@@ -13,12 +13,12 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from npdraw_dist.core.errors import StorageFailed
 from npdraw_dist.serve import Serve
 from npdraw_dist.serve.api import build_app
 from npdraw_dist.serve.engine import Engine
 from npdraw_dist.serve.middleware import MAX_JSON_BYTES
 from npdraw_dist.serve.uploads import MAX_BYTES
+from npdraw_dist.system.errors import StorageFailed
 from tests.helpers.serving import Json, Served
 from tests.helpers.studio_models import png_of
 

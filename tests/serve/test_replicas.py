@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 from tests.helpers.serving import Served, free_port
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -14,9 +14,9 @@ from pyarrow import fs
 from torch import nn
 from torch.optim import AdamW
 
-from npdraw_dist import __version__
-from npdraw_dist.core.errors import OtherFormat, UserError
-from npdraw_dist.core.made_by import FORMAT
+from npdraw_dist.system.errors import OtherFormat, UserError
+from npdraw_dist.system.made_by import FORMAT
+from npdraw_dist.system.version import __version__
 from npdraw_dist.training import checkpoint
 from tests.helpers.gpu import on_gpu
 

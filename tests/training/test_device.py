@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from npdraw_dist.config.schema import TrainConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process import refuse_tf32
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import refuse_tf32
 from npdraw_dist.training.device import (
     CPU_ROWS,
     MicroBatch,

@@ -19,8 +19,8 @@ import torch
 from pyarrow import fs
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from npdraw_dist.core import storage
-from npdraw_dist.core.storage import list_files, open_filesystem, read_bytes, write_bytes
+from npdraw_dist.system import storage
+from npdraw_dist.system.storage import list_files, open_filesystem, read_bytes, write_bytes
 from npdraw_dist.training import metrics_log
 from npdraw_dist.training.metrics_log import Events, Journal, read_metrics
 from tests.helpers.counting import Counting

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from npdraw_dist.config.load import build, with_changes
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.shards import open_source
 from npdraw_dist.pipeline import inputs, probe
 from npdraw_dist.pipeline.probe import Cost
 from npdraw_dist.pipeline.store import Store, fingerprint_of
+from npdraw_dist.system.errors import UserError
 from tests.helpers.fake_trainings import MS, SECONDS, FakeTrainings, compare, plan_of, third_is_best
 from tests.helpers.image_files import change_one, images
 from tests.helpers.spaces import load_kinds

@@ -20,7 +20,6 @@ from pyarrow.fs import LocalFileSystem
 from scipy.special import logsumexp
 
 from npdraw_dist.config.load import build
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.splits import SPLITS, unit_hash
 from npdraw_dist.evaluate.protocol import images_in
 from npdraw_dist.measure.paired import paired
@@ -28,6 +27,7 @@ from npdraw_dist.nn.likelihoods import binarized
 from npdraw_dist.pipeline.data import run as run_data
 from npdraw_dist.pipeline.inputs import SEEN
 from npdraw_dist.pipeline.store import OPENINGS, Store
+from npdraw_dist.system.errors import UserError
 from npdraw_dist.training.feed import noise_seed
 from tests.helpers.image_files import change_one, images
 from tests.helpers.runs import Refused

@@ -11,8 +11,8 @@ import pytest
 
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import spec_of
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import fingerprint_of
+from npdraw_dist.system.errors import UserError
 from tests.helpers.spaces import load_space
 from tune_spaces import driver, options
 from tune_spaces.options import Options, space_names

@@ -12,9 +12,9 @@ import pytest
 from pyarrow import fs
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import Lease
 from npdraw_dist.pipeline.store import FOLDERS, Store, fingerprint_of, required
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.lease import Lease
 from tests.helpers.spaces import load_space
 from tune_spaces import shared_stages
 from tune_spaces.shared_stages import SHARED, Cache, SharedStage

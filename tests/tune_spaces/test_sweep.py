@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from npdraw_dist.core.lease import is_lease
+from npdraw_dist.system.lease import is_lease
 from tests.helpers.processes import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 from npdraw_dist import prepare
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.data import run as run_data
 from npdraw_dist.pipeline.run import STAGES
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import UserError
 from tests.helpers.image_files import SIDE, change_one, images
 from tests.helpers.runs import IN_PROCESS
 from tests.helpers.spaces import plan_in

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import UserError
 from tests.helpers.fake_trainings import compare
 from tests.helpers.processes import is_same, stat, until
 from tests.helpers.spaces import load_kinds

@@ -13,8 +13,8 @@ from ray.exceptions import ActorDiedError
 
 from npdraw_dist.config.load import build, read_preset
 from npdraw_dist.config.schema import ScaleConfig
-from npdraw_dist.core.errors import StorageFailed, UserError
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import StorageFailed, UserError
 from npdraw_dist.training.checkpoint import Criterion
 from tests.helpers.counting import Counting
 from tests.helpers.runs import Refused

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from npdraw_dist.baselines.authors.network import CanvasPrior, FlatPosterior, PlacedLayout, StridedDecoder
 from npdraw_dist.config.networks import VAEConfig
 from npdraw_dist.config.spec import ModelSpec
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.objective import ParameterGroup, Stepping, ramp
@@ -41,6 +40,7 @@ from npdraw_dist.nn.relaxations import (
     total_kl,
 )
 from npdraw_dist.nn.steps import StepLogits, kl_steps
+from npdraw_dist.system.errors import UserError
 
 STEPPING = Stepping(beta2=0.999, clip=math.inf, warmup=0.0, falls=False)
 DECODER_RATE = 1e-4  # Adam's learning rate for the decoder; vae.learning_rate is that of the posterior

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.listing import list_paths, stamp_of
 from npdraw_dist.data.readers.known import find_data, kept
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import Source, listed
 from npdraw_dist.data.splits import Split, holdout, stratified
+from npdraw_dist.system.errors import UserError
 
 # Images (N, C, H, W) uint8, and their labels (N,).
 Arrays = tuple[NDArray[np.uint8], NDArray[Any]]

@@ -17,15 +17,15 @@ from fontTools.ttLib import TTFont
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import Frame, read_picture
-from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.data.listing import list_paths, stamp_of
 from npdraw_dist.data.readers import emoji_names as names
 from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.rows import RowBuilder, Rows
 from npdraw_dist.data.shards import Source, listed
 from npdraw_dist.data.splits import SPLITS, Split, grouped
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import open_filesystem, read_bytes
 
 PLACES = (  # where packages of Linux distributions put Noto Color Emoji
     "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf",

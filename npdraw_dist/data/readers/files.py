@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import SUFFIXES, BadPicture, Frame, is_picture, read_picture
-from npdraw_dist.core.storage import open_filesystem, read_bytes
 from npdraw_dist.data.listing import ROWS, list_paths, list_tree, local_path, stamp_of
 from npdraw_dist.data.readers.known import find_data
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import Source, listed
 from npdraw_dist.data.splits import SPLITS, TEST_SEED, HashSplit, Split, holdout, shuffled, stated_split
 from npdraw_dist.distributed.tasks import free_threads
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import open_filesystem, read_bytes
 
 LOCAL = fs.LocalFileSystem()
 WORDS = ".txt"  # suffix of a file that has words about the picture of the same name beside it

@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import display_path, in_threads, list_files, open_filesystem, read_bytes
 from npdraw_dist.data.listing import below_root, list_paths, stamp_of
 from npdraw_dist.data.readers.known import kept
 from npdraw_dist.data.rows import RowBuilder, Rows
 from npdraw_dist.data.shards import Part, Source, of_files
 from npdraw_dist.data.splits import HashSplit, Split, grouped
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import display_path, in_threads, list_files, open_filesystem, read_bytes
 
 SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 OUTLINES = ("glyf", "CFF ", "CFF2")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 # Whether opening a source may download it.
 DOWNLOADS = ContextVar("DOWNLOADS", default=True)

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from pyarrow import fs
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import BadPicture, Frame, from_array, read_picture
-from npdraw_dist.core.storage import in_threads, list_files, open_filesystem
 from npdraw_dist.data.parquet import SHAPE, class_names, opened
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import Canonical, Part, Source, file_splits, of_files, packed, require_shape
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, stated_split
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import in_threads, list_files, open_filesystem
 
 COLUMNS = ("id", "image", "label", "split", "shape", "words", "caption")
 LISTS = (pa.FixedShapeTensorType, pa.ListType, pa.LargeListType, pa.FixedSizeListType)

@@ -14,12 +14,12 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import base_plus_ext, group_by_keys, tar_file_iterator
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import SUFFIXES, BadPicture, Frame, read_picture
-from npdraw_dist.core.storage import list_files, open_filesystem
 from npdraw_dist.data.rows import RowBuilder, Rows, frame_of
 from npdraw_dist.data.shards import Part, Source, file_splits, of_files
 from npdraw_dist.data.splits import HashSplit, Split
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import list_files, open_filesystem
 
 TARS = (".tar", ".tar.gz", ".tgz")
 ENDS = (tarfile.TarError, EOFError, zlib.error)  # errors of a file that is damaged or ends too early

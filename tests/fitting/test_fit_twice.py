@@ -10,9 +10,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 import npdraw_dist
 from npdraw_dist import NPDraw, PartBank
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import LEASE_FOLDER
-from npdraw_dist.core.storage import PARTIAL
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.lease import LEASE_FOLDER
+from npdraw_dist.system.storage import PARTIAL
 from tests.helpers.tiny_fit import SMALL, strokes
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from pyarrow import fs
 
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.storage import (
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import (
     RETRY_VARIABLE,
     copy,
     display_path,
@@ -154,7 +154,7 @@ def test_a_bad_address_fails_without_secrets(uri: str, said: str) -> None:
 @pytest.mark.parametrize("answers", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("bucket")
 def test_a_server_that_is_not_there_or_silent(answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("npdraw_dist.core.storage.CONNECT_S", 1)
+    monkeypatch.setattr("npdraw_dist.system.storage.CONNECT_S", 1)
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if answers:

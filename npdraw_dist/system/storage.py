@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 PARTIAL = ".part"  # suffix of a file that is still being written
 COPIERS = 8  # threads that copy the files of a folder

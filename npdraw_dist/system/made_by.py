@@ -7,8 +7,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from npdraw_dist import __version__
-from npdraw_dist.core.errors import OtherFormat
+from npdraw_dist.system.errors import OtherFormat
+from npdraw_dist.system.version import __version__
 
 FORMAT = 2  # increases if an older version would misread the new files
 

@@ -16,10 +16,14 @@ from npdraw_dist.config.networks import BaselineConfig, ImageNetwork, PriorNetwo
 from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.model_files import CONFIG, WEIGHTS, ZOO, model_folder
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.core.storage import (
+from npdraw_dist.measure.metrics import PUBLISHED
+from npdraw_dist.nn import hub
+from npdraw_dist.nn.generative import GenerativeModel
+from npdraw_dist.nn.npdraw import NPDraw
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.model_files import CONFIG, WEIGHTS, ZOO, model_folder
+from npdraw_dist.system.storage import (
     is_file,
     local_copy,
     open_filesystem,
@@ -27,10 +31,6 @@ from npdraw_dist.core.storage import (
     sha256,
     write_text,
 )
-from npdraw_dist.measure.metrics import PUBLISHED
-from npdraw_dist.nn import hub
-from npdraw_dist.nn.generative import GenerativeModel
-from npdraw_dist.nn.npdraw import NPDraw
 
 RUNS = "runs"  # the default --storage of `train`
 OF_PACKAGE = "emoji"  # the default model if there is neither --model nor a run

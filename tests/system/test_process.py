@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from npdraw_dist.core.process import COMPUTE, local_device, prepare_to_compute
+from npdraw_dist.system.process import COMPUTE, local_device, prepare_to_compute
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 TENSORS, ELEMENTS = 4, 1 << 24

@@ -27,9 +27,9 @@ from typing import Any, Self
 import pyarrow as pa
 from pyarrow import fs
 
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.process_table import Process, World, this_process
-from npdraw_dist.core.storage import PARTIAL, impatient, read_bytes, write_text
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process_table import Process, World, this_process
+from npdraw_dist.system.storage import PARTIAL, impatient, read_bytes, write_text
 
 LEASE_FOLDER = ".lease"
 BEAT_S = 5.0  # seconds between an owner's beats

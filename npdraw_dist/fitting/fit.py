@@ -15,22 +15,22 @@ from pyarrow import fs
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.networks import CONDITIONS
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.model_files import WEIGHTS
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.core.storage import is_file, open_filesystem, require_apart, sha256, write_bytes
 from npdraw_dist.core.vocabulary import VOCABULARIES
 from npdraw_dist.data.rows import Rows
+from npdraw_dist.fitting.fit_images import LARGEST_CANVAS, Labels, Looked, canvas_scale, look, reasons
+from npdraw_dist.fitting.fit_source import given
 from npdraw_dist.nn.generative import GenerativeModel
 from npdraw_dist.nn.hub import HubModel
-from npdraw_dist.pipeline.fit_images import LARGEST_CANVAS, Labels, Looked, canvas_scale, look, reasons
-from npdraw_dist.pipeline.fit_source import given
-from npdraw_dist.pipeline.models import BANK, load_model
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.progress import console, results
 from npdraw_dist.pipeline.run import start
 from npdraw_dist.pipeline.stage import Watcher
 from npdraw_dist.pipeline.store import CONFIG, Store
+from npdraw_dist.pipeline.trained_models import BANK, load_model
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.model_files import WEIGHTS
+from npdraw_dist.system.storage import is_file, open_filesystem, require_apart, sha256, write_bytes
 from npdraw_dist.training.metrics_log import read_metrics
 
 BINARY, NEAR_BINARY = 0.02, 0.3  # largest shares of grey pixels in binary and in nearly binary images

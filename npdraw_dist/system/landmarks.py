@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 CLOCK_S = 60.0  # largest difference, in seconds, between the clocks of a file server and its clients
 

@@ -1,13 +1,13 @@
 """Finds the files of a trained model in a folder, in a run, at a URI, or on the Hugging Face hub.
 
-`core.storage` is imported only for a URI, so that a local folder and a hub id do not need pyarrow.
+`system.storage` is imported only for a URI, so that a local folder and a hub id do not need pyarrow.
 """
 
 import re
 from pathlib import Path
 from typing import Any
 
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 MODEL = "model"  # the model's folder inside the folder of a run
@@ -53,7 +53,7 @@ def zoo_names() -> list[str]:
 def _has(file: str) -> bool:
     if "://" not in file:
         return Path(file).expanduser().is_file()
-    from npdraw_dist.core.storage import is_file, open_filesystem
+    from npdraw_dist.system.storage import is_file, open_filesystem
 
     return is_file(*open_filesystem(file))
 

@@ -12,17 +12,17 @@ import numpy as np
 from PIL import Image
 
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import Frame
-from npdraw_dist.core.storage import display_path, write_bytes
 from npdraw_dist.data.parquet import digest_of, images_to_parquet
 from npdraw_dist.data.readers.files import LOCAL, Files, read_files
 from npdraw_dist.data.rows import Rows, frame_of
 from npdraw_dist.data.shards import Source, listed, open_source
 from npdraw_dist.data.splits import SPLITS, HashSplit, Split, unit_hash
+from npdraw_dist.fitting.fit_images import Looked, picture_and_label
 from npdraw_dist.pipeline.data import Given
-from npdraw_dist.pipeline.fit_images import Looked, picture_and_label
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.storage import display_path, write_bytes
 
 RAW = "given"  # subfolder of the run, to which a Ray Dataset is written
 

@@ -15,12 +15,13 @@ import npdraw_dist
 from npdraw_dist import NPDraw, PartBank, train
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.fitting import fit
 from npdraw_dist.nn.objective import VAEObjective
-from npdraw_dist.pipeline import bank, data, fit, parse, prior, vae
-from npdraw_dist.pipeline.models import source_model
+from npdraw_dist.pipeline import bank, data, parse, prior, vae
 from npdraw_dist.pipeline.store import Store, fingerprint_of
 from npdraw_dist.pipeline.train_stage import validation_images
+from npdraw_dist.pipeline.trained_models import source_model
+from npdraw_dist.system.errors import UserError
 from tests.helpers.in_process import Stopped
 from tests.helpers.tiny_baselines import TINY_PRIOR, tiny_baseline
 from tests.helpers.tiny_fit import COLOUR, GREY, SMALL, corners, settings_of, strokes

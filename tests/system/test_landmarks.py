@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from npdraw_dist.core.landmarks import CLOCK_S, BlindNode, Landmarks, require_seen
+from npdraw_dist.system.landmarks import CLOCK_S, BlindNode, Landmarks, require_seen
 
 
 @pytest.fixture
@@ -29,7 +29,9 @@ def known(root: Path) -> Landmarks:
 
 def test_a_node_that_is_asked_imports_no_torch() -> None:
     """On a busy machine the import takes longer than the answer."""
-    code = "import sys; from npdraw_dist.core.landmarks import differences; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; from npdraw_dist.system.landmarks import differences; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from npdraw_dist.core import lease
-from npdraw_dist.core.lease import ABANDONED_AFTER_S, create_exclusively
-from npdraw_dist.core.process_table import World, this_process
-from npdraw_dist.core.storage import open_filesystem, read_bytes, write_text
+from npdraw_dist.system import lease
+from npdraw_dist.system.lease import ABANDONED_AFTER_S, create_exclusively
+from npdraw_dist.system.process_table import World, this_process
+from npdraw_dist.system.storage import open_filesystem, read_bytes, write_text
 
 PATH = "1.json"
 

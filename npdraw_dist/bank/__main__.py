@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from npdraw_dist.config.cli import PRESET, PresetCommand, own_flags, parse_flags, run_command
 from npdraw_dist.config.load import resolve
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
+from npdraw_dist.system.errors import UserError
 
 STAGE = "bank"
 
@@ -39,7 +39,7 @@ class MakeBank(PresetCommand, Options, Experiment):  # type: ignore[misc]  # pyd
 
 
 def main(argv: Sequence[str]) -> None:
-    flags: dict[str, Any] = parse_flags(MakeBank, "npdraw_dist.make_bank", argv)
+    flags: dict[str, Any] = parse_flags(MakeBank, "npdraw_dist.bank", argv)
     own = own_flags(Options, flags)
     storage, slash, name = own.out.rstrip("/").rpartition("/")
     if not name.strip(".") or storage.endswith(":/"):

@@ -12,11 +12,11 @@ from PIL import Image
 import npdraw_dist
 from npdraw_dist import train
 from npdraw_dist.config.prepared import MANIFEST
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.data.rows import REJECTS
-from npdraw_dist.pipeline import fit, fit_images
+from npdraw_dist.fitting import fit, fit_images
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import UserError
 from tests.helpers.in_process import Stopped
 from tests.helpers.tiny_fit import SMALL, strokes
 

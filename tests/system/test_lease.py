@@ -14,10 +14,10 @@ from unittest.mock import Mock
 import pytest
 from pyarrow import fs
 
-from npdraw_dist.core import lease as leases
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import DEAD_AFTER_S, Holder, Lease, LeaseError, LeaseLost
-from npdraw_dist.core.process_table import Process, World, is_running, process_of, this_process
+from npdraw_dist.system import lease as leases
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.lease import DEAD_AFTER_S, Holder, Lease, LeaseError, LeaseLost
+from npdraw_dist.system.process_table import Process, World, is_running, process_of, this_process
 
 LOCAL = fs.LocalFileSystem()
 
@@ -250,7 +250,7 @@ def test_the_beat_goes_on_while_the_block_works(tmp_path: Path, monkeypatch: pyt
 def test_two_commands_in_two_processes(tmp_path: Path) -> None:
     """The second is refused while the first lives, also when it is suspended, and not after its kill."""
     code = (
-        "import sys, time; from pyarrow import fs; from npdraw_dist.core.lease import Lease\n"
+        "import sys, time; from pyarrow import fs; from npdraw_dist.system.lease import Lease\n"
         "with Lease(fs.LocalFileSystem(), sys.argv[1], 'run x'): print('taken', flush=True); time.sleep(60)"
     )
     first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 
 from npdraw_dist.config.schema import DataConfig
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.pictures import (
     SUFFIXES,
     BadPicture,
@@ -32,7 +31,8 @@ from npdraw_dist.data.listing import list_tree, local_path, stamp_of
 from npdraw_dist.data.readers.files import LOCAL, Files, by_split, pictures_in, read_files
 from npdraw_dist.data.rows import Reject, RowBuilder, Rows
 from npdraw_dist.data.splits import Split
-from npdraw_dist.pipeline.models import SourceModel
+from npdraw_dist.pipeline.trained_models import SourceModel
+from npdraw_dist.system.errors import UserError
 
 SMALL, LARGE = 32, 64  # the sides to which pictures of mixed or large sizes are resized
 LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # largest side of a canvas; largest ratio of image side to canvas side

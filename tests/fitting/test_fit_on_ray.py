@@ -9,10 +9,10 @@ import npdraw_dist
 from npdraw_dist import NPDraw
 from npdraw_dist.config.prepared import MANIFEST
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.pipeline import fit, fit_images
+from npdraw_dist.fitting import fit, fit_images
 from npdraw_dist.pipeline import run as pipeline
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import UserError
 from tests.helpers.in_process import Stopped
 from tests.helpers.tiny_fit import SMALL, a_callback_ends, strokes
 

@@ -13,11 +13,11 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 from npdraw_dist.config.load import resolve
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.data import rows
-from npdraw_dist.pipeline.fit import suited
-from npdraw_dist.pipeline.fit_images import labelled, pictures_of
-from npdraw_dist.pipeline.fit_source import split_train
+from npdraw_dist.fitting.fit import suited
+from npdraw_dist.fitting.fit_images import labelled, pictures_of
+from npdraw_dist.fitting.fit_source import split_train
+from npdraw_dist.system.errors import UserError
 from tests.helpers.tiny_fit import COLOUR, GREY
 
 

@@ -12,22 +12,25 @@ import torch
 from PIL import Image
 
 import npdraw_dist
-from npdraw_dist import NPDraw, fit_folder
+from npdraw_dist import NPDraw
 from npdraw_dist.baselines.vqvae import VQVAE
 from npdraw_dist.config.load import merge, resolve
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.core.errors import UserError
-from npdraw_dist.core.lease import LeaseHeld
 from npdraw_dist.core.parts import Batch
 from npdraw_dist.data import rows
 from npdraw_dist.data.splits import Split
+from npdraw_dist.fitting import __main__ as fit_command
+from npdraw_dist.fitting import fit, fit_images, fit_source
+from npdraw_dist.fitting.fit import suited
+from npdraw_dist.fitting.fit_images import pictures_of
 from npdraw_dist.nn.objective import PriorObjective
-from npdraw_dist.pipeline import data, fit, fit_images, fit_source, probe
+from npdraw_dist.pipeline import data, probe
 from npdraw_dist.pipeline.data import Given, RunData
-from npdraw_dist.pipeline.fit import suited
-from npdraw_dist.pipeline.fit_images import pictures_of
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.store import Store
+from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.lease import LeaseHeld
+from tests.fitting.conftest import LONGER
 from tests.helpers.in_process import Stopped
 from tests.helpers.tiny_fit import (
     GREY,
@@ -39,7 +42,6 @@ from tests.helpers.tiny_fit import (
     started,
     strokes,
 )
-from tests.pipeline.conftest import LONGER
 
 
 def test_a_named_run_is_kept_and_found_again(
@@ -325,9 +327,9 @@ def test_the_command_fits_a_folder(
     fit_few(60, monkeypatch)
     monkeypatch.setattr(fit, "budgets", lambda *_: {"vae": {"images": 80}})
     command = [str(tmp_path / "mine"), "--minutes", "1", "--storage", str(tmp_path / "runs")]
-    fit_folder.main(command)
+    fit_command.main(command)
     monkeypatch.setattr(fit, "budgets", lambda *_: {"vae": {"images": 96}})
-    fit_folder.main(command)
+    fit_command.main(command)
     printed = capsys.readouterr()
     assert "all done" in printed.out
     assert "goes on with the budgets that it began with" in printed.out + printed.err
@@ -335,7 +337,7 @@ def test_the_command_fits_a_folder(
     assert run.config().vae.images == 80
     assert npdraw_dist.load(tmp_path / "runs" / "mine").sample(2).shape == (2, 1, 12, 12)
     with pytest.raises(SystemExit) as ended:
-        fit_folder.main(["-h"])
+        fit_command.main(["-h"])
     assert ended.value.code == 0
     with pytest.raises(UserError, match="among the pictures"):
-        fit_folder.main([str(tmp_path), "--storage", str(tmp_path / "runs")])
+        fit_command.main([str(tmp_path), "--storage", str(tmp_path / "runs")])

@@ -43,12 +43,12 @@ def main(argv: Sequence[str]) -> None:
     words = list(argv)
     if words and not words[0].startswith("-"):
         words.insert(0, "--pictures")
-    command: Fit = validate(Fit, parse_flags(Fit, "npdraw_dist.fit_folder", words))
+    command: Fit = validate(Fit, parse_flags(Fit, "npdraw_dist.fitting", words))
 
     # Torch takes seconds to import, so the flags are checked first.
     from pathlib import Path
 
-    from npdraw_dist.pipeline.fit import fit
+    from npdraw_dist.fitting.fit import fit
 
     name = command.name
     if name is None:
