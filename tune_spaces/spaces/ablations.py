@@ -6,8 +6,8 @@ Gaussian parts)? This file fixes ranges and budgets before anything is trained.
 
 Cost: a model takes at most 21 times `core_seconds`: 10 for trials, 5 for seeds, 2 + 4 for the report's row
 "until it stops improving". Four models take 3 core-hours with all images, and a fifth more for measurements.
-Known results: docs/results/2026-12-01-ablations.md with 40 core-seconds for each training, and
-docs/results/2026-12-02-ablations.md with 120 core-seconds and without a search.
+Known results: docs/results/2026-12-02-ablations.md with 120 core-seconds for each training, without a search,
+and with 40.
 """
 
 from tune_spaces.space import Choice, Kinds, Settings, Space
