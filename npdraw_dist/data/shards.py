@@ -17,6 +17,7 @@ from npdraw_dist.config.prepared import Prepared, read_prepared
 from npdraw_dist.config.registry import SOURCES, load
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.core.errors import UserError
+from npdraw_dist.core.process import require_extra
 from npdraw_dist.core.storage import display_path
 from npdraw_dist.data.listing import below_root, list_paths, stamp_of
 from npdraw_dist.data.parquet import opened, rows_of
@@ -281,11 +282,14 @@ def require_shape(data: DataConfig, prepared: Prepared) -> None:
 def open_source(data: DataConfig, seed: int, download: bool = True) -> Source:
     """Opens the data set that `data` names, with splits drawn by `seed`. Raises UserError if it is missing.
 
+    Raises UserError, too, if its reader needs a library of the extra `data`.
     download: whether torchvision may download a known set that is missing.
     """
+    known = SOURCES[data.source]
+    require_extra(f"data.source {data.source}", "data", *known.needs)
     before = DOWNLOADS.set(download)
     try:
-        source: Source = load(SOURCES[data.source].code)(data, seed)
+        source: Source = load(known.code)(data, seed)
     finally:
         DOWNLOADS.reset(before)
     return source
