@@ -22,7 +22,8 @@ class Source:
     """A data source. shape: (channels, height, width) of its images; None if the user gives it.
 
     channels: number of channels, if the user gives only the side. prepared: whether it reads the output of
-    `npdraw prepare`, whose manifest states the shape. needs: modules of its reader that the extra `data` installs.
+    `npdraw prepare`, whose manifest states the shape. needs: modules that its reader imports and the
+    extra `data` installs.
     """
 
     code: str  # function (DataConfig, seed) -> data.shards.Source

@@ -74,10 +74,8 @@ def placed(scale: ScaleConfig) -> ScaleConfig:
         return found
     if not is_local() or found.least_workers > 1 or found.sized:
         require_ray(f"scale.num_workers {found.num_workers}")
-    line = (
-        "Ray is not installed, so this process does all the work (several workers need npdraw_dist[cluster])"
-    )
-    print(line, file=sys.stderr)
+    need = "several workers need npdraw_dist[cluster]"
+    print(f"Ray is not installed, so this process does all the work ({need})", file=sys.stderr)
     return found.model_copy(update={"num_workers": 0})
 
 

@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
     require_extra("serve", "serve", "fastapi", "python_multipart", "uvicorn")
     on_ray = os.environ.get("RAY_ADDRESS") or command.replicas > 1
     if on_ray:
-        require_ray("serve on Ray (--replicas, RAY_ADDRESS)")
+        require_ray("serve with --replicas or RAY_ADDRESS")
 
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline.models import chosen_model, load_npdraw
