@@ -21,7 +21,7 @@
 #SBATCH --open-mode=append
 set -euo pipefail
 
-# EDIT: the environment with `pip install -e '.[gpu]'`.
+# EDIT: the environment with `pip install -e '.[cluster,gpu]'`.
 # source .venv/bin/activate
 
 # EDIT: how often a job may come back to the queue, so that one that gets nowhere ends.

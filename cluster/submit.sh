@@ -53,7 +53,7 @@ case $module in
     ;;
   *) [ -z "$storage" ] || fail "$module takes no --storage" ;;
 esac
-command -v ray > /dev/null || fail "ray is not installed here: pip install -e ."
+command -v ray > /dev/null || fail "ray is not installed here: pip install -e '.[cluster]'"
 if [ -z "${RAY_AUTH_TOKEN:-}" ] && [ ! -r "${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}" ]; then
   fail "no token: set RAY_AUTH_TOKEN_PATH, or make one before the cluster with ray get-auth-token --generate"
 fi

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
+from npdraw_dist.system.process import require_extra
 
 
 class Prepare(Command):
@@ -34,6 +35,9 @@ class Prepare(Command):
 
 def main(argv: Sequence[str]) -> None:
     settings: Prepare = validate(Prepare, parse_flags(Prepare, "npdraw_dist.prepare", argv))
+
+    if settings.format == "webdataset":
+        require_extra("--format webdataset", "data", "webdataset")
 
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.data.shards import open_source

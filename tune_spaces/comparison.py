@@ -16,6 +16,7 @@ from typing import Any
 from npdraw_dist.config.load import dump, with_changes
 from npdraw_dist.config.prepared import MANIFEST
 from npdraw_dist.data.shards import Source, open_source
+from npdraw_dist.distributed.start import require_ray
 from npdraw_dist.distributed.tasks import map_items
 from npdraw_dist.pipeline.data import RunData, follow
 from npdraw_dist.pipeline.progress import console
@@ -85,6 +86,8 @@ class Comparison:
         self.core_seconds = options.core_seconds or space.seconds_of(data.fraction)
         self.seeds = options.seeds or space.seeds.get(data.source, space.other_seeds)
         planned = options.dry_run or execute is not None  # true if the data need not exist
+        if not planned and not self.base.scale.in_process:
+            require_ray("sweep --space comparison without --scale.num_workers 0")
         own_valid = not planned and data.fraction < 1 and self._has_own_validation()
         self.trials = draw_trials(space, self.base, self.kinds, self.count, own_valid)
         on_cluster = partial(on_ray, at_once=options.max_concurrent_trials)

@@ -9,7 +9,7 @@ from typing import Any
 
 from npdraw_dist.config.load import merge, with_changes
 from npdraw_dist.config.schema import Experiment
-from npdraw_dist.distributed.start import MANY_PROCESSES, is_local
+from npdraw_dist.distributed.start import MANY_PROCESSES, is_local, require_ray
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.run import check, removed_if_refused
@@ -87,6 +87,7 @@ def run(options: Options, flags: Mapping[str, Any]) -> None:
     if options.dry_run:
         print("\n".join(f"{trial.name}  {label(trial.settings)}" for trial in trials or []))
         return
+    require_ray("sweep")
     fresh, new = not plan.run.has(), not plan.run.has("config.yaml")
     if new:  # mistakes are found before anything is written and Ray is started
         plan.run.require_own()

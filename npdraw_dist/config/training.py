@@ -123,12 +123,16 @@ class ScaleConfig(RunHalf):
         """Whether the process of the command does all the work."""
         return self.num_workers == 0
 
+    @property
+    def sized(self) -> bool:
+        """Whether a worker has a size that the user chose."""
+        return self.cpus_per_worker is not None or self.gpus_per_worker != 1
+
     def placed(self, cluster: bool) -> Self:
         """Resolves a range `0:N` to `1:N` on a cluster or if a worker's size is set, and otherwise to 0."""
         if not str(self.num_workers).startswith("0:"):
             return self
-        sized = self.cpus_per_worker is not None or self.gpus_per_worker != 1
-        workers = f"{self.least_workers}:{self.most_workers}" if cluster or sized else 0
+        workers = f"{self.least_workers}:{self.most_workers}" if cluster or self.sized else 0
         return self.model_copy(update={"num_workers": workers})
 
     @property

@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from webdataset.writer import TarWriter
 
 from npdraw_dist.config.prepared import MAKER, Prepared
 from npdraw_dist.config.schema import DataConfig
@@ -37,6 +36,8 @@ OF_FILES = ("path", "splits", "classes")  # keys of `Source.facts` that describe
 
 def encode_tar(rows: Rows, split: str, classes: Sequence[str]) -> bytes:
     """Encodes a WebDataset tar with the members png, cls, txt (words), and id if the key is not the id."""
+    from webdataset.writer import TarWriter  # of the extra `data`
+
     buffer, labels, words = io.BytesIO(), rows.known_labels(), rows.words or [""] * len(rows)
     # Owners and times are fixed, so that the same rows give the same bytes. The PAX format allows long names.
     with TarWriter(buffer, user="", group="", mtime=0, encoder=False, format="PAX_FORMAT") as writer:

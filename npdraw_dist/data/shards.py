@@ -22,6 +22,7 @@ from npdraw_dist.data.readers.known import DOWNLOADS
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import SPLITS, Split, named_split, stated_split, subset
 from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import require_extra
 from npdraw_dist.system.storage import display_path
 
 FEW = 1024  # up to this number of parts, each part is a piece, so that all cores have work
@@ -281,11 +282,14 @@ def require_shape(data: DataConfig, prepared: Prepared) -> None:
 def open_source(data: DataConfig, seed: int, download: bool = True) -> Source:
     """Opens the data set that `data` names, with splits drawn by `seed`. Raises UserError if it is missing.
 
+    Raises UserError, too, if its reader needs a library of the extra `data`.
     download: whether torchvision may download a known set that is missing.
     """
+    known = SOURCES[data.source]
+    require_extra(f"data.source {data.source}", "data", *known.needs)
     before = DOWNLOADS.set(download)
     try:
-        source: Source = load(SOURCES[data.source].code)(data, seed)
+        source: Source = load(known.code)(data, seed)
     finally:
         DOWNLOADS.reset(before)
     return source

@@ -65,8 +65,23 @@ def can_grow() -> bool:
 
 
 def placed(scale: ScaleConfig) -> ScaleConfig:
-    """Resolves a range `0:N` of workers: to `1:N` on a cluster or if a worker's size is set, else to 0."""
-    return scale.placed(cluster=not is_local())
+    """Resolves a range `0:N` of workers: to `1:N` on a cluster or if a worker's size is set, else to 0.
+
+    Without Ray, one worker becomes this process, with a line that says so. Raises UserError if more is asked.
+    """
+    found = scale.placed(cluster=not is_local())
+    if found.in_process or process.is_there("ray"):
+        return found
+    if not is_local() or found.least_workers > 1 or found.sized:
+        require_ray(f"scale.num_workers {found.num_workers}")
+    need = "several workers need npdraw_dist[cluster]"
+    print(f"Ray is not installed, so this process does all the work ({need})", file=sys.stderr)
+    return found.model_copy(update={"num_workers": 0})
+
+
+def require_ray(what: str) -> None:
+    """Raises UserError if Ray, which `what` needs, is not installed. Does not import it."""
+    process.require_extra(what, "cluster", "ray")
 
 
 def local_cpus(scale: ScaleConfig) -> int:
@@ -76,6 +91,7 @@ def local_cpus(scale: ScaleConfig) -> int:
 
 def start_ray(scale: ScaleConfig, object_store_mb: int = OBJECT_STORE_MB) -> None:
     """Joins the cluster at RAY_ADDRESS, which a job sets; else starts Ray. Raises UserError if that fails."""
+    require_ray("this command")
     import ray
 
     if ray.is_initialized():

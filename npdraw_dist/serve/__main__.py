@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from npdraw_dist.config.cli import parse_flags, run_command, validate
 from npdraw_dist.config.schema import ScaleConfig
+from npdraw_dist.distributed.start import require_ray
 from npdraw_dist.serve import TOKEN, Serve
 from npdraw_dist.system.errors import UserError
 from npdraw_dist.system.process import require_extra
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> None:
     command: Serve = validate(Serve, parse_flags(Serve, "npdraw_dist.serve", argv))
     require_extra("serve", "serve", "fastapi", "python_multipart", "uvicorn")
+    on_ray = os.environ.get("RAY_ADDRESS") or command.replicas > 1
+    if on_ray:
+        require_ray("serve with --replicas or RAY_ADDRESS")
 
     # Torch takes seconds to import, so the flags are checked first.
     from npdraw_dist.pipeline.trained_models import chosen_model, load_npdraw
@@ -34,7 +38,6 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("a token is of ASCII without spaces, & and %, since clients encode these differently")
     options = command.model_copy(update={"token": token})
     require_free(options.host, options.port)
-    on_ray = os.environ.get("RAY_ADDRESS") or options.replicas > 1
     stop = _on_ray(folder, options) if on_ray else _in_process(folder, model, options)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

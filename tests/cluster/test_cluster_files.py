@@ -271,12 +271,15 @@ def test_one_dockerfile_builds_for_cpus_and_for_each_cuda_that_the_page_names() 
 def test_the_packages_of_the_image_are_those_of_the_project() -> None:
     text = without_comments(CLUSTER / "Dockerfile")
     project = tomllib.loads(PROJECT)["project"]
-    needed = {Requirement(line).name: Requirement(line).specifier for line in project["dependencies"]}
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["data"]]
+    needed = {Requirement(line).name: Requirement(line).specifier for line in lines}
     for package in ("torch", "torchvision"):  # from PyTorch's own index, so that pip does not replace them
         assert f'"{package}{needed[package]}"' in text
     assert '".[${extras}]"' in text
     (first, second) = re.findall(r"extras=(\w+)\$\(.* \|\| echo ,(\w+)\)", text)[0]
-    assert {first, second} <= set(project["optional-dependencies"])
+    assert {first, second} <= set(extras)
+    assert {"cluster"} <= {name for line in extras[first] for name in Requirement(line).extras}
 
 
 def test_the_image_holds_what_exists_runs_without_root_and_has_no_token() -> None:

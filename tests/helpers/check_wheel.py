@@ -14,9 +14,13 @@ import npdraw_dist
 import tune_spaces
 
 
-def run(*words: str) -> str:
-    command = [sys.executable, "-P", "-m", "npdraw_dist", *words]
+def python(*words: str) -> str:
+    command = [sys.executable, "-P", *words]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def run(*words: str) -> str:
+    return python("-m", "npdraw_dist", *words)
 
 
 def files(root: Path) -> set[str]:
@@ -41,4 +45,6 @@ if __name__ == "__main__":
     assert run("--version") == f"npdraw {version}\n"
     assert "npdraw train --preset mnist_cpu" in run("train", "--help")
     assert yaml.safe_load(run("train", "--dry-run", "--preset", "emoji"))["data"]["source"] == "emoji"
+    drawing = "import npdraw_dist; print(*npdraw_dist.load('emoji').draw(1).images.shape)"
+    assert python("-c", drawing) == "1 3 32 32\n"
     print(f"the wheel of {version} is whole: {len(files(site))} files")

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from npdraw_dist import train
 from npdraw_dist.config.load import resolve, with_changes
 from npdraw_dist.config.schema import Experiment, ScaleConfig
+from npdraw_dist.distributed.start import placed
 from npdraw_dist.distributed.tasks import AT_ONCE, map_items
 from npdraw_dist.pipeline import prior
 from npdraw_dist.pipeline.stage_job import CRITERIA
@@ -35,11 +36,12 @@ from npdraw_dist.training.metrics_log import RECENT_ROWS, read_metrics
 from tests.helpers.in_process import Stopped
 from tests.helpers.runs import IN_PROCESS, TINY, random_parses, tiny
 from tests.helpers.tiny_fit import SMALL, strokes
+from tests.test_architecture import OF_EXTRAS
 
-# Python without Ray: to import it fails.
-WITHOUT_RAY = """
+# Python without what the extras install: to import it fails.
+WITHOUT_EXTRAS = """
 import sys
-sys.modules["ray"] = None
+sys.modules |= dict.fromkeys(sys.argv.pop(1).split(","))
 import numpy as np
 import npdraw_dist
 from npdraw_dist import prepare, train
@@ -48,7 +50,7 @@ prepare.main([*words[-4:], "--out", f"{folder}/prepared"])
 train.main(["--storage", folder, "--name", "command", "--stages", "data,bank,parse", *words])
 model = npdraw_dist.fit(np.load(f"{folder}/images.npy"), name="here", storage=folder, **eval(settings))
 print(type(model).__name__, tuple(model.sample(2).shape))
-print("imported:", *sorted({"sklearn", "torchvision"} & sys.modules.keys()))
+print("imported:", *sorted({"sklearn"} & sys.modules.keys()))
 """
 
 
@@ -56,10 +58,11 @@ def experiment(**changes: Any) -> Experiment:
     return with_changes(tiny(), {"scale": {"num_workers": 0}}, changes)
 
 
-def test_a_whole_run_and_the_commands_before_it_need_no_ray(tmp_path: Path) -> None:
+def test_a_whole_run_and_the_commands_before_it_need_no_extra(tmp_path: Path) -> None:
     np.save(tmp_path / "images.npy", strokes())
     words = [str(tmp_path), repr(SMALL), *TINY, *IN_PROCESS, "--data.fraction", "0.05"]
-    command = [sys.executable, "-c", WITHOUT_RAY, *words]
+    others = OF_EXTRAS.keys() - {"fontTools"}  # which matplotlib needs, too
+    command = [sys.executable, "-c", WITHOUT_EXTRAS, ",".join(others), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "prepared" / "manifest.json").is_file()
@@ -73,6 +76,34 @@ def test_a_whole_run_and_the_commands_before_it_need_no_ray(tmp_path: Path) -> N
         assert len(list((run / stage).glob("checkpoint_*/state.safetensors"))) == 2
         assert len(list((run / stage).glob("events.out.tfevents.*"))) == 2  # settings, and one start
         assert json.loads((run / stage / "manifest.json").read_text())["images_per_s"] > 0
+
+
+DRAW = """
+import sys
+sys.modules |= dict.fromkeys(sys.argv[1].split(","))
+import npdraw_dist
+model = npdraw_dist.load("emoji")
+print(npdraw_dist.to_pil(model.draw(1, condition="cat face", seed=0).images)[0].size)
+"""
+
+
+def test_a_first_drawing_imports_nothing_that_it_does_not_need() -> None:
+    """Each of these takes seconds to install or to import, or comes with an extra."""
+    slow = {"matplotlib", "pandas", "pyarrow", "rich", "scipy", "sklearn", "tensorboardX", "tokenizers"}
+    command = [sys.executable, "-c", DRAW, ",".join(slow | set(OF_EXTRAS))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout == "(32, 32)\n"
+
+
+@pytest.mark.parametrize("preset", ["emoji", "mnist_cpu"])  # of one worker, and of one or two
+def test_without_ray_one_worker_becomes_this_process(
+    preset: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert placed(resolve(preset, None, {}).scale).in_process
+    assert capsys.readouterr().err.count("Ray is not installed, so this process does all the work") == 1
 
 
 def test_the_default_command_trains_in_this_process_unless_a_cluster_is_named(

@@ -15,6 +15,7 @@ from typing import ParamSpec, TypeVar
 
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.process import require_extra
 
 # Whether opening a source may download it.
 DOWNLOADS = ContextVar("DOWNLOADS", default=True)
@@ -54,6 +55,7 @@ def find_data(
         return root
     if not DOWNLOADS.get():
         raise UserError(f"data.source {data.source} needs its files; {advice}")
+    require_extra(f"the download of {data.source}", "data", "torchvision")
     print(f"downloading {data.source} to {folder}", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent))  # a failed download leaves no files
