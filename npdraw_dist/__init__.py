@@ -7,8 +7,7 @@ if TYPE_CHECKING:
     from npdraw_dist.core.images import to_pil
     from npdraw_dist.core.parts import PartBank, PartSequence
     from npdraw_dist.nn.drawings import Drawings
-    from npdraw_dist.nn.hub import load
-    from npdraw_dist.nn.npdraw import NPDraw
+    from npdraw_dist.nn.npdraw import NPDraw, load
     from npdraw_dist.pipeline.fit import fit
 
 __version__ = "0.3.0"
@@ -21,7 +20,7 @@ _MODULES = {
     "PartBank": "core.parts",
     "PartSequence": "core.parts",
     "fit": "pipeline.fit",
-    "load": "nn.hub",
+    "load": "nn.npdraw",
     "to_pil": "core.images",
 }
 

@@ -52,12 +52,17 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
         """Loads a model of this class from any source that `npdraw_dist.load` reads, in eval mode on the CPU.
 
         token, options: arguments of `huggingface_hub.snapshot_download`, ignored for a folder or a URI.
-        Raises UserError if there is no model, or a model of another kind.
+        `HubModel.from_pretrained` loads a model of any kind. Raises UserError if there is no model, or one of
+        another class.
         """
         label = str(pretrained_model_name_or_path)
         model: Any = load_from(model_folder(label, token=token, **options), label)
         if not isinstance(model, cls):
-            raise UserError(f"{label} holds a model of kind {model.title}; take npdraw_dist.load({label!r})")
+            found = type(model)
+            raise UserError(
+                f"{label} holds a model of kind {model.title}, not {cls.title}; open it with "
+                f"{found.__module__}.{found.__qualname__}.from_pretrained({label!r})"
+            )
         return model
 
     def save_pretrained(  # type: ignore[override]  # huggingface_hub's method has more arguments
@@ -125,6 +130,8 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
             template_path=str(Path(__file__).with_name("card.md")),
             spec=spec,
             title=self.title,
+            module=type(self).__module__,
+            name=type(self).__qualname__,
             of_parts=isinstance(spec, ModelSpec),
             parameters=sum(parameter.numel() for parameter in self.parameters()),
             results=results,
@@ -147,16 +154,6 @@ def class_of(spec: Spec, base: type[Model]) -> type[Model]:
 def make_model(spec: ModelSpec | BaselineSpec) -> HubModel:
     """Makes an untrained model."""
     return class_of(spec, HubModel)(spec)  # type: ignore[type-abstract]  # a concrete subclass
-
-
-def load(where: str | Path) -> HubModel:
-    """Loads a trained model of any kind, in eval mode on the CPU.
-
-    where: a model folder or a run folder; the URI of either (s3://, gs://, ...); the name of a model that
-    comes with the package, such as `emoji` (`npdraw models` lists them); or an id of the Hugging Face hub,
-    `org/name` or `org/name@revision`. Raises UserError if there is no model that this version can read.
-    """
-    return load_from(model_folder(where), str(where))
 
 
 def load_from(folder: str, label: str) -> HubModel:
