@@ -17,10 +17,7 @@ from torch import Tensor, nn
 
 from npdraw_dist.config.networks import BlockKind
 from npdraw_dist.config.spec import PriorSpec
-from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.noise import Dropout
-
-IN_16_BITS = "for 16 bits on a GPU, call a float32 model inside torch.autocast('cuda', torch.bfloat16)"
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -36,14 +33,9 @@ def exactly(like: Tensor) -> AbstractContextManager[object]:
 
 
 class _Exact(nn.Module):
-    """Mixin that makes a layer compute in float32 under autocast, and keeps its state_dict keys.
-
-    Raises UserError if the weights are of 16 bits, which no autocast can make exact again.
-    """
+    """Mixin that makes a layer compute in float32 under autocast, and keeps its state_dict keys."""
 
     def forward(self, input: Tensor, *args: Any, **options: Any) -> Any:
-        if (dtype := next(self.parameters()).dtype).itemsize < 4:
-            raise UserError(f"the weights are {dtype}, which is for saving; call model.float(); {IN_16_BITS}")
         with exactly(input):
             return super().forward(at_least_float32(input), *args, **options)
 

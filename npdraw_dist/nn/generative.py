@@ -30,6 +30,13 @@ CHUNK_NUMBERS = 2**26  # largest number of likelihood parameters computed at onc
 LEAST_TEMPERATURE = 1e-6  # lower temperatures are raised to this one
 
 
+# Logits need more than 16 bits (`nn.blocks`).
+IN_16_BITS = (
+    "keep float32, and for speed on a GPU call it inside torch.autocast('cuda', torch.bfloat16); for a small "
+    "file, save_pretrained(folder, dtype=torch.float16)"
+)
+
+
 @dataclass(frozen=True)
 class Importance:
     """Scores of k draws z ~ q(z|x) for each of B images. Each score is (k, B), in nats.
@@ -93,6 +100,13 @@ class GenerativeModel(nn.Module, ABC):
         self.spec = spec
         self.likelihood = make_likelihood(spec.likelihood, spec.image_shape[0], spec.components)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What torch's `to`, `half` and others do to weights. Raises UserError if they would have 16 bits."""
+        if (dtype := fn(torch.empty(0, dtype=torch.float32)).dtype).itemsize < 4:
+            raise UserError(f"a model cannot compute in {dtype}; {IN_16_BITS}")
+        super()._apply(fn, recurse)
+        return self
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -144,7 +158,7 @@ class GenerativeModel(nn.Module, ABC):
         return self.importance(self.as_input(x), k, generator).log_w
 
     def score(self, images: Any, *, k: int = 50, seed: int | None = None) -> Tensor:
-        """Estimates log p(x) of each image, (B,) nats, by the importance-weighted bound with k draws of q(z|x).
+        """Estimates log p(x) of each image, (B,) nats, by the importance-weighted bound with k draws.
 
         The estimate is the log of the mean weight (`log_weights`; Burda et al. 2016, eq. 8). Its expectation
         is at most log p(x), and rises with k. `model.given(condition).score(images)` estimates

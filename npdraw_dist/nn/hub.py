@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model, save_file
 
 from npdraw_dist import __version__
 from npdraw_dist.config.registry import KINDS
@@ -69,15 +69,17 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
         self,
         save_directory: str | Path,
         *,
+        dtype: torch.dtype | None = None,
         config: dict[str, Any] | None = None,
         model_card_kwargs: dict[str, Any] | None = None,
         **others: Any,
     ) -> str | None:
         """Writes config.json, model.safetensors and, unless the folder has one, the model card README.md.
 
-        An older model in the folder stays intact until the new one is complete. config: replaces the content
-        of config.json. model_card_kwargs: `samples`, the number of samples drawn for the card (0 by default),
-        and `repo_id`. others: passed on to huggingface_hub. Raises UserError if save_directory is a URI.
+        An older model in the folder stays intact until the new one is complete. dtype: that of the weights in
+        the file, which are float32 again once loaded. config: replaces the content of config.json.
+        model_card_kwargs: `samples`, the number of samples drawn for the card (0 by default), and `repo_id`.
+        others: passed on to huggingface_hub. Raises UserError if save_directory is a URI.
         """
         if "://" in str(save_directory):
             raise UserError(f"{save_directory} is a URI; save to a folder, and copy that")
@@ -99,6 +101,10 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
             done = super().save_pretrained(
                 made, config=config, model_card_kwargs=card, repo_id=repo_id, **others
             )
+            if dtype is not None:
+                weights = load_file(Path(made, WEIGHTS))
+                rounded = {n: w.to(dtype) if w.is_floating_point() else w for n, w in weights.items()}
+                save_file(rounded, Path(made, WEIGHTS), {"format": "pt"})
             for file in sorted(Path(made).iterdir(), key=lambda file: file.name == CONFIG):
                 file.replace(folder / file.name)
         return done

@@ -21,7 +21,6 @@ from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.vocabulary import Classes, Condition, one_each, plain
 from npdraw_dist.nn import editing
-from npdraw_dist.nn.blocks import IN_16_BITS
 from npdraw_dist.nn.completion import Completer, Effort, HowToComplete, evidence_of
 from npdraw_dist.nn.drawings import Drawings, redrawn
 from npdraw_dist.nn.editing import mask_of, place_of
@@ -379,16 +378,17 @@ def load(
 
     name: a model folder or a run folder; the URI of either (s3://, gs://, ...); the name of a model that
     comes with the package, such as `emoji` (`npdraw models` lists them); or an id of the Hugging Face hub,
-    `org/name` or `org/name@revision`. dtype: torch.float32 or torch.float64. Raises UserError if there is no
-    NP-DRAW model that this version can read, or on another dtype or a device that is not there.
+    `org/name` or `org/name@revision`. dtype: that of the weights, torch.float32 or torch.float64. Raises
+    UserError if there is no NP-DRAW model that this version can read, or on another dtype or a device that is
+    not there.
     """
-    if dtype not in (None, torch.float32, torch.float64):
-        raise UserError(f"dtype is {dtype!r}; give a model torch.float32 or torch.float64; {IN_16_BITS}")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise UserError(f"dtype is {dtype!r}; give one of torch, such as torch.float32")
     model = NPDraw.from_pretrained(name)
     try:
         return model.to(device=device, dtype=dtype)
-    except (RuntimeError, AssertionError) as error:  # torch's own for a device that is not there
-        raise UserError(f"device {device}: {first_fact(error)}") from None
+    except (RuntimeError, AssertionError, TypeError) as error:  # torch's own
+        raise UserError(f"device {device}, dtype {dtype}: {first_fact(error)}") from None
 
 
 def _require_no_guidance(guidance: float) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 import npdraw_dist
@@ -271,30 +272,38 @@ def test_pixels_are_draws_around_the_means() -> None:
     assert torch.equal(samples, model.sample(3, generator=seeded(4), pixels=True))
 
 
-def test_weights_of_16_bits_are_for_saving_only(tmp_path: Path) -> None:
+def test_16_bits_are_for_files_only(tmp_path: Path) -> None:
     for model in (model_of(GREY), tiny_baseline("vae")):
-        images = torch.ones(1, *model.spec.image_shape)
-        model.half().save_pretrained(tmp_path)
-        for dtype in (torch.float16, torch.bfloat16):
-            model.to(dtype)
-            for call in (partial(model.sample, 1), partial(model.score, images)):
-                with pytest.raises(UserError, match=rf"^the weights are {dtype}, which is for saving"):
-                    call()
-        assert model.float().sample(1).dtype == torch.float32
-        assert type(model).from_pretrained(tmp_path).sample(1).dtype == torch.float32
+        whole = model.sample(1, seed=0)
+        for shorten in (model.half, model.bfloat16, partial(model.to, torch.float16)):
+            with pytest.raises(UserError, match=r"^a model cannot compute in torch\.b?float16; keep float32"):
+                shorten()
+        assert torch.equal(model.sample(1, seed=0), whole)
+        model.save_pretrained(tmp_path, dtype=torch.float16)
+        weights = load_file(tmp_path / "model.safetensors")
+        assert {w.dtype for w in weights.values() if w.is_floating_point()} == {torch.float16}
+        opened = type(model).from_pretrained(tmp_path)
+        assert {w.dtype for w in opened.parameters()} == {torch.float32}
+        torch.testing.assert_close(opened.sample(1, seed=0), whole, atol=0.01, rtol=0)
 
 
 def test_a_model_opens_on_a_device_and_in_a_precision(tmp_path: Path) -> None:
     model_of(GREY).save_pretrained(tmp_path)
-    double = npdraw_dist.load(tmp_path, device="cpu", dtype=torch.float64)
-    assert double.draw(1, seed=0).images.dtype == torch.float64
+    single, double = (
+        npdraw_dist.load(tmp_path, device="cpu", dtype=dtype) for dtype in (None, torch.float64)
+    )
+    assert {w.dtype for w in double.parameters()} == {torch.float64}
+    assert double.draw(2, seed=0).canvas.dtype == torch.float64
+    z = single.sample_prior(2, seed=0)
+    torch.testing.assert_close(double.prior_log_prob(z).float(), single.prior_log_prob(z))
     refusals: list[tuple[dict[str, Any], str]] = [
-        ({"dtype": torch.float16}, "dtype is torch.float16; give a model torch.float32 or torch.float64"),
-        ({"dtype": "float32"}, "dtype is 'float32'; give a model torch.float32"),
-        ({"device": "gpu"}, "device gpu: "),
+        ({"dtype": torch.float16}, "a model cannot compute in torch.float16"),
+        ({"dtype": torch.int64}, "dtype torch.int64: "),
+        ({"dtype": "float32"}, "dtype is 'float32'; give one of torch"),
+        ({"device": "gpu"}, "device gpu, "),
     ]
     for how, says in refusals:
-        with pytest.raises(UserError, match=re.escape(says)) as told:
+        with pytest.raises(UserError, match=f"^{re.escape(says)}") as told:
             npdraw_dist.load(tmp_path, **how)
         assert "\n" not in str(told.value)
 
