@@ -139,6 +139,7 @@ class Networks(HubModel):
 
     @property
     def bank(self) -> PartBank:
+        """The parts that the model draws with."""
         return PartBank(self.bank_parts)
 
     def set_bank(self, bank: PartBank) -> None:

@@ -382,13 +382,13 @@ def load(
     UserError if there is no NP-DRAW model that this version can read, or on another dtype or a device that is
     not there.
     """
-    if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise UserError(f"dtype is {dtype!r}; give one of torch, such as torch.float32")
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UserError(f"dtype is {dtype!r}; give torch.float32 or torch.float64")
     model = NPDraw.from_pretrained(name)
     try:
         return model.to(device=device, dtype=dtype)
-    except (RuntimeError, AssertionError, TypeError) as error:  # torch's own
-        raise UserError(f"device {device}, dtype {dtype}: {first_fact(error)}") from None
+    except (RuntimeError, AssertionError) as error:  # torch's own
+        raise UserError(f"device {device}: {first_fact(error)}") from None
 
 
 def _require_no_guidance(guidance: float) -> None:

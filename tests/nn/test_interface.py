@@ -6,6 +6,7 @@ import math
 import re
 from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -298,9 +299,9 @@ def test_a_model_opens_on_a_device_and_in_a_precision(tmp_path: Path) -> None:
     torch.testing.assert_close(double.prior_log_prob(z).float(), single.prior_log_prob(z))
     refusals: list[tuple[dict[str, Any], str]] = [
         ({"dtype": torch.float16}, "a model cannot compute in torch.float16"),
-        ({"dtype": torch.int64}, "dtype torch.int64: "),
-        ({"dtype": "float32"}, "dtype is 'float32'; give one of torch"),
-        ({"device": "gpu"}, "device gpu, "),
+        ({"dtype": torch.int64}, "dtype is torch.int64; give torch.float32 or"),
+        ({"dtype": "float32"}, "dtype is 'float32'; give torch.float32 or torch.float64"),
+        ({"device": "gpu"}, "device gpu: "),
     ]
     for how, says in refusals:
         with pytest.raises(UserError, match=f"^{re.escape(says)}") as told:
@@ -313,6 +314,19 @@ def test_an_editor_sees_what_load_and_fit_return() -> None:
         assert get_type_hints(function)["return"] is NPDraw
     for verb in ("encode", "draw", "complete", "edit", "score"):
         assert inspect.getdoc(getattr(NPDraw, verb)), verb
+
+
+def test_the_reference_page_has_all_that_is_public() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    shown = set()
+    for path, members in re.findall(
+        r"^::: ([\w.]+)\n(?:    options:\n      members: \[([^\]]*)\])?", page, re.M
+    ):
+        found = resolve_name(path)
+        shown.add(path.rpartition(".")[2])
+        for member in members.split(","):
+            assert not member or inspect.getdoc(getattr(found, member.strip())), f"{path}.{member}"
+    assert set(npdraw_dist.__all__) <= shown
 
 
 def test_features_are_those_of_the_encoder() -> None:
