@@ -104,7 +104,7 @@ class GenerativeModel(nn.Module, ABC):
         """What torch's `to`, `half` and others do to weights. Raises UserError if they would have 16 bits."""
         if (dtype := fn(torch.empty(0, dtype=torch.float32)).dtype).itemsize < 4:
             raise UserError(f"a model cannot compute in {dtype}; {IN_16_BITS}")
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
         return self
 
     @property
