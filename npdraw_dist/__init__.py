@@ -10,8 +10,7 @@ if TYPE_CHECKING:
     from npdraw_dist.core.parts import PartBank, PartSequence
     from npdraw_dist.fitting.fit import fit
     from npdraw_dist.nn.drawings import Drawings
-    from npdraw_dist.nn.hub import load
-    from npdraw_dist.nn.npdraw import NPDraw
+    from npdraw_dist.nn.npdraw import NPDraw, load
 
 __all__ = ["Drawings", "NPDraw", "PartBank", "PartSequence", "fit", "load", "to_pil"]
 
@@ -22,7 +21,7 @@ _MODULES = {
     "PartBank": "core.parts",
     "PartSequence": "core.parts",
     "fit": "fitting.fit",
-    "load": "nn.hub",
+    "load": "nn.npdraw",
     "to_pil": "core.images",
 }
 

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         model = model.given(command.condition, command.guidance)
     with local_folder(command.out) as out:
         noise = torch.Generator(device).manual_seed(command.seed)
-        write_samples(model.sample_trace(command.n, noise, command.temperature), out)
+        write_samples(model.sample_trace(command.n, generator=noise, temperature=command.temperature), out)
     print(f"{command.n} samples: {out}/samples.png, {out}/generation.gif, {out}/samples.npz")
 
 

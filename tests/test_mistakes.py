@@ -158,6 +158,7 @@ fit nowhere --storage new | nowhere has no image
 fit --minutes 1 pictures | 'pictures' belongs to no flag; the folder & comes first: npdraw fit FOLDER
 sample mine --out new | 'mine' belongs to no flag; a setting is written --name VALUE
 fit file --minutes 0 --storage new | minutes: & greater than 0
+fit pictures --init models/vae --storage new | fit trains NP-DRAW & of kind vae; use npdraw train
 fit pictures --storage . | among the pictures & storage elsewhere
 fit pictures --name "" --storage new | --name '' is not a run name
 evaluate --asked --model model --out new | takes no condition & --prior.condition

@@ -221,7 +221,7 @@ def _shown(
 ) -> dict[str, NDArray[np.float32]]:
     """Some samples (means of p(x|z)), and the training image nearest to each."""
     generator = torch.Generator(model.device).manual_seed(settings.seed)
-    samples = model.sample(SHOWN_SAMPLES, generator, settings.temperature).cpu()
+    samples = model.sample(SHOWN_SAMPLES, generator=generator, temperature=settings.temperature).cpu()
     train = torch.from_numpy(images_of(entry, "train").images)
     found = neighbours(samples, [train], 0, settings.seed)
     return {"samples": samples.numpy(), "nearest": to_float(found.nearest).numpy()}

@@ -53,7 +53,7 @@ class Baseline(Kind):
     def after_step(self, gather: Gather) -> None:
         """Changes weights after an optimizer step (`Objective.after_step`). By default, nothing changes."""
 
-    def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
+    def _scorer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
         embedded = self.embed(x)
 
         def draw(copies: int) -> Importance:
@@ -73,14 +73,19 @@ class Baseline(Kind):
         return embedded
 
     def sample(
-        self, n: int, generator: Noise = None, temperature: float | None = None, *, seed: int | None = None
+        self,
+        n: int,
+        *,
+        generator: Noise = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        pixels: bool = False,
     ) -> Tensor:
         generator = seeded(self.device, generator, seed)
-        return torch.cat([self.likelihood.mean(last) for last in self._outputs(n, generator, temperature)])
-
-    def sample_pixels(self, n: int, generator: Noise = None, temperature: float | None = None) -> Tensor:
         outputs = self._outputs(n, generator, temperature)
-        return torch.cat([self.likelihood.sample(last, generator) for last in outputs])
+        if pixels:
+            return torch.cat([self.likelihood.sample(last, generator) for last in outputs])
+        return torch.cat([self.likelihood.mean(last) for last in outputs])
 
     @torch.no_grad()
     def _outputs(self, n: int, generator: Noise, temperature: float | None) -> list[Tensor]:
@@ -93,7 +98,9 @@ class Baseline(Kind):
         return [self.generate(size, generator, heat).outputs[-1].clone() for size in sizes]
 
     @torch.no_grad()
-    def sample_trace(self, n: int, generator: Noise = None, temperature: float | None = None) -> SampleTrace:
+    def sample_trace(
+        self, n: int, *, generator: Noise = None, temperature: float | None = None
+    ) -> SampleTrace:
         draws = self.generate(n, generator, self.temperature_of(temperature))
         frames = torch.stack([self.likelihood.mean(output[:ANIMATED]) for output in draws.outputs], 1)
         boxes = draws.boxes[:ANIMATED].round().long()

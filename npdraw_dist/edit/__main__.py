@@ -122,7 +122,7 @@ def _edit(command: Edit, edits: "Edits") -> None:
         (out / "edited.png").write_bytes(png(made.images[0]))
         made.z.save(out / "z.safetensors")
         if command.interpolate:
-            between = model.between(first, made)
+            between = first.towards(made)
             save_interpolation(out / "interpolation.gif", between.canvas, between.images)
     if dropped:
         print(f"{dropped} parts of A outside the region were dropped: a drawing has {model.spec.steps} steps")

@@ -95,12 +95,12 @@ class Edits:
             if len(z) != 1:
                 raise UserError(f"{text} holds {len(z)} drawings; one is needed")
             try:
-                drawing = self.model.drawings(z)
+                drawing = self.model.as_drawings(z)
             except ValueError as error:
                 raise UserError(f"{text} is a drawing of another model: {error}") from None
         else:
             x = self.model.as_input(self._image(text, kind, number))
-            return self.model.drawings(x), x[0]
+            return self.model.as_drawings(x), x[0]
         return drawing, drawing.images[0]
 
     def _image(self, text: str, kind: str, number: str) -> Tensor:

@@ -107,7 +107,7 @@ def _count(
         drawn = given.draw(settings.n, generator=generator, temperature=settings.temperature)
         first[text] = drawn.images[:1]
         binary = data.binarize != "none"
-        pixels = given.draw_pixels(drawn.canvas, generator, drawn.u) if binary else drawn.images
+        pixels = drawn.pixels(generator=generator) if binary else drawn.images
         for name, reader in readers.items():
             truth = reader.requested(data.words(text))
             if truth >= 0:

@@ -131,5 +131,7 @@ def _samples(runs: Sequence[Run]) -> bytes:
         model = load_model(f"{run.row['run']}/model")
         generator = torch.Generator(model.device).manual_seed(0)
         name, title, fraction, seed = run.label
-        rows[f"{name}\n{title} {fraction} seed {seed}"] = model.sample(SHOWN_SAMPLES, generator).cpu()
+        rows[f"{name}\n{title} {fraction} seed {seed}"] = model.sample(
+            SHOWN_SAMPLES, generator=generator
+        ).cpu()
     return rows_png(rows)

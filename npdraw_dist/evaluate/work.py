@@ -186,9 +186,13 @@ class Worker:
 
     def __call__(self, item: ShardSlice | SampleBatch) -> Found:
         if isinstance(item, SampleBatch):
-            draw = self.model.sample_pixels if self.settings.pixels == "drawn" else self.model.sample
-            generator = self._generator((GENERATED, item.number))
-            features = self._extracted(draw(item.samples, generator, self.settings.temperature))
+            samples = self.model.sample(
+                item.samples,
+                generator=self._generator((GENERATED, item.number)),
+                temperature=self.settings.temperature,
+                pixels=self.settings.pixels == "drawn",
+            )
+            features = self._extracted(samples)
             return Found(item.samples, {(-1, item.number): {"generated": features.numpy()}})
         if self._read is None or self._read[0] != item.shard.name:
             self._read = (item.shard.name, item.shard.read())

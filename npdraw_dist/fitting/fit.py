@@ -20,8 +20,7 @@ from npdraw_dist.core.vocabulary import VOCABULARIES
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.fitting.fit_images import LARGEST_CANVAS, Labels, Looked, canvas_scale, look, reasons
 from npdraw_dist.fitting.fit_source import given
-from npdraw_dist.nn.generative import GenerativeModel
-from npdraw_dist.nn.hub import HubModel
+from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.pipeline.probe import budgets
 from npdraw_dist.pipeline.progress import console, results
 from npdraw_dist.pipeline.run import start
@@ -52,12 +51,12 @@ def fit(
     num_workers: int | str = 0,
     ray: bool = False,
     minutes: float | None = None,
-    init: GenerativeModel | str | Path | None = None,
+    init: NPDraw | str | Path | None = None,
     bank: PartBank | str | Path | Mapping[str, Any] | None = None,
     callbacks: Sequence[Watcher] = (),
     **settings: Any,
-) -> GenerativeModel:
-    """Trains a model on `images`; returns it in eval mode on the CPU, with its `history`.
+) -> NPDraw:
+    """Trains an NP-DRAW model on `images`; returns it in eval mode on the CPU, with its `history`.
 
     images: a folder of pictures that every node of a cluster can read; an array or tensor (N, H, W),
     (N, H, W, C) or (N, C, H, W), uint8 or floats in [0, 1]; a Ray Dataset with a column `image`, which its
@@ -127,6 +126,11 @@ def _experiment(
     suiting, chosen = _chosen(looked, nested, workers)
     preset = preset or suiting
     experiment = resolve(preset, None, merge(chosen, nested))
+    if not experiment.has_parts:
+        kind = experiment.model.kind
+        raise UserError(
+            f"fit trains NP-DRAW, and the model is of kind {kind}; use npdraw train --model.kind {kind}"
+        )
     if looked.dataset is None:
         _require_condition(experiment, looked.pictures, looked.classes)
     if minutes is not None:
@@ -154,11 +158,11 @@ def _chosen(looked: Looked, nested: Mapping[str, Any], workers: int | str) -> tu
     return preset, merge(chosen, {"data": data, "scale": {"num_workers": workers}})
 
 
-def _trained(store: Store) -> GenerativeModel:
+def _trained(store: Store) -> NPDraw:
     """Loads the model of a finished run and adds its history of metrics."""
     with store.reading("model") as folder:
         model = load_model(str(folder))
-    assert isinstance(model, HubModel)
+    assert isinstance(model, NPDraw)
     stages = [stage for stage in TRAINED if store.has(stage)]
     model.history = {stage: read_metrics(store.filesystem, store.path(stage)) for stage in stages}
     return model
@@ -166,11 +170,6 @@ def _trained(store: Store) -> GenerativeModel:
 
 def _require_probe(experiment: Experiment, nested: Mapping[str, Any]) -> None:
     """Raises UserError if `minutes` cannot be turned into budgets, or if `nested` settings state budgets."""
-    if not experiment.has_parts:
-        raise UserError(
-            f"minutes is for NP-DRAW, and the model is of kind {experiment.model.kind}: call fit without "
-            "minutes, or npdraw train --init.model MODEL"
-        )
     if not experiment.scale.in_process:
         raise UserError("minutes is for a training in this process; leave out num_workers and ray")
     if sections := [stage for stage in TRAINED if "images" in nested.get(stage, {})]:
@@ -190,19 +189,19 @@ def _require_condition(experiment: Experiment, pictures: Rows, classes: Sequence
 
 
 def _start_from(
-    init: GenerativeModel | str | Path | None,
+    init: NPDraw | str | Path | None,
     bank: PartBank | str | Path | Mapping[str, Any] | None,
     run: Store,
     where: str,
 ) -> dict[str, str]:
     """The section `init` of the settings. A model or bank in memory is first saved beside the run `where`."""
     found = dict[str, str]()
-    if isinstance(init, HubModel):
+    if isinstance(init, NPDraw):
         found["model"] = _beside(run, where, "init", WEIGHTS, init.save_pretrained)
     elif isinstance(init, str | Path):
         found["model"] = str(init)
     elif init is not None:
-        raise UserError(f"init is a {type(init).__name__}; give a trained model, or the path of one")
+        raise UserError(f"init is a {type(init).__name__}; give an NP-DRAW model, or the path of one")
     if isinstance(bank, PartBank):
         found["bank"] = _beside(run, where, "bank", BANK, lambda folder: bank.save(folder / BANK))
     elif isinstance(bank, str | Path):

@@ -8,7 +8,9 @@ Shapes: B images, R of them at once, m candidates, T steps, L places, K parts, D
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from npdraw_dist.core.grid import Grid
 from npdraw_dist.core.noise import Noise, uniform
 from npdraw_dist.core.orders import LAST, ORDERS, Free
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.core.vocabulary import Condition
 from npdraw_dist.nn.particles import (
     AlignedRules,
     FreeRules,
@@ -53,6 +56,17 @@ class Effort:
         for name, least in (("particles", 1), ("visits", 0), ("candidates", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; {least} is the least")
+
+
+class HowToComplete(TypedDict, total=False):
+    """The options of `NPDraw.complete` by name."""
+
+    seed: int | None
+    temperature: float | None
+    effort: Effort | None
+    condition: Condition | Sequence[Condition] | None
+    guidance: float
+    sketch: Any
 
 
 class Completer:

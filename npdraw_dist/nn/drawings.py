@@ -16,8 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from npdraw_dist.core.images import inline, png, tiled, to_pil
+from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.pages import save_samples
 from npdraw_dist.core.parts import PartSequence
+from npdraw_dist.nn import editing
+from npdraw_dist.nn.appearance import Donor
+from npdraw_dist.nn.generative import seeded
 from npdraw_dist.nn.networks import Networks
 from npdraw_dist.system.errors import UserError
 
@@ -44,6 +48,10 @@ class Drawings:
         """The means of p(x|z, u), (B, C, H, W) in [0, 1], decoded on first access."""
         return self.model.decode(self.canvas, self.u)
 
+    def pixels(self, *, generator: Noise = None, seed: int | None = None) -> Tensor:
+        """Images drawn from p(x|z, u), (B, C, H, W). seed: used in place of a generator."""
+        return self.model._draw_pixels(self.canvas, self.u, seeded(self.model.device, generator, seed))
+
     @property
     def parts(self) -> Tensor:
         """(B, T, C, P, P), the part of each step; zeros for a step that draws nothing."""
@@ -69,6 +77,22 @@ class Drawings:
     def repeated(self, n: int) -> "Drawings":
         """A batch of n copies of the first drawing."""
         return self[torch.zeros(n, dtype=torch.int64, device=self.canvas.device)]
+
+    @torch.no_grad()
+    def towards(self, other: "Drawings") -> "Drawings":
+        """The N drawings on the way to `other`, each with one more place from it (`editing.interpolate`).
+
+        N = 1 if both are equal. u changes in equal steps; the mean of p(u|canvas) replaces an unknown u.
+        Raises ValueError unless both are one drawing each.
+        """
+        model, spec = self.model, self.model.spec
+        z = editing.interpolate(self.z, other.z, spec.grid.places, spec.order)
+        canvas = model.render(z)
+        own, last = (model.mean_appearance(one.canvas) if one.u is None else one.u for one in (self, other))
+        if own is None or last is None:
+            return Drawings(z, canvas, None, model)
+        way = torch.linspace(0, 1, len(canvas), device=canvas.device).view(-1, *(1 for _ in own.shape[1:]))
+        return Drawings(z, canvas, torch.lerp(own, last, way), model)
 
     def to_pil(self) -> list[Image.Image]:
         """The B images as PIL images."""
@@ -118,3 +142,19 @@ class Drawings:
         canvas = F.interpolate(self.canvas[:SHOWN], images.shape[-2:])
         pairs = F.pad(torch.cat([canvas, images], 2), (1, 1, 1, 4), value=0.5)
         return png(tiled(pairs, min(COLUMNS, len(pairs))), ENLARGED)
+
+
+@torch.no_grad()
+def redrawn(z: PartSequence, *donors: Drawings, own: Tensor | None = None) -> Drawings:
+    """Renders z (B, T), which was edited from `donors`, and keeps their u where the canvas is unchanged.
+
+    donors: B drawings each, of one model; u comes from the first donor with the same canvas. own: bool
+    (B, 1, h, w); where it is False, the first donor is considered last.
+    """
+    model = donors[0].model
+    canvas = model.render(z)
+    order = [Donor(x.u, x.canvas) for x in donors]
+    if own is not None:
+        order = [order[0]._replace(own=own), *order[1:], order[0]]
+    u = None if model.appearance is None else model.appearance.joined(canvas, order)
+    return Drawings(z, canvas, u, model)

@@ -4,6 +4,7 @@ Shapes: k draws, B images, A tokens of a condition, N samples, F traced samples,
 C channels, H x W image, h x w canvas.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,13 @@ from npdraw_dist.system.errors import UserError, require_positive
 CHUNK, GPU_CHUNK = 256, 512
 CHUNK_NUMBERS = 2**26  # largest number of likelihood parameters computed at once; matters for large images
 LEAST_TEMPERATURE = 1e-6  # lower temperatures are raised to this one
+
+
+# Logits need more than 16 bits (`nn.blocks`).
+IN_16_BITS = (
+    "keep float32, and for speed on a GPU call it inside torch.autocast('cuda', torch.bfloat16); for a small "
+    "file, save_pretrained(folder, dtype=torch.float16)"
+)
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,13 @@ class GenerativeModel(nn.Module, ABC):
         self.spec = spec
         self.likelihood = make_likelihood(spec.likelihood, spec.image_shape[0], spec.components)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """What torch's `to`, `half` and others do to weights. Raises UserError if they would have 16 bits."""
+        if (dtype := fn(torch.empty(0, dtype=torch.float32)).dtype).itemsize < 4:
+            raise UserError(f"a model cannot compute in {dtype}; {IN_16_BITS}")
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        return self
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -118,7 +133,7 @@ class GenerativeModel(nn.Module, ABC):
         models = [self.given(tokens) for tokens in conditions] or [self] * len(pieces)
         parts = []
         for piece, model in zip(pieces, models, strict=True):
-            draw, at_once = model.drawer(piece, generator), max(most // len(piece), 1)
+            draw, at_once = model._scorer(piece, generator), max(most // len(piece), 1)
             scores = [draw(min(at_once, k - done)) for done in range(0, k, at_once)]
             parts.append(joined(scores, lambda values: torch.cat(values).view(k, -1)))
         return joined(parts, lambda values: torch.cat(values, 1))
@@ -128,10 +143,10 @@ class GenerativeModel(nn.Module, ABC):
         raise UserError(f"a model of kind {self.spec.kind} takes no condition")
 
     @abstractmethod
-    def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
+    def _scorer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
         """x (B, C, H, W) -> a function that scores n draws for each image; its result has fields (n * B,)."""
 
-    def log_weights(self, x: Any, k: int = 50, generator: Noise = None) -> Tensor:
+    def log_weights(self, x: Any, k: int = 50, *, generator: Noise = None) -> Tensor:
         """log p(x|z) + log p(z) - log q(z|x) of k draws z ~ q(z|x), (k, B) nats (Burda et al. 2016).
 
         `model.given(condition).log_weights(x)` scores p(x|condition), with one condition for all images.
@@ -141,6 +156,18 @@ class GenerativeModel(nn.Module, ABC):
             require_images(x, self.spec.image_shape)
         require_positive("k", k)
         return self.importance(self.as_input(x), k, generator).log_w
+
+    def score(self, images: Any, *, k: int = 50, seed: int | None = None) -> Tensor:
+        """Estimates log p(x) of each image, (B,) nats, by the importance-weighted bound with k draws.
+
+        The estimate is the log of the mean weight (`log_weights`; Burda et al. 2016, eq. 8). Its expectation
+        is at most log p(x), and rises with k. `model.given(condition).score(images)` estimates
+        log p(x|condition), with one condition for all images. seed: that of the draws. Raises UserError as
+        `log_weights` does.
+        """
+        return self.log_weights(images, k, generator=seeded(self.device, None, seed)).logsumexp(0) - math.log(
+            k
+        )
 
     def temperature_of(self, requested: float | None) -> float:
         """The requested temperature of samples, or else the spec's. Raises UserError unless it is above 0.
@@ -192,19 +219,23 @@ class GenerativeModel(nn.Module, ABC):
 
     @abstractmethod
     def sample(
-        self, n: int, generator: Noise = None, temperature: float | None = None, *, seed: int | None = None
+        self,
+        n: int,
+        *,
+        generator: Noise = None,
+        seed: int | None = None,
+        temperature: float | None = None,
+        pixels: bool = False,
     ) -> Tensor:
-        """Draws z from the prior; returns mean images of p(x|z), (n, C, H, W).
+        """Draws z from the prior; returns mean images of p(x|z), or with `pixels` draws of it, (n, C, H, W).
 
         seed: used in place of a generator. temperature: that of the prior; None means `spec.temperature`.
         """
 
     @abstractmethod
-    def sample_pixels(self, n: int, generator: Noise = None, temperature: float | None = None) -> Tensor:
-        """Draws z from the prior, and images (n, C, H, W) from p(x|z)."""
-
-    @abstractmethod
-    def sample_trace(self, n: int, generator: Noise = None, temperature: float | None = None) -> SampleTrace:
+    def sample_trace(
+        self, n: int, *, generator: Noise = None, temperature: float | None = None
+    ) -> SampleTrace:
         """Draws n samples; the trace shows the first 8 step by step."""
 
 

@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData, PyTorchModelHubMixin
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_model
+from safetensors.torch import load_file, load_model, save_file
 
 from npdraw_dist.config.registry import KINDS
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, Spec, spec_type
@@ -52,27 +52,34 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
         """Loads a model of this class from any source that `npdraw_dist.load` reads, in eval mode on the CPU.
 
         token, options: arguments of `huggingface_hub.snapshot_download`, ignored for a folder or a URI.
-        Raises UserError if there is no model, or a model of another kind.
+        `HubModel.from_pretrained` loads a model of any kind. Raises UserError if there is no model, or one of
+        another class.
         """
         label = str(pretrained_model_name_or_path)
         model: Any = load_from(model_folder(label, token=token, **options), label)
         if not isinstance(model, cls):
-            raise UserError(f"{label} holds a model of kind {model.title}; take npdraw_dist.load({label!r})")
+            found = type(model)
+            raise UserError(
+                f"{label} holds a model of kind {model.title}, not {cls.title}; open it with "
+                f"{found.__module__}.{found.__qualname__}.from_pretrained({label!r})"
+            )
         return model
 
     def save_pretrained(  # type: ignore[override]  # huggingface_hub's method has more arguments
         self,
         save_directory: str | Path,
         *,
+        dtype: torch.dtype | None = None,
         config: dict[str, Any] | None = None,
         model_card_kwargs: dict[str, Any] | None = None,
         **others: Any,
     ) -> str | None:
         """Writes config.json, model.safetensors and, unless the folder has one, the model card README.md.
 
-        An older model in the folder stays intact until the new one is complete. config: replaces the content
-        of config.json. model_card_kwargs: `samples`, the number of samples drawn for the card (0 by default),
-        and `repo_id`. others: passed on to huggingface_hub. Raises UserError if save_directory is a URI.
+        An older model in the folder stays intact until the new one is complete. dtype: that of the weights in
+        the file, which are float32 again once loaded. config: replaces the content of config.json.
+        model_card_kwargs: `samples`, the number of samples drawn for the card (0 by default), and `repo_id`.
+        others: passed on to huggingface_hub. Raises UserError if save_directory is a URI.
         """
         if "://" in str(save_directory):
             raise UserError(f"{save_directory} is a URI; save to a folder, and copy that")
@@ -94,6 +101,10 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
             done = super().save_pretrained(
                 made, config=config, model_card_kwargs=card, repo_id=repo_id, **others
             )
+            if dtype is not None:
+                weights = load_file(Path(made, WEIGHTS))
+                rounded = {n: w.to(dtype) if w.is_floating_point() else w for n, w in weights.items()}
+                save_file(rounded, Path(made, WEIGHTS), {"format": "pt"})
             for file in sorted(Path(made).iterdir(), key=lambda file: file.name == CONFIG):
                 file.replace(folder / file.name)
         return done
@@ -125,6 +136,8 @@ class HubModel(GenerativeModel, PyTorchModelHubMixin):
             template_path=str(Path(__file__).with_name("card.md")),
             spec=spec,
             title=self.title,
+            module=type(self).__module__,
+            name=type(self).__qualname__,
             of_parts=isinstance(spec, ModelSpec),
             parameters=sum(parameter.numel() for parameter in self.parameters()),
             results=results,
@@ -147,16 +160,6 @@ def class_of(spec: Spec, base: type[Model]) -> type[Model]:
 def make_model(spec: ModelSpec | BaselineSpec) -> HubModel:
     """Makes an untrained model."""
     return class_of(spec, HubModel)(spec)  # type: ignore[type-abstract]  # a concrete subclass
-
-
-def load(where: str | Path) -> HubModel:
-    """Loads a trained model of any kind, in eval mode on the CPU.
-
-    where: a model folder or a run folder; the URI of either (s3://, gs://, ...); the name of a model that
-    comes with the package, such as `emoji` (`npdraw models` lists them); or an id of the Hugging Face hub,
-    `org/name` or `org/name@revision`. Raises UserError if there is no model that this version can read.
-    """
-    return load_from(model_folder(where), str(where))
 
 
 def load_from(folder: str, label: str) -> HubModel:

@@ -139,6 +139,7 @@ class Networks(HubModel):
 
     @property
     def bank(self) -> PartBank:
+        """The parts that the model draws with."""
         return PartBank(self.bank_parts)
 
     def set_bank(self, bank: PartBank) -> None:
@@ -166,7 +167,7 @@ class Networks(HubModel):
         parts = x.split(self.rows_at_once)
         return PartSequence.cat([self.layout.likeliest(self.infer(part), self.bank_parts) for part in parts])
 
-    def render(self, z: PartSequence, steps: bool = False) -> Tensor:
+    def render(self, z: PartSequence, *, steps: bool = False) -> Tensor:
         """z -> canvas (B, C, h, w) in [0, 1]; with `steps` the canvas after each step, (B, T, C, h, w)."""
         z = z.canonical().to(self.device)
         if steps:
@@ -189,8 +190,8 @@ class Networks(HubModel):
         return torch.cat([self.likelihood.mean(params) for params in self._in_chunks(canvas, u)])
 
     @torch.no_grad()
-    def draw_pixels(self, canvas: Tensor, generator: Noise = None, u: Tensor | None = None) -> Tensor:
-        """canvas (B, C, h, w) -> an image (B, C, H, W) drawn from p(x|z)."""
+    def _draw_pixels(self, canvas: Tensor, u: Tensor | None, generator: Noise) -> Tensor:
+        """canvas (B, C, h, w) -> an image (B, C, H, W) drawn from p(x|canvas, u); u as in `likelihood_of`."""
         drawn = [self.likelihood.sample(params, generator) for params in self._in_chunks(canvas, u)]
         return torch.cat(drawn)
 
@@ -215,6 +216,11 @@ class Networks(HubModel):
         made = (self.decode(canvas, u), canvas, steps, decoded, few.whether, corners, sides, codes)
         return SampleTrace(*made, ALIGNED_FRAMES if self.spec.aligned else GROWING_FRAMES)
 
+    @torch.no_grad()
+    def mean_appearance(self, canvas: Tensor) -> Tensor | None:
+        """The mean of p(u|canvas), (B, ...); None if the model has no u."""
+        return None if self.appearance is None else self.appearance.prior(canvas).mean
+
     def infer_appearance(self, x: Tensor, canvas: Tensor) -> Inferred | None:
         """q(u|x, canvas) and p(u|canvas) for images and their canvases; None if the model has no u."""
         return None if self.appearance is None else self.appearance.infer(x, canvas)
@@ -222,12 +228,12 @@ class Networks(HubModel):
     def sample_prior(
         self,
         n: int,
+        *,
         generator: Noise = None,
+        seed: int | None = None,
         temperature: float = 1.0,
         top_k: int | None = None,
         distinct_places: bool = False,
-        *,
-        seed: int | None = None,
     ) -> PartSequence:
         """Draws n sequences z ~ p(z); see `StepPrior.sample`. seed: used in place of a generator."""
         self.require_conditions(n)
@@ -263,7 +269,7 @@ class Networks(HubModel):
         """Draws one z ~ q for each image."""
         return self.layout.sample(q, self.bank_parts, generator)
 
-    def drawer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
+    def _scorer(self, x: Tensor, generator: Noise) -> Callable[[int], Importance]:
         q = self.infer(x)
 
         def draw(copies: int) -> Importance:

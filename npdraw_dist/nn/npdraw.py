@@ -6,7 +6,8 @@ H x W image.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from pathlib import Path
+from typing import Any, Unpack, overload
 
 import numpy as np
 import torch
@@ -18,9 +19,8 @@ from npdraw_dist.core.noise import Noise
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.vocabulary import Classes, Condition, one_each, plain
 from npdraw_dist.nn import editing
-from npdraw_dist.nn.appearance import Donor
-from npdraw_dist.nn.completion import Completer, Effort, evidence_of
-from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.completion import Completer, Effort, HowToComplete, evidence_of
+from npdraw_dist.nn.drawings import Drawings, redrawn
 from npdraw_dist.nn.editing import mask_of, place_of
 from npdraw_dist.nn.generative import SampleTrace, at_centres, seeded
 from npdraw_dist.nn.hard_draws import hard_loss
@@ -29,6 +29,7 @@ from npdraw_dist.nn.objective import PriorObjective, VAEObjective
 from npdraw_dist.nn.prior import GivenPrior, StepPrior, dropped
 from npdraw_dist.nn.steps import log_prob_steps
 from npdraw_dist.system.errors import UserError, require_positive
+from npdraw_dist.system.model_files import first_fact
 
 BANK = "bank_parts"  # the name of the buffer with the parts, in every network that has such a buffer
 
@@ -77,7 +78,7 @@ class NPDraw(Networks):
         return loss.mean(), {name: value.detach().mean() for name, value in terms.items()}
 
     @torch.no_grad()
-    def drawings(self, x: Any, u: Tensor | None = None) -> Drawings:
+    def as_drawings(self, x: Any, *, u: Tensor | None = None) -> Drawings:
         """Images, drawings z (B, T) or `Drawings` -> `Drawings`.
 
         Images get their most likely z and u. Drawings z get `u` (B, ...); None stands for the mean of
@@ -88,7 +89,7 @@ class NPDraw(Networks):
             if not torch.equal(x.model.bank_parts.to(self.device), self.bank_parts):
                 raise ValueError("drawings of a model with other parts; give their images, or their z")
             self.checked(x.z)
-            if x.canvas.device == self.device:
+            if x.model is self and x.canvas.device == self.device:
                 return x
             u = None if x.u is None else x.u.to(self.device)
             return Drawings(x.z.to(self.device), x.canvas.to(self.device), u, self)
@@ -125,7 +126,8 @@ class NPDraw(Networks):
             return given.draw(n, None, seed, generator=generator, temperature=temperature, top_k=top_k)
         _require_no_guidance(guidance)
         generator = seeded(self.device, generator, seed)
-        z = self.sample_prior(n, generator, self.temperature_of(temperature), top_k)
+        heat = self.temperature_of(temperature)
+        z = self.sample_prior(n, generator=generator, temperature=heat, top_k=top_k)
         canvas = self.render(z)
         u = None if self.appearance is None else self.appearance.prior(canvas).sample(generator)
         return Drawings(z, canvas, u, self)
@@ -133,23 +135,27 @@ class NPDraw(Networks):
     def sample(
         self,
         n: int,
+        *,
+        condition: Condition | Sequence[Condition] | None = None,
         generator: Noise = None,
+        seed: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
-        *,
-        seed: int | None = None,
-        condition: Condition | Sequence[Condition] | None = None,
         guidance: float = 1.0,
+        pixels: bool = False,
     ) -> Tensor:
-        """The mean images of `draw` with the same arguments, (n, C, H, W)."""
+        """The images of `draw` with the same arguments, (n, C, H, W): means of p(x|z, u).
+
+        pixels: returns draws of p(x|z, u) in place of the means.
+        """
+        generator = seeded(self.device, generator, seed)
         how: dict[str, Any] = {"generator": generator, "temperature": temperature, "top_k": top_k}
-        return self.draw(n, condition, seed, guidance=guidance, **how).images
+        drawn = self.draw(n, condition, guidance=guidance, **how)
+        return drawn.pixels(generator=generator) if pixels else drawn.images
 
-    def sample_pixels(self, n: int, generator: Noise = None, temperature: float | None = None) -> Tensor:
-        drawn = self.draw(n, generator=generator, temperature=temperature)
-        return self.draw_pixels(drawn.canvas, generator, drawn.u)
-
-    def sample_trace(self, n: int, generator: Noise = None, temperature: float | None = None) -> SampleTrace:
+    def sample_trace(
+        self, n: int, *, generator: Noise = None, temperature: float | None = None
+    ) -> SampleTrace:
         drawn = self.draw(n, generator=generator, temperature=temperature)
         return self.trace(drawn.z, drawn.u)
 
@@ -184,9 +190,9 @@ class NPDraw(Networks):
         The value of a place is -log p of its step in the image's most likely z, given the earlier steps. In
         order aligned every place has a step, even if the step draws nothing; in the other orders the value of
         a place without a part is 0.
-        images: as `drawings` takes them.
+        images: as `as_drawings` takes them.
         """
-        z = self.drawings(images).z
+        z = self.as_drawings(images).z
         self.require_conditions(len(z))
         nats = -log_prob_steps(self.prior(z).float32(), z)
         if not self.spec.where_given:
@@ -197,34 +203,24 @@ class NPDraw(Networks):
 
     def reconstruct(self, images: Any) -> Tensor:
         """Images of any type (`as_input`) -> the mean images (B, C, H, W) of their most likely z and u."""
-        return self.drawings(self.as_input(images)).images
+        return self.as_drawings(self.as_input(images)).images
 
     def interpolate(self, a: Any, b: Any) -> Tensor:
-        """The mean images (N, C, H, W) of `between`."""
-        return self.between(a, b).images
+        """The mean images (N, C, H, W) on the way from a to b (`Drawings.towards`).
 
-    @torch.no_grad()
-    def between(self, a: Any, b: Any) -> Drawings:
-        """Interpolates from a to b by N drawings, each with one more place from b (`editing.interpolate`).
-
-        a, b: one image or drawing each, as `drawings` takes them; if they are equal, N = 1. u changes in
-        equal steps from a's to b's; the mean of p(u|canvas) replaces an unknown u. Raises ValueError unless a
-        and b are one drawing each.
+        a, b: one image or drawing each, as `as_drawings` takes them. Raises ValueError on more than one.
         """
-        first, last = self.drawings(a), self.drawings(b)
-        z = editing.interpolate(first.z, last.z, self.spec.grid.places, self.spec.order)
-        canvas = self.render(z)
-        u_a, u_b = (self.mean_appearance(x.canvas) if x.u is None else x.u for x in (first, last))
-        if u_a is None or u_b is None:
-            return Drawings(z, canvas, None, self)
-        way = torch.linspace(0, 1, len(canvas), device=canvas.device).view(-1, *(1 for _ in u_a.shape[1:]))
-        return Drawings(z, canvas, torch.lerp(u_a, u_b, way), self)
+        return self.as_drawings(a).towards(self.as_drawings(b)).images
 
     @overload
-    def complete(self, x: PartSequence, keep: Any, *options: Any, **named: Any) -> PartSequence: ...
+    def complete(
+        self, x: PartSequence, keep: Any, generator: Noise = None, **how: Unpack[HowToComplete]
+    ) -> PartSequence: ...
 
     @overload
-    def complete(self, x: Any, keep: Any, *options: Any, **named: Any) -> Drawings: ...
+    def complete(
+        self, x: Any, keep: Any, generator: Noise = None, **how: Unpack[HowToComplete]
+    ) -> Drawings: ...
 
     @torch.no_grad()
     def complete(
@@ -232,10 +228,10 @@ class NPDraw(Networks):
         x: Any,
         keep: Any,
         generator: Noise = None,
-        temperature: float | None = None,
-        effort: Effort | None = None,
         *,
         seed: int | None = None,
+        temperature: float | None = None,
+        effort: Effort | None = None,
         condition: Condition | Sequence[Condition] | None = None,
         guidance: float = 1.0,
         sketch: Any = None,
@@ -256,7 +252,7 @@ class NPDraw(Networks):
         this model, such as more than T steps.
         """
         generator = seeded(self.device, generator, seed)
-        given = self.checked(x).to(self.device) if isinstance(x, PartSequence) else self.drawings(x)
+        given = self.checked(x).to(self.device) if isinstance(x, PartSequence) else self.as_drawings(x)
         z = given if isinstance(given, PartSequence) else given.z
         mask = mask_of(keep, self.spec.grid, len(z), "keep").to(z.where.device).expand(len(z), -1)
         evidence = None
@@ -287,10 +283,10 @@ class NPDraw(Networks):
             parts.append(completer(z[index], mask[index], generator, seen))
             order += rows
         done = PartSequence.cat(parts)[torch.tensor(order, device=z.where.device).argsort()]
-        return done if isinstance(given, PartSequence) else self.redrawn(done, given)
+        return done if isinstance(given, PartSequence) else redrawn(done, given)
 
     @torch.no_grad()
-    def classify(self, images: Any, k: int = 10, *, seed: int = 0) -> Tensor:
+    def classify(self, images: Any, *, k: int = 10, seed: int = 0) -> Tensor:
         """Assigns each image the class of highest log p(x|class), estimated by k draws of q; int64 (B,).
 
         A class is returned as the number that conditions use, which is its name if all names are numbers, or
@@ -314,21 +310,21 @@ class NPDraw(Networks):
         bounds = [shared + self.plain_prior.log_prob(z, number.view(1, 1)) for number in classes]
         return torch.stack(bounds).view(len(classes), k, -1).logsumexp(1).argmax(0)
 
-    def log_weights(self, x: Any, k: int = 50, generator: Noise = None) -> Tensor:
+    def log_weights(self, x: Any, k: int = 50, *, generator: Noise = None) -> Tensor:
         if self.conditions > 1:
             raise UserError(f"the model is given {self.conditions} conditions; log_weights takes one")
-        return super().log_weights(x, k, generator)
+        return super().log_weights(x, k, generator=generator)
 
     @torch.no_grad()
     def compose(self, a: Any, b: Any, places: Any) -> Drawings:
         """Replaces the parts of a at `places` by those of b (`editing.compose`).
 
-        a, b: images or drawings, as `drawings` takes them, B of each, or a single one for all drawings of the
-        other. places: as `nn.editing.mask_of` takes them. A map u is composed like the parts, and blank cells
-        at `places` also come from b. A vector u for the whole image comes from a. Raises ValueError if the
+        a, b: images or drawings, as `as_drawings` takes them, B of each, or one for all of the other.
+        places: as `nn.editing.mask_of` takes them. A map u is composed like the parts, and blank cells at
+        `places` also come from b. A vector u for the whole image comes from a. Raises ValueError if the
         numbers of drawings do not match.
         """
-        first, second = self.drawings(a), self.drawings(b)
+        first, second = self.as_drawings(a), self.as_drawings(b)
         if len(first) != len(second) and 1 in (len(first), len(second)):
             many = max(len(first), len(second))
             first, second = (x if len(x) == many else x.repeated(many) for x in (first, second))
@@ -336,7 +332,7 @@ class NPDraw(Networks):
         z = editing.compose(first.z, second.z, mask, self.spec.order)
         patch = self.spec.patch
         elsewhere = (~mask).float().view(-1, self.grid.places, 1, 1, 1).expand(-1, -1, -1, patch, patch)
-        return self.redrawn(z, first, second, own=self.grid.fold_sum(elsewhere) > 0)
+        return redrawn(z, first, second, own=self.grid.fold_sum(elsewhere) > 0)
 
     @torch.no_grad()
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
@@ -355,12 +351,12 @@ class NPDraw(Networks):
     ) -> Drawings:
         """Edits the drawings of x, in this order: remove, move, swap, put (`nn.editing`).
 
-        x: images or drawings, as `drawings` takes them. remove: places to empty, as `nn.editing.mask_of`
+        x: images or drawings, as `as_drawings` takes them. remove: places to empty, as `nn.editing.mask_of`
         takes them. move: {from: to}. swap: {one: other}. put: {place: part}, parts 0 to K - 1. A place is
         given as its number or (row, column). The latent u, for details that parts cannot express, comes from
         x (`redrawn`). Raises UserError on a place or part that the model does not have.
         """
-        before, grid, order = self.drawings(x), self.spec.grid, self.spec.order
+        before, grid, order = self.as_drawings(x), self.spec.grid, self.spec.order
         z = before.z
         if remove is not None:
             z = editing.remove(z, mask_of(remove, grid, len(z), "remove").to(self.device), order)
@@ -372,26 +368,27 @@ class NPDraw(Networks):
             if not isinstance(part, int | np.integer) or not 0 <= part < self.spec.parts:
                 raise UserError(f"part {part}; the bank has 0 to {self.spec.parts - 1}")
             z = editing.put(z, place_of(place, grid), int(part), order)
-        return self.redrawn(z, before)
+        return redrawn(z, before)
 
-    @torch.no_grad()
-    def redrawn(self, z: PartSequence, *donors: Drawings, own: Tensor | None = None) -> Drawings:
-        """Renders z (B, T), which was edited from `donors`, and keeps their u where the canvas is unchanged.
 
-        donors: B drawings each; u comes from the first donor with the same canvas. own: bool (B, 1, h, w);
-        where it is False, the first donor is considered last.
-        """
-        canvas = self.render(z)
-        order = [Donor(x.u, x.canvas) for x in donors]
-        if own is not None:
-            order = [order[0]._replace(own=own), *order[1:], order[0]]
-        u = None if self.appearance is None else self.appearance.joined(canvas, order)
-        return Drawings(z, canvas, u, self)
+def load(
+    name: str | Path, *, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+) -> NPDraw:
+    """Loads a trained model in eval mode, on the CPU and in float32 unless `device` and `dtype` are given.
 
-    @torch.no_grad()
-    def mean_appearance(self, canvas: Tensor) -> Tensor | None:
-        """The mean of p(u|canvas), (B, ...); None if the model has no u."""
-        return None if self.appearance is None else self.appearance.prior(canvas).mean
+    name: a model folder or a run folder; the URI of either (s3://, gs://, ...); the name of a model that
+    comes with the package, such as `emoji` (`npdraw models` lists them); or an id of the Hugging Face hub,
+    `org/name` or `org/name@revision`. dtype: that of the weights, torch.float32 or torch.float64. Raises
+    UserError if there is no NP-DRAW model that this version can read, or on another dtype or a device that is
+    not there.
+    """
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UserError(f"dtype is {dtype!r}; give torch.float32 or torch.float64")
+    model = NPDraw.from_pretrained(name)
+    try:
+        return model.to(device=device, dtype=dtype)
+    except (RuntimeError, AssertionError) as error:  # torch's own
+        raise UserError(f"device {device}: {first_fact(error)}") from None
 
 
 def _require_no_guidance(guidance: float) -> None:

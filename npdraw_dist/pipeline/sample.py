@@ -115,7 +115,7 @@ def _draw_and_score(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         started = time.perf_counter()
-        trace = model.sample_trace(SAMPLES, seeded(model.device, None, seed))
+        trace = model.sample_trace(SAMPLES, generator=seeded(model.device, None, seed))
         trace.images.cpu()  # waits until a GPU has finished
         drawing_s = time.perf_counter() - started
         samples = write_samples(trace, folder)[:PREVIEWS]
@@ -178,7 +178,7 @@ def local_folder(out: str) -> Iterator[Path]:
 def reconstructions(model: NPDraw, images: Tensor) -> bytes:
     """uint8 images (N, C, H, W) -> PNG of 16 images, with canvas and image of their most likely z and u."""
     x = model.as_input(images[:PREVIEWS])
-    drawn = model.drawings(x)
+    drawn = model.as_drawings(x)
     return rows_png({"image": x.cpu(), "canvas": drawn.canvas.cpu(), "reconstruction": drawn.images.cpu()})
 
 

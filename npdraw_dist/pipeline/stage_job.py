@@ -178,7 +178,7 @@ def painter(experiment: Experiment, bank: PartBank | None) -> Paint | None:
             return {name: sheet(render(bank.parts, z, grid)) for name, z in shown.items()}
         assert isinstance(objective, ModelObjective)
         model = objective.model
-        found = {"samples": sheet(model.sample(PICTURED, generator))}
+        found = {"samples": sheet(model.sample(PICTURED, generator=generator))}
         if isinstance(model, NPDraw) and len(some):
             x = binarized(some.images, model.spec.binarize, generator)
             pairs = torch.stack([x, model.reconstruct(x)], 1)

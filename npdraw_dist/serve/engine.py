@@ -25,7 +25,7 @@ from npdraw_dist.core.pages import rows_png
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.core.pictures import Frame
 from npdraw_dist.nn import editing
-from npdraw_dist.nn.drawings import Drawings
+from npdraw_dist.nn.drawings import Drawings, redrawn
 from npdraw_dist.nn.editing import mask_of, place_of
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.parse.parser import Parser
@@ -108,7 +108,7 @@ class Engine:
             torch.tensor([given.where], dtype=torch.int64),
             torch.tensor([given.what], dtype=torch.int64),
         )
-        return self.model.drawings(z, None if given.u is None else self._appearance(given.u))
+        return self.model.as_drawings(z, u=None if given.u is None else self._appearance(given.u))
 
     def _appearance(self, text: str) -> Tensor:
         """Decodes a request's u, the details that parts cannot express, from base64 to (1, ...)."""
@@ -169,9 +169,9 @@ class Engine:
         if placed.scaled < 1:  # a large picture is first shrunk to the image's size, as in the stage `parse`
             canvas = canvas_bytes(self.place_upload(content, request.invert, False)[0], self.spec.downscale)
         z = self._parser(canvas.to(self.model.device)).z
-        found = self.model.drawings(z)
+        found = self.model.as_drawings(z)
         if request.z is not None:
-            found = self.model.redrawn(z, self.drawing(request.z))
+            found = redrawn(z, self.drawing(request.z))
         return found, _text(png(canvas[0] / 255))
 
     @cached_property
@@ -187,7 +187,7 @@ class Engine:
     def encode(self, image: Tensor) -> tuple[Drawings, str]:
         """uint8 (1, C, H, W) -> the most likely drawing, and the image that the encoder read."""
         x = self.model.as_input(image)
-        return self.model.drawings(x), _text(png(x[0]))
+        return self.model.as_drawings(x), _text(png(x[0]))
 
     def compose(self, request: schemas.ComposeRequest) -> tuple[Drawings, int]:
         """A with B's parts at the requested places, and how many other parts of A had no step left."""
@@ -220,19 +220,25 @@ class Engine:
         return self.model.given(request.condition, request.guidance)
 
     def complete(self, request: schemas.CompleteRequest) -> Drawings:
-        begun, how = self.drawing(request.z).repeated(request.n), request.temperature
-        model = self.conditioned(request)
+        begun = self.drawing(request.z).repeated(request.n)
         keep, sketch = request.keep, request.sketch or None
         if sketch and not self.spec.aligned:
             keep, sketch = [*keep, *sketch], None
-        return model.complete(begun, keep, None, how, proposals.QUICK, seed=request.seed, sketch=sketch)
+        return self.conditioned(request).complete(
+            begun,
+            keep,
+            seed=request.seed,
+            temperature=request.temperature,
+            effort=proposals.QUICK,
+            sketch=sketch,
+        )
 
     def surprise(self, given: schemas.Latents) -> schemas.SurpriseResponse:
         nats = self.model.surprise(self.drawing(given))
         return schemas.SurpriseResponse(places=nats.flatten().tolist())
 
     def between(self, request: schemas.InterpolateRequest) -> Drawings:
-        return self.model.between(self.drawing(request.a), self.drawing(request.b))
+        return self.drawing(request.a).towards(self.drawing(request.b))
 
     def next_part(self, request: schemas.NextRequest) -> schemas.NextResponse:
         place = None if request.place is None else place_of(request.place, self.grid)
@@ -244,7 +250,7 @@ class Engine:
         with contextlib.suppress(UserError, IndexError, OSError):  # if validation images are missing
             if valid := self.valid_images:  # test images are not shown, so the test split stays held out
                 seen = torch.cat([valid[index] for index in range(min(len(valid), SEEN_IMAGES))])
-                origins["validation image"] = self.model.drawings(seen)
+                origins["validation image"] = self.model.as_drawings(seen)
         examples = []
         for origin, drawings in origins.items():
             rows, scores = proposals.likely(self.model, drawings, EXAMPLES)

@@ -133,7 +133,7 @@ def extent(model: NPDraw) -> float:
 
     It is 1.0 if no sample draws anything.
     """
-    z = model.sample_prior(CANDIDATE_DRAWINGS, torch.Generator(model.device).manual_seed(0))
+    z = model.sample_prior(CANDIDATE_DRAWINGS, seed=0)
     sides = []
     for ink in (model.grid.ink(model.render(z)).amax(1) > 0.2).cpu():  # (h, w)
         spans = [drawn.nonzero()[:, 0] for drawn in (ink.any(1), ink.any(0))]

@@ -17,7 +17,7 @@ from npdraw_dist.baselines.latents import standard_normal
 from npdraw_dist.baselines.vae import Coupling
 from npdraw_dist.config.schema import VAEConfig
 from npdraw_dist.core.parts import Batch, PartSequence
-from npdraw_dist.nn.hub import load
+from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.likelihoods import DiscretizedLogisticMixture
 from tests.helpers.tiny_baselines import (
     KINDS,
@@ -67,7 +67,7 @@ def test_iwae_of_the_vae_is_the_integral() -> None:
         z, area = plane(6.0, 181)
         fit = model.likelihood.log_prob(model.decode_latents(z), x.expand(len(z), -1, -1, -1))
     exact = (fit + standard_normal(z).log_prob(z)).double().logsumexp(0) + math.log(area)
-    log_w = model.log_weights(x, 20_000, seeded())
+    log_w = model.log_weights(x, 20_000, generator=seeded())
     found = log_w.logsumexp(0) - math.log(20_000)
     assert float(found) == pytest.approx(float(exact), abs=0.02)
 
@@ -111,12 +111,14 @@ def test_training_lowers_the_loss_and_every_parameter_feels_it(kind: str, change
 def test_a_model_folder_there_and_back(kind: str, tmp_path: Path) -> None:
     model = tiny_baseline(kind, **COLOUR)
     model.save_pretrained(tmp_path)
-    again = load(tmp_path)
+    again = HubModel.from_pretrained(tmp_path)
     assert again.spec == model.spec
     assert isinstance(again.likelihood, DiscretizedLogisticMixture)
     assert again.likelihood.components == 3
     x = strokes_in_01(2, 3)
-    assert torch.equal(model.log_weights(x, 3, seeded()), again.log_weights(x, 3, seeded()))
+    assert torch.equal(
+        model.log_weights(x, 3, generator=seeded()), again.log_weights(x, 3, generator=seeded())
+    )
     with pytest.raises(ValueError, match="images are"):
         again.importance(x[..., 1:], 1)
 
@@ -126,17 +128,20 @@ def test_samples_and_their_steps(kind: str) -> None:
     """Drawn pixels have the mean of the mean images; a temperature near 0 removes the spread."""
     model = tiny_baseline(kind)
     steps = model.spec.steps
-    drawing = model.sample_trace(10, seeded())
+    drawing = model.sample_trace(10, generator=seeded())
     assert ((drawing.images >= 0) & (drawing.images <= 1)).all()
     assert drawing.steps.shape == drawing.decoded.shape == (8, steps, 1, 6, 6)
     assert drawing.drawn.shape == drawing.sides.shape == (8, steps)
     assert drawing.corners.shape == (8, steps, 2)
     torch.testing.assert_close(drawing.steps[:, -1], drawing.images[:8])
-    torch.testing.assert_close(model.sample(10, seeded()), drawing.images)
-    means, pixels = model.sample(4000, seeded()).mean(0), model.sample_pixels(4000, seeded(1))
+    torch.testing.assert_close(model.sample(10, generator=seeded()), drawing.images)
+    means, pixels = (
+        model.sample(4000, generator=seeded()).mean(0),
+        model.sample(4000, generator=seeded(1), pixels=True),
+    )
     assert set(pixels.unique().tolist()) <= {0.0, 1.0}
     assert (means - pixels.mean(0)).abs().max() < 0.05
-    assert model.sample(50, seeded(), temperature=1e-4).var(0).max() < 1e-4
+    assert model.sample(50, generator=seeded(), temperature=1e-4).var(0).max() < 1e-4
 
 
 def test_vamp_is_a_mixture_of_posteriors() -> None:

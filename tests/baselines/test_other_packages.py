@@ -59,8 +59,10 @@ def test_a_kind_of_another_package_trains_and_is_scored(packages: Path, tmp_path
     spec = json.loads((tmp_path / "own/model/config.json").read_text())["spec"]
     assert (spec["kind"], spec["latents"]) == ("linear", 16)
     assert json.loads((tmp_path / "own/metrics.json").read_text())["test/nll_iwae"] > 0
-    use = f"import npdraw_dist; print(type(npdraw_dist.load({str(tmp_path / 'own')!r})).__name__)"
-    assert python(packages, "-c", use).stdout.strip() == "LinearVAE"
+    use = (
+        f"from linear_vae import LinearVAE; print(LinearVAE.from_pretrained({str(tmp_path / 'own')!r}).title)"
+    )
+    assert python(packages, "-c", use).stdout.strip() == "Linear VAE"
 
 
 def test_a_kind_of_another_package_stands_in_a_comparison(packages: Path, tmp_path: Path) -> None:

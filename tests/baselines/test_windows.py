@@ -93,7 +93,7 @@ def test_objects_are_counted_and_nothing_is_drawn_beyond_n() -> None:
             count = model.describe(x)["active_objects"]
             torch.testing.assert_close(count, torch.full((3,), expected), atol=1e-4, rtol=0)
         model.prior_presence.fill_(-50.0)
-    drawing = model.sample_trace(4, seeded())
+    drawing = model.sample_trace(4, generator=seeded())
     assert not drawing.drawn.any()
     empty = model.likelihood.mean(model.background.detach().expand(4, -1, 6, 6))
     torch.testing.assert_close(drawing.images, empty)

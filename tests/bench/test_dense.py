@@ -31,10 +31,10 @@ def test_canvases_log_probabilities_and_samples(order: str, table: str) -> None:
     reference = DensePrior.of(model, False)
     with torch.no_grad():
         torch.testing.assert_close(log_prob(reference(z), z), model.prior.log_prob(z))
-    ours = model.sample_prior(32, seeded(3))
+    ours = model.sample_prior(32, generator=seeded(3))
     assert same(ours, dense.sample_prior(model, reference, 32, seeded(3)))
     assert len({tuple(row.tolist()) for row in ours.what}) > 8
-    images = model.sample(32, seeded(3))
+    images = model.sample(32, generator=seeded(3))
     torch.testing.assert_close(images, dense.sample(model, reference, 32, seeded(3)))
 
 

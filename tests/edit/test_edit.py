@@ -65,7 +65,10 @@ def completed(model: NPDraw, a: Drawings, b: Drawings) -> Drawings:
         ("--remove :,0:3", lambda model, a, b: model.edit(a, remove=":,0:3")),
         ("--move 1,2:4,3", lambda model, a, b: model.edit(a, move={(1, 2): (4, 3)})),
         ("--b sample:2 --region 4:5,: --complete 0:2,:;2:3,0:1 --seed 5 --n 3", completed),
-        ("--keep 2:4,: --temperature 0.7", lambda model, a, b: model.complete(a, "2:4,:", None, 0.7, seed=0)),
+        (
+            "--keep 2:4,: --temperature 0.7",
+            lambda model, a, b: model.complete(a, "2:4,:", temperature=0.7, seed=0),
+        ),
     ],
 )
 def test_edits_are_those_of_python(flags: str, made: Any, grey: Path, with_u: Path, tmp_path: Path) -> None:

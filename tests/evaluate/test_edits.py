@@ -42,7 +42,7 @@ def test_all_or_nothing_of_an_image_is_its_reconstruction(kind: str) -> None:
 def test_a_place_is_swapped_if_its_centre_is_in_the_region() -> None:
     model, images = model_of("npdraw"), strokes(2).float() / 255
     masks = list[Tensor]()
-    model.compose = lambda a, b, mask: masks.append(mask) or model.drawings(a)  # type: ignore
+    model.compose = lambda a, b, mask: masks.append(mask) or model.as_drawings(a)  # type: ignore
     inside = torch.zeros(1, 6, 6, dtype=torch.bool)
     inside[:, :3, 4:] = True  # the centre of place 1 is (1, 4)
     model.swapped(images[:1], images[1:], inside)

@@ -101,7 +101,7 @@ def test_the_numbers_are_those_of_every_image_in_order(evaluated: Path, classifi
     extract = torch.jit.load(str(classifier)).eval()
     generator = torch.Generator().manual_seed(noise_seed(0, GENERATED, 0))
     with torch.no_grad():
-        drawn = extract(model.sample_pixels(SAMPLES, generator, 1.0))
+        drawn = extract(model.sample(SAMPLES, generator=generator, temperature=1.0, pixels=True))
         real = torch.cat([extract((batch > 127).float()) for batch in images.split(BATCH)])
     for name, value in all_distances(real, drawn, 0).items():
         assert found[name] == pytest.approx(value, rel=1e-4), name

@@ -38,6 +38,7 @@ if __name__ == "__main__":
     assert {path.name for path in site.iterdir()} == wanted, "something stray, or something is missing"
 
     assert files(site) == files(source), files(site) ^ files(source)
+    assert "npdraw_dist/py.typed" in files(site), "a type checker would see no types"
     found = metadata.metadata("npdraw_dist")
     for field in ("Summary", "Author", "License-Expression", "Keywords", "Requires-Python", "Description"):
         assert found[field], field

@@ -50,12 +50,12 @@ def test_without_u_the_canvas_decodes_with_its_mean(latents: dict[str, Any]) -> 
 @pytest.mark.parametrize("latents", FORMS)
 def test_samples_draw_u(latents: dict[str, Any]) -> None:
     model = tiny_model(tiny_spec(**latents))
-    trace = model.sample_trace(10, seeded())
+    trace = model.sample_trace(10, generator=seeded())
     u = trace.codes["appearance"]
     assert u.shape[:2] == (10, 4)
     torch.testing.assert_close(trace.images, model.decode(trace.canvas, u))  # type: ignore[arg-type]
     torch.testing.assert_close(trace.decoded[:, -1], trace.images[:8])
-    torch.testing.assert_close(model.sample(10, seeded()), trace.images)
+    torch.testing.assert_close(model.sample(10, generator=seeded()), trace.images)
     assert "appearance" not in tiny_model(tiny_spec()).sample_trace(2).codes
 
 
@@ -155,7 +155,7 @@ def test_an_edited_canvas_has_the_latents_of_the_drawings_that_it_is_made_of() -
     model = tiny_model(tiny_spec("raster", image_shape=(1, 8, 16), patch=4, stride=4, latents="map:2"))
     none = torch.zeros(1, 2, dtype=torch.int64)
     blank = PartSequence(none.bool(), none, none)
-    first, second = (model.drawings(blank, torch.full((1, 2, 2, 4), u)) for u in (5.0, 7.0))
+    first, second = (model.as_drawings(blank, u=torch.full((1, 2, 2, 4), u)) for u in (5.0, 7.0))
     found = model.compose(first, second, "0:2,2:4").u
     assert found is not None
     assert (found[..., :2] == 5).all()

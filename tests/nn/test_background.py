@@ -65,7 +65,7 @@ def test_q_and_p_are_those_of_the_negative(order: str, network: str, size: dict[
     assert same(white.encode(1 - x), z)
     assert same(white.sample_posterior(other, seeded()), black.sample_posterior(q, seeded()))
     assert torch.equal(white.prior_log_prob(z), black.prior_log_prob(z))
-    assert same(white.sample_prior(6, seeded()), black.sample_prior(6, seeded()))
+    assert same(white.sample_prior(6, generator=seeded()), black.sample_prior(6, generator=seeded()))
     assert torch.equal(white.render(z, steps=True), 1 - black.render(z, steps=True))
     assert torch.equal(white.bank.parts, 1 - black.bank.parts)
     nothing = PartSequence(torch.zeros_like(z.whether), z.where, z.what)

@@ -74,7 +74,7 @@ def test_samples_have_the_frequencies_of_the_guided_prior(order: str, guidance: 
     given = model_of(order).given("bird", guidance)
     support = all_sequences(given.spec)
     p = given.prior_log_prob(support).double().exp()
-    assert_draws_follow(p, given.sample_prior(4000, seeded()), support)
+    assert_draws_follow(p, given.sample_prior(4000, generator=seeded()), support)
 
 
 def test_each_drawing_has_its_own_condition() -> None:
@@ -186,7 +186,9 @@ def test_a_class_is_that_of_the_highest_likelihood() -> None:
     model = model_of("aligned", likelihood="bernoulli")
     x = torch.rand(6, 1, 2, 4, generator=seeded(3)).round()
     found = model.classify(x, k=400)
-    bounds = torch.stack([model.given(name).log_weights(x, 400, seeded()).logsumexp(0) for name in CLASSES])
+    bounds = torch.stack(
+        [model.given(name).log_weights(x, 400, generator=seeded()).logsumexp(0) for name in CLASSES]
+    )
     best, second = bounds.sort(0, descending=True).values[:2]
     clear = best - second > 0.2
     assert clear.any()

@@ -22,6 +22,7 @@ from npdraw_dist import sample
 from npdraw_dist.baselines.vae import ConvVAE
 from npdraw_dist.config.spec import SplitSpec
 from npdraw_dist.edit import __main__ as edit
+from npdraw_dist.nn.hub import HubModel
 from npdraw_dist.nn.npdraw import NPDraw
 from npdraw_dist.system.errors import UserError
 from npdraw_dist.system.made_by import stamp
@@ -138,12 +139,14 @@ def test_any_kind_of_model(tmp_path: Path) -> None:
     for kind in ("vae", "air"):
         tiny_baseline(kind).save_pretrained(tmp_path / kind)
         random_state = torch.get_rng_state()
-        model = npdraw_dist.load(tmp_path / kind)
+        model = HubModel.from_pretrained(tmp_path / kind)
         assert torch.equal(torch.get_rng_state(), random_state)
         assert same(model, tiny_baseline(kind))
         assert same(type(model).from_pretrained(tmp_path / kind), model)
-    with pytest.raises(UserError, match=r"vae holds a model of kind VAE"):
-        NPDraw.from_pretrained(tmp_path / "vae")
+    opened = r"open it with npdraw_dist\.baselines\.vae\.ConvVAE\.from_pretrained\('.*vae'\)$"
+    for how in (npdraw_dist.load, NPDraw.from_pretrained):
+        with pytest.raises(UserError, match=rf"vae holds a model of kind VAE, not NP-DRAW; {opened}"):
+            how(tmp_path / "vae")
     with pytest.raises(UserError, match=r"air holds a model of kind AIR"):
         ConvVAE.from_pretrained(tmp_path / "air")
 

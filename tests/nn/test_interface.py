@@ -1,15 +1,22 @@
 """What people do with a trained model: images of any type or drawings in, images or drawings out."""
 
+import inspect
 import io
+import math
+import re
+from functools import partial
 from pathlib import Path
-from typing import Any
+from pkgutil import resolve_name
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
+import npdraw_dist
 from npdraw_dist.core.images import to_pil
 from npdraw_dist.nn import editing
 from npdraw_dist.nn.drawings import Drawings
@@ -43,7 +50,7 @@ def test_all_kinds_of_pictures_give_the_same(size: dict[str, Any]) -> None:
         assert torch.equal(model.reconstruct(kind), expected)
         assert torch.equal(model.encode(kind).what, z.what)
     torch.testing.assert_close(model.reconstruct(pils[0]), expected[:1])
-    assert torch.equal(*(model.log_weights(kind, 2, seeded()) for kind in (x, images)))
+    assert torch.equal(*(model.log_weights(kind, 2, generator=seeded()) for kind in (x, images)))
     floats = torch.rand(x.shape)  # are taken as they are, in the model's precision
     assert torch.equal(model.as_input(floats), floats)
     assert torch.equal(model.as_input(floats.double().numpy()), floats)
@@ -51,7 +58,7 @@ def test_all_kinds_of_pictures_give_the_same(size: dict[str, Any]) -> None:
 
 def test_images_of_a_wrong_range_or_size_are_refused() -> None:
     model = model_of(GREY)
-    for method in (model.encode, model.reconstruct, model.drawings, model.features, model.log_weights):
+    for method in (model.encode, model.reconstruct, model.as_drawings, model.features, model.log_weights):
         with pytest.raises(UserError, match="200 to 200"):
             method(torch.full((2, 1, 7, 8), 200.0))
     with pytest.raises(UserError, match=r"not \(1, 7, 8\)"):
@@ -61,15 +68,17 @@ def test_images_of_a_wrong_range_or_size_are_refused() -> None:
 def test_numbers_out_of_range_and_nothing_at_all_are_refused() -> None:
     for model in (model_of(GREY), tiny_baseline("vae")):
         images = torch.ones(1, *model.spec.image_shape)
-        for says, method, arguments in (
-            ("temperature is 0", model.sample, (2, None, 0.0)),
-            ("temperature is -1", model.sample_trace, (2, None, -1.0)),
-            ("n is 0", model.sample, (0,)),
-            ("k is 0", model.log_weights, (images, 0)),
-            ("there is no image", model.log_weights, (images[:0],)),
+        for says, call in (
+            ("temperature is 0", partial(model.sample, 2, temperature=0.0)),
+            ("temperature is -1", partial(model.sample_trace, 2, temperature=-1.0)),
+            ("n is 0", partial(model.sample, 0)),
+            ("k is 0", partial(model.score, images, k=0)),
+            ("there is no image", partial(model.score, images[:0])),
         ):
             with pytest.raises(UserError, match=says):
-                method(*arguments)
+                call()
+        with pytest.raises(TypeError, match="positional"):
+            model.sample(2, 7)  # type: ignore[misc]
     with pytest.raises(UserError, match="top_k is 0"):
         model_of(GREY).draw(2, top_k=0)
 
@@ -78,16 +87,16 @@ def test_numbers_out_of_range_and_nothing_at_all_are_refused() -> None:
 def test_drawings_of_images_and_of_sequences(size: dict[str, Any]) -> None:
     model = model_of(size)
     x = model.as_input(pictures(model, 3))
-    drawn = model.drawings(x)
+    drawn = model.as_drawings(x)
     assert len(drawn) == 3
     assert torch.equal(drawn.images, model.reconstruct(x))
     assert torch.equal(drawn.canvas, model.render(model.encode(x)))
     assert (drawn.u is None) == (model.appearance is None)
-    alone = model.drawings(drawn.z)
+    alone = model.as_drawings(drawn.z)
     assert torch.equal(alone.images, model.decode(drawn.canvas))
-    assert model.drawings(drawn) is drawn
+    assert model.as_drawings(drawn) is drawn
     with pytest.raises(ValueError, match="a drawing has"):
-        model.drawings(random_drawings(tiny_spec(), 2))
+        model.as_drawings(random_drawings(tiny_spec(), 2))
     one = drawn[-1]
     assert torch.equal(one.images, drawn.images[2:])
     assert len(drawn[1:]) == 2
@@ -131,7 +140,7 @@ def test_completions_of_images_keep_their_parts(size: dict[str, Any]) -> None:
     images, grid = pictures(model, 2), model.grid
     mask = torch.zeros(grid.rows, grid.columns, dtype=torch.bool)
     mask[0] = True
-    before = model.drawings(images)
+    before = model.as_drawings(images)
     done = model.complete(images, keep="0:1,:", seed=3)
     assert isinstance(done, Drawings)
     z = model.complete(before.z, mask.view(-1), seeded(3))
@@ -191,12 +200,12 @@ def test_edits_in_their_order() -> None:
 def test_seeds_in_place_of_generators() -> None:
     for model in (model_of(GREY), tiny_baseline("vae")):
         drawn = model.sample(3, seed=5)
-        assert torch.equal(drawn, model.sample(3, seeded(5)))
+        assert torch.equal(drawn, model.sample(3, generator=seeded(5)))
         assert not torch.equal(drawn, model.sample(3, seed=6))
         with pytest.raises(UserError, match="a generator or a seed"):
-            model.sample(3, torch.Generator(), seed=5)
+            model.sample(3, generator=torch.Generator(), seed=5)
     model = model_of(GREY)
-    assert torch.equal(model.sample_prior(3, seed=5).what, model.sample_prior(3, seeded(5)).what)
+    assert torch.equal(model.sample_prior(3, seed=5).what, model.sample_prior(3, generator=seeded(5)).what)
     assert torch.equal(model.draw(3, None, 5).images, model.draw(3, seed=5).images)
     likeliest = model.sample_prior(3, seed=5, temperature=1e-50)
     assert torch.equal(likeliest.what, model.sample_prior(3, seed=6, temperature=1e-6).what)
@@ -206,14 +215,18 @@ def test_samples_are_drawn_at_the_temperature_of_the_model() -> None:
     warm, cold = model_of(GREY), tiny_baseline("gaussian")
     for model in (warm, cold):
         model.spec = model.spec.model_copy(update={"temperature": 0.2})
-        assert torch.equal(model.sample(9, seeded()), model.sample(9, seeded(), 0.2))
-        assert not torch.equal(model.sample(9, seeded()), model.sample(9, seeded(), 1.0))
-        trace = model.sample_trace(9, seeded())
-        assert torch.equal(trace.images, model.sample_trace(9, seeded(), 0.2).images)
+        assert torch.equal(
+            model.sample(9, generator=seeded()), model.sample(9, generator=seeded(), temperature=0.2)
+        )
+        assert not torch.equal(
+            model.sample(9, generator=seeded()), model.sample(9, generator=seeded(), temperature=1.0)
+        )
+        trace = model.sample_trace(9, generator=seeded())
+        assert torch.equal(trace.images, model.sample_trace(9, generator=seeded(), temperature=0.2).images)
     empty = random_drawings(warm.spec, 9)
-    done, same = (warm.complete(empty, "0:1,:", seeded(), heat) for heat in (None, 0.2))
+    done, same = (warm.complete(empty, "0:1,:", seeded(), temperature=heat) for heat in (None, 0.2))
     assert torch.equal(done.what, same.what)
-    assert not torch.equal(done.what, warm.complete(empty, "0:1,:", seeded(), 1.0).what)
+    assert not torch.equal(done.what, warm.complete(empty, "0:1,:", seeded(), temperature=1.0).what)
 
 
 @each_size
@@ -234,6 +247,86 @@ def test_an_own_loop_of_ten_lines_trains(size: dict[str, Any]) -> None:
     torch.testing.assert_close(terms["elbo"], terms["reconstruction"] - kl)
     with pytest.raises(UserError, match="condition"):
         model(images, condition=3)
+
+
+def test_a_score_is_the_bound_of_its_draws() -> None:
+    for model in (model_of(GREY), tiny_baseline("vae")):
+        x = torch.ones(3, *model.spec.image_shape)
+        log_w = model.log_weights(x, 5, generator=seeded(2)).double()
+        expected = log_w.exp().mean(0).log().float()
+        torch.testing.assert_close(model.score(x, k=5, seed=2), expected)
+    known = model_of(GREY)
+    x = torch.bernoulli(torch.full((1, *known.spec.image_shape), 0.5), generator=seeded())
+    one, many = (
+        torch.stack([known.score(x, k=k, seed=seed)[0] for seed in range(20)]).mean() for k in (1, 200)
+    )
+    assert one < many  # more draws come closer to log p(x)
+
+
+def test_pixels_are_draws_around_the_means() -> None:
+    model = model_of(GREY)
+    drawn = model.draw(1, seed=0).repeated(2000)
+    pixels = drawn.pixels(seed=1)
+    assert set(pixels.unique().tolist()) <= {0.0, 1.0}
+    torch.testing.assert_close(pixels.mean(0), drawn.images[0], atol=5 * 0.5 / math.sqrt(2000), rtol=0)
+    samples = model.sample(3, seed=4, pixels=True)
+    assert torch.equal(samples, model.sample(3, generator=seeded(4), pixels=True))
+
+
+def test_16_bits_are_for_files_only(tmp_path: Path) -> None:
+    for model in (model_of(GREY), tiny_baseline("vae")):
+        whole = model.sample(1, seed=0)
+        for shorten in (model.half, model.bfloat16, partial(model.to, torch.float16)):
+            with pytest.raises(UserError, match=r"^a model cannot compute in torch\.b?float16; keep float32"):
+                shorten()
+        assert torch.equal(model.sample(1, seed=0), whole)
+        model.save_pretrained(tmp_path, dtype=torch.float16)
+        weights = load_file(tmp_path / "model.safetensors")
+        assert {w.dtype for w in weights.values() if w.is_floating_point()} == {torch.float16}
+        opened = type(model).from_pretrained(tmp_path)
+        assert {w.dtype for w in opened.parameters()} == {torch.float32}
+        torch.testing.assert_close(opened.sample(1, seed=0), whole, atol=0.01, rtol=0)
+
+
+def test_a_model_opens_on_a_device_and_in_a_precision(tmp_path: Path) -> None:
+    model_of(GREY).save_pretrained(tmp_path)
+    single, double = (
+        npdraw_dist.load(tmp_path, device="cpu", dtype=dtype) for dtype in (None, torch.float64)
+    )
+    assert {w.dtype for w in double.parameters()} == {torch.float64}
+    assert double.draw(2, seed=0).canvas.dtype == torch.float64
+    z = single.sample_prior(2, seed=0)
+    torch.testing.assert_close(double.prior_log_prob(z).float(), single.prior_log_prob(z))
+    refusals: list[tuple[dict[str, Any], str]] = [
+        ({"dtype": torch.float16}, "a model cannot compute in torch.float16"),
+        ({"dtype": torch.int64}, "dtype is torch.int64; give torch.float32 or"),
+        ({"dtype": "float32"}, "dtype is 'float32'; give torch.float32 or torch.float64"),
+        ({"device": "gpu"}, "device gpu: "),
+    ]
+    for how, says in refusals:
+        with pytest.raises(UserError, match=f"^{re.escape(says)}") as told:
+            npdraw_dist.load(tmp_path, **how)
+        assert "\n" not in str(told.value)
+
+
+def test_an_editor_sees_what_load_and_fit_return() -> None:
+    for function in (npdraw_dist.load, npdraw_dist.fit):
+        assert get_type_hints(function)["return"] is NPDraw
+    for verb in ("encode", "draw", "complete", "edit", "score"):
+        assert inspect.getdoc(getattr(NPDraw, verb)), verb
+
+
+def test_the_reference_page_has_all_that_is_public() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "api.md").read_text()
+    shown = set()
+    for path, members in re.findall(
+        r"^::: ([\w.]+)\n(?:    options:\n      members: \[([^\]]*)\])?", page, re.M
+    ):
+        found = resolve_name(path)
+        shown.add(path.rpartition(".")[2])
+        for member in members.split(","):
+            assert not member or inspect.getdoc(getattr(found, member.strip())), f"{path}.{member}"
+    assert set(npdraw_dist.__all__) <= shown
 
 
 def test_features_are_those_of_the_encoder() -> None:

@@ -49,6 +49,7 @@ import numpy as np
 from PIL import Image
 
 import npdraw_dist
+from npdraw_dist.nn.hub import HubModel
 from npdraw_dist import Drawings, NPDraw, PartBank, PartSequence, to_pil
 
 model = npdraw_dist.load("npdraw")
@@ -64,7 +65,7 @@ model.complete(made, keep=[1], seed=0)
 assert len(model.interpolate(images[0], images[1])) > 0
 assert model.features(images).shape[0] == 4
 NPDraw.from_pretrained("npdraw").save_pretrained("again", model_card_kwargs={"samples": 4})
-vae = npdraw_dist.load("vae")
+vae = HubModel.from_pretrained("vae")
 assert vae.sample(3, seed=1).shape == (3, 1, 6, 6)
 assert "ray" not in sys.modules
 """

@@ -99,7 +99,7 @@ def score(model: NPDraw | Baseline, settings: Experiment) -> None:
 
 def sample(model: NPDraw | Baseline, settings: Experiment) -> None:
     shape = (N, *settings.data.shape)
-    assert model.sample_pixels(N, temperature=0.9).shape == shape
+    assert model.sample(N, temperature=0.9, pixels=True).shape == shape
     trace = model.sample_trace(N)
     assert trace.decoded.shape == (min(N, ANIMATED), trace.drawn.shape[1], *settings.data.shape)
     assert {code.device for code in trace.codes.values()} == {META}

@@ -55,7 +55,7 @@ def test_what_a_step_that_draws_nothing_says_is_ignored(order: str, size: dict[s
     z = model.draw(4, seed=0).z
     assert not z.whether.all()
     noise = PartSequence(z.whether, *(torch.where(z.whether, v, 777) for v in (z.where, z.what)))
-    expected, found = (model.drawings(x) for x in (z, noise))
+    expected, found = (model.as_drawings(x) for x in (z, noise))
     assert torch.equal(found.canvas, expected.canvas)
     assert torch.equal(model.surprise(noise), model.surprise(z))
     assert torch.equal(model.prior_log_prob(noise), model.prior_log_prob(z))
@@ -91,8 +91,11 @@ def test_shapes_and_ranges_of_the_contract(order: str, size: dict[str, Any]) -> 
     assert canvas.shape == (2, channels, model.grid.height, model.grid.width)
     assert steps.shape == (2, spec.steps, *canvas.shape[1:])
     assert torch.equal(steps[:, -1], canvas)
-    probs, samples = model.decode(canvas), model.sample(5, seeded(), temperature=0.7)
-    lp, log_w = model.prior_log_prob(model.sample_prior(5, seeded())), model.log_weights(x, 3, seeded())
+    probs, samples = model.decode(canvas), model.sample(5, generator=seeded(), temperature=0.7)
+    lp, log_w = (
+        model.prior_log_prob(model.sample_prior(5, generator=seeded())),
+        model.log_weights(x, 3, generator=seeded()),
+    )
     found = [tuple(t.shape) for t in (probs, samples, lp, log_w)]
     assert found == [tuple(x.shape), (5, *spec.image_shape), (5,), (3, 2)]
     assert all(in_unit_interval(t) for t in (canvas, probs, samples))
@@ -109,14 +112,18 @@ def test_the_generator_decides_every_draw(order: str, size: dict[str, Any]) -> N
 
     def drawn(seed: int) -> tuple[Tensor, Tensor, Tensor]:
         g = seeded(seed)
-        return model.sample(4, g), model.log_weights(x, 3, g), model.draw_pixels(canvas, g)
+        return (
+            model.sample(4, generator=g),
+            model.log_weights(x, 3, generator=g),
+            model._draw_pixels(canvas, None, g),
+        )
 
     for a, b, c in zip(drawn(0), drawn(0), drawn(5), strict=True):
         assert torch.equal(a, b)
         assert not torch.equal(a, c)
-    assert in_unit_interval(model.draw_pixels(canvas, seeded()))
-    expected = model.decode(render(model.bank.parts, model.sample_prior(6, seeded()), model.grid))
-    assert torch.equal(model.sample(6, seeded()), expected)
+    assert in_unit_interval(model._draw_pixels(canvas, None, seeded()))
+    expected = model.decode(render(model.bank.parts, model.sample_prior(6, generator=seeded()), model.grid))
+    assert torch.equal(model.sample(6, generator=seeded()), expected)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +165,7 @@ def test_log_weights_by_hand(order: str, size: dict[str, Any], monkeypatch: pyte
 
     monkeypatch.setattr(NPDraw, "sample_posterior", recording)
     monkeypatch.setattr(generative, "CHUNK", 4)  # so that k = 5 takes three rounds
-    log_w = model.log_weights(x, 5, seeded())
+    log_w = model.log_weights(x, 5, generator=seeded())
     assert [len(z) for z in drawn] == [4, 4, 2]
     z = PartSequence.cat(drawn)  # k after k, images within
     q = model.posterior(x)
@@ -200,7 +207,7 @@ def test_elbo_below_iwae_below_exact_log_p(kind: tuple[str, ...]) -> None:
         pairs = torch.logaddexp(log_w[:, None], log_w[None]) - math.log(2)
         assert elbo < float(q @ pairs @ q) < exact
         # And log_weights draws these weights with q's frequencies: its mean is the ELBO.
-        drawn = model.log_weights(image, 4000, seeded())[:, 0].double()
+        drawn = model.log_weights(image, 4000, generator=seeded())[:, 0].double()
         assert float((drawn[:, None] - log_w).abs().min(1).values.max()) < 1e-3
         error = float((q @ (log_w - elbo) ** 2) / 4000) ** 0.5
         assert float(drawn.mean()) == pytest.approx(elbo, abs=4.5 * error + 1e-4)
@@ -213,7 +220,7 @@ def test_elbo_below_iwae_below_exact_log_p(kind: tuple[str, ...]) -> None:
 def test_of_no_drawings_there_are_no_images() -> None:
     model = model_of("aligned", COLOUR)
     drawn = model.draw(3, seed=0)
-    chosen = model.drawings(drawn.z)[drawn.z.whether.sum(1) > 99]
+    chosen = model.as_drawings(drawn.z)[drawn.z.whether.sum(1) > 99]
     assert chosen.images.shape == (0, *model.spec.image_shape)
     with pytest.raises(UserError, match="draws"):
         model(drawn.images, draws=0)
@@ -236,7 +243,9 @@ def test_saved_and_loaded_bitwise_without_pickle(tmp_path: Path) -> None:
     assert state.keys() == loaded.keys()
     assert all(torch.equal(state[name], loaded[name]) for name in state)
     x = images(model, 2)
-    assert torch.equal(again.log_weights(x, 3, seeded()), model.log_weights(x, 3, seeded()))
+    assert torch.equal(
+        again.log_weights(x, 3, generator=seeded()), model.log_weights(x, 3, generator=seeded())
+    )
 
 
 def test_decoding_in_chunks_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ def test_the_python_examples_run(
     for example in blocks("python", PAGES):
         exec(example, names)
     assert (users_folder / "cat.png").is_file()
-    assert names["log_w"].shape == (50, 16)
+    assert names["nats"].shape == (16,)
     assert names["few"].spec.image_shape == (1, 28, 28)
     assert np.isfinite(float(names["loss"]))
 
@@ -41,7 +41,7 @@ def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (tmp_path / "sample.png").is_file()
     assert isinstance(names["edited"], Drawings)
     assert int(names["edited"].z.what[0, 14]) == 5
-    assert names["log_w"].shape == (50, 16)
+    assert names["nats"].shape == (16,)
 
 
 def run(name: str) -> list[Any]:

@@ -18,6 +18,7 @@ from pyarrow import fs
 from safetensors.torch import load_file, save_file
 
 from npdraw_dist import train
+from npdraw_dist.baselines.vqvae import VQVAE
 from npdraw_dist.config.load import resolve, with_changes
 from npdraw_dist.config.schema import Experiment, ScaleConfig
 from npdraw_dist.distributed.start import placed
@@ -310,3 +311,15 @@ def test_the_random_state_of_the_caller_stays(tmp_path: Path) -> None:
     context = RunContext(fs.LocalFileSystem(), str(tmp_path), torch.device("cpu"), CRITERIA["prior"], display)
     assert run_in_process(work, 3, context, ScaleConfig(num_workers=0)) == 3
     assert torch.equal(torch.rand(3), drawn)
+
+
+def test_a_kind_with_codes_trains_scores_and_samples(tmp_path: Path) -> None:
+    sizes = {"width": 8, "depth": 1, "latents": 4, "codes": 6}
+    flags = [word for name, size in sizes.items() for word in (f"--baseline.{name}", str(size))]
+    train.main(["--model.kind", "vqvae", "--storage", str(tmp_path), *TINY, *IN_PROCESS, *flags])
+    model = VQVAE.from_pretrained(tmp_path / "digits")
+    assert model.spec.latents == 4
+    assert model.sample(3).shape == (3, 1, 28, 28)
+    assert model.spec.prior is not None  # the network of section prior
+    assert (model.spec.prior.width, model.spec.prior.depth) == (16, 1)
+    assert json.loads((tmp_path / "digits" / "metrics.json").read_text())["test/nll_iwae"] > 0

@@ -79,7 +79,7 @@ def test_celeba_on_files_in_its_layout(tmp_path: Path) -> None:
         assert np.ptp(pixels, axis=2).max() > 60, f"{name} is grey"
     model = NPDraw.from_pretrained(run / "model").eval()
     assert isinstance(model.appearance, LocalAppearance)
-    canvas = model.render(model.sample_prior(2, torch.Generator().manual_seed(0)))
+    canvas = model.render(model.sample_prior(2, generator=torch.Generator().manual_seed(0)))
     assert canvas.shape == (2, 3, 32, 32)
     assert model.decode(canvas).shape == (2, 3, 64, 64)
 
@@ -117,7 +117,7 @@ def test_a_tiny_form_of_the_authors_model_trains_both_stages_and_samples() -> No
             assert torch.equal(value, before[name]) == frozen, name
     model = second.model.eval()
     assert model.log_weights(torch.rand(2, 1, 28, 28).round(), 3).isfinite().all()
-    z = model.sample_prior(4, torch.Generator().manual_seed(0))
+    z = model.sample_prior(4, generator=torch.Generator().manual_seed(0))
     assert (z.where[z.whether] != torch.arange(36).expand(4, -1)[z.whether]).any(), "places are drawn"
     assert model.sample(4).shape == (4, 1, 28, 28)
 

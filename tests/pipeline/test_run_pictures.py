@@ -97,7 +97,7 @@ def test_an_order_sets_how_many_parts_a_frame_draws(order: str, frames: int) -> 
 
 def test_the_samples_that_are_written_are_returned(tmp_path: Path) -> None:
     model, _ = model_and_drawing("path", 3)
-    images = write_samples(model.sample_trace(3, seeded(0), 1.0), tmp_path)
+    images = write_samples(model.sample_trace(3, generator=seeded(0), temperature=1.0), tmp_path)
     with np.load(tmp_path / "samples.npz") as arrays:
         np.testing.assert_array_equal(arrays["images"], images.numpy())
     assert {path.name for path in tmp_path.iterdir()} == {"samples.png", "generation.gif", "samples.npz"}

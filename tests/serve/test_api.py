@@ -117,7 +117,9 @@ def test_a_condition_is_drawn_as_in_python(classes: Served) -> None:
     keep = [0, 1, 2, 3]
     done = classes.post("complete", z=drawing["z"], keep=keep, n=2, seed=1, condition="cat")["drawings"]
     begun = classes.replica.engine.drawing(Latents(**drawing["z"])).repeated(2)
-    expected = classes.model.complete(begun, keep, None, 1.0, proposals.QUICK, seed=1, condition="cat")
+    expected = classes.model.complete(
+        begun, keep, temperature=1.0, effort=proposals.QUICK, seed=1, condition="cat"
+    )
     check_same(classes, done, expected)
 
 
@@ -142,7 +144,7 @@ def test_an_upload_has_the_same_pixels_three_ways(served: Served, tmp_path: Path
     assert pixels(drawing["original"]).tolist() == picture(served).transpose(2, 0, 1).tolist()
     inverted = served.upload(content, "?invert=yes&crop=no")
     assert (pixels(inverted["original"]) == 255 - pixels(drawing["original"])).all()
-    check_same(served, [drawing], served.model.drawings(as_input(picture(served))))
+    check_same(served, [drawing], served.model.as_drawings(as_input(picture(served))))
     again = served.post("decode", z=drawing["z"])
     assert {**again, "original": drawing["original"], "placement": drawing["placement"]} == drawing
     flags = ["--model", str(served.folder), "--a", str(tmp_path / "a.png"), "--out", str(tmp_path / "out")]
@@ -153,7 +155,7 @@ def test_an_upload_has_the_same_pixels_three_ways(served: Served, tmp_path: Path
 
 def test_edits_of_an_upload_are_those_of_python(served: Served) -> None:
     model, pictures = served.model, [picture(served, seed) for seed in (0, 1)]
-    a, b = (model.drawings(as_input(array)) for array in pictures)
+    a, b = (model.as_drawings(as_input(array)) for array in pictures)
     z_a, z_b = (served.upload(file_of(array))["z"] for array in pictures)
     keep = list(range(9))
     composed = served.post("compose", a=z_a, b=z_b, places=keep)
@@ -167,9 +169,9 @@ def test_edits_of_an_upload_are_those_of_python(served: Served) -> None:
     for one, how in edits:
         check_same(served, [served.post("edit", z=z_a, edit=one)], model.edit(a, **how))
     way = served.post("interpolate", a=z_a, b=z_b)["drawings"]
-    check_same(served, way, model.between(a, b), 1)
+    check_same(served, way, a.towards(b), 1)
     completed = served.post("complete", z=z_a, keep=keep, n=2, seed=9, temperature=1.5)["drawings"]
-    expected = model.complete(a.repeated(2), keep, None, 1.5, proposals.QUICK, seed=9)
+    expected = model.complete(a.repeated(2), keep, temperature=1.5, effort=proposals.QUICK, seed=9)
     check_same(served, completed, expected, 1)
 
 

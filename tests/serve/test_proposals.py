@@ -84,7 +84,7 @@ def test_examples_are_full_likely_and_different() -> None:
     model = tiny_model(tiny_spec(image_shape=(1, 4, 4), steps=4, parts=5))
     z = random_sequence(model.spec, 40)
     z = PartSequence.cat([z, z[:5]])
-    rows, scores = proposals.likely(model, model.drawings(z), 4)
+    rows, scores = proposals.likely(model, model.as_drawings(z), 4)
     parts = z.whether.sum(1)
     assert 1 < len(rows) <= 4
     assert (parts[rows] >= parts.float().median()).all()
@@ -94,7 +94,7 @@ def test_examples_are_full_likely_and_different() -> None:
     canvases = model.render(z[rows]).flatten(1)
     assert float((torch.cdist(canvases, canvases) + torch.eye(len(rows))).min()) > 0
     z.whether.fill_(False)
-    assert len(proposals.likely(model, model.drawings(z), 2)[0]) == 0
+    assert len(proposals.likely(model, model.as_drawings(z), 2)[0]) == 0
 
 
 def test_the_extent_of_drawings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,13 +102,14 @@ def test_a_small_comparison_from_trials_to_the_report(
     assert "too few" in refused(report.main, *flags, "--extractor", f"{__name__}:Many")
     assert all(json.loads(record.read_text())["opened"] == [] for record in records)
     flags += ["--extractor", f"{__name__}:Pixels", "--samples", "100", "--served", "50"]
-    draw, heats = NPDraw.sample_pixels, set[float | None]()
+    draw, heats = NPDraw.sample, set[float | None]()
 
-    def spied(model: NPDraw, n: int, generator: Any, temperature: float | None = None) -> Tensor:
-        heats.add(temperature)
-        return draw(model, n, generator, temperature)
+    def spied(model: NPDraw, n: int, **how: Any) -> Tensor:
+        if how.get("pixels"):
+            heats.add(how["temperature"])
+        return draw(model, n, **how)
 
-    monkeypatch.setattr(NPDraw, "sample_pixels", spied)
+    monkeypatch.setattr(NPDraw, "sample", spied)
     with Store.open(str(tmp_path), "c").lease("comparison"):  # such as of a sweep that goes on
         assert "comparison" in refused(report.main, *flags)
     report.main(flags)
