@@ -110,7 +110,7 @@ def fit(
         return _trained(store)
 
 
-def _require_settings(data: Mapping[str, Any], minutes: float | None) -> None:
+def _require_settings(data: Mapping[str, Any], minutes: Any) -> None:
     """Raises UserError if `data` sets a value that the images decide, or if a number is not above 0."""
     if taken := {"source", "path", "channels"} & data.keys():
         raise UserError(f"data.{min(taken)} follows from the images; leave it out")

@@ -95,7 +95,7 @@ def look(
     dataset = given if hasattr(given, "take") and hasattr(given, "write_parquet") else None
     seen = folder or (given if dataset is None else dataset.take(SEEN))
     pictures = pictures_of(seen, **framed)
-    classes, condition = () if folder is None else folder.classes, found and found.condition
+    classes, condition = () if folder is None else folder.classes, None if found is None else found.condition
     if labels is not None:
         if dataset is not None:
             raise UserError("labels are for a list of images; a Ray Dataset has a column `label`")
@@ -257,12 +257,11 @@ def validation_rows(
     has a class that no training image has, or if labels are missing.
     """
     channels, *size = training.images.shape[1:]
-    images = Folder.at(images) if isinstance(images, str | Path) else images
     same = {"image_size": size_of(*size), "channels": channels}
     found = pictures_of(images, **{**framed, **same}, whole=True)
     names = images.classes if isinstance(images, Folder) else ()
     if labels is not None:
-        _require_list(images)
+        labels = _require_list(labels)
         if not classes and training.words is None and any(isinstance(label, str) for label in labels):
             raise UserError("the images have no classes by name; give valid_labels as numbers, or labels too")
         found, _ = labelled(found, labels, "words" if training.words is not None else "label", classes)
@@ -278,7 +277,8 @@ def validation_rows(
     return replace(found, ids=[f"valid/{name}" for name in found.ids])
 
 
-def _require_list(labels: Labels) -> Any:
+def _require_list(labels: Labels) -> Sequence[int | str | None]:
+    assert labels is not None
     if isinstance(labels, str | Path):
         raise UserError(f"labels is {str(labels)!r}, which is for a folder; give a list of labels")
     return labels
