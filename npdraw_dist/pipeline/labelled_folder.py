@@ -157,13 +157,9 @@ class FolderLabels:
         """What is learned and what is left out, for the user."""
         where = {FOLDERS: "the folders", NAMES: "the file names"}.get(self.source, self.source)
         line = f"{len(self.kept)} {self.what} from {where} ({self.shown(self.kept)})"
-        rare = sorted(set(self.counts) - set(self.kept))
-        left_out = (
-            [f"{len(rare)} {self.what} of fewer than {LEAST} pictures ({self.shown(rare)})"] if rare else []
-        )
-        if self.unlabelled:
-            left_out.append(f"{self.unlabelled} pictures without any")
-        return line + (f"; left out: {', '.join(left_out)}" if left_out else "")
+        if rare := sorted(set(self.counts) - set(self.kept)):
+            line += f"; left out, with fewer than {LEAST} pictures: {len(rare)} ({self.shown(rare)})"
+        return line + (f"; pictures without any: {self.unlabelled}" if self.unlabelled else "")
 
 
 def _entries(text: str, column: str) -> list[str]:

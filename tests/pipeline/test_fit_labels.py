@@ -55,7 +55,7 @@ def test_folders_are_classes_if_two_have_pictures(
     assert (experiment.prior.condition, source.classes) == ("class", ("a", "b"))
     line = " ".join(capsys.readouterr().out.split())
     assert "2 classes from the folders (a 4, b 4)" in line
-    assert "left out: 1 classes of fewer than 3 pictures (few 2), 1 pictures without any" in line
+    assert "left out, with fewer than 3 pictures: 1 (few 2); pictures without any: 1" in line
     found = values(root, None, "label")
     assert (found["a/deep/0.png"], found["b/3.png"]) == ("a", "b")
     assert found["few/0.png"] is found["alone.png"] is None
