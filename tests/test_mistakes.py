@@ -159,6 +159,14 @@ fit --minutes 1 pictures | 'pictures' belongs to no flag; the folder & comes fir
 sample mine --out new | 'mine' belongs to no flag; a setting is written --name VALUE
 fit file --minutes 0 --storage new | minutes: & greater than 0
 fit pictures --init models/vae --storage new | fit trains NP-DRAW & of kind vae; use npdraw train
+fit pictures --storage new --image_size 20x | '20x' is no size of images; give a side & HEIGHTxWIDTH
+fit pictures --storage new --labels labels | labels is 'labels'; give folders, names, none, or & .csv file
+fit pictures --storage new --labels nowhere.csv | labels nowhere.csv cannot be read & No such file
+fit pictures --storage new --labels columns.csv | has the columns name, label; it needs file & and one of
+fit pictures --storage new --labels gone.csv | gone.csv, line 3: & pictures has no picture gone.png
+fit pictures --storage new --labels twice.csv | twice.csv, line 3: 0.png is there twice
+fit pictures --storage new --labels one.csv | one.csv: fewer than two classes have 3 pictures or more (a 3)
+fit pictures --storage new --labels names | labels names: fewer than two words & (there is none)
 fit pictures --storage . | among the pictures & storage elsewhere
 fit pictures --name "" --storage new | --name '' is not a run name
 evaluate --asked --model model --out new | takes no condition & --prior.condition

@@ -11,7 +11,7 @@ from PIL import ImageColor
 from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from npdraw_dist.config.registry import SOURCES, OrderName, SourceName
-from npdraw_dist.config.section import AsNumber, NonNegative, RunHalf, Section, Share
+from npdraw_dist.config.section import AsNumber, ImageSize, NonNegative, RunHalf, Section, Share, sides
 from npdraw_dist.core.grid_sizes import GridSizes
 
 if TYPE_CHECKING:
@@ -47,10 +47,10 @@ class DataRun(RunHalf):
 class DataConfig(DataRun):
     source: SourceName = "digits"
     """the data set"""
-    image_size: PositiveInt | None = None
-    """side of the images in pixels (user sources)"""
+    image_size: ImageSize | None = None
+    """side of the images in pixels, or HEIGHTxWIDTH such as 48x64 (user sources)"""
     fit: Literal["pad", "crop"] = "pad"
-    """pad a picture to a square, or crop it to its centre (user sources)"""
+    """pad a picture to the shape of the images, or crop it to its centre (user sources)"""
     channels: Annotated[Literal[1, 3], AsNumber] | None = None
     """1 for grey, 3 for colour (user sources)"""
     background: Annotated[str, BeforeValidator(_require_colour)] = "white"
@@ -79,7 +79,7 @@ class DataConfig(DataRun):
         channels = SOURCES[self.source].channels or self.channels
         assert self.image_size is not None
         assert channels is not None
-        return channels, self.image_size, self.image_size
+        return channels, *sides(self.image_size)
 
     @property
     def rows_a_shard(self) -> int:
@@ -97,8 +97,12 @@ class DataConfig(DataRun):
             raise ValueError(f"data.channels is {channels} for data.source {self.source}")
         if not own and (self.image_size is not None or self.channels is not None):
             raise ValueError(f"data.image_size and data.channels are fixed for data.source {self.source}")
-        if self.source == "fonts" and self.image_size is not None and self.image_size < LEAST_GLYPH:
-            raise ValueError(f"data.image_size is {self.image_size}; a glyph takes {LEAST_GLYPH} or more")
+        if self.source == "fonts" and self.image_size is not None:
+            height, width = sides(self.image_size)
+            if height != width or height < LEAST_GLYPH:
+                raise ValueError(
+                    f"data.image_size is {self.image_size}; a glyph takes a square of {LEAST_GLYPH} or more"
+                )
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError("data.valid_fraction + data.test_fraction leave no training image; lower them")
         return self

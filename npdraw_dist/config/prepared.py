@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from npdraw_dist.config.registry import SOURCES
+from npdraw_dist.config.section import size_of
 from npdraw_dist.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,5 +91,7 @@ def with_sizes(values: Mapping[str, Any]) -> dict[str, Any]:
         found = read_prepared(*open_filesystem(data["path"]))
     except OSError as error:
         raise UserError(f"cannot read data.path {data['path']}: {error}") from None
-    stated = {} if found is None else dict(zip(SIZES, found.shape, strict=False))
+    stated: dict[str, Any] = {}
+    if found is not None:
+        stated = {"channels": found.shape[0], "image_size": size_of(*found.shape[1:])}
     return {**values, "data": {**data, **stated, **given}}

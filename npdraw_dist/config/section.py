@@ -1,5 +1,6 @@
 """The base classes of the config's sections, and the types of setting values."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -11,6 +12,23 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 # Turns a flag's value, which is text, into a number, since a Literal of numbers rejects text.
 AsNumber = BeforeValidator(lambda value: int(value) if str(value).isdigit() else value)
+SIZE = re.compile(r"([1-9]\d*)(?:x([1-9]\d*))?")
+
+
+def sides(size: Any) -> tuple[int, int]:
+    """(H, W) in pixels of a size as settings state it: 64, or 48x64. Raises ValueError on anything else."""
+    found = SIZE.fullmatch(str(size))
+    if found is None:
+        raise ValueError(f"{size!r} is no size of images; give a side such as 64, or HEIGHTxWIDTH as 48x64")
+    return int(found[1]), int(found[2] or found[1])
+
+
+def size_of(height: int, width: int) -> int | str:
+    """A size as settings state it: the side of a square, or else such as 48x64."""
+    return height if height == width else f"{height}x{width}"
+
+
+ImageSize = Annotated[int | str, BeforeValidator(lambda value: size_of(*sides(value)))]
 
 
 class Section(BaseModel):

@@ -20,7 +20,7 @@ from npdraw_dist.config.networks import (
 )
 from npdraw_dist.config.registry import KINDS, ORDERS, SOURCES, KindName, OrderName, SourceName
 from npdraw_dist.config.schema import OF_PARTS, Experiment
-from npdraw_dist.config.section import Section
+from npdraw_dist.config.section import Section, size_of
 from npdraw_dist.core.grid import Grid
 
 
@@ -48,7 +48,7 @@ class SplitSpec(Section):
     def data(self, image_shape: tuple[int, int, int]) -> DataConfig:
         """The data settings for images (C, H, W), without a path."""
         own_size = SOURCES[self.source].shape is None
-        sizes = {"channels": image_shape[0], "image_size": image_shape[1]} if own_size else {}
+        sizes = {"channels": image_shape[0], "image_size": size_of(*image_shape[1:])} if own_size else {}
         return DataConfig(**self.model_dump(exclude={"seed", "inputs"}), **sizes)
 
 

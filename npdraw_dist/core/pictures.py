@@ -23,7 +23,7 @@ SUFFIXES = (
     *(".pgm", ".ppm", ".pbm", ".avif", ".heic", ".heif"),  # Pillow may not read the last three
 )
 MAX_PIXELS = 100_000_000  # a picture with more is rejected after reading its header, before it is decoded
-LARGE = 1 << 20  # a padded or cropped square of more pixels is first shrunk by a whole factor, then resized
+LARGE = 1 << 20  # a padded or cropped picture of more pixels is first shrunk by a whole factor, then resized
 SPARE = 4  # the shrunk picture is at least this many times as wide as the image
 BANDS = (1, 3, 4)  # numbers of bands of an array: grey, colour, colour with transparency
 GREY = ("1", "L", "F")  # modes without colour, in addition to the modes that begin with I
@@ -36,6 +36,7 @@ TURNS = {  # EXIF orientation -> the operation that puts the picture upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = [TURNS[orientation] for orientation in (5, 6, 7, 8)]
 
 
 def is_picture(path: str) -> bool:
@@ -56,7 +57,7 @@ class Frame:
     """The shape of an image and how a picture is fitted into it.
 
     shape: (C, H, W). background: colour behind the picture, a name or #rrggbb. fit: `pad` keeps the whole
-    picture, `crop` only its centre square. most: largest side of that square, in pixels of the picture.
+    picture, `crop` only its centre. most: largest side of that centre, in pixels of the picture.
     """
 
     shape: tuple[int, int, int]
@@ -67,6 +68,15 @@ class Frame:
     @property
     def mode(self) -> str:
         return "L" if self.shape[0] == 1 else "RGB"
+
+    def box(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) of the box around a picture of `size`, or of its centre, with the image's shape."""
+        _, height, width = self.shape
+        scales = size[0] / width, size[1] / height
+        scale = (
+            max(scales) if self.fit == "pad" else min(*scales, (self.most or max(size)) / max(width, height))
+        )
+        return max(round(scale * width), 1), max(round(scale * height), 1)
 
 
 def read_picture(source: bytes | Path, frame: Frame) -> NDArray[np.uint8]:
@@ -166,6 +176,13 @@ def is_grey(picture: Image.Image) -> bool | None:
     return picture.mode in GREY or picture.mode.startswith("I")
 
 
+def upright_size(picture: Image.Image) -> tuple[int, int]:
+    """(width, height) of an opened picture once it is upright. Only of a JPEG are EXIF data read for it."""
+    width, height = picture.size
+    turn = _turn(picture) if picture.format in ("JPEG", "MPO") else None  # a PNG would be decoded for them
+    return (height, width) if turn in SIDEWAYS else (width, height)
+
+
 def upright(picture: Image.Image) -> Image.Image:
     """The decoded picture, turned by its EXIF orientation, of mode L, RGB or RGBA. Raises BadPicture."""
     with _reading():
@@ -224,21 +241,20 @@ def _framed(picture: Image.Image, frame: Frame) -> NDArray[np.uint8]:
     _, height, width = frame.shape
     if picture.size == (width, height):
         return _pixels(opaque(picture, frame.background, frame.mode))
-    side = max(picture.size)
+    box = frame.box(picture.size)
     if frame.fit == "crop":
-        side = min(*picture.size, frame.most or side)
-        left, top = round((picture.width - side) / 2), round((picture.height - side) / 2)
+        left, top = (round((whole - side) / 2) for whole, side in zip(picture.size, box, strict=True))
         # Crop before `resize`, since the filter of `resize(box=...)` reads pixels outside the box.
-        picture = picture.crop((left, top, left + side, top + side))
-    factor = side // (SPARE * max(width, height))
-    if side * side > LARGE and factor > 1:
+        picture = picture.crop((left, top, left + box[0], top + box[1]))
+    factor = max(box) // (SPARE * max(width, height))
+    if box[0] * box[1] > LARGE and factor > 1:
         picture = picture.reduce(factor)
-        side = max(picture.size)
+        box = picture.size if frame.fit == "crop" else frame.box(picture.size)
     flat = opaque(picture, frame.background, frame.mode)
-    if flat.size != (side, side):
-        square = Image.new(frame.mode, (side, side), frame.background)
-        square.paste(flat, ((side - flat.width) // 2, (side - flat.height) // 2))
-        flat = square
+    if flat.size != box:
+        page = Image.new(frame.mode, box, frame.background)
+        page.paste(flat, ((box[0] - flat.width) // 2, (box[1] - flat.height) // 2))
+        flat = page
     return _pixels(flat.resize((width, height), Image.Resampling.BILINEAR))
 
 

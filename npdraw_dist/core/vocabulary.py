@@ -19,7 +19,8 @@ from npdraw_dist.system.errors import UserError
 Condition: TypeAlias = int | str  # a class by number or name, or words
 WORD = re.compile(r"\w+")
 PIECE = "##"
-NEAREST = 3  # number of similar entries that an error names
+# An error names all entries if they are at most LISTED, else the NEAREST similar ones.
+LISTED, NEAREST = 12, 3
 # Largest numbers of whole words (the most frequent ones) and of pieces.
 MOST_WHOLE, PIECES = 8192, 512
 INNER = 4  # largest number of pieces in the embedding of a whole word
@@ -100,7 +101,7 @@ class Vocabulary:
         return list(self.entries)
 
     def rows(self, conditions: Sequence[Condition]) -> Tensor:
-        """(B, A) tokens. Raises UserError, which names the nearest entries, on an unknown class or word."""
+        """(B, A) tokens. Raises UserError, which names known entries, on an unknown class or word."""
         self.require()
         return torch.tensor([self.requested(condition) for condition in conditions])
 
@@ -126,6 +127,8 @@ class Vocabulary:
         return torch.zeros(1 + len(self.entries), INNER, dtype=torch.int64)
 
     def _nearest(self, name: str) -> str:
+        if len(self.known) <= LISTED:
+            return f"; it knows {', '.join(self.known)}"
         close = get_close_matches(name, self.known, NEAREST) or self.known[:NEAREST]
         return f" (near: {', '.join(close)})"
 

@@ -16,6 +16,7 @@ from pyarrow import fs
 from npdraw_dist.config.prepared import Prepared, read_prepared
 from npdraw_dist.config.registry import SOURCES, load
 from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.config.section import size_of
 from npdraw_dist.data.listing import below_root, list_paths, stamp_of
 from npdraw_dist.data.parquet import opened, rows_of
 from npdraw_dist.data.readers.known import DOWNLOADS
@@ -270,12 +271,12 @@ def file_splits(data: DataConfig, filesystem: fs.FileSystem, paths: list[str], r
 def require_shape(data: DataConfig, prepared: Prepared) -> None:
     """Raises UserError if the images were prepared with another shape than `data` states."""
     if prepared.shape != data.shape:
-        channels, side, _ = prepared.shape
+        channels, *size = prepared.shape
         sizes = [f"of {c} channel(s) and {h}x{w} pixels" for c, h, w in (prepared.shape, data.shape)]
         raise UserError(
             f"data.path {data.path} was prepared with images {sizes[0]}, not {sizes[1]}; give "
-            f"--data.image_size {side} --data.channels {channels}, or leave out both where no preset states "
-            "them"
+            f"--data.image_size {size_of(*size)} --data.channels {channels}, or leave out both where no "
+            "preset states them"
         )
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat
 
 from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.config.section import ImageSize
 
 
 class Fit(Command):
@@ -17,6 +18,7 @@ class Fit(Command):
     examples: ClassVar[tuple[str, ...]] = (
         "my_pictures",
         "my_pictures --minutes 60 --image_size 64 --name mine",
+        "my_pictures --labels names --name by-words",
     )
 
     stray: ClassVar[str] = "the folder of pictures comes first: npdraw fit FOLDER"
@@ -25,10 +27,17 @@ class Fit(Command):
     minutes: PositiveFloat = Field(
         10.0, description="time to train in this process; a probe finds the budgets"
     )
-    image_size: PositiveInt | None = Field(
+    image_size: ImageSize | None = Field(
         None,
-        description="side of the images, up to 128; if not given, the pictures' own if all are equal small "
-        "squares, else 32 or 64",
+        description="side of the images, up to 128, or HEIGHTxWIDTH such as 48x64; if not given, the "
+        "pictures' own if all have one small size, else 32 or 64, in squares unless nearly all pictures have "
+        "one other shape",
+    )
+    labels: str | None = Field(
+        None,
+        description="classes or words to draw on request: folders (the top folder is the class), names "
+        "(words of the file names), none, or FILE.csv with the column file and the column label or words; if "
+        "not given, folders if at least two have 3 pictures, else none",
     )
     name: str | None = Field(None, description="name of the run; if not given, that of the folder")
     storage: str = Field("runs", description="folder or URI of the run folder")

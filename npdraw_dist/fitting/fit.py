@@ -3,6 +3,7 @@
 Shapes: N images, C channels, H x W image.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -12,9 +13,10 @@ from typing import Any
 
 from pyarrow import fs
 
-from npdraw_dist.config.load import merge, resolve
+from npdraw_dist.config.load import merge, read_preset, resolve
 from npdraw_dist.config.networks import CONDITIONS
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.section import sides, size_of
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.core.vocabulary import VOCABULARIES
 from npdraw_dist.data.rows import Rows
@@ -45,7 +47,7 @@ def fit(
     valid: Any = None,
     valid_labels: Labels = None,
     preset: str | None = None,
-    image_size: int | None = None,
+    image_size: int | str | None = None,
     name: str | None = None,
     storage: str | Path | None = None,
     num_workers: int | str = 0,
@@ -67,21 +69,25 @@ def fit(
 
     labels: a class (number or name) or words for each image, for `NPDraw.draw(condition=)`. Unless
     `prior.condition` is set, texts are words if more than half are distinct, else class names. A missing
-    label is None, NaN, or -1 among numbers. Without labels a picture's folder is its class if
-    `prior.condition` is `class`. valid, valid_labels: validation images of any of these kinds, and their
-    labels. Without them, a tenth of the images is held out.
+    label is None, NaN, or -1 among numbers. The labels of a folder are "folders" (a picture's top folder is
+    its class), "names" (the words of the file names), "none", or the path of a CSV file with the columns
+    `file`, below the folder, and `label` or `words`. Without labels they are "folders" if two have 3 pictures
+    or more and no settings say otherwise. Classes and words of fewer than 3 pictures are left out. valid,
+    valid_labels: validation images of any of these kinds, and their labels. Without them, a tenth of the
+    images is held out.
 
-    image_size: side in pixels, up to 128, to which pictures are resized. They are padded to squares before,
-    or cropped if `data.fit` is crop. name, storage: name and parent of the run folder, which `npdraw train`
-    or the same call resumes; without both the folder is temporary. num_workers, ray: 0 and False train in
-    this process; any other value trains on Ray, on the cluster at RAY_ADDRESS. minutes: approximate time of
-    training in this process; without it, a stage trains on 24,000 images, or on the preset's number if the
-    pictures are nearly binary. init: a trained model, or an argument of `npdraw_dist.load`; the run starts
-    from its network and parts. bank: a part bank to draw with, the path of a bank from `npdraw bank`, or a
-    mapping with the settings of the section `bank`. callbacks: called as `callback(row, stage)` with each row
-    of training or validation metrics and its `images_seen`; an exception ends the training, and the same call
-    resumes a named run. settings: flags of `npdraw train`, as in `fit(images, vae={"images": 60_000})` or
-    `fit(images, **{"vae.images": 60_000})`. Raises UserError on images or settings that cannot be used.
+    image_size: side in pixels, up to 128, to which pictures are resized, or HEIGHTxWIDTH as "48x64". They are
+    padded to that shape before, or cropped if `data.fit` is crop. name, storage: name and parent of the run
+    folder, which `npdraw train` or the same call resumes; without both the folder is temporary. num_workers,
+    ray: 0 and False train in this process; any other value trains on Ray, on the cluster at RAY_ADDRESS.
+    minutes: approximate time of training in this process; without it, a stage trains on 24,000 images, or on
+    the preset's number if the pictures are nearly binary. init: a trained model, or an argument of
+    `npdraw_dist.load`; the run starts from its network and parts. bank: a part bank to draw with, the path of
+    a bank from `npdraw bank`, or a mapping with the settings of the section `bank`. callbacks: called as
+    `callback(row, stage)` with each row of training or validation metrics and its `images_seen`; an exception
+    ends the training, and the same call resumes a named run. settings: flags of `npdraw train`, as in
+    `fit(images, vae={"images": 60_000})` or `fit(images, **{"vae.images": 60_000})`. Raises UserError on
+    images or settings that cannot be used.
     """
     nested = _nested({**settings, "bank": bank} if isinstance(bank, Mapping) else settings)
     if image_size is not None:
@@ -96,20 +102,31 @@ def fit(
             if isinstance(folder, str | Path) and "://" not in str(folder):
                 require_apart(str(folder), run.filesystem, run.root, "the run", "storage")
         nested = merge({"init": _start_from(init, bank, run, f"{root.rstrip('/')}/{called}")}, nested)
-        looked = look((images, labels), (valid, valid_labels), nested)
+        looked = look((images, labels), (valid, valid_labels), nested, _can_be_told(preset, nested))
         experiment = _experiment(looked, preset, nested, num_workers or int(ray), minutes, run)
         source, stages = given(looked, experiment), experiment.stage_names
         store = start(experiment, root, called, stages, not temporary, watchers=callbacks, given=source)
         return _trained(store)
 
 
-def _require_settings(data: Mapping[str, Any], minutes: float | None) -> None:
+def _require_settings(data: Mapping[str, Any], minutes: Any) -> None:
     """Raises UserError if `data` sets a value that the images decide, or if a number is not above 0."""
     if taken := {"source", "path", "channels"} & data.keys():
         raise UserError(f"data.{min(taken)} follows from the images; leave it out")
-    for name, value in (("minutes", minutes), ("image_size", data.get("image_size"))):
-        if value is not None and not (isinstance(value, Real) and float(value) > 0):
-            raise UserError(f"{name} is {value!r}; it must be a number above 0")
+    if minutes is not None and not (isinstance(minutes, Real) and float(minutes) > 0):
+        raise UserError(f"minutes is {minutes!r}; it must be a number above 0")
+    if (size := data.get("image_size")) is not None:
+        try:
+            sides(size)
+        except ValueError as error:
+            raise UserError(f"image_size is {error}") from None
+
+
+def _can_be_told(preset: str | None, nested: Mapping[str, Any]) -> bool:
+    """Whether the settings leave open what the prior is conditioned on."""
+    given = merge({} if preset is None else read_preset(preset), nested)
+    own = given.get("model", {}).get("kind", "npdraw") == "npdraw" and given["init"].get("model") is None
+    return own and "condition" not in given.get("prior", {})
 
 
 def _experiment(
@@ -241,12 +258,14 @@ def _budgets(experiment: Experiment, minutes: float, run: Store) -> dict[str, An
 
 def _say(experiment: Experiment, preset: str, looked: Looked) -> None:
     channels, height, width = experiment.data.shape
-    kind = "colour" if channels == 3 else "grey"
+    kind, shape = "colour" if channels == 3 else "grey", "" if height == width else " (height x width)"
     parts = f", {experiment.bank.size} parts" if "bank" in experiment.stage_names else ""
     console.print(
-        f"fit: {looked.count:,} {kind} images of {height}x{width} on {experiment.grid.background}; "
+        f"fit: {looked.count:,} {kind} images of {height}x{width}{shape} on {experiment.grid.background}; "
         f"preset {preset}, likelihood {experiment.vae.likelihood}, binarize {experiment.data.binarize}{parts}"
     )
+    if looked.labels is not None:
+        console.print(f"fit: {looked.labels.line()}", markup=False, highlight=False)
     every = [looked.pictures] if looked.validation is None else [looked.pictures, looked.validation]
     if skipped := [reject for rows in every for reject in rows.rejects]:
         among = f"{sum(map(len, every)) + len(skipped):,}"
@@ -268,9 +287,9 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def suited(pictures: Rows, count: int | None = None) -> tuple[str, dict[str, Any]]:
     """The preset for `count` images like `pictures`, and its overrides. Raises UserError on a bad size."""
-    shown, channels, size, _ = pictures.images.shape
-    count = count or shown
-    scale = canvas_scale(size)
+    shown, channels, height, width = pictures.images.shape
+    count, size = count or shown, size_of(height, width)
+    scale = canvas_scale(height, width)
     if scale is None:
         raise UserError(
             f"image_size {size}: no canvas of at most {LARGEST_CANVAS} fits it; take 32, 64, 96 or 128"
@@ -288,7 +307,7 @@ def suited(pictures: Rows, count: int | None = None) -> tuple[str, dict[str, Any
         preset, parts = ("emoji" if scale == 1 else "emoji64"), 1000
         vae = {"likelihood": "logistic_mixture", "images": 24_000, "plain_images": 2_400}
         own = {"vae": vae, "prior": {"images": 24_000}}
-    most = count * (-(-size // scale // 4)) ** 2 // PATCHES_OF_A_PART
+    most = count * math.prod(-(-side // scale // 4) for side in (height, width)) // PATCHES_OF_A_PART
     bank = {"size": max(min(parts, most), min(20, count))}
     settings = {"data": data, "grid": grid, "bank": bank, "train": {"mirror": 0.0}, **own}
     return preset, {**settings, "eval": {"split": "valid"}, "scale": {"num_workers": 0}}

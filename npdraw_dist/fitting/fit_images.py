@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from npdraw_dist.config.schema import DataConfig
+from npdraw_dist.config.section import sides, size_of
 from npdraw_dist.core.pictures import (
-    SUFFIXES,
     BadPicture,
     Frame,
     array_picture,
@@ -25,68 +24,30 @@ from npdraw_dist.core.pictures import (
     pixel_fault,
     read_picture,
     to_image,
+    upright_size,
 )
 from npdraw_dist.core.vocabulary import MOST_CLASSES, VOCABULARIES, Vocabulary, as_python
-from npdraw_dist.data.listing import list_tree, local_path, stamp_of
-from npdraw_dist.data.readers.files import LOCAL, Files, by_split, pictures_in, read_files
+from npdraw_dist.data.listing import local_path
 from npdraw_dist.data.rows import Reject, RowBuilder, Rows
-from npdraw_dist.data.splits import Split
+from npdraw_dist.fitting.labelled_folder import FOLDERS, LEAST, Folder, FolderLabels
 from npdraw_dist.pipeline.trained_models import SourceModel
 from npdraw_dist.system.errors import UserError
 
-SMALL, LARGE = 32, 64  # the sides to which pictures of mixed or large sizes are resized
+SMALL, LARGE = 32, 64  # the longer sides to which pictures of mixed or large sizes are resized
+# Pictures keep their shape if nine of ten have the same, up to ALIKE, and it is no square and no strip.
+ALIKE, MOST_ODD, ALL_BUT_A_TENTH = 1.1, 3.0, (0.05, 0.5, 0.95)
+STEP = 4  # the shorter side of images is a multiple of this, so that a canvas fits it, px
 LARGEST_CANVAS, LARGEST_SCALE = 36, 4  # largest side of a canvas; largest ratio of image side to canvas side
 KEYS = ("image", "img", "pixel_values")  # keys of a dict for its picture; the first that exists is used
 SEEN = 1000  # number of rows of a Ray Dataset that decide sizes and settings
 # Headers of up to HEADERS files of a folder decide the side; up to SAMPLED pictures decide the settings.
 HEADERS, SAMPLED = 10_000, 256
 SHOWN = 3  # largest number of skipped pictures that a warning names
-UNSPLIT = DataConfig(valid_fraction=0.0, test_fraction=0.0)
 
-Labels = Sequence[int | str | None] | None  # the class or the words of each image
+NONE = "none"  # of `labels`: no classes, no words
+# The class or the words of each image; of a folder, where they are (`labelled_folder.FolderLabels`).
+Labels = Sequence[int | str | None] | str | Path | None
 Picture = Path | bytes | Image.Image
-
-
-@dataclass(frozen=True)
-class Folder:
-    """A local folder of pictures, as the source `imagefolder` reads it.
-
-    splits: the pictures by split. Names of the top folders, such as `valid`, state the split; without such
-    names all pictures are for training. stamp: a hash that changes with the files.
-    """
-
-    root: str
-    splits: Mapping[Split, Files]
-    classes: tuple[str, ...]
-    stamp: str
-
-    @classmethod
-    def at(cls, folder: str | Path) -> "Folder":
-        """Lists a folder. Raises UserError if it is at a URI or has no picture for training."""
-        if "://" in str(folder):
-            raise UserError(
-                f"images are at {folder}; copy them here, or give `npdraw train` that --data.path"
-            )
-        root = str(Path(folder).expanduser().absolute())
-        listing = pictures_in(list_tree(LOCAL, root))
-        splits, classes = by_split(listing["path"].combine_chunks(), UNSPLIT, 0)
-        if not len(splits["train"]):
-            raise UserError(f"{root} has no image ({', '.join(SUFFIXES)})")
-        return cls(root, splits, tuple(classes), stamp_of(listing))
-
-    def __len__(self) -> int:
-        return sum(map(len, self.splits.values()))
-
-    def some(self, most: int) -> Files:
-        """A seeded sample of at most `most` pictures for training."""
-        files = self.splits["train"]
-        order = np.random.default_rng(0).permutation(len(files))[:most]
-        return files.take(np.sort(order))
-
-    def read(self, frame: Frame, whole: bool) -> Rows:
-        """Reads all pictures if `whole`, else a sample of at most SAMPLED training pictures."""
-        files = self.splits.values() if whole else [self.some(SAMPLED)]
-        return Rows.cat([read_files(LOCAL, self.root, frame, False, some) for some in files])
 
 
 @dataclass(frozen=True)
@@ -95,8 +56,8 @@ class Looked:
 
     pictures: the images that decide the settings (a sample of a folder, the first rows of a Ray Dataset, or
     all images). classes: names of the classes, if any. validation: the user's images for validation, if
-    any. count: the number of all images. condition: `class` or `words`, the kind of the user's list of
-    labels; None without a list. folder, dataset: the source, if it is a folder or a Ray Dataset.
+    any. count: the number of all images. condition: `class` or `words`, the kind of the labels; None without
+    labels. folder, dataset: the source, if it is a folder or a Ray Dataset. labels: those of a folder.
     """
 
     pictures: Rows
@@ -106,46 +67,84 @@ class Looked:
     condition: str | None = None
     folder: Folder | None = None
     dataset: Any = None
+    labels: FolderLabels | None = None
 
 
 def look(
-    images: tuple[Any, Labels], valid: tuple[Any, Labels], settings: Mapping[str, Mapping[str, Any]]
+    images: tuple[Any, Labels],
+    valid: tuple[Any, Labels],
+    settings: Mapping[str, Mapping[str, Any]],
+    by_folders: bool = False,
 ) -> Looked:
     """Reads the images that decide the settings, and the validation images.
 
-    images, valid: (images, their labels) as passed to `fit`. settings: the user's settings by section. Raises
+    images, valid: (images, their labels) as passed to `fit`. settings: the user's settings by section.
+    by_folders: whether folders are classes if no labels are given and two folders have LEAST pictures. Raises
     UserError on images or labels that cannot be used.
     """
     (given, labels), data = images, settings.get("data", {})
     framed = {key: data[key] for key in ("image_size", "fit", "background") if key in data}
     if (model := settings.get("init", {}).get("model")) is not None:
-        colours, side, _ = SourceModel.read(model).spec.image_shape
-        framed = {"image_size": side, "channels": 3 if colours == 3 else None, **framed}
+        colours, *size = SourceModel.read(model).spec.image_shape
+        framed = {"image_size": size_of(*size), "channels": 3 if colours == 3 else None, **framed}
+    kind, found = settings.get("prior", {}).get("condition"), None
     folder = Folder.at(given) if isinstance(given, str | Path) else None
+    if folder is not None:
+        folder, found = _with_labels(folder, labels, kind, by_folders)
+        labels = None
     dataset = given if hasattr(given, "take") and hasattr(given, "write_parquet") else None
     seen = folder or (given if dataset is None else dataset.take(SEEN))
     pictures = pictures_of(seen, **framed)
-    classes, condition = () if folder is None else folder.classes, None
+    classes, condition = () if folder is None else folder.classes, None if found is None else found.condition
     if labels is not None:
         if dataset is not None:
             raise UserError("labels are for a list of images; a Ray Dataset has a column `label`")
-        _require_list(seen)
-        kind = settings.get("prior", {}).get("condition")
+        labels = _require_list(labels)
         column = None if kind is None else VOCABULARIES.get(kind, Vocabulary).column
         pictures, classes = labelled(pictures, labels, column)
         condition = "class" if classes else "words"
     validation = None
     if valid[0] is not None:
-        validation = validation_rows(*valid, pictures, labels is not None, classes, framed)
+        others, own = valid
+        if isinstance(others, str | Path):
+            others, own = _folder_like(others, own, found), None
+        validation = validation_rows(others, own, pictures, labels is not None, classes, framed)
     elif valid[1] is not None:
         raise UserError("valid_labels are of images for validation; give valid too")
     count = len(folder or pictures) if dataset is None else dataset.count()
-    return Looked(pictures, classes, validation, count, condition, folder, dataset)
+    return Looked(pictures, classes, validation, count, condition, folder, dataset, found)
+
+
+def _with_labels(
+    folder: Folder, labels: Labels, kind: str | None, by_folders: bool
+) -> tuple[Folder, FolderLabels | None]:
+    """The folder with its labels, if any. kind: `prior.condition`, if given. by_folders: see `look`."""
+    if labels is None and kind == "class":
+        labels = FOLDERS
+    if labels is None and by_folders:
+        sizes = np.bincount(folder.splits["train"].labels + 1)[1:]
+        labels = FOLDERS if np.count_nonzero(sizes >= LEAST) > 1 else None
+    if labels is None:
+        return folder, None
+    if labels == NONE:
+        return folder.unlabelled(), None
+    if not isinstance(labels, str | Path):
+        raise UserError("labels are a list, but the images a folder; give folders, names or a CSV file")
+    found = FolderLabels.found(folder, labels)
+    return found.of(folder), found
+
+
+def _folder_like(images: str | Path, labels: Labels, training: FolderLabels | None) -> Folder:
+    """A folder of images for validation with labels as the training images have them."""
+    folder = Folder.at(images)
+    if labels is not None and not isinstance(labels, str | Path):
+        raise UserError("valid_labels are a list, but the images a folder; give a CSV file")
+    return folder if training is None else training.of(folder, labels)
 
 
 def pictures_of(
     images: Any,
-    image_size: int | None = None,
+    image_size: int | str | None = None,
     fit: Literal["pad", "crop"] = "pad",
     background: str = "white",
     channels: int | None = None,
@@ -158,7 +157,7 @@ def pictures_of(
     KEYS and the label under `label`. A picture is an array, a tensor, a PIL image, a path or an encoded
     picture. The label of a file in a folder is the number of its subfolder. Pictures are opened one at a
     time, once for their sizes and once for their pixels. Each is padded with `background`, or cropped to its
-    centre, and resized; unreadable ones are rejected. image_size: if None, `_side` chooses it. channels: 1 or
+    centre, and resized; unreadable ones are rejected. image_size: if None, `_size` chooses it. channels: 1 or
     3; if None, 1 for grey pictures, else 3. whole: whether to read all pictures of a folder, not a sample.
     Raises UserError on other types, and if no picture can be read.
     """
@@ -171,9 +170,13 @@ def pictures_of(
         items = _items_of(images)
         found = [_header(picture) for _, picture, _ in items()]
     kinds = {grey for _, grey in filter(None, found)}
-    side = image_size or _side([size for size, _ in filter(None, found)])
-    frame = Frame((channels or (1 if kinds == {True} else 3), side, side), background, fit)
-    rows = images.read(frame, whole) if isinstance(images, Folder) else _read(items(), frame)
+    size = sides(image_size or _size([size for size, _ in filter(None, found)]))
+    frame = Frame((channels or (1 if kinds == {True} else 3), *size), background, fit)
+    rows = (
+        images.read(frame, None if whole else SAMPLED)
+        if isinstance(images, Folder)
+        else _read(items(), frame)
+    )
     if not len(rows):
         raise UserError(
             "there are no images to fit" + (f" ({reasons(rows.rejects)})" if rows.rejects else "")
@@ -253,13 +256,12 @@ def validation_rows(
     has_labels: whether the user gave a list of labels of the training images. Raises UserError if an image
     has a class that no training image has, or if labels are missing.
     """
-    channels, side, _ = training.images.shape[1:]
-    images = Folder.at(images) if isinstance(images, str | Path) else images
-    same = {"image_size": side, "channels": channels}
+    channels, *size = training.images.shape[1:]
+    same = {"image_size": size_of(*size), "channels": channels}
     found = pictures_of(images, **{**framed, **same}, whole=True)
     names = images.classes if isinstance(images, Folder) else ()
     if labels is not None:
-        _require_list(images)
+        labels = _require_list(labels)
         if not classes and training.words is None and any(isinstance(label, str) for label in labels):
             raise UserError("the images have no classes by name; give valid_labels as numbers, or labels too")
         found, _ = labelled(found, labels, "words" if training.words is not None else "label", classes)
@@ -275,9 +277,11 @@ def validation_rows(
     return replace(found, ids=[f"valid/{name}" for name in found.ids])
 
 
-def _require_list(images: Any) -> None:
-    if isinstance(images, Folder):
-        raise UserError("labels are for a list of images; those of a folder are its folders")
+def _require_list(labels: Labels) -> Sequence[int | str | None]:
+    assert labels is not None
+    if isinstance(labels, str | Path):
+        raise UserError(f"labels is {str(labels)!r}, which is for a folder; give a list of labels")
+    return labels
 
 
 def _require_classes(names: Iterable[str], classes: Sequence[str]) -> None:
@@ -346,20 +350,35 @@ def _header(picture: Picture) -> tuple[tuple[int, int], bool | None] | None:
         return picture.size, is_grey(picture)
     try:
         with open_picture(picture) as opened:
-            return opened.size, is_grey(opened)
+            return upright_size(opened), is_grey(opened)
     except BadPicture:
         return None
 
 
-def canvas_scale(side: int) -> int | None:
-    """Side of an image -> its ratio to the side of its canvas; None if no canvas is small enough."""
-    scales = range(1, LARGEST_SCALE + 1)
-    return next((n for n in scales if side % n == 0 and side // n <= LARGEST_CANVAS), None)
+def canvas_scale(height: int, width: int) -> int | None:
+    """The ratio of an image's sides to those of its canvas; None if no canvas is small enough."""
+    longer = max(height, width)
+    scales = (n for n in range(1, LARGEST_SCALE + 1) if height % n == width % n == 0)
+    return next((n for n in scales if longer // n <= LARGEST_CANVAS), None)
 
 
-def _side(sizes: Sequence[tuple[int, int]]) -> int:
-    """The pictures' own side if all are squares of one small size, else SMALL or LARGE by the median size."""
-    sides = {side for size in sizes for side in size}
-    if len(sides) == 1 and (side := sides.pop()) <= LARGE and canvas_scale(side):
-        return side
-    return SMALL if np.median([min(size) for size in sizes] or [0]) < 48 else LARGE
+def _size(sizes: Sequence[tuple[int, int]]) -> int | str:
+    """The size of the images for pictures of these (width, height), as `data.image_size` states it.
+
+    The pictures' own size if they have one that is small; else the longer side is SMALL or LARGE, by the
+    median size. The images are squares unless nearly all pictures have the same other shape.
+    """
+    if not sizes:
+        return SMALL
+    low, shape, high = np.quantile([width / height for width, height in sizes], ALL_BUT_A_TENTH)
+    odd = max(shape, 1 / shape)  # the longer side to the shorter one
+    kept = high <= ALIKE * low and ALIKE < odd <= MOST_ODD
+    (width, height), several = sizes[0], len(set(sizes)) > 1
+    own = not several and (kept or width == height) and max(width, height) <= LARGE
+    if own and canvas_scale(height, width):
+        return size_of(height, width)
+    longer = SMALL if np.median([min(size) for size in sizes]) < 48 else LARGE
+    if not kept:
+        return longer
+    shorter = STEP * round(longer / odd / STEP)
+    return size_of(*((shorter, longer) if shape > 1 else (longer, shorter)))

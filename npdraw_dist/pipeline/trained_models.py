@@ -15,6 +15,7 @@ from npdraw_dist.config.load import dotted, flat
 from npdraw_dist.config.networks import BaselineConfig, ImageNetwork, PriorNetwork, VAENetwork
 from npdraw_dist.config.registry import SOURCES
 from npdraw_dist.config.schema import Experiment
+from npdraw_dist.config.section import size_of
 from npdraw_dist.config.spec import BaselineSpec, ModelSpec, spec_of
 from npdraw_dist.core.parts import PartBank
 from npdraw_dist.measure.metrics import PUBLISHED
@@ -142,8 +143,8 @@ class SourceModel:
         values: dict[str, dict[str, Any]] = {"model": {"kind": self.spec.kind}, **_network(self.spec)}
         source = SOURCES.get(str(given.get("data.source") or "digits"))
         if source is not None and source.shape is None:
-            channels, size, _ = self.spec.image_shape
-            values["data"] |= {"image_size": size, "channels": channels}
+            channels, *size = self.spec.image_shape
+            values["data"] |= {"image_size": size_of(*size), "channels": channels}
         if isinstance(self.spec, ModelSpec) and str(given.get("vae.draws")) != "1":
             values["vae"]["relaxed_images"] = 0
         return values

@@ -163,7 +163,7 @@ async def encode(
     ] = "auto",
     crop: Annotated[
         schemas.Crop,
-        Query(description="auto: ink on plain paper, scaled to the size of drawings; no: the centre square"),
+        Query(description="auto: ink on plain paper, scaled to the size of drawings; no: the centre"),
     ] = "auto",
 ) -> schemas.PlacedResponse:
     image, placed = await replica.run(replica.engine.place_upload, await file.read(), invert, crop == "auto")

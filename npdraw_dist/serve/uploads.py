@@ -31,7 +31,7 @@ def place_picture(
     invert: `auto` inverts a grey picture whose paper (or whose ink, if the paper is transparent) has the
     wrong brightness; pictures in colour are only inverted by `yes`. extent: ink on plain paper is centred,
     and its longer side takes this share of the image's side. Without plain paper or ink, or if extent is
-    None, the centre square is taken. Raises BadPicture, before decoding if the picture is too large.
+    None, the centre is taken. Raises BadPicture, before decoding if the picture is too large.
     """
     if not content:
         raise BadPicture("the file is empty")
@@ -45,11 +45,11 @@ def place_picture(
     behind = "white" if white != inverted else "black"
     flat = opaque(picture, behind, frame.mode)
     flat = ImageOps.invert(flat) if inverted else flat
-    box = None if extent is None else _box_of_ink(np.asarray(flat), extent)
+    box = None if extent is None else _box_of_ink(np.asarray(flat), extent, (width, height))
     if box is None:
-        side = min(flat.size)
-        left, top = round((flat.width - side) / 2), round((flat.height - side) / 2)
-        box = (left, top, left + side, top + side)
+        across, down = frame.box(flat.size)
+        left, top = round((flat.width - across) / 2), round((flat.height - down) / 2)
+        box = (left, top, left + across, top + down)
     else:
         flat = _cut(flat, box, (width, height))
     pixels = to_image(flat, frame)
@@ -78,8 +78,11 @@ def _edges(values: NDArray[Any]) -> NDArray[Any]:
     return np.concatenate([rows.reshape(-1, *tail), columns.reshape(-1, *tail)])
 
 
-def _box_of_ink(values: NDArray[np.uint8], extent: float) -> Box | None:
-    """The square in which the ink's longer side takes the share `extent`; None without ink or plain paper."""
+def _box_of_ink(values: NDArray[np.uint8], extent: float, size: tuple[int, int]) -> Box | None:
+    """The box in which the ink's longer side takes the share `extent`; None without ink or plain paper.
+
+    size: (width, height) of the image, whose shape the box has.
+    """
     edges = _edges(values)
     paper = np.median(edges, axis=0)
     if _is_ink(edges, paper).mean() > MOST_INK_AT_EDGES:
@@ -88,9 +91,10 @@ def _box_of_ink(values: NDArray[np.uint8], extent: float) -> Box | None:
     if box is None:
         return None
     left, top, right, bottom = box
-    side = max(round(max(bottom - top, right - left) / extent), 1)
-    first_row, first_column = round((top + bottom - side) / 2), round((left + right - side) / 2)
-    return first_column, first_row, first_column + side, first_row + side
+    scale = max((right - left) / size[0], (bottom - top) / size[1]) / extent
+    across, down = (max(round(scale * side), 1) for side in size)
+    first_row, first_column = round((top + bottom - down) / 2), round((left + right - across) / 2)
+    return first_column, first_row, first_column + across, first_row + down
 
 
 def _is_ink(values: NDArray[np.uint8], paper: NDArray[Any]) -> NDArray[np.bool_]:

@@ -75,6 +75,16 @@ def test_the_manifest_gives_the_sizes(out: str, command: Command, source: str) -
     assert command(Path(out).as_uri()).shape == (3, SIZE, SIZE)
 
 
+def test_images_may_be_wider_than_high(out: str) -> None:
+    manifest = Path(out) / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f"[3, {SIZE}, {SIZE}]", "[3, 16, 20]"))
+    data = of_train(out)
+    assert (data.image_size, data.shape) == ("16x20", (3, 16, 20))
+    assert of_train(out, "--data.image_size", "16x16").image_size == 16
+    with pytest.raises(UserError, match="'16x' is no size of images"):
+        of_train(out, "--data.image_size", "16x")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(
     ("manifest", "said"),

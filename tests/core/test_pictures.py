@@ -4,6 +4,7 @@ import io
 import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,16 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from npdraw_dist.core.pictures import BadPicture, Frame, from_array, read_picture, to_image
+from npdraw_dist.core.pictures import (
+    BadPicture,
+    Frame,
+    from_array,
+    open_picture,
+    read_picture,
+    to_image,
+    upright,
+    upright_size,
+)
 from tests.helpers import mixed_folder as folder
 
 COLOUR, GREY = Frame((3, 16, 16)), Frame((1, 16, 16))
@@ -92,6 +102,28 @@ def test_a_crop_has_a_largest_side() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8)
     image = to_image(Image.fromarray(pixels), Frame((3, 16, 16), fit="crop", most=16))
     np.testing.assert_array_equal(image, pixels[17:33, 12:28].transpose(2, 0, 1))
+
+
+def test_an_image_may_be_wider_than_high() -> None:
+    """With the shape of the picture nothing is added; other pictures get bars, or lose their edges."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    for shape in ((3, 24, 32), (3, 12, 16)):
+        image = to_image(Image.fromarray(pixels), Frame(shape))
+        expected = np.asarray(Image.fromarray(pixels).resize(shape[:0:-1], Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(image, expected.transpose(2, 0, 1))
+    high = to_image(Image.fromarray(pixels[:, :9]), Frame((3, 24, 32), "white"))
+    np.testing.assert_array_equal(high[:, :, 11:20], pixels[:, :9].transpose(2, 0, 1))
+    assert (high[:, :, :11] == 255).all()
+    assert (high[:, :, 20:] == 255).all()
+    cut = to_image(Image.fromarray(pixels), Frame((3, 12, 32), fit="crop"))
+    np.testing.assert_array_equal(cut, pixels[6:18].transpose(2, 0, 1))
+
+
+def test_the_header_tells_the_size_of_a_turned_photograph(tmp_path: Path) -> None:
+    for orientation in range(1, 9):
+        (tmp_path / "a.jpg").write_bytes(folder.turned(orientation, "JPEG"))
+        with open_picture(tmp_path / "a.jpg") as opened:
+            assert upright_size(opened) == upright(opened).size
 
 
 @pytest.mark.parametrize("name", folder.BAD)

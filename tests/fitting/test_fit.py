@@ -120,7 +120,7 @@ def test_labels_that_do_not_match_are_refused(tmp_path: Path) -> None:
         npdraw_dist.fit(GREY, labels=[1, 2, 3, 4])
     for number in range(3):
         Image.fromarray(GREY[number]).save(tmp_path / f"{number}.png")
-    with pytest.raises(UserError, match="a folder are its folders"):
+    with pytest.raises(UserError, match="labels are a list, but the images a folder"):
         npdraw_dist.fit(tmp_path, labels=[1, 2, 3])
     for kind, name in (("class", "classes"), ("words", "words")):
         with pytest.raises(UserError, match=f"have no {name}"):
@@ -137,8 +137,8 @@ def test_labels_that_do_not_match_are_refused(tmp_path: Path) -> None:
         (GREY, {"minutes": 5, "vae": {"images": 100}}, "minutes decides vae.images"),
         (GREY, {"model": {"kind": "vae"}}, "of kind vae; use npdraw train --model.kind vae"),
         (GREY, {"minutes": 5, "num_workers": 1}, "training in this process"),
-        (GREY, {"image_size": 0}, "image_size is 0"),
-        (GREY, {"data": {"image_size": -5}}, "image_size is -5"),
+        (GREY, {"image_size": 0}, "image_size is 0 is no"),
+        (GREY, {"data": {"image_size": -5}}, "image_size is -5 is no"),
         (GREY, {"name": ""}, "is not a run name"),
         (GREY, {"vae": {"imagess": 3}}, "imagess"),
         (GREY, {"bank": "nowhere"}, "nowhere"),

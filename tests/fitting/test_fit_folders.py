@@ -121,7 +121,7 @@ def test_a_folder_for_validation_is_read_as_a_whole(
     shards = Store.open(str(tmp_path / "runs"), "mine").shards()
     (file,) = shards.manifest.files["valid"]
     assert set(shards.read(file).known_labels().tolist()) == {1}
-    with pytest.raises(UserError, match="those of a folder are its folders"):
+    with pytest.raises(UserError, match="labels are a list, but the images a folder"):
         npdraw_dist.fit(pictures, labels=[0] * 60)
 
 

@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import TensorDataset
 
+import npdraw_dist
 from npdraw_dist.config.load import resolve
 from npdraw_dist.data import rows
 from npdraw_dist.fitting.fit import suited
-from npdraw_dist.fitting.fit_images import labelled, pictures_of
+from npdraw_dist.fitting.fit_images import canvas_scale, labelled, pictures_of
 from npdraw_dist.fitting.fit_source import split_train
 from npdraw_dist.system.errors import UserError
-from tests.helpers.tiny_fit import COLOUR, GREY
+from tests.helpers.tiny_fit import COLOUR, GREY, SMALL, strokes
+
+BUDGETS: dict[str, Any] = {stage: {"images": 32} for stage in ("prior", "vae")}
 
 
 @pytest.mark.parametrize(
@@ -107,6 +110,30 @@ def test_the_settings_follow_from_the_images() -> None:
 @pytest.mark.parametrize(("side", "chosen_side"), [(60, 60), (61, 64)])
 def test_pictures_of_one_small_size_keep_it_where_a_canvas_fits_it(side: int, chosen_side: int) -> None:
     assert pictures_of([Image.new("L", (side, side))] * 2).images.shape[-1] == chosen_side
+
+
+@pytest.mark.parametrize(
+    ("sizes", "chosen_size"),
+    [
+        ([(320, 240)] * 3, (48, 64)),  # (width, height) of the pictures, (height, width) of the images
+        ([(20, 28)] * 3, (28, 20)),
+        ([(40, 30), (44, 33)], (24, 32)),
+        ([(600, 400)] * 30 + [(9, 9)], (44, 64)),
+        ([(40, 30)] * 6 + [(30, 40)] * 4, (32, 32)),
+        ([(9, 60)] * 3, (32, 32)),
+    ],
+)
+def test_pictures_keep_a_shape_that_nearly_all_have(sizes: Any, chosen_size: Any) -> None:
+    pictures = pictures_of([Image.new("L", size) for size in sizes])
+    assert pictures.images.shape[2:] == chosen_size
+    assert canvas_scale(*chosen_size) is not None
+
+
+def test_a_model_draws_images_that_are_wider_than_high(tmp_path: Path) -> None:
+    model = npdraw_dist.fit(strokes()[:, :8], name="wide", storage=tmp_path, **SMALL)
+    again = npdraw_dist.fit(strokes()[:, :8], init=model, storage=tmp_path, name="more", **BUDGETS)
+    loaded = npdraw_dist.load(tmp_path / "wide")
+    assert model.sample(2).shape == again.sample(2).shape == loaded.sample(2).shape == (2, 1, 8, 12)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,10 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def write_data(world: Path) -> None:
-    """Data sets: whole ones, damaged ones, and ones without images."""
+    """Data sets: whole ones, damaged ones, and ones without images; tables of labels."""
+    write(world / "columns.csv", "name,label\n0.png,a\n")
+    for name, more in (("gone", "gone.png,b"), ("twice", "0.png,a"), ("one", "1.png,a\n2.png,a")):
+        write(world / f"{name}.csv", f"file,label\n0.png,a\n{more}\n")
     write_mnist(world / "mnist")
     write_mnist(world / "mnist-large", side=32)
     truncated = write_mnist(world / "mnist-truncated")

@@ -55,7 +55,7 @@ def main_of(module: str) -> Callable[[Sequence[str]], None]:
 
 def test_the_commands_run(tiny_run: Path, users_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """They find the run `digits`, which the first command of the README makes."""
-    for name in ("digits", "my_pictures"):
+    for name in ("digits", "my_pictures", "flags"):
         shutil.copytree(tiny_run, users_folder / "runs" / name)
     for module, *argv in commands():
         main = main_of(module)

@@ -124,7 +124,7 @@ def test_a_condition_is_drawn_as_in_python(classes: Served) -> None:
 
 
 def test_an_unknown_condition_is_refused(classes: Served, grey: Served) -> None:
-    assert "near: dog" in classes.post("sample", 422, condition="dot")["detail"]
+    assert "it knows cat, crow, dog" in classes.post("sample", 422, condition="dot")["detail"]
     assert "takes no condition" in grey.post("sample", 422, condition="dog")["detail"]
     assert grey.get("model")["condition"] == "none"
 

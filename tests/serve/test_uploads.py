@@ -72,6 +72,15 @@ def test_without_plain_paper_or_ink_the_centre_square_is_taken() -> None:
     assert place_picture(sideways, BLACK, "no")[1].cropped == [0, 9, 12, 21]
 
 
+def test_what_is_cut_out_has_the_shape_of_the_images() -> None:
+    wide = Frame((1, 14, 28), "black", "crop")
+    assert place_picture(drawing(0, 255), wide, "no")[1].cropped == [0, 0, 200, 100]
+    image, placed = place_picture(drawing(0, 255), wide, "no", HALF)
+    assert placed.cropped == [0, -10, 120, 50]
+    ink = image[0, 0] > 128
+    assert (int(ink.any(0).sum()), int(ink.any(1).sum())) == (14, 5)  # 60 x 20 pixels, still 3 : 1
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "GIF"])
 def test_any_size_and_kind_comes_out_in_the_models_shape(kind: str) -> None:
     for target in (BLACK, COLOUR):

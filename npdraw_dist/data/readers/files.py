@@ -37,34 +37,44 @@ TRAIN, TEST = 24_345, 8_070
 
 
 class Item(NamedTuple):
-    """An image. path: below the root. words: path of a file with words about the image, or ""."""
+    """An image. path: below the root. words: path of a file with words about it, or "". text: its words."""
 
     path: str
     label: int
     words: str = ""
+    text: str = ""
 
 
 @dataclass(frozen=True)
 class Files:
-    """N image files. paths: below the root. labels: (N,). words: (N,), whether NAME.txt is beside each."""
+    """N image files. paths: below the root. labels: (N,). words: (N,), whether NAME.txt is beside each.
+
+    texts: (N,), the words about each, if they are not beside.
+    """
 
     paths: pa.LargeStringArray
     labels: NDArray[np.int64]
     words: NDArray[np.bool_]
+    texts: pa.LargeStringArray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def take(self, order: NDArray[np.int64]) -> "Files":
         """The files at the positions `order`."""
-        return Files(self.paths.take(pa.array(order)), self.labels[order], self.words[order])
+        texts = None if self.texts is None else self.texts.take(pa.array(order))
+        return Files(self.paths.take(pa.array(order)), self.labels[order], self.words[order], texts)
 
     def __getitem__(self, index: slice) -> "Files":
         return self.take(np.arange(len(self))[index])
 
     def __iter__(self) -> Iterator[Item]:
-        for path, label, has_words in zip(_strings(self.paths), self.labels, self.words, strict=True):
-            yield Item(path, int(label), path.rpartition(".")[0] + WORDS if has_words else "")
+        texts = [""] * len(self) if self.texts is None else _strings(self.texts)
+        for path, label, beside, text in zip(
+            _strings(self.paths), self.labels, self.words, texts, strict=True
+        ):
+            here = path.rpartition(".")[0] + WORDS if beside and self.texts is None else ""
+            yield Item(path, int(label), here, text)
 
 
 def read_files(
@@ -83,7 +93,9 @@ def read_files(
     with ThreadPoolExecutor(free_threads()) as pool:
         try:
             for item, image in [(item, pool.submit(read, item)) for item in items]:
-                text = _bytes(filesystem, root, item.words).decode(errors="replace") if item.words else ""
+                text = item.text
+                if item.words:
+                    text = _bytes(filesystem, root, item.words).decode(errors="replace")
                 builder.add(item.path, item.label, image.result, text.strip())
         finally:
             pool.shutdown(cancel_futures=True)

@@ -85,7 +85,7 @@ def open_fonts(data: DataConfig, seed: int) -> Source:
         splits = rule.possible(None) if split is None else (split,)
         for start in range(0, face.characters, data.rows_a_shard):
             stop = min(start + data.rows_a_shard, face.characters)
-            read = FaceRange(face, data.image_size or 0, start, stop, rule, split)
+            read = FaceRange(face, data.shape[1], start, stop, rule, split)
             parts.append(Part(splits, read))
     parts += [Part(("train",), partial(_rejected, data.shape, path, why)) for path, why in broken.items()]
     return of_files(data, seed, parts, {}, stamp_of(files), list(SCRIPTS))
