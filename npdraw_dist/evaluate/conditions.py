@@ -47,6 +47,12 @@ def measure_conditions(settings: ConditionTest) -> list[str]:
     folder = chosen_model(settings.model)
     model = load_npdraw(folder)
     model.vocabulary.require()
+    settings = settings.model_copy(
+        update={
+            "guidance": model.guidance_of(settings.guidance),
+            "temperature": model.temperature_of(settings.temperature),
+        }
+    )
     attributes = _attributes(settings.attributes, model)
     data = _Conditions(model, folder)
     torch.manual_seed(settings.seed)

@@ -80,11 +80,11 @@ class Questions(BaseModel):
         200, description="with --asked: number of seen conditions to request, and of held-out ones"
     )
     n: PositiveInt = Field(4, description="with --asked: drawings of each condition")
-    guidance: NonNegativeFloat = Field(1.5, description="with --asked: as for `npdraw sample`")
+    guidance: NonNegativeFloat | None = Field(None, description="with --asked: as for `npdraw sample`")
 
 
 class ConditionTest(Questions):
-    """All flags of `npdraw evaluate --asked`. out: a folder. temperature: None means the model's default."""
+    """All flags of `npdraw evaluate --asked`. out: a folder."""
 
     model_config = ConfigDict(allow_inf_nan=False, extra="forbid")
 

@@ -26,6 +26,8 @@ def test_drawings_are_read_by_classifiers_of_real_images(
     drawn = SimpleNamespace(images=torch.full((3, 1, 8, 8), 0.9), canvas=None, u=None)
     model = SimpleNamespace(
         vocabulary=Words(["dark", "light", "small", "large"], 2),
+        guidance_of=lambda _: 1.5,
+        temperature_of=lambda _: 1.0,
         given=lambda text, guidance: SimpleNamespace(draw=lambda n, **_: drawn),
     )
     train, valid = SEEN * 20, (SEEN + HELD_OUT) * 5

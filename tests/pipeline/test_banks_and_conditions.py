@@ -26,7 +26,7 @@ CONDITIONED: dict[str, Any] = {
     "data": {"fraction": 0.2},
     "prior": {"condition": "class", "table": "pixels"},
     "scale": {"num_workers": 0},
-    "eval": {"split": "valid"},
+    "eval": {"split": "valid", "guidance": 3.0},
 }
 
 
@@ -63,12 +63,14 @@ def test_commands_make_a_bank_and_draw_with_it(store: Store, model: NPDraw, tmp_
     with pytest.raises(UserError, match=r"another config \(seed: 0 -> 1\); take another --out"):
         make_bank.main([*sizes, "--seed", "1", "--scale.num_workers", "0", "--out", str(tmp_path / "other")])
     drawn = ["--model", store.path("model"), "--n", "6", "--seed", "3", "--out", str(tmp_path / "drawn")]
-    sample.main([*drawn, "--bank", str(tmp_path / "other"), "--condition", "7", "--guidance", "2"])
-    found = np.load(tmp_path / "drawn" / "samples.npz")
-    expected = model.with_bank(bank).draw(6, seed=3, condition=7, guidance=2.0)
-    assert {name: found[name].tolist() for name in ("whether", "where", "what")} == {
-        name: value.tolist() for name, value in vars(expected.z).items()
-    }
+    drawn += ["--bank", str(tmp_path / "other"), "--condition", "7"]
+    for flags, guidance in ([], 3.0), (["--guidance", "2"], 2.0):  # 3 is the run's eval.guidance
+        sample.main([*drawn, *flags])
+        found = np.load(tmp_path / "drawn" / "samples.npz")
+        expected = model.with_bank(bank).draw(6, seed=3, condition=7, guidance=guidance)
+        assert {name: found[name].tolist() for name in ("whether", "where", "what")} == {
+            name: value.tolist() for name, value in vars(expected.z).items()
+        }
     assert isinstance(PartBank.load(tmp_path / "other" / "bank" / "bank.safetensors"), PartBank)
 
 
@@ -90,6 +92,7 @@ def test_drawings_that_are_read_as_requested_are_counted(
     monkeypatch.setattr(NPDraw, "given", given)
     evaluate.main(["--asked", "--model", store.path("model"), "--n", "3", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "asked.json").read_text())
+    assert found["guidance"] == 3.0
     assert found["questions"] == {"seen": found["questions"]["seen"], "held_out": []}
     assert sorted(found["questions"]["seen"]) == [str(digit) for digit in range(10)]
     assert least <= found["attributes"]["class"]["seen_right"] <= most
