@@ -16,7 +16,7 @@ class Fit(Command):
 
     examples: ClassVar[tuple[str, ...]] = (
         "my_pictures",
-        "my_pictures --minutes 60 --image_size 64 --name mine",
+        "my_pictures --minutes 60 --image-size 64 --name mine",
     )
 
     stray: ClassVar[str] = "the folder of pictures comes first: npdraw fit FOLDER"

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.pipeline.models import chosen_model, load_model, load_npdraw, read_bank
     from npdraw_dist.pipeline.sample import local_folder, write_samples
 
-    device = local_device(command.use_gpu, "use_gpu")
+    device = local_device(command.use_gpu, "use-gpu")
     folder = chosen_model(command.model)
     if command.bank is None:
         model = load_model(folder).to(device)

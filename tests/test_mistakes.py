@@ -32,6 +32,17 @@ OWN = "--data.image_size 28 --data.channels 1"
 SETTINGS = """
 train --preset digit | unknown preset 'digit'; did you mean digits? & mnist
 train --prior.dept 3 | unknown flag --prior.dept; did you mean prior.depth?
+train --lr 0.1 | unknown flag --lr; the learning rates are --prior.learning_rate and --vae.learning_rate
+train --epochs 9 | unknown flag --epochs; training is counted in images: --prior.images and --vae.images
+train --resume | unknown flag --resume; the same command again resumes
+train --device cpu | unknown flag --device; --scale.use_gpu takes a GPU, and --scale.use_gpu false the CPU
+train --batch-size 8 | unknown flag --batch-size; --train.batch_size
+train --output runs | unknown flag --output; the run folder is --name in --storage
+fit pictures --epochs 9 | unknown flag --epochs; --minutes
+fit pictures --lr 9 | unknown flag --lr; `npdraw train` has the learning rates
+sample --gpu | unknown flag --gpu; --use-gpu takes a GPU
+sample --prompt cat | unknown flag --prompt; --condition is what to draw
+edit --device cpu | unknown flag --device
 train --prior.depth | --prior.depth & expected one argument
 train digits | 'digits' belongs to no flag & --section.name VALUE
 train --prior 3 | prior is a section & such as prior.depth
@@ -265,7 +276,7 @@ train --bank.max_patches 50 | bank.size is 100, but bank.max_patches keeps 50 pa
 train --data.test_fraction 0 | no test image for the final numbers; raise --data.test_fraction
 train --data.valid_fraction 0 | no validation image, and train.select best needs some
 evaluate --model model --out new.json --scale.use_gpu true | 1 worker of 1 CPU and a GPU, and has room for 0
-serve --model model --replicas 2 --use_gpu true | --use_gpu true: 2 replicas need 2 GPUs; there are 0
+serve --model model --replicas 2 --use_gpu true | --use-gpu: 2 replicas need 2 GPUs; there are 0
 serve --model model --token pässword | a token is of ASCII without spaces
 serve --model model --token p%41 | a token is of ASCII without spaces
 serve --model model --port $PORT | cannot listen at 127.0.0.1:$PORT & choose another --port

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from npdraw_dist.config.cli import Command, dashed
-from npdraw_dist.config.help import marked
+from npdraw_dist.config.cli import Command
+from npdraw_dist.config.help import flag_of, marked
 from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
 from npdraw_dist.config.section import Count
 from npdraw_dist.core.process import require_extra
@@ -24,7 +24,7 @@ class Measurement(BaseModel):
     samples: PositiveInt | None = Field(
         None, description="samples for the distances; if not given, as many as real images"
     )
-    fid_weights: str | None = dashed(None, "fid-weights", "file of Inception weights, for the FID")
+    fid_weights: str | None = Field(None, description="file of Inception weights, for the FID")
     extractor: str | None = Field(
         None, description="TorchScript file or module:attribute whose features measure a distance"
     )
@@ -34,9 +34,9 @@ class Measurement(BaseModel):
 
 def require_metrics(flags: Mapping[str, Any]) -> None:
     """Raises UserError if the flags name an extractor, but the package's extra `metrics` is not installed."""
-    for flag in ("fid-weights", "extractor"):
-        if flag in flags:
-            require_extra(f"--{flag}", "metrics", "torchmetrics", "torch_fidelity")
+    for name in ("fid_weights", "extractor"):
+        if name in flags:
+            require_extra(f"--{flag_of([name])}", "metrics", "torchmetrics", "torch_fidelity")
 
 
 class EvaluationSettings(Measurement):
@@ -55,8 +55,8 @@ class EvaluationSettings(Measurement):
     edits: Count = Field(
         0, description="number of random edits to measure; each puts a region of one image on another"
     )
-    split_seed: Seed | None = dashed(
-        None, "split-seed", "seed of the splits, needed if the model does not state its own"
+    split_seed: Seed | None = Field(
+        None, description="seed of the splits, needed if the model does not state its own"
     )
     data: DataConfig = DataConfig()
 
