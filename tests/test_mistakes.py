@@ -20,12 +20,13 @@ from tests.helpers.mistake_world import contents, small_machine, taken_port, wri
 from tests.helpers.runs import Refused
 
 MODULES = {
-    **{name: f"npdraw_dist.{name}" for name in ("train", "prepare", "sample", "extractor")},
+    **{name: f"npdraw_dist.{name}" for name in ("train", "prepare", "sample")},
     **{name: f"npdraw_dist.{name}.__main__" for name in ("evaluate", "edit", "serve", "bench")},
     **{name: f"tune_spaces.{name}" for name in ("sweep", "report")},
     "bank": "npdraw_dist.make_bank",
     "export": "npdraw_dist.export_demo.__main__",
     "fit": "npdraw_dist.fit_folder",
+    "train-extractor": "npdraw_dist.extractor",
 }
 OWN = "--data.image_size 28 --data.channels 1"
 # Flags and config files.
@@ -99,9 +100,9 @@ evaluate --out new.json | --model is missing
 evaluate --model models/sound | --out is missing & --out FILE.json
 evaluate --compare runs/mine | --compare needs --out
 evaluate --compare runs/mine --k 3 --out new | --compare takes --out only, not --k
-evaluate --model model --guidance 2 --out new | --guidance is a flag of --asked; leave it out
-evaluate --asked --model model | --asked needs --out
-evaluate --asked --model model --k 3 --out new | --asked takes no --k (it takes
+evaluate --model model --guidance 2 --out new | --guidance is a flag of --check-conditions; leave it out
+evaluate --check-conditions --model model | --check-conditions needs --out
+evaluate --check-conditions --model model --k 3 --out new | --check-conditions takes no --k (it takes
 report --out new | --sweeps is missing
 report --sweeps runs/mine | --out is missing
 report --sweeps runs/mine --split valid --out new | --split
@@ -171,7 +172,7 @@ sample mine --out new | 'mine' belongs to no flag; a setting is written --name V
 fit file --minutes 0 --storage new | minutes: & greater than 0
 fit pictures --storage . | among the pictures & storage elsewhere
 fit pictures --name "" --storage new | --name '' is not a run name
-evaluate --asked --model model --out new | takes no condition & --prior.condition
+evaluate --check-conditions --model model --out new | takes no condition & --prior.condition
 sample --out new --model nowhere | nowhere is not a model folder & digits, emoji, emoji64, fashion, glyphs
 sample --out new --model runs/mine | --model runs/mine is a run that has no model yet & to finish it
 sample --out new --model models/unweighted | models/unweighted is damaged & model.safetensors
@@ -249,7 +250,7 @@ prepare --out claimed | claimed/.done/source.json is damaged
 evaluate --model model --out http://127.0.0.1:1/x.json | HTTP only reads; choose another place
 sample --model model --out "" | --out is empty; is a variable unset?
 sample --model model --out file | cannot write to --out file
-extractor --out empty | --out empty is a folder; give a file
+train-extractor --out empty | --out empty is a folder; give a file
 sample --model model --out s3://bucket/new | --out s3://bucket/new is a URI & local folder
 evaluate --model model --out file/new.json | cannot write to --out file/new.json & is a file
 export --model model --out model/config.json/x.html | model/config.json is a file
@@ -351,7 +352,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
         "train --scale.num_workers 1 --data.source imagefolder $OWN --data.path split --stages data,bank",
         "train --scale.num_workers 1 --data.valid_fraction 0 --train.select last",
         "prepare --out new",
-        "extractor --out new.pt",
+        "train-extractor --out new.pt",
         "evaluate --model model --out new.json --extractor own_arrays:Halves --images 5",
         "serve --model model --replicas 2 --port $PORT",
         "sweep --space smoke --max-concurrent-trials 2",

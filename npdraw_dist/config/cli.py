@@ -27,7 +27,7 @@ from npdraw_dist.core.errors import MISTAKE, TRY_AGAIN, StorageFailed, UserError
 
 BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # system errors that a user's path can cause
 PRESET = "digits"  # the default preset
-SHELLS = ("bash", "zsh", "tcsh")  # shells for which `npdraw completion` writes a script
+SHELLS = ("bash", "zsh", "tcsh")  # shells for which `npdraw print-shell-setup` prints a script
 Own = TypeVar("Own", bound=BaseModel)
 Model = Annotated[  # the flag --model of commands that use a trained model
     str | None,
@@ -148,7 +148,7 @@ class Flags(argparse.ArgumentParser):
         self.common = [
             self.add_argument("--help", "-h", action="help", help="the settings that matter"),
             self.add_argument("--help-all", action=_HelpAll, nargs=0, dest="help", help="all settings"),
-            # These serve help and completion only, since `parse_flags` removes them from the command line.
+            # Help and the shell's script show these; `parse_flags` removes them from the command line.
             *(
                 self.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=what)
                 for flag, what in process.FLAGS.items()
@@ -261,13 +261,13 @@ def validate(command: type[BaseModel], values: dict[str, Any]) -> Any:
 
 
 def print_script(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> None:
-    """Prints a shell's script that completes commands, flags and choices.
+    """Prints a shell's script by which the Tab key finishes commands, flags and choices.
 
     words: the name of the shell. commands: name -> "module:class" of its flags, and its summary. Raises
     UserError if `words` are not one of SHELLS.
     """
     if len(words) != 1 or words[0] not in SHELLS:
-        raise UserError(f"completion takes the name of a shell: {', '.join(SHELLS)}")
+        raise UserError(f"print-shell-setup takes the name of a shell: {', '.join(SHELLS)}")
     import shtab  # shtab's script completes without starting Python
 
     whole = argparse.ArgumentParser("npdraw")

@@ -242,9 +242,9 @@ def test_the_class_of_the_flags_is_the_commands_own(name: str) -> None:
         assert {word.lstrip("-") for word in example.split() if word.startswith("--")} <= known
 
 
-def test_completion_knows_commands_flags_and_choices(tmp_path: Path) -> None:
+def test_the_script_of_the_shell_knows_commands_flags_and_choices(tmp_path: Path) -> None:
     script = tmp_path / "npdraw.bash"
-    script.write_text(npdraw("completion", "bash").stdout)
+    script.write_text(npdraw("print-shell-setup", "bash").stdout)
     ask = (
         f"source {script}\n"
         'try() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); '
@@ -253,7 +253,7 @@ def test_completion_knows_commands_flags_and_choices(tmp_path: Path) -> None:
         "try npdraw train --preset dig\n"
     )
     found = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True).stdout
-    assert found.splitlines() == ["train", "--prior.depth", "raster ranked", "digits"]
+    assert found.splitlines() == ["train train-extractor", "--prior.depth", "raster ranked", "digits"]
 
 
 @pytest.mark.parametrize(

@@ -90,13 +90,13 @@ def test_drawings_that_are_read_as_requested_are_counted(
         return SimpleNamespace(draw=lambda *_, **__: drawn, draw_pixels=lambda canvas, *_: canvas)
 
     monkeypatch.setattr(NPDraw, "given", given)
-    evaluate.main(["--asked", "--model", store.path("model"), "--n", "3", "--out", str(tmp_path)])
-    found = json.loads((tmp_path / "asked.json").read_text())
+    evaluate.main(["--check-conditions", "--model", store.path("model"), "--n", "3", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "conditions.json").read_text())
     assert found["guidance"] == 3.0
     assert found["questions"] == {"seen": found["questions"]["seen"], "held_out": []}
     assert sorted(found["questions"]["seen"]) == [str(digit) for digit in range(10)]
     assert least <= found["attributes"]["class"]["seen_right"] <= most
-    assert (tmp_path / "asked.png").exists()
+    assert (tmp_path / "conditions.png").exists()
 
 
 def test_the_vocabulary_is_written(store: Store) -> None:
@@ -136,7 +136,8 @@ def test_an_attribute_without_alternatives_is_refused(tmp_path: Path, refused: R
     prior = spec.prior.model_copy(update={"condition": "words", "vocabulary": ("red",)})
     tiny_model(spec.model_copy(update={"prior": prior})).save_pretrained(tmp_path / "model")
     (tmp_path / "attributes.yaml").write_text("skin: []")
-    flags = ["--asked", "--model", str(tmp_path / "model"), "--attributes", str(tmp_path / "attributes.yaml")]
+    flags = ["--check-conditions", "--model", str(tmp_path / "model")]
+    flags += ["--attributes", str(tmp_path / "attributes.yaml")]
     assert "list of its alternatives" in refused(evaluate.main, *flags, "--out", str(tmp_path / "out"))
     assert "is a URI" in refused(evaluate.main, *flags, "--out", "s3://bucket/x")
     assert not (tmp_path / "out").exists()
