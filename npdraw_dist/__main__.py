@@ -39,6 +39,7 @@ COMMANDS = {
     "evaluate": Entry(
         "npdraw_dist.evaluate.__main__:Evaluate", "measure a model on a split, or compare runs"
     ),
+    "runs": Entry("npdraw_dist.runs:Runs", "list the runs of a storage: state, time and numbers"),
     "train-extractor": Entry(
         "npdraw_dist.extractor:TrainExtractor", "train a classifier whose features measure distances"
     ),

@@ -20,7 +20,7 @@ from tests.helpers.mistake_world import contents, small_machine, taken_port, wri
 from tests.helpers.runs import Refused
 
 MODULES = {
-    **{name: f"npdraw_dist.{name}" for name in ("train", "prepare", "sample")},
+    **{name: f"npdraw_dist.{name}" for name in ("train", "prepare", "sample", "runs")},
     **{name: f"npdraw_dist.{name}.__main__" for name in ("evaluate", "edit", "serve", "bench")},
     **{name: f"tune_spaces.{name}" for name in ("sweep", "report")},
     "bank": "npdraw_dist.make_bank",
@@ -255,6 +255,10 @@ sample --model model --out s3://bucket/new | --out s3://bucket/new is a URI & lo
 evaluate --model model --out file/new.json | cannot write to --out file/new.json & is a file
 export --model model --out model/config.json/x.html | model/config.json is a file
 bench --out nowhere/x.json | --out nowhere/x.json is not a file in an existing folder
+runs --storage file | --storage file is a file
+runs --storage "" | a path or URI is empty
+runs --storage foo://bucket/x | cannot open foo://bucket/x & foo
+runs --storage s3://key:secret@bucket/x | contains a password
 sweep --space smoke --name mine | has another config & seed: 4 -> 0
 """
 
