@@ -18,7 +18,6 @@ from npdraw_dist.serve.schemas import CompleteRequest, Latents, ParseRequest
 
 SKETCHES = Path(__file__).with_name("sketches.jsonl")
 SIDE, IDEAS, TILE = 512, 4, 64
-GUIDANCE = 1.5  # the studio's default
 
 
 def sketches() -> list[dict[str, Any]]:
@@ -51,7 +50,7 @@ def begun(engine: Engine, sketch: dict[str, Any]) -> Latents:
 def finished(engine: Engine, z: Latents, words: str | None, seed: int = 0) -> Tensor:
     """The images (N, C, H, W) of IDEAS drawings that complete the sketch."""
     drawn = [place for drawn, place in zip(z.whether, z.where, strict=True) if drawn]
-    given = {} if words is None else {"condition": words, "guidance": GUIDANCE}
+    given = {} if words is None else {"condition": words}
     request = CompleteRequest(z=z, keep=[], sketch=drawn, n=IDEAS, seed=seed, **given)
     return engine.complete(request).images
 

@@ -39,8 +39,9 @@ COMMANDS = {
     "evaluate": Entry(
         "npdraw_dist.evaluate.__main__:Evaluate", "measure a model on a split, or compare runs"
     ),
-    "extractor": Entry(
-        "npdraw_dist.extractor:Extractor", "train a classifier whose features measure distances"
+    "runs": Entry("npdraw_dist.runs:Runs", "list the runs of a storage: state, time and numbers"),
+    "train-extractor": Entry(
+        "npdraw_dist.extractor:TrainExtractor", "train a classifier whose features measure distances"
     ),
     "serve": Entry("npdraw_dist.serve.__main__:Serve", "the studio in the browser, and its HTTP API"),
     "export-demo": Entry(
@@ -54,7 +55,7 @@ COMMANDS = {
     "report": Entry("tune_spaces.report:Report", "compare the models of finished comparisons, once, on test"),
     "bench": Entry("npdraw_dist.bench.__main__:Bench", "measure this machine"),
 }
-COMPLETION = "completion"
+SHELL_SETUP = "print-shell-setup"
 HELP = "\n".join(
     [
         "usage: npdraw COMMAND [--FLAG VALUE ...]",
@@ -63,8 +64,10 @@ HELP = "\n".join(
         "",
         "NP-DRAW, the image model that draws part by part.",
         "",
-        *(f"  {name:<13}{entry.does}" for name, entry in COMMANDS.items()),
-        f"  {COMPLETION:<13}the script that completes commands and flags: bash, zsh or tcsh",
+        *(f"  {name:<19}{entry.does}" for name, entry in COMMANDS.items()),
+        f"  {SHELL_SETUP:<19}print the script by which the Tab key finishes commands and flags",
+        "",
+        "A command's own flags have dashes; settings are written as in config.yaml. A switch needs no value.",
         "",
         "examples:",
         "  npdraw serve                                     draw emoji in the browser",
@@ -73,7 +76,7 @@ HELP = "\n".join(
         "  npdraw train --preset emoji                      colour emoji",
         "  npdraw sample --model runs/digits --out samples",
         "  npdraw edit --model runs/digits --a sample:1 --keep 0:3,: --n 4 --out completed",
-        "  source <(npdraw completion bash)                 in this shell",
+        "  source <(npdraw print-shell-setup bash)          the Tab key finishes commands in this shell",
     ]
 )
 
@@ -84,7 +87,7 @@ def main() -> None:
         print(HELP)
     elif name == "--version":
         print(f"npdraw {__version__}")
-    elif name == COMPLETION and rest in (["--help"], ["-h"]):
+    elif name == SHELL_SETUP and rest in (["--help"], ["-h"]):
         print(f"usage: npdraw {name} bash | zsh | tcsh")
     else:
         sys.argv = [f"npdraw {name}", *rest]
@@ -93,8 +96,8 @@ def main() -> None:
 
 def run(name: str, words: Sequence[str]) -> None:
     """Runs the command `name`. Raises UserError on an unknown one."""
-    require_known("command", name, [*COMMANDS, COMPLETION])
-    if name == COMPLETION:
+    require_known("command", name, [*COMMANDS, SHELL_SETUP])
+    if name == SHELL_SETUP:
         print_script(words, COMMANDS)
     else:
         import_module(COMMANDS[name].file).main(words)

@@ -1,4 +1,4 @@
-"""npdraw extractor: trains a small classifier whose features measure distances between images."""
+"""npdraw train-extractor: trains a small classifier whose features measure distances between images."""
 
 import io
 import json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # torch and Ray take seconds to import, so the flags are chec
     from npdraw_dist.nn.classifier import Labelled
 
 
-class Extractor(Command):
+class TrainExtractor(Command):
     """Trains a classifier on a labelled data set, for `npdraw evaluate --extractor OUT`.
 
     Distances between the classifier's features are reported under its name, never as FID.
@@ -44,7 +44,7 @@ class Extractor(Command):
     out: str = Field(description="the TorchScript file to write, such as classifier.pt")
 
 
-def train_extractor(settings: Extractor) -> dict[str, Any]:
+def train_extractor(settings: TrainExtractor) -> dict[str, Any]:
     """Trains on labelled images, writes the file `out` and returns the facts that the file contains.
 
     Raises UserError if there are no labels, or only one class.
@@ -122,7 +122,7 @@ def _read_labelled(item: "tuple[int, Shard]") -> "tuple[int, Rows]":
 
 
 def main(argv: Sequence[str]) -> None:
-    settings = validate(Extractor, parse_flags(Extractor, "npdraw_dist.extractor", argv))
+    settings = validate(TrainExtractor, parse_flags(TrainExtractor, "npdraw_dist.extractor", argv))
     facts = train_extractor(settings)
     accuracy = facts["valid_accuracy"]
     right = "no validation images" if accuracy is None else f"{accuracy:.1%} of validation images right"

@@ -29,8 +29,10 @@ class Sample(Command):
     condition: str | None = Field(
         None, description="what to draw, for a conditioned model: a class, or words"
     )
-    guidance: NonNegativeFloat = Field(
-        1.0, description="strength of the condition: 0 ignores it, 1 is as trained, more strengthens it"
+    guidance: NonNegativeFloat | None = Field(
+        None,
+        description="strength of the condition: 0 ignores it, 1 is as trained, more strengthens it; if not "
+        "given, the model's own",
     )
     bank: str | None = Field(
         None,
@@ -44,7 +46,7 @@ class Sample(Command):
 
 def main(argv: Sequence[str]) -> None:
     command: Sample = validate(Sample, parse_flags(Sample, "npdraw_dist.sample", argv))
-    if command.condition is None and command.guidance != 1:
+    if command.condition is None and command.guidance is not None:
         raise UserError("--guidance needs a --condition")
 
     # Torch takes seconds to import, so the flags are checked first.
@@ -54,14 +56,14 @@ def main(argv: Sequence[str]) -> None:
     from npdraw_dist.pipeline.trained_models import chosen_model, load_model, load_npdraw, read_bank
     from npdraw_dist.system.process import local_device
 
-    device = local_device(command.use_gpu, "use_gpu")
+    device = local_device(command.use_gpu, "use-gpu")
     folder = chosen_model(command.model)
     if command.bank is None:
         model = load_model(folder).to(device)
     else:
         model = load_npdraw(folder).with_bank(read_bank(command.bank)).to(device)
     if command.condition is not None:
-        model = model.given(command.condition, command.guidance)
+        model = model.given(command.condition, model.guidance_of(command.guidance))
     with local_folder(command.out) as out:
         noise = torch.Generator(device).manual_seed(command.seed)
         write_samples(model.sample_trace(command.n, generator=noise, temperature=command.temperature), out)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, Field
 
-from npdraw_dist.config.cli import PRESET, PresetCommand, dashed, own_flags, parse_flags, run_command
+from npdraw_dist.config.cli import PRESET, PresetCommand, own_flags, parse_flags, run_command
 from npdraw_dist.config.load import dump, names_in, resolve
 from npdraw_dist.config.schema import STAGES, Experiment
 
@@ -24,7 +24,7 @@ class Options(BaseModel):
         description="also send losses, settings and final numbers to Weights & Biases or MLflow, which their "
         "own environment variables configure",
     )
-    dry_run: bool = dashed(False, "dry-run", "print the resolved config and stop")
+    dry_run: bool = Field(False, description="print the resolved config and stop")
 
 
 class Train(PresetCommand, Options, Experiment):  # type: ignore[misc]  # pydantic-settings narrows model_config

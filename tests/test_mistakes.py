@@ -20,18 +20,30 @@ from tests.helpers.mistake_world import contents, small_machine, taken_port, wri
 from tests.helpers.runs import Refused
 
 MODULES = {
-    **{name: f"npdraw_dist.{name}" for name in ("train", "prepare", "sample", "extractor")},
+    **{name: f"npdraw_dist.{name}" for name in ("train", "prepare", "sample", "runs")},
     **{name: f"npdraw_dist.{name}.__main__" for name in ("evaluate", "edit", "serve", "bench")},
     **{name: f"tune_spaces.{name}" for name in ("sweep", "report")},
     "bank": "npdraw_dist.bank.__main__",
     "export": "npdraw_dist.export_demo.__main__",
     "fit": "npdraw_dist.fitting.__main__",
+    "train-extractor": "npdraw_dist.extractor",
 }
 OWN = "--data.image_size 28 --data.channels 1"
 # Flags and config files.
 SETTINGS = """
 train --preset digit | unknown preset 'digit'; did you mean digits? & mnist
 train --prior.dept 3 | unknown flag --prior.dept; did you mean prior.depth?
+train --lr 0.1 | unknown flag --lr; the learning rates are --prior.learning_rate and --vae.learning_rate
+train --epochs 9 | unknown flag --epochs; training is counted in images: --prior.images and --vae.images
+train --resume | unknown flag --resume; the same command again resumes
+train --device cpu | unknown flag --device; --scale.use_gpu takes a GPU, and --scale.use_gpu false the CPU
+train --batch-size 8 | unknown flag --batch-size; --train.batch_size
+train --output runs | unknown flag --output; the run folder is --name in --storage
+fit pictures --epochs 9 | unknown flag --epochs; --minutes
+fit pictures --lr 9 | unknown flag --lr; `npdraw train` has the learning rates
+sample --gpu | unknown flag --gpu; --use-gpu takes a GPU
+sample --prompt cat | unknown flag --prompt; --condition is what to draw
+edit --device cpu | unknown flag --device
 train --prior.depth | --prior.depth & expected one argument
 train digits | 'digits' belongs to no flag & --section.name VALUE
 train --prior 3 | prior is a section & such as prior.depth
@@ -88,9 +100,9 @@ evaluate --out new.json | --model is missing
 evaluate --model models/sound | --out is missing & --out FILE.json
 evaluate --compare runs/mine | --compare needs --out
 evaluate --compare runs/mine --k 3 --out new | --compare takes --out only, not --k
-evaluate --model model --guidance 2 --out new | --guidance is a flag of --asked; leave it out
-evaluate --asked --model model | --asked needs --out
-evaluate --asked --model model --k 3 --out new | --asked takes no --k (it takes
+evaluate --model model --guidance 2 --out new | --guidance is a flag of --check-conditions; leave it out
+evaluate --check-conditions --model model | --check-conditions needs --out
+evaluate --check-conditions --model model --k 3 --out new | --check-conditions takes no --k (it takes
 report --out new | --sweeps is missing
 report --sweeps runs/mine | --out is missing
 report --sweeps runs/mine --split valid --out new | --split
@@ -169,7 +181,7 @@ fit pictures --storage new --labels one.csv | one.csv: fewer than two classes ha
 fit pictures --storage new --labels names | labels names: fewer than two words & (there is none)
 fit pictures --storage . | among the pictures & storage elsewhere
 fit pictures --name "" --storage new | --name '' is not a run name
-evaluate --asked --model model --out new | takes no condition & --prior.condition
+evaluate --check-conditions --model model --out new | takes no condition & --prior.condition
 sample --out new --model nowhere | nowhere is not a model folder & digits, emoji, emoji64, fashion, glyphs
 sample --out new --model runs/mine | --model runs/mine is a run that has no model yet & to finish it
 sample --out new --model models/unweighted | models/unweighted is damaged & model.safetensors
@@ -247,11 +259,15 @@ prepare --out claimed | claimed/.done/source.json is damaged
 evaluate --model model --out http://127.0.0.1:1/x.json | HTTP only reads; choose another place
 sample --model model --out "" | --out is empty; is a variable unset?
 sample --model model --out file | cannot write to --out file
-extractor --out empty | --out empty is a folder; give a file
+train-extractor --out empty | --out empty is a folder; give a file
 sample --model model --out s3://bucket/new | --out s3://bucket/new is a URI & local folder
 evaluate --model model --out file/new.json | cannot write to --out file/new.json & is a file
 export --model model --out model/config.json/x.html | model/config.json is a file
 bench --out nowhere/x.json | --out nowhere/x.json is not a file in an existing folder
+runs --storage file | --storage file is a file
+runs --storage "" | a path or URI is empty
+runs --storage foo://bucket/x | cannot open foo://bucket/x & foo
+runs --storage s3://key:secret@bucket/x | contains a password
 sweep --space smoke --name mine | has another config & seed: 4 -> 0
 """
 
@@ -286,7 +302,7 @@ train --bank.max_patches 50 | bank.size is 100, but bank.max_patches keeps 50 pa
 train --data.test_fraction 0 | no test image for the final numbers; raise --data.test_fraction
 train --data.valid_fraction 0 | no validation image, and train.select best needs some
 evaluate --model model --out new.json --scale.use_gpu true | 1 worker of 1 CPU and a GPU, and has room for 0
-serve --model model --replicas 2 --use_gpu true | --use_gpu true: 2 replicas need 2 GPUs; there are 0
+serve --model model --replicas 2 --use_gpu true | --use-gpu: 2 replicas need 2 GPUs; there are 0
 serve --model model --token pässword | a token is of ASCII without spaces
 serve --model model --token p%41 | a token is of ASCII without spaces
 serve --model model --port $PORT | cannot listen at 127.0.0.1:$PORT & choose another --port
@@ -361,7 +377,7 @@ def test_a_mistake_is_one_line_and_changes_nothing(
         "train --scale.num_workers 1 --data.source imagefolder $OWN --data.path split --stages data,bank",
         "train --scale.num_workers 1 --data.valid_fraction 0 --train.select last",
         "prepare --out new",
-        "extractor --out new.pt",
+        "train-extractor --out new.pt",
         "evaluate --model model --out new.json --extractor own_arrays:Halves --images 5",
         "serve --model model --replicas 2 --port $PORT",
         "sweep --space smoke --max-concurrent-trials 2",

@@ -22,7 +22,7 @@ from npdraw_dist.pipeline.data import RunData, follow
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.run import check
-from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.store import BEST, COMPARISON, Store
 from npdraw_dist.system.errors import UserError
 from npdraw_dist.system.storage import OBJECT_STORES, write_text
 from tune_spaces.budgets import Job, Rate, base_config, draw_trials, ms_an_image
@@ -42,7 +42,7 @@ from tune_spaces.trainings import (
 )
 from tune_spaces.trials import TrialResult, claim_facts, forget_failed, label, read_results, write_result
 
-PLAN, OPENED = "comparison.json", "opened.json"  # the plan; the protocol that opened the test split
+PLAN, OPENED = COMPARISON, "opened.json"  # the plan; the protocol that opened the test split
 FAIR = (0.75, 1.33)  # allowed median time of a kind's trials: least and largest, as shares of core_seconds
 CLOSE = 0.1  # a winner that misses core_seconds by a larger share gets a corrected budget
 # Lengths of more trainings of a best trial, as multiples, for the report's row "until it stops improving".
@@ -374,7 +374,7 @@ def _write_results(comparison: Comparison, done: Sequence[Job], winners: dict[st
     write_table(run, [*failed, *map(comparison.result, done)], "valid_nll")
     best = min(winners.values(), key=lambda job: valid_nll(run, job))
     text = dump(with_changes(best.experiment, {"eval": {"split": "test"}}))
-    write_text(run.filesystem, run.path("best.yaml"), f"# The best trial by validation, {best.name}.\n{text}")
+    write_text(run.filesystem, run.path(BEST), f"# The best trial by validation, {best.name}.\n{text}")
     for kind, job in winners.items():
         printed.print(f"{kind}: {job.name}, valid NLL {valid_nll(run, job):.2f} ({label(job.settings)})")
     printed.print(f"next: npdraw report --sweeps {run.shown()} --out FOLDER")

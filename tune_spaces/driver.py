@@ -13,7 +13,7 @@ from npdraw_dist.distributed.start import MANY_PROCESSES, is_local, require_ray
 from npdraw_dist.pipeline.progress import console
 from npdraw_dist.pipeline.progress import results as printed
 from npdraw_dist.pipeline.run import check, removed_if_refused
-from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.store import SWEEP, Store
 from npdraw_dist.system.errors import UserError
 from npdraw_dist.system.lease import Lease
 from npdraw_dist.system.process import require_extra
@@ -22,8 +22,6 @@ from tune_spaces.options import OF_KINDS, Options, load_space
 from tune_spaces.results import ranked, write_results
 from tune_spaces.space import Kinds, Space, refuse_settings, require_metric, require_scratch
 from tune_spaces.trials import Plan, Trial, claim_facts, forget_failed, label, read_results
-
-SWEEP = "sweep.json"
 
 
 def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Experiment:

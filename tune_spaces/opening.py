@@ -151,7 +151,7 @@ def _report(folders: Sequence[str], settings: EvaluationSettings, served: int, o
         if extractor.dimensions < LEAST_FEATURES:
             raise UserError(
                 f"the extractor has {extractor.dimensions} features; a comparison takes {LEAST_FEATURES} or "
-                "more (npdraw extractor --features 64)"
+                "more (npdraw train-extractor --features 64)"
             )
         require_enough(images, settings.samples or 0, extractor.dimensions, "--samples, or no extractor")
     protocol = protocol_of(settings, served, extractor, specs[0].binarize)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from npdraw_dist.config.cli import dashed
+from npdraw_dist.config.help import flag_of
 from npdraw_dist.config.load import nearest, read_file
 from npdraw_dist.system.errors import UserError
 from tune_spaces import spaces
@@ -29,14 +29,14 @@ class Options(BaseModel):
     space: str = Field(description=f"a search space: {', '.join(space_names())}, or a .py file")
     preset: str | None = Field(None, description="a preset; default: the space's")
     config: str | None = Field(None, description="a YAML file of settings over the preset")
-    num_samples: PositiveInt | None = dashed(None, "num-samples", "number of trials; default: the space's")
+    num_samples: PositiveInt | None = Field(None, description="number of trials; default: the space's")
     name: str | None = Field(None, description="name of the sweep; default: its space and preset")
     storage: str = Field("runs", description="folder or URI that holds the run folders")
     metric: str | None = Field(None, description="valid_nll or valid_prior_nll; default: the space's")
     search: Literal["random", "optuna"] = Field("random", description="what proposes the trials")
     scheduler: Literal["asha", "none"] = Field("asha", description="stop poor trials early, or none")
-    max_concurrent_trials: PositiveInt | None = dashed(
-        None, "max-concurrent-trials", "trials at once; default: as many as the CPUs or GPUs allow"
+    max_concurrent_trials: PositiveInt | None = Field(
+        None, description="trials at once; default: as many as the CPUs or GPUs allow"
     )
     kinds: str | None = Field(
         None,
@@ -45,22 +45,21 @@ class Options(BaseModel):
     seeds: PositiveInt | None = Field(
         None, description="space comparison: trainings of each kind's best trial; default: the space's"
     )
-    core_seconds: PositiveFloat | None = dashed(
+    core_seconds: PositiveFloat | None = Field(
         None,
-        "core-seconds",
-        "space comparison: counted seconds of a core of each training; default: the space's",
+        description="space comparison: counted seconds of a core of each training; default: the space's",
     )
     longest: int = Field(
         4, ge=2, description="space comparison: longest training of a best trial, as a multiple of its time"
     )
-    retry_failed: bool = dashed(False, "retry-failed", "run failed trials again")
-    dry_run: bool = dashed(False, "dry-run", "print the trials and stop")
+    retry_failed: bool = Field(False, description="run failed trials again")
+    dry_run: bool = Field(False, description="print the trials and stop")
 
     def refuse(self, names: tuple[str, ...], why: str) -> None:
         """Raises UserError, whose message ends with `why`, if one of the flags `names` was given."""
         for name in names:
             if name in self.model_fields_set:
-                raise UserError(f"--{name.replace('_', '-')} {why}")
+                raise UserError(f"--{flag_of([name])} {why}")
 
     def file(self) -> dict[str, Any]:
         """The settings in the file that --config names. Raises UserError if the file is unreadable."""

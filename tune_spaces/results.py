@@ -12,7 +12,7 @@ from npdraw_dist.config.load import dump
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.measure.metrics import METRICS
 from npdraw_dist.pipeline.progress import results as printed
-from npdraw_dist.pipeline.store import Store
+from npdraw_dist.pipeline.store import BEST, Store
 from npdraw_dist.system.storage import write_atomically, write_text
 from tune_spaces.plots import curve_plot, field_plots, pareto_plot, varied
 from tune_spaces.space import IMAGES, SCORE
@@ -106,8 +106,8 @@ def write_results(
         f"{order[0].numbers[metric]:.2f} nats, with the sweep's training budgets. {opened}:\n"
         f"# npdraw train --config best.yaml --name best\n{dump(best)}"
     )
-    write_text(run.filesystem, run.path("best.yaml"), text)
-    printed.print(run.shown("best.yaml"))
+    write_text(run.filesystem, run.path(BEST), text)
+    printed.print(run.shown(BEST))
     finished = [result for result in order if result.finished]
     figures = {
         **({"curve.png": curve_plot(finished)} if curve else {}),

@@ -14,11 +14,11 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
 
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import BaseModel, Field
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 from pydantic_settings import PydanticBaseSettingsSource as Source
 
-from npdraw_dist.config.help import render, settings_of
+from npdraw_dist.config.help import flag_of, render, settings_of
 from npdraw_dist.config.load import merge, nearest, preset_names, read_file, read_preset, validated
 from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.system import process
@@ -27,7 +27,7 @@ from npdraw_dist.system.version import __version__
 
 BAD_PATH = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)  # system errors that a user's path can cause
 PRESET = "digits"  # the default preset
-SHELLS = ("bash", "zsh", "tcsh")  # shells for which `npdraw completion` writes a script
+SHELLS = ("bash", "zsh", "tcsh")  # shells for which `npdraw print-shell-setup` prints a script
 Own = TypeVar("Own", bound=BaseModel)
 Model = Annotated[  # the flag --model of commands that use a trained model
     str | None,
@@ -41,6 +41,48 @@ FILES = {
     *("path", "out", "bank", "config", "model", "storage", "from"),
     *("compare", "sweeps", "extractor", "posters", "attributes", "a", "b"),
 }
+
+
+# Flags of other programs -> what to write here. Shown is the first text all of whose flags the command has.
+HINTS = {
+    "lr learning_rate": (
+        "the learning rates are --prior.learning_rate and --vae.learning_rate",
+        "`npdraw train` has the learning rates",
+    ),
+    "epochs num_epochs max_epochs": (
+        "training is counted in images: --prior.images and --vae.images",
+        "training is counted in images: --images",
+        "--minutes is the time to train",
+    ),
+    "resume continue restart": ("the same command again resumes the run of that --name in --storage",),
+    "device gpu gpus cuda": (
+        "--scale.use_gpu takes a GPU, and --scale.use_gpu false the CPU",
+        "--use-gpu takes a GPU, and --use-gpu false the CPU",
+    ),
+    "batch batch_size bs": ("--train.batch_size is the global batch, over all workers",),
+    "workers num_workers nproc": ("--scale.num_workers is the number of processes that train",),
+    "fp16 bf16 amp": ("--train.precision bfloat16",),
+    "output output_dir out_dir outdir out o": (
+        "--out is where the result goes",
+        "the run folder is --name in --storage",
+    ),
+    "dataset data_dir data_path": ("--data.source is the kind of the images, and --data.path their place",),
+    "samples num_samples num count": ("--n is the number of drawings",),
+    "prompt text class label": ("--condition is what to draw", "--prior.condition class or words"),
+    "checkpoint ckpt weights": (
+        "--init.model is the model to start from",
+        "--model takes a run, a model folder or a name",
+    ),
+}
+
+
+def hint(word: str, known: Sequence[str]) -> str:
+    """What follows "unknown flag --WORD" in a message: a text of HINTS, or the most similar of `known`."""
+    for words, texts in HINTS.items():
+        if word.replace("-", "_") in words.split():
+            fits = (text for text in texts if set(re.findall(r"--([\w.-]+)", text)) <= set(known))
+            return "".join(f"; {text}" for text in list(fits)[:1])
+    return nearest(word, known)
 
 
 class Command(BaseSettings):
@@ -106,7 +148,7 @@ class Flags(argparse.ArgumentParser):
         self.common = [
             self.add_argument("--help", "-h", action="help", help="the settings that matter"),
             self.add_argument("--help-all", action=_HelpAll, nargs=0, dest="help", help="all settings"),
-            # These serve help and completion only, since `parse_flags` removes them from the command line.
+            # Help and the shell's script show these; `parse_flags` removes them from the command line.
             *(
                 self.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=what)
                 for flag, what in process.FLAGS.items()
@@ -130,7 +172,7 @@ class Flags(argparse.ArgumentParser):
                 raise UserError(f"{word!r} belongs to no flag; {self.command.stray}")
             word = word.lstrip("-")
             known = [setting.name for setting in settings_of(self.command)]
-            raise UserError(f"unknown flag --{word}{nearest(word, known)}")
+            raise UserError(f"unknown flag --{word}{hint(word, known)}")
         raise UserError(message)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -165,6 +207,7 @@ def _add_argument(actions: dict[str, argparse.Action], parser: Any, *flags: str,
     A switch needs no value, so `--dry-run` means `--dry-run true`. The flag of a one-letter field can also
     have two dashes, as in `--n 64`, although pydantic-settings gives it only one dash.
     """
+    flags = tuple(f"--{flag_of(flag[2:].split('.'))}" if flag.startswith("--") else flag for flag in flags)
     if options.get("metavar") == "bool":
         options |= {"nargs": "?", "const": "true"}
     action = parser.add_argument(*flags, *(f"-{flag}" for flag in flags if len(flag) == 2), **options)
@@ -186,18 +229,8 @@ def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> di
 
 def own_flags(options: type[Own], flags: dict[str, Any]) -> Own:
     """Moves the fields of `options` from `flags` into `options`. Raises UserError on a wrong value."""
-    names = set(options.model_fields)
-    for field in options.model_fields.values():
-        if isinstance(field.validation_alias, AliasChoices):
-            names |= set(map(str, field.validation_alias.choices))
-    own: Own = validate(options, {name: flags.pop(name) for name in names & set(flags)})
+    own: Own = validate(options, {name: flags.pop(name) for name in set(options.model_fields) & set(flags)})
     return own
-
-
-def dashed(default: Any, name: str, description: str) -> Any:
-    """A field whose flag is shown with dashes, such as `--num-samples` for `num_samples`."""
-    names = AliasChoices(name, name.replace("-", "_"))
-    return Field(default, validation_alias=names, description=description)
 
 
 def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
@@ -228,13 +261,13 @@ def validate(command: type[BaseModel], values: dict[str, Any]) -> Any:
 
 
 def print_script(words: Sequence[str], commands: Mapping[str, tuple[str, str]]) -> None:
-    """Prints a shell's script that completes commands, flags and choices.
+    """Prints a shell's script by which the Tab key finishes commands, flags and choices.
 
     words: the name of the shell. commands: name -> "module:class" of its flags, and its summary. Raises
     UserError if `words` are not one of SHELLS.
     """
     if len(words) != 1 or words[0] not in SHELLS:
-        raise UserError(f"completion takes the name of a shell: {', '.join(SHELLS)}")
+        raise UserError(f"print-shell-setup takes the name of a shell: {', '.join(SHELLS)}")
     import shtab  # shtab's script completes without starting Python
 
     whole = argparse.ArgumentParser("npdraw")

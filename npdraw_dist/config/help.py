@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import AliasChoices, BaseModel
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_settings import CLI_SUPPRESS
 
@@ -36,6 +36,15 @@ class Setting:
         return found
 
 
+def flag_of(path: Sequence[str]) -> str:
+    """The flag of a setting, without its two dashes, as help, messages and docs write it.
+
+    A setting of a section is written as in config.yaml, such as `scale.use_gpu`; a command's own flag has
+    dashes, such as `dry-run`.
+    """
+    return ".".join(path) if len(path) > 1 else path[0].replace("_", "-")
+
+
 def is_section(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
@@ -50,12 +59,10 @@ def settings_of(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[
     """Yields all settings of `model`, and of its sections, that a user may set."""
     for name, field in model.model_fields.items():
         inner: Any = field.annotation
-        alias = field.validation_alias
         if is_section(inner):
             yield from settings_of(inner, (*path, name))
         elif CLI_SUPPRESS not in field.metadata:
-            shown = str(alias.choices[0]) if isinstance(alias, AliasChoices) else name
-            yield Setting(".".join((*path, shown)), (*path, name), field)
+            yield Setting(flag_of((*path, name)), (*path, name), field)
 
 
 def groups_of(command: Any, everything: bool) -> dict[str, Sequence[str]]:

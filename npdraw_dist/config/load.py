@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from npdraw_dist.config.help import settings_of
+from npdraw_dist.config.help import flag_of, settings_of
 from npdraw_dist.config.prepared import with_sizes
 from npdraw_dist.config.registry import STARTS
 from npdraw_dist.config.registry import load as load_code
@@ -66,7 +66,8 @@ def explain(error: ValidationError, model: type[BaseModel] = Experiment, dashes:
     keys = [setting.name for setting in settings_of(model)]
     lines = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
+        path = [str(part) for part in item["loc"]]
+        where = flag_of(path) if dashes and path else ".".join(path)
         if item["type"] == "extra_forbidden":
             lines.append(f"unknown key {where}{nearest(where, keys)}")
         elif item["type"] == "missing":

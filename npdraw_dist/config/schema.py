@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, model_validator
 from npdraw_dist.config.data import BankConfig, DataConfig, GridConfig, ParseConfig
 from npdraw_dist.config.networks import AUTHORS_PRIOR_BATCH, BaselineConfig, PriorConfig, VAEConfig
 from npdraw_dist.config.registry import KINDS, LIKELIHOODS, ORDERS, KindName
-from npdraw_dist.config.section import Positive, RunHalf, Section, Seed
+from npdraw_dist.config.section import NonNegative, Positive, RunHalf, Section, Seed
 from npdraw_dist.config.training import ScaleConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class EvalConfig(EvalRun):
     """largest number of images that are scored"""
     temperature: Positive = 1.0
     """temperature of the prior in samples; the model keeps it as its default"""
+    guidance: NonNegative = 1.5
+    """strength of a condition in samples, 1 as trained; the model keeps it as its default"""
 
 
 class InitRun(RunHalf):

@@ -6,7 +6,7 @@ are keys without the name of their section.
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from npdraw_dist.config.data import Binarize, DataConfig, GridConfig
 from npdraw_dist.config.networks import (
@@ -19,7 +19,7 @@ from npdraw_dist.config.networks import (
     VAENetwork,
 )
 from npdraw_dist.config.registry import KINDS, ORDERS, SOURCES, KindName, OrderName, SourceName
-from npdraw_dist.config.schema import OF_PARTS, Experiment
+from npdraw_dist.config.schema import OF_PARTS, EvalConfig, Experiment
 from npdraw_dist.config.section import Section, size_of
 from npdraw_dist.core.grid import Grid
 
@@ -55,11 +55,12 @@ class SplitSpec(Section):
 class Spec(ImageNetwork):
     """The part of a spec that all kinds of models share. image_shape: (C, H, W). Sizes are in pixels.
 
-    temperature: the default temperature of samples. data: how the model's training images were separated
-    from held-out images; None if the model was not trained by a run.
+    temperature, guidance: the defaults of samples. data: how the model's training images were separated from
+    held-out images; None if the model was not trained by a run.
     """
 
-    temperature: PositiveFloat = 1.0
+    temperature: PositiveFloat = EvalConfig().temperature
+    guidance: NonNegativeFloat = EvalConfig().guidance
 
     data: SplitSpec | None = None
     kind: KindName
@@ -72,6 +73,7 @@ class Spec(ImageNetwork):
             "image_shape": experiment.data.shape,
             "binarize": experiment.data.binarize,
             "temperature": experiment.eval.temperature,
+            "guidance": experiment.eval.guidance,
             "data": SplitSpec.of(experiment),
         }
 

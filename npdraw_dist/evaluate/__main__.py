@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from npdraw_dist.config.cli import own_flags, parse_flags, run_command, validate
+from npdraw_dist.config.help import flag_of
 from npdraw_dist.evaluate.settings import (
     RESULT,
     ConditionTest,
@@ -23,11 +24,11 @@ from npdraw_dist.system.process import local_device
 def main(argv: Sequence[str]) -> None:
     flags: dict[str, Any] = parse_flags(Evaluate, "npdraw_dist.evaluate", spread(argv, "--compare"))
     mode = own_flags(Mode, flags)
-    if mode.asked:
+    if mode.check_conditions:
         _conditions(mode.out, flags)
         return
     for flag in flags.keys() & Questions.model_fields.keys():
-        raise UserError(f"--{flag} is a flag of --asked; leave it out")
+        raise UserError(f"--{flag_of([flag])} is a flag of --check-conditions; leave it out")
     require_metrics(flags)
     if mode.compare:
         _compare(mode.compare, mode.out, flags)
@@ -66,10 +67,10 @@ def _evaluate(out: str | None, flags: dict[str, Any]) -> None:
 
 def _conditions(out: str | None, flags: dict[str, Any]) -> None:
     if out is None:
-        raise UserError("--asked needs --out, the folder of what it writes")
+        raise UserError("--check-conditions needs --out, the folder of what it writes")
     known = ConditionTest.model_fields
     for flag in flags.keys() - known.keys():
-        raise UserError(f"--asked takes no --{flag} (it takes {', '.join(known)})")
+        raise UserError(f"--check-conditions takes no --{flag_of([flag])} (it takes {', '.join(known)})")
     settings: ConditionTest = validate(ConditionTest, {**flags, "out": out})
 
     from npdraw_dist.evaluate.conditions import measure_conditions
@@ -81,7 +82,9 @@ def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:
     if out is None:
         raise UserError("--compare needs --out, the folder of what it writes")
     for flag in flags:
-        raise UserError(f"--compare takes --out only, not --{flag}: the runs are evaluated already")
+        raise UserError(
+            f"--compare takes --out only, not --{flag_of([flag])}: the runs are evaluated already"
+        )
     from npdraw_dist.evaluate.runs_table import compare_runs
     from npdraw_dist.system.storage import require_writable
 

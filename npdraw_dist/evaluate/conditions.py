@@ -1,4 +1,4 @@
-"""Implements `evaluate --asked`, which measures how often drawings have the requested attributes.
+"""Implements `evaluate --check-conditions`, which measures how often drawings have the requested attributes.
 
 An attribute, such as skin tone, has alternatives. For a model conditioned on a class, the alternatives are
 the classes. A classifier for each attribute is trained on the training images that have the attribute. The
@@ -33,13 +33,13 @@ from npdraw_dist.system.storage import open_filesystem
 
 FEATURES, IMAGES = 64, 60_000  # number of features of a classifier; number of images that it sees in training
 SHIFTS = [(0, 0), (2, 0), (-2, 0), (0, 2), (0, -2)]  # pixels by which training images are shifted (augmented)
-SHOWN, COLUMNS, TILE = 20, 4, 320  # in asked.png: conditions, columns, least side of an image in pixels
+SHOWN, COLUMNS, TILE = 20, 4, 320  # in conditions.png: conditions, columns, least side of an image in pixels
 
 Alternatives = Mapping[str, frozenset[str]]  # name of an alternative -> the words of the name
 
 
 def measure_conditions(settings: ConditionTest) -> list[str]:
-    """Writes asked.json and asked.png; returns the result as lines of text.
+    """Writes conditions.json and conditions.png; returns the result as lines of text.
 
     Raises UserError if the model takes no condition, or if the file of attributes does not fit the model.
     """
@@ -47,6 +47,12 @@ def measure_conditions(settings: ConditionTest) -> list[str]:
     folder = chosen_model(settings.model)
     model = load_npdraw(folder)
     model.vocabulary.require()
+    settings = settings.model_copy(
+        update={
+            "guidance": model.guidance_of(settings.guidance),
+            "temperature": model.temperature_of(settings.temperature),
+        }
+    )
     attributes = _attributes(settings.attributes, model)
     data = _Conditions(model, folder)
     torch.manual_seed(settings.seed)
@@ -75,11 +81,11 @@ def measure_conditions(settings: ConditionTest) -> list[str]:
     with local_folder(settings.out) as out:
         stated = {name: getattr(settings, name) for name in ("guidance", "temperature", "seed", "n")}
         result = {**stated, "attributes": found, "questions": questions}
-        (out / "asked.json").write_text(json.dumps(result, indent=1) + "\n")
+        (out / "conditions.json").write_text(json.dumps(result, indent=1) + "\n")
         images = torch.cat([shown[caption] for caption in captions])
         rows = ["\n".join(wrap(caption, len(caption) // 2 + 8)) for caption in captions]
-        sheet(images, COLUMNS, TILE, rows).save(out / "asked.png")
-    return [*lines, f"{settings.out}/asked.json, {settings.out}/asked.png"]
+        sheet(images, COLUMNS, TILE, rows).save(out / "conditions.png")
+    return [*lines, f"{settings.out}/conditions.json, {settings.out}/conditions.png"]
 
 
 def _chosen(
@@ -139,7 +145,9 @@ class _Conditions:
     def __init__(self, model: NPDraw, folder: str) -> None:
         run = find_run(folder)
         if run is None:
-            raise UserError(f"--model {folder} is in no run folder; --asked needs the images of its run")
+            raise UserError(
+                f"--model {folder} is in no run folder; --check-conditions needs the images of its run"
+            )
         store = Store(*open_filesystem(run[0]))
         experiment = store.with_vocabulary(build(run[1]))
         self.shape, self.binarize = model.spec.image_shape, experiment.data.binarize
@@ -194,7 +202,7 @@ class _Reader:
         return self.network.logits(images).argmax(1)
 
     def facts(self) -> dict[str, Any]:
-        """The attribute's entry in asked.json; the accuracy is None without validation images."""
+        """The attribute's entry in conditions.json; the accuracy is None without validation images."""
         return {
             "alternatives": list(self.alternatives),
             "training_images": len(self.train.labels),

@@ -6,8 +6,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from npdraw_dist.config.cli import Command, dashed
-from npdraw_dist.config.help import marked
+from npdraw_dist.config.cli import Command
+from npdraw_dist.config.help import flag_of, marked
 from npdraw_dist.config.schema import DataConfig, ScaleConfig, Seed
 from npdraw_dist.config.section import Count
 from npdraw_dist.system.process import require_extra
@@ -24,7 +24,7 @@ class Measurement(BaseModel):
     samples: PositiveInt | None = Field(
         None, description="samples for the distances; if not given, as many as real images"
     )
-    fid_weights: str | None = dashed(None, "fid-weights", "file of Inception weights, for the FID")
+    fid_weights: str | None = Field(None, description="file of Inception weights, for the FID")
     extractor: str | None = Field(
         None, description="TorchScript file or module:attribute whose features measure a distance"
     )
@@ -34,9 +34,9 @@ class Measurement(BaseModel):
 
 def require_metrics(flags: Mapping[str, Any]) -> None:
     """Raises UserError if the flags name an extractor, but the package's extra `metrics` is not installed."""
-    for flag in ("fid-weights", "extractor"):
-        if flag in flags:
-            require_extra(f"--{flag}", "metrics", "torchmetrics", "torch_fidelity")
+    for name in ("fid_weights", "extractor"):
+        if name in flags:
+            require_extra(f"--{flag_of([name])}", "metrics", "torchmetrics", "torch_fidelity")
 
 
 class EvaluationSettings(Measurement):
@@ -55,8 +55,8 @@ class EvaluationSettings(Measurement):
     edits: Count = Field(
         0, description="number of random edits to measure; each puts a region of one image on another"
     )
-    split_seed: Seed | None = dashed(
-        None, "split-seed", "seed of the splits, needed if the model does not state its own"
+    split_seed: Seed | None = Field(
+        None, description="seed of the splits, needed if the model does not state its own"
     )
     data: DataConfig = DataConfig()
 
@@ -69,22 +69,24 @@ class EvaluationSettings(Measurement):
 
 
 class Questions(BaseModel):
-    """The flags that `npdraw evaluate` takes only with --asked."""
+    """The flags that `npdraw evaluate` takes only with --check-conditions."""
 
     attributes: str | None = Field(
         None,
-        description="with --asked, for a model conditioned on words: YAML file of each attribute and a list "
-        "of its alternatives, each one or more words",
+        description="with --check-conditions, for a model conditioned on words: YAML file of each attribute "
+        "and a list of its alternatives, each one or more words",
     )
     questions: PositiveInt = Field(
-        200, description="with --asked: number of seen conditions to request, and of held-out ones"
+        200, description="with --check-conditions: number of seen conditions to request, and of held-out ones"
     )
-    n: PositiveInt = Field(4, description="with --asked: drawings of each condition")
-    guidance: NonNegativeFloat = Field(1.5, description="with --asked: as for `npdraw sample`")
+    n: PositiveInt = Field(4, description="with --check-conditions: drawings of each condition")
+    guidance: NonNegativeFloat | None = Field(
+        None, description="with --check-conditions: as for `npdraw sample`"
+    )
 
 
 class ConditionTest(Questions):
-    """All flags of `npdraw evaluate --asked`. out: a folder. temperature: None means the model's default."""
+    """All flags of `npdraw evaluate --check-conditions`. out: a folder."""
 
     model_config = ConfigDict(allow_inf_nan=False, extra="forbid")
 
@@ -100,11 +102,13 @@ class Mode(BaseModel):
     compare: list[str] = Field(
         [], description="run folders, each with an evaluation.json, to put into one table"
     )
-    asked: bool = Field(False, description="measure how often a model draws the requested condition")
+    check_conditions: bool = Field(
+        False, description="measure how often a model draws the requested condition"
+    )
     out: str | None = Field(
         None,
-        description="result file; if not given, evaluation.json in the run folder; with --compare or --asked "
-        "a folder",
+        description="result file; if not given, evaluation.json in the run folder; with --compare or "
+        "--check-conditions a folder",
     )
 
 
@@ -112,22 +116,23 @@ class Evaluate(Command, EvaluationSettings, Questions, Mode):  # type: ignore[mi
     """Measures NLL, ELBO, bits/dim and, with an extractor, Frechet and kernel distance of a model.
 
     Data settings that are not given are taken from the model's run. --compare RUN ... writes a table and
-    samples of evaluated runs to the folder --out (`npdraw report` compares the models of a sweep). --asked
-    measures how often a model draws the requested condition, and writes asked.json and asked.png to the
-    folder --out. The conditions are those of training images (*seen*) and those that only validation images
-    have (*held out*). Classifiers that are trained on the run's images judge the drawings.
+    samples of evaluated runs to the folder --out (`npdraw report` compares the models of a sweep).
+    --check-conditions measures how often a model draws the requested condition, and writes conditions.json
+    and conditions.png to the folder --out. The conditions are those of training images (*seen*) and those
+    that only validation images have (*held out*). Classifiers that are trained on the run's images judge the
+    drawings.
     """
 
     main_flags: ClassVar[tuple[str, ...]] = (
         *("model", "split", "k", "images", "samples", "extractor", "fid-weights", "seed", "edits"),
-        *("compare", "asked", "attributes", "out"),
+        *("compare", "check-conditions", "attributes", "out"),
         *("data.source", "data.path", "scale.num_workers", "scale.use_gpu"),
     )
     examples: ClassVar[tuple[str, ...]] = (
         "--model runs/digits --k 100",
         "--model runs/digits --extractor digits.pt --samples 1000 --out digits.json",
         "--compare runs/first runs/second --out comparison",
-        "--model runs/emoji --asked --attributes docs/emoji-attributes.yaml --out asked",
+        "--model runs/emoji --check-conditions --attributes docs/emoji-attributes.yaml --out checked",
     )
 
     @classmethod

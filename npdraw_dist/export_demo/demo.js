@@ -168,10 +168,9 @@
   function stepBack(from, to) { if (from.length) { to.push(drawings.a); setA(from.pop(), [], false); } }
   const undo = () => stepBack(past, future), redo = () => stepBack(future, past);
 
-  const GUIDANCE = 1.5; // a little more than in training, so that the condition shows
   function condition() { // the text of the field, in the form that the prior takes; undefined if it does not know the text
     const text = spec.condition.kind === "none" ? "" : find("words").value.trim();
-    try { return text ? {tokens: model.tokens(text), guidance: GUIDANCE} : null; } catch (error) { tell(error.message); return undefined; }
+    try { return text ? {tokens: model.tokens(text), guidance: spec.condition.guidance} : null; } catch (error) { tell(error.message); return undefined; }
   }
   function sampled(seed) {
     const random = new NPDraw.Random(seed), z = model.sample(random, Number(find("temperature").value), {condition: condition() ?? null});

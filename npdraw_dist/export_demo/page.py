@@ -124,7 +124,11 @@ def describe(model: NPDraw) -> dict[str, Any]:
         "where_given": spec.where_given,
         "prior": {name: getattr(spec.prior, name) for name in PRIOR_SIZES},
         "authors": spec.authors,
-        "condition": {"kind": spec.prior.condition, "entries": list(model.vocabulary.entries)},
+        "condition": {
+            "kind": spec.prior.condition,
+            "entries": list(model.vocabulary.entries),
+            "guidance": spec.guidance,
+        },
         "decoder_depth": spec.decoder_depth,
         "appearance": _appearance(model.appearance),
         "likelihood": {

@@ -17,7 +17,7 @@ class Fit(Command):
 
     examples: ClassVar[tuple[str, ...]] = (
         "my_pictures",
-        "my_pictures --minutes 60 --image_size 64 --name mine",
+        "my_pictures --minutes 60 --image-size 64 --name mine",
         "my_pictures --labels names --name by-words",
     )
 

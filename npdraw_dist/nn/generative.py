@@ -179,6 +179,10 @@ class GenerativeModel(nn.Module, ABC):
             raise UserError(f"temperature is {requested}; it must be above 0")
         return self.spec.temperature if requested is None else max(requested, LEAST_TEMPERATURE)
 
+    def guidance_of(self, requested: float | None) -> float:
+        """The requested guidance of conditioned samples, or else the spec's. `given` checks its range."""
+        return self.spec.guidance if requested is None else requested
+
     @property
     def blank_pixel(self) -> float:
         """The grey that replaces transparent pixels of a picture: 0.0 is black, 1.0 white."""

@@ -106,8 +106,8 @@ class Networks(HubModel):
 
         condition: a class by number or name, or words; one for all drawings or a sequence with one for each;
         or a tensor of tokens (B, A). The condition replaces an earlier one. guidance: see
-        `nn.prior.GivenPrior`. The view cannot be saved; save the original model. Raises UserError on a
-        condition that the model does not know.
+        `nn.prior.GivenPrior`; with 1, the view scores by the trained p(z|condition). The view cannot be
+        saved; save the original model. Raises UserError on a condition that the model does not know.
         """
         self.vocabulary.require()
         if not 0 <= guidance < math.inf:

@@ -112,17 +112,18 @@ class NPDraw(Networks):
         generator: Noise = None,
         temperature: float | None = None,
         top_k: int | None = None,
-        guidance: float = 1.0,
+        guidance: float | None = None,
     ) -> Drawings:
         """Draws n drawings: z ~ p(z) (`StepPrior.sample`) and u ~ p(u|canvas).
 
         condition: if given, z ~ p(z|condition); one condition for all drawings or a sequence of n. `given`
-        describes condition and guidance. seed: used in place of a generator. temperature: that of the
-        prior; None means `spec.temperature`. Raises UserError on a wrong number or an unknown condition.
+        describes condition and guidance; None means `spec.guidance`. seed: used in place of a generator.
+        temperature: that of the prior; None means `spec.temperature`. Raises UserError on a wrong number or
+        an unknown condition.
         """
         require_positive("n", n)
         if condition is not None:
-            given = self.given(plain(condition, n), guidance)
+            given = self.given(plain(condition, n), self.guidance_of(guidance))
             return given.draw(n, None, seed, generator=generator, temperature=temperature, top_k=top_k)
         _require_no_guidance(guidance)
         generator = seeded(self.device, generator, seed)
@@ -141,7 +142,7 @@ class NPDraw(Networks):
         seed: int | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         pixels: bool = False,
     ) -> Tensor:
         """The images of `draw` with the same arguments, (n, C, H, W): means of p(x|z, u).
@@ -233,7 +234,7 @@ class NPDraw(Networks):
         temperature: float | None = None,
         effort: Effort | None = None,
         condition: Condition | Sequence[Condition] | None = None,
-        guidance: float = 1.0,
+        guidance: float | None = None,
         sketch: Any = None,
     ) -> PartSequence | Drawings:
         """Redraws all places except the kept ones, approximately by z' ~ p(z' | kept places).
@@ -242,7 +243,8 @@ class NPDraw(Networks):
         `Drawings` with the u of x. keep: places as `nn.editing.mask_of` takes them; at a kept place z' has
         the same part as z, or no part if z has none. effort: how close the draw is to the exact distribution
         (`nn.completion`). temperature: divides all logits of the prior; None means `spec.temperature`. seed:
-        used in place of a generator. condition, guidance: as `given` takes them; a sequence has length B.
+        used in place of a generator. condition, guidance: as `given` takes them; a sequence of conditions
+        has length B, and guidance None means `spec.guidance`.
 
         sketch: places that were drawn by hand. Unless kept, these places get parts that resemble their ink in
         x and may extend over blank pixels (`nn.completion.evidence_of`). With a sketch,
@@ -276,7 +278,7 @@ class NPDraw(Networks):
         temperature, parts, order = self.temperature_of(temperature), [], list[int]()
         for one in dict.fromkeys(each):  # images with the same condition share a batch
             rows = [row for row, other in enumerate(each) if other == one]
-            prior = self.prior if one is None else self.given(one, guidance).prior
+            prior = self.prior if one is None else self.given(one, self.guidance_of(guidance)).prior
             completer = Completer(prior, self.bank_parts, temperature, effort or Effort())
             index = torch.tensor(rows, device=z.where.device)
             seen = None if evidence is None else evidence[index]
@@ -391,7 +393,7 @@ def load(
         raise UserError(f"device {device}: {first_fact(error)}") from None
 
 
-def _require_no_guidance(guidance: float) -> None:
-    """Raises UserError unless guidance is 1, because without a condition guidance has no effect."""
-    if guidance != 1:
+def _require_no_guidance(guidance: float | None) -> None:
+    """Raises UserError if there is a guidance, because without a condition it has no effect."""
+    if guidance is not None:
         raise UserError(f"guidance {guidance} needs a condition; give both, here or to `given`")

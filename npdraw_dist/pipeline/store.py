@@ -39,6 +39,8 @@ from npdraw_dist.system.storage import (
 )
 
 CONFIG, METRICS, OPENINGS = "config.yaml", "metrics.json", "test_split.json"
+# In the folder of a sweep: its plan, which is written first, and its best trial, which is written last.
+SWEEP, COMPARISON, BEST = "sweep.json", "comparison.json", "best.yaml"
 VOCABULARY = "vocabulary.json"  # in data/: the classes and words that a condition can name
 PROBE = ".writable"  # a file that is written and deleted, to test whether the storage can be written
 LONGEST_NAME = 200  # bytes; file systems allow 255

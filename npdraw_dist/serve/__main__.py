@@ -59,7 +59,7 @@ def _in_process(folder: str, model: "NPDraw", options: Serve) -> Callable[[], No
     from npdraw_dist.serve.local import serve_in_process
     from npdraw_dist.system.process import local_device
 
-    return serve_in_process(open_engine(folder, local_device(options.use_gpu, "use_gpu"), model), options)
+    return serve_in_process(open_engine(folder, local_device(options.use_gpu, "use-gpu"), model), options)
 
 
 def _on_ray(folder: str, options: Serve) -> Callable[[], None]:

@@ -85,5 +85,5 @@ def require_gpus(options: Serve, gpus: int) -> None:
     """Raises UserError if GPUs are requested and there are fewer than replicas."""
     if options.use_gpu and gpus < options.replicas:
         raise UserError(
-            f"--use_gpu true: {options.replicas} replicas need {options.replicas} GPUs; there are {gpus}"
+            f"--use-gpu: {options.replicas} replicas need {options.replicas} GPUs; there are {gpus}"
         )

@@ -78,6 +78,7 @@ class Engine:
             condition=spec.prior.condition,
             vocabulary=self.model.vocabulary.known,
             temperature=spec.temperature,
+            guidance=spec.guidance,
             test_images=0 if self.test_images is None else len(self.test_images),
             **{name: getattr(grid, name) for name in ("rows", "columns", "patch", "stride")},
             **{name: getattr(spec, name) for name in ("likelihood", "steps", "parts", "order", "aligned")},
@@ -217,7 +218,7 @@ class Engine:
         """The model conditioned as requested. Raises UserError if the model does not know the condition."""
         if request.condition is None:
             return self.model
-        return self.model.given(request.condition, request.guidance)
+        return self.model.given(request.condition, self.model.guidance_of(request.guidance))
 
     def complete(self, request: schemas.CompleteRequest) -> Drawings:
         begun = self.drawing(request.z).repeated(request.n)

@@ -50,7 +50,7 @@ class SampleRequest(Request):
     seed: Seed = 0
     temperature: Temperature | None = None
     condition: Condition = None
-    guidance: Guidance = 1.0
+    guidance: Guidance | None = None
 
 
 class GalleryRequest(SampleRequest):
@@ -250,6 +250,7 @@ class ModelResponse(BaseModel):
     condition: ConditionName = Field(description="kind of the condition that the model takes")
     vocabulary: list[str] = Field(description="the classes or words that the model knows")
     temperature: float = Field(description="temperature of samples if a request gives none")
+    guidance: float = Field(description="guidance of conditioned samples if a request gives none")
     test_images: int = Field(description="number of test images; 0 if the model is not in its run folder")
 
 

@@ -20,6 +20,7 @@ import signal
 import sys
 import threading
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -29,11 +30,12 @@ from pyarrow import fs
 
 from npdraw_dist.system.errors import UserError
 from npdraw_dist.system.process_table import Process, World, this_process
-from npdraw_dist.system.storage import PARTIAL, impatient, read_bytes, write_text
+from npdraw_dist.system.storage import PARTIAL, impatient, in_threads, read_bytes, write_text
 
 LEASE_FOLDER = ".lease"
 BEAT_S = 5.0  # seconds between an owner's beats
 DEAD_AFTER_S = 30.0  # seconds without a new beat after which an owner on another machine counts as dead
+LOOK_S = 2.5 * BEAT_S  # time in which `living` looks for a beat of an owner on another machine
 POLL_S = 1.0  # interval at which the lease of another owner is read
 ABANDONED_AFTER_S = 30.0  # an announcement that exists for longer counts as left by a dead process
 ANNOUNCED_POLL_S = 0.2
@@ -147,7 +149,7 @@ class Lease:
         seen: tuple[str, int] | None = None  # owner and beat at the last poll
         since = started = self.world.now()  # since: when `seen` was first read
         while True:
-            generation, holder = self._highest()
+            generation, holder = highest(self.filesystem, self.folder)
             now, running = self.world.now(), self._runs(holder)
             pulse = None if holder is None else (holder.owner, holder.beat)
             still = pulse == seen
@@ -174,7 +176,7 @@ class Lease:
         path, text = self._path(generation), self.own.text()
         if not create_exclusively(self.filesystem, path, text, self.own.owner, self._rivals, self.world):
             return False
-        found = self._generations()
+        found = _generations(self.filesystem, self.folder)
         ours = found[-1:] == [generation]  # if not, another process had created and removed this generation
         for old in found[:-1] if ours else [generation]:
             with contextlib.suppress(FileNotFoundError):
@@ -189,7 +191,7 @@ class Lease:
         with self._lock:
             if self._lost is not None:
                 raise self._lost
-            generation, holder = self._highest()
+            generation, holder = highest(self.filesystem, self.folder)
             if holder is None:
                 return  # the folder was removed, and a beat must not create it again
             if generation > self.generation or holder.owner != self.own.owner:
@@ -215,7 +217,7 @@ class Lease:
     def release(self) -> None:
         """Marks the lease as free if this process still has it."""
         with self._lock:
-            generation, holder = self._highest()
+            generation, holder = highest(self.filesystem, self.folder)
             if generation == self.generation and holder is not None and holder.owner == self.own.owner:
                 self._write(released=True)
 
@@ -238,22 +240,47 @@ class Lease:
     def _path(self, generation: int) -> str:
         return f"{self.folder}/{generation:08d}.json"
 
-    def _generations(self) -> list[int]:
-        """All existing generations, lowest first."""
-        try:
-            found = self.filesystem.get_file_info(fs.FileSelector(self.folder, allow_not_found=True))
-        except FileNotFoundError:  # the folder was removed while pyarrow listed it
-            return []
-        names = [info.base_name.partition(".") for info in found if info.type == fs.FileType.File]
-        return sorted(int(stem) for stem, _, suffix in names if stem.isdigit() and suffix == "json")
 
-    def _highest(self) -> tuple[int, Holder | None]:
-        """The highest generation and its content; (0, None) if there is none."""
-        while found := self._generations():
-            with contextlib.suppress(FileNotFoundError):  # another process replaced it meanwhile
-                content = read_bytes(self.filesystem, self._path(found[-1]))
-                return found[-1], Holder.read(content.decode(errors="replace"))
-        return 0, None
+def living(
+    filesystem: fs.FileSystem, folders: Sequence[str], world: World | None = None
+) -> list[tuple[Holder | None, bool]]:
+    """For each of `folders`, the last owner of its lease, and whether this owner is at work.
+
+    If only beats can show it for some owner, all are read again after LOOK_S seconds.
+    """
+    hasty, world = impatient(filesystem), world or World(this_process())
+
+    def read(folder: str) -> Holder | None:
+        return highest(hasty, f"{folder}/{LEASE_FOLDER}")[1]
+
+    before = in_threads(read, folders)
+    alive = [one is not None and not one.released and world.is_running(one.process) for one in before]
+    if count := alive.count(None):
+        print(f"looking {LOOK_S:.0f} s for signs of life of {count} on other machines", file=sys.stderr)
+        world.sleep(LOOK_S)
+        after = in_threads(read, folders)
+        changed = [old != new for old, new in zip(before, after, strict=True)]
+        alive = [moved if one is None else one for one, moved in zip(alive, changed, strict=True)]
+    return [(one, bool(lives)) for one, lives in zip(before, alive, strict=True)]
+
+
+def highest(filesystem: fs.FileSystem, folder: str) -> tuple[int, Holder | None]:
+    """The highest generation in a lease's `folder`, and its content; (0, None) if there is none."""
+    while found := _generations(filesystem, folder):
+        with contextlib.suppress(FileNotFoundError):  # another process replaced it meanwhile
+            content = read_bytes(filesystem, f"{folder}/{found[-1]:08d}.json")
+            return found[-1], Holder.read(content.decode(errors="replace"))
+    return 0, None
+
+
+def _generations(filesystem: fs.FileSystem, folder: str) -> list[int]:
+    """All existing generations, lowest first."""
+    try:
+        found = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
+    except FileNotFoundError:  # the folder was removed while pyarrow listed it
+        return []
+    names = [info.base_name.partition(".") for info in found if info.type == fs.FileType.File]
+    return sorted(int(stem) for stem, _, suffix in names if stem.isdigit() and suffix == "json")
 
 
 def create_exclusively(

@@ -15,7 +15,7 @@ LATE_S = 60.0
 
 def test_a_job_waits_for_gpus_is_placed_right_and_survives_the_loss_of_one(tmp_path: Path) -> None:
     folder = tmp_path / "mixed"
-    own = ["--scale.use_gpu", "true", "--storage", str(tmp_path), "--name", "mixed"]
+    own = ["--scale.use_gpu", "--storage", str(tmp_path), "--name", "mixed"]
 
     def words(wait_s: int) -> list[str]:
         return job_of(prior__images=32768, scale__cpus_per_worker=None, scale__wait_s=wait_s) + own

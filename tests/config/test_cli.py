@@ -1,5 +1,6 @@
 """Flags, help and exit statuses of commands, alone and as `npdraw COMMAND`."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,18 +12,20 @@ import pytest
 import yaml
 
 from npdraw_dist.__main__ import COMMANDS
-from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
+from npdraw_dist.config.cli import HINTS, Command, parse_flags, run_command, validate
 from npdraw_dist.config.help import settings_of
 from npdraw_dist.config.load import build
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.edit.__main__ import Edit
 from npdraw_dist.evaluate.__main__ import Evaluate
+from npdraw_dist.fitting.__main__ import Fit
 from npdraw_dist.sample import Sample
 from npdraw_dist.system import process
 from npdraw_dist.system.errors import StorageFailed, UserError
 from npdraw_dist.system.made_by import command_line
 from npdraw_dist.system.version import __version__
 from npdraw_dist.train import Train, chosen_stages, main
+from tune_spaces.sweep import Sweep
 
 Printed = pytest.CaptureFixture[str]
 CONTRACT = {
@@ -92,7 +95,11 @@ def test_only_given_flags_are_returned() -> None:
     ("command", "spellings"),
     [
         (Sample, ["--use_gpu", "--use-gpu", "--use_gpu true", "--use-gpu=true"]),
+        (Train, ["--scale.use_gpu", "--scale.use-gpu", "--scale.use_gpu true"]),
         (Train, ["--scale.use-gpu false", "--no-scale.use_gpu", "--scale.use_gpu=false"]),
+        (Fit, ["--image-size 32", "--image_size 32", "--image_size=32"]),
+        (Sweep, ["--num-samples 2", "--num_samples 2"]),
+        (Train, ["--data.image_size 32", "--data.image-size 32"]),
         (Train, ["--dry-run", "--dry_run", "--dry-run true"]),
         (Evaluate, ["--fid-weights a", "--fid_weights a"]),
         (Edit, ["--interpolate", "--interpolate true"]),
@@ -102,6 +109,30 @@ def test_spellings_of_a_flag(command: type, spellings: list[str]) -> None:
     first, *others = (parse_flags(command, "a.program", words.split()) for words in spellings)
     assert all(other == first for other in others)
     assert first
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_writes_a_commands_own_flags_with_dashes_and_settings_as_in_the_file(
+    name: str, capsys: Printed
+) -> None:
+    for flag in lines_of(["--help-all"], capsys, resolve_name(COMMANDS[name].flags)):
+        assert ("-" not in flag[2:]) if "." in flag else ("_" not in flag)
+
+
+@pytest.mark.parametrize("words", HINTS)
+def test_the_flags_of_other_programs_are_answered_with_flags_that_exist(words: str) -> None:
+    said = set()
+    for word in words.split():
+        for entry in COMMANDS.values():
+            command = resolve_name(entry.flags)
+            known = {setting.name for setting in settings_of(command)}
+            if word.replace("_", "-") in known | {name.partition(".")[0] for name in known}:
+                continue
+            with pytest.raises(UserError, match=f"unknown flag --{word}") as caught:
+                parse_flags(command, "a.program", [f"--{word}=1"])
+            said.add(str(caught.value).partition("; ")[2])
+            assert set(re.findall(r"--([\w.-]+)", str(caught.value))) <= known | {word}
+    assert said - {""} == set(HINTS[words])
 
 
 def test_quiet_and_verbose_are_of_every_command(capsys: Printed) -> None:
@@ -211,9 +242,9 @@ def test_the_class_of_the_flags_is_the_commands_own(name: str) -> None:
         assert {word.lstrip("-") for word in example.split() if word.startswith("--")} <= known
 
 
-def test_completion_knows_commands_flags_and_choices(tmp_path: Path) -> None:
+def test_the_script_of_the_shell_knows_commands_flags_and_choices(tmp_path: Path) -> None:
     script = tmp_path / "npdraw.bash"
-    script.write_text(npdraw("completion", "bash").stdout)
+    script.write_text(npdraw("print-shell-setup", "bash").stdout)
     ask = (
         f"source {script}\n"
         'try() { COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); COMPREPLY=(); '
@@ -222,7 +253,7 @@ def test_completion_knows_commands_flags_and_choices(tmp_path: Path) -> None:
         "try npdraw train --preset dig\n"
     )
     found = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True).stdout
-    assert found.splitlines() == ["train", "--prior.depth", "raster ranked", "digits"]
+    assert found.splitlines() == ["train train-extractor", "--prior.depth", "raster ranked", "digits"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`npdraw evaluate --asked` on a model that draws light images whatever is requested."""
+"""`npdraw evaluate --check-conditions` on a model that draws light images whatever is requested."""
 
 import json
 from pathlib import Path
@@ -26,6 +26,8 @@ def test_drawings_are_read_by_classifiers_of_real_images(
     drawn = SimpleNamespace(images=torch.full((3, 1, 8, 8), 0.9), canvas=None, u=None)
     model = SimpleNamespace(
         vocabulary=Words(["dark", "light", "small", "large"], 2),
+        guidance_of=lambda _: 1.5,
+        temperature_of=lambda _: 1.0,
         given=lambda text, guidance: SimpleNamespace(draw=lambda n, **_: drawn),
     )
     train, valid = SEEN * 20, (SEEN + HELD_OUT) * 5
@@ -39,11 +41,11 @@ def test_drawings_are_read_by_classifiers_of_real_images(
     monkeypatch.setattr(conditions, "load_npdraw", lambda folder: model)
     monkeypatch.setattr(conditions, "_Conditions", lambda model, folder: data)
     (tmp_path / "tones.yaml").write_text("tone: [light, dark]")
-    flags = ["--model", "m", "--asked", "--attributes", str(tmp_path / "tones.yaml"), "--n", "3"]
+    flags = ["--model", "m", "--check-conditions", "--attributes", str(tmp_path / "tones.yaml"), "--n", "3"]
     evaluate.main([*flags, "--out", str(tmp_path / "out")])
-    found = json.loads((tmp_path / "out" / "asked.json").read_text())["attributes"]["tone"]
+    found = json.loads((tmp_path / "out" / "conditions.json").read_text())["attributes"]["tone"]
     assert (found["training_images"], found["held_out_images_right"]) == (60, 1.0)
     assert (found["seen_right"], found["seen_drawings"]) == (pytest.approx(1 / 3), 9)
     assert (found["held_out_right"], found["held_out_drawings"]) == (1.0, 3)
     assert "tone, held out: 100.0% of 3 drawings are read as requested" in capsys.readouterr().out
-    assert (tmp_path / "out" / "asked.png").exists()
+    assert (tmp_path / "out" / "conditions.png").exists()

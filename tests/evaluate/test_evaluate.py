@@ -1,4 +1,4 @@
-"""`npdraw evaluate` and `npdraw extractor` on a tiny run, in this process: numbers, protocol, comparison."""
+"""`npdraw evaluate` and `npdraw train-extractor` on a tiny run: numbers, protocol, comparison."""
 
 import hashlib
 import json

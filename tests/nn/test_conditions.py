@@ -108,6 +108,21 @@ def test_a_class_may_be_a_number_of_numpy_or_torch() -> None:
             assert all(map(torch.equal, outcome(condition), outcome(expected)))
 
 
+def test_samples_have_the_guidance_that_the_model_keeps() -> None:
+    """`given` has guidance 1, so that it scores by the trained p(z|c)."""
+    model = model_of("aligned", guidance=3.0)
+    z, keep = random_drawings(model.spec, 40), [0]
+    drawn, done = model.draw(40, "cat", 0), model.complete(z, keep, seed=0, condition="cat")
+    for guidance, same in ((3.0, True), (1.0, False)):
+        other = model.draw(40, "cat", 0, guidance=guidance)
+        assert torch.equal(drawn.images, other.images) is same
+        again = model.complete(z, keep, seed=0, condition="cat", guidance=guidance)
+        assert torch.equal(done.what, again.what) is same
+    plain, guided = (model.given("cat", *guidance).prior_log_prob(z) for guidance in ((), (3.0,)))
+    assert torch.equal(plain, model.given("cat", 1.0).prior_log_prob(z))
+    assert not torch.allclose(plain, guided)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -119,6 +134,7 @@ def test_a_class_may_be_a_number_of_numpy_or_torch() -> None:
         ({"condition": 1.5}, "a class or words, not 1.5"),
         ({"condition": torch.ones(3, 1, dtype=torch.int64)}, r"a class or words, not \[1\]"),
         ({"guidance": 2.0}, "guidance 2.0 needs a condition"),
+        ({"guidance": 1.0}, "guidance 1.0 needs a condition"),
     ],
 )
 def test_impossible_conditions_are_refused(options: dict[str, Any], says: str) -> None:
@@ -172,7 +188,7 @@ def test_a_completion_follows_its_condition() -> None:
     z = random_drawings(model.spec, 2)
     keep = torch.zeros(model.spec.grid.places, dtype=torch.bool)
     many = type(z)(*(value[:1].expand(3000, -1) for value in vars(z).values()))
-    done = model.complete(many, keep, seeded(), condition=["cat", "dog"] * 1500)
+    done = model.complete(many, keep, seeded(), condition=["cat", "dog"] * 1500, guidance=1)
     for number, name in enumerate(("cat", "dog")):
         share = done.whether[number::2].double().mean(0)
         support = all_sequences(model.spec)

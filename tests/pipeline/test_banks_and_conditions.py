@@ -27,7 +27,7 @@ CONDITIONED: dict[str, Any] = {
     "data": {"fraction": 0.2},
     "prior": {"condition": "class", "table": "pixels"},
     "scale": {"num_workers": 0},
-    "eval": {"split": "valid"},
+    "eval": {"split": "valid", "guidance": 3.0},
 }
 
 
@@ -66,12 +66,14 @@ def test_commands_make_a_bank_and_draw_with_it(store: Store, model: NPDraw, tmp_
             [*sizes, "--seed", "1", "--scale.num_workers", "0", "--out", str(tmp_path / "other")]
         )
     drawn = ["--model", store.path("model"), "--n", "6", "--seed", "3", "--out", str(tmp_path / "drawn")]
-    sample.main([*drawn, "--bank", str(tmp_path / "other"), "--condition", "7", "--guidance", "2"])
-    found = np.load(tmp_path / "drawn" / "samples.npz")
-    expected = model.with_bank(bank).draw(6, seed=3, condition=7, guidance=2.0)
-    assert {name: found[name].tolist() for name in ("whether", "where", "what")} == {
-        name: value.tolist() for name, value in vars(expected.z).items()
-    }
+    drawn += ["--bank", str(tmp_path / "other"), "--condition", "7"]
+    for flags, guidance in ([], 3.0), (["--guidance", "2"], 2.0):  # 3 is the run's eval.guidance
+        sample.main([*drawn, *flags])
+        found = np.load(tmp_path / "drawn" / "samples.npz")
+        expected = model.with_bank(bank).draw(6, seed=3, condition=7, guidance=guidance)
+        assert {name: found[name].tolist() for name in ("whether", "where", "what")} == {
+            name: value.tolist() for name, value in vars(expected.z).items()
+        }
     assert isinstance(PartBank.load(tmp_path / "other" / "bank" / "bank.safetensors"), PartBank)
 
 
@@ -91,12 +93,13 @@ def test_drawings_that_are_read_as_requested_are_counted(
         return SimpleNamespace(draw=lambda *_, **__: drawn, draw_pixels=lambda canvas, *_: canvas)
 
     monkeypatch.setattr(NPDraw, "given", given)
-    evaluate.main(["--asked", "--model", store.path("model"), "--n", "3", "--out", str(tmp_path)])
-    found = json.loads((tmp_path / "asked.json").read_text())
+    evaluate.main(["--check-conditions", "--model", store.path("model"), "--n", "3", "--out", str(tmp_path)])
+    found = json.loads((tmp_path / "conditions.json").read_text())
+    assert found["guidance"] == 3.0
     assert found["questions"] == {"seen": found["questions"]["seen"], "held_out": []}
     assert sorted(found["questions"]["seen"]) == [str(digit) for digit in range(10)]
     assert least <= found["attributes"]["class"]["seen_right"] <= most
-    assert (tmp_path / "asked.png").exists()
+    assert (tmp_path / "conditions.png").exists()
 
 
 def test_the_vocabulary_is_written(store: Store) -> None:
@@ -136,7 +139,8 @@ def test_an_attribute_without_alternatives_is_refused(tmp_path: Path, refused: R
     prior = spec.prior.model_copy(update={"condition": "words", "vocabulary": ("red",)})
     tiny_model(spec.model_copy(update={"prior": prior})).save_pretrained(tmp_path / "model")
     (tmp_path / "attributes.yaml").write_text("skin: []")
-    flags = ["--asked", "--model", str(tmp_path / "model"), "--attributes", str(tmp_path / "attributes.yaml")]
+    flags = ["--check-conditions", "--model", str(tmp_path / "model")]
+    flags += ["--attributes", str(tmp_path / "attributes.yaml")]
     assert "list of its alternatives" in refused(evaluate.main, *flags, "--out", str(tmp_path / "out"))
     assert "is a URI" in refused(evaluate.main, *flags, "--out", "s3://bucket/x")
     assert not (tmp_path / "out").exists()

@@ -65,10 +65,10 @@ def test_the_commands_run(tiny_run: Path, users_folder: Path, capsys: pytest.Cap
             main([*argv, *(() if "--dry-run" in argv else ("--dry-run",))])
         elif "runs/comparison-mnist_cpu-10" in argv:  # which takes hours to train
             parse_flags(Report, module, spread(argv, "--sweeps"))
-        elif "--asked" in argv:  # of models that nothing trains in this test
+        elif "--check-conditions" in argv:  # of models that nothing trains in this test
             parse_flags(Evaluate, module, argv)
         elif "MNIST_FOLDER" in argv:
-            parse_flags(extractor.Extractor, module, argv)
+            parse_flags(extractor.TrainExtractor, module, argv)
         elif module == "npdraw_dist.bench":  # its own tests run it
             parse_flags(Bench, module, argv)
         elif module == "npdraw_dist.train":

@@ -106,8 +106,9 @@ def test_samples_are_those_of_python(served: Served) -> None:
 def test_a_condition_is_drawn_as_in_python(classes: Served) -> None:
     facts = classes.get("model")
     assert (facts["condition"], facts["vocabulary"]) == ("class", ["cat", "crow", "dog"])
-    for guidance in (1.0, 2.5):
-        condition: dict[str, Any] = {"condition": "dog", "guidance": guidance}
+    assert facts["guidance"] == classes.model.spec.guidance
+    for guidance in ({}, {"guidance": 1.0}, {"guidance": 2.5}):
+        condition: dict[str, Any] = {"condition": "dog", **guidance}
         drawing = classes.post("sample", seed=5, **condition)
         check_same(classes, [drawing], classes.model.draw(1, seed=5, **condition))
         gallery = classes.get("gallery", n=3, seed=5, **condition)["drawings"]

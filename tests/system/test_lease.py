@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from npdraw_dist.system import lease as leases
 from npdraw_dist.system.errors import UserError
-from npdraw_dist.system.lease import DEAD_AFTER_S, Holder, Lease, LeaseError, LeaseLost
+from npdraw_dist.system.lease import BEAT_S, DEAD_AFTER_S, Holder, Lease, LeaseError, LeaseLost, living
 from npdraw_dist.system.process_table import Process, World, is_running, process_of, this_process
 
 LOCAL = fs.LocalFileSystem()
@@ -139,6 +139,28 @@ def test_an_owner_elsewhere_that_is_silent_is_followed_and_stops(
     if not released:
         second.beat()
         second.check()
+
+
+def test_owners_that_beat_or_run_are_at_work(tmp_path: Path, sleeping: subprocess.Popen[bytes]) -> None:
+    """Of several owners on other machines, all are waited for at once."""
+    time = Time()
+    folders = {name: tmp_path / name for name in ("beats", "silent", "here", "killed", "released", "none")}
+    beats, silent = (make(folders[name], elsewhere(time)) for name in ("beats", "silent"))
+    here, killed = make(folders["here"], near(time)), make(folders["killed"], of(sleeping))
+    released = make(folders["released"], elsewhere(time))
+    for lease in (beats, silent, here, killed, released):
+        lease.take()
+    sleeping.kill()
+    sleeping.wait()
+    released.release()
+    time.meanwhile = beats.beat
+    found = living(LOCAL, [str(folder) for folder in folders.values()], near(time))
+    assert dict(zip(folders, [at_work for _, at_work in found], strict=True)) == {
+        **dict.fromkeys(folders, False),
+        **{"beats": True, "here": True},
+    }
+    assert [holder is None for holder, _ in found] == [False] * 5 + [True]
+    assert BEAT_S * 2 < time.seconds < DEAD_AFTER_S / 2
 
 
 def test_waiting_for_an_owner_that_ends(tmp_path: Path) -> None:

@@ -71,8 +71,7 @@ const finish = (keep) => inTurn(async () => {
 });
 // ---------------------------------------------------------------- asking
 
-const GUIDANCE = 1.5;                     // a little more than in training, so that the condition shows
-const conditioned = () => { const words = find("words").value.trim(); return model.condition === "none" || !words ? {} : {condition: words, guidance: GUIDANCE}; };
+const conditioned = () => { const words = find("words").value.trim(); return model.condition === "none" || !words ? {} : {condition: words}; };
 let seeds = 0;                            // the same words again draw another one
 const drawAsked = async () => {
   seeds += 1;
