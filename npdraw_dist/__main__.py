@@ -41,7 +41,7 @@ COMMANDS = {
     ),
     "runs": Entry("npdraw_dist.runs:Runs", "list the runs of a storage: state, time and numbers"),
     "train-extractor": Entry(
-        "npdraw_dist.extractor:TrainExtractor", "train a classifier whose features measure distances"
+        "npdraw_dist.train_extractor:TrainExtractor", "train a classifier whose features measure distances"
     ),
     "serve": Entry("npdraw_dist.serve.__main__:Serve", "the studio in the browser, and its HTTP API"),
     "export-demo": Entry(

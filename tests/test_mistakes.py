@@ -26,7 +26,7 @@ MODULES = {
     "bank": "npdraw_dist.bank.__main__",
     "export": "npdraw_dist.export_demo.__main__",
     "fit": "npdraw_dist.fitting.__main__",
-    "train-extractor": "npdraw_dist.extractor",
+    "train-extractor": "npdraw_dist.train_extractor",
 }
 OWN = "--data.image_size 28 --data.channels 1"
 # Flags and config files.

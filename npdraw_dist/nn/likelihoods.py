@@ -107,7 +107,7 @@ class _Logistic(Likelihood):
     """A likelihood with its derivative."""
 
     def log_prob(self, output: Tensor, x: Tensor) -> Tensor:
-        found: Tensor = _LogProb.apply(output.float(), x, self)
+        found: Tensor = _LogProb.apply(output.float(), x, self)  # type: ignore[no-untyped-call]
         return found
 
     @abstractmethod

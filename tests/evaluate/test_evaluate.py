@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from npdraw_dist import extractor, train
+from npdraw_dist import train, train_extractor
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.config.spec import SplitSpec
 from npdraw_dist.data.shards import open_source
@@ -50,7 +50,9 @@ def classifier(no_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A classifier trained for a moment."""
     out = tmp_path_factory.mktemp("extractor") / "classifier.pt"
     budget = ["--images", "6400", "--features", "8"]
-    extractor.main(["--data.source", "digits", "--data.binarize", "threshold", "--out", str(out), *budget])
+    train_extractor.main(
+        ["--data.source", "digits", "--data.binarize", "threshold", "--out", str(out), *budget]
+    )
     return out
 
 
@@ -221,5 +223,5 @@ def test_a_classifier_finds_its_classes_and_needs_labels(
     for number in range(30):
         Image.new("L", (28, 28), number).save(tmp_path / f"{number}.png")
     data = ["--data.source", "imagefolder", "--data.path", str(tmp_path), "--data.image_size", "28"]
-    line = refused(extractor.main, *data, "--data.channels", "1", "--out", str(tmp_path / "c.pt"))
+    line = refused(train_extractor.main, *data, "--data.channels", "1", "--out", str(tmp_path / "c.pt"))
     assert "data.source imagefolder has no labels" in line

@@ -1,7 +1,7 @@
 """python -m tests.helpers.shared_gpus --runs 10: elastic runs beside another user of eight pretended GPUs.
 
 The other user takes and releases two to six GPUs at random. Each run has to end with its budget,
-and with the validation of a calm run up to noise. The weights are the calm run's where two workers trained.
+and with the validation of a calm run up to noise.
 """
 
 import argparse
@@ -30,7 +30,7 @@ HELD_S = (5, 40)  # seconds for which the other user holds or leaves GPUs
 EVERY = 2048  # images between validations, each with a checkpoint
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0)  # type: ignore[untyped-decorator]
 class Holder:
     """An actor of the other user."""
 
@@ -45,7 +45,7 @@ def other_user(rng: random.Random, said: list[str]) -> Iterator[None]:
     def use() -> None:
         while not ended.is_set():
             gpus, seconds = rng.randint(2, 6), rng.uniform(*HELD_S)
-            holder = Holder.options(num_gpus=gpus).remote()
+            holder = Holder.options(num_gpus=gpus).remote()  # type: ignore[attr-defined]
             ready = holder.ready.remote()
             while not ended.is_set() and not ray.wait([ready], timeout=1)[0]:
                 pass

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from npdraw_dist import extractor, prepare
+from npdraw_dist import prepare, train_extractor
 from npdraw_dist.__main__ import COMMANDS
 from npdraw_dist.bench.__main__ import Bench
 from npdraw_dist.config.cli import parse_flags, validate
@@ -68,14 +68,14 @@ def test_the_commands_run(tiny_run: Path, users_folder: Path, capsys: pytest.Cap
         elif "--check-conditions" in argv:  # of models that nothing trains in this test
             parse_flags(Evaluate, module, argv)
         elif "MNIST_FOLDER" in argv:
-            parse_flags(extractor.TrainExtractor, module, argv)
+            parse_flags(train_extractor.TrainExtractor, module, argv)
         elif module == "npdraw_dist.bench":  # its own tests run it
             parse_flags(Bench, module, argv)
         elif module == "npdraw_dist.train":
             main([*argv, *TINY])
         elif module == "npdraw_dist.fitting":
             validate(Fit, parse_flags(Fit, module, ["--pictures", *argv]))
-        elif module == "npdraw_dist.extractor":
+        elif module == "npdraw_dist.train_extractor":
             main([*argv, "--images", "640"])
         else:
             main(argv)
@@ -105,5 +105,5 @@ def test_a_model_is_measured_on_a_prepared_set(tiny_run: Path, tmp_path: Path) -
     few = ["--k", "2", "--images", "16", "--out", str(file)]
     evaluate.main(["--model", str(tiny_run / "model"), *flags, *few])
     assert json.loads(file.read_text())["n"] == 16
-    extractor.main([*flags, "--images", "128", "--features", "4", "--out", str(tmp_path / "c.pt")])
+    train_extractor.main([*flags, "--images", "128", "--features", "4", "--out", str(tmp_path / "c.pt")])
     assert (tmp_path / "c.pt").is_file()

@@ -122,7 +122,7 @@ def _read_labelled(item: "tuple[int, Shard]") -> "tuple[int, Rows]":
 
 
 def main(argv: Sequence[str]) -> None:
-    settings = validate(TrainExtractor, parse_flags(TrainExtractor, "npdraw_dist.extractor", argv))
+    settings = validate(TrainExtractor, parse_flags(TrainExtractor, "npdraw_dist.train_extractor", argv))
     facts = train_extractor(settings)
     accuracy = facts["valid_accuracy"]
     right = "no validation images" if accuracy is None else f"{accuracy:.1%} of validation images right"
