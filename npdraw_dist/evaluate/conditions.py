@@ -73,11 +73,12 @@ def measure_conditions(settings: ConditionTest) -> list[str]:
                 lines.append(f"{name}, {title}: {share:.1%} of {drawings} drawings are read as requested")
     captions = list(shown)[-SHOWN:] if questions["held_out"] else list(shown)[:SHOWN]
     with local_folder(settings.out) as out:
-        guidance, temperature = (
-            model.guidance_of(settings.guidance),
-            model.temperature_of(settings.temperature),
-        )
-        stated = {"guidance": guidance, "temperature": temperature, "seed": settings.seed, "n": settings.n}
+        stated = {
+            "guidance": model.guidance_of(settings.guidance),
+            "temperature": model.temperature_of(settings.temperature),
+            "seed": settings.seed,
+            "n": settings.n,
+        }
         result = {**stated, "attributes": found, "questions": questions}
         (out / "conditions.json").write_text(json.dumps(result, indent=1) + "\n")
         images = torch.cat([shown[caption] for caption in captions])

@@ -20,7 +20,7 @@ from npdraw_dist.core.errors import UserError
 from npdraw_dist.core.storage import open_filesystem, read_bytes
 
 INCEPTION_FEATURES = 2048  # number of features from which papers compute the FID
-FACTS = "facts.json"  # the file with facts that `npdraw extractor` puts inside its TorchScript file
+FACTS = "facts.json"  # the file with facts that `npdraw train-extractor` puts inside its TorchScript file
 
 Extract = Callable[[Tensor], Tensor]  # float images (N, C, H, W) in [0, 1] -> features (N, D)
 
@@ -124,7 +124,7 @@ def find_extractor(
 
 
 def facts_of(content: bytes) -> dict[str, Any]:
-    """The facts that `npdraw extractor` put into a TorchScript file; {} for other TorchScript files.
+    """The facts that `npdraw train-extractor` put into a TorchScript file; {} for other TorchScript files.
 
     Raises UserError if `content` is no TorchScript file.
     """
