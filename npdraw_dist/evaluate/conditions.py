@@ -47,12 +47,6 @@ def measure_conditions(settings: ConditionTest) -> list[str]:
     folder = chosen_model(settings.model)
     model = load_npdraw(folder)
     model.vocabulary.require()
-    settings = settings.model_copy(
-        update={
-            "guidance": model.guidance_of(settings.guidance),
-            "temperature": model.temperature_of(settings.temperature),
-        }
-    )
     attributes = _attributes(settings.attributes, model)
     data = _Conditions(model, folder)
     torch.manual_seed(settings.seed)
@@ -79,7 +73,12 @@ def measure_conditions(settings: ConditionTest) -> list[str]:
                 lines.append(f"{name}, {title}: {share:.1%} of {drawings} drawings are read as requested")
     captions = list(shown)[-SHOWN:] if questions["held_out"] else list(shown)[:SHOWN]
     with local_folder(settings.out) as out:
-        stated = {name: getattr(settings, name) for name in ("guidance", "temperature", "seed", "n")}
+        stated = {
+            "guidance": model.guidance_of(settings.guidance),
+            "temperature": model.temperature_of(settings.temperature),
+            "seed": settings.seed,
+            "n": settings.n,
+        }
         result = {**stated, "attributes": found, "questions": questions}
         (out / "conditions.json").write_text(json.dumps(result, indent=1) + "\n")
         images = torch.cat([shown[caption] for caption in captions])
@@ -109,7 +108,7 @@ def _count(
     """Returns attribute -> (drawings read as requested, all drawings), and condition -> its first drawing."""
     counts, first = dict.fromkeys(readers, (0, 0)), dict[str, Tensor]()
     for text in texts:
-        given = model.given(text, settings.guidance)
+        given = model.given(text, model.guidance_of(settings.guidance))
         drawn = given.draw(settings.n, generator=generator, temperature=settings.temperature)
         first[text] = drawn.images[:1]
         binary = data.binarize != "none"
