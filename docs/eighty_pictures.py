@@ -4,6 +4,7 @@ import runpy
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor
 
 SCRIPT = Path(__file__).with_name("npdraw_in_eighty_lines.py")
 SIDE, LABEL, COLUMNS = 56, 104, 10  # pixels of a tile, pixels of the labels at the left, tiles of a row
-GREY = 0.5  # between places
+GREY, PAGE = 0.5, 208  # between places, in [0, 1]; of the page, in 0 to 255
 
 
 def spaced(parts: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ def sheet(path: Path, rows: Mapping[str, Tensor], notes: Mapping[str, list[str]]
     """Writes a row of images (B, 1, h, w) for each label; notes: texts below the images of a row."""
     step = SIDE + 6
     heights = [step + (18 if notes and label in notes else 0) for label in rows]
-    page = Image.new("L", (LABEL + COLUMNS * step, sum(heights)), 255)
+    page = Image.new("L", (LABEL + COLUMNS * step, sum(heights)), PAGE)
     pen, top = ImageDraw.Draw(page), 3
     for (label, images), height in zip(rows.items(), heights, strict=True):
         pen.text((4, top + SIDE / 2), label, 0, anchor="lm", font_size=15)
@@ -41,19 +42,20 @@ def sheet(path: Path, rows: Mapping[str, Tensor], notes: Mapping[str, list[str]]
 
 
 @torch.no_grad()
-def main(folder: Path) -> None:
+def main(made: Mapping[str, Any], folder: Path) -> None:
+    """made: the names that the file defines."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = runpy.run_path(str(SCRIPT))
     bank, whether, what, images = (made[name] for name in ("bank", "whether", "what", "grey"))
     images = images[made["test"]]
-    grey = images[torch.arange(COLUMNS) * len(images) // COLUMNS]  # one of each digit, as they are in order
+    grey = images[torch.arange(5, 180, 18)]  # one of each digit, as they are in order
     some = (grey >= 0.5).float()
     sheet(folder / "1-images.png", {"grey": grey, "x": some, "cut at places": spaced(made["cut"](some).mT)})
 
     ordered = bank[bank.sum(1).argsort()].view(-1, 1, 5, 5)
     lines = ordered.split(COLUMNS)
     sheet(
-        folder / "2-bank.png", {f"{10 * row + 1} to {10 * row + 10}": line for row, line in enumerate(lines)}
+        folder / "2-bank.png",
+        {f"b{10 * row + 1} to b{10 * row + 10}": line for row, line in enumerate(lines)},
     )
 
     z = made["parse"](some)
@@ -87,9 +89,9 @@ def main(folder: Path) -> None:
     found = {}
     for n in range(2):
         some_of = slice(COLUMNS * n, COLUMNS * (n + 1))
-        found |= {f"canvas {n + 1}": made["canvas"][some_of], f"sample {n + 1}": made["samples"][some_of]}
+        found |= {f"canvas {n + 1}": made["canvas"][some_of], f"sample {n + 1}": made["p_x"].mean[some_of]}
     sheet(folder / "8-samples.png", found)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(runpy.run_path(str(SCRIPT)), Path(sys.argv[1]))

@@ -113,7 +113,7 @@ whether, what = torch.zeros(40, T), torch.zeros(40, T, dtype=torch.long)
 with torch.no_grad():
     for t in range(T):
         whether[:, t], what[:, t] = (new[:, t] for new in draw(prior(whether, what)))
-    canvas, samples = decode(whether, what)
+    canvas, p_x = decode(whether, what)  # the picture of a sample is p_x.mean
     scores = [score(x, encoder(x).mT, 50) for x in (grey[test] >= 0.5).float().split(16)]
 nll = torch.cat([np.log(50) - (log_p - log_q).logsumexp(0) for log_p, log_q in scores])
 print(f"test NLL (k = 50): {nll.mean():.2f} +- {nll.std() / len(nll) ** 0.5:.2f} nats")
