@@ -36,7 +36,8 @@ def test_the_loop_of_the_page_trains_and_the_bound_rises(capsys: pytest.CaptureF
 
 def test_both_networks_are_used_and_trained() -> None:
     model, x = own(), torch.rand(3, 1, 4, 6).round()
-    for name, network in (("q", model.posterior.trunk), ("p", model.decoder)):
+    trunk = model.get_submodule("posterior.trunk")
+    for name, network in (("q", trunk), ("p", model.decoder)):
         before = model.infer(x).what if name == "q" else model.decode(x)
         with torch.no_grad():
             for parameter in network.parameters():
@@ -44,7 +45,7 @@ def test_both_networks_are_used_and_trained() -> None:
         after = model.infer(x).what if name == "q" else model.decode(x)
         assert not torch.equal(before, after)
     model(x)[0].backward()
-    used = [*model.posterior.trunk.parameters(), *model.decoder.parameters()]
+    used = [*trunk.parameters(), *model.decoder.parameters()]
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in used)
 
 
