@@ -5,7 +5,7 @@ Shapes: B batch, T steps, L places, K parts, C channels, P patch side, h x w can
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -32,6 +32,7 @@ from npdraw_dist.nn.posterior import Posterior, StepPosterior
 from npdraw_dist.nn.prior import GivenPrior, Prior, StepPrior
 from npdraw_dist.nn.steps import AlignedLayout, FreeLayout, StepLogits, log_prob
 from npdraw_dist.system.errors import UserError
+from npdraw_dist.system.model_files import CONFIG, first_fact
 
 CHOICES = ("whether", "where", "what")  # q has a temperature for each; *where* uses it only in kind `authors`
 ALIGNED_FRAMES = 16  # largest number of GIF frames in order aligned, where more would take too long to watch
@@ -51,12 +52,20 @@ class Reconstruction:
 
 
 class Networks(HubModel):
-    """The networks that `spec` describes (Zeng et al., UAI 2021). Before `set_bank` all parts are blank."""
+    """The networks that `spec` describes (Zeng et al., UAI 2021). Before `set_bank` all parts are blank.
+
+    encoder: replaces the network that reads the image for q(z|x); it maps ink (B, C, H, W), the distance of
+    the pixels to the background, to features (B, spec.encoder_width, rows, columns) of the grid's places.
+    decoder: replaces the network of p(x|z); it maps the canvas (B, C, h, w) to likelihood parameters
+    (B, Q, H, W), such as Bernoulli logits (Q = C). Raises UserError if either gives another shape.
+    """
 
     spec: ModelSpec
     bank_parts: Tensor
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(
+        self, spec: ModelSpec, *, encoder: nn.Module | None = None, decoder: nn.Module | None = None
+    ) -> None:
         super().__init__(spec)
         parts = torch.full((spec.parts, spec.image_shape[0], spec.patch, spec.patch), spec.grid.background)
         self.register_buffer("bank_parts", parts)
@@ -67,6 +76,40 @@ class Networks(HubModel):
         self.layout = self.make_layout(spec)
         self.decoder = self.make_decoder(spec, self.likelihood.canvas_start())
         self.appearance = make_appearance(spec)
+        given = {"encoder": encoder, "decoder": decoder}
+        self.own_names = [name for name, network in given.items() if network is not None]
+        self._take(encoder, decoder)
+
+    def _take(self, encoder: nn.Module | None, decoder: nn.Module | None) -> None:
+        """Puts a user's networks in place of the model's own."""
+        spec, (height, width) = self.spec, self.spec.image_shape[1:]
+        if self.own_names and spec.authors:
+            raise UserError("a model of kind authors takes no other encoder or decoder; use kind npdraw")
+        if encoder is not None:
+            features = (spec.encoder_width, self.grid.rows, self.grid.columns)
+            self.posterior.trunk = require_shapes("encoder", encoder, spec.image_shape, features)
+        if decoder is not None:
+            if self.appearance is not None:
+                raise UserError(
+                    f"a decoder of your own takes the canvas alone; set latents {spec.latents} to 0"
+                )
+            canvas = (spec.image_shape[0], self.grid.height, self.grid.width)
+            output = (self.likelihood.parameters_per_pixel, height, width)
+            self.decoder = require_shapes("decoder", decoder, canvas, output)
+
+    def untrained(self, spec: ModelSpec) -> Self:
+        """A new model of `spec`, with copies of the user's networks if this model has them."""
+        networks = {"encoder": getattr(self.posterior, "trunk", None), "decoder": self.decoder}
+        return type(self)(spec, **{name: deepcopy(networks[name]) for name in self.own_names})
+
+    def save_pretrained(self, *args: Any, **named: Any) -> str | None:
+        """See `HubModel.save_pretrained`. Raises UserError if the model has networks of the user's."""
+        if self.own_names:
+            raise UserError(
+                f"{CONFIG} cannot describe your own {' and '.join(self.own_names)}; save model.state_dict(), "
+                "and load it into a model that is given the same modules"
+            )
+        return super().save_pretrained(*args, **named)
 
     # A subclass with other networks overrides the following `make_` methods.
 
@@ -282,3 +325,21 @@ class Networks(HubModel):
             return Importance(log_w, found.log_p, {**terms.kl, **found.kl})
 
         return draw
+
+
+@torch.no_grad()
+def require_shapes(
+    name: str, network: nn.Module, takes: tuple[int, ...], gives: tuple[int, ...]
+) -> nn.Module:
+    """Returns the user's network if it maps (B, *takes) to (B, *gives); raises UserError if not."""
+    zeros, training = torch.zeros(2, *takes), network.training
+    try:
+        found = network.eval()(zeros)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"the {name} fails on {tuple(zeros.shape)}: {first_fact(error)}") from None
+    finally:
+        network.train(training)
+    shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if shape != (2, *gives):
+        raise UserError(f"the {name} maps {tuple(zeros.shape)} to {shape}; it must give {(2, *gives)}")
+    return network

@@ -180,7 +180,7 @@ class NPDraw(Networks):
         parts = bank.parts.to(self.device)
         state = {n: parts if n.endswith(BANK) else value for n, value in self.state_dict().items()}
         with torch.random.fork_rng(devices=[]):
-            model = type(self)(self.spec.model_copy(update={"parts": len(bank)})).to(self.device)
+            model = self.untrained(self.spec.model_copy(update={"parts": len(bank)})).to(self.device)
         model.load_state_dict(state)
         return model.eval()
 

@@ -144,7 +144,9 @@ class Posterior(StepPosterior):
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         grid = self.grid = spec.grid
-        self.trunk = Trunk(grid, spec.image_shape[0], spec.downscale, spec.encoder_width, spec.dropout)
+        self.trunk: nn.Module = Trunk(
+            grid, spec.image_shape[0], spec.downscale, spec.encoder_width, spec.dropout
+        )
         noise = BERNOULLI_NOISE if spec.likelihood == "bernoulli" else FIT_NOISE
         self.head = (PixelHead if spec.prior.table == "pixels" else FreeHead)(spec, noise)
         self.fit_draws = 2 * grid.stride > grid.patch
@@ -165,7 +167,8 @@ class Posterior(StepPosterior):
         """x (B, C, H, W) in [0, 1] -> logits whether (B, L) and what (B, L, K), without *where*."""
         x = self.grid.ink(x)  # so that padding with 0 stands for background
         features = self.trunk(x).flatten(2).transpose(1, 2)
-        whether, what, fit = self.head(features, F.pad(x, self.trunk.margin))
+        margin = tuple(self.head.scale * margin for margin in self.grid.margins)
+        whether, what, fit = self.head(features, F.pad(x, margin))
         if self.fit_draws:
             whether = whether + fit.amax(-1).clamp(-6, 6)
         return StepLogits(whether, None, what + fit)
