@@ -16,7 +16,7 @@ from npdraw_dist.bank.search import faiss_is_for_gpus
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.data.shards import Canonical
+from npdraw_dist.data.shards import Canonical, ShardReader
 from npdraw_dist.distributed.actors import Actors, has_gpu, on_gpu
 from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.distributed.tasks import map_items
@@ -111,15 +111,15 @@ class Collected(NamedTuple):
 
 def _collect(experiment: Experiment, shards: Canonical) -> Collected:
     """Draws a uniform sample of at most `bank.max_patches` patches of the training images."""
-    files = list(enumerate(shards.manifest.files["train"]))
+    files = [(n, (f, shards.manifest.sizes[f])) for n, f in enumerate(shards.manifest.files["train"])]
     total = shards.manifest.splits["train"]
     sample, core_seconds, images = Reservoir(experiment.bank.max_patches), 0.0, 0
     show: Show
 
-    def read(some: Sequence[tuple[int, str]], above: int = -1, limit: int = ALL) -> None:
+    def read(some: Sequence[tuple[int, tuple[str, int]]], above: int = -1, limit: int = ALL) -> None:
         """Adds the patches of some shards whose keys (see `draw`) are in (above, limit] to the sample."""
         nonlocal core_seconds, images
-        for result in map_items(some, partial(shard_patches, experiment, shards, above, limit)):
+        for result in map_items(some, partial(shard_patches, experiment, shards.reader, above, limit)):
             core_seconds += result.core_seconds if ray_runs() else 0.0
             sample.add(result.drawn)
             if above < 0:
@@ -149,15 +149,15 @@ class ShardPatches(NamedTuple):
 
 
 def shard_patches(
-    experiment: Experiment, shards: Canonical, above: int, limit: int, item: tuple[int, str]
+    experiment: Experiment, read: ShardReader, above: int, limit: int, item: tuple[int, tuple[str, int]]
 ) -> ShardPatches:
-    """Draws the patches of a shard whose keys are in (above, limit]. item: the shard's (number, file).
+    """Draws the patches of a shard whose keys are in (above, limit]. item: the shard's number and file.
 
     If `above` is at least 0, the shard is read for the second time, so its patches are not counted again.
     """
     index, file = item
     cpu_started = time.thread_time()
-    rows = shards.read(file)
+    rows = read(file)
     images = canvas_bytes(torch.tensor(rows.images), experiment.grid.downscale).numpy()
     patches = extract(images, experiment.canvas_grid, experiment.bank.min_energy)
     drawn = draw(patches, index, experiment.seed, above, limit)

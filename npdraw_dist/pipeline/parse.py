@@ -17,7 +17,7 @@ from npdraw_dist.core.paste import render
 from npdraw_dist.data.parquet import parses_to_parquet, rows_a_group
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.shard_folder import ShardFacts, ShardFolder
-from npdraw_dist.data.shards import Canonical
+from npdraw_dist.data.shards import Canonical, ShardReader
 from npdraw_dist.data.splits import Split
 from npdraw_dist.distributed.start import ray_runs
 from npdraw_dist.distributed.tasks import Pool, map_items
@@ -81,15 +81,15 @@ class ParseWriter:
     """Parses the images of a shard and writes the parses. parts: the bank's parts (K, C, P, P)."""
 
     experiment: Experiment
-    shards: Canonical
+    read: ShardReader
     folder: ShardFolder
     parts: NDArray[np.float32]
 
-    def __call__(self, item: tuple[Split, str]) -> ShardFacts:
-        """Parses one shard. item: its split, and its file below the root of the images."""
-        split, file = item
+    def __call__(self, item: tuple[Split, str, int]) -> ShardFacts:
+        """Parses one shard. item: its split, its file below the root of the images, and its bytes."""
+        split, file, size = item
         started, cpu_started = time.perf_counter(), time.thread_time()
-        rows = self.shards.read(file)
+        rows = self.read((file, size))
         z, squared_error = self.parse(rows.images)
         content = parses_to_parquet(rows.ids, z, squared_error, rows_a_group(rows.images.shape[1:]))
         facts = ShardFacts(
@@ -134,9 +134,9 @@ def _write(
     folder.claim()
     files = [(s, file) for s in needed_splits(experiment) for file in shards.manifest.files.get(s, ())]
     written = {facts.file: facts for facts in folder.done().values()}
-    todo = [item for item in files if item[1] not in written]
+    todo = [(split, file, shards.manifest.sizes[file]) for split, file in files if file not in written]
     total = sum(shards.manifest.splits.get(split, 0) for split in needed_splits(experiment))
-    writer = ParseWriter(experiment, shards, folder, bank.parts.numpy())
+    writer = ParseWriter(experiment, shards.reader, folder, bank.parts.numpy())
     new, driver_s, started = 0, 0.0, time.perf_counter()
     with stage_progress(NAME, total) as show:
         images = sum(written[file].rows for _, file in files if file in written)
