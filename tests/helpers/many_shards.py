@@ -1,0 +1,264 @@
+"""Simulates the stages of a run over many shards: requests, seconds and peak memory of the driver.
+
+python -m tests.helpers.many_shards --shards 146600 --out FILE.json    (--s3: moto's S3; --ray: tasks of Ray)
+
+Planning, lists, checks, manifests and each shard's requests are those of a real run of prepared images of
+3 x 64 x 64. All shards have the same black images. Nothing is clustered or parsed. On a disk only footers of
+shards are read in the stages bank and parse, so seconds without --ray are those of the driver and its requests.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from moto.server import DomainDispatcherApplication
+from numpy.typing import NDArray
+from pyarrow import fs
+
+from npdraw_dist.bank.build import BankFacts
+from npdraw_dist.bank.patches import draw
+from npdraw_dist.config.load import resolve
+from npdraw_dist.config.prepared import MAKER, MANIFEST
+from npdraw_dist.config.schema import Experiment
+from npdraw_dist.core.parts import PartBank, PartSequence
+from npdraw_dist.core.storage import open_filesystem, write_bytes, write_text
+from npdraw_dist.data.parquet import images_to_parquet, opened
+from npdraw_dist.data.rows import Rows
+from npdraw_dist.data import shards
+from npdraw_dist.data.shards import ShardReader
+from npdraw_dist.distributed.start import start_ray
+from npdraw_dist.pipeline import bank, data, parse, run, stage_job, train_stage
+from npdraw_dist.pipeline.store import Store
+from npdraw_dist.training.feed import Share
+from tests.helpers.s3 import s3_server
+
+ROWS, HELD_OUT = 682, 0.015  # rows of a shard; share of shards in each of the splits valid and test
+STAGES = ("data", "bank", "parse", "first start", "second start")
+SETTINGS = {"bank.size": 16, "bank.max_patches": 1000, "train.batch_size": 1024, "train.eval_images": 1000}
+CALLS = {
+    "get_file_info": "HEAD",
+    "open_input_file": "GET",
+    "open_input_stream": "GET",
+    "open_output_stream": "PUT",
+    "delete_file": "DELETE",
+    "delete_dir": "DELETE",
+}
+
+
+class CountingDisk(fs.LocalFileSystem):  # type: ignore[misc]
+    """The local disk. calls: the number of calls by the request that a store would get for each."""
+
+    calls: Counter[str] = Counter()
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in CALLS:
+            CountingDisk.calls[CALLS[name]] += 1
+        return super().__getattribute__(name)
+
+    def get_file_info(self, paths_or_selector: Any) -> Any:
+        if isinstance(paths_or_selector, fs.FileSelector):
+            CountingDisk.calls.update({"HEAD": -1, "LIST": 1})
+        return super().get_file_info(paths_or_selector)
+
+
+@cache
+def black() -> Rows:
+    return Rows([f"picture/{n:010d}" for n in range(ROWS)], np.zeros((ROWS, 3, 64, 64), np.uint8))
+
+
+class FooterReader(ShardReader):
+    """Reads the footer of a shard only."""
+
+    def __call__(self, file: tuple[str, int]) -> Rows:
+        with opened(f"{self.root}/{file[0]}", self.filesystem) as shard:
+            assert shard.metadata.num_rows == ROWS
+        return black()
+
+
+def no_patches(
+    experiment: Experiment, read: ShardReader, above: int, limit: int, item: tuple[int, tuple[str, int]]
+) -> bank.ShardPatches:
+    index, file = item
+    rows = read(file)
+    return bank.ShardPatches(draw(np.zeros((4, 48), np.uint8), index, 0, above, limit), len(rows), 0.0)
+
+
+class NoParser(parse.ParseWriter):
+    def parse(self, images: NDArray[np.uint8]) -> tuple[PartSequence, NDArray[np.float32]]:
+        steps = self.experiment.steps
+        none = torch.zeros(len(images), steps, dtype=torch.int64)
+        return PartSequence(none.bool(), none, none), np.zeros(len(images), np.float32)
+
+
+def no_clusters(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBank, BankFacts]:
+    size, patch = experiment.bank.size, experiment.grid.patch
+    facts = BankFacts(
+        k=size, patches=len(patches), objective=0.0, cluster_sizes=[0] * size, exemplar_distance=0.0
+    )
+    return PartBank(torch.zeros(size, 3, patch, patch)), facts
+
+
+def prepare(uri: str, count: int) -> None:
+    """Writes prepared images of so many shards, which on a disk are links to one file."""
+    filesystem, root = open_filesystem(uri)
+    held_out = max(int(count * HELD_OUT), 1)
+    splits = {"train": count - 2 * held_out, "valid": held_out, "test": held_out}
+    content, files, items = images_to_parquet(black(), "train"), list[str](), list[dict[str, Any]]()
+    for split, own in splits.items():
+        for number in range(own):
+            file = f"{split}/{split}-{number:05d}.parquet"
+            files.append(f"{root}/{file}")
+            items.append({"file": file, "split": split, "rows": ROWS, "bytes": len(content)})
+    write_bytes(filesystem, f"{root}/one", content)
+
+    def write(path: str) -> None:
+        if isinstance(filesystem, fs.LocalFileSystem):
+            os.link(f"{root}/one", path)
+        else:
+            write_bytes(filesystem, path, content)
+
+    if isinstance(filesystem, fs.LocalFileSystem):
+        for split in splits:
+            Path(root, split).mkdir()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, files))
+    manifest = {
+        "maker": MAKER,
+        "shards": "parquet",
+        "shape": [3, 64, 64],
+        "splits": {split: own * ROWS for split, own in splits.items()},
+        "digests": {split: f"{number:032x}" for number, split in enumerate(splits)},
+        "classes": [],
+        "has_words": False,
+        "files": items,
+    }
+    write_text(filesystem, f"{root}/{MANIFEST}", json.dumps(manifest, indent=2) + "\n")
+
+
+@contextmanager
+def without_work(footers: bool) -> Iterator[None]:
+    """Replaces clustering and parsing. footers: whether only footers of shards are read."""
+    with ExitStack() as stack:
+        changes = [(bank, "shard_patches", no_patches), (bank, "_cluster", no_clusters)]
+        changes.append((parse, "ParseWriter", NoParser))
+        if footers:
+            changes.append((shards, "ShardReader", FooterReader))
+        for owner, name, value in changes:
+            stack.enter_context(mock.patch.object(owner, name, value))
+        yield
+
+
+def run_stage(name: str, storage: str, path: str, ray: bool) -> dict[str, Any]:
+    """Runs a stage, or the start of a training up to its first batch, and measures this process."""
+    local = "://" not in storage
+    if local:
+        fs.LocalFileSystem = CountingDisk
+    own = {"data.source": "parquet", "data.path": path, "scale.num_workers": int(ray)}
+    experiment = resolve("celeba", None, nested(SETTINGS | own))
+    if ray:
+        start_ray(experiment.scale)
+    CountingDisk.calls.clear()
+    found, started = {"mb_at_start": _peak_mb()}, time.perf_counter()
+    store, images = Store.open(storage, "run"), data.RunData(experiment)
+    with without_work(footers=local):
+        if name == "data":
+            run.check_run(experiment, store, ["data", "bank", "parse"], images)
+            store.claim(experiment)
+            data.run(experiment, store, images)
+        elif name in ("bank", "parse"):
+            {"bank": bank, "parse": parse}[name].run(experiment, store)
+        else:
+            run.check_run(experiment, store, ["data", "bank", "parse", "prior"], images)
+            job = train_stage._make_job(experiment, store, "prior", lambda *_: None, {})  # type: ignore[arg-type, return-value]
+            assert job.train is None, "the images are streamed"
+            found["driver_mb"] = _peak_mb()  # a worker reads the first batch
+            share = Share(experiment.train.batch_size, experiment.seed)
+            feed = stage_job.make_feed(job.parses, share, stage_job.row_bytes(experiment))
+            _, batch = next(feed.steps(0))
+            assert len(batch) == share.batch_size
+    return {
+        "seconds": round(time.perf_counter() - started, 1),
+        "driver_mb": _peak_mb(),
+        **found,
+        **({"requests": dict(+CountingDisk.calls)} if local else {}),
+    }
+
+
+def nested(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name, value in settings.items():
+        section, key = name.split(".")
+        found.setdefault(section, {})[key] = value
+    return found
+
+
+def _peak_mb() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+
+
+def simulate(folder: str, count: int, ray: bool, requests: Counter[str] | None) -> dict[str, Any]:
+    """Runs the stages, each in a new process. requests: those that a server counts; None on a disk."""
+    path, found = f"{folder}/prepared", dict[str, Any]()
+    prepare(path, count)
+    context = multiprocessing.get_context("spawn")
+    for name in STAGES:
+        if requests is not None:
+            requests.clear()
+        with context.Pool(1) as pool:
+            found[name] = pool.apply(run_stage, (name, f"{folder}/runs", path, ray))
+        if requests is not None:
+            found[name]["requests"] = dict(requests)
+        print(name, found[name], flush=True)
+    first = STAGES[: STAGES.index("second start")]
+    total = sum(sum(found[name]["requests"].values()) for name in first)
+    peak = max(each["driver_mb"] for each in found.values())
+    return {"shards": count, "stages": found, "requests_a_shard": total / count, "driver_mb": peak}
+
+
+def simulate_s3(count: int) -> dict[str, Any]:
+    requests, respond = Counter[str](), DomainDispatcherApplication.__call__
+
+    def counted(server: Any, request: dict[str, Any], answer: Any) -> Any:
+        is_list = "list-type" in request["QUERY_STRING"]
+        requests["LIST" if is_list else request["REQUEST_METHOD"]] += 1
+        return respond(server, request, answer)
+
+    with mock.patch.object(DomainDispatcherApplication, "__call__", counted), s3_server() as bucket:
+        return simulate(f"{bucket}/many", count, False, requests)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shards", type=int, default=146_600)
+    parser.add_argument("--s3", action="store_true", help="on moto's S3 instead of a disk")
+    parser.add_argument("--ray", action="store_true", help="with tasks of Ray on this machine")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args(arguments)
+    if given.s3:
+        found = simulate_s3(given.shards)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "prepared").mkdir()
+            found = simulate(folder, given.shards, given.ray, None)
+    given.out.write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps({key: value for key, value in found.items() if key != "stages"}))
+
+
+if __name__ == "__main__":
+    from tests.helpers import many_shards  # the tasks of Ray find its functions by this name
+
+    many_shards.main()
