@@ -24,8 +24,8 @@ class Prepared:
     """The content of a manifest.
 
     format: parquet (canonical shards) or webdataset. shape: (C, H, W) of the images. splits: written split ->
-    number of images, which may be 0. files: split -> path below the folder -> number of rows. sizes: path of
-    each file -> bytes. digests: split -> digest of its rows. classes: names of the labels, in order, if known.
+    number of images, which may be 0. files: split -> path below the folder -> number of rows. sizes: path ->
+    bytes of the file. digests: split -> digest of its rows. classes: names of the labels, in order, if known.
     has_words: whether some images have words.
     """
 

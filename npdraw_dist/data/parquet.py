@@ -112,10 +112,12 @@ def opened(
     Raises UserError, with the message `wrong`, if the file is missing or damaged, even if only the `with`
     block reads the damaged part.
     """
-    with _readable(path, filesystem, wrong):
-        # All columns are requested at once, since each request to a store has latency.
-        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, metadata=footer) as file:
-            yield file
+    # All columns are requested at once, since each request to a store has latency.
+    with (
+        _readable(path, filesystem, wrong),
+        pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, metadata=footer) as file,
+    ):
+        yield file
 
 
 def read_whole(path: str, filesystem: fs.FileSystem, size: int) -> pa.Table:

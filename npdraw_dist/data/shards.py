@@ -226,13 +226,13 @@ class Canonical:
 
 @dataclass(frozen=True)
 class ShardReader:
-    """Reads canonical shards. It lacks their manifest, which would make each task's message megabytes large."""
+    """Reads canonical shards. It lacks their manifest, which would add megabytes to the message of a task."""
 
     filesystem: fs.FileSystem
     root: str
 
     def __call__(self, file: tuple[str, int]) -> Rows:
-        """All rows of a file. file: its path below `root`, and its bytes. Raises UserError on a damaged file."""
+        """All rows of a file. file: its path below `root`, and its bytes. Raises UserError if damaged."""
         path, size = file
         return rows_of(read_whole(f"{self.root}/{path}", self.filesystem, size))
 

@@ -3,8 +3,8 @@
 python -m tests.helpers.many_shards --shards 146600 --out FILE.json    (--s3: moto's S3; --ray: tasks of Ray)
 
 Planning, lists, checks, manifests and each shard's requests are those of a real run of prepared images of
-3 x 64 x 64. All shards have the same black images. Nothing is clustered or parsed. On a disk only footers of
-shards are read in the stages bank and parse, so seconds without --ray are those of the driver and its requests.
+3 x 64 x 64. All shards have the same black images. Nothing is clustered or parsed. On a disk the stages bank
+and parse read only footers of shards, so seconds without --ray are those of the driver and its requests.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
@@ -36,9 +36,9 @@ from npdraw_dist.config.prepared import MAKER, MANIFEST
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.storage import open_filesystem, write_bytes, write_text
+from npdraw_dist.data import shards
 from npdraw_dist.data.parquet import images_to_parquet, opened
 from npdraw_dist.data.rows import Rows
-from npdraw_dist.data import shards
 from npdraw_dist.data.shards import ShardReader
 from npdraw_dist.distributed.start import start_ray
 from npdraw_dist.pipeline import bank, data, parse, run, stage_job, train_stage
@@ -62,7 +62,7 @@ CALLS = {
 class CountingDisk(fs.LocalFileSystem):  # type: ignore[misc]
     """The local disk. calls: the number of calls by the request that a store would get for each."""
 
-    calls: Counter[str] = Counter()
+    calls: ClassVar[Counter[str]] = Counter()
 
     def __getattribute__(self, name: str) -> Any:
         if name in CALLS:
