@@ -1,9 +1,10 @@
 """Stage `bank`: clusters patches of training images; the patch nearest to each centroid becomes a part."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from npdraw_dist.core.parts import PartBank
 from npdraw_dist.data.shards import Canonical, ShardReader
 from npdraw_dist.distributed.actors import Actors, has_gpu, on_gpu
 from npdraw_dist.distributed.start import ray_runs
-from npdraw_dist.distributed.tasks import map_items
+from npdraw_dist.distributed.tasks import grouped, map_items
 from npdraw_dist.pipeline.models import source_parts
 from npdraw_dist.pipeline.pictures import save_bank
 from npdraw_dist.pipeline.progress import Show, stage_progress
@@ -29,6 +30,7 @@ from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
 NAME = "bank"
 # The first pass over the shards reads PILOT to 2 * PILOT of them, or fewer if these have PILOT_IMAGES images.
 PILOT, PILOT_IMAGES = 16, 100_000
+Numbered = tuple[int, tuple[str, int]]  # a shard's number, its file, and the file's bytes
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -116,10 +118,11 @@ def _collect(experiment: Experiment, shards: Canonical) -> Collected:
     sample, core_seconds, images = Reservoir(experiment.bank.max_patches), 0.0, 0
     show: Show
 
-    def read(some: Sequence[tuple[int, tuple[str, int]]], above: int = -1, limit: int = ALL) -> None:
+    def read(some: Sequence[Numbered], above: int = -1, limit: int = ALL) -> None:
         """Adds the patches of some shards whose keys (see `draw`) are in (above, limit] to the sample."""
         nonlocal core_seconds, images
-        for result in map_items(some, partial(shard_patches, experiment, shards.reader, above, limit)):
+        work = partial(some_patches, partial(shard_patches, experiment, shards.reader, above, limit))
+        for result in chain.from_iterable(map_items(grouped(some), work)):
             core_seconds += result.core_seconds if ray_runs() else 0.0
             sample.add(result.drawn)
             if above < 0:
@@ -148,10 +151,14 @@ class ShardPatches(NamedTuple):
     core_seconds: float
 
 
+def some_patches(work: Callable[[Numbered], ShardPatches], items: Sequence[Numbered]) -> list[ShardPatches]:
+    return [work(item) for item in items]
+
+
 def shard_patches(
-    experiment: Experiment, read: ShardReader, above: int, limit: int, item: tuple[int, tuple[str, int]]
+    experiment: Experiment, read: ShardReader, above: int, limit: int, item: Numbered
 ) -> ShardPatches:
-    """Draws the patches of a shard whose keys are in (above, limit]. item: the shard's number and file.
+    """Draws the patches of a shard whose keys are in (above, limit].
 
     If `above` is at least 0, the shard is read for the second time, so its patches are not counted again.
     """

@@ -90,7 +90,7 @@ class FooterReader(ShardReader):
 
 
 def no_patches(
-    experiment: Experiment, read: ShardReader, above: int, limit: int, item: tuple[int, tuple[str, int]]
+    experiment: Experiment, read: ShardReader, above: int, limit: int, item: bank.Numbered
 ) -> bank.ShardPatches:
     index, file = item
     rows = read(file)

@@ -191,13 +191,13 @@ def test_the_sample_is_that_of_all_patches_and_few_leave_the_tasks(
 ) -> None:
     pilots = bank.PILOT
     few = collect(tmp_path, max_patches=500)
-    sent = sum(len(result.drawn.patches) for result in returned)
+    sent = sum(len(result.drawn.patches) for results in returned for result in results)
     assert len(returned) == 72  # shards of 20, each read once
-    assert sum(result.images for result in returned) == 1438
+    assert sum(result.images for results in returned for result in results) == 1438
     returned.clear()
     monkeypatch.setattr(bank, "PILOT", 1000)
     whole = collect(tmp_path, max_patches=500)
-    assert sum(len(result.drawn.patches) for result in returned) == whole.seen == few.seen
+    assert sum(len(result.drawn.patches) for results in returned for result in results) == whole.seen == few.seen
     np.testing.assert_array_equal(few.patches, whole.patches)
     assert len(few.patches) == 500
     pilot = 18 / 72 * whole.seen
