@@ -30,6 +30,8 @@ from npdraw_dist.pipeline.store import Store, fingerprint_of, finished, required
 NAME = "bank"
 # The first pass over the shards reads PILOT to 2 * PILOT of them, or fewer if these have PILOT_IMAGES images.
 PILOT, PILOT_IMAGES = 16, 100_000
+# More shards are not read if this many have ENOUGH_PATCHES for each patch of the sample.
+ENOUGH_SHARDS, ENOUGH_PATCHES = 4096, 8
 Numbered = tuple[int, tuple[str, int]]  # a shard's number, its file, and the file's bytes
 
 
@@ -43,7 +45,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     found = _collect(experiment, shards)
     extracted = time.perf_counter()
     bank, facts = _cluster(experiment, found.patches)
-    ended, images = time.perf_counter(), shards.manifest.splits["train"]
+    ended = time.perf_counter()
     with store.writing(NAME, "bank.safetensors") as path:
         bank.save(path, {"fingerprint": made_from})
     with store.writing(NAME, "bank.png") as path:
@@ -54,11 +56,11 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         "images_digest": shards.manifest.digests["train"],
         **vars(facts),
         "patches_seen": found.seen,
-        "images": images,
+        "images": found.images,
         "seconds": round(ended - started, 2),
         "seconds_clustering": round(ended - extracted, 2),
         "core_seconds": round(own_s + found.core_seconds + facts.actor_core_seconds, 2),
-        "images_per_s": images / (ended - started),
+        "images_per_s": found.images / (ended - started),
     }
     store.write_manifest(manifest, NAME)
     return manifest
@@ -104,17 +106,17 @@ def _others() -> Open | None:
 
 
 class Collected(NamedTuple):
-    """A seeded sample (M, D) of the `seen` patches, and the CPU seconds that other processes spent on it."""
+    """A seeded sample (M, D) of the `seen` patches of `images`, and the CPU seconds of other processes."""
 
     patches: NDArray[np.uint8]
     seen: int
+    images: int
     core_seconds: float
 
 
 def _collect(experiment: Experiment, shards: Canonical) -> Collected:
-    """Draws a uniform sample of at most `bank.max_patches` patches of the training images."""
-    files = [(n, (f, shards.manifest.sizes[f])) for n, f in enumerate(shards.manifest.files["train"])]
-    total = shards.manifest.splits["train"]
+    """Draws a uniform sample of at most `bank.max_patches` patches of the shards of `_read_files`."""
+    files, total = _read_files(experiment, shards)
     sample, core_seconds, images = Reservoir(experiment.bank.max_patches), 0.0, 0
     show: Show
 
@@ -131,7 +133,7 @@ def _collect(experiment: Experiment, shards: Canonical) -> Collected:
 
     first = min(max(PILOT_IMAGES * len(files) // max(total, 1), 1), PILOT)
     step = len(files) // first if len(files) > 2 * first else 1
-    pilot, others = files[::step], [file for file in files if file[0] % step]
+    pilot, others = files[::step], [file for n, file in enumerate(files) if n % step]
     with stage_progress(NAME, total) as show:
         read(pilot)
         if others:
@@ -140,7 +142,23 @@ def _collect(experiment: Experiment, shards: Canonical) -> Collected:
             read(others, limit=limit)
             if not sample.is_exact(limit):
                 read(others, above=limit)
-    return Collected(sample.result(), sample.seen, core_seconds)
+    return Collected(sample.result(), sample.seen, images, core_seconds)
+
+
+def _read_files(experiment: Experiment, shards: Canonical) -> tuple[list[Numbered], int]:
+    """The training shards to read, which the seed chooses if there are very many, and their number of images.
+
+    A terabyte of images need not be read for a gigabyte of patches.
+    """
+    rows, sizes = shards.manifest.files["train"], shards.manifest.sizes
+    places = sum(rows.values()) * experiment.canvas_grid.places
+    enough = -(-ENOUGH_PATCHES * experiment.bank.max_patches * len(rows) // max(places, 1))
+    files, most = list(rows), max(ENOUGH_SHARDS, enough)
+    numbers = np.arange(len(files))
+    if len(files) > most:
+        numbers = np.sort(np.random.default_rng(experiment.seed).choice(len(files), most, replace=False))
+    chosen = [(n, (files[n], sizes[files[n]])) for n in numbers.tolist()]
+    return chosen, sum(rows[file] for _, (file, _) in chosen)
 
 
 class ShardPatches(NamedTuple):

@@ -37,7 +37,7 @@ from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.storage import open_filesystem, write_bytes, write_text
 from npdraw_dist.data import shards
-from npdraw_dist.data.parquet import images_to_parquet, opened
+from npdraw_dist.data.parquet import images_to_parquet, opened, parses_to_parquet
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import ShardReader
 from npdraw_dist.distributed.start import start_ray
@@ -47,6 +47,7 @@ from npdraw_dist.training.feed import Share
 from tests.helpers.s3 import s3_server
 
 ROWS, HELD_OUT = 682, 0.015  # rows of a shard; share of shards in each of the splits valid and test
+SAME: list[bytes] = []
 STAGES = ("data", "bank", "parse", "first start", "second start")
 SETTINGS = {"bank.size": 16, "bank.max_patches": 1000, "train.batch_size": 1024, "train.eval_images": 1000}
 CALLS = {
@@ -104,6 +105,13 @@ class NoParser(parse.ParseWriter):
         return PartSequence(none.bool(), none, none), np.zeros(len(images), np.float32)
 
 
+def same_parses(*arguments: Any) -> bytes:
+    """The file of a shard's parses, which is the same for all shards."""
+    if not SAME:
+        SAME.append(parses_to_parquet(*arguments))
+    return SAME[0]
+
+
 def no_clusters(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[PartBank, BankFacts]:
     size, patch = experiment.bank.size, experiment.grid.patch
     facts = BankFacts(
@@ -157,6 +165,7 @@ def without_work(footers: bool) -> Iterator[None]:
         changes.append((parse, "ParseWriter", NoParser))
         if footers:
             changes.append((shards, "ShardReader", FooterReader))
+            changes.append((parse, "parses_to_parquet", same_parses))
         for owner, name, value in changes:
             stack.enter_context(mock.patch.object(owner, name, value))
         yield
