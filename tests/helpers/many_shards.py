@@ -1,6 +1,6 @@
 """Simulates the stages of a run over many shards: requests, seconds and peak memory of the driver.
 
-python -m tests.helpers.many_shards --shards 146600 --out FILE.json    (--s3: moto's S3; --ray: tasks of Ray)
+python -m tests.helpers.many_shards --shards 146600 --out FILE.json   (--s3: moto's S3; --ray: Ray's tasks)
 
 Planning, lists, checks, manifests and each shard's requests are those of a real run of prepared images of
 3 x 64 x 64. All shards have the same black images. Nothing is clustered or parsed. On a disk the stages bank
@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
 import torch
 from moto.server import DomainDispatcherApplication
 from numpy.typing import NDArray
@@ -38,12 +39,15 @@ from npdraw_dist.core.parts import PartBank, PartSequence
 from npdraw_dist.core.storage import open_filesystem, write_bytes, write_text
 from npdraw_dist.data import shards
 from npdraw_dist.data.parquet import images_to_parquet, opened, parses_to_parquet
+from npdraw_dist.data.parses import Parses, RowRange
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.shards import ShardReader
+from npdraw_dist.distributed import tasks
 from npdraw_dist.distributed.start import start_ray
 from npdraw_dist.pipeline import bank, data, parse, run, stage_job, train_stage
 from npdraw_dist.pipeline.store import Store
 from npdraw_dist.training.feed import Share
+from tests.helpers.rows import Parsed, write_run
 from tests.helpers.s3 import s3_server
 
 ROWS, HELD_OUT = 682, 0.015  # rows of a shard; share of shards in each of the splits valid and test
@@ -158,11 +162,16 @@ def prepare(uri: str, count: int) -> None:
 
 
 @contextmanager
-def without_work(footers: bool) -> Iterator[None]:
-    """Replaces clustering and parsing. footers: whether only footers of shards are read."""
+def without_work(footers: bool, scaled: bool) -> Iterator[None]:
+    """Replaces clustering and parsing.
+
+    footers: whether only footers of shards are read. scaled: see `simulate`.
+    """
     with ExitStack() as stack:
         changes = [(bank, "shard_patches", no_patches), (bank, "_cluster", no_clusters)]
         changes.append((parse, "ParseWriter", NoParser))
+        if scaled:
+            changes += [(bank, "ENOUGH_SHARDS", 2), (tasks, "MANY", 2)]
         if footers:
             changes.append((shards, "ShardReader", FooterReader))
             changes.append((parse, "parses_to_parquet", same_parses))
@@ -171,7 +180,7 @@ def without_work(footers: bool) -> Iterator[None]:
         yield
 
 
-def run_stage(name: str, storage: str, path: str, ray: bool) -> dict[str, Any]:
+def run_stage(name: str, storage: str, path: str, ray: bool, scaled: bool) -> dict[str, Any]:
     """Runs a stage, or the start of a training up to its first batch, and measures this process."""
     local = "://" not in storage
     if local:
@@ -183,7 +192,7 @@ def run_stage(name: str, storage: str, path: str, ray: bool) -> dict[str, Any]:
     CountingDisk.calls.clear()
     found, started = {"mb_at_start": _peak_mb()}, time.perf_counter()
     store, images = Store.open(storage, "run"), data.RunData(experiment)
-    with without_work(footers=local):
+    with without_work(local, scaled):
         if name == "data":
             run.check_run(experiment, store, ["data", "bank", "parse"], images)
             store.claim(experiment)
@@ -219,8 +228,14 @@ def _peak_mb() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
-def simulate(folder: str, count: int, ray: bool, requests: Counter[str] | None) -> dict[str, Any]:
-    """Runs the stages, each in a new process. requests: those that a server counts; None on a disk."""
+def simulate(
+    folder: str, count: int, ray: bool, requests: Counter[str] | None, scaled: bool = False
+) -> dict[str, Any]:
+    """Runs the stages, each in a new process.
+
+    requests: those that a server counts; None on a disk. scaled: whether few shards are grouped, and
+    chosen for the bank, as very many are.
+    """
     path, found = f"{folder}/prepared", dict[str, Any]()
     prepare(path, count)
     context = multiprocessing.get_context("spawn")
@@ -228,17 +243,17 @@ def simulate(folder: str, count: int, ray: bool, requests: Counter[str] | None) 
         if requests is not None:
             requests.clear()
         with context.Pool(1) as pool:
-            found[name] = pool.apply(run_stage, (name, f"{folder}/runs", path, ray))
+            found[name] = pool.apply(run_stage, (name, f"{folder}/runs", path, ray, scaled))
         if requests is not None:
             found[name]["requests"] = dict(requests)
         print(name, found[name], flush=True)
     first = STAGES[: STAGES.index("second start")]
     total = sum(sum(found[name]["requests"].values()) for name in first)
     peak = max(each["driver_mb"] for each in found.values())
-    return {"shards": count, "stages": found, "requests_a_shard": total / count, "driver_mb": peak}
+    return {"shards": count, "stages": found, "requests": total, "driver_mb": peak}
 
 
-def simulate_s3(count: int) -> dict[str, Any]:
+def simulate_s3(count: int, scaled: bool = False) -> dict[str, Any]:
     requests, respond = Counter[str](), DomainDispatcherApplication.__call__
 
     def counted(server: Any, request: dict[str, Any], answer: Any) -> Any:
@@ -247,7 +262,24 @@ def simulate_s3(count: int) -> dict[str, Any]:
         return respond(server, request, answer)
 
     with mock.patch.object(DomainDispatcherApplication, "__call__", counted), s3_server() as bucket:
-        return simulate(f"{bucket}/many", count, False, requests)
+        return simulate(f"{bucket}/many", count, False, requests, scaled)
+
+
+def decoded_rows_a_second(folder: Path, with_parses: bool) -> float:
+    """Rows a second that a thread reads from a shard of random images, by the code that feeds a training."""
+    images = np.random.default_rng(0).integers(0, 256, (ROWS, 3, 64, 64), dtype=np.uint8)
+    steps = torch.arange(64).expand(ROWS, -1)
+    z = PartSequence(torch.ones(ROWS, 64, dtype=torch.bool), steps, steps) if with_parses else None
+    disk = fs.LocalFileSystem()
+    shards = write_run(disk, str(folder), {"train": [Parsed(Rows(black().ids, images), z)]})
+    parses = Parses.of_split(shards, "train", (disk, f"{folder}/parses") if with_parses else None)
+    whole, rates = RowRange(parses.files[0].path, 0, ROWS), list[float]()
+    pa.set_cpu_count(1)
+    for _ in range(100):
+        started = time.perf_counter()
+        assert len(parses._batch(whole)) == ROWS
+        rates.append(ROWS / (time.perf_counter() - started))
+    return float(np.median(rates))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -256,13 +288,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--s3", action="store_true", help="on moto's S3 instead of a disk")
     parser.add_argument("--ray", action="store_true", help="with tasks of Ray on this machine")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scaled", action="store_true", help="groups few shards as very many")
+    parser.add_argument("--decode", action="store_true", help="instead, how fast one thread reads rows")
     given = parser.parse_args(arguments)
-    if given.s3:
-        found = simulate_s3(given.shards)
+    if given.decode:
+        with tempfile.TemporaryDirectory() as folder:
+            ways = {"images": False, "images and parses": True}
+            found = {way: decoded_rows_a_second(Path(folder, way), z) for way, z in ways.items()}
+    elif given.s3:
+        found = simulate_s3(given.shards, given.scaled)
     else:
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, "prepared").mkdir()
-            found = simulate(folder, given.shards, given.ray, None)
+            found = simulate(folder, given.shards, given.ray, None, given.scaled)
     given.out.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps({key: value for key, value in found.items() if key != "stages"}))
 
