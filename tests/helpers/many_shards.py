@@ -52,6 +52,7 @@ from tests.helpers.s3 import s3_server
 
 ROWS, HELD_OUT = 682, 0.015  # rows of a shard; share of shards in each of the splits valid and test
 SAME: list[bytes] = []
+LINKS = 50_000  # links to a file; file systems allow some 65,000
 STAGES = ("data", "bank", "parse", "first start", "second start")
 SETTINGS = {"bank.size": 16, "bank.max_patches": 1000, "train.batch_size": 1024, "train.eval_images": 1000}
 CALLS = {
@@ -125,7 +126,7 @@ def no_clusters(experiment: Experiment, patches: NDArray[np.uint8]) -> tuple[Par
 
 
 def prepare(uri: str, count: int) -> None:
-    """Writes prepared images of so many shards, which on a disk are links to one file."""
+    """Writes prepared images of so many shards, which on a disk are links to a few files."""
     filesystem, root = open_filesystem(uri)
     held_out = max(int(count * HELD_OUT), 1)
     splits = {"train": count - 2 * held_out, "valid": held_out, "test": held_out}
@@ -135,19 +136,20 @@ def prepare(uri: str, count: int) -> None:
             file = f"{split}/{split}-{number:05d}.parquet"
             files.append(f"{root}/{file}")
             items.append({"file": file, "split": split, "rows": ROWS, "bytes": len(content)})
-    write_bytes(filesystem, f"{root}/one", content)
-
-    def write(path: str) -> None:
-        if isinstance(filesystem, fs.LocalFileSystem):
-            os.link(f"{root}/one", path)
-        else:
-            write_bytes(filesystem, path, content)
-
-    if isinstance(filesystem, fs.LocalFileSystem):
+    local = isinstance(filesystem, fs.LocalFileSystem)
+    if local:
         for split in splits:
             Path(root, split).mkdir()
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(write, files))
+
+    def write(number: int) -> None:
+        if not local or number % LINKS == 0:
+            write_bytes(filesystem, files[number], content)
+        else:
+            os.link(files[number // LINKS * LINKS], files[number])
+
+    for numbers in (range(0, len(files), LINKS), range(len(files))):  # files first, then links to them
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(write, numbers))
     manifest = {
         "maker": MAKER,
         "shards": "parquet",
