@@ -25,15 +25,16 @@ class Prepared:
     """The content of a manifest.
 
     format: parquet (canonical shards) or webdataset. shape: (C, H, W) of the images. splits: written split ->
-    number of images, which may be 0. files: split -> path below the folder -> number of rows. digests: split
-    -> digest of its rows. classes: names of the labels, in order, if known. has_words: whether some images
-    have words.
+    number of images, which may be 0. files: split -> path below the folder -> number of rows. sizes: path ->
+    bytes of the file. digests: split -> digest of its rows. classes: names of the labels, in order, if known.
+    has_words: whether some images have words.
     """
 
     format: str
     shape: tuple[int, int, int]
     splits: dict[str, int]
     files: dict[str, dict[str, int]]
+    sizes: dict[str, int]
     digests: dict[str, str]
     classes: tuple[str, ...] = ()
     has_words: bool = False
@@ -51,9 +52,11 @@ class Prepared:
         files: dict[str, dict[str, int]] = {split: {} for split in splits}
         for item in values["files"]:
             files[item["split"]][str(item["file"])] = int(item["rows"])
+        sizes = {str(item["file"]): int(item["bytes"]) for item in values["files"]}
         shape, classes = (channels, height, width), tuple(map(str, values["classes"]))
         digests = {str(split): str(digest) for split, digest in values["digests"].items()}
-        return cls(str(values["shards"]), shape, splits, files, digests, classes, bool(values["has_words"]))
+        has_words = bool(values["has_words"])
+        return cls(str(values["shards"]), shape, splits, files, sizes, digests, classes, has_words)
 
 
 def read_prepared(filesystem: "fs.FileSystem", folder: str) -> Prepared | None:

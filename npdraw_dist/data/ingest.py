@@ -124,7 +124,9 @@ class Ingest:
             seconds=time.perf_counter() - started,
             core_seconds=self.spent.get(shard, 0.0) + time.thread_time() - cpu_started,
         )
-        return self.folder.write(facts, content)
+        self.folder.write(facts, content)
+        self.folder.finish([facts])
+        return facts
 
 
 def ingest(

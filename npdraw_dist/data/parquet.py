@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pyarrow import fs
@@ -24,12 +25,13 @@ from pyarrow import fs
 from npdraw_dist.core.parts import PartSequence
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.system.errors import UserError
-from npdraw_dist.system.storage import require_readable
+from npdraw_dist.system.storage import is_object_store, require_readable
 
 ROW_GROUP_BYTES = 1 << 20  # bytes of the images in a row group of a file
 HUGGING_FACE = b"huggingface"  # key in a schema's metadata; `datasets` stores names of classes there
 SHAPE = b"shape"  # key in a schema's metadata, with the value [C, H, W]
 Z = ("whether", "where", "what")
+WRONG = "is no readable shard of the run ({}); delete its folder and run the stage again"
 
 
 def rows_a_group(shape: tuple[int, int, int]) -> int:
@@ -103,17 +105,38 @@ def opened(
     path: str,
     filesystem: fs.FileSystem,
     footer: pq.FileMetaData | None = None,
-    wrong: str = "is no readable shard of the run ({}); delete its folder and run the stage again",
+    wrong: str = WRONG,
 ) -> Iterator[pq.ParquetFile]:
     """Yields a Parquet file. footer: the footer of the file, if known.
 
     Raises UserError, with the message `wrong`, if the file is missing or damaged, even if only the `with`
     block reads the damaged part.
     """
+    # A store gets one request for all columns, since each has latency. On a disk this would be a copy more.
+    far = not isinstance(filesystem, fs.LocalFileSystem)
+    with (
+        _readable(path, filesystem, wrong),
+        pq.ParquetFile(path, filesystem=filesystem, pre_buffer=far, metadata=footer) as file,
+    ):
+        yield file
+
+
+def read_whole(path: str, filesystem: fs.FileSystem, size: int) -> pa.Table:
+    """All rows of a file. size: its bytes. Raises UserError as `opened` does."""
+    if not is_object_store(filesystem):
+        with opened(path, filesystem) as file:
+            return file.read()
+    # A known size saves a store a request; on a disk, this way would take twice the time.
+    with _readable(path, filesystem, WRONG):
+        shard = ds.ParquetFileFormat().make_fragment(path, filesystem, file_size=size)
+        return shard.to_table(use_threads=False)
+
+
+@contextmanager
+def _readable(path: str, filesystem: fs.FileSystem, wrong: str) -> Iterator[None]:
+    """Turns an error of the block, which reads `path`, into a UserError with the message `wrong`."""
     try:
-        # All columns are requested at once, since each request to a store has latency.
-        with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=True, metadata=footer) as file:
-            yield file
+        yield
     except (OSError, pa.ArrowInvalid) as error:
         if not isinstance(error, FileNotFoundError):
             require_readable(filesystem, path)

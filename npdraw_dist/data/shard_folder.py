@@ -1,8 +1,9 @@
 """A folder of canonical shards, or of their parses, which a run that was killed can continue to write.
 
-<root>/<split>/<shard>.<suffix> is a shard. <root>/.done/<shard>.json is its sidecar, which is written after
-the shard; a shard without a sidecar is made again. <root>/.done/source.json records what the shards are made
-from. The driver of a resumed run reads the sidecars, not the shards.
+<root>/<split>/<shard>.<suffix> is a shard. A sidecar, <root>/.done/<shard>.json, lists the facts of some
+shards, has the name of the first, and is written after them; a shard that no sidecar lists is made again.
+<root>/.done/source.json records what the shards are made from. The driver of a resumed run reads the
+sidecars, not the shards.
 """
 
 import json
@@ -31,7 +32,7 @@ DONE, MARKER = ".done", "source.json"
 
 @dataclass(frozen=True)
 class ShardFacts:
-    """The content of a shard's sidecar.
+    """What a sidecar states about a shard.
 
     file: path below the root; None if the shard has no good row. seconds, core_seconds: wall-clock time, and
     CPU time of the thread, to read and encode the shard. digest: its `parquet.digest_of`, hexadecimal.
@@ -95,22 +96,25 @@ class ShardFolder:
         return f"{split}/{shard}.{self.suffix}"
 
     def write(self, facts: ShardFacts, content: bytes) -> ShardFacts:
-        """Writes a shard, then its sidecar; returns the facts. A shard without rows has no file."""
+        """Writes a shard; returns the facts, which `finish` needs. A shard without rows has no file."""
         path = f"{self.root}/{self.path(facts.shard, facts.split)}"
         if facts.file is not None:
             write_bytes(self.filesystem, path, content)
         elif is_file(self.filesystem, path):  # a file that an earlier call wrote
             self.filesystem.delete_file(path)
-        sidecar = f"{self.root}/{DONE}/{facts.shard}.json"
-        write_text(self.filesystem, sidecar, json.dumps(asdict(facts)))
         return facts
 
+    def finish(self, shards: Sequence[ShardFacts]) -> None:
+        """Writes the sidecar of at least one written shard."""
+        sidecar = f"{self.root}/{DONE}/{shards[0].shard}.json"
+        write_text(self.filesystem, sidecar, json.dumps([asdict(facts) for facts in shards]))
+
     def done(self) -> dict[str, ShardFacts]:
-        """Shard name -> facts of each complete shard, which has a sidecar and a file of the recorded size."""
+        """Shard name -> facts of each complete shard: one in a sidecar, with a file of the recorded size."""
         start, sizes = f"{self.root}/{DONE}/", dict(list_files(self.filesystem, self.root))
         sidecars = [p for p in sizes if p.startswith(start) and p.endswith(".json") and p != start + MARKER]
         texts = in_threads(lambda path: read_bytes(self.filesystem, path), sidecars)
-        found = [ShardFacts(**json.loads(text)) for text in texts]
+        found = [ShardFacts(**facts) for text in texts for facts in json.loads(text)]
         return {
             facts.shard: facts
             for facts in found

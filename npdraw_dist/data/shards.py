@@ -18,7 +18,7 @@ from npdraw_dist.config.registry import SOURCES, load
 from npdraw_dist.config.schema import DataConfig
 from npdraw_dist.config.section import size_of
 from npdraw_dist.data.listing import below_root, list_paths, stamp_of
-from npdraw_dist.data.parquet import opened, rows_of
+from npdraw_dist.data.parquet import read_whole, rows_of
 from npdraw_dist.data.readers.known import DOWNLOADS
 from npdraw_dist.data.rows import Rows
 from npdraw_dist.data.splits import SPLITS, Split, named_split, stated_split, subset
@@ -209,7 +209,7 @@ class Canonical:
     def source(self, data: DataConfig, seed: int) -> Source:
         """The source that reads these shards unchanged."""
         parts = [
-            Part((split,), partial(_read_listed, self.read, split, file))
+            Part((split,), partial(_read_listed, self.reader, split, (file, self.manifest.sizes[file])))
             for split in SPLITS
             for file in self.manifest.files.get(split, ())
         ]
@@ -217,10 +217,26 @@ class Canonical:
         counts: dict[Split, int | None] = {s: stated.splits[s] for s in SPLITS if s in stated.splits}
         return Source(data, seed, parts, counts, stated.digest, stated.classes, self, unique=True)
 
+    @property
+    def reader(self) -> "ShardReader":
+        return ShardReader(self.filesystem, self.root)
+
     def read(self, file: str) -> Rows:
         """All rows of a file. Raises UserError if the file is damaged."""
-        with opened(f"{self.root}/{file}", self.filesystem) as shard:
-            return rows_of(shard.read())
+        return self.reader((file, self.manifest.sizes[file]))
+
+
+@dataclass(frozen=True)
+class ShardReader:
+    """Reads canonical shards. It lacks their manifest, which would add megabytes to the message of a task."""
+
+    filesystem: fs.FileSystem
+    root: str
+
+    def __call__(self, file: tuple[str, int]) -> Rows:
+        """All rows of a file. file: its path below `root`, and its bytes. Raises UserError if damaged."""
+        path, size = file
+        return rows_of(read_whole(f"{self.root}/{path}", self.filesystem, size))
 
 
 class Layout(NamedTuple):

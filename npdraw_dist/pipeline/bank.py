@@ -1,9 +1,10 @@
 """Stage `bank`: clusters patches of training images; the patch nearest to each centroid becomes a part."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,10 +17,10 @@ from npdraw_dist.bank.search import faiss_is_for_gpus
 from npdraw_dist.config.schema import Experiment
 from npdraw_dist.core.images import canvas_bytes
 from npdraw_dist.core.parts import PartBank
-from npdraw_dist.data.shards import Canonical
+from npdraw_dist.data.shards import Canonical, ShardReader
 from npdraw_dist.distributed.actors import Actors, has_gpu, on_gpu
 from npdraw_dist.distributed.start import ray_runs
-from npdraw_dist.distributed.tasks import map_items
+from npdraw_dist.distributed.tasks import grouped, map_items
 from npdraw_dist.pipeline.pictures import save_bank
 from npdraw_dist.pipeline.progress import Show, stage_progress
 from npdraw_dist.pipeline.stage import Stage
@@ -29,6 +30,9 @@ from npdraw_dist.pipeline.trained_models import source_parts
 NAME = "bank"
 # The first pass over the shards reads PILOT to 2 * PILOT of them, or fewer if these have PILOT_IMAGES images.
 PILOT, PILOT_IMAGES = 16, 100_000
+# More shards are not read if this many have ENOUGH_PATCHES for each patch of the sample.
+ENOUGH_SHARDS, ENOUGH_PATCHES = 4096, 8
+Numbered = tuple[int, tuple[str, int]]  # a shard's number, its file, and the file's bytes
 
 
 def run(experiment: Experiment, store: Store) -> dict[str, Any]:
@@ -41,7 +45,7 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
     found = _collect(experiment, shards)
     extracted = time.perf_counter()
     bank, facts = _cluster(experiment, found.patches)
-    ended, images = time.perf_counter(), shards.manifest.splits["train"]
+    ended = time.perf_counter()
     with store.writing(NAME, "bank.safetensors") as path:
         bank.save(path, {"fingerprint": made_from})
     with store.writing(NAME, "bank.png") as path:
@@ -52,11 +56,11 @@ def run(experiment: Experiment, store: Store) -> dict[str, Any]:
         "images_digest": shards.manifest.digests["train"],
         **vars(facts),
         "patches_seen": found.seen,
-        "images": images,
+        "images": found.images,
         "seconds": round(ended - started, 2),
         "seconds_clustering": round(ended - extracted, 2),
         "core_seconds": round(own_s + found.core_seconds + facts.actor_core_seconds, 2),
-        "images_per_s": images / (ended - started),
+        "images_per_s": found.images / (ended - started),
     }
     store.write_manifest(manifest, NAME)
     return manifest
@@ -102,24 +106,25 @@ def _others() -> Open | None:
 
 
 class Collected(NamedTuple):
-    """A seeded sample (M, D) of the `seen` patches, and the CPU seconds that other processes spent on it."""
+    """A seeded sample (M, D) of the `seen` patches of `images`, and the CPU seconds of other processes."""
 
     patches: NDArray[np.uint8]
     seen: int
+    images: int
     core_seconds: float
 
 
 def _collect(experiment: Experiment, shards: Canonical) -> Collected:
-    """Draws a uniform sample of at most `bank.max_patches` patches of the training images."""
-    files = list(enumerate(shards.manifest.files["train"]))
-    total = shards.manifest.splits["train"]
+    """Draws a uniform sample of at most `bank.max_patches` patches of the shards of `_read_files`."""
+    files, total = _read_files(experiment, shards)
     sample, core_seconds, images = Reservoir(experiment.bank.max_patches), 0.0, 0
     show: Show
 
-    def read(some: Sequence[tuple[int, str]], above: int = -1, limit: int = ALL) -> None:
+    def read(some: Sequence[Numbered], above: int = -1, limit: int = ALL) -> None:
         """Adds the patches of some shards whose keys (see `draw`) are in (above, limit] to the sample."""
         nonlocal core_seconds, images
-        for result in map_items(some, partial(shard_patches, experiment, shards, above, limit)):
+        work = partial(some_patches, partial(shard_patches, experiment, shards.reader, above, limit))
+        for result in chain.from_iterable(map_items(grouped(some), work)):
             core_seconds += result.core_seconds if ray_runs() else 0.0
             sample.add(result.drawn)
             if above < 0:
@@ -128,7 +133,7 @@ def _collect(experiment: Experiment, shards: Canonical) -> Collected:
 
     first = min(max(PILOT_IMAGES * len(files) // max(total, 1), 1), PILOT)
     step = len(files) // first if len(files) > 2 * first else 1
-    pilot, others = files[::step], [file for file in files if file[0] % step]
+    pilot, others = files[::step], [file for n, file in enumerate(files) if n % step]
     with stage_progress(NAME, total) as show:
         read(pilot)
         if others:
@@ -137,7 +142,23 @@ def _collect(experiment: Experiment, shards: Canonical) -> Collected:
             read(others, limit=limit)
             if not sample.is_exact(limit):
                 read(others, above=limit)
-    return Collected(sample.result(), sample.seen, core_seconds)
+    return Collected(sample.result(), sample.seen, images, core_seconds)
+
+
+def _read_files(experiment: Experiment, shards: Canonical) -> tuple[list[Numbered], int]:
+    """The training shards to read, which the seed chooses if there are very many, and their number of images.
+
+    A terabyte of images need not be read for a gigabyte of patches.
+    """
+    rows, sizes = shards.manifest.files["train"], shards.manifest.sizes
+    places = sum(rows.values()) * experiment.canvas_grid.places
+    enough = -(-ENOUGH_PATCHES * experiment.bank.max_patches * len(rows) // max(places, 1))
+    files, most = list(rows), max(ENOUGH_SHARDS, enough)
+    numbers = np.arange(len(files))
+    if len(files) > most:
+        numbers = np.sort(np.random.default_rng(experiment.seed).choice(len(files), most, replace=False))
+    chosen = [(n, (files[n], sizes[files[n]])) for n in numbers.tolist()]
+    return chosen, sum(rows[file] for _, (file, _) in chosen)
 
 
 class ShardPatches(NamedTuple):
@@ -148,16 +169,20 @@ class ShardPatches(NamedTuple):
     core_seconds: float
 
 
+def some_patches(work: Callable[[Numbered], ShardPatches], items: Sequence[Numbered]) -> list[ShardPatches]:
+    return [work(item) for item in items]
+
+
 def shard_patches(
-    experiment: Experiment, shards: Canonical, above: int, limit: int, item: tuple[int, str]
+    experiment: Experiment, read: ShardReader, above: int, limit: int, item: Numbered
 ) -> ShardPatches:
-    """Draws the patches of a shard whose keys are in (above, limit]. item: the shard's (number, file).
+    """Draws the patches of a shard whose keys are in (above, limit].
 
     If `above` is at least 0, the shard is read for the second time, so its patches are not counted again.
     """
     index, file = item
     cpu_started = time.thread_time()
-    rows = shards.read(file)
+    rows = read(file)
     images = canvas_bytes(torch.tensor(rows.images), experiment.grid.downscale).numpy()
     patches = extract(images, experiment.canvas_grid, experiment.bank.min_energy)
     drawn = draw(patches, index, experiment.seed, above, limit)

@@ -1,7 +1,7 @@
 """Stage `parse`: a pool of actors parses images into steps and writes a Parquet file per shard."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,10 +17,10 @@ from npdraw_dist.core.paste import render
 from npdraw_dist.data.parquet import parses_to_parquet, rows_a_group
 from npdraw_dist.data.parses import Parses
 from npdraw_dist.data.shard_folder import ShardFacts, ShardFolder
-from npdraw_dist.data.shards import Canonical
+from npdraw_dist.data.shards import Canonical, ShardReader
 from npdraw_dist.data.splits import Split
 from npdraw_dist.distributed.start import ray_runs
-from npdraw_dist.distributed.tasks import Pool, map_items
+from npdraw_dist.distributed.tasks import Pool, grouped, map_items
 from npdraw_dist.measure.metrics import format_metrics
 from npdraw_dist.parse.parser import Parser
 from npdraw_dist.pipeline import data
@@ -34,6 +34,7 @@ from npdraw_dist.pipeline.store import Store, fingerprint_of, finished
 NAME, FOLDER = "parse", "parses"
 AT_ONCE = 512  # number of images that the parser takes in a batch
 SHOWN = 16  # training images in preview.png
+Item = tuple[Split, str, int]  # a shard's split, its file below the root of the images, and the file's bytes
 
 
 def done(experiment: Experiment, store: Store) -> dict[str, Any] | None:
@@ -78,18 +79,22 @@ def describe(manifest: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class ParseWriter:
-    """Parses the images of a shard and writes the parses. parts: the bank's parts (K, C, P, P)."""
+    """Parses the images of shards and writes the parses. parts: the bank's parts (K, C, P, P)."""
 
     experiment: Experiment
-    shards: Canonical
+    read: ShardReader
     folder: ShardFolder
     parts: NDArray[np.float32]
 
-    def __call__(self, item: tuple[Split, str]) -> ShardFacts:
-        """Parses one shard. item: its split, and its file below the root of the images."""
-        split, file = item
+    def __call__(self, items: Sequence[Item]) -> list[ShardFacts]:
+        """Parses some shards, which get one sidecar, since each request to a store has a price."""
+        found = [self._write(*item) for item in items]
+        self.folder.finish(found)
+        return found
+
+    def _write(self, split: Split, file: str, size: int) -> ShardFacts:
         started, cpu_started = time.perf_counter(), time.thread_time()
-        rows = self.shards.read(file)
+        rows = self.read((file, size))
         z, squared_error = self.parse(rows.images)
         content = parses_to_parquet(rows.ids, z, squared_error, rows_a_group(rows.images.shape[1:]))
         facts = ShardFacts(
@@ -134,16 +139,17 @@ def _write(
     folder.claim()
     files = [(s, file) for s in needed_splits(experiment) for file in shards.manifest.files.get(s, ())]
     written = {facts.file: facts for facts in folder.done().values()}
-    todo = [item for item in files if item[1] not in written]
+    todo = [(split, file, shards.manifest.sizes[file]) for split, file in files if file not in written]
     total = sum(shards.manifest.splits.get(split, 0) for split in needed_splits(experiment))
-    writer = ParseWriter(experiment, shards, folder, bank.parts.numpy())
+    writer = ParseWriter(experiment, shards.reader, folder, bank.parts.numpy())
     new, driver_s, started = 0, 0.0, time.perf_counter()
     with stage_progress(NAME, total) as show:
         images = sum(written[file].rows for _, file in files if file in written)
-        for facts in map_items(todo, writer, Pool(), [folder.landmarks()]):
-            written[facts.file] = facts
-            new += facts.rows
-            driver_s += 0.0 if ray_runs() else facts.core_seconds
+        for found in map_items(grouped(todo), writer, Pool(), [folder.landmarks()]):
+            for facts in found:
+                written[facts.file] = facts
+                new += facts.rows
+                driver_s += 0.0 if ray_runs() else facts.core_seconds
             show(images + new, new / (time.perf_counter() - started))
     return [written[file] for _, file in files], new, driver_s
 

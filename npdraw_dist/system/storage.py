@@ -180,8 +180,8 @@ def path_of(info: fs.FileInfo) -> str:
 
 
 def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
-    with filesystem.open_input_stream(path) as stream:
-        return bytes(stream.read())
+    with filesystem.open_input_file(path) as file:  # a stream would request 256 KB at a time
+        return bytes(file.read())
 
 
 def in_threads(read: Callable[[Item], Found], items: Iterable[Item], threads: int = READERS) -> list[Found]:

@@ -372,7 +372,7 @@ def experiment_of(argv: list[str]) -> Experiment:
 )
 def test_every_command_has_flags_that_the_parser_knows(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No bucket is opened; a stub gives the sizes of the images in it."""
-    mnist = Prepared("parquet", (1, 28, 28), {}, {}, {})
+    mnist = Prepared("parquet", (1, 28, 28), {}, {}, {}, {})
     monkeypatch.setattr("npdraw_dist.config.prepared.read_prepared", lambda *_: mnist)
     monkeypatch.setattr("npdraw_dist.system.storage.open_filesystem", lambda uri: (None, uri))
     text = (CLUSTER / file).read_text()

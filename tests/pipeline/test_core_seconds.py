@@ -165,15 +165,19 @@ def test_samples_and_both_splits_scores_count(
         assert both[f"{stage}/core_seconds"] == finished.read_json(folder, "manifest.json")["core_seconds"]
 
 
+Group = list[ShardPatches]
+
+
 @pytest.fixture
 def returned(monkeypatch: pytest.MonkeyPatch) -> list[ShardPatches]:
     """The results of the tasks, which run in this process."""
     found: list[ShardPatches] = []
 
-    def in_turn(items: Sequence[Any], work: Callable[[Any], ShardPatches]) -> Iterator[ShardPatches]:
+    def in_turn(items: Sequence[Any], work: Callable[[Any], Group]) -> Iterator[Group]:
         for item in items:
-            found.append(work(item))
-            yield found[-1]
+            group = work(item)
+            found.extend(group)
+            yield group
 
     monkeypatch.setattr(bank, "map_items", in_turn)
     return found
@@ -208,6 +212,22 @@ def test_the_sample_is_that_of_all_patches_and_few_leave_the_tasks(
     few = collect(tmp_path, max_patches=500)
     assert sum(len(found.drawn.patches) == found.drawn.seen for found in returned[:10]) == 6
     np.testing.assert_array_equal(few.patches, whole.patches)
+
+
+def test_of_very_many_shards_some_are_read(
+    returned: list[ShardPatches], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bank, "ENOUGH_SHARDS", 24)
+    some = collect(tmp_path, max_patches=50)
+    again = collect(tmp_path, max_patches=50)
+    assert len(returned) == 2 * 24
+    assert some.images == sum(result.images for result in returned) / 2 < 500
+    np.testing.assert_array_equal(some.patches, again.patches)
+    returned.clear()
+    monkeypatch.setattr(bank, "ENOUGH_SHARDS", 1)
+    whole = collect(tmp_path, max_patches=2000)
+    assert len(returned) == 23  # as many as have 8 * 2000 places
+    assert len(whole.patches) == 2000
 
 
 def test_a_misleading_pilot_costs_a_second_reading(

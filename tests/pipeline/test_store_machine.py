@@ -193,7 +193,7 @@ class Drivers(RuleBasedStateMachine):
     def write_sidecar(self, shard: str) -> None:
         facts = ShardFacts(shard, "train", f"{shard}.bin", 1, len(content(shard)), 0.0, 0.0)
         write_hashes(self.store.filesystem, f"{self.shards.root}/.done/{shard}.ids", [shard])
-        text = json.dumps(vars(facts))
+        text = json.dumps([vars(facts)])
         write_text(self.store.filesystem, f"{self.shards.root}/.done/{shard}.json", text)
 
     def resume_to_the_end(self) -> None:
