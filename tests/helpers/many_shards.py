@@ -170,7 +170,10 @@ def without_work(footers: bool, scaled: bool) -> Iterator[None]:
     footers: whether only footers of shards are read. scaled: see `simulate`.
     """
     with ExitStack() as stack:
-        changes = [(bank, "shard_patches", no_patches), (bank, "_cluster", no_clusters)]
+        changes: list[tuple[Any, str, Any]] = [
+            (bank, "shard_patches", no_patches),
+            (bank, "_cluster", no_clusters),
+        ]
         changes.append((parse, "ParseWriter", NoParser))
         if scaled:
             changes += [(bank, "ENOUGH_SHARDS", 2), (tasks, "MANY", 2)]
