@@ -128,7 +128,9 @@ class JobRun(Run):
         ours = f"--name {self.folder.name} "
         for pid, start in self.processes().items():
             words = title(pid)
-            if "-m npdraw_dist.train" in words and ours in words and " job submit " not in words:
+            before, driver, _ = words.partition("-m npdraw_dist.train")
+            # Neither the job's shell, which starts the driver, nor the command that submits the job.
+            if driver and ours in words and " -c " not in before and " job submit " not in before:
                 send(pid, start, signal.SIGKILL)
                 return str(pid)
         return ""
