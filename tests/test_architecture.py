@@ -51,7 +51,7 @@ FILES: dict[str, set[str]] = {
         "fitting.fit",
     },
     "prepare": COMMAND | {"data.shards"},
-    "extractor": COMMAND
+    "train_extractor": COMMAND
     | {"data", "distributed.tasks", "measure.features", "nn.classifier", "training.feed"},
 }
 # What files import when it is used, by strings such as "npdraw_dist.bank.build:bank_of".

@@ -62,8 +62,6 @@ def test_folders_are_classes_if_two_have_pictures(
     for labels in ("none", None):
         flat = write(tmp_path / "flat", *numbered("a/"), "b/0.png") if labels is None else root
         assert settings_of(monkeypatch, flat, labels=labels, storage=tmp_path).prior.condition == "none"
-    of_kind = settings_of(monkeypatch, root, model={"kind": "vae"}, storage=tmp_path)
-    assert of_kind.prior.condition == "none"
 
 
 def test_file_names_are_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

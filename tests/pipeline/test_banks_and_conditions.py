@@ -89,8 +89,8 @@ def test_drawings_that_are_read_as_requested_are_counted(
     def given(_: NPDraw, condition: str, guidance: float) -> SimpleNamespace:
         of_class = batch.images[batch.condition[:, 0] == 1 + (int(condition) + shift) % 10]
         images = (of_class[:3] > 127).float()
-        drawn = SimpleNamespace(images=images, canvas=images, u=None)
-        return SimpleNamespace(draw=lambda *_, **__: drawn, draw_pixels=lambda canvas, *_: canvas)
+        drawn = SimpleNamespace(images=images, pixels=lambda generator: images)
+        return SimpleNamespace(draw=lambda *_, **__: drawn)
 
     monkeypatch.setattr(NPDraw, "given", given)
     evaluate.main(["--check-conditions", "--model", store.path("model"), "--n", "3", "--out", str(tmp_path)])

@@ -103,7 +103,7 @@ def test_the_extent_of_drawings(monkeypatch: pytest.MonkeyPatch) -> None:
     whether = torch.zeros(3, 16).bool()
     whether[0, 0] = whether[1, [5, 6]] = whether[2, [4, 7]] = True  # sides of 2, 4 and 8 pixels
     z = PartSequence(whether, torch.arange(16).repeat(3, 1), torch.zeros(3, 16).long())
-    monkeypatch.setattr(type(model), "sample_prior", lambda *_: z)
+    monkeypatch.setattr(type(model), "sample_prior", lambda *_, **__: z)
     assert proposals.extent(model) == 0.5
     z.whether.fill_(False)
     assert proposals.extent(model) == 1.0
