@@ -265,9 +265,10 @@ class Parses:
         filesystem, root = where
         with opened(f"{root}/{path}", filesystem, self._footer(where is self.images, path)) as file:
             own = [name for name in columns if name in file.schema_arrow.names]
-            some = range(file.num_row_groups) if groups is None else groups
+            if groups is None:
+                return file.read(columns=own)
             # Threads of pyarrow would take a column each, and only that of the images is large.
-            return file.read_row_groups(some, columns=own, use_threads=False)
+            return file.read_row_groups(groups, columns=own, use_threads=False)
 
     def _first_rows(self, path: str) -> NDArray[np.int64]:
         """The first row of each row group of a shard, then the number of rows of the shard."""
