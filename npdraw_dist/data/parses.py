@@ -265,9 +265,9 @@ class Parses:
         filesystem, root = where
         with opened(f"{root}/{path}", filesystem, self._footer(where is self.images, path)) as file:
             own = [name for name in columns if name in file.schema_arrow.names]
-            # Threads of pyarrow would take a column each, and only that of the images is large.
             if groups is None:
-                return file.read(columns=own, use_threads=False)
+                return file.read(columns=own)
+            # Threads of pyarrow would take a column each, and only that of the images is large.
             return file.read_row_groups(groups, columns=own, use_threads=False)
 
     def _first_rows(self, path: str) -> NDArray[np.int64]:
