@@ -30,7 +30,6 @@ def test_the_python_examples_run(
     assert (users_folder / "cat.png").is_file()
     assert names["nats"].shape == (16,)
     assert names["few"].spec.image_shape == (1, 28, 28)
-    assert np.isfinite(float(names["loss"]))
 
 
 def test_the_python_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
