@@ -198,7 +198,9 @@ class Kinds:
         """
         larger = [one for one in self.core_seconds if one >= fraction]
         if not larger:
-            raise UserError(f"the space has no seconds for the fraction {fraction:g}; give --core-seconds")
+            raise UserError(
+                f"the space has no core-seconds for the fraction {fraction:g}; give --core-seconds"
+            )
         return self.core_seconds[min(larger)]
 
     def of(self, kind: str) -> Space:

@@ -39,8 +39,8 @@ def require_enough(
     if least < needed:
         which = "real" if real <= generated else "generated"
         raise UserError(
-            f"{least:,} {which} images are too few for the covariance of {dimensions:,} features: "
-            f"at least {needed:,} ({advice})"
+            f"{least:,} {which} images are too few for the covariance of {dimensions:,} features; "
+            f"it needs at least {needed:,} ({advice})"
         )
 
 

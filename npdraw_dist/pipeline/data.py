@@ -101,7 +101,7 @@ class RunData:
                 if source.stamp != manifest["stamp"]:
                     results.print(
                         f"warning: the files of data.source {experiment.data.source} changed; "
-                        f"{store.shown()} goes on with the images that it has read",
+                        f"{store.shown()} resumes with the images that it has read",
                         markup=False,
                     )
 
@@ -178,8 +178,8 @@ def require_same(manifest: Mapping[str, Any], stamp: str, store: Store) -> None:
     """Raises UserError if `stamp` differs from the stamp of the images that the run has read."""
     if manifest["stamp"] != stamp:
         raise UserError(
-            f"the images of run {store.shown()} are not those that it has read; take another --name, or put "
-            "them back"
+            f"the images of run {store.shown()} differ from those that it has read; take another --name, or "
+            "put them back"
         )
 
 

@@ -39,7 +39,7 @@ class Latents(Request):
     u: str | None = Field(
         None,
         max_length=MAX_APPEARANCE,
-        description="details such as slant or shade, float32 in base64; null: as expected given the canvas",
+        description="details such as slant or shade, float32 in base64; null: their mean given the canvas",
         json_schema_extra={"contentEncoding": "base64"},
     )
 
@@ -109,7 +109,7 @@ class CompleteRequest(SampleRequest, DecodeRequest):
     keep: Places = Field(description="places that stay as they are, also empty")
     sketch: Places = Field(
         [],
-        description="places drawn by hand, redrawn near their ink; a model of free order keeps their parts",
+        description="places drawn by hand, whose parts are redrawn near their ink, or kept in a free order",
     )
     n: int = Field(4, ge=1, le=8, description="number of proposals")
 
@@ -122,11 +122,13 @@ class NextRequest(DecodeRequest):
 class ParseRequest(Request):
     image: Png
     invert: Choice = Field("auto", description="exchange dark and bright")
-    z: Latents | None = Field(None, description="earlier drawing, whose u stays where it is unchanged")
+    z: Latents | None = Field(None, description="earlier drawing; its u is kept where the image is unchanged")
 
 
 class StripRequest(DecodeRequest):
-    frames: int = Field(8, ge=2, le=32, description="most pictures; the last is the whole drawing")
+    frames: int = Field(
+        8, ge=2, le=32, description="largest number of pictures; the last is the whole drawing"
+    )
 
 
 class FigureRequest(DecodeRequest):
@@ -190,7 +192,7 @@ class NextResponse(BaseModel):
     place in turn, so each part that the prior adds is the next part with equal probability.
     """
 
-    places: list[float] = Field(description="probability of each of the L places; with `stop` 1 in all")
+    places: list[float] = Field(description="probability of each of the L places; these and `stop` sum to 1")
     stop: float = Field(description="probability that no part follows")
     parts: list[PartChance] = Field(description="the likeliest parts at `place`, likeliest first")
     place: int
