@@ -87,9 +87,7 @@ class NPDraw(Networks):
         """
         if isinstance(x, Drawings):
             if not torch.equal(x.model.bank_parts.to(self.device), self.bank_parts):
-                raise ValueError(
-                    "the drawings are of a model with other parts; give their images, or their z"
-                )
+                raise ValueError("the model has other parts than the drawings; give their images or z")
             self.checked(x.z)
             if x.model is self and x.canvas.device == self.device:
                 return x
