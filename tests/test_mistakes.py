@@ -132,7 +132,7 @@ sweep --space seeds.py --seed 5 | --seed varies in the space seeds.py; leave it 
 sweep --space unknown_key.py | unknown_key.py: unknown key bank.sise; did you mean bank.size?
 sweep --space impossible.py | impossible.py: prior.depth: & greater than 0
 sweep --space no_values.py | no_values.py: prior.depth has no values
-sweep --space backwards.py | backwards.py: vae.beta has no range from 2 to 1
+sweep --space backwards.py | backwards.py: vae.beta cannot have a range from 2 to 1
 sweep --space no_fields.py | no_fields.py: there are no fields
 sweep --space not_a_space.py | not_a_space.py defines no SPACE = Space(...)
 sweep --space broken.py | broken.py cannot be read: SyntaxError
@@ -174,7 +174,7 @@ fit pictures --init models/vae --storage new | fit trains NP-DRAW & of kind vae;
 fit pictures --storage new --image_size 20x | '20x' is no size of images; give a side & HEIGHTxWIDTH
 fit pictures --storage new --labels labels | labels is 'labels'; give folders, names, none, or & .csv file
 fit pictures --storage new --labels nowhere.csv | labels nowhere.csv cannot be read & No such file
-fit pictures --storage new --labels columns.csv | has the columns name, label; it needs file & and one of
+fit pictures --storage new --labels columns.csv | must have the column file & it has name, label
 fit pictures --storage new --labels gone.csv | gone.csv, line 3: & pictures has no picture gone.png
 fit pictures --storage new --labels twice.csv | twice.csv, line 3: 0.png occurs twice
 fit pictures --storage new --labels one.csv | one.csv: fewer than two classes have 3 pictures or more (a 3)
@@ -256,7 +256,7 @@ prepare --data.source webdataset $OWN --format webdataset --data.path tars --out
 prepare --out mine | --out mine is not empty; take another
 prepare --out file/below | cannot write to --out file/below & is a file
 prepare --out claimed | claimed/.done/source.json is damaged
-evaluate --model model --out http://127.0.0.1:1/x.json | HTTP only reads; choose another place
+evaluate --model model --out http://127.0.0.1:1/x.json | HTTP is read-only; choose another place
 sample --model model --out "" | --out is empty; is a variable unset?
 sample --model model --out file | cannot write to --out file
 train-extractor --out empty | --out empty is a folder; give a file

@@ -105,7 +105,7 @@ def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> Non
         if begun and (changed := differences(store.read_json(OPENED), protocol)):
             raise UserError(
                 f"the test split of {store.shown()} was opened with another protocol "
-                f"({'; '.join(changed)}); take the first one"
+                f"({'; '.join(changed)}); take the first protocol"
             )
         for run in sweep.runs:
             found, name = run.openings(), run.shown()

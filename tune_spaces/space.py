@@ -62,7 +62,7 @@ class Range:
     def ends(self, name: str) -> tuple[float, float]:
         """The smallest and the largest number of the field `name`. Raises UserError on an empty range."""
         if not (self.low < self.high and (self.low > 0 or not self.log)):
-            raise UserError(f"{name} has no range from {self.low} to {self.high}")
+            raise UserError(f"{name} cannot have a range from {self.low} to {self.high}")
         return self.low, self.high
 
 

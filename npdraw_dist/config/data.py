@@ -141,7 +141,7 @@ class GridConfig(Section):
 
 class BankRun(RunHalf):
     shards: PositiveInt = 1
-    """number of Ray actors that share the clustering; 1: one process"""
+    """number of Ray actors that share the clustering; with 1, a single process clusters"""
 
 
 class BankConfig(BankRun):

@@ -34,7 +34,7 @@ class GridSizes:
             )
         if not 1 <= self.stride <= self.patch:
             raise ValueError(
-                f"grid.stride is {self.stride}; it must be 1 to grid.patch ({self.patch}), without gaps"
+                f"grid.stride is {self.stride}; it must be 1 to grid.patch ({self.patch}), or gaps are left"
             )
         if self.background not in (0.0, 1.0):
             raise ValueError(f"the background is {self.background}; 0.0 is black and 1.0 white")

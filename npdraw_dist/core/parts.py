@@ -203,7 +203,7 @@ class Batch(_Rows):
         _require_steps(self.whether, self.where, self.what, " of a batch")
         if not len(self.images) == len(self.whether) == len(self.condition):
             counts = f"{len(self.whether)} parses and {len(self.condition)} conditions"
-            raise ValueError(f"a batch of {len(self.images)} images needs as many of each, not {counts}")
+            raise ValueError(f"a batch of {len(self.images)} images cannot have {counts}")
 
     @classmethod
     def of(cls, images: Tensor, z: PartSequence, condition: Tensor | None = None) -> "Batch":

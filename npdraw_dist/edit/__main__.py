@@ -138,7 +138,7 @@ def _check_pairs(command: Edit) -> None:
             raise UserError(f"--posters names the edits in its file; leave out --{min(others)}")
         return
     if command.a is None:
-        raise UserError("--a, the drawing to edit, is missing; see --help")
+        raise UserError("--a is missing; give the drawing to edit (see --help)")
     if (command.b is None) != (command.region is None):
         raise UserError("give --b, the drawing to take parts from, together with --region, the places")
     if command.complete is not None and command.keep is not None:

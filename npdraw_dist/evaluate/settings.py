@@ -52,7 +52,9 @@ class EvaluationSettings(Measurement):
         "auto",
         description="pixels of samples, drawn from p(x|z) or its mean; auto: drawn if the data are binary",
     )
-    temperature: PositiveFloat = Field(1.0, description="temperature of the prior, for the distance")
+    temperature: PositiveFloat = Field(
+        1.0, description="temperature of the prior for the samples of the distances"
+    )
     edits: Count = Field(
         0, description="number of random edits to measure; each puts a region of one image on another"
     )
@@ -80,7 +82,7 @@ class Questions(BaseModel):
     questions: PositiveInt = Field(
         200, description="with --check-conditions: number of seen and of held-out conditions to request"
     )
-    n: PositiveInt = Field(4, description="with --check-conditions: drawings of each condition")
+    n: PositiveInt = Field(4, description="with --check-conditions: number of drawings of each condition")
     guidance: NonNegativeFloat | None = Field(
         None, description="with --check-conditions: strength of the condition, as for `npdraw sample`"
     )

@@ -23,7 +23,7 @@ class Fit(Command):
 
     stray: ClassVar[str] = "the folder of pictures comes first: npdraw fit FOLDER"
 
-    pictures: str = Field(description="the folder of pictures: the word after `npdraw fit`")
+    pictures: str = Field(description="the folder of pictures, given as the first word after `npdraw fit`")
     minutes: PositiveFloat = Field(
         10.0, description="time to train in this process; measured steps set the budgets"
     )

@@ -192,8 +192,8 @@ def _table(path: Path, root: str, pictures: set[str]) -> tuple[str, dict[str, st
             values = [name for name in COLUMNS if name in header]
             if len(names) != 1 or len(values) != 1:
                 raise UserError(
-                    f"{path} has the columns {', '.join(header) or 'of an empty file'}; it needs file (or "
-                    "file_name), and one of label, words and caption"
+                    f"{path} must have the column file (or file_name) and one of label, words and caption; "
+                    f"it has {', '.join(header) or 'no column'}"
                 )
             for row in rows:
                 name = str(PurePosixPath((row[names[0]] or "").strip()))

@@ -336,7 +336,9 @@ def require_shapes(
     try:
         found = network.eval()(zeros)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"the {name} fails on {tuple(zeros.shape)}: {first_fact(error)}") from None
+        raise UserError(
+            f"the {name} fails on an input of shape {tuple(zeros.shape)}: {first_fact(error)}"
+        ) from None
     finally:
         network.train(training)
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

@@ -390,7 +390,7 @@ def load(
     try:
         return model.to(device=device, dtype=dtype)
     except (RuntimeError, AssertionError) as error:  # torch's own
-        raise UserError(f"device {device}: {first_fact(error)}") from None
+        raise UserError(f"device {device} cannot be used: {first_fact(error)}") from None
 
 
 def _require_no_guidance(guidance: float | None) -> None:

@@ -264,9 +264,9 @@ def _out_folder(out: str, source: Source, format: Format) -> ShardFolder:
     with writing(out):
         owner = folder.owner()
         if owner is None and not all(is_lease(path) for path, _ in list_files(filesystem, root)):
-            raise UserError(f"--out {out} is not empty; take another, or delete what is there")
+            raise UserError(f"--out {out} is not empty; take another --out, or delete what is there")
     if owner is not None and owner.partition("/")[0] != settings:
-        raise UserError(f"--out {out} was prepared from another source or config; take another")
+        raise UserError(f"--out {out} was prepared from another source or config; take another --out")
     if owner not in (None, folder.made_from):
         raise UserError(f"the files of data.source changed since --out {out} was begun; take another --out")
     return folder

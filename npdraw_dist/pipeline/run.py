@@ -218,7 +218,7 @@ def require_inputs(experiment: Experiment, store: Store, stages: Sequence[str]) 
         stage, missing = next(iter(lacks.items()))
         needed = {*stages, *chain(*lacks.values())}
         raise UserError(
-            f"stage {stage} lacks {' and '.join(missing)} in {store.shown()}; give "
+            f"stage {stage} needs {' and '.join(missing)}, which {store.shown()} lacks; give "
             f"--stages {','.join(name for name in experiment.stage_names if name in needed)}"
         )
 

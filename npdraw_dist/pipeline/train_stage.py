@@ -145,7 +145,7 @@ def _trained(
         passed_on = f"the {select} weights, those after {seen:,} images"
         if select == "last":
             passed_on += ", because of train.select last; the best checkpoint is kept, too"
-        results.print(f"[bold red]WARNING {stage}: {note}; passed on: {passed_on}")
+        results.print(f"[bold red]WARNING {stage}: {note}; the stage passes on {passed_on}")
     return manifest, tensors, progress["record"]
 
 

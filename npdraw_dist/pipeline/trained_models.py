@@ -51,9 +51,9 @@ def chosen_model(model: str | None) -> str:
     # Models are sorted by the time of their weights, since an evaluation rewrites config.json.
     models = sorted(Path(RUNS).glob(f"*/model/{WEIGHTS}"), key=lambda path: path.stat().st_mtime)
     if not models:
-        print(f"no --model given, and no run under {RUNS}/: taking {OF_PACKAGE}, a model of the package")
+        print(f"no --model is given, and {RUNS}/ has no run; taking {OF_PACKAGE}, a model of the package")
         return model_folder(OF_PACKAGE)
-    print(f"no --model given: taking the last run, {models[-1].parents[1]}")
+    print(f"no --model is given; taking the last run, {models[-1].parents[1]}")
     return str(models[-1].parent)
 
 

@@ -15,7 +15,7 @@ MAX_APPEARANCE = 2**18  # characters of base64
 Index = Annotated[int, Field(ge=0, lt=2**31)]
 Places = Annotated[list[Index], Field(max_length=MAX_STEPS)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Temperature = Annotated[float, Field(gt=0, le=10, description="low temperatures vary less")]
+Temperature = Annotated[float, Field(gt=0, le=10, description="at a lower temperature, drawings vary less")]
 Choice = Literal["auto", "yes", "no"]
 Crop = Literal["auto", "no"]
 Condition = Annotated[str | None, Field(max_length=200, description="a class or words; null: anything")]
@@ -155,7 +155,7 @@ class Placement(BaseModel):
 
     inverted: bool
     cropped: Annotated[list[int], Field(min_length=4, max_length=4)] = Field(
-        description="left, top, right, bottom of the crop in pixels of the upright upload, or beyond it"
+        description="left, top, right, bottom of the crop in pixels of the upright upload; it may extend beyond"
     )
     scaled: float = Field(description="pixels of the image per pixel of the upload")
 

@@ -89,12 +89,12 @@ def test_the_stages_that_have_to_run_before(tmp_path: Path) -> None:
         pipeline.require_inputs(experiment, store, ["prior"])
     finish(store, experiment, "data", "parse")  # the prior reads only these
     pipeline.require_inputs(experiment, store, ["prior"])
-    with pytest.raises(UserError, match=r"lacks bank and prior in .* --stages bank,prior,vae$"):
+    with pytest.raises(UserError, match=r"needs bank and prior, .* --stages bank,prior,vae$"):
         pipeline.require_inputs(experiment, store, ["vae"])
     finish(store, experiment, "bank", "prior")
     pipeline.require_inputs(experiment, store, ["vae", "sample"])
     baseline = with_changes(experiment, {"model": {"kind": "vae"}})
-    with pytest.raises(UserError, match="vae lacks data in"):
+    with pytest.raises(UserError, match="needs data, which"):
         pipeline.require_inputs(baseline, Store.open(str(tmp_path), "other"), ["vae"])
 
 

@@ -215,7 +215,9 @@ def test_data_that_changed_since_the_training_are_not_scored(tmp_path: Path) -> 
     for split in SEEN:  # as the run has read them
         assert images_of(entry, split).images.tobytes() == before[split].images.tobytes()
     for opened in (partial(source_of, entry, "test"), partial(source_of, entry, "train", 0.5)):
-        with pytest.raises(UserError, match=r"the data of .*/run changed since its training; put them back"):
+        with pytest.raises(
+            UserError, match=r"the data of .*/run have changed since its training; put them back"
+        ):
             opened()
 
 

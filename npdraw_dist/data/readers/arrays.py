@@ -157,7 +157,7 @@ def _idx(root: Path, part: str) -> Arrays:
     images, labels = found
     pixels, classes = read_idx(images), read_idx(labels)
     if pixels.ndim != 3 or classes.ndim != 1 or len(pixels) != len(classes):
-        raise UserError(f"{images} has shape {pixels.shape} and {labels} {classes.shape}; get both again")
+        raise UserError(f"{images} has {pixels.shape}, but {labels} {classes.shape}; get both again")
     return pixels[:, None], classes
 
 
