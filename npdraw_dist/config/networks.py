@@ -84,7 +84,7 @@ class PriorConfig(PriorNetwork):
     images: PositiveInt = 60_000
     """training budget in images"""
     plain_images: Count = 0
-    """final images of this stage's budget that are trained without augmentation"""
+    """number of images, the last of this stage's budget, that are not augmented"""
     learning_rate: Positive = 2e-3
     """peak of Adam's learning rate"""
 
@@ -136,7 +136,7 @@ class VAEConfig(VAENetwork):
     images: PositiveInt = 60_000
     """training budget in images"""
     plain_images: Count = 0
-    """final images of this stage's budget that are trained without augmentation"""
+    """number of images, the last of this stage's budget, that are not augmented"""
     learning_rate: Positive = 1e-3
     """peak of Adam's learning rate for encoder and decoder"""
     prior_learning_rate: NonNegative = 3e-4

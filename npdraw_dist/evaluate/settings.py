@@ -76,8 +76,8 @@ class Questions(BaseModel):
 
     attributes: str | None = Field(
         None,
-        description="with --check-conditions, for a model conditioned on words: YAML file of each attribute "
-        "and a list of its alternatives, each one or more words",
+        description="with --check-conditions, for a model conditioned on words: YAML file that maps each "
+        "attribute to a list of its alternatives, each of one or more words",
     )
     questions: PositiveInt = Field(
         200, description="with --check-conditions: number of seen and of held-out conditions to request"

@@ -270,7 +270,7 @@ class NPDraw(Networks):
             _require_no_guidance(guidance)
             if self.conditions > 1:
                 raise UserError(
-                    f"the model is given {self.conditions} conditions; give them to `complete` itself"
+                    f"the model is given {self.conditions} conditions; give them to `complete`, not `given`"
                 )
             each = [None] * len(z)
         else:

@@ -155,7 +155,7 @@ class Placement(BaseModel):
 
     inverted: bool
     cropped: Annotated[list[int], Field(min_length=4, max_length=4)] = Field(
-        description="left, top, right, bottom of the crop in pixels of the upright upload; it may extend beyond"
+        description="left, top, right, bottom of the crop in pixels of the upright upload or outside it"
     )
     scaled: float = Field(description="pixels of the image per pixel of the upload")
 
@@ -201,7 +201,9 @@ class NextResponse(BaseModel):
 class SurpriseResponse(BaseModel):
     """The negative log-probability of the drawing's steps under the prior, by place."""
 
-    places: list[float] = Field(description="L nats: -log p of the steps that draw there")
+    places: list[float] = Field(
+        description="-log p in nats, for each of the L places, of the steps that draw there"
+    )
 
 
 class Frame(BaseModel):

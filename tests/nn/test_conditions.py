@@ -151,7 +151,7 @@ def test_a_model_that_is_given_several_conditions_has_as_many_drawings(number: i
     with pytest.raises(UserError, match=f"given {number} conditions, for 3 drawings"):
         several.draw(3)
     assert len(several.draw(number, seed=0)) == number
-    with pytest.raises(UserError, match=f"given {number} conditions; give them to `complete` itself"):
+    with pytest.raises(UserError, match=f"given {number} conditions; give them to `complete`, not `given`"):
         several.complete(random_drawings(several.spec, number), [])
     for ask in (several.prior_log_prob, several.surprise):
         assert len(ask(random_drawings(several.spec, number))) == number
