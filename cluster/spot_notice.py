@@ -77,7 +77,7 @@ class Flags(Command):
     )
     now: PositiveInt | None = Field(
         None,
-        description="in place of --cloud: report it now, and wait at most N seconds for the end of Ray here",
+        description="in place of --cloud: report now, and wait at most N seconds until Ray here ends",
     )
 
     @model_validator(mode="after")
@@ -145,7 +145,7 @@ def main(argv: Sequence[str]) -> None:
     cloud = CLOUDS[flags.cloud]
     while not cloud.notice(flags.metadata or cloud.metadata):
         time.sleep(POLL_S)
-    print(f"{flags.cloud} takes this machine back: node {node.id} is drained", flush=True)
+    print(f"{flags.cloud} takes this machine back, so node {node.id} is drained", flush=True)
     drain(node, cloud.warns_s)
 
 

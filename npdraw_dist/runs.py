@@ -8,7 +8,7 @@ from npdraw_dist.config.cli import Command, parse_flags, run_command, validate
 
 
 class Runs(Command):
-    """Lists the runs in a folder or at a URI, the one that was written last first.
+    """Lists the runs in a folder or at a URI, the last written run first.
 
     A run is finished, running, stopped (its command ended before the last stage) or interrupted (its process
     was killed). The same command again resumes a run that is stopped or interrupted. The list shows the

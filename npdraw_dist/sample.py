@@ -31,8 +31,8 @@ class Sample(Command):
     )
     guidance: NonNegativeFloat | None = Field(
         None,
-        description="strength of the condition: 0 ignores it, 1 is as trained, more strengthens it; if not "
-        "given, the model's own",
+        description="strength of the condition: 0 ignores it, 1 is as in training, more strengthens it; "
+        "if not given, the model's own",
     )
     bank: str | None = Field(
         None,
@@ -40,7 +40,8 @@ class Sample(Command):
         "pixels",
     )
     use_gpu: bool | None = Field(
-        None, description="draw on a GPU, with other random numbers; if not given, if there is one"
+        None,
+        description="draw on a GPU, with other random numbers; if not given, on a GPU if there is one",
     )
 
 

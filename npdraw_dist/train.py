@@ -15,7 +15,7 @@ class Options(BaseModel):
     """The flags of `npdraw train` that are not settings of the experiment."""
 
     preset: str = Field(PRESET, description="a preset: digits, mnist, ...")
-    config: Path | None = Field(None, description="a YAML file of settings, as --dry-run prints it")
+    config: Path | None = Field(None, description="a YAML file of settings, as --dry-run prints them")
     name: str | None = Field(None, description="name of the run; if not given, the preset's name")
     storage: str = Field("runs", description="folder or URI that holds the run folders")
     stages: str | None = Field(None, description="stages to run, separated by commas; if not given, all")

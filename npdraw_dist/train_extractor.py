@@ -72,8 +72,8 @@ def train_extractor(settings: TrainExtractor) -> dict[str, Any]:
     train, valid = (_labelled(source, split, data) for split in ("train", "valid"))
     if not len(train.images):
         raise UserError(
-            f"data.source {data.source} has no labels to train a classifier on; digits, mnist, cifar10, "
-            "folders by class, tars with .cls and Parquet with a column label have"
+            f"data.source {data.source} has no labels for a classifier; take digits, mnist, cifar10, "
+            "folders by class, tars with .cls or Parquet with a column label"
         )
     classes = int(max(train.labels.max(), valid.labels.max() if len(valid.labels) else 0)) + 1
     if classes < 2:

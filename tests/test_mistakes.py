@@ -56,8 +56,8 @@ train --prior.heads chain | prior.heads: & 'chained' or 'independent'
 train --prior.width 30 | prior.attention_heads must divide prior.width
 train --parse.steps 37 --parse.order ranked | parse.steps is 37 & 36 places; lower it
 train --parse.steps 12 | parse.order aligned & parse.steps 36 & raster
-train --grid.stride 6 | grid.stride is 6; 1 to grid.patch (5)
-train --grid.patch 40 | grid.patch is 40; a 28x28 canvas takes 1 to 28
+train --grid.stride 6 | grid.stride is 6; it must be 1 to grid.patch (5)
+train --grid.patch 40 | grid.patch is 40; on a 28x28 canvas it must be 1 to 28
 train --grid.downscale 3 | grid.downscale 3 does not divide a 28x28 image
 train --train.micro_batch many | train.micro_batch is 'many'; give a number above 0, or auto
 train --scale.num_workers two | scale.num_workers is 'two'; give a number such as 2
@@ -72,12 +72,12 @@ train --model.kind vae --prior.condition class | prior.condition is for model.ki
 train --model.kind authors --parse.order path | it needs parse.order aligned
 train --model.kind authors | kind authors needs prior.heads independent
 train --model.kind authors --prior.heads independent --prior.network lstm | kind authors needs prior.network
-train --model.kind authors --prior.heads independent --vae.latents 4 | vae.latents needs our decoder
+train --model.kind authors --prior.heads independent --vae.latents 4 | vae.latents needs the decoder
 train --vae.likelihood logistic | vae.likelihood logistic needs data.binarize none
 train --data.binarize none | vae.likelihood bernoulli needs data.binarize dynamic or threshold
 train --preset cifar10 --vae.likelihood bernoulli | bernoulli is for grey images; take logistic_mixture
 train --data.source parquet --data.path tables | data.source parquet needs data.image_size and data.channels
-train --data.image_size 32 | are fixed for data.source digits
+train --data.image_size 32 | data.source digits fixes data.image_size
 train --stages data,parze | unknown stage 'parze'; did you mean parse?
 train --model.kind vae --stages bank | unknown stage 'bank' & data, vae, sample
 train --dry-run extra | dry-run: & a valid boolean & not 'extra'
@@ -117,14 +117,14 @@ sweep --space smoke --model.kind vae --metric valid_prior_nll | model.kind vae d
 sweep --space smoke --scale.num_workers 0 | scale.num_workers is 0, but the trials of a sweep run on Ray
 sweep --space more_data --eval.split valid | eval.split is valid, but the curve & has test numbers
 sweep --space more_data --scheduler asha | --scheduler ends no trial of the space more_data early
-sweep --space smoke --eval.split test | a sweep never opens the test split; train its best.yaml
+sweep --space smoke --eval.split test | a sweep never opens the test split & train best.yaml
 sweep --space smoke --kinds vae,npdraw | --kinds is a flag of --space comparison
 sweep --space smoke --core-seconds 9 | --core-seconds is a flag of --space comparison
 sweep --space comparison --scheduler asha | --scheduler is no flag of a comparison
 sweep --space comparison --kinds npdraw,vea | unknown kind 'vea'; did you mean vae?
 sweep --space comparison --kinds vae | two kinds or more
 sweep --space comparison --longest 1 | --longest: & greater than or equal to 2
-sweep --space comparison --eval.split test | never opens the test split; npdraw report opens it once
+sweep --space comparison --eval.split test | never opens the test split & npdraw report
 sweep --space comparison --vae.images 5 | vae.images is decided by the comparison
 sweep --space comparison --train.batch_size 128 --dry-run | train.batch_size varies in the space of
 sweep --space comparison --config started.yaml --dry-run | section init is set, but the trials
@@ -132,7 +132,7 @@ sweep --space seeds.py --seed 5 | --seed varies in the space seeds.py; leave it 
 sweep --space unknown_key.py | unknown_key.py: unknown key bank.sise; did you mean bank.size?
 sweep --space impossible.py | impossible.py: prior.depth: & greater than 0
 sweep --space no_values.py | no_values.py: prior.depth has no values
-sweep --space backwards.py | backwards.py: vae.beta has no range from 2 to 1
+sweep --space backwards.py | backwards.py: vae.beta cannot have a range from 2 to 1
 sweep --space no_fields.py | no_fields.py: there are no fields
 sweep --space not_a_space.py | not_a_space.py defines no SPACE = Space(...)
 sweep --space broken.py | broken.py cannot be read: SyntaxError
@@ -143,8 +143,8 @@ sweep --space raises.py | raises.py cannot be read: ValueError: not today nor to
 INPUTS = """
 train --preset mnist --data.path nowhere | data.path nowhere is no folder & train-images-idx3-ubyte
 train --preset mnist --data.path empty | data.path empty lacks the files of mnist
-train --preset mnist --data.path mnist-truncated | train-images-idx3-ubyte is no whole IDX file & get it again
-train --preset mnist --data.path mnist-gzip | train-images-idx3-ubyte.gz is no whole IDX file & end-of-stream
+train --preset mnist --data.path mnist-truncated | ubyte is no complete IDX file & get it again
+train --preset mnist --data.path mnist-gzip | ubyte.gz is no complete IDX file & end-of-stream
 train --preset mnist --data.path mnist-large | holds images of (32, 32), not (28, 28) pixels
 train --preset cifar10 --data.path empty | lacks the files of cifar10 & data_batch_1
 train --preset celeba --data.path empty | lacks the files of celeba & list_eval_partition.txt
@@ -165,7 +165,7 @@ sweep --space smoke --data.source mnist --data.path empty | lacks the files of m
 sweep --space comparison --data.path nowhere --scale.num_workers 0 | nowhere is no folder
 sweep --space comparison --data.path nowhere --scale.num_workers 1 | nowhere is no folder
 evaluate --model model --out new.json --data.source mnist --data.path empty | lacks the files of mnist
-train --init.model fashion | init.model knows the classes T-shirt, & but 0, 1, 2, 3, 4, ...: name them
+train --init.model fashion | init.model knows the classes T-shirt, & the images have 0, 1, 2, 3, 4, ...; rename these
 fit nowhere --storage new | nowhere has no image
 fit --minutes 1 pictures | 'pictures' belongs to no flag; the folder & comes first: npdraw fit FOLDER
 sample mine --out new | 'mine' belongs to no flag; a setting is written --name VALUE
@@ -174,9 +174,9 @@ fit pictures --init models/vae --storage new | fit trains NP-DRAW & of kind vae;
 fit pictures --storage new --image_size 20x | '20x' is no size of images; give a side & HEIGHTxWIDTH
 fit pictures --storage new --labels labels | labels is 'labels'; give folders, names, none, or & .csv file
 fit pictures --storage new --labels nowhere.csv | labels nowhere.csv cannot be read & No such file
-fit pictures --storage new --labels columns.csv | has the columns name, label; it needs file & and one of
+fit pictures --storage new --labels columns.csv | must have the column file & it has name, label
 fit pictures --storage new --labels gone.csv | gone.csv, line 3: & pictures has no picture gone.png
-fit pictures --storage new --labels twice.csv | twice.csv, line 3: 0.png is there twice
+fit pictures --storage new --labels twice.csv | twice.csv, line 3: 0.png occurs twice
 fit pictures --storage new --labels one.csv | one.csv: fewer than two classes have 3 pictures or more (a 3)
 fit pictures --storage new --labels names | labels names: fewer than two words & (there is none)
 fit pictures --storage . | among the pictures & storage elsewhere
@@ -195,8 +195,8 @@ sample --out new --model model --guidance -1 | guidance: & greater than or equal
 sample --out new --model model --guidance 5 | --guidance needs a --condition
 bank --bank.size 5 | --out is missing
 bank --out .new | --out '.new' is not a run name
-bank --out . | is no new folder
-bank --out "" | is no new folder
+bank --out . | is a whole bucket or has no name; give a new folder
+bank --out "" | is a whole bucket or has no name; give a new folder
 bank --out s3://bucket | a whole bucket
 sample --out new --model models/bert | holds another kind of model: its config.json has no spec
 sample --out new --model models/newer | models/newer was made by npdraw_dist 9.0.0 in format 99
@@ -211,17 +211,17 @@ evaluate --out new.json --model model --split-seed 7 | --split-seed is 7, but & 
 evaluate --out new.json --model model --fid-weights a --extractor b | give one
 evaluate --out new.json --model model --extractor none.pt | --extractor none.pt cannot be read
 evaluate --out new.json --model model --extractor file | no readable TorchScript file
-evaluate --out new.json --model model --extractor own_arrays:Maps | gives (2, 1, 28, 28) & wanted (2, D)
+evaluate --out new.json --model model --extractor own_arrays:Maps | gives (2, 1, 28, 28) & it must give (2, D)
 evaluate --out new.json --model model --extractor own_arrays:Halves --samples 4 | 4 generated images & 5
 evaluate --compare empty --out new | --compare empty is no run folder: it has no config.yaml
-evaluate --compare runs/mine --out new | has no evaluation.json; first: npdraw evaluate --model
+evaluate --compare runs/mine --out new | has no evaluation.json; run npdraw evaluate --model
 export --model models/vae --out x.html | is of kind vae
 edit --model model --out new --remove :,: | --a is missing
-edit --model model --out new --a sample:1 | nothing to do & --region
-edit --model model --out new --a sample:1 --b sample:2 | --b and --region go together
+edit --model model --out new --a sample:1 | there is nothing to do & --region
+edit --model model --out new --a sample:1 --b sample:2 | give --b & together with --region
 edit --model model --out new --a sample:1 --b sample:2 --region 0:7,0:2 | 0:7,0:2 & 6 rows and 6 columns
-edit --model model --out new --a sample:1 --b sample:2 --region 3:1,0:2 | no end may be before its start
-edit --model model --out new --a sample:1 --remove :,: --seed 5 | --seed needs completions
+edit --model model --out new --a sample:1 --b sample:2 --region 3:1,0:2 | or ends before its start
+edit --model model --out new --a sample:1 --remove :,: --seed 5 | --seed is for completions
 edit --model model --out new --a sample:1 --move 0,0 | is not R,C:R,C
 edit --model model --out new --a sample:1 --move 0,0:6,0 | 6 rows and 6 columns
 edit --model model --out new --a sample:x --remove :,: | sample: and a whole number
@@ -240,7 +240,7 @@ train --name mine | has another config (seed: 4 -> 0); take another --name
 train --name damaged | runs/damaged/config.yaml is not YAML
 train --name newer | runs/newer/config.yaml is not a config of this version: unknown key prior.colour
 train --name listed | runs/listed/bank/manifest.json is unreadable
-train --name $LONG | --name has 300 bytes; at most 200
+train --name $LONG | --name has 300 bytes; a folder name has at most 200
 train --data.source imagefolder $OWN --data.path pictures --storage pictures/runs | among the pictures
 train --data.source imagefolder $OWN --data.path pictures --storage . --name pictures | is no run & --storage
 bank --data.source imagefolder $OWN --data.path pictures --out pictures/bank | among the pictures & --out
@@ -248,7 +248,7 @@ train --data.source parquet $OWN --data.path tables --storage tables | among the
 train --storage "" | a path or URI is empty; is a variable unset?
 train --storage http://127.0.0.1:1/x | cannot write to the storage
 sample --out new --model $LONG | File name too long
-sweep --space comparison --storage memory://x | --storage memory://x: a comparison starts a command for each
+sweep --space comparison --storage memory://x | --storage memory://x cannot hold a comparison
 train --storage file | cannot write to the storage & file/digits
 train --storage foo://bucket/x | cannot open foo://bucket/x & foo
 train --storage s3://key:secret@bucket/x | s3://***@bucket/x contains a password & AWS_ACCESS_KEY_ID
@@ -256,7 +256,7 @@ prepare --data.source webdataset $OWN --format webdataset --data.path tars --out
 prepare --out mine | --out mine is not empty; take another
 prepare --out file/below | cannot write to --out file/below & is a file
 prepare --out claimed | claimed/.done/source.json is damaged
-evaluate --model model --out http://127.0.0.1:1/x.json | HTTP only reads; choose another place
+evaluate --model model --out http://127.0.0.1:1/x.json | HTTP is read-only; choose another place
 sample --model model --out "" | --out is empty; is a variable unset?
 sample --model model --out file | cannot write to --out file
 train-extractor --out empty | --out empty is a folder; give a file
@@ -303,8 +303,8 @@ train --data.test_fraction 0 | no test image for the final numbers; raise --data
 train --data.valid_fraction 0 | no validation image, and train.select best needs some
 evaluate --model model --out new.json --scale.use_gpu true | 1 worker of 1 CPU and a GPU, and has room for 0
 serve --model model --replicas 2 --use_gpu true | --use-gpu: 2 replicas need 2 GPUs; there are 0
-serve --model model --token pässword | a token is of ASCII without spaces
-serve --model model --token p%41 | a token is of ASCII without spaces
+serve --model model --token pässword | a token must be ASCII without spaces
+serve --model model --token p%41 | a token must be ASCII without spaces
 serve --model model --port $PORT | cannot listen at 127.0.0.1:$PORT & choose another --port
 serve --model model --host nowhere.invalid | cannot listen at nowhere.invalid:8000 & --host
 sweep --space smoke --scale.cpus_per_worker 64 | 1 worker of 64 CPUs, and has room for 0

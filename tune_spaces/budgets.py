@@ -117,7 +117,9 @@ def base_config(
 ) -> Experiment:
     """The config that all kinds share. Raises UserError on a flag that the comparison sets itself."""
     if flags.get("eval", {}).get("split") == "test":
-        raise UserError("--eval.split test: a sweep never opens the test split; npdraw report opens it once")
+        raise UserError(
+            "a sweep never opens the test split; leave out --eval.split test (npdraw report opens it once)"
+        )
     refuse_settings(flags, DECIDED, "is decided by the comparison")
     fixed = {"eval": {"split": "valid"}}
     base = build(merge(read_preset(preset or space.preset), nested(space.settings), file, flags, fixed))

@@ -69,7 +69,7 @@ class Comparison:
         measures the cost of an image; if None, a few training steps measure it. Raises UserError on flags
         that a comparison does not take, or on an impossible config.
         """
-        options.refuse(NOT_OF_KINDS, "is no flag of a comparison: all kinds have one chance")
+        options.refuse(NOT_OF_KINDS, "is no flag of a comparison, which searches all kinds alike")
         self.longer = [factor for factor in LONGER if factor <= options.longest]
         self.base = base_config(space, options.preset, options.file(), flags)
         data, preset = self.base.data, options.preset or space.preset
@@ -77,7 +77,7 @@ class Comparison:
         self.run = Store.open(options.storage, name)
         if self.run.filesystem.type_name not in (*OBJECT_STORES, "local") or "?" in options.storage:
             raise UserError(
-                f"--storage {options.storage}: a comparison starts a command for each training, and takes a "
+                f"--storage {options.storage} cannot hold a comparison, whose trainings are commands; give a "
                 "folder or a URI of s3://, gs:// or abfs:// without options (AWS_ENDPOINT_URL sets a server)"
             )
         self.kinds, self.count = space.chosen(options.kinds), options.num_samples or space.trials
@@ -159,7 +159,7 @@ class Comparison:
         if left := self._missing(jobs, with_scores):
             raise UserError(
                 f"{len(left)} of {len(jobs)} trainings were stopped, such as {left[0].path}; "
-                "the same command goes on with them"
+                "the same command resumes them"
             )
         return [job for job in jobs if is_trained(self.run, job, with_scores)]
 
@@ -229,7 +229,9 @@ class Comparison:
                 names = {name for job in own for name in (job.name, job.start().name)}
                 failed = [result.reason for result in read_results(self.run) if result.trial in names]
                 reason = next(filter(None, failed), "stopped")
-                raise UserError(f"no trial of {kind} finished; the first: {reason} (--retry-failed)")
+                raise UserError(
+                    f"no trial of {kind} finished; the first one failed: {reason} (--retry-failed)"
+                )
             found[kind] = min(mine, key=lambda job: (valid_nll(self.run, job), job.name))
         return found
 
@@ -334,7 +336,7 @@ def run(
         record = comparison.claim()
         if store.has(OPENED):
             raise UserError(
-                f"{store.shown()} was compared on the test split: nothing is trained any more; "
+                f"{store.shown()} was compared on the test split, so it trains no more models; "
                 "take another --name"
             )
         if record.pop("finals", None) is not None:  # a plan without finals counts as unfinished

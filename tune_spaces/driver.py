@@ -30,7 +30,7 @@ def base_config(options: Options, space: Space, flags: Mapping[str, Any]) -> Exp
     file = options.file()
     if flags.get("eval", {}).get("split") == "test" and not space.curve:
         raise UserError(
-            "--eval.split test: a sweep never opens the test split; train its best.yaml to have test numbers"
+            "a sweep never opens the test split; leave out --eval.split test, and train best.yaml to have it"
         )
     if merge(file, flags).get("eval", {}).get("split") == "valid" and space.curve:
         raise UserError(
@@ -151,4 +151,4 @@ def _write_results(plan: Plan, trials: list[Trial] | None, count: int) -> None:
     if len(results) < count:
         printed.print(f"{len(results)} of {count} trials are done; the same command resumes the sweep")
     elif best is None:
-        raise UserError(f"no trial finished; the first: {results[0].reason} (--retry-failed runs them again)")
+        raise UserError(f"no trial finished; the first one failed: {results[0].reason} (see --retry-failed)")

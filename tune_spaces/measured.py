@@ -155,7 +155,7 @@ def source_of(entry: Entry, split: Split, fraction: float | None = None) -> Sour
         return shards.source(data, seed)
     source = open_source(data.model_copy(update={"fraction": fraction or data.fraction}), seed)
     if source.stamp != store.read_json("data", MANIFEST)["stamp"]:
-        raise UserError(f"the data of {entry.folder} changed since its training; put them back")
+        raise UserError(f"the data of {entry.folder} have changed since its training; put them back")
     return source
 
 

@@ -90,7 +90,7 @@ def read_sweep(folder: str) -> Sweep:
     store = Store(*open_filesystem(folder))
     plan = store.read_json(PLAN)
     if "finals" not in plan:
-        raise UserError(f"{folder} has not finished; the same sweep command goes on with it")
+        raise UserError(f"{folder} has not finished; the same sweep command resumes it")
     return Sweep(store, plan)
 
 
@@ -104,8 +104,8 @@ def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> Non
         store, begun = sweep.store, sweep.store.has(OPENED)
         if begun and (changed := differences(store.read_json(OPENED), protocol)):
             raise UserError(
-                f"{store.shown()}: its test split was opened by another protocol "
-                f"({'; '.join(changed)}); repeat that one"
+                f"the test split of {store.shown()} was opened with another protocol "
+                f"({'; '.join(changed)}); take the first protocol"
             )
         for run in sweep.runs:
             found, name = run.openings(), run.shown()
@@ -114,8 +114,8 @@ def open_test_split(sweeps: Sequence[Sweep], protocol: Mapping[str, Any]) -> Non
             if found and not (begun and [opening["by"] for opening in found] == [OPENED_BY]):
                 by = next((o for o in found if o["by"] != OPENED_BY), found[-1])
                 raise UserError(
-                    f"{name}: its test split was seen before, by {by['by']} on {by['when']}; a run that saw "
-                    "it cannot be compared"
+                    f"the test split of {name} was already opened, by {by['by']} on {by['when']}; its test "
+                    "scores may have influenced choices, so the run cannot be compared"
                 )
     for sweep in sweeps:
         sweep.store.write_json(protocol, OPENED)
@@ -185,7 +185,9 @@ def require_one_of_each(sweeps: Sequence[Sweep]) -> None:
     data = [store.read_json("data", MANIFEST)["stamp"] for store in stores]
     other = [sweep.store.shown() for sweep, found in zip(sweeps, data, strict=True) if found != data[0]]
     if other:
-        raise UserError(f"{other[0]} has other data than {sweeps[0].store.shown()}; give each its own report")
+        raise UserError(
+            f"{other[0]} has other data than {sweeps[0].store.shown()}; report each of them alone"
+        )
 
 
 def protocol_of(

@@ -28,13 +28,15 @@ class Options(BaseModel):
 
     space: str = Field(description=f"a search space: {', '.join(space_names())}, or a .py file")
     preset: str | None = Field(None, description="a preset; default: the space's")
-    config: str | None = Field(None, description="a YAML file of settings over the preset")
+    config: str | None = Field(None, description="a YAML file of settings that override the preset")
     num_samples: PositiveInt | None = Field(None, description="number of trials; default: the space's")
     name: str | None = Field(None, description="name of the sweep; default: its space and preset")
     storage: str = Field("runs", description="folder or URI that holds the run folders")
     metric: str | None = Field(None, description="valid_nll or valid_prior_nll; default: the space's")
-    search: Literal["random", "optuna"] = Field("random", description="what proposes the trials")
-    scheduler: Literal["asha", "none"] = Field("asha", description="stop poor trials early, or none")
+    search: Literal["random", "optuna"] = Field("random", description="method that proposes the trials")
+    scheduler: Literal["asha", "none"] = Field(
+        "asha", description="asha stops poor trials early; none stops no trial"
+    )
     max_concurrent_trials: PositiveInt | None = Field(
         None, description="trials at once; default: as many as the CPUs or GPUs allow"
     )
@@ -43,11 +45,12 @@ class Options(BaseModel):
         description="space comparison: kinds, separated by commas; default: all that have ranges there",
     )
     seeds: PositiveInt | None = Field(
-        None, description="space comparison: trainings of each kind's best trial; default: the space's"
+        None,
+        description="space comparison: number of new seeds of each kind's best trial; default: the space's",
     )
     core_seconds: PositiveFloat | None = Field(
         None,
-        description="space comparison: counted seconds of a core of each training; default: the space's",
+        description="space comparison: core-seconds of each training; default: the space's",
     )
     longest: int = Field(
         4, ge=2, description="space comparison: longest training of a best trial, as a multiple of its time"

@@ -31,7 +31,7 @@ class Report(Command, Measurement):  # type: ignore[misc]  # pydantic-settings n
     k: PositiveInt = Field(100, description="importance samples of the likelihood")
     samples: PositiveInt | None = Field(10_000, description="samples for the distances")
     served: Count = Field(
-        0, description="number of test images to leave out, since evaluate --images used them for choices"
+        0, description="number of test images to leave out, because choices used them (`evaluate --images`)"
     )
     seed: Seed = Field(0, description="seed of noise and samples")
 

@@ -62,7 +62,7 @@ class Range:
     def ends(self, name: str) -> tuple[float, float]:
         """The smallest and the largest number of the field `name`. Raises UserError on an empty range."""
         if not (self.low < self.high and (self.low > 0 or not self.log)):
-            raise UserError(f"{name} has no range from {self.low} to {self.high}")
+            raise UserError(f"{name} cannot have a range from {self.low} to {self.high}")
         return self.low, self.high
 
 
@@ -198,7 +198,9 @@ class Kinds:
         """
         larger = [one for one in self.core_seconds if one >= fraction]
         if not larger:
-            raise UserError(f"the space has no seconds for the fraction {fraction:g}; give --core-seconds")
+            raise UserError(
+                f"the space has no core-seconds for the fraction {fraction:g}; give --core-seconds"
+            )
         return self.core_seconds[min(larger)]
 
     def of(self, kind: str) -> Space:

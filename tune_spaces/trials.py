@@ -87,7 +87,7 @@ def claim_facts(run: Store, file: str, facts: Mapping[str, Any]) -> dict[str, An
     record = run.read_json(file)
     changed = differences({key: record.get(key) for key in facts}, facts)
     if changed:
-        raise UserError(f"{run.shown()} is another sweep ({'; '.join(changed)}); take another --name")
+        raise UserError(f"{run.shown()} holds another sweep ({'; '.join(changed)}); take another --name")
     return record
 
 

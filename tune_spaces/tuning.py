@@ -180,10 +180,10 @@ class SweepCallback(tune.Callback):  # type: ignore[misc]
         try:
             failed = self._trial(trial).result("failed", reason=reason_of(error))
         except UserError as impossible:  # Optuna proposed an impossible config
-            console.print(f"no trial: {impossible}")
+            console.print(f"a proposed trial is impossible: {impossible}")
             return
         if is_of_storage(error):
-            console.print(f"{failed.trial} stopped: {failed.reason}; the same command goes on with it")
+            console.print(f"{failed.trial} stopped: {failed.reason}; the same command resumes it")
             return
         write_result(self.plan.run, failed)
         self._ended(trial)

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     own = own_flags(Options, flags)
     storage, slash, name = own.out.rstrip("/").rpartition("/")
     if not name.strip(".") or storage.endswith(":/"):
-        raise UserError(f"--out {own.out!r} is no new folder, or a whole bucket")
+        raise UserError(f"--out {own.out!r} is a whole bucket or has no name; give a new folder")
     experiment = resolve(own.preset, None, flags)
     if STAGE not in experiment.stage_names:
         raise UserError(f"model.kind {experiment.model.kind} has no part bank; leave it out")

@@ -63,13 +63,15 @@ class Baseline(Kind):
         return draw
 
     def swapped(self, a: Tensor, b: Tensor, inside: Tensor) -> Tensor:
-        raise UserError(f"kind {self.spec.kind} has no latents of a region that could be swapped")
+        raise UserError(f"a model of kind {self.spec.kind} has no latents for single regions to swap")
 
     @torch.no_grad()
     def features(self, images: Any) -> Tensor:
         embedded = self.embed(self.as_input(images)).flatten(1)
         if not embedded.shape[1]:
-            raise UserError(f"kind {self.spec.kind} looks at an image step by step: it has no features")
+            raise UserError(
+                f"a model of kind {self.spec.kind} reads an image step by step and has no features"
+            )
         return embedded
 
     def sample(

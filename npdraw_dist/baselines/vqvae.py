@@ -179,7 +179,10 @@ class VQVAE(DiscreteBaseline):
 
     @torch.no_grad()
     def after_step(self, gather: Gather) -> None:
-        """Updates the use of codes by all ranks' counts; replaces codes used less than DEAD by candidates."""
+        """Updates the use of each code from the counts of all ranks.
+
+        Replaces a code whose use fell below DEAD with a random encoder output.
+        """
         found = gather(torch.cat([self.seen[:, None], self.tickets[:, None], self.candidates], 1))
         codes = self.spec.codes
         seen, winner = found[:, :, 0].sum(0), found[:, :, 1].argmax(0)

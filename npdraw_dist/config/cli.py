@@ -146,8 +146,8 @@ class Flags(argparse.ArgumentParser):
         super().__init__(prog=prog, allow_abbrev=False, add_help=False)
         self.command, self.words, self.actions = command, words, dict[str, argparse.Action]()
         self.common = [
-            self.add_argument("--help", "-h", action="help", help="the settings that matter"),
-            self.add_argument("--help-all", action=_HelpAll, nargs=0, dest="help", help="all settings"),
+            self.add_argument("--help", "-h", action="help", help="show the main settings"),
+            self.add_argument("--help-all", action=_HelpAll, nargs=0, dest="help", help="show all settings"),
             # Help and the shell's script show these; `parse_flags` removes them from the command line.
             *(
                 self.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=what)
@@ -221,7 +221,7 @@ def parse_flags(command: type[Command], program: str, argv: Sequence[str]) -> di
     The result leaves out `--quiet` and `--verbose`, which set what this process prints.
     """
     if set(process.FLAGS) <= set(argv):
-        raise UserError(f"{' and '.join(process.FLAGS)}: give one of them")
+        raise UserError(f"give {' or '.join(process.FLAGS)}, not both")
     process.set_verbosity(argv)
     prog = sys.argv[0] if sys.argv[0].startswith("npdraw ") else f"python -m {program}"
     return dict(Flags(command, prog, [word for word in argv if word not in process.FLAGS]).source())
@@ -242,7 +242,7 @@ def run_command(main: Callable[[Sequence[str]], None]) -> NoReturn:
     try:
         main(sys.argv[1:])
     except KeyboardInterrupt:
-        print("interrupted; to go on, run the same command again", file=sys.stderr)
+        print("interrupted; the same command again resumes", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         is_users = isinstance(error, UserError) or (isinstance(error, OSError) and error.errno in BAD_PATH)

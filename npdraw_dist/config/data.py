@@ -48,16 +48,16 @@ class DataConfig(DataRun):
     source: SourceName = "digits"
     """the data set"""
     image_size: ImageSize | None = None
-    """side of the images in pixels, or HEIGHTxWIDTH such as 48x64 (user sources)"""
+    """side of the images in pixels, or HEIGHTxWIDTH such as 48x64 (sources of your own images)"""
     fit: Literal["pad", "crop"] = "pad"
-    """pad a picture to the shape of the images, or crop it to its centre (user sources)"""
+    """pad a picture to the shape of the images, or crop it to its centre (sources of your own images)"""
     channels: Annotated[Literal[1, 3], AsNumber] | None = None
-    """1 for grey, 3 for colour (user sources)"""
+    """1 for grey, 3 for colour (sources of your own images)"""
     background: Annotated[str, BeforeValidator(_require_colour)] = "white"
-    """colour behind transparent or padded pictures (user sources, emoji)"""
+    """colour behind transparent or padded pictures (sources of your own images, and emoji)"""
     split_by: Literal["face", "character", "variant"] = "face"
-    """what the splits hold out. fonts: families of faces (face), or characters in all faces (character).
-    emoji: an emoji with all its variants (face), or single variants such as one skin tone (variant)"""
+    """what the splits hold out. face: families of faces (fonts), or an emoji with all its variants (emoji);
+    character: characters in all faces (fonts); variant: single variants such as one skin tone (emoji)"""
     fraction: float = Field(1.0, gt=0, le=1)
     """share of the training images that is used; a larger share contains a smaller one"""
     valid_fraction: float = Field(0.1, ge=0, lt=1)
@@ -94,14 +94,16 @@ class DataConfig(DataRun):
             needed = "data.image_size" if channels else "data.image_size and data.channels"
             raise ValueError(f"data.source {self.source} needs {needed}{unless}")
         if channels and self.channels not in (None, channels):
-            raise ValueError(f"data.channels is {channels} for data.source {self.source}")
+            raise ValueError(f"data.channels must be {channels} for data.source {self.source}")
         if not own and (self.image_size is not None or self.channels is not None):
-            raise ValueError(f"data.image_size and data.channels are fixed for data.source {self.source}")
+            raise ValueError(
+                f"data.source {self.source} fixes data.image_size and data.channels; leave them out"
+            )
         if self.source == "fonts" and self.image_size is not None:
             height, width = sides(self.image_size)
             if height != width or height < LEAST_GLYPH:
                 raise ValueError(
-                    f"data.image_size is {self.image_size}; a glyph takes a square of {LEAST_GLYPH} or more"
+                    f"data.image_size is {self.image_size}; a glyph needs a square of {LEAST_GLYPH} or more"
                 )
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError("data.valid_fraction + data.test_fraction leave no training image; lower them")
@@ -112,7 +114,7 @@ class GridConfig(Section):
     patch: PositiveInt = 5
     """P, the side of a part in canvas pixels"""
     stride: PositiveInt = 5
-    """distance of neighbouring places in canvas pixels, at most P"""
+    """distance between neighbouring places in canvas pixels, at most P"""
     downscale: PositiveInt = 1
     """side of the image divided by that of the canvas"""
     background: Literal["black", "white"] = "black"
@@ -139,7 +141,7 @@ class GridConfig(Section):
 
 class BankRun(RunHalf):
     shards: PositiveInt = 1
-    """number of Ray actors that share the clustering; 1: one process"""
+    """number of Ray actors that share the clustering; with 1, a single process clusters"""
 
 
 class BankConfig(BankRun):

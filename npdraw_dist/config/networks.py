@@ -50,7 +50,7 @@ class PriorNetwork(PriorVocabulary):
     """The network of the prior (paper section 3.1)."""
 
     depth: PositiveInt = 4
-    """blocks"""
+    """number of blocks"""
     width: PositiveInt = 128
     """channels of a hidden state"""
     attention_heads: PositiveInt = 4
@@ -84,7 +84,7 @@ class PriorConfig(PriorNetwork):
     images: PositiveInt = 60_000
     """training budget in images"""
     plain_images: Count = 0
-    """final images of this stage's budget that are trained without augmentation"""
+    """number of images, the last of this stage's budget, that are not augmented"""
     learning_rate: Positive = 2e-3
     """peak of Adam's learning rate"""
 
@@ -136,7 +136,7 @@ class VAEConfig(VAENetwork):
     images: PositiveInt = 60_000
     """training budget in images"""
     plain_images: Count = 0
-    """final images of this stage's budget that are trained without augmentation"""
+    """number of images, the last of this stage's budget, that are not augmented"""
     learning_rate: Positive = 1e-3
     """peak of Adam's learning rate for encoder and decoder"""
     prior_learning_rate: NonNegative = 3e-4
@@ -155,8 +155,8 @@ class VAEConfig(VAENetwork):
     """largest number of images with relaxed draws of z; the rest, at least a third of the budget, has hard
     draws and an unbiased gradient. Default: two thirds of the budget"""
     draws: PositiveInt = 2
-    """number of hard draws of z for each image, each compared with the others; 1: hard draws train only
-    prior and decoder, in half the time"""
+    """number of hard draws of z for each image; the gradient compares each draw with the others. 1: hard
+    draws train only prior and decoder, in half the time"""
     latent_ramp: float = Field(0.0, ge=0, le=1)
     """share of the budget over which the KL of the Gaussians (in a baseline the whole KL) rises to its
     full weight in the loss; without it a map of latents may stay unused"""
@@ -199,8 +199,8 @@ class BaselineConfig(Section):
     codes: PositiveInt = 64
     """vqvae: number of vectors in the codebook, the counterpart of bank.size"""
     read: PositiveInt = 5
-    """draw: side of the window it reads, in samples"""
+    """draw: side of the window that it reads, in sampled points"""
     write: PositiveInt = 5
-    """draw: side of the window it writes, in samples"""
+    """draw: side of the window that it writes, in sampled points"""
     glimpse: PositiveInt = 20
-    """air: side of an object's window, in samples"""
+    """air: side of an object's window, in sampled points"""

@@ -42,7 +42,7 @@ class EvalConfig(EvalRun):
     temperature: Positive = 1.0
     """temperature of the prior in samples; the model keeps it as its default"""
     guidance: NonNegative = 1.5
-    """strength of a condition in samples, 1 as trained; the model keeps it as its default"""
+    """strength of a condition in samples, 1 as in training; the model keeps it as its default"""
 
 
 class InitRun(RunHalf):
@@ -153,9 +153,7 @@ class Experiment(Section):
             if self.prior.network != "transformer":
                 raise ValueError("kind authors needs prior.network transformer")
             if self.vae.latents:
-                raise ValueError(
-                    "vae.latents needs our decoder, which kind authors does not have; leave it out"
-                )
+                raise ValueError("vae.latents needs the decoder of kind npdraw, not authors; leave it out")
         if self.prior.condition != "none" and self.model.kind != "npdraw":
             raise ValueError("prior.condition is for model.kind npdraw; set it to none")
         if self.model.kind == "flow" and self.baseline.latents == 1:

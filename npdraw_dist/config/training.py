@@ -22,8 +22,8 @@ def _micro_batch(value: object) -> int | str:
 
 class TrainRun(RunHalf):
     micro_batch: Annotated[int | Literal["auto"], BeforeValidator(_micro_batch)] = "auto"
-    """largest number of images in one forward pass of a worker, which does not change the result. auto: what
-    the memory of a GPU allows, by one measured step; 32 on a CPU"""
+    """largest number of images in one forward pass of a worker, which does not change the result. auto: on
+    a GPU, as many as its memory allows, which one step measures; on a CPU, 32"""
     precision: Precision = "auto"
     """number format on a GPU; auto: bfloat16 if the GPU has it natively, else float32. A CPU always uses
     float32"""
@@ -41,33 +41,33 @@ class TrainConfig(TrainRun):
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw: AdamW trains all parameters; muon: Muon trains matrices of at least 16 x 16, and AdamW the rest,
     at the same learning rates"""
-    # Augmentation. A move is drawn uniformly between minus and plus its limit, and the moved image is parsed.
+    # A change is drawn uniformly between minus and plus its limit, and the augmented image is parsed.
     augmented: Share = 0.0
-    """share of the training images that are moved"""
+    """share of the training images that are augmented"""
     shift: NonNegative = 0.0
-    """limit of a moved image's shift along each axis, in pixels"""
+    """largest shift of an augmented image along each axis, in pixels"""
     rotate: float = Field(0.0, ge=0, le=180)
-    """limit of a moved image's rotation, in degrees"""
+    """largest rotation of an augmented image, in degrees"""
     stretch: NonNegative = 0.0
-    """limit of the logarithm of a moved image's stretching"""
+    """largest logarithm of the factor by which an augmented image is stretched"""
     shear: NonNegative = 0.0
-    """limit of a moved image's shear, the slope of an upright line"""
+    """largest shear of an augmented image, the slope of an upright line"""
     mirror: Share = 0.0
-    """probability that a moved image is mirrored, left to right"""
+    """probability that an augmented image is mirrored, left to right"""
     # Validation, and which weights a stage passes on
     eval_every_images: PositiveInt = 20_000
-    """interval of validations and checkpoints; at least a thousandth of the budget"""
+    """images between two validations, each with a checkpoint; at least a thousandth of the budget"""
     eval_images: PositiveInt = 512
     """largest number of validation images"""
     select: Literal["last", "best"] = "best"
     """which weights a stage passes on. best: the weights with the best validation; last: the last weights"""
     average_images: NonNegative = 0.0
     """number of images over which an exponential moving average of the weights is taken; the average is
-    validated and passed on. 0: the weights themselves are"""
+    validated and passed on. 0: the weights themselves are validated and passed on"""
     patience: Count = 3
-    """a stage ends early after this number of validations far below the best, with none near the best between
-    them. A validation does not count if it is better than the one before or has relaxed draws. With 0, or
-    with train.select last, no stage ends early"""
+    """a stage ends early after this number of validations that are far worse than the best; one near the best
+    starts the count again. A validation that is better than the one before, or has relaxed draws, is not
+    counted. With 0, or with train.select last, no stage ends early"""
 
     def made(self) -> dict[str, Any]:
         values = super().made()
@@ -102,8 +102,8 @@ class ScaleConfig(RunHalf):
     """How a run is spread over processes and machines."""
 
     num_workers: Annotated[int | str, BeforeValidator(_worker_count)] = 1
-    """number of Ray workers. 0: this process does all work without Ray, which suits a debugger; 1:2: a range,
-    in which the cluster chooses; 0:2: the same as 1:2 if RAY_ADDRESS or a job names a cluster, else as 0"""
+    """number of Ray workers. 0: this process does all work without Ray, which suits a debugger. 1:2: the
+    cluster chooses a number in this range. 0:2: as 1:2 if RAY_ADDRESS or a job names a cluster, else as 0"""
     use_gpu: bool | None = None
     """whether workers have GPUs; by default they do if there are enough GPUs"""
     gpus_per_worker: float = Field(1.0, ge=0.01, le=1)

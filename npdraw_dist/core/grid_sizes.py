@@ -29,12 +29,12 @@ class GridSizes:
     def __post_init__(self) -> None:
         if not 1 <= self.patch <= min(self.height, self.width):
             raise ValueError(
-                f"grid.patch is {self.patch}; a {self.height}x{self.width} canvas takes "
+                f"grid.patch is {self.patch}; on a {self.height}x{self.width} canvas it must be "
                 f"1 to {min(self.height, self.width)}"
             )
         if not 1 <= self.stride <= self.patch:
             raise ValueError(
-                f"grid.stride is {self.stride}; 1 to grid.patch ({self.patch}) leaves no gap between places"
+                f"grid.stride is {self.stride}; it must be 1 to grid.patch ({self.patch}), or gaps are left"
             )
         if self.background not in (0.0, 1.0):
             raise ValueError(f"the background is {self.background}; 0.0 is black and 1.0 white")

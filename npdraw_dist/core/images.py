@@ -69,12 +69,12 @@ def to_batch(images: Any, shape: tuple[int, int, int], background: float = 0.0) 
         return _as_batch(tensor.byte() * 255 if tensor.dtype == torch.bool else tensor, shape)
     if not isinstance(images, Sequence) or isinstance(images, str | bytes):
         hint = "; open the file with PIL.Image.open" if isinstance(images, str | bytes) else ""
-        raise UserError(f"images are {KINDS}, not {type(images).__name__}{hint}")
+        raise UserError(f"images must be {KINDS}, not {type(images).__name__}{hint}")
     if not images:
         raise UserError("there is no image")
     found = [to_batch(image, shape, background) for image in images]
     if len({(image.dtype, image.device) for image in found}) > 1:
-        raise UserError("images of one list are all pictures (uint8) or all floats, of one type and device")
+        raise UserError("the images of a list must be all pictures (uint8) or all floats, on one device")
     return torch.cat(found)
 
 
@@ -84,7 +84,7 @@ def shape_of(images: Any) -> tuple[int, int, int]:
         return (1 if is_grey(images) else 3, images.height, images.width)
     if not hasattr(images, "shape"):
         if not isinstance(images, Sequence) or isinstance(images, str | bytes) or not images:
-            raise UserError(f"images are {KINDS}, not {type(images).__name__}")
+            raise UserError(f"images must be {KINDS}, not {type(images).__name__}")
         shapes = sorted({shape_of(image) for image in images})
         if len(shapes) > 1:
             raise UserError(f"the images have {len(shapes)} shapes, such as {shapes[0]} and {shapes[-1]}")
@@ -93,7 +93,7 @@ def shape_of(images: Any) -> tuple[int, int, int]:
     if len(sides) == 2 or (len(sides) == 3 and not {sides[0], sides[-1]} & {1, 3}):
         sides = (1, *sides[-2:])
     if len(sides) != 3:
-        raise UserError(f"images are (B, C, H, W), (B, H, W, C) or (B, H, W), not {tuple(images.shape)}")
+        raise UserError(f"images must be (B, C, H, W), (B, H, W, C) or (B, H, W), not {tuple(images.shape)}")
     return sides if sides[0] in (1, 3) else (sides[2], *sides[:2])
 
 
@@ -101,7 +101,7 @@ def require_images(x: Tensor, shape: tuple[int, int, int]) -> None:
     """Raises UserError if x is not (B, C, H, W) of `shape` (C, H, W) with B >= 1."""
     if x.ndim != 4 or tuple(x.shape[1:]) != shape:
         one = "; pass one image as image[None]" if tuple(x.shape) == shape else ""
-        raise UserError(f"images are (B, {', '.join(map(str, shape))}), not {tuple(x.shape)}{one}")
+        raise UserError(f"images must be (B, {', '.join(map(str, shape))}), not {tuple(x.shape)}{one}")
     if not len(x):
         raise UserError("there is no image")
 
@@ -125,8 +125,8 @@ def _of_picture(picture: Image.Image, shape: tuple[int, int, int], background: f
     _, height, width = shape
     if picture.size != (width, height):
         raise UserError(
-            f"a picture has {picture.width}x{picture.height} pixels, and the model draws {width}x{height}: "
-            f"crop it, or picture.resize(({width}, {height}))"
+            f"a picture has {picture.width}x{picture.height} pixels, and the model draws {width}x{height}; "
+            f"crop it, or call picture.resize(({width}, {height}))"
         )
     try:
         return torch.tensor(to_image(picture, Frame(shape, "white" if background else "black")))[None]
@@ -138,7 +138,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     """(B, C, H, W) or (C, H, W), floats in [0, 1] or uint8 -> PIL images of mode L (if C is 1) or RGB."""
     batch = images[None] if images.ndim == 3 else images
     if batch.ndim != 4 or batch.shape[1] not in (1, 3):
-        raise UserError(f"images are (B, 1 or 3, H, W), not {tuple(images.shape)}")
+        raise UserError(f"images must be (B, 1 or 3, H, W), not {tuple(images.shape)}")
     if batch.dtype != torch.uint8:
         batch = (batch.detach().float().clamp(0, 1) * 255).round().byte()
     rows = batch.permute(0, 2, 3, 1).cpu().numpy()

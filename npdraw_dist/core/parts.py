@@ -74,14 +74,14 @@ class PartBank(_Saved):
         """The parts of this bank, then those of the others. Raises UserError if their shapes differ."""
         for bank in others:
             if (shape := tuple(bank.parts.shape[1:])) != tuple(self.parts.shape[1:]):
-                raise UserError(f"a bank cannot have parts of {shape} and of {tuple(self.parts.shape[1:])}")
+                raise UserError(f"a bank cannot mix parts of {shape} and of {tuple(self.parts.shape[1:])}")
         return PartBank(torch.cat([bank.parts.to(self.parts.device) for bank in (self, *others)]))
 
     def __post_init__(self) -> None:
         if self.parts.ndim != 4 or self.parts.shape[2] != self.parts.shape[3] or len(self.parts) == 0:
-            raise ValueError(f"a bank is (K, C, P, P) with K > 0, not {tuple(self.parts.shape)}")
+            raise ValueError(f"a bank must be (K, C, P, P) with K > 0, not {tuple(self.parts.shape)}")
         if self.parts.dtype != torch.float32:
-            raise ValueError(f"a bank is float32, not {self.parts.dtype}")
+            raise ValueError(f"a bank must be float32, not {self.parts.dtype}")
 
     def __len__(self) -> int:
         return len(self.parts)
@@ -113,7 +113,7 @@ def _require_steps(whether: Tensor, where: Tensor, what: Tensor, of: str = "") -
     shape = whether.shape
     if len(shape) != 2 or where.shape != shape or what.shape != shape:
         raise ValueError(
-            f"whether, where and what{of} are all (B, T); got "
+            f"whether, where and what{of} must all be (B, T), not "
             f"{tuple(shape)}, {tuple(where.shape)}, {tuple(what.shape)}"
         )
 
@@ -154,9 +154,9 @@ class PartSequence(_Rows, _Saved):
     def __post_init__(self) -> None:
         _require_steps(self.whether, self.where, self.what)
         if self.whether.dtype != torch.bool:
-            raise ValueError(f"whether is bool, not {self.whether.dtype}")
+            raise ValueError(f"whether must be bool, not {self.whether.dtype}")
         if self.where.dtype != torch.int64 or self.what.dtype != torch.int64:
-            raise ValueError(f"where and what are int64, not {self.where.dtype} and {self.what.dtype}")
+            raise ValueError(f"where and what must be int64, not {self.where.dtype} and {self.what.dtype}")
 
     def __len__(self) -> int:
         return len(self.whether)
@@ -198,14 +198,12 @@ class Batch(_Rows):
             object.__setattr__(self, "condition", none)
         if self.images.ndim != 4 or self.images.dtype != torch.uint8:
             raise ValueError(
-                f"a batch has uint8 images (B, C, H, W), not {self.images.dtype} {tuple(self.images.shape)}"
+                f"a batch needs uint8 images (B, C, H, W), not {self.images.dtype} {tuple(self.images.shape)}"
             )
         _require_steps(self.whether, self.where, self.what, " of a batch")
         if not len(self.images) == len(self.whether) == len(self.condition):
-            counts = f"{len(self.whether)} and {len(self.condition)}"
-            raise ValueError(
-                f"a batch has uint8 images (B, C, H, W), B parses and B conditions, not {counts}"
-            )
+            counts = f"{len(self.whether)} parses and {len(self.condition)} conditions"
+            raise ValueError(f"a batch of {len(self.images)} images cannot have {counts}")
 
     @classmethod
     def of(cls, images: Tensor, z: PartSequence, condition: Tensor | None = None) -> "Batch":

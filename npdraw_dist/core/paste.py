@@ -1,7 +1,7 @@
 """Pastes parts on a canvas by the maximum of their ink, for parser and renderer (paper section 3.1).
 
-The maximum of ink is the maximum of pixels on black and their minimum on white. A gather and a scatter give
-the same canvas as the authors' one-hot codes and Gaussian filter banks, without a (B, T, K, C, P, P) tensor.
+Ink is brightness on a black background and darkness on a white one. A gather and a scatter give the same
+canvas as the authors' one-hot codes and Gaussian filter banks, without a (B, T, K, C, P, P) tensor.
 Shapes: B batch, T steps, K parts, L places, C channels, P patch side, H x W canvas.
 """
 

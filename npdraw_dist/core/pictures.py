@@ -102,7 +102,7 @@ def open_picture(
             raise BadPicture(f"more than the limit of {most:,} pixels") from None
         except UnidentifiedImageError:
             known = ", ".join(formats or ("the known formats",))
-            raise BadPicture(f"unreadable image: none of {known}") from None
+            raise BadPicture(f"unreadable image, which is none of {known}") from None
         if picture.width * picture.height > most:
             picture.close()
             raise BadPicture(f"{picture.width} x {picture.height} pixels, more than the limit of {most:,}")

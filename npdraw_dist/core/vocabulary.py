@@ -45,7 +45,7 @@ def plain(given: Any, count: int | None = None) -> Condition | list[Condition]:
     each: list[Condition] = list(found) if isinstance(found, Iterable) else [found]
     for one in each:
         if not isinstance(one, int | str):
-            raise UserError(f"a condition is a class or words, not {one!r}")
+            raise UserError(f"a condition must be a class or words, not {one!r}")
     if count not in (None, len(each)):
         raise UserError(f"there are {len(each)} conditions for {count} drawings")
     return each

@@ -177,7 +177,7 @@ def ingest(
         check_rejects(limit.rejects, limit.rows, data)
     if errors:
         more = f" (and {len(errors) - 1} more pieces failed)" if len(errors) > 1 else ""
-        raise UserError(f"{errors[0]}{more}; what is written stays, and the same command goes on")
+        raise UserError(f"{errors[0]}{more}; what was written is kept, and the same command resumes")
     if not source.unique:
         driver_s += _reject_repeated(write, pieces, done, across_splits)
     shards = [done[name] for split in splits for name in splits_of if done[name].split == split]

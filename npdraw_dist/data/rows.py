@@ -51,12 +51,14 @@ class Rows:
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
-            raise ValueError(f"images are (N, C, H, W) uint8, not {self.images.shape} {self.images.dtype}")
+            raise ValueError(
+                f"images must be (N, C, H, W) uint8, not {self.images.shape} {self.images.dtype}"
+            )
         if len(self.ids) != len(self.images) or len(set(self.ids)) != len(self.ids):
             raise ValueError(f"{len(self.images)} images need as many different ids, not {len(self.ids)}")
         labels = self.labels
         if labels is not None and (labels.shape != (len(self.ids),) or labels.dtype != np.int64):
-            raise ValueError(f"labels are (N,) int64, not {labels.shape} {labels.dtype}")
+            raise ValueError(f"labels must be (N,) int64, not {labels.shape} {labels.dtype}")
         if self.words is not None and len(self.words) != len(self.ids):
             raise ValueError(f"{len(self.ids)} images need as many texts, not {len(self.words)}")
 

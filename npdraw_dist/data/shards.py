@@ -143,7 +143,7 @@ def listed(
     the classes, and `data.fraction` keeps the first ones. classes: names of the labels, in order, if any.
     """
     if not len(items["train"]):
-        raise UserError(f"data.source {data.source} has no training image; see --data.path and fractions")
+        raise UserError(f"data.source {data.source} has no training image; check --data.path and fractions")
     chosen: dict[Split, Any] = {**items, "train": subset(items["train"], data.fraction, seed)}
     parts = list[Part]()
     for split, own in chosen.items():
@@ -291,8 +291,8 @@ def require_shape(data: DataConfig, prepared: Prepared) -> None:
         sizes = [f"of {c} channel(s) and {h}x{w} pixels" for c, h, w in (prepared.shape, data.shape)]
         raise UserError(
             f"data.path {data.path} was prepared with images {sizes[0]}, not {sizes[1]}; give "
-            f"--data.image_size {size_of(*size)} --data.channels {channels}, or leave out both where no "
-            "preset states them"
+            f"--data.image_size {size_of(*size)} --data.channels {channels}, or leave out both if no "
+            "preset sets them"
         )
 
 

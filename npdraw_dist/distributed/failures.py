@@ -24,7 +24,7 @@ Chain = tuple[BaseException, ...]  # an error and its causes, outermost first
 
 
 def cause_chains(error: BaseException, outer: Chain = ()) -> Iterator[Chain]:
-    """Yields each chain of causes from `error` to an innermost one: one chain for each worker that failed."""
+    """Yields the exceptions of each failed worker, from the outermost `error` to the root cause."""
     chain = (*outer, error)
     workers = list(getattr(error, "worker_failures", {}).values())
     single = [_as_text(error), *(getattr(error, name, None) for name in CAUSES), error.__cause__]
@@ -134,7 +134,7 @@ class Restarts:
             raise failed from None
         if lost(error) is not None:
             raise UserError(
-                f"stage {self.name} stopped: {what}, and --scale.max_failures {self.most} are used up; what "
+                f"stage {self.name} stopped: {what}, and --scale.max_failures {self.most} is used up; what "
                 "was saved is intact, and the same command resumes"
             ) from None
         raise error

@@ -31,8 +31,8 @@ class Edit(Command):
     Details that parts cannot express, such as the slant of strokes, come from A if A is an image or a sample.
     A saved drawing does not hold them, so its canvas alone is decoded.
 
-    --posters LIST.yaml makes many edits and completions and writes edits.png and completions.png, a row for
-    each.
+    --posters LIST.yaml makes many edits and completions. It writes edits.png and completions.png, with a row
+    for each.
     """
 
     examples: ClassVar[tuple[str, ...]] = (
@@ -46,7 +46,7 @@ class Edit(Command):
     b: str | None = Field(None, description="the drawing to take parts from, given like --a; needs --region")
     region: str | None = Field(None, description=f"the places that take B's parts: {PLACES}")
     remove: str | None = Field(None, description=f"the places to empty: {PLACES}")
-    move: str | None = Field(None, description="R,C:R,C, moves the parts of one place to another")
+    move: str | None = Field(None, description="R,C:R,C moves the parts of the first place to the second")
     complete: str | None = Field(
         None, description=f"the places that the prior redraws given all others: {PLACES}"
     )
@@ -62,7 +62,7 @@ class Edit(Command):
     posters: str | None = Field(
         None, description="a YAML file with a list `edits` of {a, b, region} and `completions` of {a, keep}"
     )
-    invert: bool = Field(False, description="image files are dark ink on white")
+    invert: bool = Field(False, description="the image files show dark ink on white")
     out: str = Field(description="the folder to write to")
 
 
@@ -138,17 +138,17 @@ def _check_pairs(command: Edit) -> None:
             raise UserError(f"--posters names the edits in its file; leave out --{min(others)}")
         return
     if command.a is None:
-        raise UserError("--a is missing: the drawing to edit; see --help")
+        raise UserError("--a is missing; give the drawing to edit (see --help)")
     if (command.b is None) != (command.region is None):
-        raise UserError("--b and --region go together: the drawing to take parts from, and the places")
+        raise UserError("give --b, the drawing to take parts from, together with --region, the places")
     if command.complete is not None and command.keep is not None:
-        raise UserError("--complete and --keep: give one, the places to redraw or the places to keep")
+        raise UserError("give --complete, the places to redraw, or --keep, the places to keep, not both")
     completed = command.complete is not None or command.keep is not None
     if not completed and (others := command.model_fields_set & {"n", "seed", "temperature"}):
-        raise UserError(f"--{min(others)} needs completions: give --complete or --keep with it")
+        raise UserError(f"--{min(others)} is for completions; give --complete or --keep with it")
     if not completed and command.region is None and command.remove is None and command.move is None:
         raise UserError(
-            "nothing to do: give --b B --region R0:R1,C0:C1, --remove, --move, --complete or --keep"
+            "there is nothing to do; give --b B --region R0:R1,C0:C1, --remove, --move, --complete or --keep"
         )
 
 

@@ -41,7 +41,7 @@ class CompletionEntry(Section):
     @model_validator(mode="after")
     def _one_of_both(self) -> "CompletionEntry":
         if (self.complete is None) == (self.keep is None):
-            raise ValueError(f"completion of {self.a}: give one of `complete` and `keep`")
+            raise ValueError(f"the completion of {self.a} needs either `complete` or `keep`")
         return self
 
 
@@ -87,7 +87,7 @@ class Edits:
         """
         kind, _, number = text.partition(":")
         if kind in ("sample", "test") and not number.isdecimal():
-            raise UserError(f"{text}: write {kind}: and a whole number, such as {kind}:0")
+            raise UserError(f"{text} has no number; write {kind}: and a whole number, such as {kind}:0")
         if kind == "sample":
             drawing = self.model.draw(1, seed=int(number) % 2**63)
         elif text.endswith(".safetensors"):

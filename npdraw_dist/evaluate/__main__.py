@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
         _compare(mode.compare, mode.out, flags)
         return
     if "model" not in flags:
-        raise UserError("--model is missing: a run such as runs/digits (or --compare RUN ...)")
+        raise UserError("--model is missing; give a run such as runs/digits (or --compare RUN ...)")
     _evaluate(mode.out, flags)
 
 
@@ -83,7 +83,7 @@ def _compare(runs: list[str], out: str | None, flags: dict[str, Any]) -> None:
         raise UserError("--compare needs --out, the folder of what it writes")
     for flag in flags:
         raise UserError(
-            f"--compare takes --out only, not --{flag_of([flag])}: the runs are evaluated already"
+            f"--compare takes --out only, not --{flag_of([flag])}; the runs are already evaluated"
         )
     from npdraw_dist.evaluate.runs_table import compare_runs
     from npdraw_dist.system.storage import require_writable

@@ -128,10 +128,10 @@ def _attributes(path: str | None, model: NPDraw) -> Mapping[str, Alternatives]:
             raise UserError("--attributes is for a model conditioned on words; this one takes a class")
         return own
     if path is None:
-        raise UserError("--attributes is missing: the model is conditioned on words")
+        raise UserError("--attributes is missing; a model conditioned on words needs it")
     values = read_file(Path(path))
     if not values or not all(texts and isinstance(texts, list) for texts in values.values()):
-        raise UserError(f"--attributes {path}: each attribute has a list of its alternatives")
+        raise UserError(f"in --attributes {path}, each attribute must have a list of its alternatives")
     return {name: {str(text): frozenset(words_in(str(text))) for text in values[name]} for name in values}
 
 

@@ -81,13 +81,13 @@ def evaluate(settings: EvaluationSettings, sized_pool: bool, out: str) -> tuple[
     source, inputs = open_images(settings.model, data, split_seed, split)
     shards, total = source.shards(split), source.count(split)
     if not shards:
-        raise UserError(f"the data have no split {split!r}: it has no image")
+        raise UserError(f"the split {split!r} of the data has no image")
     if file is not None:  # checked before the likelihood is measured, which may take hours
         images = images_in(source, split, file.dimensions)
         real = min(images, settings.images or images)
         require_enough(real, settings.samples or real, file.dimensions)
     if settings.edits and not model.has_regions:
-        raise UserError(f"--edits: a model of kind {model.spec.kind} cannot edit a region; leave it out")
+        raise UserError(f"a model of kind {model.spec.kind} cannot edit a region; leave out --edits")
     if not scale.in_process:
         from npdraw_dist.distributed.start import start_ray
 

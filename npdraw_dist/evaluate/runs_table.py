@@ -63,14 +63,14 @@ def read_run(folder: str) -> Run:
         raise UserError(f"--compare {folder} is no run folder: it has no config.yaml")
     store, config = Store(*open_filesystem(folder)), run[1]
     if not store.has(RESULT):
-        first = f"npdraw evaluate --model {folder}"
-        raise UserError(f"--compare {folder} has no {RESULT}; first: {first}")
+        first = f"run npdraw evaluate --model {folder}"
+        raise UserError(f"--compare {folder} has no {RESULT}; {first} first")
     result = store.read_json(RESULT)
     try:
         kind, fraction, seed = config["model"]["kind"], config["data"]["fraction"], config["seed"]
         head = {"run": folder.rstrip("/"), "kind": kind, "fraction": float(fraction), "seed": int(seed)}
         if kind not in KINDS:
-            raise ValueError(f"model.kind is {kind!r}, known are {', '.join(KINDS)}")
+            raise ValueError(f"model.kind is {kind!r}; the known kinds are {', '.join(KINDS)}")
         if not isinstance(result["nll_iwae"], float) or not isinstance(result["protocol"]["ids_sha256"], str):
             raise TypeError("nll_iwae or ids_sha256 is missing")
         costs = {**_training_cost(store, config), "parameters": result["protocol"]["parameters"]}

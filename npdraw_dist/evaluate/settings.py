@@ -49,9 +49,12 @@ class EvaluationSettings(Measurement):
         None, description="number of images to measure, chosen by the hash of their id; if not given, all"
     )
     pixels: Literal["auto", "drawn", "mean"] = Field(
-        "auto", description="pixels of samples: drawn from p(x|z) or its mean; auto draws if data is binary"
+        "auto",
+        description="pixels of samples, drawn from p(x|z) or its mean; auto: drawn if the data are binary",
     )
-    temperature: PositiveFloat = Field(1.0, description="temperature of the prior, for the distance")
+    temperature: PositiveFloat = Field(
+        1.0, description="temperature of the prior for the samples of the distances"
+    )
     edits: Count = Field(
         0, description="number of random edits to measure; each puts a region of one image on another"
     )
@@ -73,15 +76,15 @@ class Questions(BaseModel):
 
     attributes: str | None = Field(
         None,
-        description="with --check-conditions, for a model conditioned on words: YAML file of each attribute "
-        "and a list of its alternatives, each one or more words",
+        description="with --check-conditions, for a model conditioned on words: YAML file that maps each "
+        "attribute to a list of its alternatives, each of one or more words",
     )
     questions: PositiveInt = Field(
-        200, description="with --check-conditions: number of seen conditions to request, and of held-out ones"
+        200, description="with --check-conditions: number of seen and of held-out conditions to request"
     )
-    n: PositiveInt = Field(4, description="with --check-conditions: drawings of each condition")
+    n: PositiveInt = Field(4, description="with --check-conditions: number of drawings of each condition")
     guidance: NonNegativeFloat | None = Field(
-        None, description="with --check-conditions: as for `npdraw sample`"
+        None, description="with --check-conditions: strength of the condition, as for `npdraw sample`"
     )
 
 

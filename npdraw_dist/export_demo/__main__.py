@@ -27,7 +27,10 @@ class ExportDemo(Command):
         None, min_length=1, description="licence on the page; if not given, that of the model's card"
     )
     seed: int = Field(
-        1, ge=0, lt=BROWSER_SEEDS, description="seed of the first drawing; torch draws another one from it"
+        1,
+        ge=0,
+        lt=BROWSER_SEEDS,
+        description="seed of the first drawing; torch makes another drawing from it",
     )
     temperature: PositiveFloat | None = Field(
         None, description="the prior's temperature at the start; if not given, the model's own"

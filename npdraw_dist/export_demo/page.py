@@ -177,7 +177,7 @@ def license_of(folder: str) -> str:
 
 
 def unknown(what: str) -> UserError:
-    return UserError(f"export-demo does not know {what}; serve it instead")
+    return UserError(f"export-demo does not support {what}; use npdraw serve instead")
 
 
 @dataclass

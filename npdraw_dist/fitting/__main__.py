@@ -23,15 +23,15 @@ class Fit(Command):
 
     stray: ClassVar[str] = "the folder of pictures comes first: npdraw fit FOLDER"
 
-    pictures: str = Field(description="the folder of pictures: the word after `npdraw fit`")
+    pictures: str = Field(description="the folder of pictures, given as the first word after `npdraw fit`")
     minutes: PositiveFloat = Field(
-        10.0, description="time to train in this process; a probe finds the budgets"
+        10.0, description="time to train in this process; measured steps set the budgets"
     )
     image_size: ImageSize | None = Field(
         None,
         description="side of the images, up to 128, or HEIGHTxWIDTH such as 48x64; if not given, the "
-        "pictures' own if all have one small size, else 32 or 64, in squares unless nearly all pictures have "
-        "one other shape",
+        "pictures' own size if all share a small one, else 32 or 64, square unless nearly all pictures share "
+        "another shape",
     )
     labels: str | None = Field(
         None,

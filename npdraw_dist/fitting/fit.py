@@ -251,7 +251,7 @@ def _budgets(experiment: Experiment, minutes: float, run: Store) -> dict[str, An
     """The settings with which training takes about `minutes`. A resumed run keeps its budgets."""
     if not run.has(CONFIG):
         return budgets(experiment, minutes)
-    console.print(f"fit: {run.shown()} goes on with the budgets that it began with, whatever minutes is")
+    console.print(f"fit: {run.shown()} resumes with the budgets that it began with; minutes has no effect")
     names = {"prior": {"images"}, "vae": set(BUDGETS), "train": {"eval_every_images"}}
     return run.config().model_dump(include=names)
 
@@ -280,7 +280,7 @@ def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         section, dot, field = key.partition(".")
         if not dot and not isinstance(value, Mapping) and key != "seed":
-            raise UserError(f"{key} is no section of settings; write, such as, vae={{'images': 60_000}}")
+            raise UserError(f"{key} is no section of settings; a section is written vae={{'images': 60_000}}")
         nested = merge(nested, {section: {field: value} if dot else value})
     return nested
 
@@ -292,7 +292,7 @@ def suited(pictures: Rows, count: int | None = None) -> tuple[str, dict[str, Any
     scale = canvas_scale(height, width)
     if scale is None:
         raise UserError(
-            f"image_size {size}: no canvas of at most {LARGEST_CANVAS} fits it; take 32, 64, 96 or 128"
+            f"image_size {size} fits no canvas of at most {LARGEST_CANVAS}; take 32, 64, 96 or 128"
         )
     data = {"image_size": size, "channels": channels, "binarize": "none", "test_fraction": 0.0}
     pixels = pictures.images

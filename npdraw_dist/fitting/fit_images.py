@@ -98,7 +98,9 @@ def look(
     classes, condition = () if folder is None else folder.classes, None if found is None else found.condition
     if labels is not None:
         if dataset is not None:
-            raise UserError("labels are for a list of images; a Ray Dataset has a column `label`")
+            raise UserError(
+                "labels are for a list of images; put those of a Ray Dataset in its column `label`"
+            )
         labels = _require_list(labels)
         column = None if kind is None else VOCABULARIES.get(kind, Vocabulary).column
         pictures, classes = labelled(pictures, labels, column)
@@ -110,7 +112,7 @@ def look(
             others, own = _folder_like(others, own, found), None
         validation = validation_rows(others, own, pictures, labels is not None, classes, framed)
     elif valid[1] is not None:
-        raise UserError("valid_labels are of images for validation; give valid too")
+        raise UserError("valid_labels are the labels of valid; give valid too")
     count = len(folder or pictures) if dataset is None else dataset.count()
     return Looked(pictures, classes, validation, count, condition, folder, dataset, found)
 
@@ -129,7 +131,7 @@ def _with_labels(
     if labels == NONE:
         return folder.unlabelled(), None
     if not isinstance(labels, str | Path):
-        raise UserError("labels are a list, but the images a folder; give folders, names or a CSV file")
+        raise UserError("labels is a list, but images is a folder; give folders, names or a CSV file")
     found = FolderLabels.found(folder, labels)
     return found.of(folder), found
 
@@ -138,7 +140,7 @@ def _folder_like(images: str | Path, labels: Labels, training: FolderLabels | No
     """A folder of images for validation with labels as the training images have them."""
     folder = Folder.at(images)
     if labels is not None and not isinstance(labels, str | Path):
-        raise UserError("valid_labels are a list, but the images a folder; give a CSV file")
+        raise UserError("valid_labels is a list, but valid is a folder; give a CSV file")
     return folder if training is None else training.of(folder, labels)
 
 
@@ -233,7 +235,7 @@ def labelled(
     if classes:
         _require_classes(names, classes)
     elif not names:
-        raise UserError("no label says what an image shows; give some, or leave labels out")
+        raise UserError("all labels are None; give some, or leave labels out")
     elif all(type(label) is int and 0 <= label < MOST_CLASSES for label in known):
         classes = tuple(str(number) for number in range(1 + max(map(int, known))))
     else:
@@ -297,9 +299,9 @@ def reasons(skipped: Sequence[Reject]) -> str:
 def _items_of(images: Any) -> Callable[[], Iterator[tuple[str, Picture, int]]]:
     """Returns a function that yields (id, picture, label) of all items at each call."""
     if isinstance(images, Mapping):  # for example, the splits of a Hugging Face data set
-        raise UserError(f"images are a mapping of {', '.join(map(str, images))}; give one of these")
+        raise UserError(f"images is a mapping of {', '.join(map(str, images))}; give one of these")
     if isinstance(images, np.ndarray | torch.Tensor) and images.ndim not in (3, 4):
-        raise UserError(f"images are (N, H, W), (N, H, W, C) or (N, C, H, W), not {tuple(images.shape)}")
+        raise UserError(f"images must be (N, H, W), (N, H, W, C) or (N, C, H, W), not {tuple(images.shape)}")
     if hasattr(images, "iter_rows"):  # a Ray Dataset of validation images
         rows = images.iter_rows
     elif hasattr(images, "__len__"):
@@ -307,7 +309,7 @@ def _items_of(images: Any) -> Callable[[], Iterator[tuple[str, Picture, int]]]:
         rows = partial(map, by_place.__getitem__, range(len(images)))
     else:
         kind = type(images).__name__
-        raise UserError(f"images are a folder, an array, a tensor or a sequence, not {kind}")
+        raise UserError(f"images must be a folder, an array, a tensor or a sequence, not {kind}")
     return lambda: (
         (f"{number:08d}", *picture_and_label(value, f"{number:08d}")) for number, value in enumerate(rows())
     )

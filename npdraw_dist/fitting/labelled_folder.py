@@ -46,7 +46,7 @@ class Folder:
         """Lists a folder. Raises UserError if it is at a URI or has no picture for training."""
         if "://" in str(folder):
             raise UserError(
-                f"images are at {folder}; copy them here, or give `npdraw train` that --data.path"
+                f"images are at {folder}; copy them here, or use `npdraw train` with this --data.path"
             )
         root = str(Path(folder).expanduser().absolute())
         listing = pictures_in(list_tree(LOCAL, root))
@@ -127,7 +127,7 @@ class FolderLabels:
         """
         column, texts = _texts(folder, self.source if source is None else str(source))
         if column != self.column:
-            raise UserError(f"the training pictures have {self.what}, those for validation have not")
+            raise UserError(f"the training pictures have {self.what}, but those for validation do not")
         kept, digest = self.kept, hashlib.sha256(folder.stamp.encode())
         numbers, splits = {name: number for number, name in enumerate(kept)}, dict[Split, Files]()
         for split, files in folder.unlabelled().splits.items():
@@ -192,15 +192,15 @@ def _table(path: Path, root: str, pictures: set[str]) -> tuple[str, dict[str, st
             values = [name for name in COLUMNS if name in header]
             if len(names) != 1 or len(values) != 1:
                 raise UserError(
-                    f"{path} has the columns {', '.join(header) or 'of an empty file'}; it needs file (or "
-                    "file_name), and one of label, words and caption"
+                    f"{path} must have the column file (or file_name) and one of label, words and caption; "
+                    f"it has {', '.join(header) or 'no column'}"
                 )
             for row in rows:
                 name = str(PurePosixPath((row[names[0]] or "").strip()))
                 if name not in pictures:
                     raise UserError(f"{path}, line {rows.line_num}: {root} has no picture {name}")
                 if name in found:
-                    raise UserError(f"{path}, line {rows.line_num}: {name} is there twice")
+                    raise UserError(f"{path}, line {rows.line_num}: {name} occurs twice")
                 found[name] = (row[values[0]] or "").strip()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"labels {path} cannot be read: {error}") from None

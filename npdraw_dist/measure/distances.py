@@ -39,8 +39,8 @@ def require_enough(
     if least < needed:
         which = "real" if real <= generated else "generated"
         raise UserError(
-            f"{least:,} {which} images are too few for the covariance of {dimensions:,} features: "
-            f"at least {needed:,} ({advice})"
+            f"{least:,} {which} images are too few for the covariance of {dimensions:,} features; "
+            f"it needs at least {needed:,} ({advice})"
         )
 
 
@@ -129,7 +129,7 @@ def neighbours(samples: Tensor, blocks: Iterable[Tensor], chosen: int, seed: int
         order = keys.argsort()[:chosen]
         kept, keys = torch.cat([kept, block])[order], keys[order]
     if searched == 0:
-        raise ValueError("there is no image to compare the samples with")
+        raise ValueError("there is no real image to compare with the samples")
     return Neighbours(nearest, (best / queries.shape[1]).sqrt(), kept, searched)
 
 

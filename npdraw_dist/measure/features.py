@@ -88,7 +88,7 @@ class ExtractorFile:
         if not tensor or found.ndim != 2 or len(found) != count or not found.is_floating_point():
             given = f"{tuple(found.shape)} {found.dtype}" if tensor else f"a {type(found).__name__}"
             wanted = f"({count}, D) floating for {count} images"
-            raise UserError(f"the extractor {self.name} gives {given}; wanted {wanted}")
+            raise UserError(f"the extractor {self.name} gives {given}; it must give {wanted}")
         if not torch.isfinite(found).all():
             raise UserError(f"the extractor {self.name} gives NaN or infinite features")
         return found.float().cpu()

@@ -66,7 +66,7 @@ class Difference:
 def paired(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> Difference:
     """The `Difference` of S pairs of mappings image -> number. Raises UserError if a pair's images differ."""
     if any(list(a) != list(b) for a, b in pairs):
-        raise UserError("runs of the same seed were scored on other images")
+        raise UserError("two runs of the same seed were scored on different images")
     found = [np.array([a[image] - b[image] for image in a]) for a, b in pairs]
     seeds, crossed = np.array([x.mean() for x in found]), all(list(a) == list(pairs[0][0]) for a, _ in pairs)
     images = np.mean(found, 0) if crossed else np.concatenate(found)

@@ -55,7 +55,7 @@ class Effort:
     def __post_init__(self) -> None:
         for name, least in (("particles", 1), ("visits", 0), ("candidates", 1)):
             if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; {least} is the least")
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be {least} or more")
 
 
 class HowToComplete(TypedDict, total=False):
@@ -221,5 +221,5 @@ def require_kept(z: PartSequence, keep: Tensor, prior: StepPrior) -> Kept:
     z = PartSequence(z.whether & keep.gather(1, z.where), z.where, z.what).canonical()
     parts = z.where.new_zeros(keep.shape).scatter_add(1, z.where, z.whether.long())
     if prior.spec.aligned and (parts > 1).any():
-        raise ValueError(f"z has {int(parts.max())} parts at a kept place; in order aligned there is one")
+        raise ValueError(f"z has {int(parts.max())} parts at a kept place; order aligned has one")
     return Kept(z, keep)

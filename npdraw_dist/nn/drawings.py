@@ -66,7 +66,7 @@ class Drawings:
             index = int(index)
             count = len(self)
             if not -count <= index < count:
-                raise IndexError(f"drawing {index}; there are {count}")
+                raise IndexError(f"there is no drawing {index}; there are {count}")
             index = slice(index % count, index % count + 1)
         u = None if self.u is None else self.u[index]
         found = Drawings(self.z[index], self.canvas[index], u, self.model)

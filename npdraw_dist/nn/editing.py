@@ -31,7 +31,7 @@ def compose(z_a: PartSequence, z_b: PartSequence, mask: Tensor, order: str) -> P
     """
     if z_a.whether.shape != z_b.whether.shape:
         raise ValueError(
-            f"A has {len(z_a)} drawings of {z_a.steps} steps and B has {len(z_b)} of {z_b.steps}"
+            f"A has {len(z_a)} drawings of {z_a.steps} steps, but B has {len(z_b)} of {z_b.steps}"
         )
     a, b = _steps(z_a, order), _steps(z_b, order)
     return _merge(a.only(~a.inside(mask)), b.only(b.inside(mask)), order)
@@ -78,7 +78,7 @@ def interpolate(z_a: PartSequence, z_b: PartSequence, places: int, order: str) -
     ValueError unless z_a and z_b are one drawing each.
     """
     if len(z_a) != 1 or len(z_b) != 1:
-        raise ValueError(f"interpolation is between two drawings, not {len(z_a)} and {len(z_b)}")
+        raise ValueError(f"interpolation needs one drawing at each end, not {len(z_a)} and {len(z_b)}")
     parts = []
     for drawn, where, what, _ in (_steps(z_a, order), _steps(z_b, order)):
         parts.append(Counter(zip(where[drawn].tolist(), what[drawn].tolist(), strict=True)))
@@ -108,14 +108,14 @@ def checked(z: PartSequence, steps: int, places: int, parts: int, where_given: b
     ValueError unless z has `steps` steps, *where* and *what* are within range, and `where_given` holds.
     """
     if z.steps != steps:
-        raise ValueError(f"a drawing has {steps} steps, not {z.steps}")
+        raise ValueError(f"a drawing must have {steps} steps, not {z.steps}")
     for name, values, size in (("where", z.where, places), ("what", z.what, parts)):
         wrong = z.whether & ((values < 0) | (values >= size))
         if wrong.any():
             raise ValueError(f"{name} is {int(values[wrong][0])}, outside 0 to {size - 1}")
     step = torch.arange(steps, device=z.where.device)
     if where_given and (z.whether & (z.where != step)).any():
-        raise ValueError("in order aligned step t draws at place t")
+        raise ValueError("in order aligned, step t must draw at place t")
     z = z.canonical()
     return PartSequence(z.whether, step.repeat(len(z), 1), z.what) if where_given else z
 
@@ -170,7 +170,7 @@ def parse_region(text: str | None, grid: Grid) -> Tensor:
         default = ("0", str(grid.rows), "0", str(grid.columns))
         top, bottom, left, right = (int(a or b) for a, b in zip(found.groups(), default, strict=True))
         if not (top <= bottom <= grid.rows and left <= right <= grid.columns):
-            raise UserError(f"region {part!r}: {size}, and no end may be before its start")
+            raise UserError(f"region {part!r} is outside the grid or ends before its start; {size}")
         mask[top:bottom, left:right] = True
     return mask.view(-1)
 
@@ -193,7 +193,8 @@ def place_of(place: Any, grid: Grid) -> int:
         raise UserError(f"place {place!r} is neither a number nor (row, column)")
     if not all(0 <= number < limit for number, limit in zip(numbers, limits, strict=True)):
         raise UserError(
-            f"place {place!r}: the grid has {grid.rows} rows and {grid.columns} columns, {grid.places} places"
+            f"place {place!r} is outside the grid of {grid.rows} rows and {grid.columns} columns, which has "
+            f"{grid.places} places"
         )
     return int(numbers[0]) if len(numbers) == 1 else int(numbers[0] * grid.columns + numbers[1])
 
@@ -208,7 +209,9 @@ def mask_of(places: Any, grid: Grid, batch: int, name: str = "places") -> Tensor
     if isinstance(places, str):
         return parse_region(places, grid)
     if isinstance(places, tuple) and len(places) == 2 and all(type(number) is int for number in places):
-        raise UserError(f"{name} {places}: one place is [{places}], two are {list(places)}")
+        raise UserError(
+            f"{name} {places} is ambiguous; write [{places}] for one place or {list(places)} for two"
+        )
     named = isinstance(places, list | tuple | set) and not (
         places and all(isinstance(place, bool) for place in places)
     )
@@ -217,11 +220,11 @@ def mask_of(places: Any, grid: Grid, batch: int, name: str = "places") -> Tensor
         mask[[place_of(place, grid) for place in places]] = True
         return mask
     if not isinstance(places, Tensor | np.ndarray | list | tuple):
-        raise UserError(f"{name}: a mask, a list of places or text such as 0:3,:, not {places!r}")
+        raise UserError(f"{name} must be a mask, a list of places or text such as 0:3,:, not {places!r}")
     mask = places if isinstance(places, Tensor) else torch.as_tensor(np.asarray(places))
     if tuple(mask.shape[-2:]) == (grid.rows, grid.columns):
         mask = mask.flatten(-2)
     count, shape = grid.places, tuple(mask.shape)
     if mask.dtype != torch.bool or shape not in ((count,), (batch, count)):
-        raise UserError(f"{name} is bool ({count},) or ({batch}, {count}), not {mask.dtype} {shape}")
+        raise UserError(f"{name} must be bool ({count},) or ({batch}, {count}), not {mask.dtype} {shape}")
     return mask

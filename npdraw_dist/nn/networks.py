@@ -91,7 +91,7 @@ class Networks(HubModel):
         if decoder is not None:
             if self.appearance is not None:
                 raise UserError(
-                    f"a decoder of your own takes the canvas alone; set latents {spec.latents} to 0"
+                    f"a decoder of your own takes the canvas alone; set latents to 0, not {spec.latents}"
                 )
             canvas = (spec.image_shape[0], self.grid.height, self.grid.width)
             output = (self.likelihood.parameters_per_pixel, height, width)
@@ -336,7 +336,9 @@ def require_shapes(
     try:
         found = network.eval()(zeros)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"the {name} fails on {tuple(zeros.shape)}: {first_fact(error)}") from None
+        raise UserError(
+            f"the {name} fails on an input of shape {tuple(zeros.shape)}: {first_fact(error)}"
+        ) from None
     finally:
         network.train(training)
     shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

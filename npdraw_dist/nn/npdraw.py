@@ -69,7 +69,7 @@ class NPDraw(Networks):
         x, tokens = self.as_input(images), None
         if condition is not None:
             if isinstance(self.prior, GivenPrior):
-                raise UserError("the model is given a condition already; call that without one")
+                raise UserError("the model already has a condition; call a model without one")
             each = self.vocabulary.rows(one_each(condition, len(x)))
             tokens = dropped(each.to(x.device), generator)
         with torch.set_grad_enabled(torch.is_grad_enabled() and draws > 1):
@@ -87,7 +87,7 @@ class NPDraw(Networks):
         """
         if isinstance(x, Drawings):
             if not torch.equal(x.model.bank_parts.to(self.device), self.bank_parts):
-                raise ValueError("drawings of a model with other parts; give their images, or their z")
+                raise ValueError("the model has other parts than the drawings; give their images or z")
             self.checked(x.z)
             if x.model is self and x.canvas.device == self.device:
                 return x
@@ -270,7 +270,7 @@ class NPDraw(Networks):
             _require_no_guidance(guidance)
             if self.conditions > 1:
                 raise UserError(
-                    f"the model is given {self.conditions} conditions; give them to `complete` itself"
+                    f"the model is given {self.conditions} conditions; give them to `complete`, not `given`"
                 )
             each = [None] * len(z)
         else:
@@ -368,7 +368,7 @@ class NPDraw(Networks):
             z = editing.swap(z, place_of(one, grid), place_of(other, grid), order)
         for place, part in (put or {}).items():
             if not isinstance(part, int | np.integer) or not 0 <= part < self.spec.parts:
-                raise UserError(f"part {part}; the bank has 0 to {self.spec.parts - 1}")
+                raise UserError(f"there is no part {part}; the bank has parts 0 to {self.spec.parts - 1}")
             z = editing.put(z, place_of(place, grid), int(part), order)
         return redrawn(z, before)
 
@@ -390,7 +390,7 @@ def load(
     try:
         return model.to(device=device, dtype=dtype)
     except (RuntimeError, AssertionError) as error:  # torch's own
-        raise UserError(f"device {device}: {first_fact(error)}") from None
+        raise UserError(f"device {device} cannot be used: {first_fact(error)}") from None
 
 
 def _require_no_guidance(guidance: float | None) -> None:

@@ -309,7 +309,7 @@ class GivenPrior(StepPrior):
 
     def state_dict(self, *args: Any, **named: Any) -> Any:
         """Raises UserError, because a conditioned model cannot be saved or get another bank."""
-        raise UserError("the model is given a condition; save it, or change its bank, before that")
+        raise UserError("the model has a condition; save the model, or change its bank, before `given`")
 
     def _mixed(self, found: Sequence[Tensor]) -> Tensor:
         """Combines the logits computed under each of `_conditions`."""
@@ -342,7 +342,7 @@ class GivenPrior(StepPrior):
     def tokens(
         self, z: PartSequence, condition: Tensor | None = None
     ) -> Generator[Tensor, Tensor | None, None]:
-        raise NotImplementedError("the states are those of the prior")
+        raise NotImplementedError("a conditioned prior takes its states from the prior")
 
     def states(
         self, z: PartSequence, condition: Tensor | None = None

@@ -93,8 +93,8 @@ def kl_steps(q: StepLogits, p: StepLogits, weight: Tensor | None = None) -> dict
 class Terms:
     """The quantities of a draw z ~ q that a bound and its gradient need, in nats.
 
-    kl: the terms of KL(q || p) by name, each (B,); a term is averaged over its choice, given the others,
-    if this has a closed form. log_q: (B, S), log q of z in S groups of choices. dependent: (B, S), the sum of
+    kl: the terms of KL(q || p) by name, each (B,), in closed form where possible, otherwise from the sampled
+    choice. log_q: (B, S), log q of z in S groups of choices. dependent: (B, S), the sum of
     the KL terms that depend on the choices of a group.
     """
 

@@ -165,7 +165,7 @@ class PixelTable(CodeTable):
     def __init__(self, places: int, parts: int, width: int, shape: PartShape = None) -> None:
         super().__init__()
         if shape is None:
-            raise ValueError("a table of pixels needs parts with pixels")
+            raise ValueError("prior.table pixels needs parts that have pixels")
         rank = RANK_PER_CHANNEL * width
         self.look = PartCodes(parts, shape, rank)
         self.place = nn.Parameter(PLACE * torch.randn(places, rank))

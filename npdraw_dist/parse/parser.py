@@ -110,10 +110,10 @@ class Parser:
         """
         batch, *shape = images.shape
         if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise ValueError(f"images are uint8, or floats in [0, 1], not {images.dtype}")
+            raise ValueError(f"images must be uint8, or floats in [0, 1], not {images.dtype}")
         if shape != [self.bank.channels, self.grid.height, self.grid.width]:
             raise ValueError(
-                f"images are (B, {self.bank.channels}, {self.grid.height}, {self.grid.width}), "
+                f"images must be (B, {self.bank.channels}, {self.grid.height}, {self.grid.width}), "
                 f"not {tuple(images.shape)}"
             )
         if batch:

@@ -101,7 +101,7 @@ class RunData:
                 if source.stamp != manifest["stamp"]:
                     results.print(
                         f"warning: the files of data.source {experiment.data.source} changed; "
-                        f"{store.shown()} goes on with the images that it has read",
+                        f"{store.shown()} resumes with the images that it has read",
                         markup=False,
                     )
 
@@ -178,8 +178,8 @@ def require_same(manifest: Mapping[str, Any], stamp: str, store: Store) -> None:
     """Raises UserError if `stamp` differs from the stamp of the images that the run has read."""
     if manifest["stamp"] != stamp:
         raise UserError(
-            f"the images of run {store.shown()} are not those that it has read; take another --name, or put "
-            "them back"
+            f"the images of run {store.shown()} differ from those that it has read; take another --name, or "
+            "put them back"
         )
 
 
@@ -264,9 +264,9 @@ def _out_folder(out: str, source: Source, format: Format) -> ShardFolder:
     with writing(out):
         owner = folder.owner()
         if owner is None and not all(is_lease(path) for path, _ in list_files(filesystem, root)):
-            raise UserError(f"--out {out} is not empty; take another, or delete what is there")
+            raise UserError(f"--out {out} is not empty; take another --out, or delete what is there")
     if owner is not None and owner.partition("/")[0] != settings:
-        raise UserError(f"--out {out} was prepared from another source or config; take another")
+        raise UserError(f"--out {out} was prepared from another source or config; take another --out")
     if owner not in (None, folder.made_from):
         raise UserError(f"the files of data.source changed since --out {out} was begun; take another --out")
     return folder

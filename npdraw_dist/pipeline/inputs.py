@@ -57,8 +57,8 @@ def require_split(model: str, spec: Spec, data: DataConfig, seed: int | None) ->
     if known is None:
         if seed is None:
             raise UserError(
-                f"--model {model} does not state the seed of its splits, so images of its training could be "
-                "scored as held out; give the seed of its run as --split-seed"
+                f"--model {model} does not state the seed of its splits, so training images could be scored "
+                "as held-out ones; give the seed of its run as --split-seed"
             )
         return seed
     if seed not in (None, known.seed):
@@ -99,7 +99,7 @@ class SplitImages:
     def __getitem__(self, index: int) -> Tensor:
         """An image, uint8 (1, C, H, W). Raises IndexError if `index` is out of range."""
         if not 0 <= index < len(self):
-            raise IndexError(f"{self._split} image {index}; there are {len(self)}")
+            raise IndexError(f"there is no {self._split} image {index}; there are {len(self)}")
         if not self._opened:
             record_opening_of(self._model, self._command)
             self._opened = True

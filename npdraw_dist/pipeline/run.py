@@ -218,7 +218,7 @@ def require_inputs(experiment: Experiment, store: Store, stages: Sequence[str]) 
         stage, missing = next(iter(lacks.items()))
         needed = {*stages, *chain(*lacks.values())}
         raise UserError(
-            f"stage {stage} needs {' and '.join(missing)}, not finished in {store.shown()}; run all: "
+            f"stage {stage} needs {' and '.join(missing)}, which {store.shown()} lacks; give "
             f"--stages {','.join(name for name in experiment.stage_names if name in needed)}"
         )
 
@@ -257,7 +257,7 @@ def require_images(experiment: Experiment, counts: Counts, stages: Sequence[str]
         fraction = getattr(source, f"{scored}_fraction")
         raise UserError(
             f"data.source {source.source} has no {scored} image for the final numbers; raise "
-            f"--data.{scored}_fraction ({fraction:g}), which prepared data have from `npdraw prepare`"
+            f"--data.{scored}_fraction ({fraction:g}; for prepared data, in `npdraw prepare`)"
             + " or set --eval.split valid"
             * (scored == "test")
         )
@@ -276,11 +276,11 @@ def require_classes(experiment: Experiment, classes: Sequence[str]) -> None:
     known, lacks = (", ".join(names[:SHOWN]) + ", ..." * (len(names) > SHOWN) for names in (entries, others))
     if len(others) == len(classes):
         raise UserError(
-            f"init.model knows the classes {known}; the images have none of them, but {lacks}: name them as "
-            "it does, or start from a model without classes"
+            f"init.model knows the classes {known}; the images have {lacks}; rename these, or start "
+            "from a model without classes"
         )
     printed.print(
-        f"warning: init.model knows no class {lacks}; images of these train without a class", markup=False
+        f"warning: init.model knows no class {lacks}; their images are trained without a class", markup=False
     )
 
 

@@ -62,9 +62,9 @@ class Store:
     def open(cls, storage: str, name: str) -> "Store":
         """The run `name` in the folder or URI `storage`. Creates nothing. Raises UserError on a bad name."""
         if not name or "/" in name or name.startswith("."):
-            raise UserError(f"--name {name!r} is not a run name: give a word without slashes")
+            raise UserError(f"--name {name!r} is not a run name; give a word without slashes")
         if (size := len(name.encode())) > LONGEST_NAME:
-            raise UserError(f"--name has {size} bytes; at most {LONGEST_NAME} make a folder name")
+            raise UserError(f"--name has {size} bytes; a folder name has at most {LONGEST_NAME}")
         filesystem, path = open_filesystem(storage)
         return cls(filesystem, f"{path}/{name}")
 

@@ -144,8 +144,8 @@ def _trained(
     if (note := fall_note(summary)) is not None:
         passed_on = f"the {select} weights, those after {seen:,} images"
         if select == "last":
-            passed_on += ", as train.select last says; the best checkpoint is kept beside them"
-        results.print(f"[bold red]WARNING {stage}: {note}; passed on: {passed_on}")
+            passed_on += ", because of train.select last; the best checkpoint is kept, too"
+        results.print(f"[bold red]WARNING {stage}: {note}; the stage passes on {passed_on}")
     return manifest, tensors, progress["record"]
 
 
@@ -184,7 +184,7 @@ def _finite(stage: str, folder: Path) -> tuple[checkpoint.Tensors, Record]:
     tensors, progress = checkpoint.read(folder)
     score = progress["record"].get(CRITERIA[stage].name, 0.0)
     if not math.isfinite(score) or not all(value.isfinite().all() for value in tensors.values()):
-        raise UserError("it is not finite")
+        raise UserError("its weights or its score are not finite")
     return tensors, progress["record"]
 
 
@@ -249,7 +249,7 @@ def selected_checkpoint(
     found = checkpoint.first_readable(*run, paths, checkpoint.read)
     assert found is not None, "a finished run has a checkpoint"
     for line in found.damaged:
-        results.print(f"{stage}: damaged, not used: {line}", markup=False)
+        results.print(f"{stage}: a damaged checkpoint is not used: {line}", markup=False)
     return found
 
 

@@ -51,9 +51,9 @@ def chosen_model(model: str | None) -> str:
     # Models are sorted by the time of their weights, since an evaluation rewrites config.json.
     models = sorted(Path(RUNS).glob(f"*/model/{WEIGHTS}"), key=lambda path: path.stat().st_mtime)
     if not models:
-        print(f"no --model given, and no run under {RUNS}/: taking {OF_PACKAGE}, a model of the package")
+        print(f"no --model is given, and {RUNS}/ has no run; taking {OF_PACKAGE}, a model of the package")
         return model_folder(OF_PACKAGE)
-    print(f"no --model given: taking the last run, {models[-1].parents[1]}")
+    print(f"no --model is given; taking the last run, {models[-1].parents[1]}")
     return str(models[-1].parent)
 
 
@@ -154,7 +154,7 @@ class SourceModel:
         own = self.spec
         if experiment.model.kind != own.kind:
             kind = "a model of parts" if own.kind == "npdraw" else f"of kind {own.kind}"
-            raise UserError(f"init.model is {kind}, and model.kind is {experiment.model.kind}")
+            raise UserError(f"init.model is {kind}, but model.kind is {experiment.model.kind}")
         wanted, got = flat(_network(own)), flat(_network(spec_of(experiment)))
         wrong = [f"{name} {value}, not {got[name]}" for name, value in wanted.items() if value != got[name]]
         if experiment.data.shape != own.image_shape:
@@ -206,14 +206,14 @@ class SourceBank:
         channels, side = self.bank.parts.shape[1:3]
         wanted = experiment.data.shape[0], experiment.grid.patch
         if not experiment.has_parts:
-            raise UserError(f"init.bank is for NP-DRAW, and model.kind is {experiment.model.kind}")
+            raise UserError(f"init.bank is for NP-DRAW, but model.kind is {experiment.model.kind}")
         if (channels, side) != wanted:
             raise UserError(
                 f"{self} of {channels}x{side}x{side} pixels; the run draws parts of "
                 f"{wanted[0]}x{wanted[1]}x{wanted[1]}"
             )
         if experiment.bank.size != len(self.bank):
-            raise UserError(f"{self}; bank.size is {experiment.bank.size}, leave it out")
+            raise UserError(f"{self}; leave out bank.size {experiment.bank.size}")
 
 
 def _network(spec: ModelSpec | BaselineSpec) -> dict[str, dict[str, Any]]:

@@ -32,7 +32,7 @@ class Serve(Command):
     token: str | None = Field(
         None,
         min_length=1,
-        description=f"token that requests must carry; the variable {TOKEN} hides it from other users",
+        description=f"token that requests must carry; the variable {TOKEN} sets it unseen by other users",
     )
 
     @property

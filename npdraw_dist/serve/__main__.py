@@ -35,7 +35,9 @@ def main(argv: Sequence[str]) -> None:
     model = load_npdraw(folder)  # an error in this process is one line; in a replica, a long traceback
     token = command.token or os.environ.get(TOKEN) or None
     if token and not (token.isascii() and token.isprintable() and not set(token) & set(" &%")):
-        raise UserError("a token is of ASCII without spaces, & and %, since clients encode these differently")
+        raise UserError(
+            "a token must be ASCII without spaces, & and %, since clients encode these differently"
+        )
     options = command.model_copy(update={"token": token})
     require_free(options.host, options.port)
     stop = _on_ray(folder, options) if on_ray else _in_process(folder, model, options)

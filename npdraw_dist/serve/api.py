@@ -159,11 +159,11 @@ async def encode(
     replica: Served,
     invert: Annotated[
         schemas.Choice,
-        Query(description="auto: yes for a grey picture whose paper is unlike the model's background"),
+        Query(description="auto: invert a grey picture whose paper is unlike the model's background"),
     ] = "auto",
     crop: Annotated[
         schemas.Crop,
-        Query(description="auto: ink on plain paper, scaled to the size of drawings; no: the centre"),
+        Query(description="auto: take the ink on plain paper, scaled as drawings are; no: take the centre"),
     ] = "auto",
 ) -> schemas.PlacedResponse:
     image, placed = await replica.run(replica.engine.place_upload, await file.read(), invert, crop == "auto")

@@ -45,7 +45,7 @@ def deploy(model_folder: str, options: Serve) -> None:
             f"python -c 'from ray import serve; serve.delete({NAME!r})' there"
         )
     if running.proxies:
-        print("Ray Serve runs here already; its address counts, not --host and --port", flush=True)
+        print("Ray Serve runs here already; it keeps its address and ignores --host and --port", flush=True)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     require_gpus(options, gpus)
     gpu = gpus >= options.replicas if options.use_gpu is None else options.use_gpu

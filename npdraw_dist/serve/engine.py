@@ -103,7 +103,7 @@ class Engine:
     def drawing(self, given: schemas.Latents) -> Drawings:
         """The drawing given in a request. Raises ValueError if it does not fit this model."""
         if not len(given.whether) == len(given.where) == len(given.what):
-            raise ValueError("whether, where and what must be of one length")
+            raise ValueError("whether, where and what must have the same length")
         z = PartSequence(
             torch.tensor([given.whether], dtype=torch.bool),
             torch.tensor([given.where], dtype=torch.int64),
@@ -114,11 +114,11 @@ class Engine:
     def _appearance(self, text: str) -> Tensor:
         """Decodes a request's u, the details that parts cannot express, from base64 to (1, ...)."""
         if self.model.appearance is None:
-            raise ValueError("u: this model has no such numbers; leave it out")
+            raise ValueError("this model has no u; leave it out")
         shape, content = self.model.appearance.shape, _bytes("u", text)
         u = np.frombuffer(content if len(content) == 4 * math.prod(shape) else b"", "<f4").astype(np.float32)
         if not len(u) or not np.isfinite(u).all():
-            raise ValueError(f"u: {math.prod(shape)} finite numbers, float32 in base64, are needed")
+            raise ValueError(f"u must be {math.prod(shape)} finite numbers, as float32 in base64")
         return torch.from_numpy(u).view(1, *shape).to(self.model.device)
 
     def responses(self, drawings: Sequence[Drawings]) -> list[schemas.DrawingResponse]:
@@ -331,7 +331,7 @@ def _bytes(name: str, text: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError(f"{name}: not base64") from None
+        raise ValueError(f"{name} is not base64") from None
 
 
 def _text(data: bytes) -> str:

@@ -15,7 +15,7 @@ MAX_APPEARANCE = 2**18  # characters of base64
 Index = Annotated[int, Field(ge=0, lt=2**31)]
 Places = Annotated[list[Index], Field(max_length=MAX_STEPS)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Temperature = Annotated[float, Field(gt=0, le=10, description="low temperatures vary less")]
+Temperature = Annotated[float, Field(gt=0, le=10, description="at a lower temperature, drawings vary less")]
 Choice = Literal["auto", "yes", "no"]
 Crop = Literal["auto", "no"]
 Condition = Annotated[str | None, Field(max_length=200, description="a class or words; null: anything")]
@@ -39,7 +39,7 @@ class Latents(Request):
     u: str | None = Field(
         None,
         max_length=MAX_APPEARANCE,
-        description="details such as slant or shade, float32 in base64; null: as expected given the canvas",
+        description="details such as slant or shade, float32 in base64; null: their mean given the canvas",
         json_schema_extra={"contentEncoding": "base64"},
     )
 
@@ -109,7 +109,7 @@ class CompleteRequest(SampleRequest, DecodeRequest):
     keep: Places = Field(description="places that stay as they are, also empty")
     sketch: Places = Field(
         [],
-        description="places drawn by hand, redrawn near their ink; a model of free order keeps their parts",
+        description="places drawn by hand, whose parts are redrawn near their ink, or kept in a free order",
     )
     n: int = Field(4, ge=1, le=8, description="number of proposals")
 
@@ -122,11 +122,13 @@ class NextRequest(DecodeRequest):
 class ParseRequest(Request):
     image: Png
     invert: Choice = Field("auto", description="exchange dark and bright")
-    z: Latents | None = Field(None, description="earlier drawing, whose u stays where it is unchanged")
+    z: Latents | None = Field(None, description="earlier drawing; its u is kept where the image is unchanged")
 
 
 class StripRequest(DecodeRequest):
-    frames: int = Field(8, ge=2, le=32, description="most pictures; the last is the whole drawing")
+    frames: int = Field(
+        8, ge=2, le=32, description="largest number of pictures; the last is the whole drawing"
+    )
 
 
 class FigureRequest(DecodeRequest):
@@ -153,7 +155,7 @@ class Placement(BaseModel):
 
     inverted: bool
     cropped: Annotated[list[int], Field(min_length=4, max_length=4)] = Field(
-        description="left, top, right, bottom of the crop in pixels of the upright upload, or beyond it"
+        description="left, top, right, bottom of the crop in pixels of the upright upload or outside it"
     )
     scaled: float = Field(description="pixels of the image per pixel of the upload")
 
@@ -190,7 +192,7 @@ class NextResponse(BaseModel):
     place in turn, so each part that the prior adds is the next part with equal probability.
     """
 
-    places: list[float] = Field(description="probability of each of the L places; with `stop` 1 in all")
+    places: list[float] = Field(description="probability of each of the L places; these and `stop` sum to 1")
     stop: float = Field(description="probability that no part follows")
     parts: list[PartChance] = Field(description="the likeliest parts at `place`, likeliest first")
     place: int
@@ -199,7 +201,9 @@ class NextResponse(BaseModel):
 class SurpriseResponse(BaseModel):
     """The negative log-probability of the drawing's steps under the prior, by place."""
 
-    places: list[float] = Field(description="L nats: -log p of the steps that draw there")
+    places: list[float] = Field(
+        description="-log p in nats, for each of the L places, of the steps that draw there"
+    )
 
 
 class Frame(BaseModel):

@@ -36,7 +36,7 @@ def place_picture(
     if not content:
         raise BadPicture("the file is empty")
     if len(content) > MAX_BYTES:
-        raise BadPicture(f"{len(content):,} bytes; {MAX_BYTES:,} are the limit")
+        raise BadPicture(f"the file has {len(content):,} bytes; the limit is {MAX_BYTES:,}")
     picture = upright(open_picture(content, FORMATS, MAX_PIXELS))  # its mode is L, RGB or RGBA
     channels, height, width = frame.shape
     white = frame.background == "white"

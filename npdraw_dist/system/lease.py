@@ -256,7 +256,9 @@ def living(
     before = in_threads(read, folders)
     alive = [one is not None and not one.released and world.is_running(one.process) for one in before]
     if count := alive.count(None):
-        print(f"looking {LOOK_S:.0f} s for signs of life of {count} on other machines", file=sys.stderr)
+        print(
+            f"watching {LOOK_S:.0f} s whether {count} processes on other machines are alive", file=sys.stderr
+        )
         world.sleep(LOOK_S)
         after = in_threads(read, folders)
         changed = [old != new for old, new in zip(before, after, strict=True)]

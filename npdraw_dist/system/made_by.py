@@ -27,7 +27,7 @@ def version_of(values: Mapping[str, Any], where: str) -> str | None:
     if number != FORMAT:
         raise OtherFormat(
             f"{where} was made by npdraw_dist {version} in format {number}, and {__version__} reads format "
-            f"{FORMAT}: use version {version}, or make the file again under another name"
+            f"{FORMAT}; use version {version}, or make the file again under another name"
         )
     return None if version is None else str(version)
 

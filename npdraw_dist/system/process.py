@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # FLAGS maps each flag to its help; LEVELS maps it to the level of the logger `npdraw_dist`.
 FLAGS = {
     "--quiet": "print results, warnings and errors only",
-    "--verbose": "also print Ray's log, and where an error arose",
+    "--verbose": "also print Ray's log and the traceback of an error",
 }
 LEVELS = {"--quiet": logging.WARNING, "--verbose": logging.DEBUG}
 
@@ -72,7 +72,7 @@ def local_device(use_gpu: bool | None = None, flag: str = "scale.use_gpu") -> "t
 
     gpu = torch.cuda.is_available()
     if use_gpu and not gpu:
-        raise UserError(f"{flag} is true, but this machine has no GPU (--{flag} false: the CPU)")
+        raise UserError(f"{flag} is true, but this machine has no GPU (--{flag} false takes the CPU)")
     device = torch.device("cuda" if gpu and use_gpu is not False else "cpu")
     refuse_tf32(device)
     if device.type == "cpu":

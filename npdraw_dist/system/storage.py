@@ -176,7 +176,9 @@ def path_of(info: fs.FileInfo) -> str:
         return str(info.path)
     except UnicodeDecodeError as error:  # `error.object` holds the bytes of the path
         shown = error.object.decode(errors="backslashreplace")
-        raise UserError(f"the name of {shown} is not UTF-8; rename the part with a backslash") from None
+        raise UserError(
+            f"the name of {shown} is not UTF-8; rename the file or folder shown with a backslash"
+        ) from None
 
 
 def read_bytes(filesystem: fs.FileSystem, path: str) -> bytes:
@@ -276,7 +278,7 @@ def require_writable(out: str, folder: bool = False) -> None:
     """
     filesystem, path = open_filesystem(out)
     if out.startswith(("http://", "https://")):
-        raise UserError(f"cannot write to --out {out}: HTTP only reads; choose another place")
+        raise UserError(f"cannot write to --out {out}: HTTP is read-only; choose another place")
     if not isinstance(filesystem, fs.LocalFileSystem):
         return
     if not folder and os.path.isdir(path):

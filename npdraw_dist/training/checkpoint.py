@@ -251,10 +251,12 @@ def newest(filesystem: fs.FileSystem, run: str, load: Load) -> Newest | None:
     try:
         found = first_readable(filesystem, run, paths, load)
     except FirstDamaged as error:
-        return Newest({}, error.generation, None, [f"damaged, not used: {error}; begins anew"])
+        return Newest(
+            {}, error.generation, None, [f"a damaged checkpoint is not used: {error}; training begins anew"]
+        )
     if found is None:
         return None
-    lines = [f"damaged, not used: {line}" for line in found.damaged]
+    lines = [f"a damaged checkpoint is not used: {line}" for line in found.damaged]
     lines.append(f"resumes from {found.path.rpartition('/')[2]}")
     above = [1 + named(path)[1] for path in paths[: len(found.damaged)]]
     return Newest(found.loaded, max([found.loaded["generation"], *above]), found.path, lines)

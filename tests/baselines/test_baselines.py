@@ -119,7 +119,7 @@ def test_a_model_folder_there_and_back(kind: str, tmp_path: Path) -> None:
     assert torch.equal(
         model.log_weights(x, 3, generator=seeded()), again.log_weights(x, 3, generator=seeded())
     )
-    with pytest.raises(ValueError, match="images are"):
+    with pytest.raises(ValueError, match="images must be"):
         again.importance(x[..., 1:], 1)
 
 

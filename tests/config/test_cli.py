@@ -151,7 +151,7 @@ def test_quiet_and_verbose_are_of_every_command(capsys: Printed) -> None:
     assert (process.is_quiet(), process.is_verbose()) == (False, False)
     console.print("a decision")
     assert capsys.readouterr().out == "a decision\n"
-    with pytest.raises(UserError, match="give one of them"):
+    with pytest.raises(UserError, match="give --quiet or --verbose, not both"):
         parse_flags(Sample, "a.program", ["--quiet", "--verbose"])
 
 

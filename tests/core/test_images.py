@@ -61,7 +61,7 @@ def test_what_is_transparent_becomes_background() -> None:
         (torch.rand(2, 1, 5, 6) * 255, r"floats outside \[0, 1\]"),
         (np.full((5, 6), np.nan), "NaN or infinite"),
         (GREY.astype(np.int64), "int64"),
-        (torch.rand(2, 1, 6, 5), r"images are \(B, 1, 5, 6\), not \(2, 1, 6, 5\)"),
+        (torch.rand(2, 1, 6, 5), r"images must be \(B, 1, 5, 6\), not \(2, 1, 6, 5\)"),
         (Image.new("L", (28, 28)), "28x28 pixels, .* draws 6x5"),
         ("picture.png", "not str"),
         (7, "not int"),

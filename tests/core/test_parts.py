@@ -40,7 +40,7 @@ def sequence(batch: int = 2, steps: int = 3) -> PartSequence:
     ],
 )
 def test_other_shapes_and_types_are_refused(kind: type, wrong: list[torch.Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"bank is|\(B, T\)|is bool|int64|a batch has uint8 images"):
+    with pytest.raises(ValueError, match=r"bank must be|\(B, T\)|must be bool|int64|a batch "):
         kind(*wrong)
 
 

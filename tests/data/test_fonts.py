@@ -236,7 +236,7 @@ def test_what_does_not_do_is_refused(tmp_path: Path) -> None:
         open_source(DataConfig(source="fonts", image_size=28), 0)
     with pytest.raises(ValueError, match=r"data\.image_size is 7"):
         fonts(tmp_path, image_size=7)
-    with pytest.raises(ValueError, match="a glyph takes a square"):
+    with pytest.raises(ValueError, match="a glyph needs a square"):
         fonts(tmp_path, image_size="20x30")
     with pytest.raises(ValueError, match=r"needs data\.image_size"):
         DataConfig(source="fonts", path=str(tmp_path))

@@ -167,7 +167,7 @@ def test_an_unreadable_piece_loses_no_other(folder: ShardFolder) -> None:
         raise UserError("b.tar is no readable tar")
 
     parts = [Part(("train",), broken), Part(("train",), partial(read_some, {"train": rows_named("ab")}))]
-    with pytest.raises(UserError, match=r"b\.tar is no readable tar.*the same command goes on"):
+    with pytest.raises(UserError, match=r"b\.tar is no readable tar.*the same command resumes"):
         ingest(Source(DATA, 0, parts, {}, "stamp"), DATA, folder, 0)
     assert set(folder.done()) == {"train-00001"}
 

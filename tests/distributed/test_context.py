@@ -105,7 +105,7 @@ def test_the_ranks_begin_anew_together_if_the_first_checkpoint_is_damaged(
         found = made.restore(lambda folder: {})
         assert found is not None
         assert (found.progress, found.generation) == ({}, 1)
-    assert calls == [("say", "damaged, not used: checkpoint_8: broken; begins anew")]
+    assert calls == [("say", "a damaged checkpoint is not used: checkpoint_8: broken; training begins anew")]
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_a_worker_that_dies_at_each_start_ends_the_run(
     monkeypatch.setattr(ray_run, "ClusterTorchConfig", Dying)
     who = Workers(1, 1, 1, 0.0), ScaleConfig(max_failures=3), Criterion("valid/nll", "min")
     run: Any = TrainRun(lambda job, context: None, None, *who, fs.LocalFileSystem(), str(tmp_path), "prior")
-    with pytest.raises(UserError, match="max_failures 3 are used up"):
+    with pytest.raises(UserError, match="max_failures 3 is used up"):
         run_training(run, Silent())  # type: ignore[arg-type]
     assert starts.read_text().splitlines() == ["start"] * 4
     until(lambda: ray.available_resources().get("CPU") == free)

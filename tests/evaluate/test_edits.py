@@ -84,7 +84,7 @@ def test_regions_are_rectangles_of_a_quarter_to_three_quarters_of_a_side() -> No
 
 @pytest.mark.parametrize("kind", ["draw", "air"])
 def test_kinds_without_regions_and_too_few_images_are_refused(kind: str) -> None:
-    with pytest.raises(UserError, match=f"kind {kind} has no latents of a region"):
+    with pytest.raises(UserError, match=f"kind {kind} has no latents for single regions"):
         measure_edits(tiny_baseline(kind), strokes(4), 2, 0)
     with pytest.raises(UserError, match="takes two images"):
         measure_edits(tiny_baseline("vae"), strokes(1), 2, 0)

@@ -66,7 +66,7 @@ def test_a_named_run_is_kept_and_found_again(
     before = written(tmp_path / "bars")
     assert {"data", "parses"} <= {path.parts[0] for path in before}
     for images, valid in ((strokes()[::-1].copy(), None), (strokes(), strokes(9))):
-        with pytest.raises(UserError, match="are not those that it has read"):
+        with pytest.raises(UserError, match="differ from those that it has read"):
             npdraw_dist.fit(images, valid=valid, **where, **LONGER)
     assert written(tmp_path / "bars") == before
     with pytest.raises(UserError, match=r"vae.images: 1600 -> 64"):
@@ -120,7 +120,7 @@ def test_labels_that_do_not_match_are_refused(tmp_path: Path) -> None:
         npdraw_dist.fit(GREY, labels=[1, 2, 3, 4])
     for number in range(3):
         Image.fromarray(GREY[number]).save(tmp_path / f"{number}.png")
-    with pytest.raises(UserError, match="labels are a list, but the images a folder"):
+    with pytest.raises(UserError, match="labels is a list, but images is a folder"):
         npdraw_dist.fit(tmp_path, labels=[1, 2, 3])
     for kind, name in (("class", "classes"), ("words", "words")):
         with pytest.raises(UserError, match=f"have no {name}"):
@@ -221,7 +221,7 @@ def test_images_of_a_fit_that_was_killed_are_known_again(
     RunData(experiment, given_of(strokes(), labels)[1]).require_same(store)
     others = (strokes()[::-1].copy(), labels), (strokes(), ["a", "c"] * 30), (strokes(), ["b", "a"] * 30)
     for images, other_labels in others:
-        with pytest.raises(UserError, match="are not those that it has read"):
+        with pytest.raises(UserError, match="differ from those that it has read"):
             RunData(experiment, given_of(images, other_labels)[1]).require_same(store)
 
 
@@ -318,7 +318,7 @@ def test_the_command_fits_a_folder(
     fit_command.main(command)
     printed = capsys.readouterr()
     assert "all done" in printed.out
-    assert "goes on with the budgets that it began with" in printed.out + printed.err
+    assert "resumes with the budgets that it began with" in printed.out + printed.err
     run = Store.open(str(tmp_path / "runs"), "mine")
     assert run.config().vae.images == 80
     assert npdraw_dist.load(tmp_path / "runs" / "mine").sample(2).shape == (2, 1, 12, 12)

@@ -84,7 +84,7 @@ def test_a_folder_that_changed_is_refused_once_it_is_read(
     (pictures / "a/notes.txt").write_text("other notes")
     read_by(tmp_path / "runs", pictures)
     Image.fromarray(strokes(1)[0]).save(pictures / "a" / "new.png")
-    with pytest.raises(UserError, match="are not those that it has read; take another"):
+    with pytest.raises(UserError, match="differ from those that it has read; take another"):
         npdraw_dist.fit(pictures, name="mine", storage=tmp_path / "runs", **SMALL)
 
 
@@ -121,7 +121,7 @@ def test_a_folder_for_validation_is_read_as_a_whole(
     shards = Store.open(str(tmp_path / "runs"), "mine").shards()
     (file,) = shards.manifest.files["valid"]
     assert set(shards.read(file).known_labels().tolist()) == {1}
-    with pytest.raises(UserError, match="labels are a list, but the images a folder"):
+    with pytest.raises(UserError, match="labels is a list, but images is a folder"):
         npdraw_dist.fit(pictures, labels=[0] * 60)
 
 

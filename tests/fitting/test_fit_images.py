@@ -168,7 +168,7 @@ def test_labels_are_classes_or_words(labels: Any, column: str | None, classes: s
 
 def test_labels_none_of_which_is_known_are_refused() -> None:
     for labels in ([-1] * 5, [None] * 5):
-        with pytest.raises(UserError, match="no label says what an image shows"):
+        with pytest.raises(UserError, match="all labels are None"):
             labelled(pictures_of(GREY), labels)
 
 

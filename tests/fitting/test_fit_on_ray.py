@@ -65,7 +65,7 @@ def test_a_ray_dataset_stays_on_its_cluster(
     digests = [run.read_json("data", MANIFEST)["digests"] for run in (store, again)]
     assert digests[0] == digests[1]  # of the ids and images of each split
     for others, valid in ((rows[:50], None), (rows[::-1], None), (rows, strokes()[:8])):
-        with pytest.raises(UserError, match="are not those that it has read"):
+        with pytest.raises(UserError, match="differ from those that it has read"):
             npdraw_dist.fit(from_items(others), valid=valid, **SMALL, **where)
     with pytest.raises(UserError, match="has a column `label`"):
         npdraw_dist.fit(from_items(rows), labels=[1] * 60)

@@ -109,7 +109,7 @@ def test_banks_that_do_not_fit_are_refused() -> None:
         (r"parts of \(1, 3, 3\), and the model draws parts of \(1, 2, 2\)", lambda: model.with_bank(larger)),
         (r"prior\.table joint", lambda: joint.with_bank(bank(2))),
         ("the authors' model", lambda: authors.with_bank(bank(2))),
-        (r"a bank cannot have parts of \(1, 3, 3\)", lambda: bank(2).joined(larger)),
+        (r"a bank cannot mix parts of \(1, 3, 3\)", lambda: bank(2).joined(larger)),
     ):
         with pytest.raises(UserError, match=says):
             call()

@@ -176,14 +176,14 @@ def test_mistakes_are_refused() -> None:
     z, short = sequence([(1, 2)], 5, "path"), sequence([(1, 2)], 4, "path")
     with pytest.raises(ValueError, match="5 steps"):
         editing.compose(z, short, torch.ones(PLACES, dtype=torch.bool), "path")
-    with pytest.raises(ValueError, match="between two drawings"):
+    with pytest.raises(ValueError, match="one drawing at each end"):
         editing.interpolate(PartSequence.cat([z, z]), z, PLACES, "path")
     for step, says in (((PLACES, 0), "where is 9"), ((-1, 0), "where is -1"), ((0, PARTS), "what is 4")):
         with pytest.raises(ValueError, match=says):
             editing.checked(sequence([step], 5, "path"), 5, PLACES, PARTS, where_given=False)
     with pytest.raises(ValueError, match="5 steps, not 4"):
         editing.checked(short, 5, PLACES, PARTS, where_given=False)
-    with pytest.raises(ValueError, match="step t draws at place t"):
+    with pytest.raises(ValueError, match="step t must draw at place t"):
         editing.checked(sequence([(3, 0)], PLACES, "path"), PLACES, PLACES, PARTS, where_given=True)
 
 
@@ -223,7 +223,7 @@ def test_each_drawing_has_places_of_its_own_and_a_region_ends_before_its_last_nu
         ([1.5], "neither a number nor"),
         ("0-1", "is not R0:R1,C0:C1"),
         (4, "not 4"),
-        ((0, 1), r"one place is \[\(0, 1\)\], two are \[0, 1\]"),
+        ((0, 1), r"write \[\(0, 1\)\] for one place or \[0, 1\] for two"),
     ],
 )
 def test_what_names_no_place_is_refused(places: Any, error: str) -> None:

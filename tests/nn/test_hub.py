@@ -182,7 +182,7 @@ def test_a_card_with_samples(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, model_card_kwargs={"samples": 16, "repo_id": "me/tiny"})
     assert "results" not in json.loads((tmp_path / "config.json").read_text())
     card = (tmp_path / "README.md").read_text()
-    assert "Not measured." in card
+    assert "has not been measured." in card
     assert "![samples](samples.png)" in card
     pixels = np.asarray(Image.open(tmp_path / "samples.png"))
     assert pixels.shape == (2 * 12, 8 * 12)

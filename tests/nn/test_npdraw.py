@@ -77,7 +77,7 @@ def test_drawings_of_a_model_with_other_steps_are_refused() -> None:
     model, other = (model_of(order, GREY) for order in ("aligned", "raster"))
     other.set_bank(model.bank)
     drawn = other.draw(64, seed=0)
-    with pytest.raises(ValueError, match="step t draws at place t"):
+    with pytest.raises(ValueError, match="step t must draw at place t"):
         model.edit(drawn, remove=[0])
 
 

@@ -56,8 +56,11 @@ def test_both_networks_are_used_and_trained() -> None:
             {"encoder": nn.Conv2d(1, 16, 2, 1)},
             r"encoder maps \(2, 1, 4, 6\) to \(2, 16, 3, 5\); .* \(2, 16, 2, 3\)",
         ),
-        ({"encoder": nn.Conv2d(3, 16, 2, 2)}, r"encoder fails on \(2, 1, 4, 6\): .*3 channels"),
-        ({"encoder": nn.LSTM(6, 16)}, r"encoder fails on \(2, 1, 4, 6\): "),
+        (
+            {"encoder": nn.Conv2d(3, 16, 2, 2)},
+            r"encoder fails on an input of shape \(2, 1, 4, 6\): .*3 channels",
+        ),
+        ({"encoder": nn.LSTM(6, 16)}, r"encoder fails on an input of shape \(2, 1, 4, 6\): "),
         (
             {"decoder": nn.Conv2d(1, 2, 1)},
             r"decoder maps \(2, 1, 4, 6\) to \(2, 2, 4, 6\); .* \(2, 1, 4, 6\)",

@@ -192,7 +192,7 @@ def test_refuses_what_does_not_fit() -> None:
     ):
         with pytest.raises(UserError, match=says):
             Parser(bank, places, steps, order, 0.1)
-    for says, wrong in ((r"not torch\.int64", images.long()), ("images are", images[:, :, :7])):
+    for says, wrong in ((r"not torch\.int64", images.long()), ("images must be", images[:, :, :7])):
         with pytest.raises(ValueError, match=says):
             Parser(bank, grid, 4, "raster", 0.1)(wrong)
 

@@ -192,11 +192,11 @@ def test_a_finished_training_is_taken_up_and_a_damaged_checkpoint_left_aside(
     (last / "state.safetensors").write_bytes((last / "state.safetensors").read_bytes()[:-1])
     capsys.readouterr()
     assert selected_checkpoint(store, "prior", "last").path.endswith("checkpoint_000000002")
-    assert "prior: damaged, not used: " in capsys.readouterr().out
+    assert "prior: a damaged checkpoint is not used: " in capsys.readouterr().out
     (tmp_path / "prior" / "manifest.json").unlink()
     again = prior.run(experiment(), store)
     printed = capsys.readouterr().out
-    assert "prior: damaged, not used: " in printed
+    assert "prior: a damaged checkpoint is not used: " in printed
     assert "prior: resumes from checkpoint_000000002" in printed
     assert again["valid_nll"] == before["valid_nll"]
     assert again["checkpoint"] == "checkpoint_000000004_1"  # the damaged one keeps its name

@@ -49,7 +49,7 @@ def experiment(path: Path | str, **sections: Any) -> Experiment:
 
 
 CHANGED = "the files of data.source imagefolder changed; "
-OTHERS = r"the images of run .*run are not those that it has read"
+OTHERS = r"the images of run .*run differ from those that it has read"
 Capture = pytest.CaptureFixture[str]
 
 
@@ -93,7 +93,7 @@ def test_a_run_keeps_its_images_if_the_files_change_or_are_gone(
         pipeline.check(made, store, ["bank", "parse"])
     assert read(made, store) == store.read_json("data", "manifest.json")
     printed = " ".join(capsys.readouterr().out.split())
-    warning = f"warning: {CHANGED}{store.shown()} goes on with the images that it has read"
+    warning = f"warning: {CHANGED}{store.shown()} resumes with the images that it has read"
     assert (warning in printed, "warning" in printed) == (not gone, not gone)
     assert shards_of(store) == before
     assert store.read_json("data", "manifest.json")["stamp"] == manifest["stamp"]
@@ -258,10 +258,10 @@ def test_train_reads_nothing_before_it_starts_ray_and_compares_before(
         train.main(words(data, tmp_path))
     assert CHANGED in " ".join(capsys.readouterr().out.split())
     shutil.copytree(data, tmp_path / "other")
-    assert "are not those that it has read" in refused(train.main, *words(tmp_path / "other", tmp_path))
+    assert "differ from those that it has read" in refused(train.main, *words(tmp_path / "other", tmp_path))
     monkeypatch.setattr(pipeline, "unfinished", lambda *_: [])
     train.main(words(data, tmp_path))
-    assert "are not those that it has read" in refused(train.main, *words(tmp_path / "other", tmp_path))
+    assert "differ from those that it has read" in refused(train.main, *words(tmp_path / "other", tmp_path))
 
 
 VAE = ["--model.kind", "vae", "--baseline.width", "16", "--baseline.depth", "0"]

@@ -58,7 +58,7 @@ def test_classes_that_the_model_does_not_know_are_refused_or_warned_of(
     pipeline.require_classes(knows("cat", "dog"), [])
     assert capsys.readouterr().out == ""
     pipeline.require_classes(knows("cat", "dog"), ["bird", "dog", "newt"])
-    warning = "warning: init.model knows no class bird, newt; images of these train without a class"
+    warning = "warning: init.model knows no class bird, newt; their images are trained without a class"
     assert capsys.readouterr().out.strip() == warning
     for other in (knows("cat", "dog", condition="words"), tiny()):  # these take any
         pipeline.require_classes(other, ["bird"])
@@ -94,7 +94,7 @@ def test_the_stages_that_have_to_run_before(tmp_path: Path) -> None:
     finish(store, experiment, "bank", "prior")
     pipeline.require_inputs(experiment, store, ["vae", "sample"])
     baseline = with_changes(experiment, {"model": {"kind": "vae"}})
-    with pytest.raises(UserError, match="needs data, not finished"):
+    with pytest.raises(UserError, match="needs data, which"):
         pipeline.require_inputs(baseline, Store.open(str(tmp_path), "other"), ["vae"])
 
 

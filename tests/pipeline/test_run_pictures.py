@@ -157,7 +157,7 @@ def folder(tmp_path: Path) -> Path:
 def test_numbers_and_protocol_are_in_the_config_and_on_a_card_that_is_written_later(folder: Path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     assert publish(str(folder), evaluation(frechet_distance=3.25)) == f"{folder}/config.json"
-    assert "Not measured" in (folder / "README.md").read_text()
+    assert "has not been measured" in (folder / "README.md").read_text()
     npdraw_dist.load(folder).save_pretrained(folder.parent / "again")
     card = (folder.parent / "again" / "README.md").read_text()
     for word in ("split `test`", "12.5000", "3.2500", "1.2.3", "2026-11-27", "some-net", "`abc`"):

@@ -69,4 +69,4 @@ def test_data_on_s3_may_be_gone_after_the_first_stage(bucket: str, tmp_path: Pat
     line = refused(
         train.main, *words(images(tmp_path / "other", 41), storage), *IN_PROCESS, "--stages", "bank"
     )
-    assert f"the images of run {storage}/run are not those that it has read" in line
+    assert f"the images of run {storage}/run differ from those that it has read" in line

@@ -94,7 +94,7 @@ BAD = blank(what=[20] * 36)  # the bank has 0 to 19
     ("path", "body", "says"),
     [
         ("decode", {"z": BAD}, "what is 20"),
-        ("decode", {"z": blank(whether=[True])}, "of one length"),
+        ("decode", {"z": blank(whether=[True])}, "the same length"),
         ("decode", {"z": blank(), "file": "/etc/passwd"}, "file"),
         ("decode", {"z": blank(u="AAAA")}, "u: "),
         ("compose", {"a": blank(), "b": blank(), "places": [36]}, "place 36"),

@@ -166,7 +166,7 @@ def test_each_training_takes_the_same_time_and_validation_chooses(tmp_path: Path
     with pytest.raises(UserError, match=r"another sweep \(core_seconds: 30.0 -> 31.0\)"):
         compare(tmp_path, core_seconds=31.0)
     (tmp_path / "c" / "opened.json").write_text("{}")
-    with pytest.raises(UserError, match="nothing is trained any more"):
+    with pytest.raises(UserError, match="it trains no more models"):
         compare(tmp_path)
 
 
@@ -227,7 +227,9 @@ def test_a_comparison_whose_data_were_moved_goes_on_and_with_other_data_does_not
     assert compare(tmp_path, last, first) == plan
     assert last.trained == []
     change_one(tmp_path / "b")
-    with pytest.raises(UserError, match=r"the images of run .*/c/\w+/[\w-]+ are not those that it has read"):
+    with pytest.raises(
+        UserError, match=r"the images of run .*/c/\w+/[\w-]+ differ from those that it has read"
+    ):
         planned.require_same_data(open_source(planned.base.data, 0))
 
 
@@ -255,7 +257,7 @@ def test_a_stopped_comparison_chooses_nothing_and_goes_on(tmp_path: Path, folder
             stopped = jobs[0].folder == folder
             super().__call__(run, jobs[:-1] if stopped else jobs, with_scores)
 
-    with pytest.raises(UserError, match=rf"1 of \d+ trainings were stopped, such as {folder}/.*goes on"):
+    with pytest.raises(UserError, match=rf"1 of \d+ trainings were stopped, such as {folder}/.*resumes"):
         compare(tmp_path, Interrupted())
     before = plan_of(tmp_path)
     assert ("winners" in before) == (folder == "seeds")
@@ -305,7 +307,7 @@ def test_a_longer_training_is_judged_against_one_of_the_same_cost(tmp_path: Path
 
 def test_why_no_trial_of_a_kind_finished_is_reported(tmp_path: Path) -> None:
     failing = [f"vae-{number}-start" for number in range(3)]
-    with pytest.raises(UserError, match="no trial of vae finished; the first: not finite"):
+    with pytest.raises(UserError, match="no trial of vae finished; the first one failed: not finite"):
         compare(tmp_path, FakeTrainings(failing=failing))
 
 

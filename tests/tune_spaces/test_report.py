@@ -93,7 +93,7 @@ def test_differences_are_ours_minus_the_other_kind() -> None:
     assert found[0.1, "frechet_distance", "vae"].images == 1  # a number of each run
     other = fabricated()
     other[1] = replace(other[1], ids=[*IDS[:-1], "another"])
-    with pytest.raises(UserError, match="other images"):
+    with pytest.raises(UserError, match="different images"):
         compared(other).differences  # noqa: B018
 
 
@@ -215,7 +215,9 @@ def test_data_that_changed_since_the_training_are_not_scored(tmp_path: Path) -> 
     for split in SEEN:  # as the run has read them
         assert images_of(entry, split).images.tobytes() == before[split].images.tobytes()
     for opened in (partial(source_of, entry, "test"), partial(source_of, entry, "train", 0.5)):
-        with pytest.raises(UserError, match=r"the data of .*/run changed since its training; put them back"):
+        with pytest.raises(
+            UserError, match=r"the data of .*/run have changed since its training; put them back"
+        ):
             opened()
 
 
@@ -244,7 +246,7 @@ def test_the_test_split_is_opened_once_and_in_pieces(swept: Path) -> None:
     with pytest.raises(UserError, match=r"another protocol \(k: 100 -> 50\)"):
         open_test_split([sweep], {"k": 50})
     sweep.runs[-1].record_opening("evaluate")  # after the comparison
-    with pytest.raises(UserError, match="seen before, by evaluate"):
+    with pytest.raises(UserError, match="already opened, by evaluate"):
         open_test_split([sweep], {"k": 100})
 
 
@@ -252,7 +254,7 @@ def test_a_run_that_saw_the_test_split_cannot_be_compared(swept: Path) -> None:
     sweep = read_sweep(str(swept))
     for run in reversed(sweep.runs):
         run.record_opening("sample")
-        with pytest.raises(UserError, match=f"{run.shown()}: its test split was seen before, by sample"):
+        with pytest.raises(UserError, match=f"the test split of {run.shown()} was already opened, by sample"):
             open_test_split([sweep], {})
     assert not (swept / "opened.json").exists()
 

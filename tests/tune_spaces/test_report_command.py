@@ -128,5 +128,5 @@ def test_a_small_comparison_from_trials_to_the_report(
     assert pq.read_table(tmp_path / "report" / "report.parquet").to_pylist() == rows
     assert all(len(json.loads(record.read_text())["opened"]) <= 1 for record in records)
     other = [word if word != "5" else "6" for word in flags]
-    assert "opened by another protocol" in refused(report.main, *other)
-    assert "nothing is trained any more" in refused(sweep.main, *command, "--data.fraction", "0.5")
+    assert "opened with another protocol" in refused(report.main, *other)
+    assert "it trains no more models" in refused(sweep.main, *command, "--data.fraction", "0.5")

@@ -85,7 +85,7 @@ def test_changed_data_are_refused_as_long_as_a_trial_has_to_read_them(data: Path
     plan = claim(plan_in(tmp_path, str(shares), flags_of(data)), Options(space=str(shares)))
     made_in(plan, "data")
     change_one(data)
-    with pytest.raises(UserError, match=r"the images of run .*/s are not those that it has read; take"):
+    with pytest.raises(UserError, match=r"the images of run .*/s differ from those that it has read; take"):
         again(data, plan, 2, str(shares))
 
 
@@ -96,7 +96,7 @@ def test_moved_data_go_on_in_the_same_trials(data: Path, tmp_path: Path) -> None
     moved = tmp_path / "moved"
     shutil.copytree(data, moved)
     change_one(data)
-    with pytest.raises(UserError, match="not those that it has read"):
+    with pytest.raises(UserError, match="those that it has read"):
         claim(plan_of(images(tmp_path / "other", 30)), OPTIONS)
     plan = claim(plan_of(moved, precision="bfloat16"), OPTIONS)
     assert plan.base.train.precision == "auto"
@@ -141,7 +141,7 @@ def test_a_finished_sweep_does_not_miss_its_data(data: Path, capsys: pytest.Capt
     plan = claim(plan_of(data), OPTIONS)
     write_result(plan.run, plan.trial({}).result("failed", reason="no memory"))
     shutil.rmtree(data)
-    with pytest.raises(UserError, match="no trial finished; the first: no memory"):
+    with pytest.raises(UserError, match="no trial finished; the first one failed: no memory"):
         again(data, plan, 1)
     assert "no memory" in capsys.readouterr().out
     # A trial that has to read them is refused before anything starts.

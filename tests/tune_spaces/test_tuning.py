@@ -134,7 +134,7 @@ def test_what_is_no_failure_of_a_trial_is_tried_again(
     ended: Any = SimpleNamespace(config=config, get_pickled_error=lambda: error)
     SweepCallback(plan, 2).on_trial_error(0, [], ended)  # Tune gives up
     assert [result.status for result in read_results(plan.run)] == recorded
-    assert ("the same command goes on with it" in capsys.readouterr().out) == (not recorded)
+    assert ("the same command resumes it" in capsys.readouterr().out) == (not recorded)
 
 
 def test_the_end_of_a_trial_reads_its_own_result_only(

@@ -1,13 +1,13 @@
-"""Ablates NP-DRAW on digits: each variant lacks one idea. Every model has ten trials and five seeds.
+"""Ablates NP-DRAW on digits. Each variant lacks one idea, and every model has ten trials and five seeds.
 
-Answers, as the paper's ablations do: how much does the model gain from attention (against an LSTM), from the
-parser (which trains the prior, and gives the VAE a cross-entropy), and from a bank of real patches (against
-Gaussian parts)? This file fixes ranges and budgets before anything is trained.
+Answers the questions of the paper's ablations. How much does the model gain from attention instead of an
+LSTM? From the parser, which trains the prior and adds a cross-entropy to the VAE's loss? From a bank of real
+patches instead of Gaussian parts? This file fixes ranges and budgets before anything is trained.
 
 Cost: a model takes at most 21 times `core_seconds`: 10 for trials, 5 for seeds, 2 + 4 for the report's row
 "until it stops improving". Four models take 3 core-hours with all images, and a fifth more for measurements.
-Known results: docs/results/2026-12-02-ablations.md with 120 core-seconds for each training, without a search,
-and with 40.
+Known results: docs/results/2026-12-02-ablations.md, with 120 and with 40 core-seconds for each training,
+without a search.
 """
 
 from tune_spaces.space import Choice, Kinds, Settings, Space

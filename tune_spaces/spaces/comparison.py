@@ -1,12 +1,12 @@
 """Compares all kinds of models, by ten random trials each and new seeds of the best trial.
 
-Answers: which kind has the best likelihood, and the best samples, when it trains on 100%, 10% or 1% of the
-images, for the same time? This file fixes ranges and budgets before anything is trained. A fifth of the
+Answers: which kind has the best likelihood, and which the best samples, if all train for the same time on
+100%, 10% or 1% of the images? This file fixes ranges and budgets before anything is trained. A fifth of the
 images is held out to choose the best trial. Only `npdraw report` opens the test split, once.
 
-Cost: a kind takes at most 21 times `core_seconds`: 10 for trials, 5 for seeds (3 if the source is not mnist),
-2 + 4 for the report's row "until it stops improving". Seven kinds take 10 core-hours with 100% of the
-images, 5 with 10%, 2.5 with 1%, and a fifth more for cost measurements and scores.
+Cost: a kind takes at most 21 times `core_seconds`: 10 for trials, 5 for seeds (3 unless the source is mnist),
+2 + 4 for the report's row "until it stops improving". Seven kinds take 10 core-hours with 100% of the images,
+5 with 10%, 2.5 with 1%, and a fifth more for cost measurements and scores.
 Best known results on MNIST-8k, ten trials of each kind: docs/results/2026-12-01-comparison.md with 100%,
 2026-12-02-four-times.md with 100% and four times the budget, 2026-11-30-comparison.md with 10% and 1%.
 """

@@ -1,20 +1,20 @@
 """Compares six models on 32x32 emoji and glyphs, by ten random trials each and new seeds of the best trial.
 
 Answers: do the results of the space `comparison` on binary digits hold for colour and for smooth grey shapes?
-How much do parts improve the likelihood of these images, and how much does a spatial map of Gaussian latents?
-NP-DRAW and a VAE are trained with and without a map. The other models are the VQ-VAE with NP-DRAW's prior,
-and the VAE with a flow prior, which was the best rival with 1% of MNIST-8k. This file fixes ranges and
-budgets before anything is trained.
+How much do parts and a spatial map of Gaussian latents each improve the likelihood of these images? NP-DRAW
+and a VAE are trained with and without a map. The other models are the VQ-VAE with NP-DRAW's prior, and the
+VAE with a flow prior, which was the best rival with 1% of MNIST-8k. This file fixes ranges and budgets before
+anything is trained.
 
 Cost: a model takes at most 19 times `core_seconds`: 10 for trials, 3 for seeds, 2 + 4 for the report's row
 "until it stops improving". Six models take 4 core-hours with 10% of the images, 8 with 100%, and a fifth more
 for cost measurements and scores.
 Best known results in bits/dim, with 10% of the images and six trials of each model: on emoji NP-DRAW 3.369 ±
 0.016 and VQ-VAE 3.448 ± 0.016; on glyphs NP-DRAW 0.696 ± 0.003 and VAE 0.771 ± 0.003
-(docs/results/2026-11-30-comparison.md). On emoji with 90 core-seconds: 3.220 ± 0.004 with
-parts and a map, 3.385 ± 0.010 with parts alone, 3.343 ± 0.025 with a map alone, 3.540 ± 0.029 with neither.
-On glyphs of other typefaces with 60 core-seconds, in the same order: 0.840, 0.839, 0.865 and
-0.942 (docs/results/2026-12-01-parts-and-gaussians.md, ...-glyphs.md).
+(docs/results/2026-11-30-comparison.md). On emoji with 90 core-seconds: 3.220 ± 0.004 with parts and a map,
+3.385 ± 0.010 with parts alone, 3.343 ± 0.025 with a map alone, 3.540 ± 0.029 with neither. On glyphs of other
+typefaces with 60 core-seconds, in the same order: 0.840, 0.839, 0.865 and 0.942
+(docs/results/2026-12-01-parts-and-gaussians.md, ...-glyphs.md).
 """
 
 from tune_spaces.space import Choice, Kinds, Range, Space

@@ -1,7 +1,7 @@
 """Searches width, depth, heads, learning rate and dropout of the Transformer prior.
 
-Answers: which prior fits the parses of one bank best? All trials share the preset's bank and parses.
-The prior's NLL on validation parses ranks the trials, and poor ones are stopped before they train their VAE.
+Answers: which prior fits the parses of one bank best? All trials share the preset's bank and parses. The
+prior's NLL on validation parses ranks the trials, and poor trials are stopped before they train their VAE.
 
 Cost: a trial of the preset `digits` takes 1 to 2 minutes of a core.
 Best known result: none yet.

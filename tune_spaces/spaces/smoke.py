@@ -1,6 +1,6 @@
-"""Two tiny trials that show that sweeps work on this machine or cluster.
+"""Runs two tiny trials, which show that sweeps work on this machine or cluster.
 
-Answers: nothing about the model. Both trials share one bank and its parses.
+It answers nothing about the model. Both trials share one bank and its parses.
 
 Cost: about a minute on 2 cores.
 Best known result: none.

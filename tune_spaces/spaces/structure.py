@@ -1,9 +1,9 @@
 """Searches the bank size K, the number and size of an image's parts, and the depth of the Transformer prior.
 
-Answers: which bank size, number and size of parts, and depth of the prior are worth their cost? Three layouts
-may draw a part at each place (`aligned`, T = number of places), with parts of 5x5, 7x7 and 4x4 pixels. One
-draws only the 24 best parts of 5x5 pixels. One draws 16 parts of 7x7 pixels at overlapping places. Trials
-that differ only in depth share bank and parses.
+Answers: which bank size, number and size of parts, and depth of the prior are worth their cost? There are
+five layouts. Three may draw a part at each place (`aligned`, T = number of places), with parts of 5x5, 7x7
+and 4x4 pixels. The fourth draws only the 24 best parts of 5x5 pixels, and the fifth 16 parts of 7x7 pixels at
+overlapping places. Trials that differ only in depth share bank and parses.
 
 Cost: 12 trials of the preset `digits` take 13 minutes on 2 cores, two trials at a time.
 Best known result: docs/results/2026-11-25-structure.md.

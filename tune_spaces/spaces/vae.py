@@ -1,4 +1,4 @@
-"""Searches settings of the VAE: lambda (`parse_weight`), beta, the last tau, and the decoder's width.
+"""Searches lambda (`parse_weight`), beta, the last tau and the decoder's width of the VAE.
 
 Answers: how should posterior and decoder be trained with a given prior? All trials share one bank, its parses
 and one prior.

@@ -135,12 +135,12 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         if len(content) < 4 or content[:3] != IDX_BYTES:
-            raise ValueError("its header is another")
+            raise ValueError("its header is wrong")
         start = 4 + 4 * content[3]
         shape = np.frombuffer(content[4:start], ">u4").tolist()
         return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
     except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise UserError(f"{path} is no whole IDX file of bytes ({error}); get it again") from None
+        raise UserError(f"{path} is no complete IDX file of bytes ({error}); get it again") from None
 
 
 def idx_files(root: Path, part: str) -> list[Path]:
@@ -153,11 +153,11 @@ def idx_files(root: Path, part: str) -> list[Path]:
 @kept(maxsize=4)
 def _idx(root: Path, part: str) -> Arrays:
     if len(found := idx_files(root, part)) < 2:
-        raise UserError(f"{root} has not both files of {part}, images and labels; get them again")
+        raise UserError(f"{root} lacks the images or the labels of {part}; get both files again")
     images, labels = found
     pixels, classes = read_idx(images), read_idx(labels)
     if pixels.ndim != 3 or classes.ndim != 1 or len(pixels) != len(classes):
-        raise UserError(f"{images} has shape {pixels.shape} and {labels} {classes.shape}; get both again")
+        raise UserError(f"{images} has {pixels.shape}, but {labels} {classes.shape}; get both again")
     return pixels[:, None], classes
 
 

@@ -119,7 +119,7 @@ def _bitmaps(content: bytes) -> list[Bitmap]:
     except NoBitmapFont:
         raise
     except Exception as error:  # a damaged table raises errors of any type
-        raise NoBitmapFont(f"it is no font, or a damaged one: {error}") from None
+        raise NoBitmapFont(f"it is not a font, or it is damaged: {error}") from None
 
 
 def _pictures(font: TTFont) -> dict[str, bytes]:

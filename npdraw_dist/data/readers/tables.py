@@ -41,7 +41,7 @@ def _footer(filesystem: fs.FileSystem, path: str) -> tuple[list[int], bool, tupl
         schema, metadata = file.schema_arrow, file.metadata
     if "image" not in schema.names:
         raise UserError(
-            f"{path} has no column image (it has {', '.join(schema.names)}); rename the one that is"
+            f"{path} has no column image (it has {', '.join(schema.names)}); rename the column of the images"
         )
     kind = schema.field("image").type
     raw = pa.types.is_fixed_size_binary(kind) and SHAPE in (schema.metadata or {})
