@@ -165,7 +165,7 @@ sweep --space smoke --data.source mnist --data.path empty | lacks the files of m
 sweep --space comparison --data.path nowhere --scale.num_workers 0 | nowhere is no folder
 sweep --space comparison --data.path nowhere --scale.num_workers 1 | nowhere is no folder
 evaluate --model model --out new.json --data.source mnist --data.path empty | lacks the files of mnist
-train --init.model fashion | init.model knows the classes T-shirt, & images have 0, 1, 2, 3, 4, ...; rename these
+train --init.model fashion | init.model knows the classes T-shirt, & images have 0, 1, 2, 3, 4, ...; rename
 fit nowhere --storage new | nowhere has no image
 fit --minutes 1 pictures | 'pictures' belongs to no flag; the folder & comes first: npdraw fit FOLDER
 sample mine --out new | 'mine' belongs to no flag; a setting is written --name VALUE
