@@ -53,7 +53,13 @@ ROWS, HELD_OUT = 682, 0.015  # rows of a shard; share of shards in each of the s
 SAME: list[bytes] = []
 LINKS = 50_000  # links to a file; file systems allow some 65,000
 STAGES = ("data", "bank", "parse", "first start", "second start")
-SETTINGS = {"bank.size": 16, "bank.max_patches": 1000, "train.batch_size": 1024, "train.eval_images": 1000}
+SETTINGS = {
+    "bank.size": 16,
+    "bank.max_patches": 1000,
+    "train.batch_size": 1024,
+    "train.eval_images": 1000,
+    "data.cache_mb": 64,
+}
 CALLS = {
     "get_file_info": "HEAD",
     "open_input_file": "GET",
@@ -170,7 +176,10 @@ def without_work(footers: bool, scaled: bool) -> Iterator[None]:
     footers: whether only footers of shards are read. scaled: see `simulate`.
     """
     with ExitStack() as stack:
-        changes = [(bank, "shard_patches", no_patches), (bank, "_cluster", no_clusters)]
+        changes: list[tuple[Any, str, Any]] = [
+            (bank, "shard_patches", no_patches),
+            (bank, "_cluster", no_clusters),
+        ]
         changes.append((parse, "ParseWriter", NoParser))
         if scaled:
             changes += [(bank, "ENOUGH_SHARDS", 2), (tasks, "MANY", 2)]
