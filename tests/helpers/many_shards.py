@@ -275,7 +275,7 @@ def simulate_s3(count: int, scaled: bool = False) -> dict[str, Any]:
         return respond(server, request, answer)
 
     with mock.patch.object(DomainDispatcherApplication, "__call__", counted), s3_server() as bucket:
-        return simulate(f"{bucket}/many", count, False, requests, scaled)
+        return simulate(f"{bucket}/many-{count}", count, False, requests, scaled)
 
 
 def decoded_rows_a_second(folder: Path, with_parses: bool) -> dict[str, float]:
