@@ -53,7 +53,13 @@ ROWS, HELD_OUT = 682, 0.015  # rows of a shard; share of shards in each of the s
 SAME: list[bytes] = []
 LINKS = 50_000  # links to a file; file systems allow some 65,000
 STAGES = ("data", "bank", "parse", "first start", "second start")
-SETTINGS = {"bank.size": 16, "bank.max_patches": 1000, "train.batch_size": 1024, "train.eval_images": 1000}
+SETTINGS = {
+    "bank.size": 16,
+    "bank.max_patches": 1000,
+    "train.batch_size": 1024,
+    "train.eval_images": 1000,
+    "data.cache_mb": 64,
+}
 CALLS = {
     "get_file_info": "HEAD",
     "open_input_file": "GET",
@@ -269,7 +275,7 @@ def simulate_s3(count: int, scaled: bool = False) -> dict[str, Any]:
         return respond(server, request, answer)
 
     with mock.patch.object(DomainDispatcherApplication, "__call__", counted), s3_server() as bucket:
-        return simulate(f"{bucket}/many", count, False, requests, scaled)
+        return simulate(f"{bucket}/many-{count}", count, False, requests, scaled)
 
 
 def decoded_rows_a_second(folder: Path, with_parses: bool) -> dict[str, float]:

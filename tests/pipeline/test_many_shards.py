@@ -8,6 +8,6 @@ pytestmark = pytest.mark.slow
 
 
 def test_a_shard_takes_at_most_four_requests_before_the_first_step() -> None:
-    few, many = (simulate_s3(count, scaled=True) for count in (64, 192))
-    assert many["requests"] - few["requests"] <= 4 * 128
+    few, many = (simulate_s3(count, scaled=True) for count in (160, 320))
+    assert many["requests"] - few["requests"] <= 4 * 160
     assert max(few["driver_mb"], many["driver_mb"]) <= 1024
