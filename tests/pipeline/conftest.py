@@ -19,7 +19,7 @@ LONGER: dict[str, Any] = merge(
 
 @pytest.fixture
 def users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder of the examples of README and docs: with pictures and the models `told` and `mate`."""
+    """The working folder of the examples of README and docs: with pictures, and models `told` and `mate`."""
     save_model(tmp_path / "runs" / "told", TOLD)
     of_icons = {**TOLD, "prior": {**TOLD["prior"], "vocabulary": ("emotes", "places")}}
     save_model(tmp_path / "runs" / "mate", of_icons)
