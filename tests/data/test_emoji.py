@@ -243,7 +243,7 @@ def test_a_wrong_file_or_none_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(UserError, match=r"none\.ttf"):
         open_source(emoji_of(tmp_path / "none.ttf"), 0)
     (tmp_path / "text.ttf").write_text("hello")
-    with pytest.raises(UserError, match="no font"):
+    with pytest.raises(UserError, match="not a font"):
         open_source(emoji_of(tmp_path / "text.ttf"), 0)
     monkeypatch.setattr(emoji, "PLACES", ())
     with pytest.raises(UserError, match="fonts-noto-color-emoji"):
@@ -261,7 +261,7 @@ def test_a_damaged_picture_is_rejected(tmp_path: Path) -> None:
 def test_wrong_settings_are_refused() -> None:
     flags = {"source": "emoji", "image_size": "32", "binarize": "none"}
     for name, value in (("channels", "1"), ("background", "no colour"), ("background", "#ff000080")):
-        with pytest.raises(UserError, match="channels is 3" if name == "channels" else value):
+        with pytest.raises(UserError, match="channels must be 3" if name == "channels" else value):
             resolve("cifar10", None, {"data": {**flags, name: value}})
 
 

@@ -130,5 +130,5 @@ def test_the_chosen_images_are_of_all_blocks_and_of_the_seed() -> None:
 
 
 def test_without_images_there_is_no_neighbour() -> None:
-    with pytest.raises(ValueError, match="no image"):
+    with pytest.raises(ValueError, match="no real image"):
         neighbours(torch.zeros(1, 1, 2, 2), [], 3, 0)

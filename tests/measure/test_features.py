@@ -77,7 +77,7 @@ def test_what_cannot_be_opened(module: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("attribute", "says"),
     [
-        ("flat", r"gives \(\) torch.float32; wanted \(4, D\) floating"),
+        ("flat", r"gives \(\) torch.float32; it must give \(4, D\) floating"),
         ("whole", "torch.int64"),
         ("nan", "NaN or infinite"),
         ("words", "gives a str"),

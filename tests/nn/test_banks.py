@@ -138,7 +138,7 @@ def test_images_of_which_no_bank_can_be_made() -> None:
         (pictures(), 4, "different"),
         (pictures(), 0, "a bank: size"),
         (two_shapes, 2, "2 shapes"),
-        (3, 2, "images are"),
+        (3, 2, "images must be"),
     ):
         with pytest.raises(UserError, match=says):
             PartBank.of(images, size=size, patch=3)

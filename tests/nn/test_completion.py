@@ -276,7 +276,7 @@ def test_wrong_drawings_and_settings_are_refused() -> None:
     aligned = any_model("aligned")
     drawn = tiny_model(tiny_spec("aligned", "independent", "authors", **ANY, steps=6))
     for wrong in (torch.ones(5, dtype=torch.bool), torch.ones(3, 6, dtype=torch.bool), torch.ones(6)):
-        with pytest.raises(ValueError, match="keep is"):
+        with pytest.raises(ValueError, match="keep must be"):
             aligned.complete(z, wrong)
     at_one_place = PartSequence(z.whether, z.where * 0, z.what)
     for says, model, given, temperature in (

@@ -69,7 +69,7 @@ def test_drawings_of_a_model_with_other_parts_are_refused(order: str, size: dict
     drawn = other.draw(2, seed=0)
     assert len(model.edit(drawn, remove=[0])) == 2  # the same parts
     other.set_bank(PartBank(1 - other.bank_parts))
-    with pytest.raises(ValueError, match="a model with other parts"):
+    with pytest.raises(ValueError, match="other parts than the drawings"):
         model.edit(drawn, remove=[0])
 
 

@@ -77,7 +77,7 @@ def test_a_wrong_shape_gets_one_line_with_both_shapes(given: dict[str, nn.Module
 def test_what_takes_no_other_network_says_so() -> None:
     with pytest.raises(UserError, match="kind authors takes no other encoder or decoder"):
         NPDraw(tiny_spec(network="authors"), encoder=encoder())
-    with pytest.raises(UserError, match="takes the canvas alone; set latents map:2 to 0"):
+    with pytest.raises(UserError, match="takes the canvas alone; set latents to 0, not map:2"):
         NPDraw(tiny_spec(**WIDE, latents="map:2"), decoder=nn.Identity())
 
 

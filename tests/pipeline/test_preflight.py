@@ -41,7 +41,7 @@ def test_the_final_numbers_need_images_of_their_split(tmp_path: Path) -> None:
     prepared = tiny(source="parquet", path=made, image_size=28, channels=1, test_fraction=0.2)
     store = Store.open(str(tmp_path), "run")
     for experiment in (prepared, tiny(test_fraction=0.0)):
-        with pytest.raises(UserError, match=r"`npdraw prepare` or set --eval\.split valid$"):
+        with pytest.raises(UserError, match=r"in `npdraw prepare`\) or set --eval\.split valid$"):
             pipeline.check(experiment, store, STAGES)
     pipeline.check(with_changes(prepared, {"eval": {"split": "valid"}}), store, STAGES)
 
@@ -63,7 +63,9 @@ def test_classes_that_the_model_does_not_know_are_refused_or_warned_of(
     for other in (knows("cat", "dog", condition="words"), tiny()):  # these take any
         pipeline.require_classes(other, ["bird"])
     digits = knows(*map(str, range(10)))
-    with pytest.raises(UserError, match=r"knows the classes 0, 1, 2, 3, 4, \.\.\.; .* but bird, newt: name"):
+    with pytest.raises(
+        UserError, match=r"knows the classes 0, 1, 2, 3, 4, \.\.\.; .* have bird, newt; rename"
+    ):
         pipeline.require_classes(digits, ["bird", "newt"])
 
 
@@ -78,7 +80,7 @@ def test_classes_without_names_are_checked_once_the_images_are_read(
 
     monkeypatch.setattr(data, "run", read)
     store, lease = Store.open(str(tmp_path), "run"), SimpleNamespace(check=lambda: None)
-    with pytest.raises(UserError, match="but 0, 1: ") if refused else nullcontext():
+    with pytest.raises(UserError, match="have 0, 1; ") if refused else nullcontext():
         pipeline.run_stages(knows("cat", "dog"), store, ["data"], lease)  # type: ignore[arg-type]
 
 

@@ -343,4 +343,4 @@ def test_u_stays_where_an_upload_is_drawn_on_and_is_in_its_files(colour: Served)
     assert files[0] == files[1] != files[2]
     whole = len(base64.b64decode(z["u"])) // 4
     for u in ("no base64!", "AAAA", "", text_of(np.full(whole, np.nan, "<f4").tobytes())):
-        assert colour.post("decode", 422, z={**z, "u": u})["detail"].startswith("u: ")
+        assert colour.post("decode", 422, z={**z, "u": u})["detail"].startswith("u ")

@@ -123,7 +123,7 @@ def test_a_curve_stops_no_trial_early(tmp_path: Path, monkeypatch: pytest.Monkey
     [
         ({"budgets": {"digit": {}}}, "did you mean digits"),
         ({"budgets": {"mnist": {"vae.image": 1}}}, "unknown key vae.image; did you mean vae.images"),
-        ({"fields": {"vae.beta": Range(0.0, 1.0, log=True)}}, "vae.beta has no range"),
+        ({"fields": {"vae.beta": Range(0.0, 1.0, log=True)}}, "vae.beta cannot have a range"),
         ({"fields": {"layout": Choice(({"grid.patch": 5}, {"grid.patches": 5}))}}, "key grid.patches"),
     ],
 )
